@@ -1,0 +1,137 @@
+//! What a host may ask of a helper, and how the helper answers.
+
+use crate::{u16_at, u32_at};
+
+macro_rules! numbered {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $n:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u32)]
+        pub enum $name { $($(#[$vdoc])* $variant = $n,)* }
+
+        impl $name {
+            /// Every value.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
+
+            /// The value with number `n`, if there is one.
+            pub const fn from_u32(n: u32) -> Option<Self> {
+                match n { $($n => Some(Self::$variant),)* _ => None }
+            }
+        }
+    };
+}
+
+numbered! {
+    /// A request. In a slot's payload go [`Begin`] for `Begin`, 32 bytes of state digest for `Start`, one
+    /// sealed token for the `*Token` ones; the answers of `Hello` (32 bytes of nonce), `EndEpoch`, `Start`,
+    /// `Commit` and `Abort` (one sealed token each) come back there.
+    Op {
+        /// Draws a fresh nonce for a new session. Legal when no session is open.
+        Hello = 1,
+        /// Opens a session with the peer's nonce; keys are derived and the nonce is spent.
+        Begin = 2,
+        /// Source: seals pages.
+        Export = 3,
+        /// Destination: opens records into RAM.
+        Import = 4,
+        /// Source: ends the epoch; answers with its token.
+        EndEpoch = 5,
+        /// Destination: checks an epoch token against what arrived.
+        EpochToken = 6,
+        /// Source: the guest is paused; only the last epoch may follow.
+        Pause = 7,
+        /// Source: answers with the START token, once. From then on the guest may not run here again
+        /// without the destination's ABORT token.
+        Start = 8,
+        /// Destination: checks the START token.
+        StartToken = 9,
+        /// Destination: takes the guest over; answers with the COMMIT token. No ABORT can follow.
+        Commit = 10,
+        /// Destination: gives up for good; answers with the ABORT token. Nothing else can follow.
+        Abort = 11,
+        /// Source, after START: checks the ABORT token; the guest may run here again.
+        AbortToken = 12,
+        /// Source, after START: checks the COMMIT token; the session is done.
+        CommitToken = 13,
+        /// Source, before START: drops the session and its keys.
+        Cancel = 14,
+    }
+}
+
+numbered! {
+    /// The outcome of a request. Failures of decryption are one status on purpose: which check failed is
+    /// nobody's business.
+    Status {
+        /// Done.
+        Ok = 0,
+        /// No such operation.
+        UnknownOp = 1,
+        /// Not legal in the session's present state.
+        WrongState = 2,
+        /// Slot, count, length or parameters out of range.
+        BadRequest = 3,
+        /// A page that is not guest RAM, or is the helper's own.
+        PageRefused = 4,
+        /// A page was exported or imported already in this epoch.
+        PageRepeated = 5,
+        /// A record does not open, or is not the one expected next. The session is over.
+        Unsealed = 6,
+        /// Totals or digests of a token differ from what was seen. The session is over.
+        Incomplete = 7,
+        /// Another worker is in the middle of a batch; control operations need them idle.
+        Busy = 8,
+        /// The guest's secret has not been delivered.
+        NoSecret = 9,
+        /// A counter is used up. The session is over.
+        Exhausted = 10,
+    }
+}
+
+/// Bytes of an encoded [`Begin`].
+pub const BEGIN_BYTES: usize = 88;
+
+/// Parameters of [`Op::Begin`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Begin {
+    /// Whether this side exports.
+    pub source: bool,
+    /// Streams, 1 to the number of workers. Stream `i` is worker `i`'s.
+    pub streams: u16,
+    /// The migration's id.
+    pub session: [u8; 16],
+    /// The other helper's nonce.
+    pub peer_nonce: [u8; 32],
+    /// Digest of what both hosts agreed on: layout, image, protocol. Different ends derive different keys.
+    pub transcript: [u8; 32],
+}
+
+impl Begin {
+    /// Writes the parameters.
+    pub fn encode(&self) -> [u8; BEGIN_BYTES] {
+        let mut b = [0; BEGIN_BYTES];
+        b[0..2].copy_from_slice(&self.streams.to_le_bytes());
+        b[2] = u8::from(self.source);
+        b[8..24].copy_from_slice(&self.session);
+        b[24..56].copy_from_slice(&self.peer_nonce);
+        b[56..88].copy_from_slice(&self.transcript);
+        b
+    }
+
+    /// Reads parameters; `None` for another length, unknown role or set reserved bytes.
+    pub fn decode(b: &[u8]) -> Option<Self> {
+        if b.len() != BEGIN_BYTES || b[2] > 1 || b[3] != 0 || u32_at(b, 4) != 0 {
+            return None;
+        }
+        let mut begin = Self {
+            source: b[2] == 1,
+            streams: u16_at(b, 0),
+            session: [0; 16],
+            peer_nonce: [0; 32],
+            transcript: [0; 32],
+        };
+        begin.session.copy_from_slice(&b[8..24]);
+        begin.peer_nonce.copy_from_slice(&b[24..56]);
+        begin.transcript.copy_from_slice(&b[56..88]);
+        Some(begin)
+    }
+}

@@ -1,0 +1,369 @@
+//! A guest's RAM: its blocks, where they count in `RamAddr`, and where the guest sees them now.
+
+use serde::{Deserialize, Serialize};
+
+use crate::addr::{Gpa, PAGE_2M, PAGE_SIZE, PageRange, RamAddr, RangeError, align_up};
+
+/// Most RAM blocks a guest may have (`domain.md` plans for 10,000; the API's body limit is lower).
+pub const MAX_BLOCKS: usize = 32_768;
+/// Largest guest: 64 TiB of `RamAddr`, which is also the size of the helper's RAM window.
+pub const MAX_RAM_BYTES: u64 = 64 << 40;
+
+/// What a block is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BlockRole {
+    /// The guest's memory: migrated page by page.
+    Ram,
+    /// Home of the migration helper: its code, data, tables and keys. Never exported, never imported over.
+    Helper,
+}
+
+/// A part of a block that has a guest physical address now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plug {
+    /// First byte of the part, counted from the block's start.
+    pub offset: u64,
+    /// Where the guest sees it.
+    pub gpa: Gpa,
+    /// Bytes.
+    pub len: u64,
+}
+
+/// A piece of guest RAM with its own backing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RamBlock {
+    /// Name, unique in the guest.
+    pub name: String,
+    /// Where the block starts in the guest's RAM.
+    pub ram_addr: RamAddr,
+    /// Bytes, a multiple of 4 KiB.
+    pub size: u64,
+    /// What it is for.
+    pub role: BlockRole,
+    /// Plugged parts, by ascending offset; empty when the whole block is unplugged.
+    pub plugs: Vec<Plug>,
+}
+
+impl RamBlock {
+    /// The block's span in `RamAddr`.
+    pub fn ram_range(&self) -> PageRange {
+        PageRange::new(self.ram_addr.get(), self.size).expect("a layout holds checked blocks only")
+    }
+
+    /// The GPA of the block's first byte, when that is plugged.
+    pub fn gpa(&self) -> Option<Gpa> {
+        self.plugs.first().filter(|p| p.offset == 0).map(|p| p.gpa)
+    }
+}
+
+/// What a caller asks for: a block before it has a `RamAddr`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockSpec {
+    /// Name, unique in the guest.
+    pub name: String,
+    /// Bytes, a multiple of 4 KiB.
+    pub size_bytes: u64,
+    /// Where the guest sees the whole block; `None` leaves it unplugged.
+    pub gpa: Option<Gpa>,
+}
+
+/// What is wrong with a block; `index` counts in the caller's list.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LayoutError {
+    /// A guest needs at least one block.
+    #[error("a guest needs at least one RAM block")]
+    Empty,
+    /// More blocks than [`MAX_BLOCKS`].
+    #[error("{count} RAM blocks are more than {MAX_BLOCKS}")]
+    TooMany {
+        /// Blocks given.
+        count: usize,
+    },
+    /// The name is empty, too long or has characters outside `[A-Za-z0-9._-]`.
+    #[error("block {index}: name {name:?} is not 1 to 64 characters of [A-Za-z0-9._-]")]
+    Name {
+        /// Which block.
+        index: usize,
+        /// The offending name.
+        name: String,
+    },
+    /// Two blocks have one name.
+    #[error("block {index}: name {name:?} is taken by an earlier block")]
+    DuplicateName {
+        /// The later block.
+        index: usize,
+        /// The shared name.
+        name: String,
+    },
+    /// Size or address is zero, unaligned or wraps.
+    #[error("block {index}: {field}")]
+    Range {
+        /// Which block.
+        index: usize,
+        /// Which field: `size_bytes` or `gpa`.
+        field: &'static str,
+        /// What is wrong.
+        #[source]
+        source: RangeError,
+    },
+    /// Total RAM above [`MAX_RAM_BYTES`].
+    #[error("block {index}: RAM grows beyond {MAX_RAM_BYTES} bytes")]
+    TooLarge {
+        /// The block that crosses the limit.
+        index: usize,
+    },
+    /// Two plugged blocks share guest physical addresses.
+    #[error("block {index} overlaps block {other} at {gpa}")]
+    Overlap {
+        /// One block.
+        index: usize,
+        /// The other.
+        other: usize,
+        /// First shared address.
+        gpa: Gpa,
+    },
+}
+
+/// The blocks of a guest: unique names, ascending disjoint `RamAddr`s, disjoint GPAs. Checked when made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Vec<RamBlock>", into = "Vec<RamBlock>")]
+pub struct GuestLayout {
+    blocks: Vec<RamBlock>,
+}
+
+impl GuestLayout {
+    /// Gives every block of `specs` its `RamAddr`, in order, each on a 2 MiB boundary so that large pages
+    /// can map it.
+    ///
+    /// # Errors
+    /// Every problem found, by block index.
+    pub fn assign(specs: &[BlockSpec]) -> Result<Self, Vec<LayoutError>> {
+        if specs.len() > MAX_BLOCKS {
+            return Err(vec![LayoutError::TooMany { count: specs.len() }]);
+        }
+        let mut next = 0u64;
+        let mut errors = Vec::new();
+        let mut blocks = Vec::with_capacity(specs.len());
+        for (index, spec) in specs.iter().enumerate() {
+            let plugs =
+                spec.gpa.map(|gpa| Plug { offset: 0, gpa, len: spec.size_bytes }).into_iter().collect();
+            blocks.push(RamBlock {
+                name: spec.name.clone(),
+                ram_addr: RamAddr::new(next),
+                size: spec.size_bytes,
+                role: BlockRole::Ram,
+                plugs,
+            });
+            let end = next.checked_add(spec.size_bytes).and_then(|e| align_up(e, PAGE_2M));
+            match end.filter(|e| *e <= MAX_RAM_BYTES) {
+                Some(end) => next = end,
+                None => errors.push(LayoutError::TooLarge { index }),
+            }
+        }
+        match Self::from_blocks(blocks) {
+            Ok(layout) if errors.is_empty() => Ok(layout),
+            Ok(_) => Err(errors),
+            Err(more) => {
+                errors.extend(more);
+                Err(errors)
+            }
+        }
+    }
+
+    /// A layout from blocks that have their `RamAddr` already (QEMU's, a peer's).
+    ///
+    /// # Errors
+    /// Every problem found, by block index.
+    pub fn from_blocks(blocks: Vec<RamBlock>) -> Result<Self, Vec<LayoutError>> {
+        if blocks.is_empty() {
+            return Err(vec![LayoutError::Empty]);
+        }
+        if blocks.len() > MAX_BLOCKS {
+            return Err(vec![LayoutError::TooMany { count: blocks.len() }]);
+        }
+        let mut errors = Vec::new();
+        check_names(&blocks, &mut errors);
+        check_ranges(&blocks, &mut errors);
+        if errors.is_empty() {
+            check_overlap(&blocks, &mut errors);
+        }
+        if errors.is_empty() { Ok(Self { blocks }) } else { Err(errors) }
+    }
+
+    /// The blocks by ascending `RamAddr`.
+    pub fn blocks(&self) -> &[RamBlock] {
+        &self.blocks
+    }
+
+    /// The block called `name`.
+    pub fn block(&self, name: &str) -> Option<&RamBlock> {
+        self.blocks.iter().find(|b| b.name == name)
+    }
+
+    /// The helper's block, if this layout has one.
+    pub fn helper(&self) -> Option<&RamBlock> {
+        self.blocks.iter().find(|b| b.role == BlockRole::Helper)
+    }
+
+    /// The blocks that hold the guest's memory.
+    pub fn ram(&self) -> impl Iterator<Item = &RamBlock> {
+        self.blocks.iter().filter(|b| b.role == BlockRole::Ram)
+    }
+
+    /// Bytes of guest memory, the helper's block not counted.
+    pub fn ram_bytes(&self) -> u64 {
+        self.ram().map(|b| b.size).sum()
+    }
+
+    /// The first `RamAddr` after every block.
+    pub fn ram_end(&self) -> RamAddr {
+        self.blocks.last().map_or(RamAddr::new(0), |b| RamAddr::new(b.ram_range().end()))
+    }
+
+    /// Every plugged part with its block, by ascending GPA.
+    pub fn plugged(&self) -> Vec<(&RamBlock, Plug)> {
+        let mut parts: Vec<_> =
+            self.blocks.iter().flat_map(|b| b.plugs.iter().map(move |p| (b, *p))).collect();
+        parts.sort_by_key(|(_, p)| p.gpa);
+        parts
+    }
+
+    /// Where in RAM the guest's address `gpa` lies now.
+    pub fn gpa_to_ram(&self, gpa: Gpa) -> Option<RamAddr> {
+        self.blocks.iter().find_map(|b| {
+            b.plugs.iter().find_map(|p| {
+                let inside = gpa.offset_from(p.gpa).filter(|o| *o < p.len)?;
+                b.ram_addr.checked_add(p.offset + inside)
+            })
+        })
+    }
+
+    /// Where the guest sees `ram` now; `None` when it is unplugged or no RAM.
+    pub fn ram_to_gpa(&self, ram: RamAddr) -> Option<Gpa> {
+        let block = self.blocks.iter().find(|b| b.ram_range().contains(ram.get()))?;
+        let offset = ram.offset_from(block.ram_addr)?;
+        let plug = block.plugs.iter().find(|p| offset >= p.offset && offset - p.offset < p.len)?;
+        plug.gpa.checked_add(offset - plug.offset)
+    }
+
+    /// This layout with a block for the helper added after the others: at `size` bytes, plugged at the
+    /// highest 2 MiB-aligned hole below 4 GiB, or above all RAM when there is none (`plugged`), or unplugged.
+    ///
+    /// # Errors
+    /// As [`GuestLayout::from_blocks`]; a layout that has a helper's block already names it as a duplicate.
+    pub fn with_helper(&self, size: u64, plugged: bool) -> Result<Self, Vec<LayoutError>> {
+        let mut blocks = self.blocks.clone();
+        let start = align_up(self.ram_end().get(), PAGE_2M).unwrap_or(u64::MAX);
+        let plugs =
+            if plugged { vec![Plug { offset: 0, gpa: self.hole_for(size), len: size }] } else { Vec::new() };
+        blocks.push(RamBlock {
+            name: HELPER_BLOCK.to_owned(),
+            ram_addr: RamAddr::new(start),
+            size,
+            role: BlockRole::Helper,
+            plugs,
+        });
+        Self::from_blocks(blocks)
+    }
+
+    fn hole_for(&self, size: u64) -> Gpa {
+        let parts = self.plugged();
+        let mut top = super::FOUR_GIB;
+        for (_, p) in parts.iter().rev() {
+            let end = p.gpa.get().saturating_add(p.len);
+            if p.gpa.get() >= top {
+                continue;
+            }
+            let start = top.saturating_sub(size) & !(PAGE_2M - 1);
+            if start >= end && start.saturating_add(size) <= top {
+                return Gpa::new(start);
+            }
+            top = p.gpa.get();
+        }
+        let above = parts.last().map_or(0, |(_, p)| p.gpa.get().saturating_add(p.len));
+        Gpa::new(align_up(above.max(super::FOUR_GIB), PAGE_2M).unwrap_or(u64::MAX & !(PAGE_2M - 1)))
+    }
+}
+
+/// Name of the helper's block in every layout.
+pub const HELPER_BLOCK: &str = "mirrorvm.helper";
+
+impl TryFrom<Vec<RamBlock>> for GuestLayout {
+    type Error = LayoutError;
+
+    fn try_from(blocks: Vec<RamBlock>) -> Result<Self, LayoutError> {
+        Self::from_blocks(blocks).map_err(|mut e| e.swap_remove(0))
+    }
+}
+
+impl From<GuestLayout> for Vec<RamBlock> {
+    fn from(layout: GuestLayout) -> Self {
+        layout.blocks
+    }
+}
+
+fn check_names(blocks: &[RamBlock], errors: &mut Vec<LayoutError>) {
+    let mut seen = std::collections::HashSet::new();
+    for (index, block) in blocks.iter().enumerate() {
+        let name = &block.name;
+        let legal = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'_' | b'-');
+        if name.is_empty() || name.len() > 64 || !name.bytes().all(legal) {
+            errors.push(LayoutError::Name { index, name: name.chars().take(80).collect() });
+        } else if !seen.insert(name.as_str()) {
+            errors.push(LayoutError::DuplicateName { index, name: name.clone() });
+        }
+    }
+}
+
+fn check_ranges(blocks: &[RamBlock], errors: &mut Vec<LayoutError>) {
+    let mut end = 0u64;
+    for (index, block) in blocks.iter().enumerate() {
+        match PageRange::new(block.ram_addr.get(), block.size) {
+            Err(source) => errors.push(LayoutError::Range { index, field: "size_bytes", source }),
+            Ok(range) if range.start() < end || range.end() > MAX_RAM_BYTES => {
+                errors.push(LayoutError::TooLarge { index });
+            }
+            Ok(range) => end = range.end(),
+        }
+        let mut after = 0u64;
+        for plug in &block.plugs {
+            let inside = PageRange::new(plug.offset, plug.len)
+                .and_then(|r| PageRange::new(plug.gpa.get(), plug.len).map(|_| r));
+            match inside {
+                Err(source) => errors.push(LayoutError::Range { index, field: "gpa", source }),
+                Ok(r) if r.end() > block.size || r.start() < after => errors.push(LayoutError::Range {
+                    index,
+                    field: "gpa",
+                    source: RangeError::Wraps { start: plug.offset, len: plug.len },
+                }),
+                Ok(r) => after = r.end(),
+            }
+        }
+    }
+}
+
+fn check_overlap(blocks: &[RamBlock], errors: &mut Vec<LayoutError>) {
+    let mut parts: Vec<(usize, u64, u64)> = blocks
+        .iter()
+        .enumerate()
+        .flat_map(|(i, b)| b.plugs.iter().map(move |p| (i, p.gpa.get(), p.gpa.get() + p.len)))
+        .collect();
+    parts.sort_by_key(|(_, start, _)| *start);
+    let mut widest: Option<(usize, u64)> = None;
+    for (index, start, end) in parts {
+        if let Some((other, widest_end)) = widest
+            && start < widest_end
+        {
+            errors.push(LayoutError::Overlap { index, other, gpa: Gpa::new(start) });
+        }
+        if widest.is_none_or(|(_, e)| end > e) {
+            widest = Some((index, end));
+        }
+    }
+}
+
+/// Pages of 4 KiB in `bytes`.
+pub const fn pages_in(bytes: u64) -> u64 {
+    bytes / PAGE_SIZE
+}

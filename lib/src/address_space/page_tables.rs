@@ -1,0 +1,207 @@
+//! Builds x86-64 four-level page tables for the helper.
+//!
+//! Large pages wherever address and length allow, so that a 1 TiB window costs a few KiB of tables.
+//! Entry bits: AMD APM vol. 2, section 5.3 (long-mode page translation).
+
+use crate::addr::{HelperVa, MirrorGpa, PAGE_1G, PAGE_2M, PAGE_SIZE};
+
+pub(super) const PRESENT: u64 = 1 << 0;
+pub(super) const WRITABLE: u64 = 1 << 1;
+// The helper runs at CPL 3 (native speed on every KVM here), so every level needs U/S.
+pub(super) const USER: u64 = 1 << 2;
+// Accessed and dirty are set from the start: the helper's tables are not writable by it, and KVM would
+// otherwise have to write them.
+pub(super) const ACCESSED: u64 = 1 << 5;
+pub(super) const DIRTY: u64 = 1 << 6;
+pub(super) const LARGE: u64 = 1 << 7;
+pub(super) const NO_EXECUTE: u64 = 1 << 63;
+/// First virtual address that four levels cannot hold in the lower half.
+pub(super) const VA_LIMIT: u64 = 1 << 47;
+
+/// What the helper may do with a mapping. There is no writable-and-executable on purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Access {
+    /// Read only, no execute.
+    Read,
+    /// Read and write, no execute.
+    ReadWrite,
+    /// Read and execute.
+    ReadExecute,
+}
+
+/// One contiguous mapping of the helper's address space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// First virtual address.
+    pub va: HelperVa,
+    /// Where it leads.
+    pub gpa: MirrorGpa,
+    /// Bytes, a multiple of 4 KiB.
+    pub len: u64,
+    /// Permissions.
+    pub access: Access,
+    /// Whether the C-bit is set (no effect on a host without one).
+    pub encrypted: bool,
+}
+
+/// Why tables could not be built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TableError {
+    /// A mapping is zero, unaligned or leaves the lower canonical half.
+    #[error("mapping {index} at {va} is zero, unaligned or not canonical")]
+    BadMapping {
+        /// Which mapping.
+        index: usize,
+        /// Its address.
+        va: HelperVa,
+    },
+    /// Two mappings cover one virtual address.
+    #[error("mapping {index} covers {va}, which is mapped already")]
+    Conflict {
+        /// The later mapping.
+        index: usize,
+        /// The shared address.
+        va: HelperVa,
+    },
+    /// More table pages than there is room for.
+    #[error("page tables need more than {room} pages")]
+    NoRoom {
+        /// Pages that there is room for.
+        room: usize,
+    },
+}
+
+/// Finished page tables: 512 entries a page, the root first, to be placed at consecutive addresses from `base`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PageTables {
+    base: MirrorGpa,
+    pages: Vec<[u64; 512]>,
+    c_bit: u64,
+}
+
+impl PageTables {
+    /// Builds tables for `mappings`, to be placed at `base`; at most `room` pages.
+    ///
+    /// # Errors
+    /// [`TableError`]; nothing is kept then.
+    pub fn build(
+        mappings: &[Mapping],
+        base: MirrorGpa,
+        c_bit: u64,
+        gib_pages: bool,
+        room: usize,
+    ) -> Result<Self, TableError> {
+        let mut tables = Self { base, pages: Vec::new(), c_bit };
+        tables.new_page(room)?;
+        for (index, m) in mappings.iter().enumerate() {
+            let end = m.va.get().checked_add(m.len);
+            let aligned = m.va.is_aligned(PAGE_SIZE) && m.gpa.is_aligned(PAGE_SIZE) && m.len % PAGE_SIZE == 0;
+            if m.len == 0 || !aligned || end.is_none_or(|e| e > VA_LIMIT) {
+                return Err(TableError::BadMapping { index, va: m.va });
+            }
+            tables.map(index, m, gib_pages, room)?;
+        }
+        Ok(tables)
+    }
+
+    /// Where the root must lie; what CR3 holds (without the C-bit).
+    pub const fn root(&self) -> MirrorGpa {
+        self.base
+    }
+
+    /// The C-bit in force, for CR3.
+    pub const fn c_bit(&self) -> u64 {
+        self.c_bit
+    }
+
+    /// Table pages.
+    pub fn page_count(&self) -> usize {
+        self.pages.len()
+    }
+
+    /// The tables as they must lie in memory.
+    pub fn bytes(&self) -> Vec<u8> {
+        self.pages.iter().flatten().flat_map(|e| e.to_le_bytes()).collect()
+    }
+
+    /// The entry at mirror-physical address `at`, for a walker.
+    pub fn entry_at(&self, at: MirrorGpa) -> Option<u64> {
+        let offset = at.offset_from(self.base)?;
+        let page = self.pages.get(usize::try_from(offset / PAGE_SIZE).ok()?)?;
+        page.get((offset % PAGE_SIZE / 8) as usize).copied()
+    }
+
+    fn map(&mut self, index: usize, m: &Mapping, gib_pages: bool, room: usize) -> Result<(), TableError> {
+        let mut done = 0;
+        while done < m.len {
+            let (va, gpa, left) = (m.va.get() + done, m.gpa.get() + done, m.len - done);
+            let fits = |size: u64| va % size == 0 && gpa % size == 0 && left >= size;
+            let (size, level) = match () {
+                () if gib_pages && fits(PAGE_1G) => (PAGE_1G, 2),
+                () if fits(PAGE_2M) => (PAGE_2M, 1),
+                () => (PAGE_SIZE, 0),
+            };
+            self.set(index, va, level, leaf(gpa, m, level, self.c_bit), room)?;
+            done += size;
+        }
+        Ok(())
+    }
+
+    /// Puts `entry` at `level` (0 = PTE, 1 = PDE, 2 = PDPTE) for `va`, making tables on the way.
+    fn set(&mut self, index: usize, va: u64, level: u32, entry: u64, room: usize) -> Result<(), TableError> {
+        let conflict = TableError::Conflict { index, va: HelperVa::new(va) };
+        let mut page = 0usize;
+        for above in ((level + 1)..=3).rev() {
+            let slot = slot_of(va, above);
+            let existing = self.pages[page][slot];
+            page = if existing & PRESENT == 0 {
+                let new = self.new_page(room)?;
+                let at = self.base.get() + new as u64 * PAGE_SIZE;
+                self.pages[page][slot] = at | self.c_bit | PRESENT | WRITABLE | USER | ACCESSED;
+                new
+            } else if existing & LARGE != 0 && above < 3 {
+                return Err(conflict);
+            } else {
+                let at = existing & !self.c_bit & ADDRESS_MASK;
+                ((at - self.base.get()) / PAGE_SIZE) as usize
+            };
+        }
+        let slot = &mut self.pages[page][slot_of(va, level)];
+        if *slot & PRESENT != 0 {
+            return Err(conflict);
+        }
+        *slot = entry;
+        Ok(())
+    }
+
+    fn new_page(&mut self, room: usize) -> Result<usize, TableError> {
+        if self.pages.len() >= room {
+            return Err(TableError::NoRoom { room });
+        }
+        self.pages.push([0; 512]);
+        Ok(self.pages.len() - 1)
+    }
+}
+
+/// Bits 51:12 of an entry: the address.
+pub(super) const ADDRESS_MASK: u64 = 0x000f_ffff_ffff_f000;
+
+const fn slot_of(va: u64, level: u32) -> usize {
+    ((va >> (12 + 9 * level)) & 511) as usize
+}
+
+const fn leaf(gpa: u64, m: &Mapping, level: u32, c_bit: u64) -> u64 {
+    let mut e = gpa | PRESENT | USER | ACCESSED;
+    if level > 0 {
+        e |= LARGE;
+    }
+    if m.encrypted {
+        e |= c_bit;
+    }
+    match m.access {
+        Access::Read => e | NO_EXECUTE,
+        Access::ReadWrite => e | NO_EXECUTE | WRITABLE | DIRTY,
+        Access::ReadExecute => e,
+    }
+}

@@ -1,0 +1,10 @@
+//! Mirror VMs on KVM: guests, their mirrors under selectable address-space strategies, and live migration
+//! through a helper that runs in the mirror.
+//!
+//! Layers, lower ones know nothing of higher ones:
+//! `addr < pages < memory < hypervisor < guest < mirror < migration < host`. `address_space` is pure and uses
+//! `addr` alone. All `unsafe` is behind `hypervisor::kvm`, `hypervisor::signal` and `memory`.
+
+pub mod addr;
+pub mod address_space;
+pub mod host;
