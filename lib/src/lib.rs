@@ -7,4 +7,3 @@
 
 pub mod addr;
 pub mod address_space;
-pub mod host;

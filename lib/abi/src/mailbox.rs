@@ -165,6 +165,8 @@ pub struct Completion {
     pub len: u32,
     /// Pages that were done; on a refusal, the index of the offending one.
     pub count: u32,
+    /// How many of them were all zero.
+    pub zero: u32,
 }
 
 impl Completion {
@@ -175,11 +177,18 @@ impl Completion {
         b[8..12].copy_from_slice(&self.status.to_le_bytes());
         b[12..16].copy_from_slice(&self.len.to_le_bytes());
         b[16..20].copy_from_slice(&self.count.to_le_bytes());
+        b[20..24].copy_from_slice(&self.zero.to_le_bytes());
         b
     }
 
     /// Reads an entry.
     pub const fn decode(b: &[u8; ENTRY_BYTES]) -> Self {
-        Self { id: u64_at(b, 0), status: u32_at(b, 8), len: u32_at(b, 12), count: u32_at(b, 16) }
+        Self {
+            id: u64_at(b, 0),
+            status: u32_at(b, 8),
+            len: u32_at(b, 12),
+            count: u32_at(b, 16),
+            zero: u32_at(b, 20),
+        }
     }
 }

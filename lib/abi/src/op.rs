@@ -22,7 +22,7 @@ macro_rules! numbered {
 }
 
 numbered! {
-    /// A request. In a slot's payload go [`Begin`] for `Begin`, 32 bytes of state digest for `Start`, one
+    /// A request. In a slot's payload go [`Begin`] for `Begin`, [`Start`] for `Start`, 32 bytes of digest for `State`, one
     /// sealed token for the `*Token` ones; the answers of `Hello` (32 bytes of nonce), `EndEpoch`, `Start`,
     /// `Commit` and `Abort` (one sealed token each) come back there.
     Op {
@@ -55,6 +55,8 @@ numbered! {
         CommitToken = 13,
         /// Source, before START: drops the session and its keys.
         Cancel = 14,
+        /// Destination: the digest of the vCPU and device state that arrived; no more pages follow.
+        State = 15,
     }
 }
 
@@ -95,6 +97,10 @@ pub const BEGIN_BYTES: usize = 88;
 pub struct Begin {
     /// Whether this side exports.
     pub source: bool,
+    /// Source: zero pages may be sent as such, which tells the hosts where they are.
+    pub elide_zero: bool,
+    /// Destination: RAM is all zero now, so that a page that arrives as zero and is new needs no write.
+    pub fresh: bool,
     /// Streams, 1 to the number of workers. Stream `i` is worker `i`'s.
     pub streams: u16,
     /// The migration's id.
@@ -110,7 +116,7 @@ impl Begin {
     pub fn encode(&self) -> [u8; BEGIN_BYTES] {
         let mut b = [0; BEGIN_BYTES];
         b[0..2].copy_from_slice(&self.streams.to_le_bytes());
-        b[2] = u8::from(self.source);
+        b[2] = u8::from(self.source) | u8::from(self.elide_zero) << 1 | u8::from(self.fresh) << 2;
         b[8..24].copy_from_slice(&self.session);
         b[24..56].copy_from_slice(&self.peer_nonce);
         b[56..88].copy_from_slice(&self.transcript);
@@ -119,11 +125,13 @@ impl Begin {
 
     /// Reads parameters; `None` for another length, unknown role or set reserved bytes.
     pub fn decode(b: &[u8]) -> Option<Self> {
-        if b.len() != BEGIN_BYTES || b[2] > 1 || b[3] != 0 || u32_at(b, 4) != 0 {
+        if b.len() != BEGIN_BYTES || b[2] > 7 || b[3] != 0 || u32_at(b, 4) != 0 {
             return None;
         }
         let mut begin = Self {
-            source: b[2] == 1,
+            source: b[2] & 1 != 0,
+            elide_zero: b[2] & 2 != 0,
+            fresh: b[2] & 4 != 0,
             streams: u16_at(b, 0),
             session: [0; 16],
             peer_nonce: [0; 32],
@@ -133,5 +141,35 @@ impl Begin {
         begin.peer_nonce.copy_from_slice(&b[24..56]);
         begin.transcript.copy_from_slice(&b[56..88]);
         Some(begin)
+    }
+}
+
+/// Bytes of an encoded [`Start`].
+pub const START_BYTES: usize = 40;
+
+/// Parameters of [`Op::Start`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Start {
+    /// SHA-256 of the vCPU and device state.
+    pub state: [u8; 32],
+    /// Pages that never were private in this session and went unsealed. With the sealed ones they must make up
+    /// all of RAM, or the export is not complete.
+    pub shared_pages: u64,
+}
+
+impl Start {
+    /// Writes the parameters.
+    pub fn encode(&self) -> [u8; START_BYTES] {
+        let mut b = [0; START_BYTES];
+        b[..32].copy_from_slice(&self.state);
+        b[32..].copy_from_slice(&self.shared_pages.to_le_bytes());
+        b
+    }
+
+    /// Reads the parameters.
+    pub fn decode(b: &[u8; START_BYTES]) -> Self {
+        let mut state = [0; 32];
+        state.copy_from_slice(&b[..32]);
+        Self { state, shared_pages: crate::u64_at(b, 32) }
     }
 }

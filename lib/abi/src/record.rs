@@ -13,6 +13,8 @@ pub const HEADER_BYTES: usize = 32;
 pub const TAG_BYTES: usize = 16;
 /// Bytes of a sealed page.
 pub const SEALED_PAGE_BYTES: usize = HEADER_BYTES + PAGE_BYTES + TAG_BYTES;
+/// Bytes of a sealed zero page.
+pub const SEALED_ZERO_BYTES: usize = HEADER_BYTES + TAG_BYTES;
 /// Bytes of what a token seals.
 pub const TOKEN_BODY_BYTES: usize = 96;
 /// Bytes of a sealed token.
@@ -38,9 +40,21 @@ pub enum Kind {
     Commit = 4,
     /// ABORT: the destination never will.
     Abort = 5,
+    /// A page of RAM that is all zero; no body. Tells whoever carries it that the page is zero, so only
+    /// used where a session allows it.
+    ZeroPage = 6,
 }
 
 impl Kind {
+    /// Bytes of ciphertext of a record of this kind.
+    pub const fn body_bytes(self) -> usize {
+        match self {
+            Self::Page => PAGE_BYTES,
+            Self::ZeroPage => 0,
+            Self::Epoch | Self::Start | Self::Commit | Self::Abort => TOKEN_BODY_BYTES,
+        }
+    }
+
     /// The kind with number `n`, if there is one.
     pub const fn from_u8(n: u8) -> Option<Self> {
         match n {
@@ -49,6 +63,7 @@ impl Kind {
             3 => Some(Self::Start),
             4 => Some(Self::Commit),
             5 => Some(Self::Abort),
+            6 => Some(Self::ZeroPage),
             _ => None,
         }
     }
@@ -97,8 +112,9 @@ impl Header {
             page: u64_at(b, 16),
             len: u32_at(b, 24),
         };
-        let len = if kind == Kind::Page { PAGE_BYTES } else { TOKEN_BODY_BYTES };
-        let good = b[1] == RECORD_VERSION && header.len as usize == len && u32_at(b, 28) == 0;
+        let good = b[1] == RECORD_VERSION
+            && header.len as usize == kind.body_bytes()
+            && u32_at(b, 28) == 0;
         good.then_some(header)
     }
 

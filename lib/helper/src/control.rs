@@ -1,0 +1,335 @@
+//! Control operations: sessions, epochs, tokens. They need every worker between batches.
+
+use mirrorvm_abi::{
+    layout::WORKERS_MAX,
+    mailbox::{PAYLOAD_AT, Submission, slot_at},
+    op::{BEGIN_BYTES, Begin, Op, START_BYTES, Start, Status},
+    record::{CONTROL_STREAM, Direction, HEADER_BYTES, Header, Kind, TAG_BYTES, TOKEN_BODY_BYTES, TOKEN_BYTES, Token},
+};
+use ring::digest;
+use spin::MutexGuard;
+
+use crate::keys::{KeySchedule, Sealer};
+use crate::op_state::{DestinationEvent, DestinationOp, SourceEvent, SourceOp};
+use crate::shared::{Control, OpenStream, PAGES, Role, Session, Stream, exported_digest};
+use crate::worker::Outcome;
+use crate::{Env, PageMaps, Region, Worker};
+
+type Guards<'a> = [Option<MutexGuard<'a, Stream>>; WORKERS_MAX as usize];
+
+impl<E: Env> Worker<'_, E> {
+    pub(crate) fn control(&mut self, op: Op, request: &Submission) -> Outcome {
+        let shared = self.shared;
+        let mut guards: Guards<'_> = [const { None }; WORKERS_MAX as usize];
+        for (guard, stream) in guards.iter_mut().zip(&shared.streams) {
+            match stream.try_lock() {
+                Some(g) => *guard = Some(g),
+                None => return Outcome::refused(Status::Busy),
+            }
+        }
+        let mut session = shared.session.lock();
+        let at = slot_at(request.slot) + PAYLOAD_AT;
+        let result = match op {
+            Op::Hello => self.hello(&mut session, at),
+            Op::Begin => self.begin(&mut session, &mut guards, request, at),
+            Op::Pause => source_step(&mut session, SourceEvent::Pause).map(|()| 0),
+            Op::Cancel => source_step(&mut session, SourceEvent::Cancel).map(|()| {
+                close(&mut session, &mut guards);
+                0
+            }),
+            Op::EndEpoch => self.end_epoch(&mut session, &guards, at),
+            Op::Start => self.start(&mut session, &guards, request, at),
+            Op::State => self.state(&mut session, request, at),
+            Op::Commit => self.commit(&mut session, at),
+            Op::Abort => self.abort(&mut session, at),
+            Op::EpochToken | Op::StartToken | Op::AbortToken | Op::CommitToken => {
+                self.token(op, &mut session, &mut guards, request, at)
+            }
+            Op::Export | Op::Import => Err(Status::UnknownOp),
+        };
+        match result {
+            Ok(len) => Outcome::ok(0, len),
+            Err(status) => Outcome::refused(status),
+        }
+    }
+
+    fn hello(&mut self, session: &mut Session, at: usize) -> Result<u32, Status> {
+        let idle = matches!(
+            session.role,
+            Role::Source(SourceOp::Running) | Role::Destination(DestinationOp::Idle)
+        );
+        if !idle || session.control.is_some() {
+            return Err(Status::WrongState);
+        }
+        let mut nonce = [0; 32];
+        if !self.env.random(&mut nonce) {
+            return Err(Status::WrongState);
+        }
+        session.nonce = Some(nonce);
+        self.env.write_mailbox(Region(at), &nonce);
+        Ok(32)
+    }
+
+    fn begin(
+        &mut self,
+        session: &mut Session,
+        guards: &mut Guards<'_>,
+        request: &Submission,
+        at: usize,
+    ) -> Result<u32, Status> {
+        let begin = self.begin_parameters(request, at)?;
+        let role = match (session.role, begin.source) {
+            (Role::Source(op), true) => Role::Source(op.step(SourceEvent::Begin).map_err(|_| Status::WrongState)?),
+            (Role::Source(SourceOp::Running), false) => Role::Destination(DestinationOp::MemoryImport),
+            (Role::Source(_), false) | (Role::Destination(_), _) => return Err(Status::WrongState),
+        };
+        let secret = self.env.secret().ok_or(Status::NoSecret)?;
+        // Spent here: a second Begin needs a new Hello, and so other keys.
+        let own = session.nonce.take().ok_or(Status::WrongState)?;
+        let (source, destination) =
+            if begin.source { (own, begin.peer_nonce) } else { (begin.peer_nonce, own) };
+        let schedule = KeySchedule::new(&secret, &source, &destination, begin.session, begin.transcript);
+        let sealer = |d, s| schedule.sealer(d, s).ok_or(Status::Exhausted);
+        let control = Control {
+            forward: sealer(Direction::Forward, CONTROL_STREAM)?,
+            backward: sealer(Direction::Backward, CONTROL_STREAM)?,
+            streams: begin.streams,
+            elide_zero: begin.elide_zero,
+            fresh: begin.fresh,
+        };
+        for (i, guard) in guards.iter_mut().enumerate() {
+            let open = if i < usize::from(begin.streams) {
+                let tags = digest::Context::new(&digest::SHA256);
+                Some(OpenStream { sealer: sealer(PAGES, i as u16)?, records: 0, tags })
+            } else {
+                None
+            };
+            if let Some(stream) = guard {
+                stream.open = open;
+            }
+        }
+        self.maps.clear();
+        *session = Session { role, nonce: None, control: Some(control), epoch: 1, pages: 0, state_digest: [0; 32] };
+        Ok(0)
+    }
+
+    fn begin_parameters(&mut self, request: &Submission, at: usize) -> Result<Begin, Status> {
+        if request.len as usize != BEGIN_BYTES {
+            return Err(Status::BadRequest);
+        }
+        let mut raw = [0; BEGIN_BYTES];
+        self.env.read_mailbox(Region(at), &mut raw);
+        Begin::decode(&raw)
+            .filter(|b| b.streams >= 1 && u32::from(b.streams) <= self.config.workers)
+            .ok_or(Status::BadRequest)
+    }
+
+    /// Source: a token with the totals so far; the next epoch begins.
+    fn end_epoch(&mut self, session: &mut Session, guards: &Guards<'_>, at: usize) -> Result<u32, Status> {
+        if !matches!(session.role, Role::Source(op) if op.may_export()) {
+            return Err(Status::WrongState);
+        }
+        let next = session.epoch.checked_add(1).ok_or(Status::Exhausted)?;
+        let token = totals(session, guards);
+        let len = self.seal_token(session, Kind::Epoch, &token, at)?;
+        session.epoch = next;
+        self.maps.clear_epoch();
+        Ok(len)
+    }
+
+    /// Source: START. Every page on the allow-list must have left at least once; for those that only ever
+    /// went unsealed the host answers.
+    fn start(
+        &mut self,
+        session: &mut Session,
+        guards: &Guards<'_>,
+        request: &Submission,
+        at: usize,
+    ) -> Result<u32, Status> {
+        let Role::Source(op) = session.role else { return Err(Status::WrongState) };
+        let next = op.step(SourceEvent::Start).map_err(|_| Status::WrongState)?;
+        if request.len as usize != START_BYTES {
+            return Err(Status::BadRequest);
+        }
+        let mut raw = [0; START_BYTES];
+        self.env.read_mailbox(Region(at), &mut raw);
+        let start = Start::decode(&raw);
+        let token = Token { state: start.state, ..totals(session, guards) };
+        if token.pages.checked_add(start.shared_pages) != Some(self.maps.allowed_pages()) {
+            return Err(Status::Incomplete);
+        }
+        // The state changes first: whatever happens to the token, it is minted at most once.
+        session.role = Role::Source(next);
+        self.seal_token(session, Kind::Start, &token, at)
+    }
+
+    fn state(&mut self, session: &mut Session, request: &Submission, at: usize) -> Result<u32, Status> {
+        let digest = self.read_digest(request, at)?;
+        destination_step(session, DestinationEvent::State)?;
+        session.state_digest = digest;
+        Ok(0)
+    }
+
+    fn commit(&mut self, session: &mut Session, at: usize) -> Result<u32, Status> {
+        destination_step(session, DestinationEvent::Commit)?;
+        let token = Token { state: session.state_digest, ..Token::default() };
+        self.seal_token(session, Kind::Commit, &token, at)
+    }
+
+    fn abort(&mut self, session: &mut Session, at: usize) -> Result<u32, Status> {
+        destination_step(session, DestinationEvent::Fail)?;
+        self.seal_token(session, Kind::Abort, &Token::default(), at)
+    }
+
+    fn token(
+        &mut self,
+        op: Op,
+        session: &mut Session,
+        guards: &mut Guards<'_>,
+        request: &Submission,
+        at: usize,
+    ) -> Result<u32, Status> {
+        let legal = match (op, session.role) {
+            (Op::EpochToken, Role::Destination(d)) => d == DestinationOp::MemoryImport,
+            (Op::StartToken, Role::Destination(d)) => d == DestinationOp::StateImport,
+            (Op::AbortToken | Op::CommitToken, Role::Source(s)) => s == SourceOp::PostExport,
+            _ => false,
+        };
+        if !legal {
+            return Err(Status::WrongState);
+        }
+        let kind = match op {
+            Op::EpochToken => Kind::Epoch,
+            Op::StartToken => Kind::Start,
+            Op::AbortToken => Kind::Abort,
+            _ => Kind::Commit,
+        };
+        let opened = self.open_token(session, kind, request, at);
+        // A bad forward token ends the import. A bad answer to START changes nothing: the host may have made
+        // it up, and the real one is still to come.
+        let Some(token) = opened else {
+            let _ = destination_step(session, DestinationEvent::Fail);
+            return Err(Status::Unsealed);
+        };
+        match op {
+            Op::EpochToken => epoch_token(session, guards, &token, &self.maps),
+            Op::StartToken => start_token(session, guards, &token),
+            Op::AbortToken => source_step(session, SourceEvent::AbortToken).map(|()| close(session, guards)),
+            _ => source_step(session, SourceEvent::CommitToken),
+        }
+        .map(|()| 0)
+    }
+
+    fn read_digest(&mut self, request: &Submission, at: usize) -> Result<[u8; 32], Status> {
+        if request.len != 32 {
+            return Err(Status::BadRequest);
+        }
+        let mut digest = [0; 32];
+        self.env.read_mailbox(Region(at), &mut digest);
+        Ok(digest)
+    }
+
+    fn seal_token(
+        &mut self,
+        session: &mut Session,
+        kind: Kind,
+        token: &Token,
+        at: usize,
+    ) -> Result<u32, Status> {
+        let epoch = session.epoch;
+        let control = session.control.as_mut().ok_or(Status::WrongState)?;
+        let sealer = match kind {
+            Kind::Commit | Kind::Abort => &mut control.backward,
+            Kind::Epoch | Kind::Start | Kind::Page | Kind::ZeroPage => &mut control.forward,
+        };
+        let mut body = token.encode();
+        let len = TOKEN_BODY_BYTES as u32;
+        let header = Header { kind, stream: CONTROL_STREAM, epoch, sequence: 0, page: 0, len };
+        let (header, tag) = sealer.seal(header, &mut body).map_err(|_| Status::Exhausted)?;
+        self.env.write_mailbox(Region(at), &header);
+        self.env.write_mailbox(Region(at + HEADER_BYTES), &body);
+        self.env.write_mailbox(Region(at + HEADER_BYTES + TOKEN_BODY_BYTES), &tag);
+        Ok(TOKEN_BYTES as u32)
+    }
+
+    fn open_token(&mut self, session: &mut Session, kind: Kind, request: &Submission, at: usize) -> Option<Token> {
+        if request.len as usize != TOKEN_BYTES {
+            return None;
+        }
+        let epoch = session.epoch;
+        let control = session.control.as_mut()?;
+        let sealer: &mut Sealer = match kind {
+            Kind::Commit | Kind::Abort => &mut control.backward,
+            Kind::Epoch | Kind::Start | Kind::Page | Kind::ZeroPage => &mut control.forward,
+        };
+        let mut raw = [0; HEADER_BYTES];
+        let mut sealed = [0; TOKEN_BODY_BYTES + TAG_BYTES];
+        self.env.read_mailbox(Region(at), &mut raw);
+        self.env.read_mailbox(Region(at + HEADER_BYTES), &mut sealed);
+        let right_epoch = |h: &Header| h.epoch == epoch || matches!(kind, Kind::Commit | Kind::Abort);
+        let header = Header::decode(&raw)
+            .filter(|h| h.kind == kind && h.stream == CONTROL_STREAM && h.page == 0 && right_epoch(h))?;
+        // Of answers there is at most one kind in a session, and a host may have asked for it twice: any
+        // sequence will do.
+        let genuine = match kind {
+            Kind::Commit | Kind::Abort => sealer.open_any(&header, &mut sealed),
+            Kind::Epoch | Kind::Start | Kind::Page | Kind::ZeroPage => sealer.open(&header, &mut sealed),
+        };
+        if !genuine {
+            return None;
+        }
+        sealed.first_chunk().map(Token::decode)
+    }
+}
+
+fn source_step(session: &mut Session, event: SourceEvent) -> Result<(), Status> {
+    let Role::Source(op) = session.role else { return Err(Status::WrongState) };
+    session.role = Role::Source(op.step(event).map_err(|_| Status::WrongState)?);
+    Ok(())
+}
+
+fn destination_step(session: &mut Session, event: DestinationEvent) -> Result<(), Status> {
+    let Role::Destination(op) = session.role else { return Err(Status::WrongState) };
+    session.role = Role::Destination(op.step(event).map_err(|_| Status::WrongState)?);
+    Ok(())
+}
+
+/// Totals of the session so far, the same at both ends when every record has arrived.
+fn totals(session: &Session, guards: &Guards<'_>) -> Token {
+    let streams = session.control.as_ref().map_or(0, |c| usize::from(c.streams));
+    let open = guards.iter().take(streams).flatten().filter_map(|g| g.open.as_ref());
+    let (records, exported) = exported_digest(open);
+    Token { records, pages: session.pages, exported, state: [0; 32] }
+}
+
+fn epoch_token(
+    session: &mut Session,
+    guards: &Guards<'_>,
+    token: &Token,
+    maps: &PageMaps<'_>,
+) -> Result<(), Status> {
+    let next = session.epoch.checked_add(1);
+    let (true, Some(next)) = (*token == totals(session, guards), next) else {
+        let _ = destination_step(session, DestinationEvent::Fail);
+        return Err(Status::Incomplete);
+    };
+    session.epoch = next;
+    maps.clear_epoch();
+    Ok(())
+}
+
+fn start_token(session: &mut Session, guards: &Guards<'_>, token: &Token) -> Result<(), Status> {
+    let expected = Token { state: session.state_digest, ..totals(session, guards) };
+    if *token == expected {
+        return destination_step(session, DestinationEvent::StartToken);
+    }
+    let _ = destination_step(session, DestinationEvent::Fail);
+    Err(Status::Incomplete)
+}
+
+/// Drops a session with its keys; the role stays what the step made it.
+fn close(session: &mut Session, guards: &mut Guards<'_>) {
+    session.control = None;
+    session.nonce = None;
+    guards.iter_mut().flatten().for_each(|g| g.open = None);
+}

@@ -1,0 +1,30 @@
+//! What the helper needs from what it runs on.
+
+use mirrorvm_abi::{PAGE_BYTES, mailbox::Doorbell};
+
+/// A part of the mailbox, from the start of the worker's own part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Region(pub usize);
+
+/// The machine under the helper. Offsets and page numbers that reach an implementation have been checked
+/// against the configuration by the caller.
+pub trait Env {
+    /// Reads a cursor of this worker's control page, with acquire ordering.
+    fn load(&self, at: Region) -> u32;
+    /// Writes a cursor of this worker's control page, with release ordering.
+    fn store(&mut self, at: Region, value: u32);
+    /// Copies out of this worker's part of the mailbox.
+    fn read_mailbox(&mut self, at: Region, to: &mut [u8]);
+    /// Copies into this worker's part of the mailbox.
+    fn write_mailbox(&mut self, at: Region, from: &[u8]);
+    /// Copies a page of RAM out.
+    fn read_page(&mut self, page: u64, to: &mut [u8; PAGE_BYTES]);
+    /// Overwrites a page of RAM.
+    fn write_page(&mut self, page: u64, from: &[u8; PAGE_BYTES]);
+    /// Fills `to` with random bytes that the host does not know; false when there is no source of them.
+    fn random(&mut self, to: &mut [u8; 32]) -> bool;
+    /// The guest's migration secret, if it has been delivered.
+    fn secret(&self) -> Option<[u8; 32]>;
+    /// Leaves to the host with a reason; returns when the host lets the helper go on.
+    fn doorbell(&mut self, reason: Doorbell);
+}

@@ -1,0 +1,148 @@
+//! The op-states of a migration's two ends, after Intel TDX 1.5 (`op_state_lookup` of the TDX module).
+//!
+//! Pure: a state and an event give the next state or a refusal. The helper enforces them; the hosts journal
+//! the same values. What makes two running copies impossible is in two lines: a source in `PostExport`
+//! leaves it for `Running` on the destination's ABORT token alone, and a destination that has minted ABORT
+//! is in `FailedImport` for ever, one that has minted COMMIT in `LiveImport`.
+//!
+//! ```text
+//! source:       Running -> LiveExport -> PausedExport -> PostExport -> Done
+//!                  ^---- Cancel ----'---------'              |
+//!                  ^------------- ABORT token ---------------'
+//! destination:  Idle -> MemoryImport -> StateImport -> PostImport -> LiveImport
+//!                            '---------------'-------------'-> FailedImport (mints ABORT)
+//! ```
+
+/// Where the exporting end of a session is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SourceOp {
+    /// No session; the guest may run.
+    Running,
+    /// Pages leave while the guest runs.
+    LiveExport,
+    /// The guest is paused; the last pages leave.
+    PausedExport,
+    /// START is out; the guest may not run.
+    PostExport,
+    /// The destination has it.
+    Done,
+}
+
+/// What happens to the exporting end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SourceEvent {
+    /// A session begins.
+    Begin,
+    /// The guest was paused.
+    Pause,
+    /// START is minted.
+    Start,
+    /// The destination's ABORT token was checked.
+    AbortToken,
+    /// The destination's COMMIT token was checked.
+    CommitToken,
+    /// Called off before START.
+    Cancel,
+}
+
+/// The event is not legal in this state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WrongState;
+
+impl SourceOp {
+    /// The next state.
+    ///
+    /// # Errors
+    /// [`WrongState`]; the state stays.
+    pub const fn step(self, event: SourceEvent) -> Result<Self, WrongState> {
+        use SourceEvent as E;
+        Ok(match (self, event) {
+            (Self::Running, E::Begin) => Self::LiveExport,
+            (Self::LiveExport, E::Pause) => Self::PausedExport,
+            (Self::LiveExport | Self::PausedExport, E::Cancel) | (Self::PostExport, E::AbortToken) => {
+                Self::Running
+            }
+            (Self::PausedExport, E::Start) => Self::PostExport,
+            (Self::PostExport, E::CommitToken) => Self::Done,
+            (
+                Self::Running | Self::LiveExport | Self::PausedExport | Self::PostExport | Self::Done,
+                E::Begin | E::Pause | E::Start | E::AbortToken | E::CommitToken | E::Cancel,
+            ) => return Err(WrongState),
+        })
+    }
+
+    /// Whether the guest may execute at this end.
+    pub const fn may_run(self) -> bool {
+        matches!(self, Self::Running | Self::LiveExport)
+    }
+
+    /// Whether pages may leave.
+    pub const fn may_export(self) -> bool {
+        matches!(self, Self::LiveExport | Self::PausedExport)
+    }
+}
+
+/// Where the importing end of a session is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DestinationOp {
+    /// No session.
+    Idle,
+    /// Pages arrive.
+    MemoryImport,
+    /// vCPU and device state have arrived.
+    StateImport,
+    /// START was checked; the guest is complete and may be committed or given up.
+    PostImport,
+    /// Committed: the guest may run here.
+    LiveImport,
+    /// Given up for good.
+    FailedImport,
+}
+
+/// What happens to the importing end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DestinationEvent {
+    /// A session begins.
+    Begin,
+    /// vCPU and device state arrived.
+    State,
+    /// The START token was checked.
+    StartToken,
+    /// COMMIT is minted.
+    Commit,
+    /// The import failed or is given up; ABORT may be minted.
+    Fail,
+}
+
+impl DestinationOp {
+    /// The next state.
+    ///
+    /// # Errors
+    /// [`WrongState`]; the state stays.
+    pub const fn step(self, event: DestinationEvent) -> Result<Self, WrongState> {
+        use DestinationEvent as E;
+        Ok(match (self, event) {
+            (Self::Idle, E::Begin) => Self::MemoryImport,
+            (Self::MemoryImport, E::State) => Self::StateImport,
+            (Self::StateImport, E::StartToken) => Self::PostImport,
+            (Self::PostImport, E::Commit) => Self::LiveImport,
+            (Self::MemoryImport | Self::StateImport | Self::PostImport | Self::FailedImport, E::Fail) => {
+                Self::FailedImport
+            }
+            (
+                Self::Idle
+                | Self::MemoryImport
+                | Self::StateImport
+                | Self::PostImport
+                | Self::LiveImport
+                | Self::FailedImport,
+                E::Begin | E::State | E::StartToken | E::Commit | E::Fail,
+            ) => return Err(WrongState),
+        })
+    }
+
+    /// Whether the guest may execute at this end.
+    pub const fn may_run(self) -> bool {
+        matches!(self, Self::LiveImport)
+    }
+}
