@@ -7,3 +7,7 @@
 
 pub mod addr;
 pub mod address_space;
+pub mod guest;
+pub mod hypervisor;
+pub mod memory;
+pub mod pages;

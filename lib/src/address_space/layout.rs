@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::addr::{Gpa, PAGE_2M, PAGE_SIZE, PageRange, RamAddr, RangeError, align_up};
+use crate::addr::{Gpa, PAGE_2M, PageRange, RamAddr, RangeError, align_up};
 
 /// Most RAM blocks a guest may have (`domain.md` plans for 10,000; the API's body limit is lower).
 pub const MAX_BLOCKS: usize = 32_768;
@@ -363,7 +363,3 @@ fn check_overlap(blocks: &[RamBlock], errors: &mut Vec<LayoutError>) {
     }
 }
 
-/// Pages of 4 KiB in `bytes`.
-pub const fn pages_in(bytes: u64) -> u64 {
-    bytes / PAGE_SIZE
-}

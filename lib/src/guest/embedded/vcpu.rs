@@ -1,0 +1,176 @@
+//! vCPU threads: run, be held, end.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::ports::VcpuPorts;
+use crate::guest::{MachineEnd, MachineError};
+use crate::hypervisor::{Exit, Kicker, Vcpu};
+
+/// What the vCPUs of one machine are told.
+#[derive(Debug)]
+pub(super) struct Gate {
+    state: Mutex<GateState>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct GateState {
+    want: Want,
+    /// Threads that are held.
+    held: u32,
+    threads: u32,
+    ended: Option<MachineEnd>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Want {
+    Run,
+    Hold,
+    Quit,
+}
+
+impl Gate {
+    pub fn new(threads: u32) -> Arc<Self> {
+        let state = GateState { want: Want::Hold, held: 0, threads, ended: None };
+        Arc::new(Self { state: Mutex::new(state), changed: Condvar::new() })
+    }
+
+    pub fn open(&self) {
+        self.set(Want::Run);
+    }
+
+    /// Holds every thread; returns when all are.
+    pub fn close(&self, kick: &[Kicker]) {
+        self.set(Want::Hold);
+        kick.iter().for_each(Kicker::kick);
+        let mut state = self.lock();
+        while state.held < state.threads {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    pub fn quit(&self, kick: &[Kicker]) {
+        self.set(Want::Quit);
+        kick.iter().for_each(Kicker::kick);
+    }
+
+    pub fn ended(&self) -> Option<MachineEnd> {
+        self.lock().ended
+    }
+
+    /// Whether a thread should leave the vCPU.
+    fn calls(&self) -> bool {
+        self.lock().want != Want::Run
+    }
+
+    /// Sleeps until `deadline`; false when it was cut short because the gate closes.
+    pub fn sleep_until(&self, deadline: Instant) -> bool {
+        let mut state = self.lock();
+        loop {
+            if state.want != Want::Run {
+                return false;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left == Duration::ZERO {
+                return true;
+            }
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Held until the gate opens; false when it is time to go.
+    fn hold(&self) -> bool {
+        let mut state = self.lock();
+        state.held += 1;
+        self.changed.notify_all();
+        while state.want == Want::Hold || (state.ended.is_some() && state.want != Want::Quit) {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.held -= 1;
+        state.want == Want::Run
+    }
+
+    /// Records that the guest ended; true for the first to say so. The other vCPUs are called out.
+    fn end(&self, how: MachineEnd) -> bool {
+        let mut state = self.lock();
+        if state.want != Want::Quit {
+            state.want = Want::Hold;
+        }
+        self.changed.notify_all();
+        state.ended.replace(how).is_none()
+    }
+
+    fn set(&self, want: Want) {
+        let mut state = self.lock();
+        if state.ended.is_none() || want == Want::Quit {
+            state.want = want;
+        }
+        self.changed.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, GateState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A vCPU and the thread that runs it. The vCPU can be reached while the thread is held.
+pub(super) struct VcpuThread {
+    pub vcpu: Arc<Mutex<Box<dyn Vcpu>>>,
+    pub kicker: Kicker,
+    pub handle: Option<JoinHandle<()>>,
+}
+
+impl VcpuThread {
+    /// Starts the thread, held.
+    pub fn spawn(name: String, vcpu: Box<dyn Vcpu>, gate: Arc<Gate>, ports: VcpuPorts) -> Result<Self, MachineError> {
+        let kicker = vcpu.kicker();
+        let vcpu = Arc::new(Mutex::new(vcpu));
+        let theirs = Arc::clone(&vcpu);
+        let body = move || run(&theirs, &gate, ports);
+        let handle = std::thread::Builder::new().name(name).spawn(body).map_err(MachineError::Thread)?;
+        Ok(Self { vcpu, kicker, handle: Some(handle) })
+    }
+}
+
+fn run(vcpu: &Mutex<Box<dyn Vcpu>>, gate: &Gate, mut ports: VcpuPorts) {
+    while gate.hold() {
+        let mut vcpu = vcpu.lock().unwrap_or_else(PoisonError::into_inner);
+        ports.resumed();
+        let ended = turn(vcpu.as_mut(), gate, &mut ports);
+        // An access that is half done completes now, so that the registers are whole while held.
+        let settled = vcpu.settle();
+        drop(vcpu);
+        let ended = ended.or(settled.err().map(|_| MachineEnd::Crashed { what: "KVM_RUN failed" }));
+        if let Some(how) = ended
+            && gate.end(how)
+        {
+            ports.tell_end(how);
+        }
+    }
+}
+
+/// Runs the vCPU until the gate calls or the guest ends.
+fn turn(vcpu: &mut dyn Vcpu, gate: &Gate, ports: &mut VcpuPorts) -> Option<MachineEnd> {
+    while !gate.calls() {
+        let crashed = |what| Some(MachineEnd::Crashed { what });
+        match vcpu.run(ports) {
+            Ok(Exit::PortWrite { port, value }) => {
+                if let Some(end) = ports.write(port, value) {
+                    return Some(end);
+                }
+            }
+            Ok(Exit::PortRead { .. } | Exit::Interrupted) => {}
+            Ok(Exit::Mmio { .. }) => return crashed("access to an address without memory"),
+            Ok(Exit::Halt) => return crashed("it halted"),
+            Ok(Exit::Shutdown) => return crashed("triple fault"),
+            Ok(Exit::Unexpected { what }) => return crashed(what),
+            Err(error) => {
+                tracing::error!(%error, "a vCPU cannot be run");
+                return crashed("KVM_RUN failed");
+            }
+        }
+    }
+    None
+}

@@ -1,0 +1,125 @@
+//! A guest's life cycle as a pure function: which request is legal when, and what it leads to.
+
+/// Where a guest is in its life; the states with a machine behind them say so in their names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// Defined; no machine.
+    Stopped,
+    /// A machine is being made.
+    Starting,
+    /// The machine runs.
+    Running,
+    /// The machine is held.
+    Paused,
+    /// The machine is being taken apart.
+    Stopping,
+    /// A machine waits for its memory from another host.
+    Incoming,
+    /// Held after START went out, until a token says who runs the guest.
+    InDoubt,
+    /// The machine broke down.
+    Failed,
+}
+
+/// What happens to a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Event {
+    /// Asked to start.
+    Start,
+    /// The machine is there and runs.
+    Started,
+    /// Asked to pause.
+    Pause,
+    /// Asked to resume.
+    Resume,
+    /// Asked to stop.
+    Stop,
+    /// The machine is gone.
+    Stopped,
+    /// The machine ended or could not be made.
+    Broke,
+    /// A migration holds the guest for its last round.
+    HoldForHandOver,
+    /// START went out.
+    StartSent,
+    /// The destination's ABORT came back, or hand-over was called off before START.
+    HandedBack,
+    /// The destination's COMMIT came back.
+    HandedOver,
+    /// The guest arrived here and may run.
+    Arrived,
+}
+
+/// The event is not legal in the phase.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotLegal;
+
+impl Phase {
+    /// The next phase.
+    ///
+    /// # Errors
+    /// [`NotLegal`]; the phase stays.
+    pub const fn step(self, event: Event) -> Result<Self, NotLegal> {
+        use Event as E;
+        Ok(match (self, event) {
+            (Self::Stopped, E::Start) => Self::Starting,
+            (Self::Starting, E::Started) | (Self::Paused | Self::Running, E::Resume) => Self::Running,
+            (Self::Running | Self::Paused, E::Pause | E::HoldForHandOver) => Self::Paused,
+            (Self::Running | Self::Paused | Self::Failed, E::Stop) => Self::Stopping,
+            (Self::Stopping, E::Stopped) | (Self::InDoubt, E::HandedOver) => Self::Stopped,
+            (Self::Paused, E::StartSent) => Self::InDoubt,
+            (Self::InDoubt, E::HandedBack) => Self::Paused,
+            (Self::Incoming, E::Arrived) => Self::Running,
+            (Self::Starting | Self::Running | Self::Paused | Self::Incoming, E::Broke) => Self::Failed,
+            _ => return Err(NotLegal),
+        })
+    }
+
+    /// Whether vCPUs may execute.
+    pub const fn may_run(self) -> bool {
+        matches!(self, Self::Running)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const EVENTS: [Event; 12] = [
+        Event::Start,
+        Event::Started,
+        Event::Pause,
+        Event::Resume,
+        Event::Stop,
+        Event::Stopped,
+        Event::Broke,
+        Event::HoldForHandOver,
+        Event::StartSent,
+        Event::HandedBack,
+        Event::HandedOver,
+        Event::Arrived,
+    ];
+
+    proptest! {
+        /// After START a guest runs here again only through HandedBack, whatever else is tried.
+        #[test]
+        fn in_doubt_is_left_by_a_token_only(events in prop::collection::vec(0usize..EVENTS.len(), 0..60)) {
+            let mut phase = Phase::Stopped;
+            for e in events.into_iter().map(|i| EVENTS[i]) {
+                let before = phase;
+                if let Ok(next) = phase.step(e) {
+                    phase = next;
+                }
+                if before == Phase::InDoubt && phase != Phase::InDoubt {
+                    prop_assert!(matches!(e, Event::HandedBack | Event::HandedOver));
+                }
+                if phase == Phase::InDoubt && before != Phase::InDoubt {
+                    prop_assert_eq!(before, Phase::Paused, "held before START");
+                }
+                prop_assert!(!(before == Phase::Stopped && phase.may_run()));
+            }
+        }
+    }
+}

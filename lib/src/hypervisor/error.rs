@@ -1,0 +1,49 @@
+//! Why a hypervisor could not do something.
+
+/// What failed, with the kernel's errno where there is one.
+#[derive(Debug, thiserror::Error)]
+pub enum HypervisorError {
+    /// `/dev/kvm` is not there or not for us.
+    #[error("/dev/kvm cannot be opened")]
+    NoKvm {
+        /// How.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The kernel speaks another API.
+    #[error("KVM API version {version} is not 12")]
+    ApiVersion {
+        /// The version found.
+        version: i32,
+    },
+    /// A call to the kernel failed.
+    #[error("{call} failed")]
+    Kernel {
+        /// Which.
+        call: &'static str,
+        /// How.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A slot that leaves its memory, changes its place, or is not logged.
+    #[error("slot {slot}: {what}")]
+    Slot {
+        /// Which.
+        slot: u32,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// Bytes that are no saved vCPU state.
+    #[error("vCPU state cannot be read")]
+    BadState {
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+impl HypervisorError {
+    pub(crate) fn kernel(call: &'static str) -> impl Fn(kvm_ioctls::Error) -> Self {
+        move |e| Self::Kernel { call, source: std::io::Error::from_raw_os_error(e.errno()) }
+    }
+}

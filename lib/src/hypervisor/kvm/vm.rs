@@ -1,0 +1,71 @@
+//! A VM and its slots.
+
+use std::collections::HashMap;
+
+use kvm_bindings::{CpuId, KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
+use kvm_ioctls::VmFd;
+
+use super::vcpu::KvmVcpu;
+use crate::hypervisor::{HypervisorError, Slot, SlotId, Vcpu, Vm};
+
+pub(super) struct KvmVm {
+    // Before the slots' memory: the VM must be gone when the memory goes.
+    fd: VmFd,
+    cpuid: CpuId,
+    slots: HashMap<SlotId, Slot>,
+}
+
+impl KvmVm {
+    pub fn new(fd: VmFd, cpuid: CpuId) -> Self {
+        Self { fd, cpuid, slots: HashMap::new() }
+    }
+}
+
+impl Vm for KvmVm {
+    #[expect(unsafe_code, reason = "UNSAFETY: KVM_SET_USER_MEMORY_REGION gives a VM access to our memory")]
+    fn set_slot(&mut self, id: SlotId, slot: Slot) -> Result<(), HypervisorError> {
+        let refuse = |what| HypervisorError::Slot { slot: id.0, what };
+        let end = slot.offset.checked_add(slot.len).ok_or_else(|| refuse("wraps"))?;
+        if slot.len == 0 || end > slot.memory.len() {
+            return Err(refuse("leaves its memory"));
+        }
+        if let Some(old) = self.slots.get(&id)
+            && (old.gpa, old.len, old.offset) != (slot.gpa, slot.len, slot.offset)
+        {
+            return Err(refuse("would change its place"));
+        }
+        let region = kvm_userspace_memory_region {
+            slot: id.0,
+            flags: if slot.dirty_log { KVM_MEM_LOG_DIRTY_PAGES } else { 0 },
+            guest_phys_addr: slot.gpa,
+            memory_size: slot.len,
+            userspace_addr: slot.memory.host_address() + slot.offset,
+        };
+        // SAFETY: the region lies inside `slot.memory` (checked above), which is plain memory reached by
+        // volatile access only, and which `self.slots` keeps mapped until the VM is gone.
+        unsafe { self.fd.set_user_memory_region(region) }
+            .map_err(HypervisorError::kernel("KVM_SET_USER_MEMORY_REGION"))?;
+        self.slots.insert(id, slot);
+        Ok(())
+    }
+
+    fn take_dirty_log(&mut self, id: SlotId) -> Result<Vec<u64>, HypervisorError> {
+        let slot = self
+            .slots
+            .get(&id)
+            .filter(|s| s.dirty_log)
+            .ok_or(HypervisorError::Slot { slot: id.0, what: "is not logged" })?;
+        self.fd
+            .get_dirty_log(id.0, slot.len as usize)
+            .map_err(HypervisorError::kernel("KVM_GET_DIRTY_LOG"))
+    }
+
+    fn create_vcpu(&mut self, index: u32) -> Result<Box<dyn Vcpu>, HypervisorError> {
+        let fd = self
+            .fd
+            .create_vcpu(u64::from(index))
+            .map_err(HypervisorError::kernel("KVM_CREATE_VCPU"))?;
+        fd.set_cpuid2(&self.cpuid).map_err(HypervisorError::kernel("KVM_SET_CPUID2"))?;
+        Ok(Box::new(KvmVcpu::new(fd)))
+    }
+}

@@ -1,0 +1,10 @@
+//! Host memory behind guests and mirrors: memfds, mappings, and the RAM of a guest by `RamAddr`.
+//!
+//! Owns: backings, mappings, access to them. Must not know: KVM, drivers, what the bytes mean. Guest memory
+//! changes under our feet: it is reached through volatile copies only, never through a Rust reference.
+
+mod mapping;
+mod ram;
+
+pub use mapping::{Mapping, MemoryError};
+pub use ram::{GuestRam, OutsideRam};

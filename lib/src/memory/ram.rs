@@ -1,0 +1,108 @@
+//! A guest's RAM: one mapping per block, addressed by `RamAddr`.
+
+use std::sync::Arc;
+
+use super::mapping::available_bytes;
+use super::{Mapping, MemoryError};
+use crate::addr::{PAGE_SIZE, RamAddr, RamPage};
+use crate::address_space::{GuestLayout, RamBlock};
+
+/// The span is not RAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{len} bytes at {at} are not RAM")]
+pub struct OutsideRam {
+    /// First byte.
+    pub at: RamAddr,
+    /// Bytes.
+    pub len: usize,
+}
+
+/// The memory of every block of a layout. Cheap to clone; the memory goes when the last clone does.
+#[derive(Clone, Debug)]
+pub struct GuestRam {
+    layout: Arc<GuestLayout>,
+    mappings: Arc<[Arc<Mapping>]>,
+}
+
+impl GuestRam {
+    /// A memfd for every block of `layout`.
+    ///
+    /// # Errors
+    /// [`MemoryError::NotEnough`] when the host has visibly less; otherwise what the system says.
+    pub fn allocate(layout: Arc<GuestLayout>) -> Result<Self, MemoryError> {
+        let bytes = layout.blocks().iter().map(|b| b.size).sum();
+        if let Some(available) = available_bytes().filter(|a| *a < bytes) {
+            return Err(MemoryError::NotEnough { bytes, available });
+        }
+        let mappings =
+            layout.blocks().iter().map(|b| Mapping::memfd(&b.name, b.size)).collect::<Result<_, _>>()?;
+        Ok(Self { layout, mappings })
+    }
+
+    /// The blocks.
+    pub fn layout(&self) -> &Arc<GuestLayout> {
+        &self.layout
+    }
+
+    /// The mapping behind a block.
+    pub fn mapping(&self, block: &RamBlock) -> Option<&Arc<Mapping>> {
+        let index = self.layout.blocks().iter().position(|b| b.ram_addr == block.ram_addr)?;
+        self.mappings.get(index)
+    }
+
+    /// The mapping that holds `len` bytes at `at`, and the offset there.
+    ///
+    /// # Errors
+    /// [`OutsideRam`] when the span is not inside one block.
+    pub fn locate(&self, at: RamAddr, len: u64) -> Result<(&Arc<Mapping>, u64), OutsideRam> {
+        let blocks = self.layout.blocks();
+        let after = blocks.partition_point(|b| b.ram_addr <= at);
+        after
+            .checked_sub(1)
+            .and_then(|i| {
+                let offset = at.offset_from(blocks[i].ram_addr)?;
+                (offset.checked_add(len)? <= blocks[i].size).then_some((&self.mappings[i], offset))
+            })
+            .ok_or(OutsideRam { at, len: len as usize })
+    }
+
+    /// Copies bytes of RAM out.
+    ///
+    /// # Errors
+    /// [`OutsideRam`].
+    pub fn read(&self, at: RamAddr, to: &mut [u8]) -> Result<(), OutsideRam> {
+        let (mapping, offset) = self.locate(at, to.len() as u64)?;
+        mapping.read(offset, to);
+        Ok(())
+    }
+
+    /// Copies bytes into RAM.
+    ///
+    /// # Errors
+    /// [`OutsideRam`].
+    pub fn write(&self, at: RamAddr, from: &[u8]) -> Result<(), OutsideRam> {
+        let (mapping, offset) = self.locate(at, from.len() as u64)?;
+        mapping.write(offset, from);
+        Ok(())
+    }
+
+    /// Copies a page out.
+    ///
+    /// # Errors
+    /// [`OutsideRam`].
+    pub fn read_page(&self, page: RamPage, to: &mut [u8; 4096]) -> Result<(), OutsideRam> {
+        self.read(page_addr(page), to)
+    }
+
+    /// Copies a page in.
+    ///
+    /// # Errors
+    /// [`OutsideRam`].
+    pub fn write_page(&self, page: RamPage, from: &[u8; 4096]) -> Result<(), OutsideRam> {
+        self.write(page_addr(page), from)
+    }
+}
+
+fn page_addr(page: RamPage) -> RamAddr {
+    RamAddr::new(page.get().saturating_mul(PAGE_SIZE))
+}
