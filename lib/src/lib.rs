@@ -10,4 +10,5 @@ pub mod address_space;
 pub mod guest;
 pub mod hypervisor;
 pub mod memory;
+pub mod mirror;
 pub mod pages;

@@ -12,6 +12,10 @@ pub const CONFIG_VA: u64 = 0x1_0000_0000;
 pub const CONFIG_PAGES_MAX: u64 = 256;
 /// The page that holds the guest's migration secret.
 pub const SECRET_VA: u64 = 0x1_1000_0000;
+/// A zero page for the task state segment. Hardware lets CPL 3 reach I/O ports by IOPL alone; KVM's emulator on
+/// hosts without hardware virtualization (PVM) loses the IOPL and looks into the TSS's permission bitmap,
+/// where zero means allowed. Without this page the doorbell is a triple fault there.
+pub const TSS_VA: u64 = 0x1_1800_0000;
 /// Stack and scratch of worker 0; each worker has its own [`WORKER_STRIDE`] further up.
 pub const WORKER_VA: u64 = 0x1_2000_0000;
 /// Bytes between worker areas; what lies above [`WORKER_BYTES`] stays unmapped as a guard.
@@ -37,6 +41,7 @@ pub const LAYOUT_HASH: u64 = {
         IMAGE_VA,
         CONFIG_VA,
         SECRET_VA,
+        TSS_VA,
         WORKER_VA,
         WORKER_STRIDE,
         WORKER_BYTES,

@@ -138,6 +138,9 @@ impl<'a, E: Env> Worker<'a, E> {
         self.env.write_mailbox(Region(entry_at(CQ_AT, self.cq_tail)), &answer.encode());
         self.cq_tail = self.cq_tail.wrapping_add(1);
         self.env.store(Region(CQ_TAIL), self.cq_tail);
+        // The host sets its wish, then looks at the cursor; we move the cursor, then look at the wish. Without
+        // the fence both could look first, and the host would sleep for ever.
+        core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
         if self.env.load(Region(WANT_COMPLETION)) != 0 {
             self.env.doorbell(Doorbell::Completion);
         }

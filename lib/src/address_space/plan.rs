@@ -29,6 +29,8 @@ pub enum Purpose {
     HelperConfig,
     /// The guest's migration secret.
     HelperSecret,
+    /// The task state segment: a page of zeroes.
+    HelperTss,
     /// A worker's stack.
     HelperStack,
     /// The helper's page maps.
@@ -73,6 +75,8 @@ pub struct HelperPlacement {
     pub config_pages: u64,
     /// The secret page.
     pub secret_at: u64,
+    /// The zero page for the task state segment.
+    pub tss_at: u64,
     /// Worker areas.
     pub workers_at: u64,
     /// Page maps.
@@ -91,7 +95,8 @@ impl HelperPlacement {
         let config_bytes = mirrorvm_abi::config::FIXED_BYTES + ranges * mirrorvm_abi::config::RANGE_BYTES;
         let config_pages = (config_bytes as u64).div_ceil(PAGE_SIZE);
         let secret_at = config_at + config_pages * PAGE_SIZE;
-        let workers_at = secret_at + PAGE_SIZE;
+        let tss_at = secret_at + PAGE_SIZE;
+        let workers_at = tss_at + PAGE_SIZE;
         let maps_at = workers_at + u64::from(abi::WORKERS_MAX) * abi::WORKER_BYTES;
         // Two maps of one bit a page, in whole u64 words.
         let words = (ram_end.get() / PAGE_SIZE).div_ceil(64);
@@ -101,6 +106,7 @@ impl HelperPlacement {
             config_at,
             config_pages,
             secret_at,
+            tss_at,
             workers_at,
             maps_at,
             maps_len,
@@ -269,6 +275,7 @@ impl Draft {
         let config_len = p.config_pages * PAGE_SIZE;
         add(Purpose::HelperConfig, abi::CONFIG_VA, at(p.config_at), config_len, Access::Read, true);
         add(Purpose::HelperSecret, abi::SECRET_VA, at(p.secret_at), PAGE_SIZE, Access::Read, true);
+        add(Purpose::HelperTss, abi::TSS_VA, at(p.tss_at), PAGE_SIZE, Access::Read, true);
         for w in 0..u64::from(self.mailbox.workers) {
             let va = abi::WORKER_VA + w * abi::WORKER_STRIDE;
             let gpa = at(p.workers_at + w * abi::WORKER_BYTES);

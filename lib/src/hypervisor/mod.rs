@@ -113,6 +113,8 @@ pub struct UserEntry {
     pub rdi: u64,
     /// Page tables.
     pub cr3: u64,
+    /// Task state segment: a mapped span of 4 KiB of zeroes at most, see `mirrorvm_abi::layout::TSS_VA`.
+    pub tss: u64,
 }
 
 /// A virtual CPU. Belongs to one thread at a time.

@@ -135,6 +135,17 @@ impl Mapping {
             .expect("cursors are aligned");
     }
 
+    /// Gives `len` bytes at `offset` back to the host; they read as zero from then on.
+    ///
+    /// # Errors
+    /// [`MemoryError::System`] for anonymous memory or a refusing kernel.
+    pub fn discard(&self, offset: u64, len: u64) -> Result<(), MemoryError> {
+        let refused = |source| MemoryError::System { what: "fallocate", source };
+        let file = self.memfd.as_deref().ok_or(refused(rustix::io::Errno::BADF))?;
+        let flags = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(file, flags, offset, len).map_err(refused)
+    }
+
     fn slice(&self, offset: u64, len: usize) -> vm_memory::VolatileSlice<'_> {
         usize::try_from(offset)
             .ok()

@@ -21,6 +21,9 @@ pub const SHARED_VA: u64 = 0x1_1000_0000;
 pub const SHARED_PAGES: u64 = 16;
 /// Stack of vCPU 0; the others follow at [`STACK_BYTES`].
 pub const STACK_VA: u64 = 0x1_2000_0000;
+/// Where the task state segment is: in the boot page behind the boot information, all zero. See
+/// `mirrorvm_abi::layout::TSS_VA` for why there is one.
+pub const TSS_VA: u64 = BOOT_VA + 2048;
 /// Bytes of a vCPU's stack.
 pub const STACK_BYTES: u64 = 16 << 10;
 /// Most vCPUs.

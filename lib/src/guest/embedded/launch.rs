@@ -60,6 +60,7 @@ impl WorkloadPlan {
             rsp: top - 8,
             rdi: u64::from(index),
             cr3: self.gpa + self.tables_at,
+            tss: w::TSS_VA,
         }
     }
 

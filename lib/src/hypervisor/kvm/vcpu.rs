@@ -29,6 +29,8 @@ impl Drop for KvmVcpu {
 const CR0: u64 = 0x8005_0033; // PG AM WP NE ET MP PE
 const CR4: u64 = 0x620 | 1 << 18; // OSXMMEXCPT OSFXSR PAE, OSXSAVE
 const EFER: u64 = 0xd01; // NXE LMA LME SCE
+/// Enough for the permission bits of every port used here, when the bitmap starts at offset 0.
+const TSS_LIMIT: u32 = 0xfff;
 /// x87, SSE, AVX.
 const XCR0: u64 = 7;
 /// IOPL 3 so that CPL 3 reaches I/O ports, IF, and the bit that is always set.
@@ -53,6 +55,7 @@ impl Vcpu for KvmVcpu {
         };
         sregs.cs = kvm_segment { selector: 0x33, type_: 11, l: 1, db: 0, ..data };
         (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+        (sregs.tr.base, sregs.tr.limit) = (entry.tss, TSS_LIMIT);
         (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) = (CR0, entry.cr3, CR4, EFER);
         self.fd.set_sregs(&sregs).map_err(k("KVM_SET_SREGS"))?;
         let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };

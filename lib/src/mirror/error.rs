@@ -1,0 +1,65 @@
+//! Why a mirror could not be made, or its helper did not do as asked.
+
+use mirrorvm_abi::{mailbox::Fatal, op::Status};
+
+use crate::hypervisor::HypervisorError;
+use crate::memory::MemoryError;
+
+/// Why a mirror could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum MirrorError {
+    /// KVM.
+    #[error("the hypervisor refused")]
+    Hypervisor(#[from] HypervisorError),
+    /// Memory for the mailbox.
+    #[error("memory for the mailbox could not be had")]
+    Memory(#[from] MemoryError),
+    /// The plan is for another guest's RAM.
+    #[error("the plan does not fit the guest's RAM")]
+    PlanMismatch,
+    /// A thread could not be started.
+    #[error("a worker thread could not be started")]
+    Thread(#[source] std::io::Error),
+    /// The helper did not get ready.
+    #[error("the helper did not get ready")]
+    NotReady(#[source] LaneError),
+}
+
+/// Why a worker does not run any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WorkerEnd {
+    /// The helper stopped itself.
+    #[error("the helper stopped itself: {0:?}")]
+    Fatal(Fatal),
+    /// The vCPU left in a way that a helper never does.
+    #[error("the mirror vCPU left unexpectedly: {0}")]
+    Exit(&'static str),
+    /// The mirror was taken apart.
+    #[error("the mirror is gone")]
+    Gone,
+}
+
+/// Why a request to the helper failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LaneError {
+    /// The helper refuses.
+    #[error("the helper refuses: {status:?} (at {index})")]
+    Refused {
+        /// Its reason.
+        status: Status,
+        /// Index of the offending page or record.
+        index: u32,
+    },
+    /// The helper answered something that no helper answers.
+    #[error("the helper broke the protocol: {0}")]
+    Broken(&'static str),
+    /// No answer in time.
+    #[error("the helper did not answer in time")]
+    Timeout,
+    /// The worker is gone.
+    #[error("the worker has ended")]
+    Ended(#[source] WorkerEnd),
+    /// Every slot is in use.
+    #[error("no slot is free")]
+    NoSlot,
+}

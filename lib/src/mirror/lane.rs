@@ -1,0 +1,209 @@
+//! A lane: one worker's rings and slots from the host's side.
+
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+use std::time::{Duration, Instant};
+
+use mirrorvm_abi::{
+    mailbox::{
+        BATCH_MAX, CQ_AT, CQ_HEAD, CQ_TAIL, Completion, ENTRY_BYTES, PAYLOAD_AT, PAYLOAD_BYTES, RING_ENTRIES,
+        SQ_AT, SQ_TAIL, Submission, WANT_COMPLETION, entry_at, slot_at,
+    },
+    op::{Op, Status},
+};
+
+use super::LaneError;
+use super::worker::WorkerShared;
+use crate::addr::RamPage;
+
+/// A request that was answered with success.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Done {
+    /// The slot it used; free again once [`Lane::release`]d.
+    pub slot: u32,
+    /// Pages that were done.
+    pub pages: u32,
+    /// How many of them were zero.
+    pub zero: u32,
+    /// Bytes of output in the slot's payload.
+    pub len: usize,
+}
+
+/// One worker's rings and slots. One owner at a time; several requests may be under way.
+#[derive(Debug)]
+pub struct Lane {
+    shared: Arc<WorkerShared>,
+    slots: Vec<SlotState>,
+    cq_head: u32,
+    next_id: u64,
+    deadline: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SlotState {
+    Free,
+    /// Taken by the host, not submitted.
+    Held,
+    /// With the helper, under this id.
+    Busy(u64),
+}
+
+impl Lane {
+    pub(super) fn new(shared: Arc<WorkerShared>, slots: u32, deadline: Duration) -> Self {
+        Self { shared, slots: vec![SlotState::Free; slots as usize], cq_head: 0, next_id: 1, deadline }
+    }
+
+    /// Takes a free slot.
+    pub fn acquire(&mut self) -> Option<u32> {
+        let slot = self.slots.iter().position(|s| *s == SlotState::Free)?;
+        self.slots[slot] = SlotState::Held;
+        Some(slot as u32)
+    }
+
+    /// Gives a slot back.
+    pub fn release(&mut self, slot: u32) {
+        if let Some(s) = self.slots.get_mut(slot as usize) {
+            *s = SlotState::Free;
+        }
+    }
+
+    /// Requests under way.
+    pub fn in_flight(&self) -> usize {
+        self.slots.iter().filter(|s| matches!(s, SlotState::Busy(_))).count()
+    }
+
+    /// Copies into a slot's payload.
+    ///
+    /// # Panics
+    /// When the span leaves the payload.
+    pub fn write_payload(&self, slot: u32, at: usize, bytes: &[u8]) {
+        assert!(at + bytes.len() <= PAYLOAD_BYTES, "a payload has {PAYLOAD_BYTES} bytes");
+        self.shared.mailbox.write(self.payload_at(slot) + at as u64, bytes);
+    }
+
+    /// Copies out of a slot's payload.
+    ///
+    /// # Panics
+    /// When the span leaves the payload.
+    pub fn read_payload(&self, slot: u32, at: usize, bytes: &mut [u8]) {
+        assert!(at + bytes.len() <= PAYLOAD_BYTES, "a payload has {PAYLOAD_BYTES} bytes");
+        self.shared.mailbox.read(self.payload_at(slot) + at as u64, bytes);
+    }
+
+    /// Asks for an export of `pages` (at most [`BATCH_MAX`]) in a slot that was acquired.
+    pub fn submit_export(&mut self, slot: u32, pages: &[RamPage], epoch: u32) {
+        debug_assert!(pages.len() <= BATCH_MAX);
+        let mut raw = [0u8; BATCH_MAX * 8];
+        for (chunk, page) in raw.chunks_exact_mut(8).zip(pages) {
+            chunk.copy_from_slice(&page.get().to_le_bytes());
+        }
+        let at = self.shared.base + slot_at(slot) as u64;
+        self.shared.mailbox.write(at, &raw[..pages.len() * 8]);
+        self.submit(slot, Op::Export, pages.len() as u32, 0, epoch);
+    }
+
+    /// Asks for an import of `count` records of together `len` bytes that lie in the slot's payload.
+    pub fn submit_import(&mut self, slot: u32, count: u32, len: u32, epoch: u32) {
+        self.submit(slot, Op::Import, count, len, epoch);
+    }
+
+    /// A control operation with `input`: submitted and awaited. Gives up to `output.len()` bytes of answer.
+    ///
+    /// # Errors
+    /// [`LaneError`].
+    pub fn control(&mut self, op: Op, input: &[u8], output: &mut [u8]) -> Result<(), LaneError> {
+        let slot = self.acquire().ok_or(LaneError::NoSlot)?;
+        self.write_payload(slot, 0, input);
+        self.submit(slot, op, 0, input.len() as u32, 0);
+        let done = self.wait();
+        if let Ok(done) = &done {
+            if done.len != output.len() {
+                self.release(slot);
+                return Err(LaneError::Broken("an answer of another length"));
+            }
+            self.read_payload(slot, 0, output);
+        }
+        self.release(slot);
+        done.map(|_| ())
+    }
+
+    /// The next answer; sleeps until there is one.
+    ///
+    /// # Errors
+    /// [`LaneError`]; a refusal frees its slot.
+    pub fn wait(&mut self) -> Result<Done, LaneError> {
+        if let Some(completion) = self.next_completion() {
+            return self.accept(completion);
+        }
+        self.shared.set_cursor(WANT_COMPLETION, 1);
+        // Pairs with the helper's fence between its cursor and its look at our wish.
+        fence(Ordering::SeqCst);
+        let shared = Arc::clone(&self.shared);
+        let head = self.cq_head;
+        let waited = shared.wait(Instant::now() + self.deadline, || {
+            (shared.cursor(CQ_TAIL) != head).then_some(())
+        });
+        self.shared.set_cursor(WANT_COMPLETION, 0);
+        match waited {
+            Ok(()) => {
+                let completion = self.next_completion().ok_or(LaneError::Broken("its cursor went back"))?;
+                self.accept(completion)
+            }
+            Err(Some(end)) => Err(LaneError::Ended(end)),
+            Err(None) => Err(LaneError::Timeout),
+        }
+    }
+
+    fn submit(&mut self, slot: u32, op: Op, count: u32, len: u32, epoch: u32) {
+        let id = self.next_id;
+        self.next_id += 1;
+        self.slots[slot as usize] = SlotState::Busy(id);
+        let entry = Submission { id, op: op as u32, slot, count, len, epoch };
+        let tail = self.shared.sq_tail.load(Ordering::SeqCst);
+        self.shared.mailbox.write(self.shared.base + entry_at(SQ_AT, tail) as u64, &entry.encode());
+        let tail = tail.wrapping_add(1);
+        self.shared.sq_tail.store(tail, Ordering::SeqCst);
+        self.shared.set_cursor(SQ_TAIL, tail);
+        self.shared.wake();
+    }
+
+    /// Takes a completion out of the ring: copied first, looked at then.
+    fn next_completion(&mut self) -> Option<Result<Completion, LaneError>> {
+        let waiting = self.shared.cursor(CQ_TAIL).wrapping_sub(self.cq_head);
+        if waiting == 0 {
+            return None;
+        }
+        if waiting > RING_ENTRIES {
+            return Some(Err(LaneError::Broken("its completion cursor is impossible")));
+        }
+        let mut entry = [0; ENTRY_BYTES];
+        self.shared.mailbox.read(self.shared.base + entry_at(CQ_AT, self.cq_head) as u64, &mut entry);
+        self.cq_head = self.cq_head.wrapping_add(1);
+        self.shared.set_cursor(CQ_HEAD, self.cq_head);
+        Some(Ok(Completion::decode(&entry)))
+    }
+
+    /// Checks a completion against what was asked: one-shot ids, bounded lengths, known status.
+    fn accept(&mut self, completion: Result<Completion, LaneError>) -> Result<Done, LaneError> {
+        let c = completion?;
+        let slot = self
+            .slots
+            .iter()
+            .position(|s| *s == SlotState::Busy(c.id))
+            .ok_or(LaneError::Broken("it answers what was not asked"))?;
+        let status = Status::from_u32(c.status).ok_or(LaneError::Broken("an unknown status"))?;
+        if status != Status::Ok {
+            self.slots[slot] = SlotState::Free;
+            return Err(LaneError::Refused { status, index: c.count });
+        }
+        if c.len as usize > PAYLOAD_BYTES || c.count as usize > BATCH_MAX || c.zero > c.count {
+            return Err(LaneError::Broken("an answer out of bounds"));
+        }
+        self.slots[slot] = SlotState::Held;
+        Ok(Done { slot: slot as u32, pages: c.count, zero: c.zero, len: c.len as usize })
+    }
+
+    fn payload_at(&self, slot: u32) -> u64 {
+        self.shared.base + (slot_at(slot) + PAYLOAD_AT) as u64
+    }
+}

@@ -1,0 +1,17 @@
+//! Mirrors: a plan executed, a helper running on mirror vCPUs, and its rings from the host's side.
+//!
+//! Owns: the mirror VM, its threads, mailbox access. Must not know: peers, rounds, storage. The helper is code of
+//! the guest and not trusted: what comes from the mailbox is copied, then checked.
+
+mod error;
+mod image;
+mod lane;
+mod launch;
+mod session;
+mod worker;
+
+pub use error::{LaneError, MirrorError, WorkerEnd};
+pub use image::HelperImage;
+pub use lane::{Done, Lane};
+pub use launch::{Mirror, MirrorStats};
+pub use session::{Nonce, SealedToken};

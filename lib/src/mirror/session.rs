@@ -1,0 +1,129 @@
+//! A mirror's session: the control operations, typed. The helper decides what is legal; this only asks.
+
+use mirrorvm_abi::{
+    op::{Begin, Op, Start},
+    record::TOKEN_BYTES,
+};
+
+use super::{LaneError, Mirror};
+
+/// A helper's nonce for one session.
+pub type Nonce = [u8; 32];
+/// A token as it travels.
+pub type SealedToken = [u8; TOKEN_BYTES];
+
+impl Mirror {
+    /// Draws a nonce for a new session.
+    ///
+    /// # Errors
+    /// [`LaneError`], as for all of these.
+    pub fn hello(&mut self) -> Result<Nonce, LaneError> {
+        let mut nonce = [0; 32];
+        self.control(Op::Hello, &[], &mut nonce).map(|()| nonce)
+    }
+
+    /// Opens a session.
+    ///
+    /// # Errors
+    /// [`LaneError`].
+    pub fn begin(&mut self, begin: &Begin) -> Result<(), LaneError> {
+        self.control(Op::Begin, &begin.encode(), &mut [])
+    }
+
+    /// Source: ends an epoch.
+    ///
+    /// # Errors
+    /// [`LaneError`].
+    pub fn end_epoch(&mut self) -> Result<SealedToken, LaneError> {
+        self.mint(Op::EndEpoch, &[])
+    }
+
+    /// Destination: checks an epoch's token.
+    ///
+    /// # Errors
+    /// [`LaneError`].
+    pub fn check_epoch(&mut self, token: &SealedToken) -> Result<(), LaneError> {
+        self.control(Op::EpochToken, token, &mut [])
+    }
+
+    /// Source: the guest is paused.
+    ///
+    /// # Errors
+    /// [`LaneError`].
+    pub fn paused(&mut self) -> Result<(), LaneError> {
+        self.control(Op::Pause, &[], &mut [])
+    }
+
+    /// Source: mints START. From here the guest may not run again without ABORT.
+    ///
+    /// # Errors
+    /// [`LaneError`].
+    pub fn start(&mut self, start: &Start) -> Result<SealedToken, LaneError> {
+        self.mint(Op::Start, &start.encode())
+    }
+
+    /// Destination: the digest of the state that arrived.
+    ///
+    /// # Errors
+    /// [`LaneError`].
+    pub fn state_arrived(&mut self, digest: &[u8; 32]) -> Result<(), LaneError> {
+        self.control(Op::State, digest, &mut [])
+    }
+
+    /// Destination: checks START.
+    ///
+    /// # Errors
+    /// [`LaneError`].
+    pub fn check_start(&mut self, token: &SealedToken) -> Result<(), LaneError> {
+        self.control(Op::StartToken, token, &mut [])
+    }
+
+    /// Destination: takes the guest over.
+    ///
+    /// # Errors
+    /// [`LaneError`].
+    pub fn commit(&mut self) -> Result<SealedToken, LaneError> {
+        self.mint(Op::Commit, &[])
+    }
+
+    /// Destination: gives up for good.
+    ///
+    /// # Errors
+    /// [`LaneError`].
+    pub fn abort(&mut self) -> Result<SealedToken, LaneError> {
+        self.mint(Op::Abort, &[])
+    }
+
+    /// Source: checks COMMIT.
+    ///
+    /// # Errors
+    /// [`LaneError`].
+    pub fn check_commit(&mut self, token: &SealedToken) -> Result<(), LaneError> {
+        self.control(Op::CommitToken, token, &mut [])
+    }
+
+    /// Source: checks ABORT; the guest may run here again.
+    ///
+    /// # Errors
+    /// [`LaneError`].
+    pub fn check_abort(&mut self, token: &SealedToken) -> Result<(), LaneError> {
+        self.control(Op::AbortToken, token, &mut [])
+    }
+
+    /// Source, before START: drops the session.
+    ///
+    /// # Errors
+    /// [`LaneError`].
+    pub fn cancel(&mut self) -> Result<(), LaneError> {
+        self.control(Op::Cancel, &[], &mut [])
+    }
+
+    fn mint(&mut self, op: Op, input: &[u8]) -> Result<SealedToken, LaneError> {
+        let mut token = [0; TOKEN_BYTES];
+        self.control(op, input, &mut token).map(|()| token)
+    }
+
+    fn control(&mut self, op: Op, input: &[u8], output: &mut [u8]) -> Result<(), LaneError> {
+        self.control_lane().control(op, input, output)
+    }
+}

@@ -1,0 +1,188 @@
+//! A worker's thread: runs its mirror vCPU, sleeps when the helper is idle.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use mirrorvm_abi::mailbox::{DOORBELL_PORT, Doorbell, Fatal, SQ_HEAD};
+
+use super::WorkerEnd;
+use crate::hypervisor::{Exit, Kicker, NoPorts, Vcpu};
+use crate::memory::Mapping;
+
+/// What a worker's thread and its lane share.
+#[derive(Debug)]
+pub(super) struct WorkerShared {
+    pub mailbox: Arc<Mapping>,
+    /// Where this worker's part of the mailbox starts.
+    pub base: u64,
+    /// The host's submission cursor, the truth behind what the mailbox says.
+    pub sq_tail: AtomicU32,
+    pub exits: AtomicU64,
+    pub tid: AtomicU32,
+    quit: AtomicBool,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    ended: Option<WorkerEnd>,
+    ready: bool,
+    /// Goes up whenever the helper left to the host: a waiter looks at the ring again.
+    bells: u64,
+}
+
+impl WorkerShared {
+    pub fn new(mailbox: Arc<Mapping>, base: u64) -> Arc<Self> {
+        Arc::new(Self {
+            mailbox,
+            base,
+            sq_tail: AtomicU32::new(0),
+            exits: AtomicU64::new(0),
+            tid: AtomicU32::new(0),
+            quit: AtomicBool::new(false),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        })
+    }
+
+    pub fn cursor(&self, at: usize) -> u32 {
+        self.mailbox.load_u32(self.base + at as u64)
+    }
+
+    pub fn set_cursor(&self, at: usize, value: u32) {
+        self.mailbox.store_u32(self.base + at as u64, value);
+    }
+
+    /// Wakes the thread after a submission.
+    pub fn wake(&self) {
+        // Under the lock: the thread is either before its look at the cursor or already asleep.
+        let _state = self.lock();
+        self.changed.notify_all();
+    }
+
+    pub fn ended(&self) -> Option<WorkerEnd> {
+        self.lock().ended
+    }
+
+    /// Waits until `done` gives something; it is asked again after every doorbell.
+    pub fn wait<T>(&self, deadline: Instant, mut done: impl FnMut() -> Option<T>) -> Result<T, Option<WorkerEnd>> {
+        let mut state = self.lock();
+        loop {
+            if let Some(found) = done() {
+                return Ok(found);
+            }
+            if let Some(end) = state.ended {
+                return Err(Some(end));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(None);
+            }
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Waits until the helper has been idle once.
+    pub fn wait_ready(&self, deadline: Instant) -> Result<(), Option<WorkerEnd>> {
+        let mut state = self.lock();
+        while !state.ready {
+            if let Some(end) = state.ended {
+                return Err(Some(end));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(None);
+            }
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Ok(())
+    }
+
+    pub fn quit(&self, kicker: &Kicker) {
+        self.quit.store(true, Ordering::SeqCst);
+        self.wake();
+        kicker.kick();
+    }
+
+    fn bell(&self, ready: bool) {
+        let mut state = self.lock();
+        state.bells += 1;
+        state.ready |= ready;
+        self.changed.notify_all();
+    }
+
+    fn end(&self, how: WorkerEnd) {
+        let mut state = self.lock();
+        state.ended.get_or_insert(how);
+        self.changed.notify_all();
+    }
+
+    /// Sleeps until there is something in the ring; false when it is time to go.
+    fn sleep_until_work(&self) -> bool {
+        let mut state = self.lock();
+        loop {
+            if self.quit.load(Ordering::SeqCst) {
+                return false;
+            }
+            // What the helper says it took is its own affair: a wrong value costs it a turn, not us.
+            if self.sq_tail.load(Ordering::SeqCst) != self.cursor(SQ_HEAD) {
+                return true;
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The body of a worker's thread.
+pub(super) fn run(shared: &WorkerShared, mut vcpu: Box<dyn Vcpu>) {
+    let tid = rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs();
+    shared.tid.store(tid, Ordering::Relaxed);
+    let how = turns(shared, vcpu.as_mut());
+    // The vCPU goes before anybody learns of the end, so that the VM can go after it.
+    drop(vcpu);
+    shared.end(how);
+}
+
+fn turns(shared: &WorkerShared, vcpu: &mut dyn Vcpu) -> WorkerEnd {
+    loop {
+        if shared.quit.load(Ordering::SeqCst) {
+            return WorkerEnd::Gone;
+        }
+        let exit = vcpu.run(&mut NoPorts);
+        shared.exits.fetch_add(1, Ordering::Relaxed);
+        let value = match exit {
+            Ok(Exit::PortWrite { port: DOORBELL_PORT, value }) => value,
+            Ok(Exit::Interrupted) => continue,
+            Ok(Exit::PortWrite { .. } | Exit::PortRead { .. }) => return WorkerEnd::Exit("a strange port"),
+            Ok(Exit::Mmio { gpa, write }) => {
+                tracing::warn!(gpa, write, "the helper touched an address without memory");
+                return WorkerEnd::Exit("an address without memory");
+            }
+            Ok(Exit::Halt) => return WorkerEnd::Exit("halt"),
+            Ok(Exit::Shutdown) => return WorkerEnd::Exit("triple fault"),
+            Ok(Exit::Unexpected { what }) => return WorkerEnd::Exit(what),
+            Err(error) => {
+                tracing::error!(%error, "a mirror vCPU cannot be run");
+                return WorkerEnd::Exit("KVM_RUN failed");
+            }
+        };
+        if value == Doorbell::Idle as u32 {
+            shared.bell(true);
+            if !shared.sleep_until_work() {
+                return WorkerEnd::Gone;
+            }
+        } else if value == Doorbell::Completion as u32 {
+            shared.bell(false);
+        } else if value & 0xff == Doorbell::Fatal as u32 {
+            return Fatal::from_u32(value >> 8).map_or(WorkerEnd::Exit("an unknown last word"), WorkerEnd::Fatal);
+        } else {
+            return WorkerEnd::Exit("an unknown doorbell");
+        }
+    }
+}

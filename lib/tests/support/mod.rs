@@ -1,0 +1,118 @@
+//! What tests on real KVM share.
+#![allow(dead_code, reason = "each test program uses a part")]
+
+use std::sync::Arc;
+
+use mirrorvm::addr::{Gpa, RamPage};
+use mirrorvm::address_space::{
+    BlockSpec, GuestLayout, HelperPlacement, MailboxSize, Shift, Strategy, plan,
+};
+use mirrorvm::hypervisor::kvm::KvmHost;
+use mirrorvm::memory::GuestRam;
+use mirrorvm::mirror::{HelperImage, LaneError, Mirror};
+use mirrorvm_abi::op::Begin;
+
+/// KVM, or a loud skip that is counted: the test runner fails when a host with /dev/kvm skipped.
+pub fn kvm() -> Option<KvmHost> {
+    match KvmHost::open() {
+        Ok(kvm) => Some(kvm),
+        Err(error) => {
+            assert!(!std::path::Path::new("/dev/kvm").exists(), "/dev/kvm is there but: {error}");
+            println!("SKIPPED (no /dev/kvm): this test ran nothing");
+            None
+        }
+    }
+}
+
+/// RAM for one block of `bytes` at GPA 0, with a helper's block.
+pub fn ram(bytes: u64) -> GuestRam {
+    let block = BlockSpec { name: "ram0".into(), size_bytes: bytes, gpa: Some(Gpa::new(0)) };
+    let bare = GuestLayout::assign(&[block]).unwrap();
+    let size = HelperPlacement::block_size(HelperImage::built_in().header(), &bare).unwrap();
+    GuestRam::allocate(Arc::new(bare.with_helper(size, true).unwrap())).unwrap()
+}
+
+/// A mirror over `ram`.
+pub fn mirror(kvm: &KvmHost, ram: &GuestRam, workers: u32) -> Mirror {
+    let image = HelperImage::built_in();
+    let strategy = Strategy::Shifted { shift: Shift::FourGib };
+    let size = MailboxSize { workers, slots: 4 };
+    let plan = plan(ram.layout(), image.header(), &kvm.limits(), strategy, size).unwrap();
+    Mirror::launch(kvm, "test", Arc::new(plan), ram, &image, &[42; 32]).unwrap()
+}
+
+/// Fills RAM with data that a seed decides.
+pub fn random_fill(ram: &GuestRam, seed: u64) {
+    let mut page = [0u64; 512];
+    for block in ram.layout().ram() {
+        let first = block.ram_addr.page().get();
+        for p in first..first + block.size / 4096 {
+            mirrorvm_workload::Pattern::new(p, seed).fill(&mut page);
+            let bytes: Vec<u8> = page.iter().flat_map(|w| w.to_le_bytes()).collect();
+            ram.write_page(RamPage::new(p), bytes.as_slice().try_into().unwrap()).unwrap();
+        }
+    }
+}
+
+/// Two mirrors over memories of the same layout, with a host between them that carries records.
+pub struct Pair {
+    pub source: Mirror,
+    pub destination: Mirror,
+    pub source_ram: GuestRam,
+    pub destination_ram: GuestRam,
+}
+
+impl Pair {
+    pub fn new(kvm: &KvmHost, bytes: u64, workers: u32) -> Self {
+        let (source_ram, destination_ram) = (ram(bytes), ram(bytes));
+        Self {
+            source: mirror(kvm, &source_ram, workers),
+            destination: mirror(kvm, &destination_ram, workers),
+            source_ram,
+            destination_ram,
+        }
+    }
+
+    pub fn begin(&mut self) {
+        let (s, d) = (self.source.hello().unwrap(), self.destination.hello().unwrap());
+        let streams = self.source.lanes().len() as u16;
+        let base = Begin {
+            source: true,
+            elide_zero: true,
+            fresh: false,
+            streams,
+            session: [9; 16],
+            peer_nonce: d,
+            transcript: [3; 32],
+        };
+        self.source.begin(&base).unwrap();
+        self.destination.begin(&Begin { source: false, peer_nonce: s, fresh: true, ..base }).unwrap();
+    }
+
+    /// Seals pages on stream 0 and opens them.
+    pub fn carry(&mut self, pages: &[RamPage], epoch: u32) -> Result<(), LaneError> {
+        let sealed = self.export(pages, epoch)?;
+        self.import(&sealed, pages.len() as u32, epoch)
+    }
+
+    pub fn export(&mut self, pages: &[RamPage], epoch: u32) -> Result<Vec<u8>, LaneError> {
+        let lane = &mut self.source.lanes()[0];
+        let slot = lane.acquire().unwrap();
+        lane.submit_export(slot, pages, epoch);
+        let done = lane.wait()?;
+        let mut sealed = vec![0; done.len];
+        lane.read_payload(done.slot, 0, &mut sealed);
+        lane.release(done.slot);
+        Ok(sealed)
+    }
+
+    pub fn import(&mut self, sealed: &[u8], count: u32, epoch: u32) -> Result<(), LaneError> {
+        let lane = &mut self.destination.lanes()[0];
+        let slot = lane.acquire().unwrap();
+        lane.write_payload(slot, 0, sealed);
+        lane.submit_import(slot, count, sealed.len() as u32, epoch);
+        let done = lane.wait()?;
+        lane.release(done.slot);
+        Ok(())
+    }
+}
