@@ -7,4 +7,7 @@
 
 pub mod addr;
 pub mod address_space;
-pub mod host;
+mod private_files;
+pub mod transport;
+
+pub use private_files::PrivateFileError;
