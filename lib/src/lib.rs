@@ -8,6 +8,7 @@
 pub mod addr;
 pub mod address_space;
 mod private_files;
+pub mod store;
 pub mod transport;
 
 pub use private_files::PrivateFileError;
