@@ -41,7 +41,7 @@ pub enum LinkError {
     /// Time ran out.
     #[error("deadline passed waiting for {0}")]
     Deadline(Waiting),
-    /// [`LinkCanceller::cancel`] was called.
+    /// [`cancel`](super::LinkCanceller::cancel) was called.
     #[error("cancelled")]
     Cancelled,
     /// The connection ended where it must not: inside a frame, or without the peer's saying goodbye.
