@@ -12,3 +12,8 @@ pub mod hypervisor;
 pub mod memory;
 pub mod mirror;
 pub mod pages;
+mod private_files;
+pub mod store;
+pub mod transport;
+
+pub use private_files::PrivateFileError;

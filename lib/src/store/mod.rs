@@ -1,0 +1,267 @@
+//! The host's one database file: a small typed document store.
+//!
+//! Owns: the file, its schema and version, durability (what a call returned `Ok` for survives `kill -9` and power loss), the
+//! lock that keeps a second daemon out. Must not know: what documents mean; callers bring serde types.
+//!
+//! SQLite in WAL mode with `synchronous=FULL`: a commit is on disk before it is acknowledged, and a torn tail of the log
+//! is a commit that never was. A file that is not ours, not whole or newer than us is refused, never repaired and never
+//! replaced: an empty store in place of a lost one would tell guests that they do not exist.
+//!
+//! Blocking; `Send + Sync`. Calls run one at a time.
+
+mod documents;
+mod open;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rusqlite::{Connection, TransactionBehavior};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use uuid::Uuid;
+
+use crate::private_files::FileLock;
+pub use crate::private_files::PrivateFileError;
+pub use documents::Transaction;
+
+/// Longest document taken, in bytes of JSON.
+pub const MAX_DOCUMENT: usize = 8 << 20;
+
+/// What a document is about. Names are unique within a kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// A guest's definition and state.
+    Guest,
+    /// A migration's journal.
+    Migration,
+    /// A pinned peer host.
+    Peer,
+    /// What decides where a guest may run while it moves.
+    HandOver,
+}
+
+impl Kind {
+    /// The name in the file; never changes.
+    const fn stored(self) -> &'static str {
+        match self {
+            Self::Guest => "guest",
+            Self::Migration => "migration",
+            Self::Peer => "peer",
+            Self::HandOver => "hand-over",
+        }
+    }
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.stored())
+    }
+}
+
+/// Which document an error is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DocumentRef {
+    /// One of a kind's documents.
+    Document(Kind, Uuid),
+    /// A singleton.
+    Meta(String),
+}
+
+impl std::fmt::Display for DocumentRef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Document(kind, id) => write!(f, "{kind} {id}"),
+            Self::Meta(key) => write!(f, "meta document {key}"),
+        }
+    }
+}
+
+/// Why the store did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another process, or another `Store` in this one, has the file.
+    #[error("the state is in use by another daemon")]
+    InUse,
+    /// The directory or a file in it did not pass the checks, or could not be read or written.
+    #[error("the state directory cannot be used")]
+    Files(#[source] PrivateFileError),
+    /// The file is empty: it was ours once and has lost its content, or was put there by someone else.
+    #[error("{path} is empty")]
+    Empty {
+        /// The database file.
+        path: PathBuf,
+    },
+    /// Not a database, or a database of another program.
+    #[error("{path} is not a mirrorvm database")]
+    Foreign {
+        /// The database file.
+        path: PathBuf,
+    },
+    /// Written by a later version of this program.
+    #[error("{path} has schema version {found}, this program knows up to {known}")]
+    TooNew {
+        /// The database file.
+        path: PathBuf,
+        /// Version of the file.
+        found: i64,
+        /// Latest version that we know.
+        known: i64,
+    },
+    /// The database is damaged.
+    #[error("{path} is damaged")]
+    Corrupt {
+        /// The database file.
+        path: PathBuf,
+        /// What SQLite says, if it stopped over the damage.
+        #[source]
+        source: Option<rusqlite::Error>,
+    },
+    /// A document does not fit its type: damaged, or of a version that the caller does not know.
+    #[error("{document} cannot be read")]
+    Unreadable {
+        /// Which.
+        document: DocumentRef,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A document cannot be written as JSON.
+    #[error("{document} cannot be written")]
+    Unwritable {
+        /// Which.
+        document: DocumentRef,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A document is longer than [`MAX_DOCUMENT`].
+    #[error("{document} has {bytes} bytes, at most {MAX_DOCUMENT} are stored")]
+    TooLong {
+        /// Which.
+        document: DocumentRef,
+        /// Its length.
+        bytes: usize,
+    },
+    /// `insert` of an id that exists.
+    #[error("{kind} {id} exists already")]
+    Exists {
+        /// Its kind.
+        kind: Kind,
+        /// Its id.
+        id: Uuid,
+    },
+    /// Another document of this kind has the name.
+    #[error("the name of {kind} {id} is taken")]
+    NameTaken {
+        /// The kind of both.
+        kind: Kind,
+        /// The one that was to be written.
+        id: Uuid,
+    },
+    /// SQLite failed otherwise: disk full, input or output error.
+    #[error("the database failed")]
+    Sqlite(#[source] rusqlite::Error),
+}
+
+/// The open store. Dropping it releases the file.
+pub struct Store {
+    // Dropped in this order: the connection is closed before the lock goes.
+    connection: Mutex<Connection>,
+    _lock: FileLock,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// Opens the database file at `path`, creating it (mode 0600) and its directory (mode 0700) if there is none.
+    /// Checks the whole file, so it takes time in proportion to its size.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let (connection, lock) = open::open(path)?;
+        Ok(Self { connection: Mutex::new(connection), _lock: lock })
+    }
+
+    /// Runs `work` with everything it writes taking effect together on its `Ok`, and not at all on its `Err` or panic.
+    /// Calling the store itself from `work`, instead of the transaction, never returns.
+    pub fn transaction<R, E: From<StoreError>>(
+        &self,
+        work: impl FnOnce(&Transaction<'_>) -> Result<R, E>,
+    ) -> Result<R, E> {
+        let mut connection = self.lock();
+        // Dropped without commit, it rolls back.
+        let transaction = connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(StoreError::Sqlite)?;
+        let result = work(&Transaction::new(&transaction))?;
+        transaction.commit().map_err(StoreError::Sqlite)?;
+        Ok(result)
+    }
+
+    /// Writes a document, replacing the one with this id if there is one (and its name by `name`).
+    pub fn put<T: Serialize>(
+        &self,
+        kind: Kind,
+        id: Uuid,
+        name: Option<&str>,
+        document: &T,
+    ) -> Result<(), StoreError> {
+        Transaction::new(&self.lock()).put(kind, id, name, document)
+    }
+
+    /// Writes a new document; fails if the id exists or the name is taken.
+    pub fn insert<T: Serialize>(
+        &self,
+        kind: Kind,
+        id: Uuid,
+        name: Option<&str>,
+        document: &T,
+    ) -> Result<(), StoreError> {
+        Transaction::new(&self.lock()).insert(kind, id, name, document)
+    }
+
+    /// Reads a document; `None` if there is none.
+    pub fn get<T: DeserializeOwned>(&self, kind: Kind, id: Uuid) -> Result<Option<T>, StoreError> {
+        Transaction::new(&self.lock()).get(kind, id)
+    }
+
+    /// Reads the document that has `name`; `None` if there is none.
+    pub fn get_by_name<T: DeserializeOwned>(
+        &self,
+        kind: Kind,
+        name: &str,
+    ) -> Result<Option<(Uuid, T)>, StoreError> {
+        Transaction::new(&self.lock()).get_by_name(kind, name)
+    }
+
+    /// Reads all documents of a kind in the order of their ids (of UUIDv7: of creation). One unreadable document
+    /// fails the call: a list with a gap would be a lie.
+    pub fn list<T: DeserializeOwned>(&self, kind: Kind) -> Result<Vec<(Uuid, T)>, StoreError> {
+        Transaction::new(&self.lock()).list(kind)
+    }
+
+    /// Removes a document; says whether there was one.
+    pub fn delete(&self, kind: Kind, id: Uuid) -> Result<bool, StoreError> {
+        Transaction::new(&self.lock()).delete(kind, id)
+    }
+
+    /// Writes the singleton `key`.
+    pub fn meta_put<T: Serialize>(&self, key: &str, document: &T) -> Result<(), StoreError> {
+        Transaction::new(&self.lock()).meta_put(key, document)
+    }
+
+    /// Reads the singleton `key`; `None` if there is none.
+    pub fn meta_get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, StoreError> {
+        Transaction::new(&self.lock()).meta_get(key)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Connection> {
+        // A panic in a transaction has rolled it back; the connection is as good as before.
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,91 @@
+//! Everything that can go wrong with a link, in one enum.
+//!
+//! Owns: the enum, and what the layers below mean in its terms. Must not know: when it happens.
+
+use std::net::SocketAddr;
+
+use rustls::AlertDescription;
+
+use super::frame::HeaderError;
+use super::session::SessionError;
+use super::socket::{SocketError, Waiting};
+use super::tls::CertRefusal;
+
+/// Why a link was not made, or is no more.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// TCP did not connect.
+    #[error("cannot connect to {addr}")]
+    Connect {
+        /// Where to.
+        addr: SocketAddr,
+        /// The system's reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// We refused the peer's certificate. No application byte was exchanged.
+    #[error("peer refused by its certificate")]
+    PeerRefused(#[source] CertRefusal),
+    /// The peer refused us: its alert, or its hanging up before admitting us.
+    #[error("refused by the peer (alert {alert:?})")]
+    RefusedByPeer {
+        /// What it said, if it said anything.
+        alert: Option<AlertDescription>,
+    },
+    /// The peer did not agree to the application protocol `mirrorvm/1`.
+    #[error("peer did not agree to the application protocol")]
+    WrongProtocol,
+    /// TLS failed: not TLS 1.3, a forged or damaged record, an alert.
+    #[error("TLS failure")]
+    Tls(#[source] rustls::Error),
+    /// Time ran out.
+    #[error("deadline passed waiting for {0}")]
+    Deadline(Waiting),
+    /// [`cancel`](super::LinkCanceller::cancel) was called.
+    #[error("cancelled")]
+    Cancelled,
+    /// The connection ended where it must not: inside a frame, or without the peer's saying goodbye.
+    #[error("connection ended early, {missing} bytes missing of what was announced")]
+    Truncated {
+        /// Bytes of header or payload that did not come; 0 at a frame boundary.
+        missing: u32,
+    },
+    /// The peer sent a header that we do not take.
+    #[error("frame refused")]
+    BadFrame(#[source] HeaderError),
+    /// The socket failed.
+    #[error("socket failure")]
+    Io(#[source] std::io::Error),
+    /// The caller's mistake: out of turn, a reserved kind, too long. Nothing was sent or received.
+    #[error("misuse of the link: {0}")]
+    Misuse(&'static str),
+    /// An earlier call failed, or the link was closed.
+    #[error("link is closed or broken")]
+    Broken,
+}
+
+/// A failed session as the link's caller sees it.
+pub(super) fn link_error(error: SessionError, waiting: Waiting) -> LinkError {
+    match error {
+        SessionError::Truncated => LinkError::Truncated { missing: 0 },
+        SessionError::Socket(SocketError::Deadline) => LinkError::Deadline(waiting),
+        SessionError::Socket(SocketError::Cancelled) => LinkError::Cancelled,
+        SessionError::Socket(SocketError::Io(source)) => LinkError::Io(source),
+        SessionError::Tls(source) => match CertRefusal::within(&source) {
+            Some(refusal) => LinkError::PeerRefused(refusal.clone()),
+            None => LinkError::Tls(source),
+        },
+    }
+}
+
+/// What an error means to a client that has not been admitted yet.
+pub(super) fn not_admitted(error: LinkError) -> LinkError {
+    match error {
+        LinkError::Tls(rustls::Error::AlertReceived(alert)) => {
+            LinkError::RefusedByPeer { alert: Some(alert) }
+        }
+        LinkError::Truncated { .. } | LinkError::Io(_) => LinkError::RefusedByPeer { alert: None },
+        LinkError::Deadline(_) => LinkError::Deadline(Waiting::Handshake),
+        other => other,
+    }
+}

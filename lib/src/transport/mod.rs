@@ -1,0 +1,35 @@
+//! Authenticated, framed, blocking links between hosts.
+//!
+//! Owns: a host's identity ([`Identity`], pinned by peers as [`PeerIdentity`]), mutual TLS 1.3 with pins in place of
+//! certificate authorities, frames over it ([`Link`]) and accepting them ([`PeerListener`]). Must not know: what a
+//! frame means. Only `migration` uses it.
+//!
+//! Not trusted: the network, whoever connects, and the bytes of an authenticated peer. So: a peer that is not pinned is
+//! refused inside the handshake; every length is bounded before anything is allocated; every wait has a deadline;
+//! what a stranger can make us spend (threads, memory, log lines) has a cap.
+//!
+//! On the wire, after the handshake (ALPN `mirrorvm/1`): frames `[u32 le payload length][u8 kind][3 zero bytes][payload]`
+//! in both directions. Kind 0 is the link's own: the server's first frame, empty, tells the client that it has been
+//! admitted (in TLS 1.3 the client cannot see otherwise whether its certificate was accepted). The end of a stream is a
+//! TLS `close_notify` at a frame boundary; any other end is an error.
+
+mod frame;
+mod identity;
+mod link;
+mod link_error;
+mod listener;
+mod records;
+mod session;
+mod socket;
+mod tls;
+
+#[cfg(test)]
+mod tests;
+
+pub use frame::{FrameHeader, HEADER_LEN, HeaderError};
+pub use identity::{Identity, IdentityError, ParsePeerIdentityError, PeerIdentity};
+pub use link::{Deadlines, Frame, Link, LinkCounters};
+pub use link_error::LinkError;
+pub use listener::{ListenerError, ListenerLimits, PeerListener};
+pub use socket::{LinkCanceller, Waiting};
+pub use tls::{CertRefusal, PeerFilter};

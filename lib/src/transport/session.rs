@@ -1,0 +1,329 @@
+//! One TLS session over one socket: bytes in, bytes out.
+//!
+//! Owns: driving rustls, the ciphertext buffers, what is left of a decrypted record. Must not know: frames, identities'
+//! policy.
+//!
+//! rustls' unbuffered interface, because its buffered one reads 4 KiB per system call: here a system call moves up to
+//! [`READ_CHUNK`] or [`WRITE_CHUNK`] bytes, and a record's plaintext goes to the caller's memory in one copy.
+//!
+//! Every call to rustls passes all the ciphertext there is: it keeps offsets into that between calls.
+
+use std::time::Instant;
+
+use rustls::client::UnbufferedClientConnection;
+use rustls::server::UnbufferedServerConnection;
+use rustls::unbuffered::EncryptError;
+use rustls::{CommonState, Error};
+
+use super::records::{Outgoing, Plain, Put, Step, Traffic, advance};
+use super::socket::{LinkCanceller, Socket, SocketError};
+
+/// Ciphertext buffer before the peer is known. More than any handshake flight of ours, and all that a stranger
+/// can make us hold.
+const HANDSHAKE_BUFFER: usize = 32 << 10;
+/// Ciphertext buffer afterwards; what one read asks for.
+const READ_CHUNK: usize = 256 << 10;
+/// Plaintext encrypted before a write.
+const WRITE_CHUNK: usize = 256 << 10;
+/// Largest plaintext of a TLS record (RFC 8446 section 5.1).
+const RECORD: usize = 16 << 10;
+/// Room beyond the plaintext: 22 bytes per record (header, type, tag), a key update now and then.
+const OVERHEAD: usize = 32 * (WRITE_CHUNK / RECORD + 1) + 1024;
+
+/// Why a session cannot go on.
+#[derive(Debug)]
+pub(super) enum SessionError {
+    Socket(SocketError),
+    Tls(Error),
+    /// The peer's bytes ended without its `close_notify`.
+    Truncated,
+}
+
+impl From<SocketError> for SessionError {
+    fn from(error: SocketError) -> Self {
+        Self::Socket(error)
+    }
+}
+
+enum Tls {
+    Client(UnbufferedClientConnection),
+    Server(UnbufferedServerConnection),
+}
+
+/// Ciphertext received and not used up: `bytes[start..end]`.
+struct Incoming {
+    bytes: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+/// One TLS session; see the module.
+pub(super) struct Session {
+    socket: Socket,
+    tls: Tls,
+    incoming: Incoming,
+    outgoing: Outgoing,
+    plain: Plain,
+    /// Plaintext that does not fill a record yet; empty between calls, kept for its memory.
+    gathered: Vec<u8>,
+    peer_closed: bool,
+    wire_in: u64,
+    wire_out: u64,
+}
+
+impl Session {
+    pub(super) fn client(socket: Socket, connection: UnbufferedClientConnection) -> Self {
+        Self::new(socket, Tls::Client(connection))
+    }
+
+    pub(super) fn server(socket: Socket, connection: UnbufferedServerConnection) -> Self {
+        Self::new(socket, Tls::Server(connection))
+    }
+
+    fn new(socket: Socket, tls: Tls) -> Self {
+        Self {
+            socket,
+            tls,
+            incoming: Incoming { bytes: vec![0; HANDSHAKE_BUFFER], start: 0, end: 0 },
+            outgoing: Outgoing::default(),
+            plain: Plain::default(),
+            gathered: Vec::new(),
+            peer_closed: false,
+            wire_in: 0,
+            wire_out: 0,
+        }
+    }
+
+    pub(super) fn canceller(&self) -> LinkCanceller {
+        self.socket.canceller()
+    }
+
+    /// Ciphertext bytes (received, sent), handshake included.
+    pub(super) fn wire_bytes(&self) -> (u64, u64) {
+        (self.wire_in, self.wire_out)
+    }
+
+    /// Facts of the finished handshake.
+    pub(super) fn facts(&self) -> &CommonState {
+        match &self.tls {
+            Tls::Client(connection) => connection,
+            Tls::Server(connection) => connection,
+        }
+    }
+
+    /// Whether bytes of the peer are here that nobody has been given.
+    pub(super) fn has_input(&self) -> bool {
+        self.incoming.start != self.incoming.end || !self.plain.bytes.is_empty()
+    }
+
+    /// Runs the handshake to its end. On failure the peer has been told why, as far as TLS has words for it.
+    pub(super) fn handshake(&mut self, deadline: Instant) -> Result<(), SessionError> {
+        let deadline = Some(deadline);
+        loop {
+            match self.step(&mut []) {
+                Ok(Step::Encoded) => {}
+                Ok(Step::Transmit) => self.flush(deadline)?,
+                Ok(Step::Handshaking) => self.fill(deadline)?,
+                Ok(Step::Ready) => break,
+                Ok(Step::PeerClosed | Step::Closed) => return Err(SessionError::Truncated),
+                // Data behind the handshake is kept for the first read.
+                Ok(Step::Plain(_)) => {}
+                Err(error) => {
+                    self.say_why(deadline);
+                    return Err(error);
+                }
+            }
+        }
+        self.flush(deadline)?;
+        self.incoming.bytes.resize(READ_CHUNK, 0);
+        Ok(())
+    }
+
+    /// Decrypts at least one byte into `into` (not empty); 0 means that the peer has closed the session properly.
+    pub(super) fn read(&mut self, into: &mut [u8], deadline: Option<Instant>) -> Result<usize, SessionError> {
+        loop {
+            if let Some(count) = self.read_once(into, deadline)? {
+                return Ok(count);
+            }
+        }
+    }
+
+    /// Like [`read`](Self::read), but waits for the network at most once: `None` if that brought ciphertext and
+    /// nothing has been decrypted yet.
+    pub(super) fn read_once(
+        &mut self,
+        into: &mut [u8],
+        deadline: Option<Instant>,
+    ) -> Result<Option<usize>, SessionError> {
+        let kept = self.plain.take(into);
+        if kept > 0 {
+            return Ok(Some(kept));
+        }
+        while !self.peer_closed {
+            match self.step(into)? {
+                Step::Plain(count) => return Ok(Some(count)),
+                Step::Encoded => {}
+                Step::Transmit => self.flush(deadline)?,
+                Step::Ready | Step::Handshaking => return self.fill(deadline).map(|()| None),
+                Step::PeerClosed | Step::Closed => self.peer_closed = true,
+            }
+        }
+        Ok(Some(0))
+    }
+
+    /// Encrypts and writes all of `parts`.
+    pub(super) fn write(&mut self, parts: &[&[u8]], deadline: Option<Instant>) -> Result<(), SessionError> {
+        let mut gathered = std::mem::take(&mut self.gathered);
+        let written = self.write_records(parts, &mut gathered, deadline);
+        gathered.clear();
+        self.gathered = gathered;
+        written?;
+        self.flush(deadline)
+    }
+
+    /// Fills records whatever the parts' sizes: short bytes are gathered, long runs are encrypted where they are.
+    fn write_records(
+        &mut self,
+        parts: &[&[u8]],
+        gathered: &mut Vec<u8>,
+        deadline: Option<Instant>,
+    ) -> Result<(), SessionError> {
+        for part in parts {
+            let mut part = *part;
+            if !gathered.is_empty() {
+                let (head, tail) = part.split_at(part.len().min(RECORD - gathered.len()));
+                gathered.extend_from_slice(head);
+                part = tail;
+                if gathered.len() == RECORD {
+                    self.encrypt(gathered, deadline)?;
+                    gathered.clear();
+                }
+            }
+            let (whole, tail) = part.split_at(part.len() - part.len() % RECORD);
+            for chunk in whole.chunks(WRITE_CHUNK) {
+                self.encrypt(chunk, deadline)?;
+            }
+            gathered.extend_from_slice(tail);
+        }
+        self.encrypt(gathered, deadline)
+    }
+
+    /// Sends `close_notify` and ends our direction.
+    pub(super) fn close(&mut self, deadline: Option<Instant>) -> Result<(), SessionError> {
+        self.outgoing(OVERHEAD, deadline, |traffic, out| traffic.queue_close_notify(out))?;
+        self.flush(deadline)?;
+        self.socket.finish();
+        Ok(())
+    }
+
+    /// After a failure: sends the alert if there is one, and lets it arrive. Closing a socket with unread bytes resets
+    /// the connection, and the reset may overtake the alert; so what still comes is read and dropped, within bounds.
+    pub(super) fn say_why(&mut self, deadline: Option<Instant>) {
+        // rustls must not look at ciphertext again after an error (it may panic); it hands out what it wants written
+        // before it does.
+        while self.facts().wants_write() && matches!(self.step(&mut []), Ok(Step::Encoded | Step::Plain(_))) {
+        }
+        if self.flush(deadline).is_err() {
+            return;
+        }
+        self.socket.finish();
+        let mut scrap = [0; 4096];
+        for _ in 0..HANDSHAKE_BUFFER / scrap.len() {
+            if !matches!(self.socket.read(&mut scrap, deadline), Ok(1..)) {
+                return;
+            }
+        }
+    }
+
+    /// Encrypts `plain` (at most [`WRITE_CHUNK`]) into the outgoing buffer, writing that first if it is full.
+    fn encrypt(&mut self, plain: &[u8], deadline: Option<Instant>) -> Result<(), SessionError> {
+        if plain.is_empty() {
+            return Ok(());
+        }
+        self.outgoing(plain.len() + OVERHEAD, deadline, |traffic, out| traffic.encrypt(plain, out))
+    }
+
+    /// Lets `put` write up to `room` bytes of ciphertext.
+    fn outgoing(
+        &mut self,
+        room: usize,
+        deadline: Option<Instant>,
+        mut put: impl FnMut(&mut dyn Traffic, &mut [u8]) -> Result<usize, EncryptError>,
+    ) -> Result<(), SessionError> {
+        if self.outgoing.len + room > WRITE_CHUNK + OVERHEAD {
+            self.flush(deadline)?;
+        }
+        loop {
+            let mut put_here = |traffic: &mut dyn Traffic, outgoing: &mut Outgoing| {
+                outgoing.append(room, |out| put(traffic, out)).map_err(|_| Error::EncryptError)
+            };
+            match self.run(&mut [], Some(&mut put_here))? {
+                Step::Ready => return Ok(()),
+                Step::Plain(_) | Step::Encoded => {}
+                Step::Transmit => self.flush(deadline)?,
+                Step::PeerClosed => self.peer_closed = true,
+                Step::Handshaking | Step::Closed => {
+                    return Err(SessionError::Tls(Error::HandshakeNotComplete));
+                }
+            }
+        }
+    }
+
+    fn flush(&mut self, deadline: Option<Instant>) -> Result<(), SessionError> {
+        self.socket.write_all(&self.outgoing.bytes[..self.outgoing.len], deadline)?;
+        self.wire_out += self.outgoing.len as u64;
+        self.outgoing.len = 0;
+        Ok(())
+    }
+
+    /// Reads more ciphertext. Only called when rustls has used up every whole record.
+    fn fill(&mut self, deadline: Option<Instant>) -> Result<(), SessionError> {
+        let Incoming { bytes, start, end } = &mut self.incoming;
+        if *start > 0 {
+            bytes.copy_within(*start..*end, 0);
+            *end -= *start;
+            *start = 0;
+        }
+        if *end == bytes.len() {
+            // A record fits, so this is a handshake message longer than any of ours.
+            return Err(SessionError::Tls(rustls::InvalidMessage::HandshakePayloadTooLarge.into()));
+        }
+        let count = self.socket.read(&mut bytes[*end..], deadline)?;
+        if count == 0 {
+            return Err(SessionError::Truncated);
+        }
+        *end += count;
+        self.wire_in += count as u64;
+        Ok(())
+    }
+
+    fn step(&mut self, into: &mut [u8]) -> Result<Step, SessionError> {
+        self.run(into, None)
+    }
+
+    fn run(&mut self, into: &mut [u8], put: Option<Put<'_>>) -> Result<Step, SessionError> {
+        let Incoming { bytes, start, end } = &mut self.incoming;
+        let ciphertext = &mut bytes[*start..*end];
+        let (outgoing, plain) = (&mut self.outgoing, &mut self.plain);
+        let (discard, step) = match &mut self.tls {
+            Tls::Client(connection) => {
+                advance(connection.process_tls_records(ciphertext), into, plain, outgoing, put)
+            }
+            Tls::Server(connection) => {
+                advance(connection.process_tls_records(ciphertext), into, plain, outgoing, put)
+            }
+        };
+        *start += discard;
+        if start == end {
+            (*start, *end) = (0, 0);
+        }
+        step.map_err(SessionError::Tls)
+    }
+}
+
+#[cfg(test)]
+impl Session {
+    pub(super) fn write_unencrypted(&mut self, bytes: &[u8]) {
+        self.socket.write_all(bytes, None).unwrap();
+    }
+}

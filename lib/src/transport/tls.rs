@@ -1,0 +1,288 @@
+//! TLS 1.3 between hosts that pin each other's public keys.
+//!
+//! Owns: the rustls configurations and the verifiers. Must not know: sockets, frames.
+//!
+//! No certificate authority takes part, so the usual tricks (a leaf that signs another, a name that fits, a valid chain of
+//! somebody else) have nothing to hold on to: exactly one certificate, its public key's digest is who the peer is, and
+//! the handshake signature is verified with *those very key bytes* (not with what a second parser finds in the certificate).
+//! Resumption, tickets and early data are off: each would let a peer in without showing its key.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{Resumption, UnbufferedClientConnection};
+use rustls::crypto::{CryptoProvider, verify_tls13_signature_with_raw_key};
+use rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{NoServerSessionStorage, UnbufferedServerConnection};
+use rustls::sign::SingleCertAndKey;
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, OtherError,
+    PeerIncompatible, ServerConfig, SignatureScheme,
+};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::identity::{Identity, PeerIdentity};
+
+/// The one application protocol; a change of the wire gets a new name.
+pub(super) const ALPN: &[u8] = b"mirrorvm/1";
+/// Longest certificate looked at, in bytes; ours have about 400.
+const MAX_CERTIFICATE: usize = 8 << 10;
+
+/// Asked within the handshake whether a peer may enter.
+pub type PeerFilter = Arc<dyn Fn(&PeerIdentity) -> bool + Send + Sync>;
+
+/// Why a certificate was refused. Carries nothing the peer wrote except the digest of its key.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CertRefusal {
+    /// The peer sent more than its own certificate.
+    #[error("{0} certificates beside the peer's own, expected none")]
+    Chain(usize),
+    /// The certificate is longer than any of ours.
+    #[error("certificate of {0} bytes, at most {MAX_CERTIFICATE} are looked at")]
+    TooLong(usize),
+    /// Not a DER certificate, or bytes follow it.
+    #[error("malformed certificate")]
+    Malformed,
+    /// Its validity begins in the future.
+    #[error("certificate is not valid yet")]
+    NotYetValid,
+    /// Its validity has ended.
+    #[error("certificate has expired")]
+    Expired,
+    /// The server is not the one that the client meant.
+    #[error("peer is {presented}, expected {expected}")]
+    WrongPeer {
+        /// Whom we wanted.
+        expected: PeerIdentity,
+        /// Who answered (possession of the key not proven at that point).
+        presented: PeerIdentity,
+    },
+    /// The client is not among those that the server admits.
+    #[error("peer {0} is not admitted")]
+    NotAdmitted(PeerIdentity),
+}
+
+impl From<CertRefusal> for Error {
+    fn from(refusal: CertRefusal) -> Self {
+        Self::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(refusal))))
+    }
+}
+
+impl CertRefusal {
+    /// Finds one of our refusals in what rustls reports.
+    pub(super) fn within(error: &Error) -> Option<&Self> {
+        match error {
+            Error::InvalidCertificate(CertificateError::Other(OtherError(inner))) => inner.downcast_ref(),
+            _ => None,
+        }
+    }
+}
+
+/// The peer's identity, if `certificate` is one we can take at `now`.
+pub(super) fn examine(certificate: &[u8], now: SystemTime) -> Result<PeerIdentity, CertRefusal> {
+    let parsed = parse(certificate)?;
+    let now = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let now = i64::try_from(now).unwrap_or(i64::MAX);
+    if now < parsed.validity().not_before.timestamp() {
+        return Err(CertRefusal::NotYetValid);
+    }
+    if now > parsed.validity().not_after.timestamp() {
+        return Err(CertRefusal::Expired);
+    }
+    Ok(PeerIdentity::of_public_key(parsed.public_key().raw))
+}
+
+/// The identity in a certificate that a handshake has accepted.
+pub(super) fn identity_of(certificate: &[u8]) -> Result<PeerIdentity, CertRefusal> {
+    Ok(PeerIdentity::of_public_key(parse(certificate)?.public_key().raw))
+}
+
+fn parse(certificate: &[u8]) -> Result<X509Certificate<'_>, CertRefusal> {
+    if certificate.len() > MAX_CERTIFICATE {
+        return Err(CertRefusal::TooLong(certificate.len()));
+    }
+    match X509Certificate::from_der(certificate) {
+        Ok(([], parsed)) => Ok(parsed),
+        _ => Err(CertRefusal::Malformed),
+    }
+}
+
+/// Whom a verifier takes.
+enum Expected {
+    /// This one (we connect).
+    Exactly(PeerIdentity),
+    /// Whom the filter takes (we accept).
+    Filter(PeerFilter),
+}
+
+/// Both directions' verifier.
+struct PinVerifier {
+    provider: Arc<CryptoProvider>,
+    expected: Expected,
+}
+
+impl std::fmt::Debug for PinVerifier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PinVerifier").finish_non_exhaustive()
+    }
+}
+
+impl PinVerifier {
+    fn verify(&self, certificate: &[u8], intermediates: usize, now: UnixTime) -> Result<(), CertRefusal> {
+        if intermediates != 0 {
+            return Err(CertRefusal::Chain(intermediates));
+        }
+        let now = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(now.as_secs());
+        let presented = examine(certificate, now)?;
+        match &self.expected {
+            Expected::Exactly(expected) if *expected == presented => Ok(()),
+            Expected::Exactly(expected) => Err(CertRefusal::WrongPeer { expected: *expected, presented }),
+            Expected::Filter(admits) if admits(&presented) => Ok(()),
+            Expected::Filter(_) => Err(CertRefusal::NotAdmitted(presented)),
+        }
+    }
+
+    fn verify_signature(
+        &self,
+        message: &[u8],
+        certificate: &[u8],
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let parsed = parse(certificate)?;
+        let spki = SubjectPublicKeyInfoDer::from(parsed.public_key().raw);
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature_with_raw_key(message, &spki, signature, algorithms)
+    }
+
+    fn schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+impl ServerCertVerifier for PinVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _name: &ServerName<'_>,
+        _ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        self.verify(end_entity, intermediates.len(), now)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(PeerIncompatible::Tls12NotOfferedOrEnabled.into())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.verify_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.schemes()
+    }
+}
+
+impl ClientCertVerifier for PinVerifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        self.verify(end_entity, intermediates.len(), now)?;
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(PeerIncompatible::Tls12NotOfferedOrEnabled.into())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.verify_signature(message, certificate, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.schemes()
+    }
+}
+
+/// One cipher suite: hosts of SEV guests have AES instructions, and with nothing to choose there is no downgrade.
+pub(super) fn provider() -> CryptoProvider {
+    let mut provider = rustls::crypto::ring::default_provider();
+    provider.cipher_suites = vec![rustls::crypto::ring::cipher_suite::TLS13_AES_256_GCM_SHA384];
+    provider
+}
+
+/// The connecting end of a handshake that ends well only with `expected`.
+pub(super) fn client(
+    provider: CryptoProvider,
+    identity: &Identity,
+    expected: PeerIdentity,
+) -> Result<UnbufferedClientConnection, Error> {
+    let provider = Arc::new(provider);
+    let verifier = PinVerifier { provider: provider.clone(), expected: Expected::Exactly(expected) };
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(identity.certified())));
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.resumption = Resumption::disabled();
+    config.enable_sni = false;
+    // Never sent nor compared: peers have keys, not names.
+    let name = ServerName::try_from("mirrorvm").map_err(|_| Error::General("constant name".into()))?;
+    UnbufferedClientConnection::new(Arc::new(config), name)
+}
+
+/// What the accepting end needs for each handshake; made once per listener.
+pub(super) fn server_config(
+    provider: CryptoProvider,
+    identity: &Identity,
+    admits: PeerFilter,
+) -> Result<Arc<ServerConfig>, Error> {
+    let provider = Arc::new(provider);
+    let verifier = PinVerifier { provider: provider.clone(), expected: Expected::Filter(admits) };
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(Arc::new(verifier))
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(identity.certified())));
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config.max_early_data_size = 0;
+    Ok(Arc::new(config))
+}
+
+/// The accepting end of one handshake.
+pub(super) fn server(config: Arc<ServerConfig>) -> Result<UnbufferedServerConnection, Error> {
+    UnbufferedServerConnection::new(config)
+}
