@@ -15,7 +15,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let lib = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
     let root = lib.parent().ok_or("lib/ has a parent")?.to_owned();
     let out = PathBuf::from(env::var("OUT_DIR")?);
-    for watched in ["abi/src", "abi/Cargo.toml", "helper", "workload", "build.rs", "../Cargo.toml", "../Cargo.lock"] {
+    for watched in
+        ["abi/src", "abi/Cargo.toml", "helper", "workload", "build.rs", "../Cargo.toml", "../Cargo.lock"]
+    {
         println!("cargo::rerun-if-changed={}", lib.join(watched).display());
     }
     for (package, script) in

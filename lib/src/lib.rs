@@ -3,16 +3,20 @@
 //!
 //! Layers, lower ones know nothing of higher ones:
 //! `addr < pages < memory < hypervisor < guest < mirror < migration < host`. `address_space` is pure and uses
-//! `addr` alone. All `unsafe` is behind `hypervisor::kvm`, `hypervisor::signal` and `memory`.
+//! `addr` alone; `transport`, `store` and `qemu` stand beside. `unsafe` is in `hypervisor::kvm` and one madvise
+//! in `memory`.
 
 pub mod addr;
 pub mod address_space;
 pub mod guest;
+pub mod host;
 pub mod hypervisor;
 pub mod memory;
+pub mod migration;
 pub mod mirror;
 pub mod pages;
 mod private_files;
+pub mod qemu;
 pub mod store;
 pub mod transport;
 

@@ -83,6 +83,35 @@ impl PageSet {
         })
     }
 
+    /// Fills `batch` with up to `max` pages from `cursor` on and moves the cursor behind them. A cursor starts at 0.
+    pub fn next_batch(&self, cursor: &mut u64, max: usize, batch: &mut Vec<RamPage>) {
+        batch.clear();
+        while batch.len() < max {
+            let index = (*cursor / 64) as usize;
+            let Some(word) = self.words.get(index) else { return };
+            let left = word >> (*cursor % 64);
+            if left == 0 {
+                *cursor = (index as u64 + 1) * 64;
+                continue;
+            }
+            *cursor += u64::from(left.trailing_zeros());
+            batch.push(RamPage::new(*cursor));
+            *cursor += 1;
+        }
+    }
+
+    /// Runs of neighbouring pages: first page, pages.
+    pub fn runs(&self) -> Vec<(u64, u64)> {
+        let mut runs: Vec<(u64, u64)> = Vec::new();
+        for page in self.iter().map(RamPage::get) {
+            match runs.last_mut() {
+                Some((first, count)) if *first + *count == page => *count += 1,
+                _ => runs.push((page, 1)),
+            }
+        }
+        runs
+    }
+
     fn slot(&mut self, page: RamPage) -> (&mut u64, u64) {
         let index = (page.get() / 64) as usize;
         if index >= self.words.len() {
@@ -119,6 +148,15 @@ mod tests {
                 }
             }
             prop_assert_eq!(set.len(), model.len() as u64);
+            let (mut cursor, mut batch, mut all) = (0, Vec::new(), Vec::new());
+            loop {
+                set.next_batch(&mut cursor, 7, &mut batch);
+                if batch.is_empty() { break; }
+                all.extend(batch.iter().map(|p| p.get()));
+            }
+            prop_assert_eq!(&all, &model.iter().copied().collect::<Vec<_>>());
+            let unrolled: Vec<u64> = set.runs().into_iter().flat_map(|(f, n)| f..f + n).collect();
+            prop_assert_eq!(&unrolled, &all);
             prop_assert_eq!(set.iter().map(RamPage::get).collect::<Vec<_>>(), model.into_iter().collect::<Vec<_>>());
         }
     }

@@ -1,14 +1,13 @@
 //! Two mirrors on real KVM, back to back: what the source's helper seals, the destination's opens.
 
-
 mod support;
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use mirrorvm::addr::{PAGE_SIZE, RamPage};
-use mirrorvm_abi::op::{Begin, Start, Status};
 use mirrorvm::mirror::LaneError;
+use mirrorvm_abi::op::{Begin, Start, Status};
 
 use support::{Pair, kvm, random_fill};
 
@@ -26,7 +25,10 @@ fn a_page_crosses_and_the_helper_refuses_its_own_footprint() {
         pair.carry(&pages, 1).unwrap();
     }
     println!("64 MiB sealed and opened in {:?}", t.elapsed());
-    assert_eq!(pair.carry(&pages[..1], 1), Err(LaneError::Refused { status: Status::PageRepeated, index: 0 }));
+    assert_eq!(
+        pair.carry(&pages[..1], 1),
+        Err(LaneError::Refused { status: Status::PageRepeated, index: 0 })
+    );
     let helper = pair.source_ram.layout().helper().unwrap().ram_addr.page();
     assert_eq!(pair.carry(&[helper], 1), Err(LaneError::Refused { status: Status::PageRefused, index: 0 }));
 

@@ -112,9 +112,7 @@ impl Header {
             page: u64_at(b, 16),
             len: u32_at(b, 24),
         };
-        let good = b[1] == RECORD_VERSION
-            && header.len as usize == kind.body_bytes()
-            && u32_at(b, 28) == 0;
+        let good = b[1] == RECORD_VERSION && header.len as usize == kind.body_bytes() && u32_at(b, 28) == 0;
         good.then_some(header)
     }
 

@@ -4,7 +4,10 @@ use mirrorvm_abi::{
     layout::WORKERS_MAX,
     mailbox::{PAYLOAD_AT, Submission, slot_at},
     op::{BEGIN_BYTES, Begin, Op, START_BYTES, Start, Status},
-    record::{CONTROL_STREAM, Direction, HEADER_BYTES, Header, Kind, TAG_BYTES, TOKEN_BODY_BYTES, TOKEN_BYTES, Token},
+    record::{
+        CONTROL_STREAM, Direction, HEADER_BYTES, Header, Kind, TAG_BYTES, TOKEN_BODY_BYTES, TOKEN_BYTES,
+        Token,
+    },
 };
 use ring::digest;
 use spin::MutexGuard;
@@ -54,10 +57,8 @@ impl<E: Env> Worker<'_, E> {
     }
 
     fn hello(&mut self, session: &mut Session, at: usize) -> Result<u32, Status> {
-        let idle = matches!(
-            session.role,
-            Role::Source(SourceOp::Running) | Role::Destination(DestinationOp::Idle)
-        );
+        let idle =
+            matches!(session.role, Role::Source(SourceOp::Running) | Role::Destination(DestinationOp::Idle));
         if !idle || session.control.is_some() {
             return Err(Status::WrongState);
         }
@@ -79,7 +80,9 @@ impl<E: Env> Worker<'_, E> {
     ) -> Result<u32, Status> {
         let begin = self.begin_parameters(request, at)?;
         let role = match (session.role, begin.source) {
-            (Role::Source(op), true) => Role::Source(op.step(SourceEvent::Begin).map_err(|_| Status::WrongState)?),
+            (Role::Source(op), true) => {
+                Role::Source(op.step(SourceEvent::Begin).map_err(|_| Status::WrongState)?)
+            }
             (Role::Source(SourceOp::Running), false) => Role::Destination(DestinationOp::MemoryImport),
             (Role::Source(_), false) | (Role::Destination(_), _) => return Err(Status::WrongState),
         };
@@ -109,7 +112,8 @@ impl<E: Env> Worker<'_, E> {
             }
         }
         self.maps.clear();
-        *session = Session { role, nonce: None, control: Some(control), epoch: 1, pages: 0, state_digest: [0; 32] };
+        *session =
+            Session { role, nonce: None, control: Some(control), epoch: 1, pages: 0, state_digest: [0; 32] };
         Ok(0)
     }
 
@@ -252,7 +256,13 @@ impl<E: Env> Worker<'_, E> {
         Ok(TOKEN_BYTES as u32)
     }
 
-    fn open_token(&mut self, session: &mut Session, kind: Kind, request: &Submission, at: usize) -> Option<Token> {
+    fn open_token(
+        &mut self,
+        session: &mut Session,
+        kind: Kind,
+        request: &Submission,
+        at: usize,
+    ) -> Option<Token> {
         if request.len as usize != TOKEN_BYTES {
             return None;
         }

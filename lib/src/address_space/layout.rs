@@ -191,6 +191,18 @@ impl GuestLayout {
         if errors.is_empty() { Ok(Self { blocks }) } else { Err(errors) }
     }
 
+    /// This layout with the plugged parts of one block replaced: what a hypervisor says of where its RAM is seen.
+    ///
+    /// # Errors
+    /// As [`GuestLayout::from_blocks`].
+    pub fn with_plugs(&self, name: &str, plugs: Vec<Plug>) -> Result<Self, Vec<LayoutError>> {
+        let mut blocks = self.blocks.clone();
+        if let Some(block) = blocks.iter_mut().find(|b| b.name == name) {
+            block.plugs = plugs;
+        }
+        Self::from_blocks(blocks)
+    }
+
     /// The blocks by ascending `RamAddr`.
     pub fn blocks(&self) -> &[RamBlock] {
         &self.blocks
@@ -219,6 +231,11 @@ impl GuestLayout {
     /// The first `RamAddr` after every block.
     pub fn ram_end(&self) -> RamAddr {
         self.blocks.last().map_or(RamAddr::new(0), |b| RamAddr::new(b.ram_range().end()))
+    }
+
+    /// The first `RamAddr` after the guest's memory, whatever the helper's block does.
+    pub fn guest_end(&self) -> RamAddr {
+        RamAddr::new(self.ram().map(|b| b.ram_range().end()).max().unwrap_or(0))
     }
 
     /// Every plugged part with its block, by ascending GPA.
@@ -253,8 +270,21 @@ impl GuestLayout {
     /// # Errors
     /// As [`GuestLayout::from_blocks`]; a layout that has a helper's block already names it as a duplicate.
     pub fn with_helper(&self, size: u64, plugged: bool) -> Result<Self, Vec<LayoutError>> {
+        self.with_helper_after(self.ram_end(), size, plugged)
+    }
+
+    /// The same with the helper's `RamAddr` at or after `from`, where a hypervisor has blocks of its own.
+    ///
+    /// # Errors
+    /// As [`GuestLayout::with_helper`].
+    pub fn with_helper_after(
+        &self,
+        from: RamAddr,
+        size: u64,
+        plugged: bool,
+    ) -> Result<Self, Vec<LayoutError>> {
         let mut blocks = self.blocks.clone();
-        let start = align_up(self.ram_end().get(), PAGE_2M).unwrap_or(u64::MAX);
+        let start = align_up(from.get().max(self.ram_end().get()), PAGE_2M).unwrap_or(u64::MAX);
         let plugs =
             if plugged { vec![Plug { offset: 0, gpa: self.hole_for(size), len: size }] } else { Vec::new() };
         blocks.push(RamBlock {
@@ -362,4 +392,3 @@ fn check_overlap(blocks: &[RamBlock], errors: &mut Vec<LayoutError>) {
         }
     }
 }
-

@@ -117,7 +117,7 @@ impl HelperPlacement {
     /// How large a helper's block should be for `layout` (without helper): placement plus page tables,
     /// rounded up to 2 MiB.
     pub fn block_size(header: &Header, layout: &GuestLayout) -> Option<u64> {
-        let placement = Self::new(header, layout.ram_end(), layout.blocks().len())?;
+        let placement = Self::new(header, layout.guest_end(), layout.ram().count())?;
         // Per block: at most two tables of each lower level at its edges, one directory a GiB. The fixed part
         // covers the helper's own mappings and the mailbox.
         let tables: u64 = layout.blocks().iter().map(|b| 6 + b.size.div_ceil(1 << 30)).sum::<u64>() + 64;

@@ -39,7 +39,7 @@ pub(super) fn plan(
     if block.is_none() {
         refusals.push(Refusal::new(RefusalCode::NoHelper, "blocks", layout.blocks().len() as u64));
     }
-    let placement = HelperPlacement::new(helper, layout.ram_end(), layout.ram().count());
+    let placement = HelperPlacement::new(helper, layout.guest_end(), layout.ram().count());
     if let Some(b) = block
         && placement.is_none_or(|p| p.tables_at >= b.size)
     {

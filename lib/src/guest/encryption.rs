@@ -62,9 +62,9 @@ impl EncryptionStatus {
         let mut list = Vec::new();
         for i in 0..pages {
             let at = Gpa::new(gpa.get() + i * PAGE_SIZE);
-            let ram = layout.gpa_to_ram(at).filter(|r| {
-                layout.helper().is_none_or(|h| !h.ram_range().contains(r.get()))
-            });
+            let ram = layout
+                .gpa_to_ram(at)
+                .filter(|r| layout.helper().is_none_or(|h| !h.ram_range().contains(r.get())));
             list.push(ram.ok_or(StatusError::NotRam { gpa: at })?.page());
         }
         let mut shared = self.set();

@@ -6,6 +6,7 @@ mod console;
 pub mod embedded;
 mod encryption;
 pub mod lifecycle;
+pub mod qemu;
 
 use std::sync::Arc;
 
@@ -135,6 +136,14 @@ pub trait Machine: Send {
 
     /// Whether the guest has ended by itself.
     fn ended(&self) -> Option<MachineEnd>;
+
+    /// What the destination needs to make the same machine: QEMU's exact machine type.
+    ///
+    /// # Errors
+    /// When it cannot be learnt.
+    fn machine_type(&mut self) -> Result<Option<String>, MachineError> {
+        Ok(None)
+    }
 
     /// Process id of a machine that is another process.
     fn pid(&self) -> Option<u32> {

@@ -123,9 +123,7 @@ impl Mapping {
 
     /// Reads an aligned `u32`, with acquire ordering.
     pub fn load_u32(&self, offset: u64) -> u32 {
-        self.slice(offset, 4)
-            .load(0, std::sync::atomic::Ordering::Acquire)
-            .expect("cursors are aligned")
+        self.slice(offset, 4).load(0, std::sync::atomic::Ordering::Acquire).expect("cursors are aligned")
     }
 
     /// Writes an aligned `u32`, with release ordering.

@@ -46,6 +46,22 @@ pub struct MirrorStats {
     pub ended: Option<WorkerEnd>,
 }
 
+/// Looks at a mirror's workers while somebody else owns it.
+#[derive(Clone, Debug)]
+pub struct MirrorWatch(Vec<Arc<WorkerShared>>);
+
+impl MirrorWatch {
+    /// What the workers have done.
+    pub fn stats(&self) -> Vec<MirrorStats> {
+        let stat = |w: &Arc<WorkerShared>| MirrorStats {
+            tid: w.tid.load(Ordering::Relaxed),
+            exits: w.exits.load(Ordering::Relaxed),
+            ended: w.ended(),
+        };
+        self.0.iter().map(stat).collect()
+    }
+}
+
 impl Mirror {
     /// Executes `plan` over a guest's `ram`. The helper starts from a fresh copy of `image`: nothing of an
     /// earlier session, keys included, is left in its memory.
@@ -72,7 +88,10 @@ impl Mirror {
                 }
             };
             let memory = Arc::clone(memory);
-            vm.set_slot(SlotId(id), Slot { gpa: slot.gpa.get(), len: slot.len, memory, offset, dirty_log: false })?;
+            vm.set_slot(
+                SlotId(id),
+                Slot { gpa: slot.gpa.get(), len: slot.len, memory, offset, dirty_log: false },
+            )?;
         }
         let mut mirror = Self {
             lanes: Vec::new(),
@@ -84,15 +103,20 @@ impl Mirror {
         };
         mirror.start_workers(name, image, &memory)?;
         for w in &mirror.workers {
-            w.shared.wait_ready(Instant::now() + HELPER_DEADLINE).map_err(|end| {
-                MirrorError::NotReady(end.map_or(LaneError::Timeout, LaneError::Ended))
-            })?;
+            w.shared
+                .wait_ready(Instant::now() + HELPER_DEADLINE)
+                .map_err(|end| MirrorError::NotReady(end.map_or(LaneError::Timeout, LaneError::Ended)))?;
         }
         mirror.ready_after = begun.elapsed();
         Ok(mirror)
     }
 
-    fn start_workers(&mut self, name: &str, image: &HelperImage, memory: &Arc<Mapping>) -> Result<(), MirrorError> {
+    fn start_workers(
+        &mut self,
+        name: &str,
+        image: &HelperImage,
+        memory: &Arc<Mapping>,
+    ) -> Result<(), MirrorError> {
         let size = self.plan.mailbox;
         for index in 0..size.workers {
             let mut vcpu = self._vm.create_vcpu(index)?;
@@ -133,14 +157,9 @@ impl Mirror {
         self.ready_after
     }
 
-    /// What the workers have done.
-    pub fn stats(&self) -> Vec<MirrorStats> {
-        let stat = |w: &WorkerThread| MirrorStats {
-            tid: w.shared.tid.load(Ordering::Relaxed),
-            exits: w.shared.exits.load(Ordering::Relaxed),
-            ended: w.shared.ended(),
-        };
-        self.workers.iter().map(stat).collect()
+    /// A view of the workers that needs no ownership.
+    pub fn watch(&self) -> MirrorWatch {
+        MirrorWatch(self.workers.iter().map(|w| Arc::clone(&w.shared)).collect())
     }
 
     pub(super) fn control_lane(&mut self) -> &mut Lane {

@@ -13,5 +13,5 @@ mod worker;
 pub use error::{LaneError, MirrorError, WorkerEnd};
 pub use image::HelperImage;
 pub use lane::{Done, Lane};
-pub use launch::{Mirror, MirrorStats};
+pub use launch::{Mirror, MirrorStats, MirrorWatch};
 pub use session::{Nonce, SealedToken};

@@ -67,7 +67,11 @@ impl WorkerShared {
     }
 
     /// Waits until `done` gives something; it is asked again after every doorbell.
-    pub fn wait<T>(&self, deadline: Instant, mut done: impl FnMut() -> Option<T>) -> Result<T, Option<WorkerEnd>> {
+    pub fn wait<T>(
+        &self,
+        deadline: Instant,
+        mut done: impl FnMut() -> Option<T>,
+    ) -> Result<T, Option<WorkerEnd>> {
         let mut state = self.lock();
         loop {
             if let Some(found) = done() {
@@ -180,7 +184,8 @@ fn turns(shared: &WorkerShared, vcpu: &mut dyn Vcpu) -> WorkerEnd {
         } else if value == Doorbell::Completion as u32 {
             shared.bell(false);
         } else if value & 0xff == Doorbell::Fatal as u32 {
-            return Fatal::from_u32(value >> 8).map_or(WorkerEnd::Exit("an unknown last word"), WorkerEnd::Fatal);
+            return Fatal::from_u32(value >> 8)
+                .map_or(WorkerEnd::Exit("an unknown last word"), WorkerEnd::Fatal);
         } else {
             return WorkerEnd::Exit("an unknown doorbell");
         }

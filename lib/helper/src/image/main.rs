@@ -5,7 +5,10 @@
 //! script into a flat, reproducible image.
 #![no_std]
 #![no_main]
-#![expect(unsafe_code, reason = "UNSAFETY: bare metal: fixed addresses of the ABI's layout, I/O ports, rdrand")]
+#![expect(
+    unsafe_code,
+    reason = "UNSAFETY: bare metal: fixed addresses of the ABI's layout, I/O ports, rdrand"
+)]
 
 mod bare;
 mod libc;

@@ -5,9 +5,7 @@ use mirrorvm_workload as w;
 
 use super::WORKLOAD_IMAGE;
 use crate::addr::{HelperVa, MirrorGpa, PAGE_2M, PAGE_SIZE, RamAddr};
-use crate::address_space::{
-    Access, GuestLayout, HelperPlacement, Mapping, PageTables, RamBlock, TableError,
-};
+use crate::address_space::{Access, GuestLayout, HelperPlacement, Mapping, PageTables, RamBlock, TableError};
 use crate::guest::MachineError;
 use crate::hypervisor::UserEntry;
 use crate::memory::GuestRam;
@@ -153,7 +151,7 @@ pub fn load_helper(ram: &GuestRam, image: &[u8], secret: &[u8; 32]) -> Result<()
     let header = Header::parse(image).map_err(MachineError::HelperImage)?;
     let layout = ram.layout();
     let block = layout.helper().ok_or(MachineError::NothingPlugged)?;
-    let placement = HelperPlacement::new(&header, layout.ram_end(), layout.ram().count())
+    let placement = HelperPlacement::new(&header, layout.guest_end(), layout.ram().count())
         .filter(|p| p.tables_at < block.size)
         .ok_or(MachineError::TooSmall { have: block.size, need: header.footprint() })?;
     let put = |offset: u64, bytes: &[u8]| {

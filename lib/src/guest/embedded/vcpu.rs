@@ -124,7 +124,12 @@ pub(super) struct VcpuThread {
 
 impl VcpuThread {
     /// Starts the thread, held.
-    pub fn spawn(name: String, vcpu: Box<dyn Vcpu>, gate: Arc<Gate>, ports: VcpuPorts) -> Result<Self, MachineError> {
+    pub fn spawn(
+        name: String,
+        vcpu: Box<dyn Vcpu>,
+        gate: Arc<Gate>,
+        ports: VcpuPorts,
+    ) -> Result<Self, MachineError> {
         let kicker = vcpu.kicker();
         let vcpu = Arc::new(Mutex::new(vcpu));
         let theirs = Arc::clone(&vcpu);

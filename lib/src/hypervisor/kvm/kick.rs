@@ -1,5 +1,8 @@
 //! Getting a vCPU thread out of KVM_RUN from another thread.
-#![expect(unsafe_code, reason = "UNSAFETY: immediate_exit is a byte of shared kernel memory; tgkill, signal handler")]
+#![expect(
+    unsafe_code,
+    reason = "UNSAFETY: immediate_exit is a byte of shared kernel memory; tgkill, signal handler"
+)]
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, Once, PoisonError};

@@ -26,9 +26,8 @@ impl KvmHost {
     /// # Errors
     /// [`HypervisorError::NoKvm`] or another API version.
     pub fn open() -> Result<Self, HypervisorError> {
-        let kvm = Kvm::new().map_err(|e| HypervisorError::NoKvm {
-            source: std::io::Error::from_raw_os_error(e.errno()),
-        })?;
+        let kvm = Kvm::new()
+            .map_err(|e| HypervisorError::NoKvm { source: std::io::Error::from_raw_os_error(e.errno()) })?;
         let version = kvm.get_api_version();
         if version != API_VERSION {
             return Err(HypervisorError::ApiVersion { version });

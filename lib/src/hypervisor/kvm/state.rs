@@ -10,18 +10,8 @@ use crate::hypervisor::HypervisorError;
 
 /// MSRs that a guest without interrupt controller can have changed (AMD APM vol. 2, appendix A): TSC,
 /// SYSENTER_*, PAT, STAR, LSTAR, CSTAR, SFMASK, KERNEL_GS_BASE. EFER and the segment bases are in `sregs`.
-const MSRS: [u32; 10] = [
-    0x10,
-    0x174,
-    0x175,
-    0x176,
-    0x277,
-    0xc000_0081,
-    0xc000_0082,
-    0xc000_0083,
-    0xc000_0084,
-    0xc000_0102,
-];
+const MSRS: [u32; 10] =
+    [0x10, 0x174, 0x175, 0x176, 0x277, 0xc000_0081, 0xc000_0082, 0xc000_0083, 0xc000_0084, 0xc000_0102];
 
 /// Everything that KVM holds of a vCPU here.
 #[derive(Serialize, Deserialize)]

@@ -61,13 +61,8 @@ impl Vcpu for KvmVcpu {
         let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..Default::default() };
         xcrs.xcrs[0] = kvm_xcr { xcr: 0, reserved: 0, value: XCR0 };
         self.fd.set_xcrs(&xcrs).map_err(k("KVM_SET_XCRS"))?;
-        let regs = kvm_regs {
-            rip: entry.rip,
-            rsp: entry.rsp,
-            rdi: entry.rdi,
-            rflags: RFLAGS,
-            ..Default::default()
-        };
+        let regs =
+            kvm_regs { rip: entry.rip, rsp: entry.rsp, rdi: entry.rdi, rflags: RFLAGS, ..Default::default() };
         self.fd.set_regs(&regs).map_err(k("KVM_SET_REGS"))
     }
 

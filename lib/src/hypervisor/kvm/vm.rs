@@ -55,16 +55,11 @@ impl Vm for KvmVm {
             .get(&id)
             .filter(|s| s.dirty_log)
             .ok_or(HypervisorError::Slot { slot: id.0, what: "is not logged" })?;
-        self.fd
-            .get_dirty_log(id.0, slot.len as usize)
-            .map_err(HypervisorError::kernel("KVM_GET_DIRTY_LOG"))
+        self.fd.get_dirty_log(id.0, slot.len as usize).map_err(HypervisorError::kernel("KVM_GET_DIRTY_LOG"))
     }
 
     fn create_vcpu(&mut self, index: u32) -> Result<Box<dyn Vcpu>, HypervisorError> {
-        let fd = self
-            .fd
-            .create_vcpu(u64::from(index))
-            .map_err(HypervisorError::kernel("KVM_CREATE_VCPU"))?;
+        let fd = self.fd.create_vcpu(u64::from(index)).map_err(HypervisorError::kernel("KVM_CREATE_VCPU"))?;
         fd.set_cpuid2(&self.cpuid).map_err(HypervisorError::kernel("KVM_SET_CPUID2"))?;
         Ok(Box::new(KvmVcpu::new(fd)))
     }

@@ -1,0 +1,182 @@
+//! The `qemu` driver as a machine: one QEMU process on RAM that this process holds.
+//!
+//! Owns: fitting QEMU's view of RAM to a layout. Must not know: QMP (that is [`crate::qemu`]), mirrors.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use zeroize::Zeroizing;
+
+use super::{Console, EncryptionStatus, Machine, MachineEnd, MachineError};
+use crate::addr::Gpa;
+use crate::address_space::{GuestLayout, Plug};
+use crate::memory::GuestRam;
+use crate::pages::PageSet;
+use crate::qemu::{self, Qemu, QemuError};
+
+/// Bytes of `RamAddr` after the guest's memory that belong to QEMU's own blocks (firmware, ROMs, video memory);
+/// the helper's block comes after them.
+pub const QEMU_RESERVED: u64 = 1 << 30;
+/// The memory backend's name, and so the RAM block's.
+pub const RAM_BLOCK: &str = "ram0";
+
+/// What a QEMU guest is made from.
+#[derive(Clone, Debug)]
+pub struct QemuMachineSpec {
+    /// The QEMU binary.
+    pub binary: PathBuf,
+    /// Machine type; the source's exact one at a destination.
+    pub machine_type: String,
+    /// Accelerator.
+    pub accel: qemu::Accel,
+    /// 1 to 16.
+    pub vcpus: u32,
+    /// Kernel image.
+    pub kernel: PathBuf,
+    /// Initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line.
+    pub append: String,
+    /// Directory for its sockets.
+    pub run_dir: PathBuf,
+    /// Whether it waits for state from elsewhere.
+    pub incoming: bool,
+}
+
+/// A guest in a QEMU process.
+pub struct QemuMachine {
+    qemu: Qemu,
+    ram: GuestRam,
+    console: Arc<Console>,
+    encryption: Arc<EncryptionStatus>,
+    secret: Zeroizing<[u8; 32]>,
+}
+
+fn failed(e: QemuError) -> MachineError {
+    MachineError::Qemu(Box::new(e))
+}
+
+impl QemuMachine {
+    /// Starts QEMU, paused, on the first block of `ram`.
+    ///
+    /// # Errors
+    /// [`MachineError`]; no process stays behind.
+    pub fn launch(
+        spec: &QemuMachineSpec,
+        ram: GuestRam,
+        secret: Zeroizing<[u8; 32]>,
+    ) -> Result<Self, MachineError> {
+        let block = ram.layout().ram().next().ok_or(MachineError::NothingPlugged)?;
+        let memory = ram.mapping(block).and_then(|m| m.memfd_fd()).ok_or(MachineError::NothingPlugged)?;
+        let fd: OwnedFd = memory.try_clone_to_owned().map_err(MachineError::Thread)?;
+        let console = Arc::new(Console::default());
+        let sink = Arc::clone(&console);
+        let command = qemu::QemuSpec {
+            binary: spec.binary.clone(),
+            accel: spec.accel,
+            machine: spec.machine_type.clone(),
+            cpu: "max".into(),
+            vcpus: spec.vcpus,
+            memory_bytes: block.size,
+            kernel: spec.kernel.clone(),
+            initrd: spec.initrd.clone(),
+            append: spec.append.clone(),
+            ram: fd,
+            run_dir: spec.run_dir.clone(),
+            incoming: spec.incoming,
+            timeouts: qemu::Timeouts::default(),
+        };
+        let qemu = Qemu::launch(command, Box::new(move |bytes: &[u8]| sink.append(bytes))).map_err(failed)?;
+        Ok(Self { qemu, ram, console, encryption: Arc::default(), secret })
+    }
+
+    /// Where QEMU has the guest's RAM: `layout` with the plugged parts as QEMU says.
+    ///
+    /// # Errors
+    /// When QEMU's RAM is not where the layout has it, or its own blocks reach into the helper's.
+    pub fn true_layout(&mut self, layout: &GuestLayout) -> Result<GuestLayout, MachineError> {
+        let (blocks, pieces) = self.qemu.layout().map_err(failed)?;
+        let bad = |what| MachineError::BadState { what };
+        let ours = layout.ram().next().ok_or(MachineError::NothingPlugged)?;
+        let theirs = blocks.iter().find(|b| b.name == RAM_BLOCK).ok_or(bad("QEMU has no block ram0"))?;
+        if theirs.offset != ours.ram_addr.get() || theirs.used_length != ours.size {
+            return Err(bad("QEMU's RAM is elsewhere"));
+        }
+        let end = blocks.iter().filter_map(|b| b.offset.checked_add(b.total_length)).max().unwrap_or(0);
+        if layout.helper().is_some_and(|h| h.ram_addr.get() < end) {
+            return Err(bad("QEMU's own blocks reach into the helper's"));
+        }
+        let mut plugs: Vec<Plug> = pieces
+            .iter()
+            .map(|p| Plug { offset: p.offset_in_block, gpa: Gpa::new(p.gpa), len: p.len })
+            .collect();
+        plugs.sort_by_key(|p| p.offset);
+        layout.with_plugs(&ours.name, plugs).map_err(|_| bad("QEMU's view of RAM is contradictory"))
+    }
+
+    fn check_alive(&self) -> Result<(), MachineError> {
+        self.ended().map_or(Ok(()), |end| Err(MachineError::Ended(end)))
+    }
+}
+
+impl Machine for QemuMachine {
+    fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+
+    fn console(&self) -> &Arc<Console> {
+        &self.console
+    }
+
+    fn encryption(&self) -> &Arc<EncryptionStatus> {
+        &self.encryption
+    }
+
+    fn migration_secret(&self) -> &[u8; 32] {
+        &self.secret
+    }
+
+    fn resume(&mut self) -> Result<(), MachineError> {
+        self.check_alive()?;
+        self.qemu.cont().map_err(failed)
+    }
+
+    fn pause(&mut self) -> Result<(), MachineError> {
+        self.check_alive()?;
+        self.qemu.stop().map_err(failed)
+    }
+
+    fn can_log_dirty(&self) -> bool {
+        // The dirty log of these vCPUs belongs to QEMU's process, which does not export it.
+        false
+    }
+
+    fn log_dirty(&mut self, on: bool) -> Result<(), MachineError> {
+        if on { Err(MachineError::Unsupported { what: "log dirty pages" }) } else { Ok(()) }
+    }
+
+    fn take_dirty(&mut self, _: &mut PageSet) -> Result<(), MachineError> {
+        Err(MachineError::Unsupported { what: "log dirty pages" })
+    }
+
+    fn save_state(&mut self) -> Result<Vec<u8>, MachineError> {
+        self.qemu.save_device_state(qemu::MAX_DEVICE_STATE_BYTES).map_err(failed)
+    }
+
+    fn load_state(&mut self, state: &[u8]) -> Result<(), MachineError> {
+        self.qemu.load_device_state(state).map_err(failed)
+    }
+
+    fn ended(&self) -> Option<MachineEnd> {
+        self.qemu.has_exited().map(|_| MachineEnd::PowerOff)
+    }
+
+    fn machine_type(&mut self) -> Result<Option<String>, MachineError> {
+        self.qemu.machine_type().map(Some).map_err(failed)
+    }
+
+    fn pid(&self) -> Option<u32> {
+        Some(self.qemu.pid())
+    }
+}

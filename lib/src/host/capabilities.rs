@@ -1,0 +1,107 @@
+//! What this host is and can do, said as it is.
+
+use super::inner::qemu_binary;
+use super::{Capabilities, Host, HostInfo, MissingCapability};
+use crate::hypervisor::kvm::KvmHost;
+use crate::migration::wire::PROTOCOL_VERSIONS;
+use crate::qemu::{Accel, pick_accel};
+
+impl Host {
+    /// About this host.
+    pub fn info(&self) -> HostInfo {
+        let inner = &self.inner;
+        let uname = rustix::system::uname();
+        let peer_address = self
+            .listener
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .as_ref()
+            .map(crate::transport::PeerListener::local_addr);
+        let active = inner.migration_entries().iter().filter(|m| !m.record().state.is_terminal()).count();
+        HostInfo {
+            id: inner.id,
+            name: inner.name.clone(),
+            kernel: uname.release().to_string_lossy().into_owned(),
+            cpu: cpu_model().unwrap_or_else(|| "unknown".into()),
+            cpus: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            memory_bytes: memory_bytes().unwrap_or(0),
+            identity: inner.identity.pin().to_string(),
+            peer_address,
+            guests: inner.guests().len(),
+            mirrors: inner.mirror_entries().len(),
+            active_migrations: active,
+        }
+    }
+
+    /// What it can do.
+    pub fn capabilities(&self) -> Capabilities {
+        let inner = &self.inner;
+        let qemu = qemu_binary().map(|_| pick_accel());
+        let mut drivers = Vec::new();
+        if inner.kvm.is_ok() {
+            drivers.push("embedded");
+        }
+        if qemu.is_some() {
+            drivers.push("qemu");
+        }
+        Capabilities {
+            drivers,
+            kvm_api_version: inner.kvm.as_ref().ok().map(KvmHost::api_version),
+            kvm_caps: inner.kvm.as_ref().map(KvmHost::capabilities).unwrap_or_default(),
+            limits: inner.limits(),
+            strategies: vec!["shifted"],
+            helper_abi: (inner.image.header().abi_min, inner.image.header().abi_max),
+            helper_measurement: inner.image.measurement(),
+            protocol_versions: PROTOCOL_VERSIONS.to_vec(),
+            qemu_accel: qemu.map(|(accel, why)| (accel_name(accel), why)),
+            missing: self.missing(qemu.is_some()),
+        }
+    }
+
+    fn missing(&self, has_qemu: bool) -> Vec<MissingCapability> {
+        let mut list = Vec::new();
+        if let Err(why) = &self.inner.kvm {
+            list.push(MissingCapability {
+                code: "kvm",
+                why: why.clone(),
+                fix: "load the kvm module for this processor and let the daemon open /dev/kvm".into(),
+            });
+        }
+        if !has_qemu {
+            list.push(MissingCapability {
+                code: "qemu",
+                why: "qemu-system-x86_64 is not on the PATH".into(),
+                fix: "install QEMU (Debian: qemu-system-x86)".into(),
+            });
+        }
+        list.push(MissingCapability {
+            code: "sev",
+            why: if std::path::Path::new("/dev/sev").exists() {
+                "this build does not drive SEV".into()
+            } else {
+                "there is no /dev/sev: this kernel or processor has no SEV".into()
+            },
+            fix: "guests run at protection level none; the host can read their memory".into(),
+        });
+        list
+    }
+}
+
+const fn accel_name(accel: Accel) -> &'static str {
+    match accel {
+        Accel::Kvm => "kvm",
+        Accel::Tcg => "tcg",
+    }
+}
+
+fn cpu_model() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix("model name"))?;
+    Some(line.trim_start_matches([' ', '\t', ':']).to_owned())
+}
+
+fn memory_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix("MemTotal:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}

@@ -1,0 +1,185 @@
+//! What readers see of guests, mirrors and migrations without asking their owners.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use jiff::Timestamp;
+use tokio::sync::{mpsc, oneshot};
+use uuid::Uuid;
+
+use super::guest_task::Command;
+use super::{
+    ConsoleChunk, Fault, GuestRecord, HostError, MigrationRecord, MirrorRecord, MirrorState, PageDigests,
+    WorkerInfo,
+};
+use crate::guest::{Console, EncryptionStatus, Machine};
+use crate::migration::Control;
+use crate::mirror::MirrorWatch;
+
+/// A guest as others reach it.
+pub(super) struct GuestEntry {
+    pub id: Uuid,
+    record: RwLock<GuestRecord>,
+    sender: mpsc::Sender<Command>,
+    senses: RwLock<Option<(Arc<Console>, Arc<EncryptionStatus>)>>,
+}
+
+impl GuestEntry {
+    pub fn new(record: GuestRecord, sender: mpsc::Sender<Command>) -> Self {
+        Self { id: record.id, record: RwLock::new(record), sender, senses: RwLock::default() }
+    }
+
+    pub fn record(&self) -> GuestRecord {
+        self.record.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn show(&self, record: GuestRecord) {
+        *self.record.write().unwrap_or_else(PoisonError::into_inner) = record;
+    }
+
+    /// A machine came: its console and page status can be read from now on, also after it is gone.
+    pub fn attach(&self, machine: &dyn Machine) {
+        let senses = (Arc::clone(machine.console()), Arc::clone(machine.encryption()));
+        *self.senses.write().unwrap_or_else(PoisonError::into_inner) = Some(senses);
+    }
+
+    pub fn encryption(&self) -> Option<Arc<EncryptionStatus>> {
+        self.senses.read().unwrap_or_else(PoisonError::into_inner).as_ref().map(|(_, e)| Arc::clone(e))
+    }
+
+    pub fn console(&self, offset: Option<u64>, max: usize) -> ConsoleChunk {
+        let console =
+            self.senses.read().unwrap_or_else(PoisonError::into_inner).as_ref().map(|(c, _)| Arc::clone(c));
+        let (offset, data, end) = console.map_or((0, Vec::new(), 0), |c| c.read(offset, max));
+        ConsoleChunk { offset, data, end }
+    }
+
+    /// Sends a command that is answered with a result.
+    pub async fn ask<T>(
+        &self,
+        make: impl FnOnce(oneshot::Sender<Result<T, HostError>>) -> Command,
+    ) -> Result<T, HostError> {
+        let (reply, answer) = oneshot::channel();
+        let gone = || HostError::NotFound { kind: "guest", key: self.id.to_string() };
+        self.sender.send(make(reply)).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+
+    /// The same from a thread of its own.
+    pub fn ask_blocking<T>(
+        &self,
+        make: impl FnOnce(oneshot::Sender<Result<T, HostError>>) -> Command,
+    ) -> Result<T, HostError> {
+        let (reply, answer) = oneshot::channel();
+        let gone = || HostError::NotFound { kind: "guest", key: self.id.to_string() };
+        self.sender.blocking_send(make(reply)).map_err(|_| gone())?;
+        answer.blocking_recv().map_err(|_| gone())?
+    }
+
+    /// Sends a command from a thread of its own; false when the guest is gone.
+    pub fn tell_blocking(&self, command: Command) -> bool {
+        self.sender.blocking_send(command).is_ok()
+    }
+
+    /// Ends the owner of an entry that was replaced.
+    pub fn dismiss(&self) {
+        let (done, _) = oneshot::channel();
+        if self.sender.try_send(Command::Shutdown(done)).is_err() {
+            tracing::warn!(guest = %self.id, "a replaced guest's owner could not be dismissed");
+        }
+    }
+
+    pub fn sender(&self) -> mpsc::Sender<Command> {
+        self.sender.clone()
+    }
+}
+
+/// A mirror as others see it.
+pub(super) struct MirrorEntry {
+    pub id: Uuid,
+    pub guest: Uuid,
+    record: RwLock<MirrorRecord>,
+    watch: MirrorWatch,
+}
+
+impl MirrorEntry {
+    pub fn new(record: MirrorRecord, watch: MirrorWatch) -> Self {
+        Self { id: record.id, guest: record.guest, record: RwLock::new(record), watch }
+    }
+
+    pub fn set_state(&self, state: MirrorState, error: Option<Fault>) {
+        let mut record = self.record.write().unwrap_or_else(PoisonError::into_inner);
+        record.state = state;
+        record.error = error;
+        record.generation += 1;
+    }
+
+    /// The record with the workers as they are now.
+    pub fn record(&self) -> MirrorRecord {
+        let mut record = self.record.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let stats = self.watch.stats();
+        if let Some(end) = stats.iter().find_map(|s| s.ended) {
+            record.state = MirrorState::Failed;
+            record.error = Some(Fault { code: "helper_failed".into(), detail: end.to_string() });
+        }
+        record.workers = stats
+            .iter()
+            .map(|s| WorkerInfo { tid: s.tid, exits: s.exits, cpu_ns: cpu_ns(s.tid).unwrap_or(0) })
+            .collect();
+        record
+    }
+}
+
+/// CPU time of one of our threads, from the scheduler (Documentation/scheduler/sched-stats.rst).
+fn cpu_ns(tid: u32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/self/task/{tid}/schedstat")).ok()?;
+    text.split(' ').next()?.parse().ok()
+}
+
+/// A migration as others see it.
+pub(super) struct MigrationEntry {
+    pub id: Uuid,
+    record: RwLock<MigrationRecord>,
+    pub control: Arc<Control>,
+    pub digests: RwLock<Option<Arc<PageDigests>>>,
+}
+
+impl MigrationEntry {
+    pub fn new(record: MigrationRecord, control: Arc<Control>) -> Self {
+        Self { id: record.id, record: RwLock::new(record), control, digests: RwLock::default() }
+    }
+
+    /// The record with the live part as it is now.
+    pub fn record(&self) -> MigrationRecord {
+        let mut record = self.record.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if !record.state.is_terminal() {
+            let live = self.control.live();
+            record.state = live.state;
+            record.progress = live.progress;
+            record.rounds = live.rounds;
+            record.generation += live.version;
+            if let Ok(since) = record.created_at.duration_until(Timestamp::now()).try_into() {
+                let since: std::time::Duration = since;
+                record.progress.elapsed_ms = since.as_millis() as u64;
+            }
+        }
+        record
+    }
+
+    /// Changes the fixed part, the live part taken over first.
+    pub fn change(&self, change: impl FnOnce(&mut MigrationRecord)) -> MigrationRecord {
+        let mut next = self.record();
+        next.generation += 1;
+        change(&mut next);
+        *self.record.write().unwrap_or_else(PoisonError::into_inner) = next.clone();
+        next
+    }
+
+    pub fn keep_digests(&self, digests: Option<Vec<[u8; 16]>>) {
+        *self.digests.write().unwrap_or_else(PoisonError::into_inner) =
+            digests.map(|digests| Arc::new(PageDigests { digests }));
+    }
+
+    pub fn page_digests(&self) -> Option<Arc<PageDigests>> {
+        self.digests.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}

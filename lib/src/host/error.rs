@@ -1,0 +1,119 @@
+//! Why a request to a host did not work. One variant per kind of answer; the daemon maps each to HTTP in one table.
+
+use uuid::Uuid;
+
+use crate::address_space::Refusal;
+
+/// A field of a request and what is wrong with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldError {
+    /// RFC 6901 pointer into the request's domain form, e.g. `/memory/blocks/0/size_bytes`.
+    pub pointer: String,
+    /// Stable code, `snake_case`.
+    pub code: &'static str,
+    /// What is wrong, with the value.
+    pub detail: String,
+}
+
+impl FieldError {
+    /// Names a field's problem.
+    pub fn new(pointer: impl Into<String>, code: &'static str, detail: impl Into<String>) -> Self {
+        Self { pointer: pointer.into(), code, detail: detail.into() }
+    }
+}
+
+/// Why a request did not work. `Display` is fit for the caller: no paths, no addresses, no secrets.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// No such resource.
+    #[error("there is no {kind} {key:?}")]
+    NotFound {
+        /// `guest`, `mirror`, `migration`, `host`.
+        kind: &'static str,
+        /// The id or name that was asked for.
+        key: String,
+    },
+    /// The name is taken.
+    #[error("the {kind} name {name:?} is taken")]
+    NameTaken {
+        /// `guest` or `host`.
+        kind: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// Values that cannot be.
+    #[error("{} of the request's values cannot be used", .0.len())]
+    Invalid(Vec<FieldError>),
+    /// The action does not fit the resource's state.
+    #[error("the {kind} is {current}; this needs {}", allowed.join(" or "))]
+    WrongState {
+        /// `guest`, `mirror`, `migration`.
+        kind: &'static str,
+        /// Its state.
+        current: &'static str,
+        /// States in which the action works.
+        allowed: &'static [&'static str],
+    },
+    /// A migration has the guest.
+    #[error("migration {migration} has the guest")]
+    GuestMigrating {
+        /// Which.
+        migration: Uuid,
+    },
+    /// The guest was handed over to another host.
+    #[error("the guest was handed over to {peer}")]
+    GuestMoved {
+        /// Where it runs.
+        peer: String,
+    },
+    /// Something else uses the resource.
+    #[error("{user} uses the {kind}")]
+    InUse {
+        /// `guest`, `mirror`, `host`.
+        kind: &'static str,
+        /// Who uses it.
+        user: String,
+    },
+    /// The migration cannot be called off any more.
+    #[error("START has gone out; the destination may already run the guest")]
+    PastPointOfNoReturn,
+    /// The planner refuses.
+    #[error("the address space cannot be laid out: {} refusals", .0.len())]
+    PlanRefused(Vec<Refusal>),
+    /// This host cannot do it.
+    #[error("this host lacks {what}: {why}")]
+    CapabilityMissing {
+        /// `kvm`, `qemu`, ...
+        what: &'static str,
+        /// Why.
+        why: String,
+    },
+    /// The host has run out of something.
+    #[error("the host has not enough {what}")]
+    NoResources {
+        /// `memory`, `migration slots`, ...
+        what: &'static str,
+        /// What happened.
+        #[source]
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
+    /// The host shuts down.
+    #[error("the host shuts down")]
+    ShuttingDown,
+    /// A fault of the host: storage, KVM, a bug. The chain is for the log.
+    #[error("{what} failed")]
+    Internal {
+        /// What was tried.
+        what: &'static str,
+        /// What happened.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl HostError {
+    /// Wraps a fault of the host.
+    pub fn internal(what: &'static str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Internal { what, source: source.into() }
+    }
+}

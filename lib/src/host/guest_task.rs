@@ -1,0 +1,515 @@
+//! The task that owns a guest: its machine, its mirrors, its record. Everybody else sends it messages.
+//!
+//! Blocking work (making machines and mirrors) runs on this task through `block_in_place`: while it does, messages
+//! wait, and the published record says what goes on.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use tokio::sync::{mpsc, oneshot};
+use uuid::Uuid;
+
+use super::entries::{GuestEntry, MirrorEntry};
+use super::inner::Inner;
+use super::{
+    Fault, GuestAction, GuestRecord, GuestState, HostError, MirrorChoice, MirrorRecord, MirrorSpec,
+    MirrorState,
+};
+use crate::guest::lifecycle::{Event, Phase};
+use crate::guest::{Machine, MachineEnd};
+use crate::mirror::Mirror;
+use crate::store::Kind;
+
+/// Messages that wait at most; more make senders wait.
+const QUEUE: usize = 32;
+
+type Reply<T> = oneshot::Sender<Result<T, HostError>>;
+
+/// What a guest's task is asked.
+pub(super) enum Command {
+    Act(GuestAction, Reply<GuestRecord>),
+    Undefine(Reply<()>),
+    CreateMirror(MirrorSpec, Reply<MirrorRecord>),
+    DeleteMirror(Uuid, Reply<()>),
+    /// A migration takes machine and mirror.
+    Lend {
+        migration: Uuid,
+        choice: MirrorChoice,
+        streams: u16,
+        reply: Reply<Lease>,
+    },
+    /// START went out and no token came back yet.
+    InDoubt,
+    /// A migration ends here.
+    GiveBack(Box<GiveBack>),
+    /// The machine ended by itself.
+    Ended(MachineEnd),
+    /// The guest arrived from another host.
+    Arrived {
+        machine: Box<dyn Machine>,
+        fault: Option<Fault>,
+        done: oneshot::Sender<()>,
+    },
+    /// After a restart: doubt is settled; `peer` has the guest, or nobody.
+    Settled {
+        peer: Option<String>,
+        done: oneshot::Sender<()>,
+    },
+    /// The import failed: the guest never was here.
+    Vanish(oneshot::Sender<()>),
+    /// The daemon goes.
+    Shutdown(oneshot::Sender<()>),
+}
+
+/// What a migration gets.
+pub(super) struct Lease {
+    pub machine: Box<dyn Machine>,
+    pub mirror: Mirror,
+    pub mirror_id: Uuid,
+    pub transient: bool,
+    pub was_running: bool,
+    pub record: GuestRecord,
+}
+
+/// What a migration brings back.
+pub(super) struct GiveBack {
+    /// `None`: the guest was handed over.
+    pub machine: Option<Box<dyn Machine>>,
+    pub mirror: Mirror,
+    pub mirror_id: Uuid,
+    pub keep_mirror: bool,
+    pub running: bool,
+    /// Where it was handed over to, and whether the definition goes too.
+    pub moved: Option<(String, bool)>,
+    pub done: oneshot::Sender<GuestState>,
+}
+
+/// The owner's state.
+struct Owner {
+    inner: Arc<Inner>,
+    entry: Arc<GuestEntry>,
+    phase: Phase,
+    machine: Option<Box<dyn Machine>>,
+    mirrors: HashMap<Uuid, Mirror>,
+    lent: Option<Uuid>,
+}
+
+/// Starts the task of a guest in `phase`.
+pub(super) fn spawn(inner: &Arc<Inner>, record: GuestRecord, phase: Phase) -> Arc<GuestEntry> {
+    let (sender, receiver) = mpsc::channel(QUEUE);
+    let entry = Arc::new(GuestEntry::new(record, sender));
+    let owner = Owner {
+        inner: Arc::clone(inner),
+        entry: Arc::clone(&entry),
+        phase,
+        machine: None,
+        mirrors: HashMap::new(),
+        lent: None,
+    };
+    inner.runtime.spawn(owner.run(receiver));
+    entry
+}
+
+impl Owner {
+    async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        let mut poll = tokio::time::interval(std::time::Duration::from_millis(250));
+        poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let watching = self.machine.is_some() && self.phase != Phase::Failed;
+            let command = tokio::select! {
+                command = commands.recv() => command,
+                _ = poll.tick(), if watching => {
+                    self.look_after_machine();
+                    continue;
+                }
+            };
+            let Some(command) = command else { return };
+            if tokio::task::block_in_place(|| self.handle(command)) {
+                return;
+            }
+        }
+    }
+
+    /// Machines in other processes do not call back when they end.
+    fn look_after_machine(&mut self) {
+        if let Some(end) = self.machine.as_ref().and_then(|m| m.ended()) {
+            tokio::task::block_in_place(|| self.ended(end));
+        }
+    }
+
+    /// Does one thing; true when the task is over.
+    fn handle(&mut self, command: Command) -> bool {
+        match command {
+            Command::Act(action, reply) => self.act(action, reply),
+            Command::Undefine(reply) => return self.undefine(reply),
+            Command::CreateMirror(spec, reply) => {
+                let _ = reply.send(self.create_mirror(&spec, false).map(|e| e.record()));
+            }
+            Command::DeleteMirror(id, reply) => {
+                let _ = reply.send(self.delete_mirror(id));
+            }
+            Command::Lend { migration, choice, streams, reply } => {
+                let lease = self.lend(migration, &choice, streams);
+                if let Err(Ok(lease)) = reply.send(lease) {
+                    self.take_back(lease.machine, lease.mirror, lease.mirror_id, !lease.transient);
+                }
+            }
+            Command::InDoubt => {
+                self.step(Event::HoldForHandOver);
+                self.step(Event::StartSent);
+                self.publish(|_| {});
+            }
+            Command::GiveBack(back) => return self.give_back(*back),
+            Command::Ended(end) => self.ended(end),
+            Command::Arrived { machine, fault, done } => {
+                self.arrived(machine, fault);
+                let _ = done.send(());
+            }
+            Command::Settled { peer, done } => {
+                self.step(Event::HandedOver);
+                self.publish(|r| {
+                    r.migration = None;
+                    r.moved_to = peer;
+                });
+                let _ = done.send(());
+            }
+            Command::Vanish(done) => {
+                self.forget();
+                let _ = done.send(());
+                return true;
+            }
+            Command::Shutdown(done) => {
+                self.drop_body();
+                let _ = done.send(());
+                return true;
+            }
+        }
+        false
+    }
+
+    fn act(&mut self, action: GuestAction, reply: Reply<GuestRecord>) {
+        if let Some(migration) = self.lent {
+            let _ = reply.send(Err(HostError::GuestMigrating { migration }));
+            return;
+        }
+        let (done, event) = match action {
+            GuestAction::Start => {
+                (self.phase == Phase::Running || self.phase == Phase::Starting, Event::Start)
+            }
+            GuestAction::Pause => (self.phase == Phase::Paused, Event::Pause),
+            GuestAction::Resume => (self.phase == Phase::Running, Event::Resume),
+            GuestAction::Stop => (self.phase == Phase::Stopped, Event::Stop),
+        };
+        // Idempotent in effect: a guest that is there already is left alone.
+        if done {
+            let _ = reply.send(Ok(self.entry.record()));
+            return;
+        }
+        let record = self.entry.record();
+        if let (GuestAction::Start, Some(peer)) = (action, record.moved_to) {
+            let _ = reply.send(Err(HostError::GuestMoved { peer }));
+            return;
+        }
+        if self.phase.step(event).is_err() {
+            let _ = reply.send(Err(wrong_state(self.phase, action)));
+            return;
+        }
+        match action {
+            GuestAction::Start => self.start(reply),
+            GuestAction::Pause | GuestAction::Resume => {
+                let _ = reply.send(self.hold(action));
+            }
+            GuestAction::Stop => {
+                self.step(Event::Stop);
+                let _ = reply.send(Ok(self.publish(|_| {})));
+                self.drop_body();
+                self.step(Event::Stopped);
+                self.publish(|r| r.error = None);
+            }
+        }
+    }
+
+    /// Answers as soon as the start is accepted; how it goes on is in the record.
+    fn start(&mut self, reply: Reply<GuestRecord>) {
+        self.step(Event::Start);
+        let record = self.publish(|r| r.error = None);
+        let _ = reply.send(Ok(record.clone()));
+        match self.inner.make_machine(&record, &self.entry, None) {
+            Ok((mut machine, layout)) => {
+                let resumed = machine.resume();
+                self.entry.attach(machine.as_ref());
+                self.machine = Some(machine);
+                match resumed {
+                    Ok(()) => {
+                        self.step(Event::Started);
+                        self.publish(|r| {
+                            r.layout = layout;
+                            r.started_at = Some(Timestamp::now());
+                        });
+                    }
+                    Err(e) => self.broke(&super::machine_fault(&e)),
+                }
+            }
+            Err(e) => {
+                tracing::error!(guest = %record.id, error = %super::chain(&e), "a guest cannot be started");
+                self.broke(&super::machine_fault(&e));
+            }
+        }
+    }
+
+    fn hold(&mut self, action: GuestAction) -> Result<GuestRecord, HostError> {
+        let machine = self.machine.as_mut().ok_or_else(|| wrong_state(Phase::Stopped, action))?;
+        let (result, event) = match action {
+            GuestAction::Pause => (machine.pause(), Event::Pause),
+            _ => (machine.resume(), Event::Resume),
+        };
+        result.map_err(|e| HostError::internal("holding or resuming the guest", e))?;
+        self.step(event);
+        Ok(self.publish(|_| {}))
+    }
+
+    fn undefine(&mut self, reply: Reply<()>) -> bool {
+        let refusal = match (self.lent, self.phase) {
+            (Some(migration), _) => Some(HostError::GuestMigrating { migration }),
+            (None, Phase::Stopped | Phase::Failed) => None,
+            (None, phase) => Some(HostError::WrongState {
+                kind: "guest",
+                current: state_of(phase).name(),
+                allowed: &["stopped", "failed"],
+            }),
+        };
+        if let Some(e) = refusal {
+            let _ = reply.send(Err(e));
+            return false;
+        }
+        self.drop_body();
+        self.forget();
+        let _ = reply.send(Ok(()));
+        true
+    }
+
+    fn create_mirror(&mut self, spec: &MirrorSpec, transient: bool) -> Result<Arc<MirrorEntry>, HostError> {
+        if let Some(migration) = self.lent {
+            return Err(HostError::GuestMigrating { migration });
+        }
+        // One at a time: a helper's memory is one block, and two mirrors would run over each other in it.
+        if let Some(other) = self.mirrors.keys().next() {
+            return Err(HostError::InUse { kind: "guest", user: format!("mirror {other}") });
+        }
+        let machine = self.machine.as_ref().filter(|_| matches!(self.phase, Phase::Running | Phase::Paused));
+        let machine = machine.ok_or(HostError::WrongState {
+            kind: "guest",
+            current: state_of(self.phase).name(),
+            allowed: &["running", "paused"],
+        })?;
+        let record = self.entry.record();
+        let mirror = self.inner.make_mirror(&record, machine.as_ref(), spec.strategy, spec.workers)?;
+        let entry = self.inner.register_mirror(&record, &mirror, transient);
+        self.mirrors.insert(entry.id, mirror);
+        Ok(entry)
+    }
+
+    fn delete_mirror(&mut self, id: Uuid) -> Result<(), HostError> {
+        if self.mirrors.remove(&id).is_some() {
+            self.inner.forget_mirror(id);
+            return Ok(());
+        }
+        match self.lent {
+            Some(migration) if self.inner.mirror_entry(id).is_some() => {
+                Err(HostError::InUse { kind: "mirror", user: format!("migration {migration}") })
+            }
+            _ => Err(HostError::NotFound { kind: "mirror", key: id.to_string() }),
+        }
+    }
+
+    fn lend(&mut self, migration: Uuid, choice: &MirrorChoice, streams: u16) -> Result<Lease, HostError> {
+        if let Some(migration) = self.lent {
+            return Err(HostError::GuestMigrating { migration });
+        }
+        let was_running = self.phase == Phase::Running;
+        if !was_running && self.phase != Phase::Paused {
+            return Err(HostError::WrongState {
+                kind: "guest",
+                current: state_of(self.phase).name(),
+                allowed: &["running", "paused"],
+            });
+        }
+        let (mirror_id, transient) = match choice {
+            MirrorChoice::Existing(id) => (*id, false),
+            MirrorChoice::Template(strategy) => {
+                let spec =
+                    MirrorSpec { guest: String::new(), strategy: *strategy, workers: u32::from(streams) };
+                (self.create_mirror(&spec, true)?.id, true)
+            }
+        };
+        let missing = || HostError::NotFound { kind: "mirror", key: mirror_id.to_string() };
+        let mirror = self.mirrors.get(&mirror_id).ok_or_else(missing)?;
+        if mirror.plan().mailbox.workers < u32::from(streams) {
+            let detail = format!("the mirror has {} workers", mirror.plan().mailbox.workers);
+            return Err(HostError::Invalid(vec![super::FieldError::new("/streams", "out_of_range", detail)]));
+        }
+        let mirror = self.mirrors.remove(&mirror_id).ok_or_else(missing)?;
+        let Some(machine) = self.machine.take() else { return Err(missing()) };
+        self.lent = Some(migration);
+        self.inner.set_mirror_state(mirror_id, MirrorState::Busy, None);
+        let record = self.publish(|r| r.migration = Some(migration));
+        Ok(Lease { machine, mirror, mirror_id, transient, was_running, record })
+    }
+
+    fn give_back(&mut self, back: GiveBack) -> bool {
+        let GiveBack { machine, mirror, mirror_id, keep_mirror, running, moved, done } = back;
+        let Some(machine) = machine else {
+            return self.handed_over(mirror, mirror_id, moved, done);
+        };
+        if self.phase == Phase::InDoubt {
+            self.step(Event::HandedBack);
+        }
+        self.take_back(machine, mirror, mirror_id, keep_mirror);
+        // A guest that ended meanwhile is found by `ended` at the next look.
+        self.step(if running { Event::Resume } else { Event::Pause });
+        self.publish(|r| r.migration = None);
+        self.look_after_machine_now();
+        let _ = done.send(state_of(self.phase));
+        false
+    }
+
+    fn handed_over(
+        &mut self,
+        mirror: Mirror,
+        mirror_id: Uuid,
+        moved: Option<(String, bool)>,
+        done: oneshot::Sender<GuestState>,
+    ) -> bool {
+        drop(mirror);
+        self.inner.forget_mirror(mirror_id);
+        self.lent = None;
+        self.phase = Phase::Stopped;
+        let (peer, delete) = moved.unwrap_or_default();
+        if delete {
+            self.forget();
+        } else {
+            self.publish(|r| {
+                r.migration = None;
+                r.moved_to = Some(peer);
+            });
+        }
+        let _ = done.send(GuestState::Stopped);
+        delete
+    }
+
+    fn take_back(&mut self, machine: Box<dyn Machine>, mirror: Mirror, mirror_id: Uuid, keep_mirror: bool) {
+        self.lent = None;
+        self.machine = Some(machine);
+        if keep_mirror {
+            self.mirrors.insert(mirror_id, mirror);
+            self.inner.set_mirror_state(mirror_id, MirrorState::Ready, None);
+        } else {
+            drop(mirror);
+            self.inner.forget_mirror(mirror_id);
+        }
+    }
+
+    fn arrived(&mut self, machine: Box<dyn Machine>, fault: Option<Fault>) {
+        self.entry.attach(machine.as_ref());
+        self.machine = Some(machine);
+        self.step(Event::Arrived);
+        self.publish(|r| {
+            r.migration = None;
+            r.started_at = Some(Timestamp::now());
+        });
+        if let Some(fault) = fault {
+            self.broke(&fault);
+        }
+    }
+
+    fn look_after_machine_now(&mut self) {
+        if let Some(end) = self.machine.as_ref().and_then(|m| m.ended()) {
+            self.ended(end);
+        }
+    }
+
+    fn ended(&mut self, end: MachineEnd) {
+        // While a migration has the machine, it sees the end itself.
+        if self.machine.is_none() || self.phase == Phase::Failed {
+            return;
+        }
+        match end {
+            MachineEnd::PowerOff => {
+                self.step(Event::Stop);
+                self.drop_body();
+                self.step(Event::Stopped);
+                self.publish(|r| r.error = None);
+            }
+            MachineEnd::Crashed { what } => {
+                self.broke(&Fault {
+                    code: "guest_crashed".into(),
+                    detail: format!("a vCPU stopped: {what}"),
+                });
+            }
+        }
+    }
+
+    fn broke(&mut self, fault: &Fault) {
+        self.step(Event::Broke);
+        self.drop_body();
+        self.publish(|r| r.error = Some(fault.clone()));
+    }
+
+    fn drop_body(&mut self) {
+        for (id, mirror) in self.mirrors.drain() {
+            drop(mirror);
+            self.inner.forget_mirror(id);
+        }
+        self.machine = None;
+    }
+
+    fn forget(&mut self) {
+        self.inner.forget_guest(self.entry.id);
+    }
+
+    fn step(&mut self, event: Event) {
+        match self.phase.step(event) {
+            Ok(next) => self.phase = next,
+            Err(_) => tracing::error!(phase = ?self.phase, ?event, "a guest's life cycle took no such turn"),
+        }
+    }
+
+    /// Makes the record say what is so: stored first, then shown.
+    fn publish(&mut self, change: impl FnOnce(&mut GuestRecord)) -> GuestRecord {
+        let mut record = self.entry.record();
+        change(&mut record);
+        record.state = state_of(self.phase);
+        record.generation += 1;
+        if let Err(error) = self.inner.store.put(Kind::Guest, record.id, Some(&record.spec.name), &record) {
+            tracing::error!(%error, "a guest's record could not be stored");
+        }
+        self.entry.show(record.clone());
+        self.inner.changed();
+        record
+    }
+}
+
+/// What the API calls a phase.
+pub(super) const fn state_of(phase: Phase) -> GuestState {
+    match phase {
+        Phase::Stopped => GuestState::Stopped,
+        Phase::Starting => GuestState::Starting,
+        Phase::Running => GuestState::Running,
+        Phase::Paused => GuestState::Paused,
+        Phase::Stopping => GuestState::Stopping,
+        Phase::Incoming => GuestState::Incoming,
+        Phase::InDoubt => GuestState::InDoubt,
+        Phase::Failed => GuestState::Failed,
+    }
+}
+
+fn wrong_state(phase: Phase, action: GuestAction) -> HostError {
+    let allowed: &'static [&'static str] = match action {
+        GuestAction::Start => &["stopped"],
+        GuestAction::Pause => &["running"],
+        GuestAction::Resume => &["paused"],
+        GuestAction::Stop => &["running", "paused", "failed"],
+    };
+    HostError::WrongState { kind: "guest", current: state_of(phase).name(), allowed }
+}

@@ -1,0 +1,367 @@
+//! Incoming migrations: who may come, making a place, and the answer to "what became of it".
+
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+use zeroize::Zeroizing;
+
+use super::entries::MigrationEntry;
+use super::guest_task::{self, Command};
+use super::inner::{IncomingMachine, Inner};
+use super::outgoing::{fault_of, new_control};
+use super::{
+    GuestRecord, GuestState, HostError, MigrationDirection, MigrationRecord, MigrationState, Progress,
+    ProtectionLevel, validate,
+};
+use crate::guest::lifecycle::Phase;
+use crate::guest::{Machine, MachineError};
+use crate::memory::MemoryError;
+use crate::migration::wire::{self, Outcome, Prepare, Purpose, Refused, kind};
+use crate::migration::{Arrival, MigrationFault, Receiver, accept_hello, serve_import};
+use crate::mirror::SealedToken;
+use crate::store::Kind;
+use crate::transport::{Link, PeerIdentity};
+
+/// The destination's journal of one session.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct HandOver {
+    /// Who may ask.
+    peer: String,
+    settled: Settlement,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+enum Settlement {
+    /// The import goes on, or went with the daemon: COMMIT was not minted, or nobody saw it.
+    Open,
+    /// COMMIT is out.
+    Committed { token: Vec<u8> },
+    /// The import failed; ABORT was minted if there is a token.
+    Aborted { token: Option<Vec<u8>> },
+}
+
+/// Serves one link of an admitted peer, on its own thread.
+pub(super) fn serve(inner: &Arc<Inner>, mut link: Link) {
+    let identity = *link.peer();
+    let Some(peer) = peer_name(inner, &identity) else { return };
+    let hello = match accept_hello(&mut link, &inner.name) {
+        Ok(h) => h,
+        Err(fault) => {
+            tracing::info!(peer, fault = %fault.chain(), "a peer's hello was not accepted");
+            let _ = link.close();
+            return;
+        }
+    };
+    match hello.purpose {
+        Purpose::Migrate {} => {
+            serve_import(link, &peer, &Destination { inner, identity, replaced: Mutex::default() });
+        }
+        Purpose::Stream { session, index } => {
+            let wanted = inner.streams().get(&session).cloned();
+            if let Some(sender) = wanted {
+                let _ = sender.send((index, link));
+            }
+        }
+        Purpose::Resolve { session } => answer(inner, link, &identity, session),
+    }
+}
+
+fn peer_name(inner: &Inner, identity: &PeerIdentity) -> Option<String> {
+    let text = identity.to_string();
+    inner.peers().values().find(|p| p.spec.identity == text).map(|p| p.spec.name.clone())
+}
+
+/// What became of a session: for the peer that brought it, and nobody else.
+fn answer(inner: &Inner, mut link: Link, identity: &PeerIdentity, session: Uuid) {
+    let known = inner.store.get::<HandOver>(Kind::HandOver, session).ok().flatten();
+    let outcome = known.filter(|h| h.peer == identity.to_string()).map(|h| match h.settled {
+        Settlement::Committed { token } => Outcome::Committed { token },
+        Settlement::Aborted { token: Some(token) } => Outcome::Aborted { token },
+        Settlement::Aborted { token: None } => Outcome::NeverCommitted {},
+        Settlement::Open => {
+            let alive = inner.migration_entry(session).is_some_and(|m| !m.record().state.is_terminal());
+            if alive { Outcome::Pending {} } else { Outcome::NeverCommitted {} }
+        }
+    });
+    let sent = match outcome {
+        Some(outcome) => wire::send(&mut link, kind::OUTCOME, &outcome),
+        None => {
+            let refusal = Refused { code: "unknown_session".into(), detail: "no such session".into() };
+            wire::send(&mut link, kind::REFUSED, &refusal)
+        }
+    };
+    if sent.is_ok() {
+        let _ = link.close();
+    }
+}
+
+/// Whether a session's COMMIT was noted: its guest was this host's from then on.
+pub(super) fn was_committed(inner: &Inner, session: Uuid) -> bool {
+    let known = inner.store.get::<HandOver>(Kind::HandOver, session).ok().flatten();
+    known.is_some_and(|h| matches!(h.settled, Settlement::Committed { .. }))
+}
+
+struct Destination<'a> {
+    inner: &'a Arc<Inner>,
+    identity: PeerIdentity,
+    /// What this host had under the guest's id before: a guest that left earlier. Comes back if the import fails.
+    replaced: Mutex<Option<GuestRecord>>,
+}
+
+fn refuse(code: &str, detail: impl Into<String>) -> Refused {
+    Refused { code: code.into(), detail: detail.into() }
+}
+
+impl Destination<'_> {
+    /// Everything about a prepared migration that can be wrong without making anything.
+    fn check(&self, prepare: &Prepare) -> Result<(), Refused> {
+        let inner = self.inner;
+        if inner.is_stopping() {
+            return Err(refuse("shutting_down", "the destination shuts down"));
+        }
+        if prepare.helper_measurement != inner.image.measurement() {
+            return Err(refuse("helper_mismatch", "the hosts have different helper images"));
+        }
+        if inner.migration_entry(prepare.session).is_some()
+            || matches!(inner.store.get::<HandOver>(Kind::HandOver, prepare.session), Ok(Some(_)))
+        {
+            return Err(refuse("session_exists", "the destination has seen this session"));
+        }
+        let bare = validate::guest(&prepare.spec).map_err(|e| refused_by(&e))?;
+        let layout = inner.layout_for(&prepare.spec.driver, &bare).map_err(|e| refused_by(&e))?;
+        // Where QEMU has its RAM plugged is the source's to say; everything else must come out the same here.
+        let plugs_aside = |l: &crate::address_space::GuestLayout| {
+            l.blocks().iter().map(|b| (b.name.clone(), b.ram_addr, b.size, b.role)).collect::<Vec<_>>()
+        };
+        if plugs_aside(&layout) != plugs_aside(&prepare.layout) {
+            return Err(refuse("layout_mismatch", "the helper's footprint differs between the hosts"));
+        }
+        if !(1..=16).contains(&prepare.streams) {
+            return Err(refuse("invalid", "streams is not 1 to 16"));
+        }
+        inner
+            .plan(&prepare.layout, prepare.strategy, u32::from(prepare.streams), None)
+            .map_err(|e| refused_by(&e))?;
+        inner.need_kvm().map_err(|e| refused_by(&e))?;
+        Ok(())
+    }
+
+    /// Takes the guest's id and name, also from a record of a guest that left for another host earlier.
+    fn reserve(&self, prepare: &Prepare) -> Result<Arc<super::entries::GuestEntry>, Refused> {
+        let inner = self.inner;
+        let record = GuestRecord {
+            id: prepare.guest,
+            spec: prepare.spec.clone(),
+            layout: prepare.layout.clone(),
+            state: GuestState::Incoming,
+            generation: 1,
+            protection: ProtectionLevel::None,
+            migration: Some(prepare.session),
+            moved_to: None,
+            error: None,
+            created_at: Timestamp::now(),
+            started_at: None,
+        };
+        let mut guests = inner.guests_mut();
+        let old = guests.get(&prepare.guest).map(|g| g.record());
+        if old.as_ref().is_some_and(|o| o.state != GuestState::Stopped || o.moved_to.is_none()) {
+            return Err(refuse("guest_exists", "the destination has this guest"));
+        }
+        let others = guests.values().filter(|g| g.id != prepare.guest);
+        if others.map(|g| g.record()).any(|r| r.spec.name == record.spec.name) {
+            return Err(refuse("name_taken", "the destination has another guest of this name"));
+        }
+        let stored = inner.store.put(Kind::Guest, record.id, Some(&record.spec.name), &record);
+        stored.map_err(|_| refuse("storage", "the destination's storage failed"))?;
+        let entry = guest_task::spawn(inner, record, Phase::Incoming);
+        if let Some(left) = guests.insert(entry.id, Arc::clone(&entry)) {
+            left.dismiss();
+        }
+        *self.replaced.lock().unwrap_or_else(PoisonError::into_inner) = old;
+        Ok(entry)
+    }
+
+    fn make(
+        &self,
+        prepare: &Prepare,
+        entry: &super::entries::GuestEntry,
+        peer: &str,
+    ) -> Result<Arrival, Refused> {
+        let inner = self.inner;
+        let record = entry.record();
+        let incoming = IncomingMachine {
+            secret: Zeroizing::new(prepare.secret),
+            machine_type: prepare.machine_type.as_deref(),
+        };
+        let (machine, _) =
+            inner.make_machine(&record, entry, Some(incoming)).map_err(|e| machine_refusal(&e))?;
+        let workers = u32::from(prepare.streams);
+        let mirror = inner
+            .make_mirror(&record, machine.as_ref(), prepare.strategy, workers)
+            .map_err(|e| refused_by(&e))?;
+        let control = Arc::new(new_control(inner, MigrationState::Preparing));
+        let migration = MigrationRecord {
+            id: prepare.session,
+            direction: MigrationDirection::Incoming,
+            guest: prepare.guest,
+            guest_name: prepare.spec.name.clone(),
+            peer: peer.to_owned(),
+            spec: None,
+            strategy: prepare.strategy,
+            state: MigrationState::Preparing,
+            generation: 1,
+            progress: Progress::default(),
+            rounds: Vec::new(),
+            guest_state_after: None,
+            error: None,
+            cancel_requested_at: None,
+            created_at: Timestamp::now(),
+            started_at: Some(Timestamp::now()),
+            finished_at: None,
+        };
+        let hand_over = HandOver { peer: self.identity.to_string(), settled: Settlement::Open };
+        let stored = inner.store.transaction(|t| {
+            t.put(Kind::Migration, migration.id, None, &migration)?;
+            t.put(Kind::HandOver, migration.id, None, &hand_over)
+        });
+        stored.map_err(|e: crate::store::StoreError| {
+            tracing::error!(error = %super::chain(&e), "an import could not be noted");
+            refuse("storage", "the destination's storage failed")
+        })?;
+        let (sender, streams) = mpsc::channel();
+        inner.streams().insert(prepare.session, sender);
+        inner.add_migration(Arc::new(MigrationEntry::new(migration, Arc::clone(&control))));
+        Ok(Arrival { machine, mirror, control, streams })
+    }
+
+    /// Removes a guest that never arrived, and waits until it is gone. What was here before it comes back.
+    fn vanish(&self, entry: &super::entries::GuestEntry) {
+        let (done, gone) = tokio::sync::oneshot::channel();
+        if entry.tell_blocking(Command::Vanish(done)) {
+            let _ = gone.blocking_recv();
+        }
+        let Some(old) = self.replaced.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        if let Err(error) = self.inner.store.put(Kind::Guest, old.id, Some(&old.spec.name), &old) {
+            tracing::error!(%error, "a guest's earlier record could not be stored again");
+        }
+        let entry = guest_task::spawn(self.inner, old, Phase::Stopped);
+        self.inner.guests_mut().insert(entry.id, entry);
+        self.inner.changed();
+    }
+
+    fn guest_entry(&self, session: Uuid) -> Option<Arc<super::entries::GuestEntry>> {
+        let guest = self.inner.migration_entry(session)?.record().guest;
+        self.inner.guests().get(&guest).cloned()
+    }
+
+    fn settle(&self, session: Uuid, settled: Settlement) -> Result<(), crate::store::StoreError> {
+        let hand_over = HandOver { peer: self.identity.to_string(), settled };
+        self.inner.store.put(Kind::HandOver, session, None, &hand_over)
+    }
+
+    fn finish(
+        &self,
+        session: Uuid,
+        state: MigrationState,
+        fault: Option<&MigrationFault>,
+        after: Option<GuestState>,
+    ) {
+        self.inner.streams().remove(&session);
+        let Some(entry) = self.inner.migration_entry(session) else { return };
+        let record = entry.change(|r| {
+            r.state = state;
+            r.error = fault.filter(|_| state != MigrationState::Canceled).map(fault_of);
+            r.finished_at = Some(Timestamp::now());
+            r.guest_state_after = after;
+        });
+        if let Err(error) = self.inner.store_migration(&record) {
+            tracing::error!(%error, "a migration's record could not be stored");
+        }
+        self.inner.changed();
+    }
+}
+
+impl Receiver for Destination<'_> {
+    fn admit(&self, prepare: &Prepare, peer: &str) -> Result<Arrival, Refused> {
+        self.check(prepare)?;
+        let entry = self.reserve(prepare)?;
+        self.make(prepare, &entry, peer).inspect_err(|_| self.vanish(&entry))
+    }
+
+    fn commit(
+        &self,
+        session: Uuid,
+        token: &SealedToken,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        Ok(self.settle(session, Settlement::Committed { token: token.to_vec() })?)
+    }
+
+    fn arrived(
+        &self,
+        session: Uuid,
+        machine: Box<dyn Machine>,
+        digests: Option<Vec<[u8; 16]>>,
+        fault: Option<MigrationFault>,
+    ) {
+        if let Some(entry) = self.guest_entry(session) {
+            let (done, told) = tokio::sync::oneshot::channel();
+            let fault = fault.as_ref().map(fault_of);
+            if entry.tell_blocking(Command::Arrived { machine, fault, done }) {
+                let _ = told.blocking_recv();
+            }
+        }
+        if let Some(entry) = self.inner.migration_entry(session) {
+            entry.keep_digests(digests);
+        }
+        let after = self.guest_entry(session).map(|g| g.record().state);
+        self.finish(session, MigrationState::Succeeded, fault.as_ref(), after);
+    }
+
+    fn aborted(&self, session: Uuid, token: Option<&SealedToken>, fault: &MigrationFault) {
+        let token = token.map(|t| t.to_vec());
+        if let Err(error) = self.settle(session, Settlement::Aborted { token }) {
+            // What stays is `Open` without an import: the answer is then that COMMIT never was, and that is so.
+            tracing::error!(%error, "an aborted import could not be noted");
+        }
+        if let Some(entry) = self.guest_entry(session) {
+            self.vanish(&entry);
+        }
+        let canceled = matches!(fault, MigrationFault::Canceled) || fault.code() == "canceled";
+        let state = if canceled { MigrationState::Canceled } else { MigrationState::Failed };
+        self.finish(session, state, Some(fault), None);
+    }
+}
+
+fn refused_by(e: &HostError) -> Refused {
+    let code = match e {
+        HostError::NoResources { what: "memory", .. } => "no_memory",
+        HostError::NoResources { .. } => "no_resources",
+        HostError::PlanRefused(_) => "plan_refused",
+        HostError::CapabilityMissing { .. } => "capability_missing",
+        HostError::Invalid(_) => "invalid",
+        HostError::ShuttingDown => "shutting_down",
+        _ => "destination_failed",
+    };
+    let detail = match e {
+        HostError::Invalid(list) => {
+            list.iter().map(|f| format!("{}: {}", f.pointer, f.detail)).collect::<Vec<_>>().join("; ")
+        }
+        HostError::PlanRefused(list) => list.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
+        e => e.to_string(),
+    };
+    refuse(code, detail)
+}
+
+fn machine_refusal(e: &MachineError) -> Refused {
+    tracing::warn!(error = %super::chain(e), "no machine could be made for an import");
+    match e {
+        MachineError::Memory(MemoryError::NotEnough { .. } | MemoryError::Map { .. }) => {
+            refuse("no_memory", e.to_string())
+        }
+        MachineError::Unsupported { .. } => refuse("capability_missing", e.to_string()),
+        _ => refuse("destination_failed", e.to_string()),
+    }
+}

@@ -1,0 +1,448 @@
+//! A host: everything one daemon manages. The library's front door.
+//!
+//! Owns: registries of guests, mirrors, migrations and peers, their durable records, and who may do what when. Must not
+//! know: HTTP, JSON bodies, users. Each guest has one owning task; each migration one thread.
+
+mod capabilities;
+mod entries;
+mod error;
+mod guest_task;
+mod incoming;
+mod inner;
+mod open;
+mod outgoing;
+mod types;
+mod validate;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use jiff::Timestamp;
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use crate::address_space::{HostLimits, MirrorPlan, Strategy};
+use crate::guest::MachineError;
+use crate::guest::lifecycle::Phase;
+use crate::store::Kind;
+use crate::transport::PeerListener;
+
+pub use error::{FieldError, HostError};
+pub use open::{HostConfig, OpenError};
+pub use types::*;
+
+use guest_task::Command;
+use inner::Inner;
+
+/// What is done to a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuestAction {
+    /// `stopped` to `running`.
+    Start,
+    /// `running` to `paused`.
+    Pause,
+    /// `paused` to `running`.
+    Resume,
+    /// To `stopped`; memory is gone.
+    Stop,
+}
+
+/// Handle to a host; cheap to clone.
+#[derive(Clone)]
+pub struct Host {
+    inner: Arc<Inner>,
+    listener: Arc<Mutex<Option<PeerListener>>>,
+}
+
+impl std::fmt::Debug for Host {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Host").field("name", &self.inner.name).finish_non_exhaustive()
+    }
+}
+
+impl Host {
+    /// Ends what runs: migrations before START are called off, guests are stopped, peers are cut.
+    pub async fn shutdown(&self) {
+        self.inner.stop_accepting();
+        for m in self.inner.migration_entries() {
+            let _ = m.control.cancel();
+        }
+        let listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let _ = tokio::task::spawn_blocking(move || drop(listener)).await;
+        let all: Vec<_> = self.inner.guests().values().cloned().collect();
+        for guest in all {
+            // A migration may have the machine for a moment longer: it gives it back before it ends.
+            while guest.record().migration.is_some() && guest.record().state != GuestState::InDoubt {
+                let mut changes = self.inner.changes();
+                let waited =
+                    tokio::time::timeout(std::time::Duration::from_secs(10), changes.changed()).await;
+                if waited.is_err() {
+                    break;
+                }
+            }
+            let (done, gone) = tokio::sync::oneshot::channel();
+            if guest.sender().send(Command::Shutdown(done)).await.is_ok() {
+                let _ = gone.await;
+            }
+        }
+    }
+
+    /// Defines a guest.
+    ///
+    /// # Errors
+    /// Values that cannot be, a name that is taken, storage.
+    pub async fn define_guest(&self, spec: GuestSpec) -> Result<GuestRecord, HostError> {
+        self.inner.check_running()?;
+        let bare = validate::guest(&spec)?;
+        let layout = self.inner.layout_for(&spec.driver, &bare)?;
+        let record = GuestRecord {
+            id: Uuid::now_v7(),
+            spec,
+            layout,
+            state: GuestState::Stopped,
+            generation: 1,
+            protection: ProtectionLevel::None,
+            migration: None,
+            moved_to: None,
+            error: None,
+            created_at: Timestamp::now(),
+            started_at: None,
+        };
+        let mut guests = self.inner.guests_mut();
+        if guests.values().any(|g| g.record().spec.name == record.spec.name) {
+            return Err(HostError::NameTaken { kind: "guest", name: record.spec.name });
+        }
+        self.inner
+            .store
+            .put(Kind::Guest, record.id, Some(&record.spec.name), &record)
+            .map_err(|e| HostError::internal("storing the guest", e))?;
+        let entry = guest_task::spawn(&self.inner, record.clone(), Phase::Stopped);
+        guests.insert(entry.id, entry);
+        drop(guests);
+        self.inner.changed();
+        Ok(record)
+    }
+
+    /// One guest, by id or name.
+    ///
+    /// # Errors
+    /// [`HostError::NotFound`].
+    pub fn guest(&self, key: &str) -> Result<GuestRecord, HostError> {
+        self.inner.find_guest(key).map(|g| g.record())
+    }
+
+    /// All guests by creation.
+    pub fn guests(&self) -> Vec<GuestRecord> {
+        let mut list: Vec<_> = self.inner.guests().values().map(|g| g.record()).collect();
+        list.sort_by_key(|r| (r.created_at, r.id));
+        list
+    }
+
+    /// Asks for an action; returns as soon as it is accepted (the state says how it goes on). Idempotent in effect:
+    /// starting a running guest returns it as it is.
+    ///
+    /// # Errors
+    /// A state in which the action makes no sense, a migration that has the guest, a host without KVM or QEMU.
+    pub async fn guest_action(&self, key: &str, action: GuestAction) -> Result<GuestRecord, HostError> {
+        let guest = self.inner.find_guest(key)?;
+        if action == GuestAction::Start {
+            self.inner.check_running()?;
+            match guest.record().spec.driver {
+                DriverSpec::Embedded { .. } => {
+                    self.inner.need_kvm()?;
+                }
+                DriverSpec::Qemu { .. } if inner::qemu_binary().is_none() => {
+                    let why = "qemu-system-x86_64 is not on the PATH".to_owned();
+                    return Err(HostError::CapabilityMissing { what: "qemu", why });
+                }
+                DriverSpec::Qemu { .. } => {}
+            }
+        }
+        guest.ask(|reply| Command::Act(action, reply)).await
+    }
+
+    /// Undefines a stopped or failed guest.
+    ///
+    /// # Errors
+    /// Another state, or a migration that has it.
+    pub async fn delete_guest(&self, key: &str) -> Result<(), HostError> {
+        self.inner.find_guest(key)?.ask(Command::Undefine).await
+    }
+
+    /// Console output from `offset` (`None`: the oldest kept), at most `max` bytes.
+    ///
+    /// # Errors
+    /// [`HostError::NotFound`].
+    pub fn console(&self, key: &str, offset: Option<u64>, max: usize) -> Result<ConsoleChunk, HostError> {
+        Ok(self.inner.find_guest(key)?.console(offset, max))
+    }
+
+    /// RAM blocks with their encryption status.
+    ///
+    /// # Errors
+    /// [`HostError::NotFound`].
+    pub fn ram_blocks(&self, key: &str) -> Result<Vec<RamBlockInfo>, HostError> {
+        let guest = self.inner.find_guest(key)?;
+        let record = guest.record();
+        let live = matches!(record.state, GuestState::Running | GuestState::Paused | GuestState::InDoubt);
+        let shared = guest.encryption().filter(|_| live).map(|e| e.shared());
+        let blocks = record.layout.blocks().iter().map(|block| {
+            let range = block.ram_range();
+            let shared_pages =
+                shared.as_ref().map(|s| s.iter().filter(|p| range.contains(p.get() * 4096)).count() as u64);
+            let shared_bytes = shared_pages.map_or(0, |n| n * 4096);
+            RamBlockInfo {
+                block: block.clone(),
+                backing: "memfd",
+                page_size: 4096,
+                private_bytes: if live { block.size - shared_bytes } else { 0 },
+                shared_bytes,
+                unknown_bytes: if live { 0 } else { block.size },
+            }
+        });
+        Ok(blocks.collect())
+    }
+
+    /// Plans an address space; changes nothing.
+    ///
+    /// # Errors
+    /// Every refusal.
+    pub fn plan(
+        &self,
+        key: &str,
+        strategy: Strategy,
+        workers: u32,
+        limits: Option<HostLimits>,
+    ) -> Result<MirrorPlan, HostError> {
+        let record = self.guest(key)?;
+        validate::mirror(&MirrorSpec { guest: String::new(), strategy, workers })?;
+        self.inner.plan(&record.layout, strategy, workers, limits)
+    }
+
+    /// Makes a mirror of a running or paused guest; returns when the helper is ready.
+    ///
+    /// # Errors
+    /// A guest that does not run, has a mirror already or is migrating; refusals; KVM.
+    pub async fn create_mirror(&self, spec: MirrorSpec) -> Result<MirrorRecord, HostError> {
+        self.inner.check_running()?;
+        validate::mirror(&spec)?;
+        let guest = self.inner.find_guest(&spec.guest)?;
+        guest.ask(|reply| Command::CreateMirror(spec, reply)).await
+    }
+
+    /// One mirror.
+    ///
+    /// # Errors
+    /// [`HostError::NotFound`].
+    pub fn mirror(&self, id: Uuid) -> Result<MirrorRecord, HostError> {
+        let missing = || HostError::NotFound { kind: "mirror", key: id.to_string() };
+        self.inner.mirror_entry(id).map(|m| m.record()).ok_or_else(missing)
+    }
+
+    /// All mirrors by creation.
+    pub fn mirrors(&self) -> Vec<MirrorRecord> {
+        let mut list: Vec<_> = self.inner.mirror_entries().iter().map(|m| m.record()).collect();
+        list.sort_by_key(|r| r.id);
+        list
+    }
+
+    /// Removes a mirror that no migration has.
+    ///
+    /// # Errors
+    /// No such mirror, or in use.
+    pub async fn delete_mirror(&self, id: Uuid) -> Result<(), HostError> {
+        let record = self.mirror(id)?;
+        let guest = self.inner.find_guest(&record.guest.to_string())?;
+        guest.ask(|reply| Command::DeleteMirror(id, reply)).await
+    }
+
+    /// Starts a migration; returns when it is recorded.
+    ///
+    /// # Errors
+    /// Values that cannot be, unknown guest or peer, a state that does not allow it, refusals of the planner.
+    pub async fn create_migration(&self, spec: MigrationSpec) -> Result<MigrationRecord, HostError> {
+        outgoing::create(&self.inner, spec)
+    }
+
+    /// One migration.
+    ///
+    /// # Errors
+    /// [`HostError::NotFound`].
+    pub fn migration(&self, id: Uuid) -> Result<MigrationRecord, HostError> {
+        self.migration_entry(id).map(|m| m.record())
+    }
+
+    /// All migrations by creation.
+    pub fn migrations(&self) -> Vec<MigrationRecord> {
+        let mut list: Vec<_> = self.inner.migration_entries().iter().map(|m| m.record()).collect();
+        list.sort_by_key(|r| (r.created_at, r.id));
+        list
+    }
+
+    /// Asks for cancellation; the outcome is in the record's state. Ended already: the record as it is.
+    ///
+    /// # Errors
+    /// [`HostError::PastPointOfNoReturn`] once START may have gone out.
+    pub async fn cancel_migration(&self, id: Uuid) -> Result<MigrationRecord, HostError> {
+        let entry = self.migration_entry(id)?;
+        let record = entry.record();
+        if record.state.is_terminal() {
+            return Ok(record);
+        }
+        if entry.control.cancel().is_err() {
+            // It may have ended between the two looks.
+            let record = entry.record();
+            return if record.state.is_terminal() { Ok(record) } else { Err(HostError::PastPointOfNoReturn) };
+        }
+        let record = entry.change(|r| {
+            r.cancel_requested_at.get_or_insert(Timestamp::now());
+        });
+        self.inner.changed();
+        Ok(record)
+    }
+
+    /// Forgets a migration that has ended.
+    ///
+    /// # Errors
+    /// It has not.
+    pub async fn delete_migration(&self, id: Uuid) -> Result<(), HostError> {
+        let record = self.migration(id)?;
+        if !record.state.is_terminal() {
+            return Err(HostError::WrongState {
+                kind: "migration",
+                current: record.state.name(),
+                allowed: &["succeeded", "failed", "canceled"],
+            });
+        }
+        self.inner
+            .store
+            .delete(Kind::Migration, id)
+            .map_err(|e| HostError::internal("deleting the migration", e))?;
+        self.inner.forget_migration(id);
+        Ok(())
+    }
+
+    /// Digests of every page at the pause point, of a migration with `verify`.
+    ///
+    /// # Errors
+    /// [`HostError::NotFound`] without.
+    pub fn page_digests(&self, id: Uuid) -> Result<Arc<PageDigests>, HostError> {
+        let missing = || HostError::NotFound { kind: "page digests of migration", key: id.to_string() };
+        self.migration_entry(id)?.page_digests().ok_or_else(missing)
+    }
+
+    /// Adds a peer.
+    ///
+    /// # Errors
+    /// Values that cannot be, a name that is taken, storage.
+    pub async fn add_peer(&self, spec: PeerSpec) -> Result<PeerRecord, HostError> {
+        self.inner.check_running()?;
+        let identity = validate::peer(&spec)?;
+        // In one spelling, so that a pin can be compared as text.
+        let spec = PeerSpec { identity: identity.to_string(), ..spec };
+        let record = PeerRecord { id: Uuid::now_v7(), spec, generation: 1, created_at: Timestamp::now() };
+        let mut peers = self.inner.peers_mut();
+        if peers.values().any(|p| p.spec.name == record.spec.name) {
+            return Err(HostError::NameTaken { kind: "host", name: record.spec.name });
+        }
+        self.inner
+            .store
+            .put(Kind::Peer, record.id, Some(&record.spec.name), &record)
+            .map_err(|e| HostError::internal("storing the peer", e))?;
+        peers.insert(record.id, record.clone());
+        drop(peers);
+        self.inner.changed();
+        Ok(record)
+    }
+
+    /// One peer by id or name.
+    ///
+    /// # Errors
+    /// [`HostError::NotFound`].
+    pub fn peer(&self, key: &str) -> Result<PeerRecord, HostError> {
+        self.inner.find_peer(key)
+    }
+
+    /// All peers by creation.
+    pub fn peers(&self) -> Vec<PeerRecord> {
+        let mut list: Vec<_> = self.inner.peers().values().cloned().collect();
+        list.sort_by_key(|p| p.id);
+        list
+    }
+
+    /// Forgets a peer that no active migration uses.
+    ///
+    /// # Errors
+    /// No such peer, or in use.
+    pub async fn delete_peer(&self, key: &str) -> Result<(), HostError> {
+        let peer = self.inner.find_peer(key)?;
+        let user = self.migrations().into_iter().find(|m| m.peer == peer.spec.name && !m.state.is_terminal());
+        if let Some(m) = user {
+            return Err(HostError::InUse { kind: "host", user: format!("migration {}", m.id) });
+        }
+        self.inner
+            .store
+            .delete(Kind::Peer, peer.id)
+            .map_err(|e| HostError::internal("deleting the peer", e))?;
+        self.inner.peers_mut().remove(&peer.id);
+        self.inner.changed();
+        Ok(())
+    }
+
+    /// A number that goes up with every change of any resource; for long polls.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.inner.changes()
+    }
+
+    fn migration_entry(&self, id: Uuid) -> Result<Arc<entries::MigrationEntry>, HostError> {
+        let missing = || HostError::NotFound { kind: "migration", key: id.to_string() };
+        self.inner.migration_entry(id).ok_or_else(missing)
+    }
+}
+
+/// An error with its causes, for the log.
+fn chain(e: &dyn std::error::Error) -> String {
+    let mut text = e.to_string();
+    let mut next = e.source();
+    while let Some(e) = next {
+        text.push_str(": ");
+        text.push_str(&e.to_string());
+        next = e.source();
+    }
+    text
+}
+
+/// A machine's error as a guest's record shows it.
+fn machine_fault(e: &MachineError) -> Fault {
+    let code = match e {
+        MachineError::Memory(_) => "no_memory",
+        MachineError::TooSmall { .. } | MachineError::NothingPlugged => "layout_unusable",
+        MachineError::Ended(_) => "guest_ended",
+        MachineError::Unsupported { .. } => "capability_missing",
+        MachineError::Qemu(_) => "qemu_failed",
+        MachineError::Hypervisor(_)
+        | MachineError::HelperImage(_)
+        | MachineError::BadState { .. }
+        | MachineError::Thread(_) => "machine_failed",
+    };
+    Fault { code: code.into(), detail: e.to_string() }
+}
+
+/// A host's error as a migration's record shows it.
+fn host_fault(e: &HostError) -> Fault {
+    let code = match e {
+        HostError::NotFound { .. } => "not_found",
+        HostError::GuestMigrating { .. } => "guest_migrating",
+        HostError::WrongState { .. } => "state_conflict",
+        HostError::InUse { .. } => "in_use",
+        HostError::PlanRefused(_) => "plan_refused",
+        HostError::NoResources { .. } => "no_resources",
+        HostError::CapabilityMissing { .. } => "capability_missing",
+        HostError::Invalid(_) => "invalid",
+        HostError::NameTaken { .. }
+        | HostError::GuestMoved { .. }
+        | HostError::PastPointOfNoReturn
+        | HostError::ShuttingDown
+        | HostError::Internal { .. } => "mirror_failed",
+    };
+    Fault { code: code.into(), detail: e.to_string() }
+}

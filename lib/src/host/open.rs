@@ -1,0 +1,194 @@
+//! Opening a host: state directory, identity, database, what an earlier daemon left, the peer listener.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use super::entries::MigrationEntry;
+use super::inner::Inner;
+use super::{
+    Fault, GuestRecord, GuestState, Host, MigrationRecord, MigrationState, PeerRecord, guest_task, incoming,
+    outgoing,
+};
+use crate::guest::lifecycle::Phase;
+use crate::hypervisor::kvm::KvmHost;
+use crate::store::{Kind, Store, StoreError};
+use crate::transport::{Identity, IdentityError, ListenerError, ListenerLimits, PeerIdentity, PeerListener};
+
+/// How a host is opened.
+#[derive(Clone, Debug)]
+pub struct HostConfig {
+    /// Directory of the database, keys and sockets; made with mode 0700.
+    pub state_dir: PathBuf,
+    /// Name; `None`: the kernel's node name.
+    pub name: Option<String>,
+    /// Where peers connect; `None`: no incoming migrations. Port 0 picks one.
+    pub peer_listen: Option<SocketAddr>,
+}
+
+/// Why a host could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The state directory.
+    #[error("the state directory {path} cannot be made")]
+    StateDir {
+        /// Which.
+        path: PathBuf,
+        /// How.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The database.
+    #[error("the host's database cannot be opened")]
+    Store(#[from] StoreError),
+    /// The keys.
+    #[error("the host's identity cannot be loaded or made")]
+    Identity(#[from] IdentityError),
+    /// The peer listener.
+    #[error("the peer listener cannot be started")]
+    Listener(#[from] ListenerError),
+}
+
+impl Host {
+    /// Opens the state directory, reconciles what an earlier daemon left, listens for peers. Inside a multi-threaded
+    /// tokio runtime.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub async fn open(config: HostConfig) -> Result<Self, OpenError> {
+        use std::os::unix::fs::DirBuilderExt;
+        let dir = config.state_dir;
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&dir)
+            .map_err(|source| OpenError::StateDir { path: dir.clone(), source })?;
+        let store = Store::open(&dir.join("mirrorvm.db"))?;
+        let identity = Identity::load_or_create(&dir.join("identity"))?;
+        let id = match store.meta_get::<Uuid>("host_id")? {
+            Some(id) => id,
+            None => {
+                let id = Uuid::now_v7();
+                store.meta_put("host_id", &id)?;
+                id
+            }
+        };
+        let node = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let kvm = KvmHost::open().map_err(|e| super::chain(&e));
+        let inner = Arc::new(Inner::new(dir, id, config.name.unwrap_or(node), store, identity, kvm));
+        reconcile(&inner)?;
+        let listener = config.peer_listen.map(|addr| listen(&inner, addr)).transpose()?;
+        Ok(Self { inner, listener: Arc::new(Mutex::new(listener)) })
+    }
+}
+
+fn listen(inner: &Arc<Inner>, addr: SocketAddr) -> Result<PeerListener, ListenerError> {
+    let known = Arc::downgrade(inner);
+    let admits = move |identity: &PeerIdentity| {
+        let text = identity.to_string();
+        known.upgrade().is_some_and(|i| i.peers().values().any(|p| p.spec.identity == text))
+    };
+    let theirs = Arc::downgrade(inner);
+    let handler = move |link| {
+        if let Some(inner) = theirs.upgrade() {
+            incoming::serve(&inner, link);
+        }
+    };
+    let limits = ListenerLimits::default();
+    PeerListener::bind(addr, &inner.identity, Arc::new(admits), limits, Arc::new(handler))
+}
+
+/// Makes every record honest: machines did not survive the last daemon.
+fn reconcile(inner: &Arc<Inner>) -> Result<(), StoreError> {
+    for (id, peer) in inner.store.list::<PeerRecord>(Kind::Peer)? {
+        inner.peers_mut().insert(id, peer);
+    }
+    for (id, record) in inner.store.list::<GuestRecord>(Kind::Guest)? {
+        let committed = record.migration.is_some_and(|m| incoming::was_committed(inner, m));
+        if record.state == GuestState::Incoming && !committed {
+            inner.store.delete(Kind::Guest, id)?;
+            continue;
+        }
+        let (record, phase) = reconciled_guest(record);
+        inner.store.put(Kind::Guest, id, Some(&record.spec.name), &record)?;
+        let entry = guest_task::spawn(inner, record, phase);
+        inner.guests_mut().insert(id, entry);
+    }
+    for (_, record) in inner.store.list::<MigrationRecord>(Kind::Migration)? {
+        reconcile_migration(inner, record)?;
+    }
+    Ok(())
+}
+
+fn reconciled_guest(mut record: GuestRecord) -> (GuestRecord, Phase) {
+    let doubtful = record.state == GuestState::InDoubt;
+    let lost = matches!(
+        record.state,
+        GuestState::Running
+            | GuestState::Paused
+            | GuestState::Starting
+            | GuestState::Stopping
+            | GuestState::Incoming
+    );
+    if lost {
+        record.error = Some(Fault {
+            code: "daemon_restarted".into(),
+            detail: "the daemon ended while the guest had a machine; its memory is lost".into(),
+        });
+    }
+    if !doubtful {
+        record.state = GuestState::Stopped;
+        record.migration = None;
+    }
+    record.generation += 1;
+    (record, if doubtful { Phase::InDoubt } else { Phase::Stopped })
+}
+
+fn reconcile_migration(inner: &Arc<Inner>, mut record: MigrationRecord) -> Result<(), StoreError> {
+    let doubtful = record.state == MigrationState::InDoubt;
+    if !record.state.is_terminal() && !doubtful {
+        record.state = MigrationState::Failed;
+        record.error = Some(Fault {
+            code: "daemon_restarted".into(),
+            detail: "the daemon ended before START; the guest did not move".into(),
+        });
+        record.finished_at = Some(Timestamp::now());
+        record.generation += 1;
+        inner.store.put(Kind::Migration, record.id, None, &record)?;
+    }
+    let control = Arc::new(outgoing::new_control(inner, record.state));
+    control.update(|l| {
+        l.progress = record.progress;
+        l.rounds.clone_from(&record.rounds);
+    });
+    let entry = Arc::new(MigrationEntry::new(record, control));
+    inner.add_migration(Arc::clone(&entry));
+    if doubtful {
+        let _ = entry.control.pass_point_of_no_return();
+        hold_in_doubt(inner, &entry);
+        inner.runtime.spawn(outgoing::settle_after_restart(Arc::clone(inner), entry));
+    }
+    Ok(())
+}
+
+/// A guest whose START was journaled is not startable until the doubt is settled, whatever its own record said.
+fn hold_in_doubt(inner: &Arc<Inner>, entry: &MigrationEntry) {
+    let migration = entry.record();
+    let Some(guest) = inner.guests().get(&migration.guest).map(|g| g.record()) else { return };
+    if guest.state == GuestState::InDoubt {
+        return;
+    }
+    let record = GuestRecord {
+        state: GuestState::InDoubt,
+        migration: Some(migration.id),
+        generation: guest.generation + 1,
+        ..guest
+    };
+    let entry = guest_task::spawn(inner, record, Phase::InDoubt);
+    if let Some(old) = inner.guests_mut().insert(entry.id, entry) {
+        old.dismiss();
+    }
+}

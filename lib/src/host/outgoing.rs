@@ -1,0 +1,356 @@
+//! Outgoing migrations: leasing the guest, running the source's course, settling doubt, giving back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use super::entries::{GuestEntry, MigrationEntry};
+use super::guest_task::{Command, GiveBack, Lease};
+use super::inner::Inner;
+use super::{
+    Destination, Fault, GuestState, HostError, MigrationDirection, MigrationMode, MigrationRecord,
+    MigrationSpec, MigrationState, MirrorChoice, PeerRecord, Progress, SourceAfter, validate,
+};
+use crate::address_space::Strategy;
+use crate::guest::Machine;
+use crate::migration::wire::Outcome;
+use crate::migration::{Control, Journal, MigrationFault, Outgoing, SourceEnd, resolve, run_source};
+use crate::mirror::Mirror;
+use crate::transport::PeerIdentity;
+
+/// Records and starts a migration.
+pub(super) fn create(inner: &Arc<Inner>, spec: MigrationSpec) -> Result<MigrationRecord, HostError> {
+    inner.check_running()?;
+    validate::migration(&spec)?;
+    let guest = inner.find_guest(&spec.guest)?;
+    let Destination::Host(key) = &spec.destination;
+    let peer = inner.find_peer(key)?;
+    let record = guest.record();
+    if let Some(migration) = record.migration {
+        return Err(HostError::GuestMigrating { migration });
+    }
+    if !matches!(record.state, GuestState::Running | GuestState::Paused) {
+        let current = record.state.name();
+        return Err(HostError::WrongState { kind: "guest", current, allowed: &["running", "paused"] });
+    }
+    if spec.mode == MigrationMode::Precopy && record.spec.driver.name() == "qemu" {
+        let why = "QEMU does not export its dirty log; use mode stop_and_copy".to_owned();
+        return Err(HostError::CapabilityMissing { what: "precopy of qemu guests", why });
+    }
+    let strategy = match &spec.mirror {
+        MirrorChoice::Template(strategy) => {
+            // Refused now rather than after the lease.
+            inner.plan(&record.layout, *strategy, u32::from(spec.streams), None)?;
+            *strategy
+        }
+        MirrorChoice::Existing(id) => existing_mirror(inner, *id, record.id)?,
+    };
+    inner.need_kvm()?;
+    let migration = MigrationRecord {
+        id: Uuid::now_v7(),
+        direction: MigrationDirection::Outgoing,
+        guest: record.id,
+        guest_name: record.spec.name,
+        peer: peer.spec.name.clone(),
+        spec: Some(spec),
+        strategy,
+        state: MigrationState::Queued,
+        generation: 1,
+        progress: Progress { total_bytes: record.layout.ram_bytes(), ..Progress::default() },
+        rounds: Vec::new(),
+        guest_state_after: None,
+        error: None,
+        cancel_requested_at: None,
+        created_at: Timestamp::now(),
+        started_at: None,
+        finished_at: None,
+    };
+    inner.store_migration(&migration)?;
+    let entry =
+        Arc::new(MigrationEntry::new(migration, Arc::new(new_control(inner, MigrationState::Queued))));
+    inner.add_migration(Arc::clone(&entry));
+    let record = entry.record();
+    let (theirs, slots) = (Arc::clone(inner), Arc::clone(&inner.outgoing_slots));
+    inner.runtime.spawn(async move {
+        let _slot = slots.acquire_owned().await;
+        let _ = tokio::task::spawn_blocking(move || Run { inner: theirs, entry, guest, peer }.run()).await;
+    });
+    Ok(record)
+}
+
+fn existing_mirror(inner: &Inner, id: Uuid, guest: Uuid) -> Result<Strategy, HostError> {
+    let mirror = inner.mirror_entry(id).filter(|m| m.guest == guest);
+    mirror
+        .map(|m| m.record().strategy)
+        .ok_or_else(|| HostError::NotFound { kind: "mirror", key: id.to_string() })
+}
+
+/// A handle whose changes the host's watchers see.
+pub(super) fn new_control(inner: &Arc<Inner>, state: MigrationState) -> Control {
+    let weak = Arc::downgrade(inner);
+    let changed = move || {
+        if let Some(inner) = weak.upgrade() {
+            inner.changed();
+        }
+    };
+    Control::new(state, Box::new(changed))
+}
+
+struct Run {
+    inner: Arc<Inner>,
+    entry: Arc<MigrationEntry>,
+    guest: Arc<GuestEntry>,
+    peer: PeerRecord,
+}
+
+impl Run {
+    fn run(&self) {
+        let started = self.entry.change(|r| r.started_at = Some(Timestamp::now()));
+        if self.entry.control.is_cancelled() {
+            return self.record_end(MigrationState::Canceled, &MigrationFault::Canceled, None);
+        }
+        let Some(spec) = started.spec else { return };
+        let lease = self.guest.ask_blocking(|reply| Command::Lend {
+            migration: self.entry.id,
+            choice: spec.mirror.clone(),
+            streams: spec.streams,
+            reply,
+        });
+        match lease {
+            Ok(lease) => self.with_lease(&spec, lease),
+            Err(error) => {
+                tracing::warn!(error = %super::chain(&error), "a migration got no guest");
+                let fault = super::host_fault(&error);
+                self.finish(MigrationState::Failed, Some(fault), None);
+            }
+        }
+    }
+
+    fn with_lease(&self, spec: &MigrationSpec, lease: Lease) {
+        let Lease { mut machine, mut mirror, mirror_id, transient, was_running, record } = lease;
+        let (end, peer) = match self.peer.spec.identity.parse::<PeerIdentity>() {
+            Err(_) => {
+                let fault = MigrationFault::Protocol("the peer's stored identity cannot be read");
+                (SourceEnd::NotMoved { fault }, None)
+            }
+            Ok(identity) => {
+                let peer = (self.peer.spec.address, identity);
+                let out = Outgoing {
+                    id: self.entry.id,
+                    guest: &record,
+                    spec,
+                    peer,
+                    identity: &self.inner.identity,
+                    host: &self.inner.name,
+                    image: &self.inner.image,
+                    machine_type: machine.machine_type().ok().flatten(),
+                    control: &self.entry.control,
+                    journal: self,
+                };
+                (run_source(&out, machine.as_mut(), &mut mirror, was_running), Some(peer))
+            }
+        };
+        let end = match (end, peer) {
+            (SourceEnd::InDoubt { fault }, Some(peer)) => {
+                self.settle(spec, fault, &peer, machine.as_mut(), &mut mirror, was_running)
+            }
+            (end, _) => end,
+        };
+        self.give_back(spec, end, machine, mirror, mirror_id, !transient, was_running);
+    }
+
+    /// After START without an answer: asks until a token tells, or the daemon goes.
+    fn settle(
+        &self,
+        spec: &MigrationSpec,
+        fault: MigrationFault,
+        peer: &(std::net::SocketAddr, PeerIdentity),
+        machine: &mut dyn Machine,
+        mirror: &mut Mirror,
+        was_running: bool,
+    ) -> SourceEnd {
+        tracing::warn!(migration = %self.entry.id, fault = %fault.chain(), "in doubt; asking the destination");
+        self.entry.control.enter(MigrationState::InDoubt);
+        self.note(|r| r.error = Some(fault_of(&fault)));
+        self.guest.tell_blocking(Command::InDoubt);
+        let mut patience = Duration::from_millis(100);
+        loop {
+            if self.inner.is_stopping() {
+                return SourceEnd::InDoubt { fault };
+            }
+            let answer = resolve(peer, &self.inner.identity, &self.inner.name, self.entry.id);
+            let reason = MigrationFault::PeerLost(crate::transport::LinkError::Broken);
+            match answer {
+                Ok(Outcome::Committed { token }) => {
+                    if token.as_slice().try_into().is_ok_and(|t| mirror.check_commit(t).is_ok()) {
+                        let digests = spec.verify.then(|| crate::migration::page_digests(machine.ram()));
+                        return SourceEnd::Succeeded { digests };
+                    }
+                }
+                Ok(Outcome::Aborted { token }) => {
+                    if token.as_slice().try_into().is_ok_and(|t| mirror.check_abort(t).is_ok()) {
+                        return back_here(machine, was_running, reason);
+                    }
+                }
+                // The destination's host says so, not its helper: enough at protection level `none`, the only one
+                // that this build runs. Others would stay in doubt.
+                Ok(Outcome::NeverCommitted {}) => return back_here(machine, was_running, reason),
+                Ok(Outcome::Pending {}) | Err(_) => {}
+            }
+            std::thread::sleep(patience);
+            patience = (patience * 2).min(Duration::from_secs(5));
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "everything that was borrowed goes back at once")]
+    fn give_back(
+        &self,
+        spec: &MigrationSpec,
+        end: SourceEnd,
+        machine: Box<dyn Machine>,
+        mirror: Mirror,
+        mirror_id: Uuid,
+        keep_mirror: bool,
+        running: bool,
+    ) {
+        let moved = match &end {
+            SourceEnd::Succeeded { .. } => {
+                Some((self.peer.spec.name.clone(), spec.source_after == SourceAfter::Delete))
+            }
+            SourceEnd::NotMoved { .. } => None,
+            SourceEnd::InDoubt { .. } => {
+                // The daemon goes while in doubt: the record stays so, and the next daemon asks on.
+                self.note(|_| {});
+                drop((machine, mirror));
+                return;
+            }
+        };
+        // The memory goes before anybody is told, so that whoever sees the end finds nothing left.
+        let machine = moved.is_none().then_some(machine);
+        let (done, state) = tokio::sync::oneshot::channel();
+        let back = GiveBack { machine, mirror, mirror_id, keep_mirror, running, moved, done };
+        self.guest.tell_blocking(Command::GiveBack(Box::new(back)));
+        let after = state.blocking_recv().ok();
+        match end {
+            SourceEnd::Succeeded { digests } => {
+                self.entry.keep_digests(digests);
+                self.finish(MigrationState::Succeeded, None, after);
+            }
+            SourceEnd::NotMoved { fault: MigrationFault::Canceled } => {
+                self.record_end(MigrationState::Canceled, &MigrationFault::Canceled, after);
+            }
+            SourceEnd::NotMoved { fault } | SourceEnd::InDoubt { fault } => {
+                tracing::warn!(migration = %self.entry.id, fault = %fault.chain(), "a migration failed");
+                self.record_end(MigrationState::Failed, &fault, after);
+            }
+        }
+    }
+
+    fn record_end(&self, state: MigrationState, fault: &MigrationFault, after: Option<GuestState>) {
+        let error = (state == MigrationState::Failed).then(|| fault_of(fault));
+        self.finish(state, error, after);
+    }
+
+    /// The record's last word: stored, then shown.
+    fn finish(&self, state: MigrationState, error: Option<Fault>, after: Option<GuestState>) {
+        self.note(|r| {
+            r.state = state;
+            r.error = error;
+            r.finished_at = Some(Timestamp::now());
+            r.guest_state_after = after.or_else(|| Some(self.guest.record().state));
+        });
+        self.inner.changed();
+    }
+
+    fn note(&self, change: impl FnOnce(&mut MigrationRecord)) {
+        let record = self.entry.change(change);
+        if let Err(error) = self.inner.store_migration(&record) {
+            tracing::error!(%error, "a migration's record could not be stored");
+        }
+    }
+}
+
+impl Journal for Run {
+    fn start_sent(&self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let record = self.entry.change(|_| {});
+        let doubtful = MigrationRecord { state: MigrationState::InDoubt, ..record };
+        Ok(self.inner.store_migration(&doubtful)?)
+    }
+}
+
+fn back_here(machine: &mut dyn Machine, was_running: bool, reason: MigrationFault) -> SourceEnd {
+    if was_running
+        && machine.ended().is_none()
+        && let Err(error) = machine.resume()
+    {
+        return SourceEnd::NotMoved { fault: error.into() };
+    }
+    SourceEnd::NotMoved { fault: reason }
+}
+
+/// A fault as the API shows it.
+pub(super) fn fault_of(fault: &MigrationFault) -> Fault {
+    let detail = match fault {
+        // Details of our own faults may name paths; the log has them.
+        MigrationFault::Machine(_) | MigrationFault::Mirror(_) | MigrationFault::Journal(_) => {
+            fault.to_string()
+        }
+        _ => fault.chain(),
+    };
+    Fault { code: fault.code().to_owned(), detail }
+}
+
+/// After a restart: a migration that was in doubt. The guest's memory went with the old daemon, so the answer
+/// decides only what the records say.
+pub(super) async fn settle_after_restart(inner: Arc<Inner>, entry: Arc<MigrationEntry>) {
+    let mut patience = Duration::from_millis(200);
+    while !inner.is_stopping() {
+        let record = entry.record();
+        let peer = inner.find_peer(&record.peer).ok();
+        let address =
+            peer.and_then(|p| Some((p.spec.address, p.spec.identity.parse::<PeerIdentity>().ok()?)));
+        let answer = match address {
+            None => None,
+            Some(address) => {
+                let (theirs, id) = (Arc::clone(&inner), entry.id);
+                let ask = move || resolve(&address, &theirs.identity, &theirs.name, id).ok();
+                tokio::task::spawn_blocking(ask).await.ok().flatten()
+            }
+        };
+        let end = match answer {
+            Some(Outcome::Committed { .. }) => Some((MigrationState::Succeeded, None)),
+            Some(Outcome::Aborted { .. } | Outcome::NeverCommitted {}) => Some((
+                MigrationState::Failed,
+                Some(Fault {
+                    code: "source_restarted".into(),
+                    detail: "the daemon restarted before the answer to START; the guest's memory is lost"
+                        .into(),
+                }),
+            )),
+            Some(Outcome::Pending {}) | None => None,
+        };
+        if let Some((state, error)) = end {
+            let moved = state == MigrationState::Succeeded;
+            if let Ok(guest) = inner.find_guest(&record.guest.to_string()) {
+                let (done, _) = tokio::sync::oneshot::channel();
+                let peer = moved.then(|| record.peer.clone());
+                let _ = guest.sender().send(Command::Settled { peer, done }).await;
+            }
+            let record = entry.change(|r| {
+                r.state = state;
+                r.error = error;
+                r.finished_at = Some(Timestamp::now());
+                r.guest_state_after = Some(GuestState::Stopped);
+            });
+            if let Err(error) = inner.store_migration(&record) {
+                tracing::error!(%error, "a migration's record could not be stored");
+            }
+            inner.changed();
+            return;
+        }
+        tokio::time::sleep(patience).await;
+        patience = (patience * 2).min(Duration::from_secs(10));
+    }
+}

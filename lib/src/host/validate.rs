@@ -1,0 +1,174 @@
+//! Checks of what callers ask for. Pure: every problem found, none fixed.
+
+use std::path::Path;
+
+use uuid::Uuid;
+
+use super::{DriverSpec, FieldError, GuestSpec, HostError, Labels, MigrationSpec, MirrorSpec, PeerSpec};
+use crate::addr::PAGE_SIZE;
+use crate::address_space::{GuestLayout, LayoutError};
+
+/// vCPUs and workers that one guest or mirror may have.
+const CPUS_MAX: u32 = 16;
+/// Slowest bandwidth limit: a full frame of 2 MiB must fit the peer's frame deadline.
+const BANDWIDTH_MIN: u64 = 1 << 20;
+
+/// A guest's definition; gives its layout without the helper's block.
+pub(super) fn guest(spec: &GuestSpec) -> Result<GuestLayout, HostError> {
+    let mut errors = Vec::new();
+    check_name(&spec.name, &mut errors);
+    check_labels(&spec.labels, &mut errors);
+    if !(1..=CPUS_MAX).contains(&spec.driver.vcpus()) {
+        let detail = format!("{} is not 1 to {CPUS_MAX}", spec.driver.vcpus());
+        errors.push(FieldError::new("/driver/vcpus", "out_of_range", detail));
+    }
+    let layout =
+        GuestLayout::assign(&spec.blocks).map_err(|list| errors.extend(list.iter().map(block_error)));
+    match &spec.driver {
+        DriverSpec::Embedded { workload, .. } => {
+            let ram: u64 = spec.blocks.iter().map(|b| b.size_bytes).fold(0, u64::saturating_add);
+            let set = workload.working_set_bytes;
+            if set % PAGE_SIZE != 0 || set > ram / 2 {
+                let detail = format!("{set} is not a multiple of 4096 up to half of the RAM ({})", ram / 2);
+                errors.push(FieldError::new("/driver/workload/working_set_bytes", "out_of_range", detail));
+            }
+            if workload.dirty_bytes_per_second > 1 << 40 {
+                let detail = format!("{} is more than 2^40", workload.dirty_bytes_per_second);
+                let at = "/driver/workload/dirty_bytes_per_second";
+                errors.push(FieldError::new(at, "out_of_range", detail));
+            }
+        }
+        DriverSpec::Qemu { kernel, initrd, append, .. } => {
+            check_qemu(spec, kernel, initrd.as_deref(), append, &mut errors);
+        }
+    }
+    match layout {
+        Ok(layout) if errors.is_empty() => Ok(layout),
+        _ => Err(HostError::Invalid(errors)),
+    }
+}
+
+fn check_qemu(
+    spec: &GuestSpec,
+    kernel: &Path,
+    initrd: Option<&Path>,
+    append: &str,
+    errors: &mut Vec<FieldError>,
+) {
+    let one = matches!(spec.blocks.as_slice(), [b] if b.gpa.is_some_and(|g| g.get() == 0)
+        && b.size_bytes % (1 << 20) == 0);
+    if !one {
+        let detail = "a qemu guest has one block, of whole MiB, at GPA 0";
+        errors.push(FieldError::new("/memory/blocks", "unsupported_layout", detail));
+    }
+    for (at, path) in [("/driver/kernel", Some(kernel)), ("/driver/initrd", initrd)] {
+        // Whether there is such a file is not said to callers by name; that it cannot be used is.
+        if path.is_some_and(|p| !p.is_absolute() || !p.is_file()) {
+            errors.push(FieldError::new(at, "not_a_file", "not the absolute path of a file on this host"));
+        }
+    }
+    if append.len() > 2048 || append.chars().any(char::is_control) {
+        errors.push(FieldError::new(
+            "/driver/append",
+            "out_of_range",
+            "longer than 2048 or with control characters",
+        ));
+    }
+}
+
+fn block_error(e: &LayoutError) -> FieldError {
+    let at = |index: &usize, field: &str| format!("/memory/blocks/{index}/{field}");
+    let detail = std::error::Error::source(e).map_or_else(|| e.to_string(), |s| format!("{e}: {s}"));
+    match e {
+        LayoutError::Empty | LayoutError::TooMany { .. } => {
+            FieldError::new("/memory/blocks", "out_of_range", detail)
+        }
+        LayoutError::Name { index, .. } => FieldError::new(at(index, "name"), "invalid_name", detail),
+        LayoutError::DuplicateName { index, .. } => {
+            FieldError::new(at(index, "name"), "duplicate_name", detail)
+        }
+        LayoutError::Range { index, field, source } => {
+            let code = match source {
+                crate::addr::RangeError::ZeroLength => "zero",
+                crate::addr::RangeError::Unaligned { .. } => "unaligned",
+                crate::addr::RangeError::Wraps { .. } => "out_of_range",
+            };
+            FieldError::new(at(index, field), code, detail)
+        }
+        LayoutError::TooLarge { index } => FieldError::new(at(index, "size_bytes"), "out_of_range", detail),
+        LayoutError::Overlap { index, .. } => FieldError::new(at(index, "gpa"), "overlap", detail),
+    }
+}
+
+/// What a caller wants of a mirror.
+pub(super) fn mirror(spec: &MirrorSpec) -> Result<(), HostError> {
+    if (1..=CPUS_MAX).contains(&spec.workers) {
+        return Ok(());
+    }
+    let detail = format!("{} is not 1 to {CPUS_MAX}", spec.workers);
+    Err(HostError::Invalid(vec![FieldError::new("/workers", "out_of_range", detail)]))
+}
+
+/// What a caller wants of a migration.
+pub(super) fn migration(spec: &MigrationSpec) -> Result<(), HostError> {
+    let mut errors = Vec::new();
+    let mut bound = |at: &str, value: u64, low: u64, high: u64| {
+        if !(low..=high).contains(&value) {
+            let detail = format!("{value} is not {low} to {high}");
+            errors.push(FieldError::new(at, "out_of_range", detail));
+        }
+    };
+    bound("/streams", u64::from(spec.streams), 1, u64::from(CPUS_MAX));
+    bound("/limits/downtime_ms", spec.limits.downtime_ms, 0, 3_600_000);
+    bound("/limits/timeout_ms", spec.limits.timeout_ms, 1, 7 * 24 * 3_600_000);
+    bound("/limits/stall_timeout_ms", spec.limits.stall_timeout_ms, 1_000, 600_000);
+    if let Some(b) = spec.limits.bandwidth_bytes_per_second {
+        bound("/limits/bandwidth_bytes_per_second", b, BANDWIDTH_MIN, 1 << 50);
+    }
+    if errors.is_empty() { Ok(()) } else { Err(HostError::Invalid(errors)) }
+}
+
+/// What a caller says of a peer.
+pub(super) fn peer(spec: &PeerSpec) -> Result<crate::transport::PeerIdentity, HostError> {
+    let mut errors = Vec::new();
+    check_name(&spec.name, &mut errors);
+    check_labels(&spec.labels, &mut errors);
+    let identity = spec.identity.parse();
+    if identity.is_err() {
+        let detail = "not sha256: and 64 hex digits";
+        errors.push(FieldError::new("/identity", "invalid_identity", detail));
+    }
+    if spec.address.port() == 0 {
+        errors.push(FieldError::new("/address", "out_of_range", "port 0 cannot be connected to"));
+    }
+    match identity {
+        Ok(identity) if errors.is_empty() => Ok(identity),
+        _ => Err(HostError::Invalid(errors)),
+    }
+}
+
+fn check_name(name: &str, errors: &mut Vec<FieldError>) {
+    let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+    let good = (1..=64).contains(&name.len())
+        && name.bytes().all(legal)
+        && name.as_bytes()[0].is_ascii_alphanumeric()
+        && Uuid::try_parse(name).is_err();
+    if !good {
+        let detail = "1 to 64 characters of [A-Za-z0-9._-], the first alphanumeric, not shaped like a UUID";
+        errors.push(FieldError::new("/name", "invalid_name", detail));
+    }
+}
+
+fn check_labels(labels: &Labels, errors: &mut Vec<FieldError>) {
+    let bad = |(k, v): &(&String, &String)| {
+        !(1..=63).contains(&k.len())
+            || v.len() > 255
+            || k.chars().chain(v.chars()).any(char::is_control)
+            || k.contains('=')
+    };
+    if labels.len() > 64 || labels.iter().any(|l| bad(&l)) {
+        let detail =
+            "at most 64 labels, keys of 1 to 63 bytes without '=', values up to 255, no control characters";
+        errors.push(FieldError::new("/labels", "out_of_range", detail));
+    }
+}

@@ -1,0 +1,108 @@
+//! The handle on a running migration: cancelling it, watching it.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::host::{MigrationState, Progress, Round};
+use crate::transport::LinkCanceller;
+
+/// What can be seen of a migration while it runs; stays as it was after the end.
+#[derive(Clone, Debug)]
+pub struct Live {
+    /// Where it is.
+    pub state: MigrationState,
+    /// How far.
+    pub progress: Progress,
+    /// Rounds so far.
+    pub rounds: Vec<Round>,
+    /// Goes up with every change.
+    pub version: u64,
+}
+
+/// Cancelling came too late.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PastPointOfNoReturn;
+
+/// Shared between a migration's thread and whoever watches or cancels it.
+pub struct Control {
+    live: Mutex<Live>,
+    gate: Mutex<Gate>,
+    changed: Box<dyn Fn() + Send + Sync>,
+}
+
+#[derive(Default)]
+struct Gate {
+    cancelled: bool,
+    past: bool,
+    links: Vec<LinkCanceller>,
+}
+
+impl Control {
+    /// A migration that starts in `state`; `changed` is called after every change, without locks held.
+    pub fn new(state: MigrationState, changed: Box<dyn Fn() + Send + Sync>) -> Self {
+        let live = Live { state, progress: Progress::default(), rounds: Vec::new(), version: 1 };
+        Self { live: Mutex::new(live), gate: Mutex::default(), changed }
+    }
+
+    /// A snapshot.
+    pub fn live(&self) -> Live {
+        self.lock().clone()
+    }
+
+    /// Changes what can be seen.
+    pub fn update(&self, change: impl FnOnce(&mut Live)) {
+        {
+            let mut live = self.lock();
+            change(&mut live);
+            live.version += 1;
+        }
+        (self.changed)();
+    }
+
+    /// Moves to another state.
+    pub fn enter(&self, state: MigrationState) {
+        self.update(|l| l.state = state);
+    }
+
+    /// Calls the migration off: blocked calls on its links return.
+    ///
+    /// # Errors
+    /// When START may have gone out.
+    pub fn cancel(&self) -> Result<(), PastPointOfNoReturn> {
+        let mut gate = self.gate();
+        if gate.past {
+            return Err(PastPointOfNoReturn);
+        }
+        gate.cancelled = true;
+        gate.links.iter().for_each(LinkCanceller::cancel);
+        Ok(())
+    }
+
+    /// Whether it was called off.
+    pub fn is_cancelled(&self) -> bool {
+        self.gate().cancelled
+    }
+
+    /// Lets cancelling reach a link.
+    pub fn register(&self, link: LinkCanceller) {
+        let mut gate = self.gate();
+        if gate.cancelled {
+            link.cancel();
+        }
+        gate.links.push(link);
+    }
+
+    /// From here nothing can be called off; false when it was already.
+    pub fn pass_point_of_no_return(&self) -> bool {
+        let mut gate = self.gate();
+        gate.past = !gate.cancelled;
+        gate.past
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Live> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn gate(&self) -> MutexGuard<'_, Gate> {
+        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,328 @@
+//! The destination's course: admit, import, commit or abort.
+
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use mirrorvm_abi::op::Begin;
+use mirrorvm_abi::record::TOKEN_BYTES;
+
+use super::sink::{Received, Sink};
+use super::source::{sha256, transcript};
+use super::wire::{self, Prepare, Prepared, Refused, STATE_MAX, Settled, StateHead, kind};
+use super::{Control, MigrationFault, verify};
+use crate::addr::{PAGE_SIZE, PageRange};
+use crate::guest::Machine;
+use crate::host::{MigrationState, Round};
+use crate::mirror::{Mirror, SealedToken};
+use crate::pages::PageSet;
+use crate::transport::Link;
+
+/// What a destination made for a guest that arrives.
+pub struct Arrival {
+    /// Its machine, paused, memory zero.
+    pub machine: Box<dyn Machine>,
+    /// Its mirror.
+    pub mirror: Mirror,
+    /// The handle.
+    pub control: std::sync::Arc<Control>,
+    /// Streams as they connect: index and link.
+    pub streams: mpsc::Receiver<(u16, Link)>,
+}
+
+/// The host as a destination sees it. Everything that must be durable is, when a call returns.
+pub trait Receiver {
+    /// Makes a place for the guest, or says why not; then nothing is left behind.
+    ///
+    /// # Errors
+    /// A refusal for the peer.
+    fn admit(&self, prepare: &Prepare, peer: &str) -> Result<Arrival, Refused>;
+
+    /// COMMIT is minted and nobody has seen it. Durable when this returns; only then may the guest run.
+    ///
+    /// # Errors
+    /// Nothing was noted: the guest does not run, the token goes nowhere.
+    fn commit(
+        &self,
+        session: uuid::Uuid,
+        token: &SealedToken,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
+
+    /// The guest is this host's, running unless `fault` says why not.
+    fn arrived(
+        &self,
+        session: uuid::Uuid,
+        machine: Box<dyn Machine>,
+        digests: Option<Vec<[u8; 16]>>,
+        fault: Option<MigrationFault>,
+    );
+
+    /// The import is over; the machine is gone. With a token: ABORT was minted.
+    fn aborted(&self, session: uuid::Uuid, token: Option<&SealedToken>, fault: &MigrationFault);
+}
+
+/// Serves one incoming migration on its control link, from Prepare to the end.
+pub fn serve_import(mut link: Link, peer: &str, host: &dyn Receiver) {
+    let prepare = match read_prepare(&mut link) {
+        Ok(p) => p,
+        Err(fault) => {
+            tracing::warn!(peer, fault = %fault.chain(), "an incoming migration was not prepared");
+            return;
+        }
+    };
+    let arrival = match host.admit(&prepare, peer) {
+        Ok(a) => a,
+        Err(refused) => {
+            tracing::info!(peer, code = refused.code, "an incoming migration is refused");
+            // The close matters: the refusal must arrive before the connection goes.
+            if wire::send(&mut link, kind::REFUSED, &refused).is_ok() {
+                let _ = link.close();
+            }
+            return;
+        }
+    };
+    let Arrival { machine, mirror, control, streams } = arrival;
+    let stall = Duration::from_millis(prepare.stall_timeout_ms.clamp(1_000, 600_000));
+    control.register(link.canceller());
+    let mut import =
+        Import { link, prepare, host, machine, mirror, control, streams, stall, verify_us: 0, digests: None };
+    match import.up_to_start() {
+        Ok(()) => import.commit(),
+        Err(fault) => import.abort(fault),
+    }
+}
+
+fn read_prepare(link: &mut Link) -> Result<Prepare, MigrationFault> {
+    link.set_deadline(Some(Instant::now() + Duration::from_secs(10)));
+    let (_, payload) = wire::expect(link, &[kind::PREPARE], wire::MESSAGE_MAX)?;
+    link.set_deadline(None);
+    let payload = zeroize::Zeroizing::new(payload);
+    wire::parse(&payload)
+}
+
+struct Import<'a> {
+    link: Link,
+    prepare: Prepare,
+    host: &'a dyn Receiver,
+    machine: Box<dyn Machine>,
+    mirror: Mirror,
+    control: std::sync::Arc<Control>,
+    streams: mpsc::Receiver<(u16, Link)>,
+    stall: Duration,
+    verify_us: u64,
+    digests: Option<Vec<[u8; 16]>>,
+}
+
+impl Import<'_> {
+    /// Until START has been checked; then the guest is complete here and not committed.
+    fn up_to_start(&mut self) -> Result<(), MigrationFault> {
+        let nonce = self.mirror.hello()?;
+        wire::send(&mut self.link, kind::PREPARED, &Prepared { nonce })?;
+        self.mirror.begin(&Begin {
+            source: false,
+            elide_zero: false,
+            fresh: true,
+            streams: self.prepare.streams,
+            session: *self.prepare.session.as_bytes(),
+            peer_nonce: self.prepare.nonce,
+            transcript: transcript(&self.prepare),
+        })?;
+        let mut sinks = self.await_streams()?;
+        self.control.update(|l| {
+            l.state = MigrationState::Precopy;
+            l.progress.total_bytes = self.prepare.layout.ram_bytes();
+        });
+        loop {
+            self.arm();
+            let kinds = [kind::EPOCH_BEGIN, kind::STATE];
+            let (kind, payload) = wire::expect(&mut self.link, &kinds, STATE_MAX)?;
+            if kind == kind::STATE {
+                self.control.enter(MigrationState::Switchover);
+                self.take_state(&payload)?;
+                break;
+            }
+            let epoch = payload.as_slice().try_into().map(u32::from_le_bytes);
+            self.epoch(epoch.map_err(|_| MigrationFault::Protocol("an epoch without number"))?, &mut sinks)?;
+        }
+        self.arm();
+        let (_, payload) = wire::expect(&mut self.link, &[kind::START], 4096)?;
+        self.mirror.check_start(&token(&payload)?)?;
+        Ok(())
+    }
+
+    fn await_streams(&self) -> Result<Vec<Sink>, MigrationFault> {
+        let wanted = usize::from(self.prepare.streams);
+        let mut places: Vec<Option<Sink>> = (0..wanted).map(|_| None).collect();
+        let by = Instant::now() + self.stall;
+        while places.iter().any(Option::is_none) {
+            let left = by.saturating_duration_since(Instant::now());
+            let (index, link) = self.streams.recv_timeout(left).map_err(|_| MigrationFault::PeerGone)?;
+            self.control.register(link.canceller());
+            match places.get_mut(usize::from(index)) {
+                Some(place @ None) => *place = Some(Sink::new(link)),
+                Some(Some(_)) | None => {
+                    return Err(MigrationFault::Protocol("a stream that was not expected"));
+                }
+            }
+        }
+        Ok(places.into_iter().flatten().collect())
+    }
+
+    fn epoch(&mut self, epoch: u32, sinks: &mut [Sink]) -> Result<(), MigrationFault> {
+        let begun = Instant::now();
+        let got = self.receive_all(epoch, sinks)?;
+        self.arm();
+        let (_, payload) = wire::expect(&mut self.link, &[kind::EPOCH_TOKEN], 4096)?;
+        self.mirror.check_epoch(&token(&payload)?)?;
+        self.link.send(kind::EPOCH_ACK, &[])?;
+        let bytes = (got.sealed - got.zero + got.shared) * PAGE_SIZE;
+        self.control.update(|l| {
+            let p = &mut l.progress;
+            p.iteration = epoch;
+            p.processed_bytes += bytes;
+            p.pages_sealed += got.sealed;
+            p.pages_shared += got.shared;
+            p.pages_zero += got.zero;
+            if l.rounds.len() < 4096 {
+                l.rounds.push(Round {
+                    number: epoch,
+                    pages_sealed: got.sealed,
+                    pages_shared: got.shared,
+                    pages_zero: got.zero,
+                    bytes,
+                    duration_us: begun.elapsed().as_micros() as u64,
+                    dirtied_pages: 0,
+                    paused: false,
+                });
+            }
+        });
+        Ok(())
+    }
+
+    fn receive_all(&mut self, epoch: u32, sinks: &mut [Sink]) -> Result<Received, MigrationFault> {
+        let (ram, stall) = (self.machine.ram(), self.stall);
+        let lanes = self.mirror.lanes().iter_mut();
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = sinks
+                .iter_mut()
+                .zip(lanes)
+                .map(|(sink, lane)| scope.spawn(move || sink.receive(lane, ram, epoch, stall)))
+                .collect();
+            let mut total = Received::default();
+            let mut first = None;
+            for thread in threads {
+                let got =
+                    thread.join().unwrap_or(Err(MigrationFault::Protocol("a stream's thread panicked")));
+                match got {
+                    Ok(r) => {
+                        total.sealed += r.sealed;
+                        total.zero += r.zero;
+                        total.shared += r.shared;
+                    }
+                    Err(fault) => first = first.or(Some(fault)),
+                }
+            }
+            first.map_or(Ok(total), Err)
+        })
+    }
+
+    /// All pages are here: digest them if asked, then vCPUs and devices.
+    fn take_state(&mut self, payload: &[u8]) -> Result<(), MigrationFault> {
+        if self.prepare.verify {
+            let begun = Instant::now();
+            self.digests = Some(verify::page_digests(self.machine.ram()));
+            self.verify_us = begun.elapsed().as_micros() as u64;
+        }
+        let (head, console, state) = split_state(payload)?;
+        let ram = self.machine.ram().layout();
+        let mut shared = PageSet::new();
+        for (first, count) in head.shared {
+            let range = first
+                .checked_mul(PAGE_SIZE)
+                .zip(count.checked_mul(PAGE_SIZE))
+                .and_then(|(at, len)| PageRange::new(at, len).ok())
+                .filter(|r| r.end() <= ram.ram_end().get());
+            shared.insert_range(range.ok_or(MigrationFault::Protocol("shared pages outside RAM"))?);
+        }
+        self.machine.load_state(state)?;
+        self.machine.encryption().replace(shared);
+        self.machine.console().adopt(head.console_end, console);
+        self.mirror.state_arrived(&sha256(state))?;
+        Ok(())
+    }
+
+    /// The guest becomes this host's: minted, noted, running, told, in this order.
+    fn commit(mut self) {
+        let session = self.prepare.session;
+        if !self.control.pass_point_of_no_return() {
+            return self.abort(MigrationFault::Canceled);
+        }
+        let token = match self.mirror.commit() {
+            Ok(t) => t,
+            Err(e) => return self.abort(e.into()),
+        };
+        // A crash before this is durable: the token never left and the guest never ran, and the journal says so.
+        if let Err(e) = self.host.commit(session, &token) {
+            return self.abort(MigrationFault::Journal(e));
+        }
+        self.control.enter(MigrationState::Finishing);
+        let fault = self.machine.resume().err().map(MigrationFault::from);
+        let settled = Settled { token: token.to_vec(), verify_us: self.verify_us, reason: None };
+        let told = wire::send(&mut self.link, kind::COMMITTED, &settled);
+        if let Err(fault) = &told {
+            tracing::warn!(fault = %fault.chain(), "COMMIT may not have arrived; the source will ask");
+        }
+        self.host.arrived(session, self.machine, self.digests.take(), fault);
+        if told.is_ok() {
+            let _ = self.link.close();
+        }
+    }
+
+    fn abort(mut self, fault: MigrationFault) {
+        let session = self.prepare.session;
+        let fault = if self.control.is_cancelled() { MigrationFault::Canceled } else { fault };
+        tracing::info!(fault = %fault.chain(), "an import is given up");
+        let token =
+            self.mirror.abort().map_err(|error| tracing::debug!(%error, "no ABORT can be minted")).ok();
+        drop(self.mirror);
+        drop(self.machine);
+        self.host.aborted(session, token.as_ref(), &fault);
+        let reason = Refused { code: fault.code().to_owned(), detail: fault.to_string() };
+        self.link.set_deadline(Some(Instant::now() + Duration::from_secs(5)));
+        let told = match token {
+            Some(t) => {
+                let settled = Settled { token: t.to_vec(), verify_us: 0, reason: Some(reason) };
+                wire::send(&mut self.link, kind::ABORTED, &settled)
+            }
+            None => wire::send(&mut self.link, kind::REFUSED, &reason),
+        };
+        if told.is_ok() {
+            let _ = self.link.close();
+        }
+    }
+
+    fn arm(&mut self) {
+        self.link.set_deadline(Some(Instant::now() + self.stall));
+    }
+}
+
+fn token(payload: &[u8]) -> Result<[u8; TOKEN_BYTES], MigrationFault> {
+    payload.try_into().map_err(|_| MigrationFault::Protocol("a token of another length"))
+}
+
+/// The three parts of a state message.
+fn split_state(payload: &[u8]) -> Result<(StateHead, &[u8], &[u8]), MigrationFault> {
+    let short = MigrationFault::Protocol("a state message of another length");
+    let Some((len, rest)) = payload.split_first_chunk::<4>() else { return Err(short) };
+    let len = u32::from_le_bytes(*len) as usize;
+    if len > rest.len() {
+        return Err(short);
+    }
+    let (head, rest) = rest.split_at(len);
+    let head: StateHead = wire::parse(head)?;
+    let (console, machine) = (head.console_bytes as usize, head.machine_bytes as usize);
+    if console.checked_add(machine) != Some(rest.len()) {
+        return Err(short);
+    }
+    let (console, machine) = rest.split_at(console);
+    Ok((head, console, machine))
+}

@@ -1,0 +1,104 @@
+//! Why a migration did not come to its end.
+
+use crate::guest::MachineError;
+use crate::mirror::{LaneError, MirrorError};
+use crate::transport::LinkError;
+
+/// Why a migration ended, or is in doubt. `code` is what the API publishes.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrationFault {
+    /// Called off by request.
+    #[error("canceled")]
+    Canceled,
+    /// The peer could not be reached or refused the link.
+    #[error("no link to the destination")]
+    Connect(#[source] LinkError),
+    /// An established link broke.
+    #[error("the link to the peer broke")]
+    PeerLost(#[source] LinkError),
+    /// The peer closed the link where more had to come.
+    #[error("the peer ended the link early")]
+    PeerGone,
+    /// The peer refuses, with its reason.
+    #[error("the peer refuses: {detail}")]
+    PeerRefused {
+        /// The peer's code, checked to be `[a-z0-9_]`.
+        code: String,
+        /// The peer's sentence, bounded and printable.
+        detail: String,
+    },
+    /// The peer sent what the protocol does not allow.
+    #[error("the peer broke the protocol: {0}")]
+    Protocol(&'static str),
+    /// No common protocol version.
+    #[error("the peer speaks protocol versions {theirs:?}, this host {ours:?}")]
+    Version {
+        /// Theirs, the first few.
+        theirs: Vec<u32>,
+        /// Ours.
+        ours: Vec<u32>,
+    },
+    /// The helper.
+    #[error("the migration helper failed")]
+    Helper(#[from] LaneError),
+    /// The mirror.
+    #[error("the mirror could not be made")]
+    Mirror(#[from] MirrorError),
+    /// The guest's machine.
+    #[error("the guest's machine failed")]
+    Machine(#[from] MachineError),
+    /// The guest dirties memory faster than it moves.
+    #[error(
+        "not converging: the guest dirties {dirty_pages_per_second} pages/s, {pages_per_second} pages/s move"
+    )]
+    NotConverging {
+        /// Measured over the last round.
+        dirty_pages_per_second: u64,
+        /// Measured over the last round.
+        pages_per_second: u64,
+    },
+    /// The journal could not be written, so START was not sent.
+    #[error("the journal could not be written")]
+    Journal(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl MigrationFault {
+    /// Stable code.
+    pub fn code(&self) -> &str {
+        match self {
+            Self::Canceled => "canceled",
+            Self::Connect(LinkError::PeerRefused(_) | LinkError::RefusedByPeer { alert: Some(_) }) => {
+                "peer_identity"
+            }
+            Self::Connect(_) => "peer_unreachable",
+            Self::PeerLost(_) | Self::PeerGone => "peer_lost",
+            Self::PeerRefused { code, .. } => code,
+            Self::Protocol(_) => "peer_protocol",
+            Self::Version { .. } => "peer_version",
+            Self::Helper(_) => "helper_failed",
+            Self::Mirror(_) => "mirror_failed",
+            Self::Machine(MachineError::Ended(_)) => "guest_ended",
+            Self::Machine(_) => "guest_failed",
+            Self::NotConverging { .. } => "not_converging",
+            Self::Journal(_) => "journal",
+        }
+    }
+
+    /// The chain of causes, for the log.
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut next = std::error::Error::source(self);
+        while let Some(e) = next {
+            text.push_str(": ");
+            text.push_str(&e.to_string());
+            next = e.source();
+        }
+        text
+    }
+}
+
+impl From<LinkError> for MigrationFault {
+    fn from(e: LinkError) -> Self {
+        Self::PeerLost(e)
+    }
+}

@@ -1,0 +1,38 @@
+//! Live migration: rounds over a peer link, the hand-over, and its two op-state machines.
+//!
+//! Owns: the peer protocol, the source's and the destination's course, convergence, verification. Must not know:
+//! who asked, where records are stored (see [`Journal`] and [`Receiver`]), HTTP. A migration owns its machine and
+//! mirror while it runs; it gives them back with the outcome.
+//!
+//! ```text
+//! source                                 destination
+//!   Hello, Prepare{layout, nonce} ---->    admits, makes machine and mirror
+//!                      <---- Prepared{nonce}
+//!   per epoch: EpochBegin ------------->
+//!     streams: Records*, Shared*, EpochEnd
+//!   EpochToken ------------------------>   totals agree
+//!                      <---- EpochAck
+//!   (pause, last epoch) State --------->   vCPU and device state
+//!   [journal] START token ------------->   digest agrees; COMMIT token; [journal]; guest runs
+//!                      <---- Committed{token}   or   Aborted{token}
+//!   COMMIT token opens: the source's guest is done
+//! ```
+
+mod control;
+mod destination;
+mod error;
+mod peer;
+mod pump;
+mod rounds;
+mod sink;
+mod source;
+mod verify;
+pub mod wire;
+
+pub use control::{Control, Live, PastPointOfNoReturn};
+pub use destination::{Arrival, Receiver, serve_import};
+pub use error::MigrationFault;
+pub use peer::{accept_hello, open_control, resolve};
+pub use rounds::{Decision, Observation, decide};
+pub use source::{Journal, Outgoing, SourceEnd, run_source};
+pub use verify::page_digests;

@@ -1,0 +1,79 @@
+//! Opening links to a peer, and answering them: version agreement, and asking what became of a session.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use super::MigrationFault;
+use super::wire::{self, Hello, HelloAck, Outcome, PROTOCOL_VERSIONS, Purpose, kind};
+use crate::transport::{Deadlines, Identity, Link, PeerIdentity};
+
+/// Where a peer is and who it must be.
+pub type PeerAddress = (SocketAddr, PeerIdentity);
+
+/// Connects and says hello.
+///
+/// # Errors
+/// No link, or no common version.
+pub fn open_control(
+    peer: &PeerAddress,
+    identity: &Identity,
+    host: &str,
+    purpose: Purpose,
+    patience: Duration,
+) -> Result<Link, MigrationFault> {
+    let deadlines = Deadlines {
+        connect: patience.min(Duration::from_secs(10)),
+        handshake: patience.min(Duration::from_secs(10)),
+        frame: patience,
+        idle: Some(patience),
+    };
+    let mut link = Link::connect(peer.0, identity, &peer.1, deadlines).map_err(MigrationFault::Connect)?;
+    let hello = Hello { protocol_versions: PROTOCOL_VERSIONS.to_vec(), host: host.to_owned(), purpose };
+    wire::send(&mut link, kind::HELLO, &hello)?;
+    let (_, payload) = wire::expect(&mut link, &[kind::HELLO_ACK], 64 << 10)?;
+    let ack: HelloAck = wire::parse(&payload)?;
+    if !PROTOCOL_VERSIONS.contains(&ack.protocol) {
+        let theirs = vec![ack.protocol];
+        return Err(MigrationFault::Version { theirs, ours: PROTOCOL_VERSIONS.to_vec() });
+    }
+    Ok(link)
+}
+
+/// Reads a caller's hello and agrees on the newest common version.
+///
+/// # Errors
+/// No hello in time, or no common version; the caller is told.
+pub fn accept_hello(link: &mut Link, host: &str) -> Result<Hello, MigrationFault> {
+    link.set_deadline(Some(Instant::now() + Duration::from_secs(10)));
+    let (_, payload) = wire::expect(link, &[kind::HELLO], 64 << 10)?;
+    let hello: Hello = wire::parse(&payload)?;
+    let common = PROTOCOL_VERSIONS.iter().rev().find(|v| hello.protocol_versions.contains(v));
+    let Some(protocol) = common else {
+        let theirs: Vec<u32> = hello.protocol_versions.iter().copied().take(8).collect();
+        let detail = format!("this host speaks peer protocol versions {PROTOCOL_VERSIONS:?}");
+        let refusal = wire::Refused { code: "peer_version".into(), detail };
+        wire::send(link, kind::REFUSED, &refusal)?;
+        return Err(MigrationFault::Version { theirs, ours: PROTOCOL_VERSIONS.to_vec() });
+    };
+    wire::send(link, kind::HELLO_ACK, &HelloAck { protocol: *protocol, host: host.to_owned() })?;
+    link.set_deadline(None);
+    Ok(hello)
+}
+
+/// Asks a destination what became of `session`.
+///
+/// # Errors
+/// No link, or no answer.
+pub fn resolve(
+    peer: &PeerAddress,
+    identity: &Identity,
+    host: &str,
+    session: Uuid,
+) -> Result<Outcome, MigrationFault> {
+    let patience = Duration::from_secs(10);
+    let mut link = open_control(peer, identity, host, Purpose::Resolve { session }, patience)?;
+    let (_, payload) = wire::expect(&mut link, &[kind::OUTCOME], 64 << 10)?;
+    wire::parse(&payload)
+}

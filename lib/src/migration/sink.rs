@@ -1,0 +1,139 @@
+//! The destination's side of a stream: records go from the peer to the helper, shared pages into RAM.
+
+use std::time::{Duration, Instant};
+
+use mirrorvm_abi::mailbox::{BATCH_MAX, PAYLOAD_BYTES};
+
+use super::MigrationFault;
+use super::wire::{DATA_HEADER_BYTES, DATA_MAX, SHARED_PAGE_BYTES, kind, parse_data_header};
+use crate::addr::RamPage;
+use crate::address_space::BlockRole;
+use crate::memory::GuestRam;
+use crate::mirror::Lane;
+use crate::transport::Link;
+
+/// One stream's link and buffer, kept over rounds.
+pub(super) struct Sink {
+    pub link: Link,
+    buffer: Vec<u8>,
+}
+
+/// What an epoch brought on one stream.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Received {
+    pub sealed: u64,
+    pub zero: u64,
+    pub shared: u64,
+}
+
+impl Sink {
+    pub fn new(link: Link) -> Self {
+        Self { link, buffer: Vec::new() }
+    }
+
+    /// Takes everything of `epoch` that comes on this stream.
+    pub fn receive(
+        &mut self,
+        lane: &mut Lane,
+        ram: &GuestRam,
+        epoch: u32,
+        stall: Duration,
+    ) -> Result<Received, MigrationFault> {
+        let mut got = Received::default();
+        loop {
+            self.link.set_deadline(Some(Instant::now() + stall));
+            let header = self.link.recv_header(DATA_MAX)?.ok_or(MigrationFault::PeerGone)?;
+            match header.kind {
+                kind::EPOCH_END => {
+                    let mut number = [0; 4];
+                    if header.len != 4 {
+                        return Err(MigrationFault::Protocol("an epoch's end of another length"));
+                    }
+                    self.link.read_payload(&mut number)?;
+                    if u32::from_le_bytes(number) != epoch {
+                        return Err(MigrationFault::Protocol("the end of another epoch"));
+                    }
+                    break;
+                }
+                kind::RECORDS => self.records(lane, header.len, epoch, &mut got)?,
+                kind::SHARED => self.shared(ram, header.len, epoch, &mut got)?,
+                _ => return Err(MigrationFault::Protocol("a message that does not belong on a stream")),
+            }
+        }
+        while lane.in_flight() > 0 {
+            finish_one(lane, &mut got)?;
+        }
+        Ok(got)
+    }
+
+    fn header(&mut self, len: u32, epoch: u32) -> Result<(usize, u32), MigrationFault> {
+        let mut raw = [0; DATA_HEADER_BYTES];
+        if (len as usize) < raw.len() {
+            return Err(MigrationFault::Protocol("a data frame without its header"));
+        }
+        self.link.read_payload(&mut raw)?;
+        let (theirs, count) = parse_data_header(&raw);
+        let left = len as usize - raw.len();
+        if theirs != epoch || count == 0 || count as usize > BATCH_MAX || left > PAYLOAD_BYTES {
+            return Err(MigrationFault::Protocol("a data frame with an impossible header"));
+        }
+        Ok((left, count))
+    }
+
+    fn records(
+        &mut self,
+        lane: &mut Lane,
+        len: u32,
+        epoch: u32,
+        got: &mut Received,
+    ) -> Result<(), MigrationFault> {
+        let (left, count) = self.header(len, epoch)?;
+        let slot = loop {
+            match lane.acquire() {
+                Some(slot) => break slot,
+                None => finish_one(lane, got)?,
+            }
+        };
+        self.buffer.resize(left.max(self.buffer.len()), 0);
+        self.link.read_payload(&mut self.buffer[..left])?;
+        lane.write_payload(slot, 0, &self.buffer[..left]);
+        lane.submit_import(slot, count, left as u32, epoch);
+        Ok(())
+    }
+
+    fn shared(
+        &mut self,
+        ram: &GuestRam,
+        len: u32,
+        epoch: u32,
+        got: &mut Received,
+    ) -> Result<(), MigrationFault> {
+        let (left, count) = self.header(len, epoch)?;
+        if left != count as usize * SHARED_PAGE_BYTES {
+            return Err(MigrationFault::Protocol("shared pages of another length"));
+        }
+        let (mut number, mut page) = ([0; 8], [0; 4096]);
+        for _ in 0..count {
+            self.link.read_payload(&mut number)?;
+            self.link.read_payload(&mut page)?;
+            let at = RamPage::new(u64::from_le_bytes(number));
+            let block =
+                ram.layout().blocks().iter().find(|b| {
+                    b.role == BlockRole::Ram && b.ram_range().contains(at.get().saturating_mul(4096))
+                });
+            if block.is_none() || ram.write_page(at, &page).is_err() {
+                return Err(MigrationFault::Protocol("a shared page that is no RAM"));
+            }
+        }
+        got.shared += u64::from(count);
+        Ok(())
+    }
+}
+
+fn finish_one(lane: &mut Lane, got: &mut Received) -> Result<(), MigrationFault> {
+    let done = lane.wait()?;
+    lane.release(done.slot);
+    got.sealed += u64::from(done.pages);
+    got.zero += u64::from(done.zero);
+    Ok(())
+}

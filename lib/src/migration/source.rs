@@ -1,0 +1,488 @@
+//! The source's course: prepare, rounds, hand-over.
+
+use std::time::{Duration, Instant};
+
+use mirrorvm_abi::op::{Begin, Start};
+use mirrorvm_abi::record::TOKEN_BYTES;
+use ring::digest;
+use uuid::Uuid;
+
+use super::control::Control;
+use super::peer::{PeerAddress, open_control};
+use super::pump::{Limiter, Stream, Work};
+use super::rounds::{Decision, Observation, decide};
+use super::wire::{self, Prepare, Prepared, Purpose, Settled, StateHead, kind};
+use super::{MigrationFault, verify};
+use crate::addr::PAGE_SIZE;
+use crate::guest::Machine;
+use crate::host::{GuestRecord, MigrationMode, MigrationSpec, MigrationState, Round};
+use crate::mirror::{HelperImage, Mirror};
+use crate::pages::PageSet;
+use crate::transport::{Identity, Link};
+
+/// Durable notes of a source.
+pub trait Journal {
+    /// START is about to go out. Durable when this returns: after a crash the migration is in doubt, not failed.
+    ///
+    /// # Errors
+    /// Nothing was noted; START is not sent.
+    fn start_sent(&self) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
+}
+
+/// What a source needs.
+pub struct Outgoing<'a> {
+    /// The migration's id.
+    pub id: Uuid,
+    /// The guest.
+    pub guest: &'a GuestRecord,
+    /// What was asked for.
+    pub spec: &'a MigrationSpec,
+    /// Where to.
+    pub peer: PeerAddress,
+    /// Who we are.
+    pub identity: &'a Identity,
+    /// What we are called.
+    pub host: &'a str,
+    /// The helper image that the mirror runs.
+    pub image: &'a HelperImage,
+    /// QEMU's machine type.
+    pub machine_type: Option<String>,
+    /// The handle.
+    pub control: &'a Control,
+    /// Durable notes.
+    pub journal: &'a dyn Journal,
+}
+
+/// How it ended. The machine is paused in all but `NotMoved { resumed: true }`.
+#[derive(Debug)]
+pub enum SourceEnd {
+    /// The destination has the guest. Digests when verification was asked for.
+    Succeeded {
+        /// Of every page at the pause point.
+        digests: Option<Vec<[u8; 16]>>,
+    },
+    /// The guest stays here, as it was; the destination has nothing.
+    NotMoved {
+        /// Why.
+        fault: MigrationFault,
+    },
+    /// START went out and no token came back.
+    InDoubt {
+        /// What happened to the link.
+        fault: MigrationFault,
+    },
+}
+
+/// Moves a guest. Blocks until the end. `was_running`: the guest is resumed when it is not moved.
+pub fn run_source(
+    out: &Outgoing<'_>,
+    machine: &mut dyn Machine,
+    mirror: &mut Mirror,
+    was_running: bool,
+) -> SourceEnd {
+    let mut course =
+        Course { out, machine, mirror, was_running, begun: Instant::now(), paused_at: None, session: false };
+    match course.up_to_start() {
+        Ok((link, streams)) => course.finish(link, streams),
+        Err(fault) => {
+            let fault = if out.control.is_cancelled() { MigrationFault::Canceled } else { fault };
+            course.back_out(fault)
+        }
+    }
+}
+
+struct Course<'a, 'b> {
+    out: &'a Outgoing<'a>,
+    machine: &'b mut dyn Machine,
+    mirror: &'b mut Mirror,
+    was_running: bool,
+    begun: Instant,
+    paused_at: Option<Instant>,
+    /// Whether the helper has a session that must be cancelled.
+    session: bool,
+}
+
+/// What has been sent so far.
+struct Sent {
+    epoch: u32,
+    /// Pages that went sealed at least once.
+    ever_sealed: PageSet,
+    /// Pages that went as they are at least once.
+    ever_shared: PageSet,
+    limiter: Limiter,
+}
+
+impl Course<'_, '_> {
+    /// Everything that can be called off: preparation, rounds, pause, last round, state. Ends with START on its way.
+    fn up_to_start(&mut self) -> Result<(Link, Vec<Stream>), MigrationFault> {
+        let control = self.out.control;
+        control.enter(MigrationState::Preparing);
+        let (mut link, mut streams) = self.prepare()?;
+        control.update(|l| {
+            l.progress.total_bytes = self.machine.ram().layout().ram_bytes();
+            l.progress.setup_ms = self.begun.elapsed().as_millis() as u64;
+        });
+        let mut sent = Sent {
+            epoch: 1,
+            ever_sealed: PageSet::new(),
+            ever_shared: PageSet::new(),
+            limiter: Limiter::new(self.out.spec.limits.bandwidth_bytes_per_second),
+        };
+        let mut left = PageSet::new();
+        for block in self.machine.ram().layout().ram() {
+            left.insert_range(block.ram_range());
+        }
+        let live =
+            self.out.spec.mode == MigrationMode::Precopy && self.machine.can_log_dirty() && self.was_running;
+        if live {
+            self.precopy(&mut link, &mut streams, &mut sent, &mut left)?;
+        }
+        self.switchover(&mut link, &mut streams, &mut sent, left, live)?;
+        Ok((link, streams))
+    }
+
+    fn prepare(&mut self) -> Result<(Link, Vec<Stream>), MigrationFault> {
+        let out = self.out;
+        let stall = Duration::from_millis(out.spec.limits.stall_timeout_ms);
+        let mut link = open_control(&out.peer, out.identity, out.host, Purpose::Migrate {}, stall)?;
+        out.control.register(link.canceller());
+        let nonce = self.mirror.hello()?;
+        let prepare = Prepare {
+            session: out.id,
+            guest: out.guest.id,
+            spec: out.guest.spec.clone(),
+            layout: out.guest.layout.clone(),
+            strategy: self.mirror.plan().strategy,
+            streams: out.spec.streams,
+            helper_measurement: out.image.measurement(),
+            nonce,
+            secret: *self.machine.migration_secret(),
+            // At level `none` the hosts can see which pages are zero anyway.
+            elide_zero: true,
+            verify: out.spec.verify,
+            stall_timeout_ms: out.spec.limits.stall_timeout_ms,
+            machine_type: out.machine_type.clone(),
+        };
+        let transcript = transcript(&prepare);
+        wire::send(&mut link, kind::PREPARE, &prepare)?;
+        let (_, payload) = wire::expect(&mut link, &[kind::PREPARED], 64 << 10)?;
+        let prepared: Prepared = wire::parse(&payload)?;
+        self.mirror.begin(&Begin {
+            source: true,
+            elide_zero: prepare.elide_zero,
+            fresh: false,
+            streams: out.spec.streams,
+            session: *out.id.as_bytes(),
+            peer_nonce: prepared.nonce,
+            transcript,
+        })?;
+        self.session = true;
+        let mut streams = Vec::new();
+        for index in 0..out.spec.streams {
+            let purpose = Purpose::Stream { session: out.id, index };
+            let link = open_control(&out.peer, out.identity, out.host, purpose, stall)?;
+            out.control.register(link.canceller());
+            streams.push(Stream::new(link));
+        }
+        Ok((link, streams))
+    }
+
+    /// Rounds while the guest runs, until what is left fits the downtime limit.
+    fn precopy(
+        &mut self,
+        link: &mut Link,
+        streams: &mut [Stream],
+        sent: &mut Sent,
+        left: &mut PageSet,
+    ) -> Result<(), MigrationFault> {
+        self.out.control.enter(MigrationState::Precopy);
+        self.machine.log_dirty(true)?;
+        let begun = Instant::now();
+        loop {
+            self.check()?;
+            let mut round = self.round(link, streams, sent, left, false)?;
+            left.clone_from(&PageSet::new());
+            self.machine.take_dirty(left)?;
+            round.dirtied_pages = left.len();
+            let duration = Duration::from_micros(round.duration_us);
+            let moved_pages = round.pages_sealed + round.pages_shared;
+            let seen =
+                Observation { moved_pages, duration, dirty_pages: left.len(), elapsed: begun.elapsed() };
+            let decision = decide(&seen, &self.out.spec.limits);
+            self.out.control.update(|l| {
+                l.progress.dirty_pages_per_second = per_second(left.len(), duration);
+                l.progress.expected_downtime_ms = match decision {
+                    Decision::Switchover { expected } => Some(expected.as_millis() as u64),
+                    Decision::Round | Decision::NotConverging { .. } => None,
+                };
+                l.rounds.push(round);
+            });
+            match decision {
+                Decision::Round => {}
+                Decision::Switchover { .. } => return Ok(()),
+                Decision::NotConverging { dirty_pages_per_second, pages_per_second } => {
+                    return Err(MigrationFault::NotConverging { dirty_pages_per_second, pages_per_second });
+                }
+            }
+        }
+    }
+
+    /// Pause, the last pages, the state, START.
+    fn switchover(
+        &mut self,
+        link: &mut Link,
+        streams: &mut [Stream],
+        sent: &mut Sent,
+        mut left: PageSet,
+        logged: bool,
+    ) -> Result<(), MigrationFault> {
+        self.check()?;
+        let control = self.out.control;
+        control.enter(MigrationState::Switchover);
+        self.paused_at = Some(Instant::now());
+        self.machine.pause()?;
+        self.mirror.paused()?;
+        // Saving may touch memory (drivers say so), hence before the last look at the dirty log.
+        let state = self.machine.save_state()?;
+        if logged {
+            self.machine.take_dirty(&mut left)?;
+            self.machine.log_dirty(false)?;
+        }
+        let round = self.round(link, streams, sent, &left, true)?;
+        control.update(|l| l.rounds.push(round));
+        let state_digest = self.send_state(link, &state)?;
+        let total = self.machine.ram().layout().ram_bytes() / PAGE_SIZE;
+        let start = Start { state: state_digest, shared_pages: total - sent.ever_sealed.len() };
+        self.check()?;
+        if !control.pass_point_of_no_return() {
+            return Err(MigrationFault::Canceled);
+        }
+        self.out.journal.start_sent().map_err(MigrationFault::Journal)?;
+        let token = self.mirror.start(&start)?;
+        control.enter(MigrationState::Finishing);
+        // Whatever this gives, START may have arrived: from here on only a token tells.
+        if let Err(error) = link.send(kind::START, &token) {
+            tracing::warn!(%error, "START may not have arrived");
+        }
+        Ok(())
+    }
+
+    /// One epoch over all streams.
+    fn round(
+        &mut self,
+        link: &mut Link,
+        streams: &mut [Stream],
+        sent: &mut Sent,
+        left: &PageSet,
+        paused: bool,
+    ) -> Result<Round, MigrationFault> {
+        let begun = Instant::now();
+        let status = self.machine.encryption().shared();
+        let (sealed, shared) = split(left, &status);
+        let control = self.out.control;
+        control.update(|l| {
+            l.progress.iteration = sent.epoch;
+            l.progress.remaining_bytes = left.len() * PAGE_SIZE;
+        });
+        link.send(kind::EPOCH_BEGIN, &sent.epoch.to_le_bytes())?;
+        let work = Work::new(sent.epoch, &sealed, &shared, self.machine.ram(), control, &sent.limiter);
+        pump_all(self.mirror, streams, &work).map_err(|fault| reason(link, fault))?;
+        let token = self.mirror.end_epoch()?;
+        link.send(kind::EPOCH_TOKEN, &token)?;
+        wire::expect(link, &[kind::EPOCH_ACK], 64)?;
+        let (duration, bytes) = (begun.elapsed(), work.counts.bytes());
+        let count = |n: &std::sync::atomic::AtomicU64| n.load(std::sync::atomic::Ordering::Relaxed);
+        let round = Round {
+            number: sent.epoch,
+            pages_sealed: count(&work.counts.sealed),
+            pages_shared: count(&work.counts.shared),
+            pages_zero: count(&work.counts.zero),
+            bytes,
+            duration_us: duration.as_micros() as u64,
+            dirtied_pages: 0,
+            paused,
+        };
+        sent.epoch += 1;
+        sent.ever_sealed.union(&sealed);
+        sent.ever_shared.union(&shared);
+        control.update(|l| {
+            let p = &mut l.progress;
+            p.processed_bytes += bytes;
+            p.pages_sealed += round.pages_sealed;
+            p.pages_shared += round.pages_shared;
+            p.pages_zero += round.pages_zero;
+            p.remaining_bytes = 0;
+            if bytes >= 1 << 20 {
+                p.throughput_bytes_per_second = per_second(bytes, duration);
+            }
+            let total = if paused { &mut p.downtime_bytes } else { &mut p.precopy_bytes };
+            *total += bytes;
+            p.elapsed_ms = self.begun.elapsed().as_millis() as u64;
+        });
+        Ok(round)
+    }
+
+    fn send_state(&mut self, link: &mut Link, state: &[u8]) -> Result<[u8; 32], MigrationFault> {
+        let (console_end, console) = self.machine.console().carry();
+        let head = StateHead {
+            console_end,
+            console_bytes: console.len() as u32,
+            machine_bytes: u32::try_from(state.len())
+                .map_err(|_| MigrationFault::Protocol("state too large"))?,
+            shared: self.machine.encryption().shared().runs(),
+        };
+        let head = serde_json::to_vec(&head).map_err(|_| MigrationFault::Protocol("unsendable state"))?;
+        let len = (head.len() as u32).to_le_bytes();
+        link.send_parts(kind::STATE, &[&len, &head, &console, state])?;
+        Ok(sha256(state))
+    }
+
+    /// After START: the answer decides, and only the answer.
+    fn finish(&mut self, mut link: Link, streams: Vec<Stream>) -> SourceEnd {
+        let settled = self.await_token(&mut link);
+        let waited = self.paused_at.map(|t| t.elapsed());
+        let ended = match settled {
+            Ok((kind::COMMITTED, settled, token)) => match self.mirror.check_commit(&token) {
+                Ok(()) => {
+                    self.note_downtime(waited, settled.verify_us);
+                    let digests = self.out.spec.verify.then(|| verify::page_digests(self.machine.ram()));
+                    SourceEnd::Succeeded { digests }
+                }
+                Err(e) => SourceEnd::InDoubt { fault: e.into() },
+            },
+            Ok((_, settled, token)) => match self.mirror.check_abort(&token) {
+                Ok(()) => {
+                    self.session = false;
+                    let fault = settled.reason.map_or(MigrationFault::PeerGone, MigrationFault::from);
+                    self.back_out(fault)
+                }
+                Err(e) => SourceEnd::InDoubt { fault: e.into() },
+            },
+            Err(fault) => SourceEnd::InDoubt { fault },
+        };
+        for stream in streams {
+            let _ = stream.link.close();
+        }
+        let _ = link.close();
+        ended
+    }
+
+    fn await_token(&mut self, link: &mut Link) -> Result<(u8, Settled, [u8; TOKEN_BYTES]), MigrationFault> {
+        let (kind, payload) = wire::expect(link, &[kind::COMMITTED, kind::ABORTED], 64 << 10)?;
+        let settled: Settled = wire::parse(&payload)?;
+        let token = settled
+            .token
+            .as_slice()
+            .try_into()
+            .map_err(|_| MigrationFault::Protocol("a token of another length"))?;
+        Ok((kind, settled, token))
+    }
+
+    fn note_downtime(&self, waited: Option<Duration>, verify_us: u64) {
+        let Some(waited) = waited else { return };
+        self.out.control.update(|l| {
+            let verify = (verify_us as f64 / 1e3).min(waited.as_secs_f64() * 1e3);
+            l.progress.downtime_ms = Some(waited.as_secs_f64() * 1e3 - verify);
+            l.progress.verify_ms = self.out.spec.verify.then_some(verify);
+            l.progress.elapsed_ms = self.begun.elapsed().as_millis() as u64;
+        });
+    }
+
+    /// Before START, or after ABORT: the guest goes on here.
+    fn back_out(&mut self, fault: MigrationFault) -> SourceEnd {
+        if self.session
+            && let Err(error) = self.mirror.cancel()
+        {
+            tracing::warn!(%error, "the helper's session could not be cancelled");
+        }
+        if let Err(error) = self.machine.log_dirty(false) {
+            tracing::debug!(%error, "dirty logging could not be switched off");
+        }
+        if self.was_running
+            && self.machine.ended().is_none()
+            && let Err(error) = self.machine.resume()
+        {
+            return SourceEnd::NotMoved { fault: error.into() };
+        }
+        SourceEnd::NotMoved { fault }
+    }
+
+    fn check(&self) -> Result<(), MigrationFault> {
+        if self.out.control.is_cancelled() {
+            return Err(MigrationFault::Canceled);
+        }
+        self.machine.ended().map_or(Ok(()), |end| Err(crate::guest::MachineError::Ended(end).into()))
+    }
+}
+
+/// A destination that gives up cuts the streams and says why on the control link.
+fn reason(link: &mut Link, fault: MigrationFault) -> MigrationFault {
+    if !matches!(fault, MigrationFault::PeerLost(_) | MigrationFault::PeerGone) {
+        return fault;
+    }
+    link.set_deadline(Some(Instant::now() + Duration::from_secs(2)));
+    match wire::expect(link, &[], 64 << 10) {
+        Err(said @ MigrationFault::PeerRefused { .. }) => said,
+        _ => fault,
+    }
+}
+
+/// Every stream sends its part, each on its own thread; the first error counts.
+fn pump_all(mirror: &mut Mirror, streams: &mut [Stream], work: &Work<'_>) -> Result<(), MigrationFault> {
+    std::thread::scope(|scope| {
+        let lanes = mirror.lanes().iter_mut();
+        let threads: Vec<_> = streams
+            .iter_mut()
+            .zip(lanes)
+            .enumerate()
+            .map(|(i, (stream, lane))| scope.spawn(move || stream.send(lane, work, i == 0)))
+            .collect();
+        let results: Vec<_> = threads
+            .into_iter()
+            .map(|t| t.join().unwrap_or(Err(MigrationFault::Protocol("a stream's thread panicked"))))
+            .collect();
+        // A stream that only stopped because another failed says PeerGone: the real reason comes first.
+        let (soft, hard): (Vec<_>, Vec<_>) =
+            results.into_iter().filter_map(Result::err).partition(|e| matches!(e, MigrationFault::PeerGone));
+        hard.into_iter().chain(soft).next().map_or(Ok(()), Err)
+    })
+}
+
+/// The pages of `left` that go sealed, and those that the guest shares.
+fn split(left: &PageSet, shared: &PageSet) -> (PageSet, PageSet) {
+    let (mut sealed, mut plain) = (left.clone(), PageSet::new());
+    for page in shared.iter() {
+        if sealed.contains(page) {
+            sealed.remove(page);
+            plain.insert(page);
+        }
+    }
+    (sealed, plain)
+}
+
+/// What both ends must agree on; goes into every key.
+pub(super) fn transcript(p: &Prepare) -> [u8; 32] {
+    let mut context = digest::Context::new(&digest::SHA256);
+    context.update(b"mirrorvm transcript v1");
+    context.update(&wire::PROTOCOL_VERSIONS[0].to_le_bytes());
+    context.update(&mirrorvm_abi::ABI_VERSION.to_le_bytes());
+    context.update(&mirrorvm_abi::layout::LAYOUT_HASH.to_le_bytes());
+    context.update(&p.helper_measurement);
+    context.update(p.guest.as_bytes());
+    context.update(&p.streams.to_le_bytes());
+    context.update(&serde_json::to_vec(&p.layout).unwrap_or_default());
+    let mut out = [0; 32];
+    out.copy_from_slice(context.finish().as_ref());
+    out
+}
+
+/// SHA-256.
+pub(super) fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let mut out = [0; 32];
+    out.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
+    out
+}
+
+fn per_second(n: u64, duration: Duration) -> u64 {
+    (n as f64 / duration.as_secs_f64().max(1e-6)) as u64
+}

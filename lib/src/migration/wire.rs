@@ -1,0 +1,278 @@
+//! The peer protocol's messages. Versioned, bounded, and untrusted when they arrive.
+//!
+//! Frames are [`crate::transport::Link`]'s; `kind` tells the message. Control messages are JSON with unknown
+//! fields refused; page data is binary.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+use super::MigrationFault;
+use crate::address_space::{GuestLayout, Strategy};
+use crate::host::GuestSpec;
+use crate::transport::Link;
+
+/// Versions of this protocol that this build speaks, oldest first.
+pub const PROTOCOL_VERSIONS: [u32; 1] = [1];
+/// Longest control message: a layout of 32,768 blocks fits.
+pub const MESSAGE_MAX: u32 = 16 << 20;
+/// Longest data frame: a full batch with its header.
+pub const DATA_MAX: u32 = (mirrorvm_abi::mailbox::PAYLOAD_BYTES + DATA_HEADER_BYTES) as u32;
+/// Longest state: QEMU's is a few hundred KiB.
+pub const STATE_MAX: u32 = 80 << 20;
+/// Bytes before a data frame's records: epoch, count.
+pub const DATA_HEADER_BYTES: usize = 8;
+/// Bytes of a shared page in a data frame: its number, its content.
+pub const SHARED_PAGE_BYTES: usize = 8 + 4096;
+
+/// What a frame is.
+pub mod kind {
+    /// First message of every link, JSON.
+    pub const HELLO: u8 = 1;
+    /// Its answer, JSON.
+    pub const HELLO_ACK: u8 = 2;
+    /// What is coming, JSON.
+    pub const PREPARE: u8 = 3;
+    /// The destination is ready, JSON.
+    pub const PREPARED: u8 = 4;
+    /// No, and why, JSON. Legal as an answer to anything.
+    pub const REFUSED: u8 = 5;
+    /// Sealed records: data header, records.
+    pub const RECORDS: u8 = 6;
+    /// Pages that the guest shares: data header, numbered pages.
+    pub const SHARED: u8 = 7;
+    /// A stream has sent all of its epoch.
+    pub const EPOCH_END: u8 = 8;
+    /// An epoch begins: its number.
+    pub const EPOCH_BEGIN: u8 = 9;
+    /// The helper's token for the epoch.
+    pub const EPOCH_TOKEN: u8 = 10;
+    /// The epoch is complete at the destination.
+    pub const EPOCH_ACK: u8 = 11;
+    /// vCPU and device state: length of the JSON part, JSON, console, machine.
+    pub const STATE: u8 = 12;
+    /// The helper's START token.
+    pub const START: u8 = 13;
+    /// The guest runs at the destination: COMMIT token, JSON.
+    pub const COMMITTED: u8 = 14;
+    /// It never will: ABORT token, JSON.
+    pub const ABORTED: u8 = 15;
+    /// What became of a session, JSON.
+    pub const OUTCOME: u8 = 16;
+}
+
+/// First message of a link.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hello {
+    /// Versions that the caller speaks.
+    pub protocol_versions: Vec<u32>,
+    /// The caller's name, for people.
+    pub host: String,
+    /// What the link is for.
+    pub purpose: Purpose,
+}
+
+/// What a link is for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Purpose {
+    /// Control of a new migration.
+    Migrate {},
+    /// A stream of a migration that is prepared.
+    Stream {
+        /// The migration.
+        session: Uuid,
+        /// Which stream.
+        index: u16,
+    },
+    /// What became of a migration.
+    Resolve {
+        /// The migration.
+        session: Uuid,
+    },
+}
+
+/// Answer to [`Hello`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HelloAck {
+    /// The version that both use.
+    pub protocol: u32,
+    /// The answerer's name.
+    pub host: String,
+}
+
+/// What is coming.
+#[derive(Clone, Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
+#[serde(deny_unknown_fields)]
+pub struct Prepare {
+    /// The migration's id, and the helpers' session.
+    #[zeroize(skip)]
+    pub session: Uuid,
+    /// The guest's id.
+    #[zeroize(skip)]
+    pub guest: Uuid,
+    /// What it is.
+    #[zeroize(skip)]
+    pub spec: GuestSpec,
+    /// Its RAM.
+    #[zeroize(skip)]
+    pub layout: GuestLayout,
+    /// Layout of the mirrors.
+    #[zeroize(skip)]
+    pub strategy: Strategy,
+    /// Streams.
+    pub streams: u16,
+    /// The source helper's image, which the destination's must equal.
+    pub helper_measurement: [u8; 32],
+    /// The source helper's nonce.
+    pub nonce: [u8; 32],
+    /// The guest's migration secret. At protection level `none` the hosts hold it; it travels under TLS.
+    pub secret: [u8; 32],
+    /// Whether zero pages travel as such.
+    pub elide_zero: bool,
+    /// Whether to digest every page at the pause point.
+    pub verify: bool,
+    /// Longest silence, milliseconds.
+    pub stall_timeout_ms: u64,
+    /// What a driver needs to make the same machine: QEMU's machine type.
+    pub machine_type: Option<String>,
+}
+
+/// The destination is ready.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Prepared {
+    /// The destination helper's nonce.
+    pub nonce: [u8; 32],
+}
+
+/// A refusal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Refused {
+    /// Stable code.
+    pub code: String,
+    /// A sentence.
+    pub detail: String,
+}
+
+/// The JSON part of the state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StateHead {
+    /// Offset after the console's newest byte.
+    pub console_end: u64,
+    /// Bytes of console that follow.
+    pub console_bytes: u32,
+    /// Bytes of machine state that follow the console.
+    pub machine_bytes: u32,
+    /// Runs of pages that the guest shares: first page, pages.
+    pub shared: Vec<(u64, u64)>,
+}
+
+/// How the import ended: a token and what went with it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settled {
+    /// COMMIT or ABORT token.
+    pub token: Vec<u8>,
+    /// Microseconds of the pause that went into digests.
+    pub verify_us: u64,
+    /// Why, for ABORT.
+    pub reason: Option<Refused>,
+}
+
+/// What became of a session, as its destination knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Outcome {
+    /// Still going on; ask again.
+    Pending {},
+    /// The guest runs, or ran, there.
+    Committed {
+        /// COMMIT token.
+        token: Vec<u8>,
+    },
+    /// It never will.
+    Aborted {
+        /// ABORT token.
+        token: Vec<u8>,
+    },
+    /// By the destination's journal COMMIT was never minted, and the import is gone with its keys. A statement
+    /// of the host, not of the helper: good enough where hosts are trusted (level `none`), and only there.
+    NeverCommitted {},
+}
+
+/// Sends a JSON message.
+///
+/// # Errors
+/// The link's.
+pub fn send<T: Serialize>(link: &mut Link, kind: u8, message: &T) -> Result<(), MigrationFault> {
+    let mut bytes =
+        serde_json::to_vec(message).map_err(|_| MigrationFault::Protocol("unsendable message"))?;
+    let sent = link.send(kind, &bytes);
+    bytes.zeroize();
+    Ok(sent?)
+}
+
+/// Waits for one of `kinds` (or a refusal, which becomes an error) and gives kind and payload.
+///
+/// # Errors
+/// The link's, a refusal, an early end, or another kind.
+pub fn expect(link: &mut Link, kinds: &[u8], max: u32) -> Result<(u8, Vec<u8>), MigrationFault> {
+    let mut payload = Vec::new();
+    let kind = link.recv_into(max, &mut payload)?.ok_or(MigrationFault::PeerGone)?;
+    if kind == kind::REFUSED {
+        let refused: Refused = parse(&payload)?;
+        return Err(refused.into());
+    }
+    if kind == kind::ABORTED && !kinds.contains(&kind) {
+        let settled: Settled = parse(&payload)?;
+        return Err(settled.reason.map_or(MigrationFault::PeerGone, MigrationFault::from));
+    }
+    if !kinds.contains(&kind) {
+        return Err(MigrationFault::Protocol("a message that does not belong here"));
+    }
+    Ok((kind, payload))
+}
+
+/// Reads a JSON message.
+///
+/// # Errors
+/// When it is none.
+pub fn parse<T: DeserializeOwned>(payload: &[u8]) -> Result<T, MigrationFault> {
+    serde_json::from_slice(payload).map_err(|error| {
+        tracing::debug!(%error, "a peer's message cannot be read");
+        MigrationFault::Protocol("a message that cannot be read")
+    })
+}
+
+impl From<Refused> for MigrationFault {
+    /// A peer's text is shown to people: bounded, printable.
+    fn from(refused: Refused) -> Self {
+        let code = refused.code;
+        let legal = !code.is_empty()
+            && code.len() <= 64
+            && code.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+        Self::PeerRefused {
+            code: if legal { code } else { "peer_refused".into() },
+            detail: refused.detail.chars().filter(|c| !c.is_control()).take(300).collect(),
+        }
+    }
+}
+
+/// A data frame's header.
+pub fn data_header(epoch: u32, count: u32) -> [u8; DATA_HEADER_BYTES] {
+    let mut b = [0; DATA_HEADER_BYTES];
+    b[..4].copy_from_slice(&epoch.to_le_bytes());
+    b[4..].copy_from_slice(&count.to_le_bytes());
+    b
+}
+
+/// Reads a data frame's header: epoch, count.
+pub fn parse_data_header(b: &[u8; DATA_HEADER_BYTES]) -> (u32, u32) {
+    (u32::from_le_bytes([b[0], b[1], b[2], b[3]]), u32::from_le_bytes([b[4], b[5], b[6], b[7]]))
+}

@@ -1,0 +1,203 @@
+//! Owns the life of one child process: spawning, the captured end of its stderr, its exit, killing it by pidfd.
+//! Must not know what the process is.
+//!
+//! One thread per child, the *keeper*, spawns it, waits for it and reaps it. That is not only tidy: the parent-death
+//! signal fires when the **thread** that forked ends, so the forking thread must live exactly as long as the child.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child as StdChild, ChildStderr, Command, Stdio};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+/// How much of the end of stderr is kept, in bytes.
+const STDERR_KEPT: usize = 4096;
+
+/// How a process ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExitInfo {
+    /// Exit code, if it exited.
+    pub code: Option<i32>,
+    /// Signal number, if one killed it.
+    pub signal: Option<i32>,
+    /// The end of what it wrote to stderr, at most 4 KiB, control characters other than line ends removed.
+    pub stderr: String,
+}
+
+impl fmt::Display for ExitInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.code, self.signal) {
+            (Some(code), _) => write!(f, "code {code}")?,
+            (None, Some(signal)) => write!(f, "signal {signal}")?,
+            (None, None) => write!(f, "unknown status")?,
+        }
+        match self.stderr.trim() {
+            "" => Ok(()),
+            text => write!(f, ", stderr: {text}"),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    exit: Mutex<Option<ExitInfo>>,
+    exited: Condvar,
+}
+
+impl Shared {
+    fn exit(&self) -> MutexGuard<'_, Option<ExitInfo>> {
+        // The value is replaced whole, so a panic elsewhere leaves nothing half done.
+        self.exit.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A running (or ended) child. Dropping it kills it and waits for a moment until it is reaped.
+#[derive(Debug)]
+pub(super) struct Child {
+    pid: u32,
+    pidfd: OwnedFd,
+    shared: Arc<Shared>,
+}
+
+impl Child {
+    /// Spawns; stderr is taken over, stdin and stdout are the caller's business.
+    pub(super) fn spawn(mut command: Command) -> io::Result<Self> {
+        command.stderr(Stdio::piped());
+        let shared = Arc::new(Shared::default());
+        let (tell, told) = sync_channel(1);
+        let keepers = Arc::clone(&shared);
+        std::thread::Builder::new()
+            .name("qemu-keeper".to_owned())
+            .spawn(move || keep(command, &keepers, &tell))?;
+        let (pid, pidfd) = told.recv().map_err(io::Error::other)??;
+        Ok(Self { pid, pidfd, shared })
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    pub(super) fn has_exited(&self) -> Option<ExitInfo> {
+        self.shared.exit().clone()
+    }
+
+    /// Waits until the child is reaped.
+    pub(super) fn wait(&self, patience: Duration) -> Option<ExitInfo> {
+        let deadline = Instant::now() + patience;
+        let mut exit = self.shared.exit();
+        while exit.is_none() {
+            let left = deadline.checked_duration_since(Instant::now())?;
+            exit = self.shared.exited.wait_timeout(exit, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        exit.clone()
+    }
+
+    /// Kills it; no effect if it is gone. By pidfd, so never another process with the same number.
+    pub(super) fn kill(&self) {
+        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        self.kill();
+        // A process stuck in the kernel is left to its keeper, which reaps it whenever it ends.
+        let _ = self.wait(Duration::from_secs(5));
+    }
+}
+
+type Started = io::Result<(u32, OwnedFd)>;
+
+/// The keeper thread.
+fn keep(mut command: Command, shared: &Shared, tell: &SyncSender<Started>) {
+    let started = command.spawn().and_then(|mut child| {
+        // The descriptors meant for the child must not stay open on our side.
+        drop(command);
+        match open_pidfd(&child) {
+            Ok(pair) => Ok((child, pair)),
+            Err(error) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                Err(error)
+            }
+        }
+    });
+    let (mut child, (ours, theirs)) = match started {
+        Ok(started) => started,
+        Err(error) => {
+            let _ = tell.send(Err(error));
+            return;
+        }
+    };
+    let stderr = child.stderr.take();
+    let _ = tell.send(Ok((child.id(), theirs)));
+    let tail = drain_until_exit(stderr, &ours);
+    let status = child.wait().ok();
+    *shared.exit() = Some(ExitInfo {
+        code: status.and_then(|status| status.code()),
+        signal: status.and_then(|status| status.signal()),
+        stderr: tail,
+    });
+    shared.exited.notify_all();
+}
+
+fn open_pidfd(child: &StdChild) -> io::Result<(OwnedFd, OwnedFd)> {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
+    let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+    Ok((pidfd.try_clone()?, pidfd))
+}
+
+/// Reads stderr until the process has exited (not until end of file: a copy of the pipe may outlive it).
+fn drain_until_exit(mut stderr: Option<ChildStderr>, pidfd: &OwnedFd) -> String {
+    let mut tail = VecDeque::with_capacity(STDERR_KEPT);
+    if let Some(pipe) = &stderr {
+        // If this failed, the last read could wait for ever; then rather do without the text.
+        if fcntl_getfl(pipe).and_then(|flags| fcntl_setfl(pipe, flags | OFlags::NONBLOCK)).is_err() {
+            stderr = None;
+        }
+    }
+    loop {
+        let mut wanted = vec![PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN)];
+        wanted.extend(stderr.as_ref().map(|pipe| PollFd::from_borrowed_fd(pipe.as_fd(), PollFlags::IN)));
+        match poll(&mut wanted, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(_) => break,
+        }
+        let exited = wanted.first().is_some_and(|pidfd| !pidfd.revents().is_empty());
+        if let Some(pipe) = &mut stderr
+            && !drain(pipe, &mut tail)
+        {
+            stderr = None;
+        }
+        if exited {
+            break;
+        }
+    }
+    let bytes: Vec<u8> = tail.into_iter().collect();
+    String::from_utf8_lossy(&bytes).chars().filter(|c| *c == '\n' || !c.is_control()).collect()
+}
+
+/// Takes what is there, bounded per call so that a chatty child cannot hold us here; false at the end.
+fn drain(pipe: &mut ChildStderr, tail: &mut VecDeque<u8>) -> bool {
+    let mut chunk = [0u8; STDERR_KEPT];
+    for _ in 0..16 {
+        match pipe.read(&mut chunk) {
+            Ok(0) => return false,
+            Ok(count) => {
+                tail.extend(chunk.get(..count).unwrap_or_default());
+                tail.drain(..tail.len().saturating_sub(STDERR_KEPT));
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
+        }
+    }
+    true
+}

@@ -1,0 +1,331 @@
+//! Owns one QEMU from launch to reaping, and the operations on it. Must not know why it is paused, saved or resumed.
+//!
+//! ```text
+//! launch --> prelaunch --cont--> running <--cont/stop--> paused --save_device_state--> postmigrate --cont--> running
+//! launch(incoming) --> inmigrate --load_device_state--> paused --cont--> running
+//! ```
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags};
+use rustix::net::sockopt::socket_peercred;
+use serde_json::{Value, json};
+
+use super::child::{Child, ExitInfo};
+use super::command::{QemuSpec, RAM_ID, Timeouts, qmp_socket_via};
+use super::console::{Console, ConsoleSink};
+use super::device_state;
+use super::error::QemuError;
+use super::mtree::{RamPiece, parse_ram_pieces};
+use super::qmp::{Qmp, QmpError, QmpEvent};
+use super::ramblock::{LayoutError, QemuRamBlock, parse_ram_blocks};
+
+/// How long to wait for the exit of a QEMU that has closed its control socket.
+const EXIT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// QEMU's run state (`query-status`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RunState {
+    /// vCPUs run.
+    Running,
+    /// Stopped by `stop`, or by having been loaded.
+    Paused,
+    /// Launched, never continued.
+    Prelaunch,
+    /// Waiting for, or loading, device state.
+    InMigrate,
+    /// Stopped, and its state was saved. May be continued: nothing of it was given away.
+    PostMigrate,
+    /// The guest powered off or asked for a reset.
+    Shutdown,
+    /// Any other state, by QEMU's name (at most 64 bytes); vCPUs do not run.
+    Other(String),
+}
+
+impl RunState {
+    fn parse(name: &str) -> Self {
+        match name {
+            "running" => Self::Running,
+            "paused" => Self::Paused,
+            "prelaunch" => Self::Prelaunch,
+            "inmigrate" => Self::InMigrate,
+            "postmigrate" => Self::PostMigrate,
+            "shutdown" => Self::Shutdown,
+            other => Self::Other(other.chars().filter(char::is_ascii_graphic).take(64).collect()),
+        }
+    }
+}
+
+impl fmt::Display for RunState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Prelaunch => "prelaunch",
+            Self::InMigrate => "inmigrate",
+            Self::PostMigrate => "postmigrate",
+            Self::Shutdown => "shutdown",
+            Self::Other(name) => name,
+        })
+    }
+}
+
+/// A QEMU process of ours. Dropping it kills and reaps it.
+#[derive(Debug)]
+pub struct Qemu {
+    qmp: Qmp,
+    console: Console,
+    child: Child,
+    timeouts: Timeouts,
+    memory_bytes: u64,
+}
+
+impl Qemu {
+    /// Starts QEMU with its vCPUs stopped. `console` gets every byte of the guest's first serial port.
+    ///
+    /// The memfd in the specification is held by QEMU from here on, not by this value: keep a duplicate.
+    ///
+    /// # Errors
+    /// [`QemuError::BadSpec`], [`QemuError::BadRam`], [`QemuError::Prepare`], [`QemuError::Spawn`];
+    /// [`QemuError::Exited`] with QEMU's words if it did not like its command line; [`QemuError::Late`].
+    pub fn launch(spec: QemuSpec, console: ConsoleSink) -> Result<Self, QemuError> {
+        spec.check()?;
+        let prepare = |doing| {
+            let path = spec.run_dir.clone();
+            move |source| QemuError::Prepare { doing, path, source }
+        };
+        let deadline = Instant::now() + spec.timeouts.launch;
+        let directory = rustix::fs::open(
+            &spec.run_dir,
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(|error| prepare("open the run directory")(error.into()))?;
+        let listener = listen(&directory).map_err(prepare("listen on the control socket"))?;
+        let (ours, theirs) = UnixStream::pair().map_err(prepare("make the console socket"))?;
+        let console = Console::start(ours, console).map_err(prepare("start the console thread"))?;
+        let mut command = spec.command();
+        let QemuSpec { ram, binary, timeouts, memory_bytes, .. } = spec;
+        command.stdin(Stdio::from(ram)).stdout(Stdio::from(OwnedFd::from(theirs)));
+        let child = Child::spawn(command).map_err(|source| QemuError::Spawn { binary, source })?;
+        let stream = accept(&listener, &child, timeouts.launch, deadline)?;
+        // Nobody else is to connect, and a stale socket is only in the way of the next launch.
+        let _ = std::fs::remove_file(qmp_socket_via(&directory));
+        let qmp = Qmp::connect(stream, deadline).map_err(|error| explain(error, &child))?;
+        let mut qemu = Self { qmp, console, child, timeouts, memory_bytes };
+        let enabled = device_state::enable(&mut qemu.qmp, deadline);
+        qemu.explained(enabled)?;
+        Ok(qemu)
+    }
+
+    /// Process id. It may be reused once the process has exited; use [`Qemu::has_exited`] to look.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.pid()
+    }
+
+    /// How it ended, if it has.
+    #[must_use]
+    pub fn has_exited(&self) -> Option<ExitInfo> {
+        self.child.has_exited()
+    }
+
+    /// QEMU's RAM blocks, and where the main one shows in guest-physical space now.
+    ///
+    /// # Errors
+    /// [`QemuError::Layout`] if the answer cannot be believed or the main block is not there in full.
+    pub fn layout(&mut self) -> Result<(Vec<QemuRamBlock>, Vec<RamPiece>), QemuError> {
+        let table = self.run("x-query-ramblock", json!({}))?;
+        let table = table.get("human-readable-text").and_then(Value::as_str).unwrap_or_default();
+        let blocks = parse_ram_blocks(table).map_err(QemuError::Layout)?;
+        let bytes = self.memory_bytes;
+        if !blocks.iter().any(|block| block.name == RAM_ID && block.used_length == bytes) {
+            return Err(QemuError::Layout(LayoutError::NoBlock { name: RAM_ID, bytes }));
+        }
+        let view = self.run("human-monitor-command", json!({ "command-line": "info mtree -f" }))?;
+        let pieces = parse_ram_pieces(view.as_str().unwrap_or_default(), RAM_ID, bytes);
+        Ok((blocks, pieces.map_err(QemuError::Layout)?))
+    }
+
+    /// The versioned machine type, e.g. `pc-i440fx-7.2`, that a destination with another QEMU must be given.
+    ///
+    /// # Errors
+    /// [`QemuError::Qmp`], [`QemuError::Exited`].
+    pub fn machine_type(&mut self) -> Result<String, QemuError> {
+        let reply = self.run("qom-get", json!({ "path": "/machine", "property": "type" }))?;
+        let name: String = reply.as_str().unwrap_or_default().chars().take(64).collect();
+        Ok(name.strip_suffix("-machine").unwrap_or(&name).to_owned())
+    }
+
+    /// The run state.
+    ///
+    /// # Errors
+    /// [`QemuError::Qmp`], [`QemuError::Exited`].
+    pub fn status(&mut self) -> Result<RunState, QemuError> {
+        let reply = self.run("query-status", json!({}))?;
+        Ok(RunState::parse(reply.get("status").and_then(Value::as_str).unwrap_or("unknown")))
+    }
+
+    /// Lets the vCPUs run and waits until they do. No effect if they run.
+    ///
+    /// # Errors
+    /// [`QemuError::WrongState`] while device state is still to be loaded, or after the guest's end;
+    /// [`QemuError::Late`].
+    pub fn cont(&mut self) -> Result<(), QemuError> {
+        let state = self.status()?;
+        if matches!(state, RunState::InMigrate | RunState::Shutdown) {
+            return Err(QemuError::WrongState { doing: "continue", state: state.to_string() });
+        }
+        self.run("cont", json!({}))?;
+        self.await_state("continue", |state| *state == RunState::Running)
+    }
+
+    /// Pauses the vCPUs and waits until they are paused. No effect if they are.
+    ///
+    /// # Errors
+    /// [`QemuError::Late`], [`QemuError::Qmp`], [`QemuError::Exited`].
+    pub fn stop(&mut self) -> Result<(), QemuError> {
+        self.run("stop", json!({}))?;
+        self.await_state("pause", |state| *state != RunState::Running)
+    }
+
+    /// The state of vCPUs and devices, without guest RAM, as QEMU writes it. To be called before the last copy of
+    /// RAM: saving may write to RAM. The guest stays stopped; [`Qemu::cont`] resumes it, also after an error.
+    ///
+    /// # Errors
+    /// [`QemuError::WrongState`] unless the guest is stopped; [`QemuError::StateTooLarge`] past `max_bytes`;
+    /// [`QemuError::StateRefused`], [`QemuError::StateIo`].
+    pub fn save_device_state(&mut self, max_bytes: usize) -> Result<Vec<u8>, QemuError> {
+        let state = self.status()?;
+        if !matches!(state, RunState::Paused | RunState::PostMigrate) {
+            return Err(QemuError::WrongState { doing: "save device state", state: state.to_string() });
+        }
+        let saved = device_state::save(&mut self.qmp, max_bytes, Instant::now() + self.timeouts.state);
+        self.explained(saved)
+    }
+
+    /// Loads what [`Qemu::save_device_state`] gave, into a QEMU launched with `incoming` whose RAM is complete. The
+    /// guest is paused afterwards. Under KVM this itself writes RAM (kvmclock), so RAM is to be checked before, and
+    /// never written after.
+    ///
+    /// # Errors
+    /// [`QemuError::WrongState`] unless it waits for state; otherwise this QEMU is to be thrown away:
+    /// [`QemuError::Exited`] with QEMU's words (7.2) or [`QemuError::StateRefused`].
+    pub fn load_device_state(&mut self, bytes: &[u8]) -> Result<(), QemuError> {
+        let state = self.status()?;
+        if state != RunState::InMigrate {
+            return Err(QemuError::WrongState { doing: "load device state", state: state.to_string() });
+        }
+        let loaded = device_state::load(&mut self.qmp, bytes, Instant::now() + self.timeouts.state);
+        self.explained(loaded)?;
+        self.await_state("finish loading", |state| *state != RunState::InMigrate)
+    }
+
+    /// Waits for an event (`STOP`, `RESUME`, `SHUTDOWN`, `GUEST_PANICKED`, ...); `None` if none came in time.
+    ///
+    /// # Errors
+    /// [`QemuError::Exited`] if QEMU went away, [`QemuError::Qmp`].
+    pub fn wait_event(&mut self, names: &[&str], patience: Duration) -> Result<Option<QmpEvent>, QemuError> {
+        match self.qmp.wait_event(names, Instant::now() + patience) {
+            Ok(event) => Ok(Some(event)),
+            Err(QmpError::Deadline { .. }) => Ok(None),
+            Err(error) => Err(explain(error, &self.child)),
+        }
+    }
+
+    /// Ends QEMU: asks, then kills, and reaps. All console bytes have been handed over when this returns.
+    ///
+    /// # Errors
+    /// [`QemuError::Late`] if even a killed QEMU does not go away (it is stuck in the kernel).
+    pub fn quit(mut self) -> Result<ExitInfo, QemuError> {
+        let patience = self.timeouts.quit;
+        let asked = self.qmp.execute("quit", json!({}), Instant::now() + patience);
+        if matches!(asked, Ok(_) | Err(QmpError::Closed)) {
+            let _ = self.child.wait(patience);
+        }
+        self.child.kill();
+        let exit = self.child.wait(patience).ok_or(QemuError::Late { doing: "exit", waited: patience })?;
+        self.console.finish(patience);
+        Ok(exit)
+    }
+
+    fn run(&mut self, command: &str, arguments: Value) -> Result<Value, QemuError> {
+        let deadline = Instant::now() + self.timeouts.command;
+        self.qmp.execute(command, arguments, deadline).map_err(|error| explain(error, &self.child))
+    }
+
+    /// Polls: `STOP` and `RESUME` events say less than the state (they are also sent for other reasons).
+    fn await_state(
+        &mut self,
+        doing: &'static str,
+        reached: impl Fn(&RunState) -> bool,
+    ) -> Result<(), QemuError> {
+        let waited = self.timeouts.command;
+        let deadline = Instant::now() + waited;
+        while !reached(&self.status()?) {
+            if Instant::now() >= deadline {
+                return Err(QemuError::Late { doing, waited });
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
+    }
+
+    fn explained<T>(&self, result: Result<T, QemuError>) -> Result<T, QemuError> {
+        result.map_err(|error| match error {
+            QemuError::Qmp(error) => explain(error, &self.child),
+            other => other,
+        })
+    }
+}
+
+/// A closed control socket means that QEMU exits; how it did is the better error.
+fn explain(error: QmpError, child: &Child) -> QemuError {
+    if matches!(error, QmpError::Closed)
+        && let Some(exit) = child.wait(EXIT_PATIENCE)
+    {
+        return QemuError::Exited(exit);
+    }
+    QemuError::Qmp(error)
+}
+
+fn listen(directory: &OwnedFd) -> io::Result<UnixListener> {
+    let path = qmp_socket_via(directory);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Takes the connection that comes from our child, and no other.
+fn accept(
+    listener: &UnixListener,
+    child: &Child,
+    waited: Duration,
+    deadline: Instant,
+) -> Result<UnixStream, QemuError> {
+    let look_every = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+    while Instant::now() < deadline {
+        if let Some(exit) = child.has_exited() {
+            return Err(QemuError::Exited(exit));
+        }
+        // Only a wait: whatever it says, accept has the last word.
+        let _ = poll(&mut [PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN)], Some(&look_every));
+        let Ok((stream, _)) = listener.accept() else { continue };
+        let from_child = socket_peercred(&stream)
+            .is_ok_and(|peer| u32::try_from(peer.pid.as_raw_nonzero().get()) == Ok(child.pid()));
+        if from_child && stream.set_nonblocking(false).is_ok() {
+            return Ok(stream);
+        }
+    }
+    Err(QemuError::Late { doing: "connect to its control socket", waited })
+}
