@@ -1,0 +1,74 @@
+//! The host itself on the wire.
+
+use mirrorvm::host::{Capabilities, HostInfo};
+use serde::Serialize;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::layout::HostLimitsBody;
+
+/// About this host.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Host {
+    /// Made when the state directory was.
+    pub id: Uuid,
+    /// Name.
+    #[schema(example = "a")]
+    pub name: String,
+    /// Kernel release.
+    #[schema(example = "6.12.0")]
+    pub kernel: String,
+    /// CPU model.
+    pub cpu: String,
+    /// Logical CPUs.
+    pub cpus: u64,
+    /// Bytes of memory.
+    pub memory_bytes: u64,
+    /// What `KVM_GET_API_VERSION` says; null when `/dev/kvm` does not open.
+    #[schema(example = 12)]
+    pub kvm_api_version: Option<i32>,
+    /// Limits for address spaces.
+    pub limits: HostLimitsBody,
+    /// This host's identity on the peer link: what peers pin.
+    #[schema(pattern = "^sha256:[0-9a-f]{64}$")]
+    pub identity: String,
+    /// Where its peer listener is; null: no incoming migrations.
+    #[schema(example = "192.0.2.1:7801")]
+    pub peer_address: Option<String>,
+    /// What it has to do.
+    pub load: HostLoad,
+}
+
+/// What a host has to do.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct HostLoad {
+    /// Guests.
+    pub guests: u64,
+    /// Mirrors.
+    pub mirrors: u64,
+    /// Migrations that have not ended.
+    pub active_migrations: u64,
+}
+
+impl Host {
+    /// From what the library says of the host.
+    pub fn new(info: HostInfo, capabilities: &Capabilities) -> Self {
+        Self {
+            id: info.id,
+            name: info.name,
+            kernel: info.kernel,
+            cpu: info.cpu,
+            cpus: info.cpus as u64,
+            memory_bytes: info.memory_bytes,
+            kvm_api_version: capabilities.kvm_api_version,
+            limits: capabilities.limits.into(),
+            identity: info.identity,
+            peer_address: info.peer_address.map(|a| a.to_string()),
+            load: HostLoad {
+                guests: info.guests as u64,
+                mirrors: info.mirrors as u64,
+                active_migrations: info.active_migrations as u64,
+            },
+        }
+    }
+}

@@ -1,0 +1,347 @@
+//! Address-space plans on the wire: previews and the layout of a mirror.
+
+use mirrorvm::address_space::{Access, GuestLayout, HostLimits, MirrorPlan, Purpose, SlotBacking, Strategy};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::decode::{Decode, Errors, Fields, Node};
+use super::strategies::StrategyBody;
+use crate::problem::MAX_SAFE_INTEGER;
+
+/// What is to be planned.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"strategy": {"kind": "shifted", "shift": {"kind": "4gib"}}, "workers": 1}))]
+pub struct AddressSpacePlanCreate {
+    /// Layout of the mirror's address space.
+    pub strategy: StrategyBody,
+    /// Mirror vCPUs.
+    #[serde(default)]
+    #[schema(default = 1, minimum = 1, maximum = 16)]
+    pub workers: u32,
+    /// Limits to plan for; absent: this host's.
+    pub host_limits: Option<HostLimitsBody>,
+}
+
+/// What a host lets an address space look like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = HostLimits)]
+#[serde(deny_unknown_fields)]
+pub struct HostLimitsBody {
+    /// MAXPHYADDR: physical address bits.
+    #[schema(minimum = 36, maximum = 52, example = 48)]
+    pub max_phys_bits: u8,
+    /// Position of the C-bit; null without SEV.
+    #[schema(minimum = 32, maximum = 63)]
+    pub c_bit_position: Option<u8>,
+    /// Physical address bits lost to memory encryption.
+    #[serde(default)]
+    #[schema(default = 0, minimum = 0, maximum = 16)]
+    pub phys_bit_reduction: u8,
+    /// Memory slots one VM may have.
+    #[schema(minimum = 1, maximum = 32768, example = 32764)]
+    pub slot_budget: u32,
+    /// Whether a guest may use 1 GiB pages.
+    pub gib_pages: bool,
+}
+
+impl Decode for AddressSpacePlanCreate {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        let mut f = Fields::open(node, errors)?;
+        let strategy = f.required("strategy");
+        let workers = f.int_or("workers", 1..=16, 1);
+        let host_limits = f.optional("host_limits");
+        f.done()?;
+        Some(Self { strategy: strategy?, workers: workers?, host_limits: host_limits? })
+    }
+}
+
+impl Decode for HostLimitsBody {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        let mut f = Fields::open(node, errors)?;
+        let max_phys_bits = f.int("max_phys_bits", 36..=52);
+        let c_bit_position = f.optional_int("c_bit_position", 32..=63);
+        let phys_bit_reduction = f.int_or("phys_bit_reduction", 0..=16, 0);
+        let slot_budget = f.int("slot_budget", 1..=32_768);
+        let gib_pages = f.required("gib_pages");
+        f.done()?;
+        Some(Self {
+            max_phys_bits: max_phys_bits?,
+            c_bit_position: c_bit_position?,
+            phys_bit_reduction: phys_bit_reduction?,
+            slot_budget: slot_budget?,
+            gib_pages: gib_pages?,
+        })
+    }
+}
+
+impl From<HostLimitsBody> for HostLimits {
+    fn from(body: HostLimitsBody) -> Self {
+        Self {
+            max_phys_bits: body.max_phys_bits,
+            c_bit: body.c_bit_position,
+            phys_bit_reduction: body.phys_bit_reduction,
+            slot_budget: body.slot_budget,
+            gib_pages: body.gib_pages,
+        }
+    }
+}
+
+impl From<HostLimits> for HostLimitsBody {
+    fn from(limits: HostLimits) -> Self {
+        Self {
+            max_phys_bits: limits.max_phys_bits,
+            c_bit_position: limits.c_bit,
+            phys_bit_reduction: limits.phys_bit_reduction,
+            slot_budget: limits.slot_budget,
+            gib_pages: limits.gib_pages,
+        }
+    }
+}
+
+/// A mirror's address space: planned, or as it is in force.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct AddressSpacePlan {
+    /// What it was planned by.
+    pub strategy: StrategyBody,
+    /// Bytes between a RAM address and its place in the RAM window.
+    pub shift_bytes: u64,
+    /// Memory slots of the mirror, disjoint, by ascending address.
+    pub slots: Vec<Slot>,
+    /// The helper's page tables.
+    pub page_tables: PageTablesSummary,
+    /// What the page tables map: the helper's parts and its windows.
+    pub mappings: Vec<Mapping>,
+    /// Where the helper lies.
+    pub helper: HelperPlace,
+    /// Rings and buffers that the helper shares with the host.
+    pub mailbox: Mailbox,
+    /// RAM that the helper may export and import.
+    pub allowed: Vec<RamRange>,
+    /// RAM out of reach, and why.
+    pub unreachable: Vec<UnreachableRange>,
+    /// What is laid open.
+    pub exposures: Vec<PlanExposure>,
+}
+
+/// One memory slot of the mirror.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Slot {
+    /// Where the mirror sees it.
+    pub mirror_gpa: u64,
+    /// Bytes.
+    pub size_bytes: u64,
+    /// What for: `low_window`, `ram_window` or `mailbox`; more may come.
+    #[schema(example = "ram_window")]
+    pub purpose: &'static str,
+    /// `ram` or `mailbox`.
+    #[schema(example = "ram")]
+    pub backing: &'static str,
+    /// First byte in the guest's RAM, of a `ram` slot.
+    pub ram_addr: Option<u64>,
+    /// The RAM block it starts in, of a `ram` slot.
+    pub block: Option<String>,
+}
+
+/// The helper's page tables in numbers.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct PageTablesSummary {
+    /// Mirror-physical address of the root (CR3 without the C-bit).
+    pub root: u64,
+    /// Table pages.
+    pub pages: u64,
+    /// Bytes of tables.
+    pub bytes: u64,
+}
+
+/// One contiguous mapping of the helper's address space.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Mapping {
+    /// What for: `ram_window`, `mailbox`, `helper_text`, `helper_data`, ...; more may come.
+    #[schema(example = "ram_window")]
+    pub purpose: &'static str,
+    /// First virtual address.
+    pub helper_va: u64,
+    /// Where it leads.
+    pub mirror_gpa: u64,
+    /// Bytes.
+    pub size_bytes: u64,
+    /// `read`, `read_write` or `read_execute`.
+    #[schema(example = "read_write")]
+    pub access: &'static str,
+    /// Whether the C-bit is set (no effect on a host without one).
+    pub encrypted: bool,
+    /// The RAM block it leads to; null for the mailbox.
+    pub block: Option<String>,
+}
+
+/// Where the helper lies.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct HelperPlace {
+    /// Where its block starts in the mirror.
+    pub mirror_gpa: u64,
+    /// Offset of the configuration pages in the block.
+    pub config_offset_bytes: u64,
+    /// Offset of the secret page.
+    pub secret_offset_bytes: u64,
+    /// Offset of the worker areas.
+    pub workers_offset_bytes: u64,
+    /// Offset of the page maps.
+    pub maps_offset_bytes: u64,
+    /// Offset of the page tables.
+    pub tables_offset_bytes: u64,
+}
+
+/// Size of the mailbox.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Mailbox {
+    /// Workers.
+    pub workers: u32,
+    /// Batches in flight per worker.
+    pub slots: u32,
+    /// Bytes.
+    pub size_bytes: u64,
+}
+
+/// A range of RAM.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct RamRange {
+    /// First byte.
+    pub ram_addr: u64,
+    /// Bytes.
+    pub size_bytes: u64,
+}
+
+/// RAM that the helper cannot reach.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct UnreachableRange {
+    /// First byte.
+    pub ram_addr: u64,
+    /// Bytes.
+    pub size_bytes: u64,
+    /// Why; stable, an open list.
+    pub code: &'static str,
+}
+
+/// What a plan lays open.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct PlanExposure {
+    /// Stable code; an open list.
+    #[schema(example = "mirror_reaches_all_ram")]
+    pub code: &'static str,
+    /// A sentence for people.
+    pub detail: String,
+}
+
+/// The API's name of a purpose.
+pub(crate) const fn purpose_name(purpose: Purpose) -> &'static str {
+    match purpose {
+        Purpose::LowWindow => "low_window",
+        Purpose::RamWindow => "ram_window",
+        Purpose::Mailbox => "mailbox",
+        Purpose::HelperText => "helper_text",
+        Purpose::HelperRodata => "helper_rodata",
+        Purpose::HelperData => "helper_data",
+        Purpose::HelperConfig => "helper_config",
+        Purpose::HelperSecret => "helper_secret",
+        Purpose::HelperTss => "helper_tss",
+        Purpose::HelperStack => "helper_stack",
+        Purpose::HelperMaps => "helper_maps",
+    }
+}
+
+const fn access_name(access: Access) -> &'static str {
+    match access {
+        Access::Read => "read",
+        Access::ReadWrite => "read_write",
+        Access::ReadExecute => "read_execute",
+    }
+}
+
+impl AddressSpacePlan {
+    /// `plan` of a guest with this layout (helper's block included).
+    pub fn new(plan: &MirrorPlan, layout: &GuestLayout) -> Self {
+        let block_at = |ram_addr: u64| {
+            layout.blocks().iter().find(|b| b.ram_range().contains(ram_addr)).map(|b| b.name.clone())
+        };
+        let p = &plan.placement;
+        Self {
+            strategy: Strategy::into(plan.strategy),
+            shift_bytes: plan.shift,
+            slots: plan.slots.iter().map(|s| slot(s, &block_at)).collect(),
+            page_tables: PageTablesSummary {
+                root: plan.tables.root().get(),
+                pages: plan.tables.page_count() as u64,
+                bytes: plan.tables.page_count() as u64 * mirrorvm::addr::PAGE_SIZE,
+            },
+            mappings: plan
+                .mappings
+                .iter()
+                .map(|(purpose, m)| Mapping {
+                    purpose: purpose_name(*purpose),
+                    helper_va: m.va.get(),
+                    mirror_gpa: m.gpa.get(),
+                    size_bytes: m.len,
+                    access: access_name(m.access),
+                    encrypted: m.encrypted,
+                    block: ram_behind(plan, m.gpa.get()).and_then(block_at),
+                })
+                .collect(),
+            helper: HelperPlace {
+                mirror_gpa: plan.helper_gpa.get(),
+                config_offset_bytes: p.config_at,
+                secret_offset_bytes: p.secret_at,
+                workers_offset_bytes: p.workers_at,
+                maps_offset_bytes: p.maps_at,
+                tables_offset_bytes: p.tables_at,
+            },
+            mailbox: Mailbox {
+                workers: plan.mailbox.workers,
+                slots: plan.mailbox.slots,
+                size_bytes: plan.mailbox.bytes(),
+            },
+            allowed: plan
+                .allowed
+                .iter()
+                .map(|r| RamRange { ram_addr: r.start(), size_bytes: r.len() })
+                .collect(),
+            unreachable: plan
+                .unreachable
+                .iter()
+                .map(|u| UnreachableRange { ram_addr: u.ram_addr.get(), size_bytes: u.len, code: u.code })
+                .collect(),
+            exposures: plan
+                .exposures
+                .iter()
+                .map(|e| PlanExposure { code: e.code, detail: e.detail.clone() })
+                .collect(),
+        }
+    }
+}
+
+fn slot(slot: &mirrorvm::address_space::MirrorSlot, block_at: &impl Fn(u64) -> Option<String>) -> Slot {
+    let (backing, ram_addr) = match slot.backing {
+        SlotBacking::Ram { ram_addr } => ("ram", Some(ram_addr.get())),
+        SlotBacking::Mailbox => ("mailbox", None),
+    };
+    Slot {
+        mirror_gpa: slot.gpa.get(),
+        size_bytes: slot.len,
+        purpose: purpose_name(slot.purpose),
+        backing,
+        ram_addr,
+        block: ram_addr.and_then(block_at),
+    }
+}
+
+/// The RAM address behind a mirror-physical one.
+fn ram_behind(plan: &MirrorPlan, gpa: u64) -> Option<u64> {
+    let slot = plan.slots.iter().find(|s| gpa >= s.gpa.get() && gpa - s.gpa.get() < s.len)?;
+    match slot.backing {
+        SlotBacking::Ram { ram_addr } => ram_addr.get().checked_add(gpa - slot.gpa.get()),
+        SlotBacking::Mailbox => None,
+    }
+}
+
+/// The largest integer that a plan may show; a plan's addresses have at most 52 bits.
+const _: () = assert!(MAX_SAFE_INTEGER >= 1 << 52);

@@ -1,0 +1,642 @@
+//! Migrations on the wire.
+
+use jiff::Timestamp;
+use mirrorvm::addr::PAGE_SIZE;
+use mirrorvm::host::{
+    Destination, MigrationDirection, MigrationLimits, MigrationMode, MigrationRecord, MigrationSpec,
+    MigrationState, MirrorChoice, Progress, Round, SourceAfter,
+};
+use serde::Serialize;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::Fault;
+use super::decode::{Decode, Errors, Fields, Node, one_of};
+use super::strategies::{ShiftBody, StrategyBody};
+use crate::problem::{MAX_SAFE_INTEGER, ProblemError};
+
+/// What is to be moved, where and how.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({
+    "guest": "g1",
+    "destination": {"kind": "host", "host": "b"},
+    "mode": "precopy",
+    "mirror": {"kind": "template", "strategy": {"kind": "shifted", "shift": {"kind": "4gib"}}},
+    "streams": 1,
+    "limits": {"downtime_ms": 300},
+    "on_success": {"source": "keep_stopped"},
+    "verify": false
+}))]
+pub struct MigrationCreate {
+    /// The guest, by id or name.
+    #[schema(example = "g1")]
+    pub guest: String,
+    /// Where to.
+    pub destination: DestinationBody,
+    /// How memory is moved.
+    #[serde(default)]
+    #[schema(default = "precopy")]
+    pub mode: ModeBody,
+    /// Through which mirror; absent: a template of `shifted` with `4gib`.
+    #[serde(default)]
+    pub mirror: MirrorChoiceBody,
+    /// Helper workers and connections.
+    #[serde(default)]
+    #[schema(default = 1, minimum = 1, maximum = 16)]
+    pub streams: u16,
+    /// Limits.
+    #[serde(default)]
+    pub limits: LimitsBody,
+    /// What happens after success.
+    #[serde(default)]
+    pub on_success: OnSuccessBody,
+    /// Whether both hosts digest every page of RAM at the pause point, by a path that does not go through the
+    /// helper. Stretches the pause by `verify_ms`.
+    #[serde(default)]
+    #[schema(default = false)]
+    pub verify: bool,
+}
+
+/// Where a migration goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = Destination)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum DestinationBody {
+    /// A known host.
+    #[schema(title = "DestinationHost")]
+    Host {
+        /// Its id or name.
+        #[schema(example = "b")]
+        host: String,
+    },
+}
+
+/// How memory is moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = MigrationMode)]
+#[serde(rename_all = "snake_case")]
+pub enum ModeBody {
+    /// In rounds while the guest runs.
+    Precopy,
+    /// In one go while it is paused.
+    StopAndCopy,
+}
+
+/// The mirror that a migration uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = MirrorChoice)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum MirrorChoiceBody {
+    /// One that is made for the migration and removed after it.
+    #[schema(title = "MirrorTemplate")]
+    Template {
+        /// Layout of its address space.
+        strategy: StrategyBody,
+    },
+    /// One that exists.
+    #[schema(title = "MirrorExisting")]
+    Existing {
+        /// Its id.
+        mirror: Uuid,
+    },
+}
+
+/// Limits of a migration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = MigrationLimits)]
+#[serde(deny_unknown_fields)]
+pub struct LimitsBody {
+    /// Bytes of page content per second over all streams; null or absent: as fast as it goes.
+    #[schema(minimum = 1, maximum = 9007199254740991u64)]
+    pub bandwidth_bytes_per_second: Option<u64>,
+    /// Longest pause that pre-copy aims for.
+    #[serde(default)]
+    #[schema(default = 300, minimum = 0, maximum = 3600000)]
+    pub downtime_ms: u64,
+    /// Longest time before hand-over.
+    #[serde(default)]
+    #[schema(default = 3600000, minimum = 1, maximum = 604800000)]
+    pub timeout_ms: u64,
+    /// Longest silence of the peer.
+    #[serde(default)]
+    #[schema(default = 30000, minimum = 1, maximum = 3600000)]
+    pub stall_timeout_ms: u64,
+}
+
+/// What happens after success.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = OnSuccess)]
+#[serde(deny_unknown_fields)]
+pub struct OnSuccessBody {
+    /// What becomes of the guest here.
+    #[serde(default)]
+    #[schema(default = "keep_stopped")]
+    pub source: SourceAfterBody,
+}
+
+/// What becomes of the source's guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = SourceAfter)]
+#[serde(rename_all = "snake_case")]
+pub enum SourceAfterBody {
+    /// It is removed.
+    Delete,
+    /// It stays defined, `stopped` with `moved_to`.
+    KeepStopped,
+}
+
+const DEFAULT_MIRROR: MirrorChoiceBody =
+    MirrorChoiceBody::Template { strategy: StrategyBody::Shifted { shift: ShiftBody::FourGib {} } };
+
+impl Decode for MigrationCreate {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        let mut f = Fields::open(node, errors)?;
+        let guest = f.required("guest");
+        let destination = f.required("destination");
+        let mode = f.or("mode", ModeBody::Precopy);
+        let mirror = f.or("mirror", DEFAULT_MIRROR);
+        let streams = f.int_or("streams", 1..=16, 1);
+        let limits = f.or("limits", LimitsBody::from(MigrationLimits::default()));
+        let on_success = f.or("on_success", OnSuccessBody { source: SourceAfterBody::KeepStopped });
+        let verify = f.or("verify", false);
+        f.done()?;
+        Some(Self {
+            guest: guest?,
+            destination: destination?,
+            mode: mode?,
+            mirror: mirror?,
+            streams: streams?,
+            limits: limits?,
+            on_success: on_success?,
+            verify: verify?,
+        })
+    }
+}
+
+impl Decode for DestinationBody {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        let mut f = Fields::open(node, errors)?;
+        f.kind(&["host"])?;
+        let host = f.required("host");
+        f.done()?;
+        Some(Self::Host { host: host? })
+    }
+}
+
+impl Decode for ModeBody {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        one_of(node, errors, &[("precopy", Self::Precopy), ("stop_and_copy", Self::StopAndCopy)])
+    }
+}
+
+impl Decode for MirrorChoiceBody {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        let mut f = Fields::open(node, errors)?;
+        match f.kind(&["template", "existing"])? {
+            "template" => {
+                let strategy = f.required("strategy");
+                f.done()?;
+                Some(Self::Template { strategy: strategy? })
+            }
+            _ => {
+                let mirror = f.required("mirror");
+                f.done()?;
+                Some(Self::Existing { mirror: mirror? })
+            }
+        }
+    }
+}
+
+impl Decode for Uuid {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        let text = String::decode(node, errors)?;
+        let id = Self::try_parse(&text).ok();
+        if id.is_none() {
+            node.invalid(errors, "this is not a UUID");
+        }
+        id
+    }
+}
+
+impl Decode for LimitsBody {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        let d = MigrationLimits::default();
+        let mut f = Fields::open(node, errors)?;
+        let bandwidth = f.optional_int("bandwidth_bytes_per_second", 1..=MAX_SAFE_INTEGER);
+        let downtime_ms = f.int_or("downtime_ms", 0..=3_600_000, d.downtime_ms);
+        let timeout_ms = f.int_or("timeout_ms", 1..=604_800_000, d.timeout_ms);
+        let stall_timeout_ms = f.int_or("stall_timeout_ms", 1..=3_600_000, d.stall_timeout_ms);
+        f.done()?;
+        Some(Self {
+            bandwidth_bytes_per_second: bandwidth?,
+            downtime_ms: downtime_ms?,
+            timeout_ms: timeout_ms?,
+            stall_timeout_ms: stall_timeout_ms?,
+        })
+    }
+}
+
+impl Decode for OnSuccessBody {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        let mut f = Fields::open(node, errors)?;
+        let source = f.or("source", SourceAfterBody::KeepStopped);
+        f.done()?;
+        Some(Self { source: source? })
+    }
+}
+
+impl Decode for SourceAfterBody {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        one_of(node, errors, &[("delete", Self::Delete), ("keep_stopped", Self::KeepStopped)])
+    }
+}
+
+impl From<MigrationLimits> for LimitsBody {
+    fn from(limits: MigrationLimits) -> Self {
+        Self {
+            bandwidth_bytes_per_second: limits.bandwidth_bytes_per_second,
+            downtime_ms: limits.downtime_ms,
+            timeout_ms: limits.timeout_ms,
+            stall_timeout_ms: limits.stall_timeout_ms,
+        }
+    }
+}
+
+impl From<MigrationCreate> for MigrationSpec {
+    fn from(body: MigrationCreate) -> Self {
+        let DestinationBody::Host { host } = body.destination;
+        Self {
+            guest: body.guest,
+            destination: Destination::Host(host),
+            mode: match body.mode {
+                ModeBody::Precopy => MigrationMode::Precopy,
+                ModeBody::StopAndCopy => MigrationMode::StopAndCopy,
+            },
+            mirror: match body.mirror {
+                MirrorChoiceBody::Template { strategy } => MirrorChoice::Template(strategy.into()),
+                MirrorChoiceBody::Existing { mirror } => MirrorChoice::Existing(mirror),
+            },
+            streams: body.streams,
+            limits: MigrationLimits {
+                bandwidth_bytes_per_second: body.limits.bandwidth_bytes_per_second,
+                downtime_ms: body.limits.downtime_ms,
+                timeout_ms: body.limits.timeout_ms,
+                stall_timeout_ms: body.limits.stall_timeout_ms,
+            },
+            source_after: match body.on_success.source {
+                SourceAfterBody::Delete => SourceAfter::Delete,
+                SourceAfterBody::KeepStopped => SourceAfter::KeepStopped,
+            },
+            verify: body.verify,
+        }
+    }
+}
+
+impl From<MigrationSpec> for MigrationCreate {
+    fn from(spec: MigrationSpec) -> Self {
+        let Destination::Host(host) = spec.destination;
+        Self {
+            guest: spec.guest,
+            destination: DestinationBody::Host { host },
+            mode: match spec.mode {
+                MigrationMode::Precopy => ModeBody::Precopy,
+                MigrationMode::StopAndCopy => ModeBody::StopAndCopy,
+            },
+            mirror: match spec.mirror {
+                MirrorChoice::Template(strategy) => MirrorChoiceBody::Template { strategy: strategy.into() },
+                MirrorChoice::Existing(mirror) => MirrorChoiceBody::Existing { mirror },
+            },
+            streams: spec.streams,
+            limits: spec.limits.into(),
+            on_success: OnSuccessBody {
+                source: match spec.source_after {
+                    SourceAfter::Delete => SourceAfterBody::Delete,
+                    SourceAfter::KeepStopped => SourceAfterBody::KeepStopped,
+                },
+            },
+            verify: spec.verify,
+        }
+    }
+}
+
+/// A migration as this host knows it; the other host has a record of its own under the same id.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Migration {
+    /// UUIDv7, the same at both hosts.
+    pub id: Uuid,
+    /// `outgoing`: the guest leaves this host. `incoming`: it arrives here.
+    #[schema(example = "outgoing")]
+    pub direction: &'static str,
+    /// The guest, the same id at both hosts.
+    pub guest: Uuid,
+    /// The guest's name.
+    pub guest_name: String,
+    /// Name of the other host.
+    pub peer: String,
+    /// What was asked for, defaults filled in; null at the destination.
+    pub request: Option<MigrationCreate>,
+    /// Layout of the mirror's address space.
+    pub strategy: StrategyBody,
+    /// `queued`, `preparing`, `precopy`, `switchover`, `finishing`, `succeeded`, `failed`, `canceled` or
+    /// `in_doubt`; more may come.
+    #[schema(example = "precopy")]
+    pub state: &'static str,
+    /// Goes up with every change; the ETag in quotes.
+    pub generation: u64,
+    /// How far it is; kept after the end.
+    pub progress: MigrationProgress,
+    /// The guest's state here after the end.
+    pub guest_state_after: Option<&'static str>,
+    /// Why it failed, or is in doubt.
+    pub error: Option<Fault>,
+    /// Whether `cancel` may still work.
+    pub cancelable: bool,
+    /// When cancelling was asked for; the outcome is `state`.
+    pub cancel_requested_at: Option<Timestamp>,
+    /// When it was asked for.
+    pub created_at: Timestamp,
+    /// When it left the queue.
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    pub finished_at: Option<Timestamp>,
+}
+
+/// How far a migration is.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct MigrationProgress {
+    /// The migration's state, repeated for readers of progress alone.
+    #[schema(example = "precopy")]
+    pub state: &'static str,
+    /// Since the request.
+    pub elapsed_ms: u64,
+    /// Estimate to the end; null: unknown.
+    pub remaining_ms: Option<u64>,
+    /// Pause that the next switchover would cost; null: unknown.
+    pub expected_downtime_ms: Option<u64>,
+    /// The pause as measured, from the guest's last instruction at the source to its first at the destination,
+    /// `verify_ms` taken off; null: there was none yet.
+    pub downtime_ms: Option<f64>,
+    /// Until the first page.
+    pub setup_ms: u64,
+    /// Time that verification added to the pause.
+    pub verify_ms: Option<f64>,
+    /// Guest memory.
+    pub memory: MemoryProgress,
+    /// The helper's work.
+    pub helper: HelperProgress,
+}
+
+/// How far memory is.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct MemoryProgress {
+    /// Bytes of guest memory.
+    pub total_bytes: u64,
+    /// Bytes of page content moved so far, all rounds.
+    pub processed_bytes: u64,
+    /// Bytes of this round still to go.
+    pub remaining_bytes: u64,
+    /// Pages left out as zero.
+    pub zero_pages: u64,
+    /// Pages moved, all rounds.
+    pub normal_pages: u64,
+    /// Bytes of the pages moved.
+    pub normal_bytes: u64,
+    /// Bytes in a page.
+    #[schema(example = 4096)]
+    pub page_size_bytes: u64,
+    /// Pages that the guest dirties per second, as last measured.
+    pub dirty_pages_per_second: u64,
+    /// Page content per second over all streams, as last measured.
+    pub throughput_bytes_per_second: u64,
+    /// Round, from 1; 0 before the first.
+    pub iteration: u32,
+    /// Bytes moved while the guest ran.
+    pub precopy_bytes: u64,
+    /// Bytes moved while it was paused.
+    pub downtime_bytes: u64,
+    /// Bytes moved after it ran at the destination.
+    pub postcopy_bytes: u64,
+}
+
+/// What the helper did.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct HelperProgress {
+    /// Pages that it sealed or opened.
+    pub pages_encrypted: u64,
+    /// Pages that crossed without it, as the guest shares them with its host.
+    pub pages_plain: u64,
+    /// Refusals that it answered.
+    pub helper_errors: u64,
+}
+
+impl MigrationProgress {
+    fn new(state: &'static str, p: &Progress) -> Self {
+        let moved = p.pages_sealed + p.pages_shared;
+        Self {
+            state,
+            elapsed_ms: p.elapsed_ms,
+            remaining_ms: p.remaining_ms,
+            expected_downtime_ms: p.expected_downtime_ms,
+            downtime_ms: p.downtime_ms,
+            setup_ms: p.setup_ms,
+            verify_ms: p.verify_ms,
+            memory: MemoryProgress {
+                total_bytes: p.total_bytes,
+                processed_bytes: p.processed_bytes,
+                remaining_bytes: p.remaining_bytes,
+                zero_pages: p.pages_zero,
+                normal_pages: moved,
+                normal_bytes: moved.saturating_mul(PAGE_SIZE),
+                page_size_bytes: PAGE_SIZE,
+                dirty_pages_per_second: p.dirty_pages_per_second,
+                throughput_bytes_per_second: p.throughput_bytes_per_second,
+                iteration: p.iteration,
+                precopy_bytes: p.precopy_bytes,
+                downtime_bytes: p.downtime_bytes,
+                postcopy_bytes: 0,
+            },
+            helper: HelperProgress {
+                pages_encrypted: p.pages_sealed,
+                pages_plain: p.pages_shared,
+                helper_errors: p.helper_errors,
+            },
+        }
+    }
+}
+
+impl From<MigrationRecord> for Migration {
+    fn from(record: MigrationRecord) -> Self {
+        let state = record.state.name();
+        Self {
+            id: record.id,
+            direction: match record.direction {
+                MigrationDirection::Outgoing => "outgoing",
+                MigrationDirection::Incoming => "incoming",
+            },
+            guest: record.guest,
+            guest_name: record.guest_name,
+            peer: record.peer,
+            request: record.spec.map(MigrationCreate::from),
+            strategy: record.strategy.into(),
+            state,
+            generation: record.generation,
+            progress: MigrationProgress::new(state, &record.progress),
+            guest_state_after: record.guest_state_after.map(|s| s.name()),
+            error: record.error.map(Fault::from),
+            cancelable: cancelable(record.state),
+            cancel_requested_at: record.cancel_requested_at,
+            created_at: record.created_at,
+            started_at: record.started_at,
+            finished_at: record.finished_at,
+        }
+    }
+}
+
+const fn cancelable(state: MigrationState) -> bool {
+    match state {
+        MigrationState::Queued
+        | MigrationState::Preparing
+        | MigrationState::Precopy
+        | MigrationState::Switchover => true,
+        MigrationState::Finishing
+        | MigrationState::Succeeded
+        | MigrationState::Failed
+        | MigrationState::Canceled
+        | MigrationState::InDoubt => false,
+    }
+}
+
+/// The states by name, for filters.
+pub(crate) const STATES: [MigrationState; 9] = [
+    MigrationState::Queued,
+    MigrationState::Preparing,
+    MigrationState::Precopy,
+    MigrationState::Switchover,
+    MigrationState::Finishing,
+    MigrationState::Succeeded,
+    MigrationState::Failed,
+    MigrationState::Canceled,
+    MigrationState::InDoubt,
+];
+
+/// The state called `name`.
+///
+/// # Errors
+/// A problem with the parameter `state`.
+pub(crate) fn parse_state(name: &str) -> Result<MigrationState, Box<ProblemError>> {
+    STATES.into_iter().find(|s| s.name() == name).ok_or_else(|| {
+        let names: Vec<&str> = STATES.iter().map(|s| s.name()).collect();
+        let shown: String = name.chars().take(64).collect();
+        let detail = format!("{shown:?} is not one of {}", names.join(", "));
+        Box::new(ProblemError::at_parameter("state", "unknown_value", detail))
+    })
+}
+
+/// One page of migrations.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct MigrationList {
+    /// Migrations by creation.
+    pub items: Vec<Migration>,
+    /// Gives the next page; absent at the end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub next_page_token: Option<String>,
+}
+
+/// One pass over memory.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct MigrationRound {
+    /// Counted from 1.
+    pub number: u32,
+    /// Pages that crossed.
+    pub pages: u64,
+    /// Of these, pages that the helper sealed.
+    pub pages_encrypted: u64,
+    /// Of these, pages that the guest shares with its host.
+    pub pages_plain: u64,
+    /// Pages left out because they are zero at both ends.
+    pub zero_pages: u64,
+    /// Bytes of page content that crossed.
+    pub bytes: u64,
+    /// Duration.
+    pub duration_us: u64,
+    /// Pages that the guest dirtied meanwhile; 0 for the last round.
+    pub dirtied_pages: u64,
+    /// The same per second.
+    pub dirty_pages_per_second: u64,
+    /// Whether the guest was paused.
+    pub paused: bool,
+}
+
+impl From<Round> for MigrationRound {
+    fn from(r: Round) -> Self {
+        let rate = u128::from(r.dirtied_pages) * 1_000_000 / u128::from(r.duration_us.max(1));
+        Self {
+            number: r.number,
+            pages: r.pages_sealed + r.pages_shared,
+            pages_encrypted: r.pages_sealed,
+            pages_plain: r.pages_shared,
+            zero_pages: r.pages_zero,
+            bytes: r.bytes,
+            duration_us: r.duration_us,
+            dirtied_pages: r.dirtied_pages,
+            dirty_pages_per_second: u64::try_from(rate).unwrap_or(u64::MAX).min(MAX_SAFE_INTEGER),
+            paused: r.paused,
+        }
+    }
+}
+
+/// The rounds of a migration.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct MigrationRoundList {
+    /// Rounds so far, the first first.
+    pub items: Vec<MigrationRound>,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::api::decode::decode;
+
+    #[test]
+    fn the_shortest_request_has_the_documented_defaults() {
+        let body = json!({"guest": "g", "destination": {"kind": "host", "host": "b"}});
+        let spec = MigrationSpec::from(decode::<MigrationCreate>(&body).unwrap());
+        assert_eq!(
+            serde_json::to_value(MigrationCreate::from(spec)).unwrap(),
+            json!({
+                "guest": "g", "destination": {"kind": "host", "host": "b"}, "mode": "precopy",
+                "mirror": {"kind": "template", "strategy": {"kind": "shifted", "shift": {"kind": "4gib"}}},
+                "streams": 1,
+                "limits": {"bandwidth_bytes_per_second": null, "downtime_ms": 300, "timeout_ms": 3_600_000,
+                    "stall_timeout_ms": 30_000},
+                "on_success": {"source": "keep_stopped"}, "verify": false,
+            })
+        );
+    }
+
+    #[test]
+    fn a_request_comes_back_as_it_was_sent() {
+        let body = json!({
+            "guest": "g", "destination": {"kind": "host", "host": "b"}, "mode": "stop_and_copy",
+            "mirror": {"kind": "existing", "mirror": "0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11"},
+            "streams": 16,
+            "limits": {"bandwidth_bytes_per_second": 1, "downtime_ms": 2, "timeout_ms": 3, "stall_timeout_ms": 4},
+            "on_success": {"source": "delete"}, "verify": true,
+        });
+        let spec = MigrationSpec::from(decode::<MigrationCreate>(&body).unwrap());
+        assert_eq!(serde_json::to_value(MigrationCreate::from(spec)).unwrap(), body);
+    }
+
+    #[test]
+    fn states_are_parsed_by_their_names() {
+        for state in STATES {
+            assert_eq!(parse_state(state.name()).unwrap(), state);
+            assert!(!(cancelable(state) && state.is_terminal()));
+        }
+        assert!(parse_state("done").is_err());
+    }
+}

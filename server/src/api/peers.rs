@@ -1,0 +1,109 @@
+//! Known peers ("hosts" in the API) on the wire.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use jiff::Timestamp;
+use mirrorvm::host::{PeerRecord, PeerSpec};
+use serde::Serialize;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::decode::{Decode, Errors, Fields, Node};
+use crate::problem::ProblemError;
+
+/// What is said of another host.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({
+    "name": "b",
+    "address": "192.0.2.7:7801",
+    "identity": "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    "labels": {}
+}))]
+pub struct PeerHostCreate {
+    /// Name, unique among hosts; not shaped like a UUID.
+    #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", example = "b")]
+    pub name: String,
+    /// Where its peer listener is: IP address and port.
+    #[schema(example = "192.0.2.7:7801")]
+    pub address: String,
+    /// Its pinned identity, as its daemon prints it.
+    #[schema(pattern = "^sha256:[0-9a-f]{64}$")]
+    pub identity: String,
+    /// Free labels: at most 64, keys of 1 to 63 and values of 0 to 255 bytes.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+}
+
+impl Decode for PeerHostCreate {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        let mut f = Fields::open(node, errors)?;
+        let name = f.required("name");
+        let address = f.required("address");
+        let identity = f.required("identity");
+        let labels = f.or("labels", BTreeMap::new());
+        f.done()?;
+        Some(Self { name: name?, address: address?, identity: identity?, labels: labels? })
+    }
+}
+
+impl TryFrom<PeerHostCreate> for PeerSpec {
+    type Error = Vec<ProblemError>;
+
+    fn try_from(body: PeerHostCreate) -> Result<Self, Self::Error> {
+        let address: SocketAddr = body.address.parse().map_err(|_| {
+            vec![ProblemError::at_pointer(
+                "/address",
+                "invalid_format",
+                "this is not an IP address with a port, as 192.0.2.7:7801 or [2001:db8::7]:7801",
+            )]
+        })?;
+        Ok(Self { name: body.name, address, identity: body.identity, labels: body.labels })
+    }
+}
+
+/// A known host.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct PeerHost {
+    /// UUIDv7.
+    pub id: Uuid,
+    /// Name, unique among hosts.
+    pub name: String,
+    /// Where its peer listener is.
+    pub address: String,
+    /// Its pinned identity.
+    #[schema(pattern = "^sha256:[0-9a-f]{64}$")]
+    pub identity: String,
+    /// Free labels.
+    pub labels: BTreeMap<String, String>,
+    /// Goes up with every change; the ETag in quotes.
+    pub generation: u64,
+    /// When it was added.
+    pub created_at: Timestamp,
+}
+
+impl From<PeerRecord> for PeerHost {
+    fn from(record: PeerRecord) -> Self {
+        Self {
+            id: record.id,
+            name: record.spec.name,
+            address: record.spec.address.to_string(),
+            identity: record.spec.identity,
+            labels: record.spec.labels,
+            generation: record.generation,
+            created_at: record.created_at,
+        }
+    }
+}
+
+/// One page of known hosts.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct PeerHostList {
+    /// Hosts by creation.
+    pub items: Vec<PeerHost>,
+    /// Gives the next page; absent at the end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub next_page_token: Option<String>,
+}

@@ -1,0 +1,55 @@
+//! The daemon's version on the wire.
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+/// Version of the API; goes up with every addition. The document's `info.version`.
+pub const API_VERSION: &str = "1.0.0";
+
+/// What this build of the API has beyond its first version. Clients test for names here, not for versions.
+pub const FEATURES: &[&str] = &["long_poll", "etags", "address_space_plans", "layout_svg", "page_digests"];
+
+/// Version of API and daemon.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Version {
+    /// Version of the API, semver.
+    #[schema(example = "1.0.0")]
+    pub api_version: &'static str,
+    /// The daemon.
+    pub build: Build,
+    /// Features by name; an open list that only grows.
+    #[schema(value_type = Vec<String>, example = json!(["long_poll"]))]
+    pub features: &'static [&'static str],
+    /// SHA-256 of `/v1/openapi.json`.
+    #[schema(pattern = "^sha256:[0-9a-f]{64}$")]
+    pub openapi_sha256: String,
+}
+
+/// The daemon's build.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Build {
+    /// Name of the program.
+    #[schema(example = "mirrorvmd")]
+    pub name: &'static str,
+    /// Its version.
+    #[schema(example = "0.1.0")]
+    pub version: &'static str,
+    /// Whether it was built with optimizations.
+    pub release: bool,
+}
+
+impl Version {
+    /// Of this build, with this document.
+    pub fn new(openapi_sha256: String) -> Self {
+        Self {
+            api_version: API_VERSION,
+            build: Build {
+                name: env!("CARGO_PKG_NAME"),
+                version: env!("CARGO_PKG_VERSION"),
+                release: !cfg!(debug_assertions),
+            },
+            features: FEATURES,
+            openapi_sha256,
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! One bar: pieces of an address space in order, gaps cut short.
+
+use std::fmt::Write as _;
+
+use super::{escape, size};
+
+const GAP: f64 = 34.0;
+const PIECE_MIN: f64 = 34.0;
+const PIECE_MAX: f64 = 190.0;
+
+/// A used span of an address space.
+pub(super) struct Piece {
+    start: u64,
+    len: u64,
+    label: String,
+    class: &'static str,
+}
+
+impl Piece {
+    pub(super) fn new(start: u64, len: u64, label: String, class: &'static str) -> Self {
+        Self { start, len, label, class }
+    }
+
+    fn end(&self) -> u64 {
+        self.start.saturating_add(self.len)
+    }
+
+    /// 4 KiB is lowest, every doubling adds a little.
+    fn height(&self) -> f64 {
+        let doublings = (self.len.max(4096) as f64 / 4096.0).log2();
+        (PIECE_MIN + doublings * 5.0).min(PIECE_MAX)
+    }
+}
+
+/// A piece with its place in the drawing.
+struct Placed {
+    piece: Piece,
+    y: f64,
+    /// Bytes that nothing uses right before the piece.
+    gap: u64,
+}
+
+/// An address space as a column.
+pub(super) struct Bar {
+    placed: Vec<Placed>,
+    bottom: f64,
+}
+
+impl Bar {
+    /// Places `pieces`, which must not overlap, from `top` downwards.
+    pub(super) fn new(mut pieces: Vec<Piece>, top: f64) -> Self {
+        pieces.sort_by_key(|p| p.start);
+        let (mut y, mut at) = (top, 0u64);
+        let mut placed = Vec::with_capacity(pieces.len());
+        for piece in pieces {
+            let gap = piece.start.saturating_sub(at);
+            if gap > 0 {
+                y += GAP;
+            }
+            at = piece.end();
+            let height = piece.height();
+            placed.push(Placed { piece, y, gap });
+            y += height;
+        }
+        Self { placed, bottom: y }
+    }
+
+    /// Where the bar ends.
+    pub(super) fn bottom(&self) -> f64 {
+        self.bottom
+    }
+
+    /// Where `len` bytes from `start` are drawn, when one piece holds the start.
+    pub(super) fn span(&self, start: u64, len: u64) -> Option<(f64, f64)> {
+        let held = self.placed.iter().find(|p| start >= p.piece.start && start < p.piece.end())?;
+        let scale = held.piece.height() / held.piece.len as f64;
+        let from = (start - held.piece.start) as f64;
+        let to = (from + len as f64).min(held.piece.len as f64);
+        Some((held.y + from * scale, held.y + to * scale))
+    }
+
+    /// Draws the bar with its left edge at `x`.
+    pub(super) fn draw(&self, svg: &mut String, x: f64, width: f64) {
+        for Placed { piece, y, gap } in &self.placed {
+            // Writing to a String does not fail.
+            if *gap > 0 {
+                let _ = write!(
+                    svg,
+                    "<rect class=\"g\" x=\"{x}\" y=\"{:.1}\" width=\"{width}\" height=\"{GAP}\"/>\
+                     <text class=\"a\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">nothing for {}</text>",
+                    y - GAP,
+                    x + width / 2.0,
+                    y - GAP / 2.0 + 4.0,
+                    size(*gap),
+                );
+            }
+            let _ = write!(
+                svg,
+                "<rect class=\"p {}\" x=\"{x}\" y=\"{y:.1}\" width=\"{width}\" height=\"{:.1}\"/>\
+                 <text x=\"{}\" y=\"{:.1}\">{}</text><text class=\"a\" x=\"{}\" y=\"{:.1}\">{:#x} +{}</text>",
+                piece.class,
+                piece.height(),
+                x + 8.0,
+                y + 15.0,
+                escape(&shorten(&piece.label)),
+                x + 8.0,
+                y + 29.0,
+                piece.start,
+                size(piece.len),
+            );
+        }
+    }
+}
+
+/// What fits into a bar's width.
+fn shorten(label: &str) -> String {
+    const FITS: usize = 26;
+    if label.chars().count() <= FITS {
+        return label.to_owned();
+    }
+    let mut short: String = label.chars().take(FITS - 1).collect();
+    short.push('\u{2026}');
+    short
+}

@@ -1,0 +1,170 @@
+//! What is around every route: request ids, problems for whatever went wrong, limits of time, the log.
+
+use std::any::Any;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{MatchedPath, Request};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::middleware::{Next, from_fn};
+use axum::response::{IntoResponse, Response};
+use tower_http::catch_panic::CatchPanicLayer;
+use uuid::Uuid;
+
+use super::guard;
+use crate::problem::{PROBLEM_JSON, Problem, ProblemCode};
+
+/// The header with the request's id.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Longest time for an answer: the longest long poll and some.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Puts the middleware around `router`.
+pub fn wrap(router: Router) -> Router {
+    // The last one is the outermost.
+    router
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn(timeout))
+        .layer(from_fn(guard::layer))
+        .layer(from_fn(finish))
+}
+
+fn panicked(_: Box<dyn Any + Send + 'static>) -> Response {
+    // The panic hook has logged it; its text may hold anything, so the caller gets none of it.
+    Problem::new(ProblemCode::Internal, "the daemon failed; its log has the reason").into_response()
+}
+
+async fn timeout(request: Request, next: Next) -> Response {
+    match tokio::time::timeout(ANSWER_TIMEOUT, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => Problem::new(ProblemCode::TimedOut, "the operation takes longer than a request may")
+            .into_response(),
+    }
+}
+
+/// Gives the request an id, turns every failure into a problem, logs.
+async fn finish(mut request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let id = request_id(request.headers());
+    let method = request.method().clone();
+    let path = request.uri().path().to_owned();
+    let route = request.extensions().get::<MatchedPath>().map(|m| m.as_str().to_owned());
+    request.extensions_mut().insert(RequestId(id.clone()));
+    let response = next.run(request).await;
+    let problem = problem_of(&response, &method);
+    let mut response = match &problem {
+        Some(problem) => render(problem, &response, &path, &id),
+        None => response,
+    };
+    let headers = response.headers_mut();
+    if let Ok(value) = HeaderValue::try_from(&id) {
+        headers.insert(REQUEST_ID, value);
+    }
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if !headers.contains_key(header::CACHE_CONTROL) {
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    }
+    log(
+        &method,
+        route.as_deref().unwrap_or("-"),
+        &id,
+        response.status(),
+        started.elapsed(),
+        problem.as_ref(),
+    );
+    response
+}
+
+/// The id of the request being handled.
+#[derive(Clone, Debug)]
+pub struct RequestId(pub String);
+
+/// The caller's id where it is short and plain, else a new one.
+fn request_id(headers: &HeaderMap) -> String {
+    let plain = |id: &&str| {
+        (1..=64).contains(&id.len()) && id.bytes().all(|c| c.is_ascii_alphanumeric() || b"-_.".contains(&c))
+    };
+    let given = headers.get(REQUEST_ID).and_then(|v| v.to_str().ok()).filter(plain);
+    given.map_or_else(|| Uuid::now_v7().to_string(), str::to_owned)
+}
+
+/// The problem that a response stands for. Whatever a layer below answers on its own (no route, no such
+/// method, a rejected extractor) becomes one too.
+fn problem_of(response: &Response, method: &Method) -> Option<Problem> {
+    if let Some(problem) = response.extensions().get::<Problem>() {
+        return Some(problem.clone());
+    }
+    let status = response.status();
+    let is_problem = response.headers().get(header::CONTENT_TYPE).is_some_and(|t| t == PROBLEM_JSON);
+    if is_problem || !(status.is_client_error() || status.is_server_error()) {
+        return None;
+    }
+    let (code, detail) = match status {
+        StatusCode::NOT_FOUND => (ProblemCode::RouteNotFound, "this path is not part of the API".to_owned()),
+        StatusCode::METHOD_NOT_ALLOWED => {
+            (ProblemCode::MethodNotAllowed, format!("{method} does not apply to this path"))
+        }
+        StatusCode::PAYLOAD_TOO_LARGE => (ProblemCode::PayloadTooLarge, "the body is too large".to_owned()),
+        StatusCode::UNSUPPORTED_MEDIA_TYPE => {
+            (ProblemCode::UnsupportedMediaType, "the body's media type is not supported".to_owned())
+        }
+        s if s.is_client_error() => {
+            (ProblemCode::MalformedRequest, "the request cannot be parsed".to_owned())
+        }
+        _ => (ProblemCode::Internal, "the daemon failed; its log has the reason".to_owned()),
+    };
+    Some(Problem::new(code, detail))
+}
+
+/// The problem's response, with the headers that the layers below had set (`Allow`).
+fn render(problem: &Problem, below: &Response, path: &str, id: &str) -> Response {
+    let mut response: Response<Body> = problem.render(path, id);
+    for (name, value) in below.headers() {
+        if name != header::CONTENT_TYPE
+            && name != header::CONTENT_LENGTH
+            && !response.headers().contains_key(name)
+        {
+            response.headers_mut().insert(name, value.clone());
+        }
+    }
+    response
+}
+
+fn log(
+    method: &Method,
+    route: &str,
+    id: &str,
+    status: StatusCode,
+    took: Duration,
+    problem: Option<&Problem>,
+) {
+    let ms = took.as_secs_f64() * 1e3;
+    let code = problem.map_or("", |p| p.code().as_str());
+    let cause = problem.and_then(Problem::log).unwrap_or("");
+    let status = status.as_u16();
+    if status >= 500 {
+        tracing::error!(%method, route, status, code, cause, request_id = id, ms, "request failed");
+    } else if status >= 400 {
+        tracing::info!(%method, route, status, code, cause, request_id = id, ms, "request refused");
+    } else {
+        tracing::debug!(%method, route, status, request_id = id, ms, "request");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_of_callers_are_kept_when_they_are_plain() {
+        let id = |value: &'static str| {
+            request_id(&[(REQUEST_ID, HeaderValue::from_static(value))].into_iter().collect())
+        };
+        assert_eq!(id("abc-1.2_3"), "abc-1.2_3");
+        for bad in ["", "a b", "a\"b", "<script>"] {
+            assert_ne!(id(bad), bad);
+            assert!(Uuid::try_parse(&id(bad)).is_ok());
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! HTTP without resources: bodies, queries, preconditions, long polls, the middleware around every route.
+//!
+//! Must not know: guests, mirrors, migrations.
+
+pub mod body;
+pub mod guard;
+pub mod middleware;
+pub mod negotiate;
+pub mod precondition;
+pub mod query;
+pub mod respond;
+pub mod wait;

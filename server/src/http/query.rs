@@ -1,0 +1,218 @@
+//! Query parameters: each known one at most once (or listed as repeatable), unknown ones refused.
+
+use std::convert::Infallible;
+use std::str::FromStr;
+use std::time::Duration;
+
+use axum::extract::FromRequestParts;
+use axum::http::Uri;
+use axum::http::request::Parts;
+
+use crate::api::page::{LIMIT_DEFAULT, LIMIT_MAX, PageRequest, Scope};
+use crate::problem::{Problem, ProblemCode, ProblemError};
+
+/// Longest long poll, seconds.
+pub const WAIT_MAX: u64 = 60;
+
+/// The request's query, not looked at yet.
+#[derive(Debug)]
+pub struct Query {
+    uri: Uri,
+}
+
+impl<S: Sync> FromRequestParts<S> for Query {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        Ok(Self { uri: parts.uri.clone() })
+    }
+}
+
+impl Query {
+    /// Splits and decodes the query.
+    ///
+    /// # Errors
+    /// `malformed_request` when it has a broken escape or is not UTF-8.
+    pub fn read(&self) -> Result<Parameters, Problem> {
+        Parameters::parse(self.uri.query().unwrap_or(""))
+    }
+}
+
+/// Decoded parameters; taking one removes it.
+#[derive(Debug)]
+pub struct Parameters {
+    pairs: Vec<(String, String)>,
+    errors: Vec<ProblemError>,
+}
+
+impl Parameters {
+    fn parse(query: &str) -> Result<Self, Problem> {
+        let bad = || Problem::new(ProblemCode::MalformedRequest, "the query has a broken percent escape");
+        let pairs = query
+            .split('&')
+            .filter(|p| !p.is_empty())
+            .map(|p| {
+                let (name, value) = p.split_once('=').unwrap_or((p, ""));
+                Some((unescape(name)?, unescape(value)?))
+            })
+            .collect::<Option<Vec<_>>>()
+            .ok_or_else(bad)?;
+        Ok(Self { pairs, errors: Vec::new() })
+    }
+
+    /// Every value of a repeatable parameter.
+    pub fn all(&mut self, name: &str) -> Vec<String> {
+        let (taken, rest) = std::mem::take(&mut self.pairs).into_iter().partition(|(n, _)| n == name);
+        self.pairs = rest;
+        let taken: Vec<(String, String)> = taken;
+        taken.into_iter().map(|(_, value)| value).collect()
+    }
+
+    /// The value of a parameter that may be given once.
+    pub fn one(&mut self, name: &str) -> Option<String> {
+        let mut values = self.all(name);
+        if values.len() > 1 {
+            self.problem(ProblemError::at_parameter(name, "duplicate", format!("{name} is given twice")));
+        }
+        values.pop()
+    }
+
+    /// Notes a problem.
+    pub fn problem(&mut self, error: ProblemError) {
+        self.errors.push(error);
+    }
+
+    /// An integer between `low` and `high`.
+    pub fn int<T: FromStr + PartialOrd + std::fmt::Display>(
+        &mut self,
+        name: &str,
+        low: T,
+        high: T,
+    ) -> Option<T> {
+        let text = self.one(name)?;
+        let digits = !text.is_empty() && text.bytes().all(|c| c.is_ascii_digit());
+        let value = digits.then(|| text.parse().ok()).flatten().filter(|v| *v >= low && *v <= high);
+        if value.is_none() {
+            let detail = format!("{name} is not an integer between {low} and {high}");
+            self.problem(ProblemError::at_parameter(name, "out_of_range", detail));
+        }
+        value
+    }
+
+    /// The long poll's `wait`: seconds with the unit, as `30s`.
+    pub fn wait(&mut self) -> Duration {
+        let Some(text) = self.one("wait") else { return Duration::ZERO };
+        let seconds = text
+            .strip_suffix('s')
+            .filter(|n| !n.is_empty() && n.len() <= 2 && n.bytes().all(|c| c.is_ascii_digit()))
+            .and_then(|n| n.parse::<u64>().ok())
+            .filter(|n| *n <= WAIT_MAX);
+        if seconds.is_none() {
+            let detail = format!("wait is not 0s to {WAIT_MAX}s, as 30s");
+            self.problem(ProblemError::at_parameter("wait", "invalid_format", detail));
+        }
+        Duration::from_secs(seconds.unwrap_or(0))
+    }
+
+    /// Which page of the list `scope` is asked for.
+    pub fn page(&mut self, scope: &Scope) -> PageRequest {
+        let limit = self.int("limit", 1, LIMIT_MAX).unwrap_or(LIMIT_DEFAULT);
+        let after = self.one("page_token").and_then(|token| match scope.place(&token) {
+            Ok(place) => Some(place),
+            Err(error) => {
+                self.problem(*error);
+                None
+            }
+        });
+        PageRequest { limit, after }
+    }
+
+    /// Refuses what is left, and everything noted.
+    ///
+    /// # Errors
+    /// `validation_failed` with all of it.
+    pub fn done(mut self) -> Result<(), Problem> {
+        for (name, _) in std::mem::take(&mut self.pairs).into_iter().take(16) {
+            let name: String = name.chars().take(64).collect();
+            let detail = format!("there is no parameter {name:?} here");
+            self.problem(ProblemError::at_parameter(name, "unknown_parameter", detail));
+        }
+        if self.errors.is_empty() { Ok(()) } else { Err(Problem::validation(self.errors)) }
+    }
+}
+
+/// Decodes `%XX`, and `+` as a space, as HTML forms and every client library have it.
+pub(crate) fn unescape(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        bytes.push(match byte {
+            b'%' => {
+                let mut digit = || rest.next().and_then(|c| char::from(c).to_digit(16));
+                let (high, low) = (digit()?, digit()?);
+                (high << 4 | low) as u8
+            }
+            b'+' => b' ',
+            other => other,
+        });
+    }
+    String::from_utf8(bytes).ok()
+}
+
+/// Encodes what is not an unreserved character.
+pub(crate) fn escape(text: &str) -> String {
+    use std::fmt::Write as _;
+    text.bytes().fold(String::new(), |mut out, byte| {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            // Writing to a String does not fail.
+            let _ = write!(out, "%{byte:02X}");
+        }
+        out
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn codes(query: &str, take: impl FnOnce(&mut Parameters)) -> Vec<String> {
+        let mut p = match Parameters::parse(query) {
+            Ok(p) => p,
+            Err(problem) => return vec![problem.code().as_str().to_owned()],
+        };
+        take(&mut p);
+        p.done().err().map_or(Vec::new(), |p| p.errors().iter().map(|e| e.code.clone()).collect())
+    }
+
+    #[test]
+    fn waits_limits_and_unknown_parameters() {
+        for (query, seconds) in [("", 0), ("wait=0s", 0), ("wait=60s", 60), ("wait=7s", 7)] {
+            assert!(codes(query, |p| assert_eq!(p.wait().as_secs(), seconds)).is_empty(), "{query}");
+        }
+        for query in ["wait=61s", "wait=1", "wait=-1s", "wait=s", "wait=1m", "wait=", "wait=%31"] {
+            assert_eq!(codes(query, |p| _ = p.wait()), ["invalid_format"], "{query}");
+        }
+        let page = |p: &mut Parameters| _ = p.page(&Scope::new("x", &[]));
+        assert_eq!(codes("limit=0", page), ["out_of_range"]);
+        assert_eq!(codes("limit=1&limit=2", page), ["duplicate"]);
+        assert_eq!(codes("page_token=00&x=1", page), ["invalid_page_token", "unknown_parameter"]);
+        assert_eq!(codes("limit=%", page), ["malformed_request"]);
+        assert!(codes("limit=1000&", page).is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn escaping_is_undone(text in "\\PC{0,20}") {
+            prop_assert_eq!(unescape(&escape(&text)), Some(text));
+        }
+
+        #[test]
+        fn no_query_panics(query in "[ -~]{0,60}") {
+            let _ = codes(&query, |p| { p.wait(); p.page(&Scope::new("x", &[])); });
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! Responses of resources: status, ETag, Location.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use super::precondition::etag;
+use super::query::escape;
+use crate::api::page::{PageRequest, Place, Scope};
+use crate::problem::Problem;
+
+/// 200 with a resource.
+pub fn ok(generation: u64, body: impl Serialize) -> Response {
+    ([(header::ETAG, etag(generation))], axum::Json(body)).into_response()
+}
+
+/// 201 with the resource that is at `location` now.
+pub fn created(location: &str, generation: u64, body: impl Serialize) -> Response {
+    let headers = [(header::LOCATION, text(location)), (header::ETAG, etag(generation))];
+    (StatusCode::CREATED, headers, axum::Json(body)).into_response()
+}
+
+/// 202 with the resource whose state tells how it goes on.
+pub fn accepted(location: &str, generation: u64, body: impl Serialize) -> Response {
+    let headers = [
+        (header::LOCATION, text(location)),
+        (header::ETAG, etag(generation)),
+        (header::RETRY_AFTER, HeaderValue::from_static("1")),
+    ];
+    (StatusCode::ACCEPTED, headers, axum::Json(body)).into_response()
+}
+
+/// 200 with a page of a list; `next` also goes into a `Link` header (RFC 8288).
+pub fn list(body: impl Serialize, link: Option<String>) -> Response {
+    let mut response = axum::Json(body).into_response();
+    if let Some(link) = link {
+        response.headers_mut().insert(header::LINK, text(&link));
+    }
+    response
+}
+
+/// The `Link` of the next page and its token.
+pub fn next_page(
+    path: &str,
+    filters: &[(&str, &str)],
+    scope: &Scope,
+    request: &PageRequest,
+    next: Option<Place>,
+) -> (Option<String>, Option<String>) {
+    let Some(place) = next else { return (None, None) };
+    let token = scope.token(place);
+    let filters: String = filters.iter().map(|(n, v)| format!("{n}={}&", escape(v))).collect();
+    let link = format!("<{path}?{filters}limit={}&page_token={token}>; rel=\"next\"", request.limit);
+    (Some(token), Some(link))
+}
+
+/// Runs a change to its end even when the caller goes away meanwhile: half a change is worse than one that
+/// nobody waits for.
+///
+/// # Errors
+/// What the change says; `internal` when it panicked.
+pub async fn detached<T: Send + 'static, E: Into<Problem> + Send + 'static>(
+    change: impl Future<Output = Result<T, E>> + Send + 'static,
+) -> Result<T, Problem> {
+    match tokio::spawn(change).await {
+        Ok(result) => result.map_err(Into::into),
+        Err(join) => match join.try_into_panic() {
+            // The catch-panic layer logs it and answers.
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Err(Problem::from(mirrorvm::host::HostError::ShuttingDown)),
+        },
+    }
+}
+
+fn text(value: &str) -> HeaderValue {
+    // Paths of this API, ids and escaped values: visible ASCII.
+    HeaderValue::try_from(value).unwrap_or(HeaderValue::from_static("/"))
+}

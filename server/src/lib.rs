@@ -1,0 +1,18 @@
+//! `mirrorvmd`: the REST daemon over the library `mirrorvm`.
+//!
+//! Owns: the HTTP API, its document, the sockets, the command line. Must not know: how a guest runs, what a
+//! mirror is made of, how a page moves; all of that is one library call away.
+//!
+//! - [`api`]: wire types. [`routes`]: parse, one library call, render. [`problem`]: what can go wrong.
+//! - [`http`]: bodies, conditions, long polls, middleware. [`openapi`]: the document. [`draw`]: layouts as SVG.
+//! - [`serve`]: sockets and the accept loop. [`cli`]: the command line.
+
+pub mod api;
+pub mod cli;
+pub mod draw;
+pub mod http;
+pub mod openapi;
+pub mod problem;
+pub mod routes;
+pub mod serve;
+pub mod state;

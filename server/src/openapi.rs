@@ -1,0 +1,267 @@
+//! The OpenAPI document: what the routes say of themselves, and what holds for all of them.
+//!
+//! Problem responses, headers of creations and the bounds of integers are added here, once, so that no route
+//! can forget them.
+
+use axum::body::Bytes;
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+use utoipa::OpenApi;
+
+use crate::api::sha256_text;
+use crate::api::version::API_VERSION;
+use crate::problem::{MAX_SAFE_INTEGER, PROBLEM_JSON, ProblemBody, ProblemCode, ProblemError};
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "mirrorvm",
+        description = "Guests of one host, their mirror VMs under selectable address spaces, and live migration \
+            through them. Every response of 400 and above is an RFC 9457 problem with a code from \
+            `/v1/problems`. Sizes are bytes, addresses are integers, times are RFC 3339 in UTC. Values of \
+            responses that are documented as open lists may grow; clients must not fail on new ones.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0"),
+    ),
+    security(()),
+    servers((url = "/", description = "The daemon that serves this document")),
+    tags(
+        (name = "daemon", description = "The daemon itself: health, version, this document"),
+        (name = "problems", description = "The catalogue of problems"),
+        (name = "host", description = "This host: identity, capabilities, load"),
+        (name = "hosts", description = "Other hosts that this one knows, with pinned identities"),
+        (name = "strategies", description = "Ways to lay out a mirror's address space"),
+        (name = "guests", description = "Guests: definition, lifecycle, console, RAM"),
+        (name = "mirrors", description = "Mirror VMs that share a guest's memory and run the migration helper"),
+        (name = "migrations", description = "Migrations of guests between hosts"),
+    ),
+    components(schemas(ProblemBody, ProblemError, ProblemCode)),
+)]
+struct Base;
+
+/// The document without routes.
+pub fn base() -> utoipa::openapi::OpenApi {
+    let mut api = Base::openapi();
+    api.info.version = API_VERSION.to_owned();
+    api
+}
+
+/// The finished document, as it is served.
+#[derive(Clone, Debug)]
+pub struct Document {
+    bytes: Bytes,
+    sha256: String,
+}
+
+impl Document {
+    /// Finishes what the routes gave.
+    ///
+    /// # Errors
+    /// When it cannot be written as JSON.
+    pub fn new(api: &utoipa::openapi::OpenApi) -> Result<Self, serde_json::Error> {
+        let mut document = serde_json::to_value(api)?;
+        complete(&mut document);
+        let mut text = serde_json::to_string_pretty(&document)?;
+        text.push('\n');
+        let sha256 = sha256_text(&Sha256::digest(text.as_bytes()));
+        Ok(Self { bytes: text.into(), sha256 })
+    }
+
+    /// The document of this build.
+    ///
+    /// # Errors
+    /// As [`Document::new`].
+    pub fn of_this_build() -> Result<Self, serde_json::Error> {
+        Self::new(&crate::routes::documented().split_for_parts().1)
+    }
+
+    /// JSON, indented, with a newline at the end.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// `sha256:` and the digest of [`Document::bytes`].
+    pub fn sha256(&self) -> &str {
+        &self.sha256
+    }
+}
+
+fn complete(document: &mut Value) {
+    if let Some(schemas) = document.pointer_mut("/components/schemas") {
+        bound_integers(schemas);
+        lift_descriptions(schemas);
+        close_unions(schemas);
+    }
+    let Some(Value::Object(paths)) = document.get_mut("paths") else { return };
+    for (path, item) in paths {
+        let Value::Object(item) = item else { continue };
+        for (method, operation) in item.iter_mut() {
+            bound_integers(operation);
+            for parameter in operation["parameters"].as_array_mut().into_iter().flatten() {
+                forbid_null(&mut parameter["schema"]);
+            }
+            if let Value::Object(operation) = operation {
+                add_headers(operation);
+                add_problems(path, method, operation);
+            }
+        }
+    }
+}
+
+/// Integers of 64 bits have at most 53 here, so that every JSON reader keeps them exact.
+fn bound_integers(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            if map.get("format").is_some_and(|f| f == "int64") && !map.contains_key("maximum") {
+                map.insert("maximum".into(), MAX_SAFE_INTEGER.into());
+            }
+            map.values_mut().for_each(bound_integers);
+        }
+        Value::Array(list) => list.iter_mut().for_each(bound_integers),
+        _ => {}
+    }
+}
+
+/// A reference that may be null is described beside the choice, where readers look, not inside it.
+fn lift_descriptions(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            let text = map
+                .get_mut("oneOf")
+                .and_then(Value::as_array_mut)
+                .filter(|variants| variants.iter().any(|v| v["type"] == "null"))
+                .and_then(|variants| variants.iter_mut().find(|v| v.get("$ref").is_some()))
+                .and_then(|reference| reference.as_object_mut()?.remove("description"));
+            if let Some(text) = text {
+                map.insert("description".into(), text);
+            }
+            map.values_mut().for_each(lift_descriptions);
+        }
+        Value::Array(list) => list.iter_mut().for_each(lift_descriptions),
+        _ => {}
+    }
+}
+
+/// A parameter is there or absent; there is no way to write null.
+fn forbid_null(schema: &mut Value) {
+    if let Some(kinds) = schema["type"].as_array()
+        && let [one] = kinds.iter().filter(|k| *k != "null").cloned().collect::<Vec<_>>().as_slice()
+    {
+        schema["type"] = one.clone();
+    }
+}
+
+/// The variants of our tagged unions take no other fields (`decode` refuses them).
+fn close_unions(schemas: &mut Value) {
+    let Value::Object(schemas) = schemas else { return };
+    for schema in schemas.values_mut() {
+        let Some(Value::Array(variants)) = schema.get_mut("oneOf") else { continue };
+        for variant in variants {
+            if variant.pointer("/properties/kind").is_some()
+                && let Value::Object(variant) = variant
+            {
+                variant.insert("additionalProperties".into(), false.into());
+            }
+        }
+    }
+}
+
+/// Headers that go with a status.
+fn add_headers(operation: &mut Map<String, Value>) {
+    let is_resource = |content: &Value| {
+        let schema = content.pointer("/content/application~1json/schema/$ref").and_then(Value::as_str);
+        schema.is_some_and(|s| {
+            ["Guest", "Mirror", "Migration", "PeerHost"]
+                .iter()
+                .any(|r| s == format!("#/components/schemas/{r}"))
+        })
+    };
+    let is_list = |content: &Value| {
+        let schema = content.pointer("/content/application~1json/schema/$ref").and_then(Value::as_str);
+        schema.is_some_and(|s| {
+            ["GuestList", "MirrorList", "MigrationList", "PeerHostList"]
+                .iter()
+                .any(|r| s.ends_with(&format!("/{r}")))
+        })
+    };
+    let conditional = operation
+        .get("parameters")
+        .and_then(Value::as_array)
+        .is_some_and(|list| list.iter().any(|p| p["name"] == "If-None-Match"));
+    let Some(Value::Object(responses)) = operation.get_mut("responses") else { return };
+    let header = |text: &str| json!({"description": text, "schema": {"type": "string"}});
+    for (status, response) in responses.iter_mut() {
+        let mut headers = Map::new();
+        if is_resource(response) {
+            headers.insert("ETag".into(), header("The resource's `generation` in quotes"));
+            if status == "201" || status == "202" {
+                headers.insert("Location".into(), header("Path of the resource"));
+            }
+            if status == "202" {
+                headers.insert("Retry-After".into(), header("Seconds after which to look again"));
+            }
+        }
+        if is_list(response) {
+            headers.insert("Link".into(), header("`rel=\"next\"`: the next page, when there is one"));
+        }
+        if let Value::Object(response) = response
+            && !headers.is_empty()
+        {
+            response.insert("headers".into(), headers.into());
+        }
+    }
+    if conditional {
+        responses
+            .insert("304".into(), json!({"description": "The caller has it already; it did not change"}));
+    }
+}
+
+/// The problems that an operation can answer with, by status.
+fn add_problems(path: &str, method: &str, operation: &mut Map<String, Value>) {
+    let has_body = operation.contains_key("requestBody");
+    let has_parameters = operation
+        .get("parameters")
+        .and_then(Value::as_array)
+        .is_some_and(|list| list.iter().any(|p| p["in"] != "path"));
+    let is_change = method != "get";
+    let needs_host = !["/livez", "/docs"].contains(&path)
+        && !["/v1/openapi", "/v1/problems", "/v1/version"].iter().any(|p| path.starts_with(p));
+    let negotiates = ["/layout", "/console", "/page-digests"].iter().any(|p| path.ends_with(p));
+    let mut list = vec![(400, "The request cannot be parsed"), (403, "Host or Origin is not this machine's")];
+    if path.contains('{') {
+        list.push((404, "No such resource"));
+    }
+    if negotiates {
+        list.push((406, "No acceptable representation"));
+    }
+    if is_change {
+        list.push((409, "The state does not allow it, or the name is taken"));
+        list.push((501, "This host cannot do it"));
+    }
+    if is_change && !has_body {
+        list.push((412, "The resource has changed"));
+    }
+    if has_body {
+        list.extend([
+            (404, "No such resource"),
+            (408, "The body arrived too slowly"),
+            (413, "The body is too large"),
+            (415, "The body's media type is not supported"),
+        ]);
+    }
+    if has_body || has_parameters {
+        list.push((422, "Some values cannot be used"));
+    }
+    list.push((500, "The daemon failed"));
+    if needs_host {
+        list.push((503, "The daemon cannot do it now"));
+    }
+    let Some(Value::Object(responses)) = operation.get_mut("responses") else { return };
+    for (status, description) in list {
+        responses.entry(status.to_string()).or_insert_with(|| {
+            json!({
+                "description": description,
+                "content": {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+            })
+        });
+    }
+}

@@ -1,0 +1,188 @@
+//! The catalogue of problems: every code that a response can carry, with status, title, cause and fix.
+//!
+//! Owns: the closed list. Must not know: requests, the library. Codes are part of the API and only ever added.
+
+use axum::http::StatusCode;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+macro_rules! catalogue {
+    ($($(#[doc = $doc:literal])+ $name:ident = $code:literal, $status:ident, retry $retry:literal,
+        $title:literal, cause $cause:literal, fix $fix:literal;)+) => {
+        /// Stable code of a problem; closed within one version of the document.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, ToSchema)]
+        pub enum ProblemCode {
+            $($(#[doc = $doc])+ #[serde(rename = $code)] $name,)+
+        }
+
+        impl ProblemCode {
+            /// Every code, in the order of the catalogue.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)+];
+
+            /// The code as the API spells it.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $code,)+ }
+            }
+
+            /// The HTTP status that goes with it.
+            pub const fn status(self) -> StatusCode {
+                match self { $(Self::$name => StatusCode::$status,)+ }
+            }
+
+            /// Short name for people.
+            pub const fn title(self) -> &'static str {
+                match self { $(Self::$name => $title,)+ }
+            }
+
+            /// Whether the same request may work later.
+            pub const fn retryable(self) -> bool {
+                match self { $(Self::$name => $retry,)+ }
+            }
+
+            /// What leads to it.
+            pub const fn cause(self) -> &'static str {
+                match self { $(Self::$name => $cause,)+ }
+            }
+
+            /// What to do about it.
+            pub const fn fix(self) -> &'static str {
+                match self { $(Self::$name => $fix,)+ }
+            }
+        }
+    };
+}
+
+catalogue! {
+    /// The body is not JSON.
+    MalformedJson = "malformed_json", BAD_REQUEST, retry false,
+        "The body is not JSON",
+        cause "The request body is empty, is not valid JSON or UTF-8, names a key twice or is nested too deeply.",
+        fix "Send one JSON object. `detail` says at which line and column reading stopped.";
+    /// The request itself cannot be parsed.
+    MalformedRequest = "malformed_request", BAD_REQUEST, retry false,
+        "The request cannot be parsed",
+        cause "The path, the query or a header is not valid UTF-8 or has a broken percent escape, or the body broke off.",
+        fix "Percent-encode paths and query values; send header values as visible ASCII.";
+    /// A browser page of another origin, or a name that is not this machine's loopback.
+    OriginRefused = "origin_refused", FORBIDDEN, retry false,
+        "The Host or Origin is not this machine's",
+        cause "Over loopback TCP, the Host header (or Origin, when there is one) names something other than a loopback address. That is what DNS rebinding and cross-site requests look like.",
+        fix "Address the daemon as `localhost`, `127.0.0.1` or `[::1]`, or use its Unix socket.";
+    /// There is no such resource.
+    NotFound = "not_found", NOT_FOUND, retry false,
+        "No such resource",
+        cause "No resource has this id or name on this host, or it has no such part (page digests of a migration without `verify`).",
+        fix "List the collection to see what there is.";
+    /// There is no such route.
+    RouteNotFound = "route_not_found", NOT_FOUND, retry false,
+        "No such route",
+        cause "The path is not part of this API.",
+        fix "See `/v1/openapi.json` or `/docs` for the paths there are.";
+    /// The route does not take the method.
+    MethodNotAllowed = "method_not_allowed", METHOD_NOT_ALLOWED, retry false,
+        "The route does not take this method",
+        cause "The path exists, the method does not apply to it.",
+        fix "Use one of the methods in the `Allow` header.";
+    /// No acceptable representation.
+    NotAcceptable = "not_acceptable", NOT_ACCEPTABLE, retry false,
+        "No acceptable representation",
+        cause "The `Accept` header rules out every media type that the resource has.",
+        fix "Accept one of the media types that the document lists for the operation.";
+    /// The body arrived too slowly.
+    RequestTimeout = "request_timeout", REQUEST_TIMEOUT, retry true,
+        "The body arrived too slowly",
+        cause "The request body was not complete within 30 seconds.",
+        fix "Send it again over a better connection.";
+    /// The name is taken.
+    NameTaken = "name_taken", CONFLICT, retry false,
+        "The name is taken",
+        cause "Another guest or host of this daemon has the name.",
+        fix "Choose another name, or remove the other resource.";
+    /// The action does not fit the state.
+    StateConflict = "state_conflict", CONFLICT, retry false,
+        "The action does not fit the resource's state",
+        cause "`current_state` is not one of `allowed_states`.",
+        fix "Bring the resource into one of `allowed_states` first; a long poll with `wait` tells when it is there.";
+    /// A migration has the guest.
+    GuestMigrating = "guest_migrating", CONFLICT, retry true,
+        "A migration has the guest",
+        cause "While a migration has not ended, it alone may change the guest.",
+        fix "Wait for the migration to end, or cancel it.";
+    /// The guest runs on another host now.
+    GuestMoved = "guest_moved", CONFLICT, retry false,
+        "The guest was handed over to another host",
+        cause "A migration succeeded; starting the guest here again would give two copies.",
+        fix "Address the host in the guest's `moved_to`, or delete the guest here.";
+    /// Something uses the resource.
+    InUse = "in_use", CONFLICT, retry true,
+        "The resource is in use",
+        cause "Another resource depends on it.",
+        fix "Remove what uses it first.";
+    /// START has gone out.
+    PastPointOfNoReturn = "past_point_of_no_return", CONFLICT, retry false,
+        "The migration cannot be canceled any more",
+        cause "The destination may already run the guest; calling it off here could leave two copies, or none.",
+        fix "Wait for the migration to end. `in_doubt` is settled by the destination's token, never by a guess.";
+    /// The resource is not what `If-Match` expects.
+    PreconditionFailed = "precondition_failed", PRECONDITION_FAILED, retry false,
+        "The resource has changed",
+        cause "`If-Match` does not name the current ETag (the resource's `generation` in quotes).",
+        fix "Read the resource again and decide anew.";
+    /// The body is too large.
+    PayloadTooLarge = "payload_too_large", PAYLOAD_TOO_LARGE, retry false,
+        "The body is too large",
+        cause "Request bodies may have 65536 bytes.",
+        fix "Send less.";
+    /// The body is not of a known media type.
+    UnsupportedMediaType = "unsupported_media_type", UNSUPPORTED_MEDIA_TYPE, retry false,
+        "The body's media type is not supported",
+        cause "`Content-Type` is missing, or is not `application/json`; or the body has a content encoding.",
+        fix "Send `Content-Type: application/json`; the `Accept-Post` header says what the route takes.";
+    /// The values cannot be used.
+    ValidationFailed = "validation_failed", UNPROCESSABLE_ENTITY, retry false,
+        "Some values cannot be used",
+        cause "Well-formed, but fields or parameters are missing, unknown, of another type or out of range. `errors` names each.",
+        fix "Correct what `errors` points at.";
+    /// The planner refuses the address space.
+    PlanRefused = "plan_refused", UNPROCESSABLE_ENTITY, retry false,
+        "The address space cannot be laid out",
+        cause "The strategy does not work for this guest's RAM layout on this host. `errors` has every refusal with code, value and index.",
+        fix "Choose another strategy or shift; preview with `/v1/guests/{guest}/address-space-plans`.";
+    /// A bug or a broken host.
+    Internal = "internal", INTERNAL_SERVER_ERROR, retry false,
+        "The daemon failed",
+        cause "A fault of the daemon or its host. The reason is in the daemon's log under `request_id`.",
+        fix "Look into the log; report it with the request id if it is a bug.";
+    /// The host lacks what it takes.
+    CapabilityMissing = "capability_missing", NOT_IMPLEMENTED, retry false,
+        "This host cannot do it",
+        cause "The hardware, the kernel or a program that the request needs is missing.",
+        fix "`missing` in `/v1/host/capabilities` says what would help.";
+    /// The host has run out of something.
+    NoResources = "no_resources", SERVICE_UNAVAILABLE, retry true,
+        "The host has run out of something",
+        cause "Memory, descriptors or another limited resource is used up.",
+        fix "Free some, or try again later.";
+    /// The daemon is not ready yet.
+    NotReady = "not_ready", SERVICE_UNAVAILABLE, retry true,
+        "The daemon is starting",
+        cause "The state directory is still being opened and reconciled.",
+        fix "Try again when `/readyz` answers 200.";
+    /// The daemon shuts down.
+    ShuttingDown = "shutting_down", SERVICE_UNAVAILABLE, retry true,
+        "The daemon shuts down",
+        cause "The daemon was told to end.",
+        fix "Try again when it runs again.";
+    /// The daemon did not answer in time.
+    TimedOut = "timed_out", SERVICE_UNAVAILABLE, retry true,
+        "The daemon did not answer in time",
+        cause "The operation took longer than a request may. It is not undone: it may still finish.",
+        fix "Read the resource to see what became of it before trying again.";
+}
+
+impl ProblemCode {
+    /// The code spelled `code`.
+    pub fn parse(code: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|c| c.as_str() == code)
+    }
+}

@@ -1,0 +1,137 @@
+//! The one table from the library's errors to problems. Exhaustive on purpose: a new error of the library does
+//! not compile here before it has a code.
+
+use mirrorvm::address_space::Refusal;
+use mirrorvm::host::HostError;
+
+use super::{MAX_SAFE_INTEGER, Problem, ProblemCode, ProblemError};
+
+/// The code of a library error; its status is the catalogue's.
+const fn code_of(error: &HostError) -> ProblemCode {
+    match error {
+        HostError::NotFound { .. } => ProblemCode::NotFound,
+        HostError::NameTaken { .. } => ProblemCode::NameTaken,
+        HostError::Invalid(_) => ProblemCode::ValidationFailed,
+        HostError::WrongState { .. } => ProblemCode::StateConflict,
+        HostError::GuestMigrating { .. } => ProblemCode::GuestMigrating,
+        HostError::GuestMoved { .. } => ProblemCode::GuestMoved,
+        HostError::InUse { .. } => ProblemCode::InUse,
+        HostError::PastPointOfNoReturn => ProblemCode::PastPointOfNoReturn,
+        HostError::PlanRefused(_) => ProblemCode::PlanRefused,
+        HostError::CapabilityMissing { .. } => ProblemCode::CapabilityMissing,
+        HostError::NoResources { .. } => ProblemCode::NoResources,
+        HostError::ShuttingDown => ProblemCode::ShuttingDown,
+        HostError::Internal { .. } => ProblemCode::Internal,
+    }
+}
+
+impl From<HostError> for Problem {
+    fn from(error: HostError) -> Self {
+        let code = code_of(&error);
+        let chain = chain(&error);
+        let mut problem = match code {
+            // Not even `what` of a fault: it is for those who read the log.
+            ProblemCode::Internal => Self::new(code, "the daemon failed; its log has the reason"),
+            _ => Self::new(code, error.to_string()),
+        };
+        let inner = &mut problem.0;
+        inner.log = chain;
+        match error {
+            HostError::Invalid(fields) => {
+                inner.errors = fields
+                    .into_iter()
+                    .map(|f| ProblemError::at_pointer(f.pointer, f.code, f.detail))
+                    .collect();
+            }
+            HostError::PlanRefused(refusals) => {
+                inner.errors = refusals.into_iter().map(ProblemError::from).collect();
+            }
+            HostError::WrongState { current, allowed, .. } => {
+                inner.current_state = Some(current);
+                inner.allowed_states = allowed;
+            }
+            _ => {}
+        }
+        problem
+    }
+}
+
+impl From<Refusal> for ProblemError {
+    fn from(refusal: Refusal) -> Self {
+        let safe = |value: u64| (value <= MAX_SAFE_INTEGER).then_some(value);
+        let detail = refusal.to_string();
+        let mut error = Self::at_pointer("/strategy", refusal.code.as_str(), detail);
+        error.value = safe(refusal.value);
+        error.bound = refusal.bound.and_then(safe);
+        error.index = refusal.index.map(|i| i as u64);
+        error.what = Some(refusal.what);
+        error
+    }
+}
+
+/// What the log gets of an error that has a cause.
+fn chain(error: &HostError) -> Option<String> {
+    let mut cause = std::error::Error::source(error)?;
+    let mut text = error.to_string();
+    loop {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        match cause.source() {
+            Some(next) => cause = next,
+            None => return Some(text),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mirrorvm::address_space::RefusalCode;
+    use mirrorvm::host::FieldError;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn one_of_each() -> Vec<(HostError, u16)> {
+        vec![
+            (HostError::NotFound { kind: "guest", key: "g".into() }, 404),
+            (HostError::NameTaken { kind: "guest", name: "g".into() }, 409),
+            (HostError::Invalid(vec![FieldError::new("/name", "invalid_format", "bad")]), 422),
+            (HostError::WrongState { kind: "guest", current: "stopped", allowed: &["running"] }, 409),
+            (HostError::GuestMigrating { migration: Uuid::nil() }, 409),
+            (HostError::GuestMoved { peer: "b".into() }, 409),
+            (HostError::InUse { kind: "guest", user: "a mirror".into() }, 409),
+            (HostError::PastPointOfNoReturn, 409),
+            (HostError::PlanRefused(vec![Refusal::new(RefusalCode::Wraps, "shift", u64::MAX)]), 422),
+            (HostError::CapabilityMissing { what: "kvm", why: "no device".into() }, 501),
+            (HostError::NoResources { what: "memory", source: None }, 503),
+            (HostError::ShuttingDown, 503),
+            (HostError::internal("storage", std::io::Error::other("/var/lib/secret")), 500),
+        ]
+    }
+
+    #[test]
+    fn only_an_internal_error_is_a_500_and_it_says_nothing() {
+        for (error, status) in one_of_each() {
+            let text = format!("{error:?}");
+            let problem = Problem::from(error);
+            assert_eq!(problem.code().status().as_u16(), status, "{text}");
+            assert_eq!(status == 500, problem.code() == ProblemCode::Internal, "{text}");
+            if status == 500 {
+                assert_eq!(problem.0.detail, "the daemon failed; its log has the reason");
+                assert_eq!(problem.log(), Some("storage failed: /var/lib/secret"));
+            }
+        }
+    }
+
+    #[test]
+    fn details_go_along() {
+        let refusal = Refusal::new(RefusalCode::SlotOverlap, "slot", 4096).at(3).bound(8192);
+        let errors = Problem::from(HostError::PlanRefused(vec![refusal])).0.errors;
+        assert_eq!((errors[0].value, errors[0].index, errors[0].bound), (Some(4096), Some(3), Some(8192)));
+        let huge =
+            Problem::from(HostError::PlanRefused(vec![Refusal::new(RefusalCode::Wraps, "s", u64::MAX)]));
+        assert_eq!(huge.0.errors[0].value, None);
+        let state = Problem::from(HostError::WrongState { kind: "g", current: "a", allowed: &["b"] });
+        assert_eq!((state.0.current_state, state.0.allowed_states), (Some("a"), &["b"][..]));
+    }
+}

@@ -1,0 +1,72 @@
+//! The OpenAPI document and the page that shows it. The page asks nothing of any other server.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{Path, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Redirect, Response};
+use axum::routing::get;
+use utoipa_swagger_ui::Config;
+
+use crate::problem::{Problem, ProblemCode};
+use crate::state::AppState;
+
+const DOCUMENT: &str = "/v1/openapi.json";
+
+/// The OpenAPI document
+///
+/// OpenAPI 3.1 of this API as this daemon serves it.
+#[utoipa::path(get, path = "/v1/openapi.json", operation_id = "openapi_get", tag = "daemon",
+    responses((status = 200, description = "The document", body = serde_json::Value)))]
+pub async fn document(State(state): State<AppState>) -> Response {
+    let bytes: Bytes = state.document().bytes().clone();
+    ([(header::CONTENT_TYPE, "application/json")], bytes).into_response()
+}
+
+/// The documentation page
+///
+/// Redirects to `/docs/`: the document in Swagger UI, served from the daemon alone.
+#[utoipa::path(get, path = "/docs", operation_id = "openapi_docs", tag = "daemon",
+    responses((status = 308, description = "The page is at `/docs/`",
+        headers(("Location" = String, description = "`/docs/`")))))]
+pub async fn page() -> Redirect {
+    Redirect::permanent("/docs/")
+}
+
+/// The page's own files: no part of the API.
+pub fn assets() -> Router<AppState> {
+    let config =
+        Config::from(DOCUMENT).validator_url("none").try_it_out_enabled(true).display_operation_id(true);
+    let config = Arc::new(config);
+    let index = config.clone();
+    Router::new()
+        .route("/docs/", get(move || async move { file("index.html", index) }))
+        .route("/docs/{*file}", get(move |Path(name): Path<String>| async move { file(&name, config) }))
+}
+
+fn file(name: &str, config: Arc<Config<'static>>) -> Result<Response, Problem> {
+    let file = match utoipa_swagger_ui::serve(name, config) {
+        Ok(Some(file)) => file,
+        Ok(None) => return Err(Problem::new(ProblemCode::RouteNotFound, "the page has no such file")),
+        Err(_) => return Err(Problem::new(ProblemCode::Internal, "the page's file cannot be made")),
+    };
+    let mut response = (StatusCode::OK, file.bytes).into_response();
+    let headers = response.headers_mut();
+    if let Ok(kind) = HeaderValue::try_from(file.content_type) {
+        headers.insert(header::CONTENT_TYPE, kind);
+    }
+    if file.gzpipped {
+        headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    }
+    headers.insert(
+        header::CONTENT_SECURITY_POLICY,
+        HeaderValue::from_static(
+            "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
+             font-src 'self' data:; connect-src 'self'; form-action 'none'; base-uri 'none'; \
+             frame-ancestors 'none'",
+        ),
+    );
+    Ok(response)
+}

@@ -1,0 +1,172 @@
+//! The daemon's life: open the sockets and the host, say `ready`, serve, drain, end.
+//!
+//! Owns: the order of these. Must not know: routes.
+
+mod accept;
+mod listen;
+mod unix;
+
+use std::io::{self, Write as _};
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use mirrorvm::host::{Host, HostConfig, OpenError};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+pub use listen::{Listen, ListenError};
+pub use unix::SocketError;
+
+use crate::routes;
+
+/// Longest time that requests in flight get to end.
+const DRAIN: Duration = Duration::from_secs(10);
+/// Name of the default socket in the state directory.
+const SOCKET: &str = "mirrorvmd.sock";
+
+/// How to serve.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Directory of database, keys and sockets.
+    pub state_dir: PathBuf,
+    /// Where to serve; empty: a Unix socket in the state directory.
+    pub listen: Vec<Listen>,
+    /// Where peers connect.
+    pub peer_listen: Option<SocketAddr>,
+    /// Name of the host.
+    pub name: Option<String>,
+}
+
+/// Why the daemon does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// There is no default state directory.
+    #[error("no state directory: give --state-dir, or set HOME")]
+    NoStateDir,
+    /// The state directory cannot be made.
+    #[error("cannot make the state directory {}", path.display())]
+    StateDir {
+        /// Which.
+        path: PathBuf,
+        /// What happened.
+        #[source]
+        source: io::Error,
+    },
+    /// The async runtime does not start.
+    #[error("cannot start the runtime")]
+    Runtime(#[source] io::Error),
+    /// A Unix socket cannot be served.
+    #[error("cannot serve unix:{}", path.display())]
+    Unix {
+        /// Which.
+        path: PathBuf,
+        /// What happened.
+        #[source]
+        source: SocketError,
+    },
+    /// A TCP address cannot be served.
+    #[error("cannot serve tcp:{address}")]
+    Tcp {
+        /// Which.
+        address: SocketAddr,
+        /// What happened.
+        #[source]
+        source: io::Error,
+    },
+    /// The OpenAPI document cannot be made.
+    #[error("cannot make the OpenAPI document")]
+    Document(#[from] serde_json::Error),
+    /// The host does not open.
+    #[error("cannot open the host")]
+    Host(#[from] OpenError),
+    /// Signals cannot be caught.
+    #[error("cannot catch signals")]
+    Signals(#[source] io::Error),
+    /// `ready` cannot be said.
+    #[error("cannot write to stdout")]
+    Stdout(#[source] io::Error),
+}
+
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// [`ServeError`] says why it did not come to serving.
+pub async fn run(options: Options) -> Result<(), ServeError> {
+    // First of all: a signal that comes early must end the daemon in order, too.
+    let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signals)?;
+    make_state_dir(&options.state_dir)?;
+    let (close, closing) = watch::channel(false);
+    let (router, state) = routes::service(closing.clone())?;
+
+    let mut listeners = Vec::new();
+    for place in places(&options) {
+        listeners.push(listen::open(place).await?);
+    }
+    let addresses: Vec<String> = listeners.iter().map(|l| l.address()).collect();
+    let mut loops = JoinSet::new();
+    for listener in listeners {
+        loops.spawn(accept::run(listener, router.clone(), closing.clone(), DRAIN));
+    }
+
+    // Requests are answered already, `not_ready` where they need the host.
+    let config =
+        HostConfig { state_dir: options.state_dir, name: options.name, peer_listen: options.peer_listen };
+    let opened = tokio::select! {
+        opened = Host::open(config) => Some(opened),
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+    };
+    let result = match opened {
+        Some(Ok(host)) => {
+            state.set_host(host.clone());
+            let said = say_ready(&addresses, &host).map_err(ServeError::Stdout);
+            if said.is_ok() {
+                tokio::select! {
+                    _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
+                    _ = interrupt.recv() => tracing::info!("SIGINT: draining"),
+                }
+            }
+            let _ = close.send(true);
+            while loops.join_next().await.is_some() {}
+            host.shutdown().await;
+            said
+        }
+        Some(Err(error)) => Err(error.into()),
+        None => Ok(()),
+    };
+    let _ = close.send(true);
+    while loops.join_next().await.is_some() {}
+    result
+}
+
+fn places(options: &Options) -> Vec<Listen> {
+    if options.listen.is_empty() {
+        vec![Listen::Unix(options.state_dir.join(SOCKET))]
+    } else {
+        options.listen.clone()
+    }
+}
+
+fn make_state_dir(path: &Path) -> Result<(), ServeError> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|source| ServeError::StateDir { path: path.to_owned(), source })
+}
+
+fn say_ready(addresses: &[String], host: &Host) -> io::Result<()> {
+    let info = host.info();
+    let mut line = format!("ready {}", addresses.join(" "));
+    if let Some(peer) = info.peer_address {
+        line.push_str(&format!(" peer:{peer}"));
+    }
+    line.push_str(&format!(" identity:{}\n", info.identity));
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(line.as_bytes())?;
+    stdout.flush()
+}

@@ -1,0 +1,360 @@
+//! The OpenAPI document: committed as it is served, complete, and of one mind with the decoders.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::collections::BTreeSet;
+use std::sync::LazyLock;
+
+use mirrorvmd::openapi::Document;
+use serde_json::{Value, json};
+
+fn document() -> Value {
+    static DOCUMENT: LazyLock<Value> =
+        LazyLock::new(|| serde_json::from_slice(Document::of_this_build().unwrap().bytes()).unwrap());
+    DOCUMENT.clone()
+}
+
+/// Every operation with its path and method.
+fn operations(document: &Value) -> Vec<(String, String, Value)> {
+    let mut list = Vec::new();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            list.push((path.clone(), method.clone(), operation.clone()));
+        }
+    }
+    list
+}
+
+#[test]
+fn the_committed_document_is_the_one_that_is_served() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../openapi/v1.json");
+    let built = Document::of_this_build().unwrap();
+    if std::env::var_os("UPDATE_OPENAPI").is_some() {
+        std::fs::write(path, built.bytes()).unwrap();
+    }
+    let committed = std::fs::read(path).unwrap_or_default();
+    assert!(
+        committed == built.bytes().as_ref(),
+        "openapi/v1.json is not what this build serves; if the change is meant, run \
+         `cargo run -- openapi > openapi/v1.json`, or this test with UPDATE_OPENAPI=1, and commit the file"
+    );
+}
+
+#[test]
+fn every_operation_of_the_contract_is_there() {
+    let wanted = [
+        ("get", "/livez", "health_live"),
+        ("get", "/readyz", "health_ready"),
+        ("get", "/docs", "openapi_docs"),
+        ("get", "/v1/openapi.json", "openapi_get"),
+        ("get", "/v1/version", "version_get"),
+        ("get", "/v1/problems", "problem_list"),
+        ("get", "/v1/problems/{code}", "problem_get"),
+        ("get", "/v1/host", "host_get"),
+        ("get", "/v1/host/capabilities", "host_capabilities_get"),
+        ("get", "/v1/strategies", "strategy_list"),
+        ("get", "/v1/strategies/{kind}", "strategy_get"),
+        ("get", "/v1/hosts", "peer_host_list"),
+        ("post", "/v1/hosts", "peer_host_create"),
+        ("get", "/v1/hosts/{host}", "peer_host_get"),
+        ("delete", "/v1/hosts/{host}", "peer_host_delete"),
+        ("get", "/v1/guests", "guest_list"),
+        ("post", "/v1/guests", "guest_create"),
+        ("get", "/v1/guests/{guest}", "guest_get"),
+        ("delete", "/v1/guests/{guest}", "guest_delete"),
+        ("post", "/v1/guests/{guest}/start", "guest_start"),
+        ("post", "/v1/guests/{guest}/pause", "guest_pause"),
+        ("post", "/v1/guests/{guest}/resume", "guest_resume"),
+        ("post", "/v1/guests/{guest}/stop", "guest_stop"),
+        ("get", "/v1/guests/{guest}/console", "guest_console_get"),
+        ("get", "/v1/guests/{guest}/ram-blocks", "ram_block_list"),
+        ("post", "/v1/guests/{guest}/address-space-plans", "address_space_plan_create"),
+        ("get", "/v1/mirrors", "mirror_list"),
+        ("post", "/v1/mirrors", "mirror_create"),
+        ("get", "/v1/mirrors/{mirror}", "mirror_get"),
+        ("delete", "/v1/mirrors/{mirror}", "mirror_delete"),
+        ("get", "/v1/mirrors/{mirror}/layout", "mirror_layout_get"),
+        ("get", "/v1/migrations", "migration_list"),
+        ("post", "/v1/migrations", "migration_create"),
+        ("get", "/v1/migrations/{migration}", "migration_get"),
+        ("delete", "/v1/migrations/{migration}", "migration_delete"),
+        ("post", "/v1/migrations/{migration}/cancel", "migration_cancel"),
+        ("get", "/v1/migrations/{migration}/rounds", "migration_round_list"),
+        ("get", "/v1/migrations/{migration}/page-digests", "migration_page_digests_get"),
+    ];
+    let wanted: BTreeSet<_> =
+        wanted.iter().map(|(m, p, o)| (m.to_string(), p.to_string(), o.to_string())).collect();
+    let found: BTreeSet<_> = operations(&document())
+        .into_iter()
+        .map(|(p, m, o)| (m, p, o["operationId"].as_str().unwrap().to_owned()))
+        .collect();
+    assert_eq!(found, wanted);
+}
+
+#[test]
+fn everything_is_described() {
+    let document = document();
+    assert_eq!(document["openapi"], "3.1.0");
+    let mut bare = Vec::new();
+    for (path, method, operation) in operations(&document) {
+        for member in ["summary", "description", "operationId"] {
+            if operation[member].as_str().is_none_or(str::is_empty) {
+                bare.push(format!("{method} {path}: {member}"));
+            }
+        }
+        assert_eq!(operation["tags"].as_array().map(Vec::len), Some(1), "{method} {path}");
+        for parameter in operation["parameters"].as_array().into_iter().flatten() {
+            if parameter["description"].as_str().is_none_or(str::is_empty) {
+                bare.push(format!("{method} {path}: parameter {}", parameter["name"]));
+            }
+        }
+        if operation.get("requestBody").is_some() {
+            let schema =
+                resolve(&document, &operation["requestBody"]["content"]["application/json"]["schema"]);
+            if schema.get("example").or(schema.get("examples")).is_none() {
+                bare.push(format!("{method} {path}: example of the body"));
+            }
+        }
+    }
+    for (name, schema) in document["components"]["schemas"].as_object().unwrap() {
+        if schema["description"].as_str().is_none() {
+            bare.push(name.clone());
+        }
+        undescribed(name, schema, &mut bare);
+    }
+    assert!(bare.is_empty(), "without description: {bare:#?}");
+}
+
+fn undescribed(name: &str, schema: &Value, bare: &mut Vec<String>) {
+    for (property, schema) in schema["properties"].as_object().into_iter().flatten() {
+        let at = format!("{name}.{property}");
+        if schema["description"].as_str().is_none() && property != "kind" {
+            bare.push(at.clone());
+        }
+        undescribed(&at, schema, bare);
+    }
+    for (index, variant) in schema["oneOf"].as_array().into_iter().flatten().enumerate() {
+        undescribed(&format!("{name}/{index}"), variant, bare);
+    }
+}
+
+/// Unions keep the one shape that every generator handles: inline objects with a title and a `kind` of one
+/// value, no discriminator.
+#[test]
+fn unions_have_the_shape_that_generators_survive() {
+    let document = document();
+    let mut unions = 0;
+    for (name, schema) in document["components"]["schemas"].as_object().unwrap() {
+        assert!(schema.get("discriminator").is_none() && schema.get("allOf").is_none(), "{name}");
+        let Some(variants) = schema["oneOf"].as_array() else { continue };
+        if variants.iter().any(|v| v.get("enum").is_some() || v.get("const").is_some()) {
+            continue;
+        }
+        unions += 1;
+        for variant in variants {
+            assert_eq!(variant["type"], "object", "{name}");
+            assert!(variant["title"].is_string(), "{name}");
+            assert_eq!(variant["properties"]["kind"]["enum"].as_array().map(Vec::len), Some(1), "{name}");
+            assert!(variant["required"].as_array().unwrap().contains(&json!("kind")), "{name}");
+            assert_eq!(variant["additionalProperties"], false, "{name}");
+        }
+    }
+    assert_eq!(unions, 5);
+}
+
+#[test]
+fn no_generic_was_inlined_and_every_reference_leads_somewhere() {
+    let document = document();
+    let mut stack = vec![&document];
+    while let Some(value) = stack.pop() {
+        match value {
+            Value::Object(map) => {
+                if let Some(target) = map.get("$ref").and_then(Value::as_str) {
+                    assert!(document.pointer(target.trim_start_matches('#')).is_some(), "{target}");
+                }
+                stack.extend(map.values());
+            }
+            Value::Array(list) => stack.extend(list),
+            _ => {}
+        }
+    }
+}
+
+/// Follows a reference.
+pub fn resolve<'a>(document: &'a Value, schema: &'a Value) -> &'a Value {
+    match schema["$ref"].as_str() {
+        Some(target) => document.pointer(target.trim_start_matches('#')).unwrap(),
+        None => schema,
+    }
+}
+
+mod decoders {
+    //! Schemas and decoders are written apart; here they are held against each other.
+
+    use mirrorvmd::api::decode::{Decode, decode};
+    use mirrorvmd::api::guests::GuestCreate;
+    use mirrorvmd::api::layout::AddressSpacePlanCreate;
+    use mirrorvmd::api::migrations::MigrationCreate;
+    use mirrorvmd::api::mirrors::MirrorCreate;
+    use mirrorvmd::api::peers::PeerHostCreate;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A source of choices for the generator of values.
+    struct Choices(Vec<u8>, usize);
+
+    impl Choices {
+        fn below(&mut self, n: usize) -> usize {
+            self.1 += 1;
+            self.0.get(self.1 - 1).map_or(0, |b| usize::from(*b) % n)
+        }
+    }
+
+    /// A value that the schema allows.
+    fn value(document: &Value, schema: &Value, c: &mut Choices) -> Value {
+        let schema = resolve(document, schema);
+        if let Some(variants) = schema["oneOf"].as_array() {
+            let index = c.below(variants.len());
+            return value(document, &variants[index], c);
+        }
+        if let Some(values) = schema["enum"].as_array() {
+            let index = c.below(values.len());
+            return values[index].clone();
+        }
+        let kind = match &schema["type"] {
+            Value::Array(kinds) => {
+                let index = c.below(kinds.len());
+                kinds[index].as_str().unwrap()
+            }
+            kind => kind.as_str().unwrap(),
+        };
+        match kind {
+            "object" => {
+                let required: Vec<&str> =
+                    schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+                let mut map = serde_json::Map::new();
+                for (name, schema) in schema["properties"].as_object().into_iter().flatten() {
+                    if required.contains(&name.as_str()) || c.below(2) == 1 {
+                        map.insert(name.clone(), value(document, schema, c));
+                    }
+                }
+                Value::Object(map)
+            }
+            "array" => {
+                let count = 1 + c.below(3);
+                (0..count).map(|_| value(document, &schema["items"], c)).collect()
+            }
+            "integer" => {
+                let low = schema["minimum"].as_u64().unwrap();
+                let high = schema["maximum"].as_u64().unwrap();
+                match c.below(3) {
+                    0 => json!(low),
+                    1 => json!(high),
+                    _ => json!((low + (high - low) / 3) as f64),
+                }
+            }
+            "boolean" => json!(c.below(2) == 1),
+            "null" => Value::Null,
+            "string" if schema["format"] == "uuid" => json!("0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11"),
+            "string" => json!("x"),
+            other => panic!("{other} is not handled: {schema}"),
+        }
+    }
+
+    /// Every object in `value` with its pointer.
+    fn objects(value: &Value, at: &str, found: &mut Vec<String>) {
+        match value {
+            Value::Object(map) => {
+                found.push(at.to_owned());
+                map.iter().for_each(|(k, v)| objects(v, &format!("{at}/{k}"), found));
+            }
+            Value::Array(list) => {
+                list.iter().enumerate().for_each(|(i, v)| objects(v, &format!("{at}/{i}"), found));
+            }
+            _ => {}
+        }
+    }
+
+    fn agree<T: Decode>(name: &str, bytes: Vec<u8>) -> Result<(), TestCaseError> {
+        let document = document();
+        let schema = &document["components"]["schemas"][name];
+        let mut choices = Choices(bytes, 0);
+        let valid = value(&document, schema, &mut choices);
+        let decoded = decode::<T>(&valid);
+        prop_assert!(decoded.is_ok(), "{valid} is refused: {:?}", decoded.err());
+
+        // An unknown field anywhere (labels hold any) is refused, by its pointer.
+        let mut places = Vec::new();
+        objects(&valid, "", &mut places);
+        places.retain(|p| p != "/labels");
+        let place = &places[choices.below(places.len())];
+        let mut broken = valid.clone();
+        broken.pointer_mut(place).unwrap()["surprise"] = json!(1);
+        let errors = decode::<T>(&broken).err().unwrap();
+        let at = format!("{place}/surprise");
+        prop_assert_eq!(errors[0].pointer.as_deref(), Some(at.as_str()));
+        prop_assert_eq!(errors[0].code.as_str(), "unknown_field");
+        Ok(())
+    }
+
+    proptest! {
+        #[test]
+        fn what_a_schema_allows_is_decoded(bytes in proptest::collection::vec(any::<u8>(), 40)) {
+            agree::<GuestCreate>("GuestCreate", bytes.clone())?;
+            agree::<AddressSpacePlanCreate>("AddressSpacePlanCreate", bytes.clone())?;
+            agree::<MirrorCreate>("MirrorCreate", bytes.clone())?;
+            agree::<MigrationCreate>("MigrationCreate", bytes.clone())?;
+            agree::<PeerHostCreate>("PeerHostCreate", bytes)?;
+        }
+    }
+
+    /// Without a required property: refused; without another one: accepted. With a value off its range: refused.
+    #[test]
+    fn required_properties_and_bounds_are_enforced() {
+        fn check<T: Decode>(name: &str, checked: &mut u32) {
+            let document = document();
+            let schema = &document["components"]["schemas"][name];
+            let all = value(&document, schema, &mut Choices(vec![1; 64], 0));
+            let required = schema["required"].as_array().unwrap();
+            for (property, schema) in schema["properties"].as_object().unwrap() {
+                let mut without = all.clone();
+                without.as_object_mut().unwrap().remove(property);
+                assert_eq!(
+                    decode::<T>(&without).is_err(),
+                    required.contains(&json!(property)),
+                    "{name}.{property}"
+                );
+                let schema = resolve(&document, schema);
+                if schema["type"] == "integer" {
+                    let mut above = all.clone();
+                    above[property] = json!(schema["maximum"].as_u64().unwrap() + 1);
+                    assert_eq!(
+                        decode::<T>(&above).err().unwrap()[0].code,
+                        "out_of_range",
+                        "{name}.{property}"
+                    );
+                    *checked += 1;
+                }
+            }
+        }
+        let mut checked = 0;
+        check::<GuestCreate>("GuestCreate", &mut checked);
+        check::<AddressSpacePlanCreate>("AddressSpacePlanCreate", &mut checked);
+        check::<MirrorCreate>("MirrorCreate", &mut checked);
+        check::<MigrationCreate>("MigrationCreate", &mut checked);
+        check::<PeerHostCreate>("PeerHostCreate", &mut checked);
+        assert_eq!(checked, 3);
+    }
+
+    #[test]
+    fn examples_are_decoded() {
+        let document = document();
+        let example = |name: &str| document["components"]["schemas"][name]["example"].clone();
+        decode::<GuestCreate>(&example("GuestCreate")).unwrap();
+        decode::<AddressSpacePlanCreate>(&example("AddressSpacePlanCreate")).unwrap();
+        decode::<MirrorCreate>(&example("MirrorCreate")).unwrap();
+        decode::<MigrationCreate>(&example("MigrationCreate")).unwrap();
+        decode::<PeerHostCreate>(&example("PeerHostCreate")).unwrap();
+    }
+}
