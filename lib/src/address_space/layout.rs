@@ -281,6 +281,10 @@ impl GuestLayout {
             }
             top = p.gpa.get();
         }
+        // Below the lowest part, or anywhere when nothing is plugged down there.
+        if top >= size {
+            return Gpa::new((top - size) & !(PAGE_2M - 1));
+        }
         let above = parts.last().map_or(0, |(_, p)| p.gpa.get().saturating_add(p.len));
         Gpa::new(align_up(above.max(super::FOUR_GIB), PAGE_2M).unwrap_or(u64::MAX & !(PAGE_2M - 1)))
     }
