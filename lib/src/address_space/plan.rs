@@ -7,7 +7,7 @@ use super::{
     Access, BlockRole, GuestLayout, HostLimits, Mapping, PageTables, Refusal, RefusalCode, Strategy, shifted,
     walk,
 };
-use crate::addr::{HelperVa, MirrorGpa, PAGE_2M, PAGE_SIZE, PageRange, RamAddr, align_up};
+use crate::addr::{HelperVa, MirrorGpa, PAGE_1G, PAGE_2M, PAGE_SIZE, PageRange, RamAddr, align_up};
 
 /// What a slot or mapping is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,11 +117,22 @@ impl HelperPlacement {
     /// How large a helper's block should be for `layout` (without helper): placement plus page tables,
     /// rounded up to 2 MiB.
     pub fn block_size(header: &Header, layout: &GuestLayout) -> Option<u64> {
-        let placement = Self::new(header, layout.ram_end(), layout.blocks().len())?;
-        // Per block: at most two tables of each lower level at its edges, one directory a GiB. The fixed part
-        // covers the helper's own mappings and the mailbox.
-        let tables: u64 = layout.blocks().iter().map(|b| 6 + b.size.div_ceil(1 << 30)).sum::<u64>() + 64;
-        align_up(placement.tables_at.checked_add(tables * PAGE_SIZE)?, PAGE_2M)
+        let ranges = layout.blocks().len();
+        let without = Self::new(header, layout.ram_end(), ranges)?.size_for(layout)?;
+        // The page maps reach to the end of all blocks, the helper's own included.
+        let end = align_up(layout.ram_end().get(), PAGE_2M)?.checked_add(without)?;
+        Self::new(header, RamAddr::new(end), ranges)?.size_for(layout)
+    }
+
+    fn size_for(&self, layout: &GuestLayout) -> Option<u64> {
+        // Per block: at most two tables of each lower level at its edges, one directory a GiB. The window needs one
+        // more level for every 512 GiB; the maps are not 2 MiB aligned and need a table for every 2 MiB. The fixed
+        // part covers the rest of the helper's own mappings and the mailbox.
+        let blocks: u64 = layout.blocks().iter().map(|b| 6 + b.size.div_ceil(PAGE_1G)).sum();
+        let window = layout.ram_end().get().div_ceil(512 * PAGE_1G);
+        let maps = self.maps_len.div_ceil(PAGE_2M) + self.maps_len.div_ceil(PAGE_1G);
+        let tables = blocks + window + maps + 64;
+        align_up(self.tables_at.checked_add(tables * PAGE_SIZE)?, PAGE_2M)
     }
 }
 
