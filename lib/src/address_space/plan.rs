@@ -208,10 +208,19 @@ pub fn plan(
     helper: &Header,
     limits: &HostLimits,
     strategy: Strategy,
-    mailbox: MailboxSize,
+    size: MailboxSize,
 ) -> Result<MirrorPlan, Vec<Refusal>> {
+    // First: everything else computes with these two.
+    for (what, value, bound) in
+        [("workers", size.workers, abi::WORKERS_MAX), ("slots", size.slots, mailbox::SLOTS_MAX)]
+    {
+        if !(1..=bound).contains(&value) {
+            let refusal = Refusal::new(RefusalCode::MailboxSize, what, u64::from(value));
+            return Err(vec![refusal.bound(u64::from(bound))]);
+        }
+    }
     match strategy {
-        Strategy::Shifted { shift } => shifted::plan(layout, helper, limits, shift, mailbox),
+        Strategy::Shifted { shift } => shifted::plan(layout, helper, limits, shift, size),
         Strategy::IdentityCbit | Strategy::Declared | Strategy::PspCopied { .. } => {
             Err(vec![Refusal::new(RefusalCode::StrategyUnavailable, strategy.name(), 0)])
         }
@@ -379,4 +388,41 @@ fn allowed_ranges(layout: &GuestLayout) -> Vec<PageRange> {
         }
     }
     list
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // No strategy makes overlapping slots; this is the net below them.
+    #[test]
+    fn overlapping_and_wrapping_slots_are_refused_with_their_index() {
+        let limits = HostLimits {
+            max_phys_bits: 46,
+            c_bit: None,
+            phys_bit_reduction: 0,
+            slot_budget: 8,
+            gib_pages: false,
+        };
+        let slot = |gpa, len| MirrorSlot {
+            gpa: MirrorGpa::new(gpa),
+            len,
+            backing: SlotBacking::Mailbox,
+            purpose: Purpose::Mailbox,
+        };
+        let codes = |list: &[(u64, u64)]| {
+            let mut slots: Vec<_> = list.iter().map(|(gpa, len)| slot(*gpa, *len)).collect();
+            let mut refusals = Vec::new();
+            check_slots(&mut slots, &limits, &mut refusals);
+            refusals.iter().map(|r| (r.code, r.index, r.value)).collect::<Vec<_>>()
+        };
+        assert_eq!(codes(&[(0, 0x2000), (0x2000, 0x1000), (0x8000, 0x1000)]), []);
+        let overlap = (RefusalCode::SlotOverlap, Some(1), 0x1000);
+        assert_eq!(codes(&[(0x1000, 0x1000), (0, 0x2000)]), [overlap]);
+        let wraps = u64::MAX - 0xfff;
+        assert_eq!(codes(&[(0, 0x1000), (wraps, 0x2000)]), [(RefusalCode::Wraps, Some(1), wraps)]);
+        let beyond = (1 << 46) - 0x1000;
+        assert_eq!(codes(&[(beyond, 0x1000)]), []);
+        assert_eq!(codes(&[(beyond, 0x2000)]), [(RefusalCode::AboveMaxPhys, Some(0), (1 << 46) + 0x1000)]);
+    }
 }
