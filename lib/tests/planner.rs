@@ -1,5 +1,6 @@
 //! The `shifted` planner against an independent oracle: what it accepts is checked byte-page by byte-page, what it refuses
 //! must break a rule that the oracle states for itself, and nothing legal is refused.
+#![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashSet};

@@ -5,6 +5,11 @@
 //! them to anybody at any time and any number of times, makes up worthless ones, and may lose one for good. It
 //! cannot make a genuine one: a token is a capability that exists only once a legal step has minted it.
 //! `the_helpers_do_as_the_model_says` then holds the model against the real helper.
+#![allow(
+    clippy::unwrap_used,
+    clippy::single_range_in_vec_init,
+    reason = "a test says what it expects by unwrapping it"
+)]
 
 mod support;
 

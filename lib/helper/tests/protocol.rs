@@ -1,4 +1,9 @@
 //! The helper's protocol between two helpers and a host that does what it likes.
+#![allow(
+    clippy::unwrap_used,
+    clippy::single_range_in_vec_init,
+    reason = "a test says what it expects by unwrapping it"
+)]
 
 mod support;
 
