@@ -299,8 +299,8 @@ fn helper_images_that_do_not_fit_are_refused_by_name() {
         let short = HelperImage::parse(bytes[..len].to_vec()).map(|_| ());
         assert_eq!(short, Err(HeaderError::Short { len }));
     }
-    for at in 0..16 {
-        assert_eq!(patched(at, &[bytes[at] ^ 1]), Err(HeaderError::NotAHelper));
+    for (at, byte) in bytes.iter().enumerate().take(16) {
+        assert_eq!(patched(at, &[byte ^ 1]), Err(HeaderError::NotAHelper));
     }
     assert_eq!(u32_at(16, 2), Err(HeaderError::HeaderVersion { version: 2 }));
     assert_eq!(u32_at(20, 95), Err(HeaderError::HeaderVersion { version: 1 }), "another header length");

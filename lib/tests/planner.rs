@@ -314,7 +314,7 @@ impl<'a> Oracle<'a> {
                 broken.insert(code);
             }
         };
-        rule(C::ShiftUnaligned, self.shift % (2 << 20) != 0);
+        rule(C::ShiftUnaligned, !self.shift.is_multiple_of(2 << 20));
         rule(C::ShiftTooLow, self.shift < 1 << 32);
         rule(C::Wraps, self.slots.iter().any(|s| s.end > u128::from(u64::MAX)));
         rule(C::AboveMaxPhys, self.slots.iter().any(|s| s.end > limit));

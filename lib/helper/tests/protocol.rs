@@ -494,6 +494,56 @@ fn an_older_version_that_comes_last_is_refused() {
 }
 
 #[test]
+fn the_next_epoch_does_not_begin_before_its_token() {
+    // In sequence, genuine, but of an epoch that the destination has not entered; and a host that names another one.
+    let setup = Setup::default();
+    let mut pair = Pair::new(&setup);
+    let first = pair.source.export(0, 1, &[0]).unwrap();
+    let token = pair.source.token(Op::EndEpoch, &[]);
+    let second = pair.source.export(0, 2, &[1]).unwrap();
+    for named in [1, 2] {
+        let mut twin = pair.twin(&setup);
+        twin.import(0, 1, &first).unwrap();
+        assert_eq!(twin.import(0, named, &second), Err((Status::Unsealed, 0)), "named {named}");
+        twin.assert_dead_destination();
+    }
+    for named in [0, 1, 3, u32::MAX] {
+        let mut twin = pair.twin(&setup);
+        twin.import(0, 1, &first).unwrap();
+        twin.control(Op::EpochToken, &token).unwrap();
+        assert_eq!(twin.import(0, named, &second), Err((Status::Unsealed, 0)), "named {named}");
+        twin.assert_dead_destination();
+    }
+    let mut twin = pair.twin(&setup);
+    twin.import(0, 1, &first).unwrap();
+    twin.control(Op::EpochToken, &token).unwrap();
+    twin.import(0, 2, &second).unwrap();
+}
+
+#[test]
+fn a_peer_with_the_keys_is_held_to_the_rules_too() {
+    // A source helper that went wrong: it has the keys and seals what a good one never would.
+    let setup = Setup::default();
+    let pair = Pair::new(&setup);
+    let key = reader::key(&pair, &SECRET, reader::KeyId { direction: Direction::Forward as u8, stream: 0 });
+    let seal = |sequence, page, content: u8| {
+        let header = Header { kind: Kind::Page, stream: 0, epoch: 1, sequence, page, len: PAGE_BYTES as u32 };
+        reader::seal(&pair, &key, Direction::Forward, &header, &[content; PAGE_BYTES])
+    };
+    let mut twin = pair.twin(&setup);
+    twin.import(0, 1, &[seal(0, 3, 1), seal(1, 4, 2)]).expect("the forging itself is right");
+    assert_eq!(twin.import(0, 1, &[seal(2, 5, 3), seal(3, 3, 9)]), Err((Status::PageRepeated, 1)));
+    assert_eq!(twin.machine.ram.borrow()[3], [1; PAGE_BYTES], "the page of this epoch stays");
+    twin.assert_dead_destination();
+    for page in [8, 71, 72, 1 << 40, u64::MAX] {
+        let mut twin = pair.twin(&setup);
+        assert_eq!(twin.import(0, 1, &[seal(0, page, 1)]), Err((Status::PageRefused, 0)), "page {page}");
+        assert!(twin.machine.pages_written.borrow().is_empty());
+        twin.assert_dead_destination();
+    }
+}
+
+#[test]
 fn records_and_tokens_of_another_session_are_refused() {
     let setup = Setup::default();
     let mut pair = Pair::new(&setup);
