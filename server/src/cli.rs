@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
+use crate::bench::{self, BenchArgs};
 use crate::openapi::Document;
 use crate::serve::{self, Listen, Options, ServeError};
 
@@ -27,6 +28,8 @@ enum Command {
     /// Keys of this host for the peer link.
     #[command(subcommand)]
     Identity(IdentityCommand),
+    /// Measure what the parts that matter cost.
+    Bench(BenchArgs),
     /// Print the OpenAPI document.
     Openapi {
         /// Version of OpenAPI.
@@ -78,6 +81,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Serve(args) => run(args).map_err(Into::into),
         Command::Identity(IdentityCommand::Init { dir }) => init_identity(&dir),
+        Command::Bench(args) => bench::run(&args).map_err(|e| e as Box<dyn Error>),
         Command::Openapi { version: OpenApiVersion::V31 } => print_document(),
     };
     match result {

@@ -5,9 +5,10 @@
 //!
 //! - [`api`]: wire types. [`routes`]: parse, one library call, render. [`problem`]: what can go wrong.
 //! - [`http`]: bodies, conditions, long polls, middleware. [`openapi`]: the document. [`draw`]: layouts as SVG.
-//! - [`serve`]: sockets and the accept loop. [`cli`]: the command line.
+//! - `bench`: what the parts cost. [`serve`]: sockets and the accept loop. [`cli`]: the command line.
 
 pub mod api;
+mod bench;
 pub mod cli;
 pub mod draw;
 pub mod http;

@@ -142,13 +142,14 @@ impl<E: Env> Worker<'_, E> {
         let len = header.kind.body_bytes();
         let sealed = &mut self.scratch.page[..len + TAG_BYTES];
         self.env.read_mailbox(cursor.take(len + TAG_BYTES)?, sealed);
-        if !self.maps.allows(header.page) {
-            return Err(Status::PageRefused);
-        }
         let mut tag = [0; TAG_BYTES];
         tag.copy_from_slice(&sealed[len..]);
         if !stream.sealer.open(&header, sealed) {
             return Err(Status::Unsealed);
+        }
+        // After the tag: a page number that was tampered with fails like any other bit of the record.
+        if !self.maps.allows(header.page) {
+            return Err(Status::PageRefused);
         }
         // Only a genuine record may claim its page, and only once in an epoch.
         if !self.maps.claim(header.page) {

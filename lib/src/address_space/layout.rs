@@ -88,7 +88,7 @@ pub enum LayoutError {
         /// The offending name.
         name: String,
     },
-    /// Two blocks have one name.
+    /// Two blocks have one name, or both are the helper's.
     #[error("block {index}: name {name:?} is taken by an earlier block")]
     DuplicateName {
         /// The later block.
@@ -311,8 +311,12 @@ impl GuestLayout {
             }
             top = p.gpa.get();
         }
+        // Below the lowest part, or anywhere when nothing is plugged down there.
+        if top >= size {
+            return Gpa::new((top - size) & !(PAGE_2M - 1));
+        }
         let above = parts.last().map_or(0, |(_, p)| p.gpa.get().saturating_add(p.len));
-        Gpa::new(align_up(above.max(super::FOUR_GIB), PAGE_2M).unwrap_or(u64::MAX & !(PAGE_2M - 1)))
+        Gpa::new(align_up(above.max(super::FOUR_GIB), PAGE_2M).unwrap_or(!(PAGE_2M - 1)))
     }
 }
 
@@ -335,14 +339,16 @@ impl From<GuestLayout> for Vec<RamBlock> {
 
 fn check_names(blocks: &[RamBlock], errors: &mut Vec<LayoutError>) {
     let mut seen = std::collections::HashSet::new();
+    let mut helpers = 0;
     for (index, block) in blocks.iter().enumerate() {
         let name = &block.name;
         let legal = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'_' | b'-');
         if name.is_empty() || name.len() > 64 || !name.bytes().all(legal) {
             errors.push(LayoutError::Name { index, name: name.chars().take(80).collect() });
-        } else if !seen.insert(name.as_str()) {
+        } else if !seen.insert(name.as_str()) || (block.role == BlockRole::Helper && helpers > 0) {
             errors.push(LayoutError::DuplicateName { index, name: name.clone() });
         }
+        helpers += usize::from(block.role == BlockRole::Helper);
     }
 }
 

@@ -7,7 +7,7 @@ use super::{
     Access, BlockRole, GuestLayout, HostLimits, Mapping, PageTables, Refusal, RefusalCode, Strategy, shifted,
     walk,
 };
-use crate::addr::{HelperVa, MirrorGpa, PAGE_2M, PAGE_SIZE, PageRange, RamAddr, align_up};
+use crate::addr::{HelperVa, MirrorGpa, PAGE_1G, PAGE_2M, PAGE_SIZE, PageRange, RamAddr, align_up};
 
 /// What a slot or mapping is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,11 +117,18 @@ impl HelperPlacement {
     /// How large a helper's block should be for `layout` (without helper): placement plus page tables,
     /// rounded up to 2 MiB.
     pub fn block_size(header: &Header, layout: &GuestLayout) -> Option<u64> {
-        let placement = Self::new(header, layout.guest_end(), layout.ram().count())?;
-        // Per block: at most two tables of each lower level at its edges, one directory a GiB. The fixed part
-        // covers the helper's own mappings and the mailbox.
-        let tables: u64 = layout.blocks().iter().map(|b| 6 + b.size.div_ceil(1 << 30)).sum::<u64>() + 64;
-        align_up(placement.tables_at.checked_add(tables * PAGE_SIZE)?, PAGE_2M)
+        Self::new(header, layout.guest_end(), layout.ram().count())?.size_for(layout)
+    }
+
+    fn size_for(&self, layout: &GuestLayout) -> Option<u64> {
+        // Per block: at most two tables of each lower level at its edges, one directory a GiB. The window needs one
+        // more level for every 512 GiB; the maps are not 2 MiB aligned and need a table for every 2 MiB. The fixed
+        // part covers the rest of the helper's own mappings and the mailbox.
+        let blocks: u64 = layout.blocks().iter().map(|b| 6 + b.size.div_ceil(PAGE_1G)).sum();
+        let window = layout.ram_end().get().div_ceil(512 * PAGE_1G);
+        let maps = self.maps_len.div_ceil(PAGE_2M) + self.maps_len.div_ceil(PAGE_1G);
+        let tables = blocks + window + maps + 64;
+        align_up(self.tables_at.checked_add(tables * PAGE_SIZE)?, PAGE_2M)
     }
 }
 
@@ -197,10 +204,19 @@ pub fn plan(
     helper: &Header,
     limits: &HostLimits,
     strategy: Strategy,
-    mailbox: MailboxSize,
+    size: MailboxSize,
 ) -> Result<MirrorPlan, Vec<Refusal>> {
+    // First: everything else computes with these two.
+    for (what, value, bound) in
+        [("workers", size.workers, abi::WORKERS_MAX), ("slots", size.slots, mailbox::SLOTS_MAX)]
+    {
+        if !(1..=bound).contains(&value) {
+            let refusal = Refusal::new(RefusalCode::MailboxSize, what, u64::from(value));
+            return Err(vec![refusal.bound(u64::from(bound))]);
+        }
+    }
     match strategy {
-        Strategy::Shifted { shift } => shifted::plan(layout, helper, limits, shift, mailbox),
+        Strategy::Shifted { shift } => shifted::plan(layout, helper, limits, shift, size),
         Strategy::IdentityCbit | Strategy::Declared | Strategy::PspCopied { .. } => {
             Err(vec![Refusal::new(RefusalCode::StrategyUnavailable, strategy.name(), 0)])
         }
@@ -368,4 +384,41 @@ fn allowed_ranges(layout: &GuestLayout) -> Vec<PageRange> {
         }
     }
     list
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // No strategy makes overlapping slots; this is the net below them.
+    #[test]
+    fn overlapping_and_wrapping_slots_are_refused_with_their_index() {
+        let limits = HostLimits {
+            max_phys_bits: 46,
+            c_bit: None,
+            phys_bit_reduction: 0,
+            slot_budget: 8,
+            gib_pages: false,
+        };
+        let slot = |gpa, len| MirrorSlot {
+            gpa: MirrorGpa::new(gpa),
+            len,
+            backing: SlotBacking::Mailbox,
+            purpose: Purpose::Mailbox,
+        };
+        let codes = |list: &[(u64, u64)]| {
+            let mut slots: Vec<_> = list.iter().map(|(gpa, len)| slot(*gpa, *len)).collect();
+            let mut refusals = Vec::new();
+            check_slots(&mut slots, &limits, &mut refusals);
+            refusals.iter().map(|r| (r.code, r.index, r.value)).collect::<Vec<_>>()
+        };
+        assert_eq!(codes(&[(0, 0x2000), (0x2000, 0x1000), (0x8000, 0x1000)]), []);
+        let overlap = (RefusalCode::SlotOverlap, Some(1), 0x1000);
+        assert_eq!(codes(&[(0x1000, 0x1000), (0, 0x2000)]), [overlap]);
+        let wraps = u64::MAX - 0xfff;
+        assert_eq!(codes(&[(0, 0x1000), (wraps, 0x2000)]), [(RefusalCode::Wraps, Some(1), wraps)]);
+        let beyond = (1 << 46) - 0x1000;
+        assert_eq!(codes(&[(beyond, 0x1000)]), []);
+        assert_eq!(codes(&[(beyond, 0x2000)]), [(RefusalCode::AboveMaxPhys, Some(0), (1 << 46) + 0x1000)]);
+    }
 }

@@ -12,6 +12,8 @@ pub enum RefusalCode {
     HelperTooSmall,
     /// The helper image is linked for other addresses than this build of mirrorvm.
     HelperLayoutMismatch,
+    /// The mailbox has no workers or slots, or more than the helper's ABI knows.
+    MailboxSize,
     /// The shift is not a multiple of 2 MiB.
     ShiftUnaligned,
     /// The shift lies below 4 GiB and would collide with the window that is one to one.
@@ -41,6 +43,7 @@ impl RefusalCode {
             Self::NoHelper => "no_helper",
             Self::HelperTooSmall => "helper_too_small",
             Self::HelperLayoutMismatch => "helper_layout_mismatch",
+            Self::MailboxSize => "mailbox_size",
             Self::ShiftUnaligned => "shift_unaligned",
             Self::ShiftTooLow => "shift_too_low",
             Self::AboveMaxPhys => "above_max_phys",
@@ -59,6 +62,7 @@ impl RefusalCode {
             Self::NoHelper => "the guest has no helper block",
             Self::HelperTooSmall => "the helper block is too small",
             Self::HelperLayoutMismatch => "the helper image is built for another layout",
+            Self::MailboxSize => "the mailbox has an impossible number of workers or slots",
             Self::ShiftUnaligned => "the shift is not a multiple of 2 MiB",
             Self::ShiftTooLow => "the shift is below 4 GiB",
             Self::AboveMaxPhys => "an address lies beyond the usable physical bits",

@@ -2,7 +2,7 @@
 //! `RamAddr + shift`. The helper is addressed by `RamAddr`, so RAM that is unplugged at the moment can move.
 //! (Paolo Bonzini, 17 Aug 2021, in the mirror VM thread.)
 
-use mirrorvm_abi::header::Header;
+use mirrorvm_abi::{header::Header, layout as abi};
 
 use super::plan::Draft;
 use super::{
@@ -25,6 +25,10 @@ pub(super) fn plan(
         Shift::Explicit { bytes } => bytes,
     };
     let mut refusals = Vec::new();
+    if helper.layout_hash != abi::LAYOUT_HASH || helper.base != abi::IMAGE_VA {
+        let refusal = Refusal::new(RefusalCode::HelperLayoutMismatch, "layout hash", helper.layout_hash);
+        refusals.push(refusal.bound(abi::LAYOUT_HASH));
+    }
     if bytes % PAGE_2M != 0 {
         refusals.push(Refusal::new(RefusalCode::ShiftUnaligned, "shift", bytes).bound(PAGE_2M));
     }

@@ -44,8 +44,11 @@ enum SlotState {
     Free,
     /// Taken by the host, not submitted.
     Held,
-    /// With the helper, under this id.
-    Busy(u64),
+    /// With the helper, under this id, with so many pages or records.
+    Busy {
+        id: u64,
+        count: u32,
+    },
 }
 
 impl Lane {
@@ -69,7 +72,7 @@ impl Lane {
 
     /// Requests under way.
     pub fn in_flight(&self) -> usize {
-        self.slots.iter().filter(|s| matches!(s, SlotState::Busy(_))).count()
+        self.slots.iter().filter(|s| matches!(s, SlotState::Busy { .. })).count()
     }
 
     /// Copies into a slot's payload.
@@ -156,7 +159,7 @@ impl Lane {
     fn submit(&mut self, slot: u32, op: Op, count: u32, len: u32, epoch: u32) {
         let id = self.next_id;
         self.next_id += 1;
-        self.slots[slot as usize] = SlotState::Busy(id);
+        self.slots[slot as usize] = SlotState::Busy { id, count };
         let entry = Submission { id, op: op as u32, slot, count, len, epoch };
         let tail = self.shared.sq_tail.load(Ordering::SeqCst);
         self.shared.mailbox.write(self.shared.base + entry_at(SQ_AT, tail) as u64, &entry.encode());
@@ -182,21 +185,32 @@ impl Lane {
         Some(Ok(Completion::decode(&entry)))
     }
 
-    /// Checks a completion against what was asked: one-shot ids, bounded lengths, known status.
+    /// Checks a completion against what was asked: one-shot ids, as many pages, bounded lengths, known status.
     fn accept(&mut self, completion: Result<Completion, LaneError>) -> Result<Done, LaneError> {
         let c = completion?;
-        let slot = self
+        let asked = |s: &SlotState| match s {
+            SlotState::Busy { id, count } => (*id == c.id).then_some(*count),
+            SlotState::Free | SlotState::Held => None,
+        };
+        let (slot, asked) = self
             .slots
             .iter()
-            .position(|s| *s == SlotState::Busy(c.id))
+            .enumerate()
+            .find_map(|(i, s)| asked(s).map(|count| (i, count)))
             .ok_or(LaneError::Broken("it answers what was not asked"))?;
         let status = Status::from_u32(c.status).ok_or(LaneError::Broken("an unknown status"))?;
+        // All or nothing: a success is of every page, a refusal names one of them or what comes behind the last.
+        let possible = if status == Status::Ok {
+            c.count == asked && c.zero <= c.count && c.len as usize <= PAYLOAD_BYTES
+        } else {
+            c.count <= asked
+        };
+        if !possible {
+            return Err(LaneError::Broken("an answer out of bounds"));
+        }
         if status != Status::Ok {
             self.slots[slot] = SlotState::Free;
             return Err(LaneError::Refused { status, index: c.count });
-        }
-        if c.len as usize > PAYLOAD_BYTES || c.count as usize > BATCH_MAX || c.zero > c.count {
-            return Err(LaneError::Broken("an answer out of bounds"));
         }
         self.slots[slot] = SlotState::Held;
         Ok(Done { slot: slot as u32, pages: c.count, zero: c.zero, len: c.len as usize })

@@ -76,6 +76,23 @@ impl Mirror {
         image: &HelperImage,
         secret: &[u8; 32],
     ) -> Result<Self, MirrorError> {
+        let made = Self::make(kvm, name, plan, ram, image, secret);
+        if made.is_err()
+            && let Err(error) = wipe(ram)
+        {
+            tracing::error!(%error, "a helper's memory could not be wiped");
+        }
+        made
+    }
+
+    fn make(
+        kvm: &KvmHost,
+        name: &str,
+        plan: Arc<MirrorPlan>,
+        ram: &GuestRam,
+        image: &HelperImage,
+        secret: &[u8; 32],
+    ) -> Result<Self, MirrorError> {
         let begun = Instant::now();
         load(&plan, ram, image, secret)?;
         let memory = Mapping::anonymous(plan.mailbox.bytes())?;

@@ -6,6 +6,8 @@
 mod error;
 mod image;
 mod lane;
+#[cfg(test)]
+mod lane_tests;
 mod launch;
 mod session;
 mod worker;

@@ -117,7 +117,7 @@ impl WorkerShared {
         self.changed.notify_all();
     }
 
-    fn end(&self, how: WorkerEnd) {
+    pub fn end(&self, how: WorkerEnd) {
         let mut state = self.lock();
         state.ended.get_or_insert(how);
         self.changed.notify_all();

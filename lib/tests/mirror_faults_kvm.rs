@@ -1,0 +1,340 @@
+//! Mirrors on real KVM when things go wrong: bad images, failed launches, helpers that die, what stays behind; and two
+//! workers at once.
+#![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
+
+mod support;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use mirrorvm::addr::{PAGE_SIZE, RamPage};
+use mirrorvm::address_space::{MailboxSize, MirrorPlan, Shift, Strategy, plan};
+use mirrorvm::hypervisor::kvm::KvmHost;
+use mirrorvm::memory::GuestRam;
+use mirrorvm::mirror::{HelperImage, LaneError, Mirror, MirrorError, WorkerEnd};
+use mirrorvm_abi::header::{FILE_MAX, HEADER_BYTES, HeaderError};
+use mirrorvm_abi::layout::{IMAGE_MAX, IMAGE_VA, LAYOUT_HASH};
+use mirrorvm_abi::mailbox::{BATCH_MAX, Fatal};
+use mirrorvm_abi::op::{Start, Status};
+use support::{Pair, kvm, random_fill};
+
+const SECRET: [u8; 32] = *b"a secret that no chance turns up";
+
+/// One test at a time: they count what the process holds.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn planned(kvm: &KvmHost, ram: &GuestRam, image: &HelperImage, workers: u32) -> MirrorPlan {
+    let strategy = Strategy::Shifted { shift: Shift::FourGib };
+    plan(ram.layout(), image.header(), &kvm.limits(), strategy, MailboxSize { workers, slots: 4 }).unwrap()
+}
+
+/// The whole of the helper's block.
+fn helper_memory(ram: &GuestRam) -> Vec<u8> {
+    let block = ram.layout().helper().unwrap();
+    let mut bytes = vec![0; block.size as usize];
+    ram.read(block.ram_addr, &mut bytes).unwrap();
+    bytes
+}
+
+fn holds(memory: &[u8], secret: &[u8]) -> bool {
+    memory.windows(secret.len()).any(|w| w == secret)
+}
+
+#[test]
+fn two_workers_at_once_carry_every_page() {
+    let _alone = alone();
+    let Some(kvm) = kvm() else { return };
+    const BYTES: u64 = 64 << 20;
+    let mut pair = Pair::new(&kvm, BYTES, 2);
+    random_fill(&pair.source_ram, 11);
+    pair.begin();
+    let total = BYTES / PAGE_SIZE;
+    for epoch in 1..=2 {
+        // The second time everything goes again, over the other stream.
+        let batches: Vec<Vec<RamPage>> = (0..total)
+            .step_by(BATCH_MAX)
+            .map(|first| (first..first + BATCH_MAX as u64).map(RamPage::new).collect())
+            .collect();
+        let lanes: Vec<_> = pair.source.lanes().iter_mut().zip(pair.destination.lanes()).collect();
+        assert_eq!(lanes.len(), 2);
+        std::thread::scope(|scope| {
+            for (stream, (source, destination)) in lanes.into_iter().enumerate() {
+                let mine: Vec<_> = batches
+                    .iter()
+                    .enumerate()
+                    .filter(|(i, _)| (i + epoch as usize) % 2 == stream)
+                    .map(|(_, batch)| batch.as_slice())
+                    .collect();
+                scope.spawn(move || {
+                    let mut sealed = Vec::new();
+                    // Two requests under way: the helper works on one while the host carries the other.
+                    let mut next = mine.iter();
+                    let mut submit = |source: &mut mirrorvm::mirror::Lane| {
+                        let Some(batch) = next.next() else { return };
+                        let slot = source.acquire().unwrap();
+                        source.submit_export(slot, batch, epoch);
+                    };
+                    submit(source);
+                    for _ in &mine {
+                        submit(source);
+                        let done = source.wait().unwrap();
+                        sealed.resize(done.len, 0);
+                        source.read_payload(done.slot, 0, &mut sealed);
+                        source.release(done.slot);
+                        let slot = destination.acquire().unwrap();
+                        destination.write_payload(slot, 0, &sealed);
+                        destination.submit_import(slot, done.pages, done.len as u32, epoch);
+                        let imported = destination.wait().unwrap();
+                        assert_eq!(imported.pages, BATCH_MAX as u32);
+                        destination.release(imported.slot);
+                    }
+                    assert_eq!((source.in_flight(), destination.in_flight()), (0, 0));
+                });
+            }
+        });
+        let token = pair.source.end_epoch().unwrap();
+        pair.destination.check_epoch(&token).unwrap();
+        if epoch == 1 {
+            random_fill(&pair.source_ram, 12);
+        }
+    }
+    pair.source.paused().unwrap();
+    let start = pair.source.start(&Start { state: [5; 32], shared_pages: 0 }).unwrap();
+    pair.destination.state_arrived(&[5; 32]).unwrap();
+    pair.destination.check_start(&start).unwrap();
+    pair.destination.commit().unwrap();
+    let (mut a, mut b) = ([0; 4096], [0; 4096]);
+    for page in (0..total).map(RamPage::new) {
+        pair.source_ram.read_page(page, &mut a).unwrap();
+        pair.destination_ram.read_page(page, &mut b).unwrap();
+        assert!(a == b, "{page:?} differs");
+    }
+    for stat in pair.source.watch().stats().iter().chain(&pair.destination.watch().stats()) {
+        assert_eq!(stat.ended, None);
+        assert!(stat.exits > 1, "both workers worked: {stat:?}");
+    }
+}
+
+#[test]
+fn a_helper_refuses_forged_records_on_kvm_as_in_software() {
+    let _alone = alone();
+    let Some(kvm) = kvm() else { return };
+    let mut pair = Pair::new(&kvm, 8 << 20, 1);
+    random_fill(&pair.source_ram, 3);
+    pair.begin();
+    let mut before = [0; 4096];
+    pair.destination_ram.read_page(RamPage::new(1), &mut before).unwrap();
+    let mut sealed = pair.export(&[RamPage::new(1)], 1).unwrap();
+    sealed[100] ^= 1;
+    let refused = pair.import(&sealed, 1, 1);
+    assert_eq!(refused, Err(LaneError::Refused { status: Status::Unsealed, index: 0 }));
+    sealed[100] ^= 1;
+    let dead = pair.import(&sealed, 1, 1);
+    assert_eq!(dead, Err(LaneError::Refused { status: Status::WrongState, index: 0 }));
+    let mut after = [0; 4096];
+    pair.destination_ram.read_page(RamPage::new(1), &mut after).unwrap();
+    assert!(before == after, "an unauthenticated page was written");
+    assert!(pair.destination.commit().is_err());
+    pair.destination.abort().unwrap();
+}
+
+/// What this process holds that mirrors are made of.
+#[derive(Debug, PartialEq, Eq)]
+struct Census {
+    fds: usize,
+    kvm_and_memfds: usize,
+    mirror_threads: usize,
+    mappings_of_memfds: usize,
+    mappings_of_vcpus: usize,
+}
+
+fn census() -> Census {
+    let links: Vec<_> = std::fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .filter_map(|f| std::fs::read_link(f.unwrap().path()).ok())
+        .map(|l| l.to_string_lossy().into_owned())
+        .collect();
+    let threads = std::fs::read_dir("/proc/self/task")
+        .unwrap()
+        .filter_map(|t| std::fs::read_to_string(t.unwrap().path().join("comm")).ok())
+        .filter(|name| name.starts_with("mir"))
+        .filter(|name| name.trim().ends_with("-census"));
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let mapped = |what: &str| maps.lines().filter(|l| l.contains(what)).count();
+    Census {
+        fds: links.len(),
+        kvm_and_memfds: links.iter().filter(|l| l.contains("kvm") || l.contains("memfd")).count(),
+        mirror_threads: threads.count(),
+        mappings_of_memfds: mapped("memfd:"),
+        mappings_of_vcpus: mapped("kvm-vcpu"),
+    }
+}
+
+#[test]
+fn mirrors_come_and_go_and_nothing_stays() {
+    let _alone = alone();
+    let Some(kvm) = kvm() else { return };
+    let ram = support::ram(8 << 20);
+    let image = HelperImage::built_in();
+    let plan = Arc::new(planned(&kvm, &ram, &image, 2));
+    let launch = || Mirror::launch(&kvm, "census", Arc::clone(&plan), &ram, &image, &SECRET).unwrap();
+    let before = census();
+    {
+        let _mirror = launch();
+        let running = census();
+        assert_eq!(running.mirror_threads, 2, "the census sees what there is: {running:?}");
+        assert_eq!(running.kvm_and_memfds, before.kvm_and_memfds + 3, "a VM and two vCPUs");
+        assert_eq!(running.mappings_of_vcpus, before.mappings_of_vcpus + 2);
+    }
+    assert_eq!(census(), before);
+    for turn in 0..20 {
+        let mut mirror = launch();
+        if turn % 2 == 0 {
+            mirror.hello().unwrap();
+        }
+        drop(mirror);
+        assert_eq!(census(), before, "turn {turn}");
+    }
+}
+
+#[test]
+fn a_dropped_mirror_leaves_no_secret() {
+    let _alone = alone();
+    let Some(kvm) = kvm() else { return };
+    let ram = support::ram(8 << 20);
+    let image = HelperImage::built_in();
+    let plan = Arc::new(planned(&kvm, &ram, &image, 2));
+    let mut mirror = Mirror::launch(&kvm, "secret", Arc::clone(&plan), &ram, &image, &SECRET).unwrap();
+    let nonce = mirror.hello().unwrap();
+    let begin = mirrorvm_abi::op::Begin {
+        source: true,
+        elide_zero: false,
+        fresh: false,
+        streams: 2,
+        session: [1; 16],
+        peer_nonce: nonce,
+        transcript: [2; 32],
+    };
+    mirror.begin(&begin).unwrap();
+    assert!(holds(&helper_memory(&ram), &SECRET), "the search finds it while it is there");
+    let text = (image.header().text_end - image.header().base) as usize;
+    assert!(holds(&helper_memory(&ram), &image.bytes()[..text]), "and the helper's code");
+    drop(mirror);
+    // Not the secret alone: keys, stacks, maps, tables, everything is gone.
+    assert!(helper_memory(&ram).iter().all(|b| *b == 0), "the helper's block is not empty");
+    let mut page = [0; 4096];
+    for block in ram.layout().ram() {
+        for p in block.ram_addr.page().get()..(block.ram_addr.get() + block.size) / PAGE_SIZE {
+            ram.read_page(RamPage::new(p), &mut page).unwrap();
+            assert!(!holds(&page, &SECRET[..16]), "page {p}");
+        }
+    }
+}
+
+#[test]
+fn a_failed_launch_leaves_no_secret_and_nothing_else() {
+    let _alone = alone();
+    let Some(kvm) = kvm() else { return };
+    let ram = support::ram(8 << 20);
+    let image = HelperImage::built_in();
+    let good = planned(&kvm, &ram, &image, 1);
+    let before = census();
+    let fails = |plan: MirrorPlan, image: &HelperImage| {
+        let Err(error) = Mirror::launch(&kvm, "census", Arc::new(plan), &ram, image, &SECRET) else {
+            panic!("this launch must fail")
+        };
+        assert!(
+            helper_memory(&ram).iter().all(|b| *b == 0),
+            "{error:?} left something in the helper's block"
+        );
+        assert_eq!(census(), before, "{error:?}");
+        error
+    };
+    // A plan for more RAM than there is.
+    let large = support::ram(32 << 20);
+    let other = planned(&kvm, &large, &image, 1);
+    drop(large);
+    let before_other = census();
+    assert_eq!(before_other, before);
+    assert!(matches!(fails(other, &image), MirrorError::PlanMismatch));
+    // Slots that KVM refuses: two at one address.
+    let mut doubled = good.clone();
+    doubled.slots[1].gpa = doubled.slots[0].gpa;
+    assert!(matches!(fails(doubled, &image), MirrorError::Hypervisor(_)));
+    // A configuration that the helper refuses.
+    let mut odd = good.clone();
+    odd.mailbox.slots = 17;
+    let error = fails(odd, &image);
+    let not_ready = MirrorError::NotReady(LaneError::Ended(WorkerEnd::Fatal(Fatal::BadConfig)));
+    assert_eq!(format!("{error:?}"), format!("{not_ready:?}"));
+    // A helper whose first instruction is undefined: no handler, so a triple fault.
+    let mut bytes = image.bytes().to_vec();
+    let entry = (image.header().entry - IMAGE_VA) as usize;
+    bytes[entry..entry + 2].copy_from_slice(&[0x0f, 0x0b]);
+    let broken = HelperImage::parse(bytes).unwrap();
+    let error = fails(good.clone(), &broken);
+    let ended = matches!(error, MirrorError::NotReady(LaneError::Ended(WorkerEnd::Exit(_))));
+    assert!(ended, "{error:?}");
+    // And after all that a good one starts.
+    let mut mirror = Mirror::launch(&kvm, "census", Arc::new(good), &ram, &image, &SECRET).unwrap();
+    mirror.hello().unwrap();
+}
+
+#[test]
+fn helper_images_that_do_not_fit_are_refused_by_name() {
+    let good = HelperImage::built_in();
+    let bytes = good.bytes();
+    let h = *good.header();
+    let patched = |at: usize, value: &[u8]| {
+        let mut file = bytes.to_vec();
+        file[at..at + value.len()].copy_from_slice(value);
+        HelperImage::parse(file).map(|i| i.measurement())
+    };
+    let u32_at = |at, value: u32| patched(at, &value.to_le_bytes());
+    let u64_at = |at, value: u64| patched(at, &value.to_le_bytes());
+    assert_eq!(u32_at(16, 1), Ok(good.measurement()), "unchanged is good");
+    for len in [0, 1, HEADER_BYTES - 1] {
+        let short = HelperImage::parse(bytes[..len].to_vec()).map(|_| ());
+        assert_eq!(short, Err(HeaderError::Short { len }));
+    }
+    for (at, byte) in bytes.iter().enumerate().take(16) {
+        assert_eq!(patched(at, &[byte ^ 1]), Err(HeaderError::NotAHelper));
+    }
+    assert_eq!(u32_at(16, 2), Err(HeaderError::HeaderVersion { version: 2 }));
+    assert_eq!(u32_at(20, 95), Err(HeaderError::HeaderVersion { version: 1 }), "another header length");
+    let abi = |min: u32, max: u32| patched(24, &[min.to_le_bytes(), max.to_le_bytes()].concat());
+    for (min, max) in [(2, 2), (2, 9), (0, 0), (2, 1), (u32::MAX, u32::MAX)] {
+        assert_eq!(abi(min, max), Err(HeaderError::Abi { min, max }));
+    }
+    assert!(abi(0, 1).is_ok() && abi(1, 7).is_ok() && abi(0, u32::MAX).is_ok());
+    assert_eq!(u64_at(32, LAYOUT_HASH ^ 1), Err(HeaderError::Layout { hash: LAYOUT_HASH ^ 1 }));
+    let section = |field, value| Err(HeaderError::Section { field, value });
+    let end = IMAGE_VA + IMAGE_MAX;
+    for value in [0, IMAGE_VA + 4096, IMAGE_VA - 1, u64::MAX] {
+        assert_eq!(u64_at(40, value), section("base", value));
+    }
+    for (at, field) in [(56, "text_end"), (64, "rodata_end"), (72, "data_end"), (80, "bss_end")] {
+        for value in [0, IMAGE_VA - 4096, end + 4096, u64::MAX, u64::MAX - 4095, 1 << 63] {
+            assert_eq!(u64_at(at, value), section(field, value), "{value:#x}");
+        }
+        let unaligned = [h.text_end, h.rodata_end, h.data_end, h.bss_end][(at - 56) / 8] + 8;
+        assert_eq!(u64_at(at, unaligned), section(field, unaligned));
+    }
+    // Sections that go back.
+    assert_eq!(u64_at(56, h.rodata_end + 4096), section("rodata_end", h.rodata_end));
+    for value in [0, IMAGE_VA, IMAGE_VA + HEADER_BYTES as u64 - 1, h.text_end, u64::MAX] {
+        assert_eq!(u64_at(48, value), section("entry", value));
+    }
+    let declared = h.data_end - h.base;
+    for actual in [bytes.len() - 1, bytes.len() + 1, bytes.len() - 4096, bytes.len() + 4096] {
+        let mut file = bytes.to_vec();
+        file.resize(actual, 0);
+        let refused = HelperImage::parse(file).map(|_| ());
+        assert_eq!(refused, Err(HeaderError::FileLength { declared, actual }));
+    }
+    let actual = FILE_MAX + 1;
+    let huge = HelperImage::parse(vec![0; actual]).map(|_| ());
+    assert_eq!(huge, Err(HeaderError::FileLength { declared: FILE_MAX as u64, actual }));
+}

@@ -1,0 +1,159 @@
+//! The helper's seal and open rate on a mirror vCPU, against ring doing the same work on a host thread.
+
+use std::time::Instant;
+
+use mirrorvm::addr::RamPage;
+use mirrorvm::hypervisor::kvm::KvmHost;
+use mirrorvm::memory::GuestRam;
+use mirrorvm::mirror::Mirror;
+use mirrorvm_abi::{mailbox::BATCH_MAX, op::Begin, record};
+use ring::aead;
+
+use super::setting::{fill, mirror, ram};
+use super::{BenchArgs, BenchError, Row};
+
+/// Bytes of one batch of pages.
+type Sealed = Vec<(u32, Vec<u8>)>;
+
+pub(super) fn measure(args: &BenchArgs) -> Result<Vec<Row>, BenchError> {
+    let kvm = KvmHost::open()?;
+    let bytes = args.memory_mib << 20;
+    let rate = |seconds: f64| bytes as f64 / seconds / 1e9;
+    let mut found: [Vec<f64>; 7] = Default::default();
+    for _ in 0..args.runs {
+        let (source_ram, destination_ram) = (ram(bytes)?, ram(bytes)?);
+        fill(&source_ram)?;
+        let (mut source, mut destination) = (mirror(&kvm, &source_ram)?, mirror(&kvm, &destination_ram)?);
+        begin(&mut source, &mut destination)?;
+        let cold = export(&mut source, bytes, 1, None)?;
+        let token = source.end_epoch()?;
+        let mut sealed = Sealed::new();
+        let warm = export(&mut source, bytes, 2, None)?;
+        source.end_epoch()?;
+        let host = host_seal(&source_ram, bytes)?;
+        found[0].push(rate(cold));
+        found[1].push(rate(warm));
+        found[2].push(rate(host));
+        found[3].push(host / warm);
+        // A fresh session for the opening side, whose first records must be the first sealed.
+        drop((source, destination, token));
+        let (mut source, mut destination) = (mirror(&kvm, &source_ram)?, mirror(&kvm, &destination_ram)?);
+        begin(&mut source, &mut destination)?;
+        export(&mut source, bytes, 1, Some(&mut sealed))?;
+        found[4].push(rate(import(&mut destination, &sealed, 1)?));
+        let token = source.end_epoch()?;
+        destination.check_epoch(&token)?;
+        export(&mut source, bytes, 2, Some(&mut sealed))?;
+        let warm_open = import(&mut destination, &sealed, 2)?;
+        found[5].push(rate(warm_open));
+        found[6].push(host / warm_open);
+    }
+    let [cold, warm, host, ratio, open_cold, open_warm, open_ratio] = found;
+    Ok(vec![
+        Row::new("helper seals, first pass over RAM", "GB/s", cold),
+        Row::new("helper seals, second pass", "GB/s", warm),
+        Row::new("ring on a host thread, same batches (copy, seal, copy)", "GB/s", host),
+        Row::new("helper / ring, sealing", "ratio", ratio),
+        Row::new("helper opens, first touch of the destination's RAM", "GB/s", open_cold),
+        Row::new("helper opens, second pass", "GB/s", open_warm),
+        Row::new("helper opens / ring seals", "ratio", open_ratio),
+    ])
+}
+
+fn begin(source: &mut Mirror, destination: &mut Mirror) -> Result<(), BenchError> {
+    let (s, d) = (source.hello()?, destination.hello()?);
+    let base = Begin {
+        source: true,
+        elide_zero: true,
+        fresh: false,
+        streams: 1,
+        session: [1; 16],
+        peer_nonce: d,
+        transcript: [2; 32],
+    };
+    source.begin(&base)?;
+    destination.begin(&Begin { source: false, fresh: true, peer_nonce: s, ..base })?;
+    Ok(())
+}
+
+/// Seals all of RAM, two batches under way at a time; seconds. `keep`: the records are copied out, which is not
+/// part of the helper's rate, so such a run is not reported.
+fn export(
+    mirror: &mut Mirror,
+    bytes: u64,
+    epoch: u32,
+    mut keep: Option<&mut Sealed>,
+) -> Result<f64, BenchError> {
+    if let Some(keep) = keep.as_deref_mut() {
+        keep.clear();
+    }
+    let lane = mirror.lanes().first_mut().ok_or("no lane")?;
+    let begun = Instant::now();
+    let mut next = 0;
+    let pages = bytes / 4096;
+    loop {
+        while lane.in_flight() < 2 && next < pages {
+            let batch: Vec<_> = (next..pages.min(next + BATCH_MAX as u64)).map(RamPage::new).collect();
+            next += batch.len() as u64;
+            let slot = lane.acquire().ok_or("no slot")?;
+            lane.submit_export(slot, &batch, epoch);
+        }
+        if lane.in_flight() == 0 {
+            return Ok(begun.elapsed().as_secs_f64());
+        }
+        let done = lane.wait()?;
+        if let Some(keep) = keep.as_deref_mut() {
+            let mut records = vec![0; done.len];
+            lane.read_payload(done.slot, 0, &mut records);
+            keep.push((done.pages, records));
+        }
+        lane.release(done.slot);
+    }
+}
+
+/// Opens all records; seconds. Copying them into the mailbox is part of it, as it is of a migration.
+fn import(mirror: &mut Mirror, sealed: &Sealed, epoch: u32) -> Result<f64, BenchError> {
+    let lane = mirror.lanes().first_mut().ok_or("no lane")?;
+    let begun = Instant::now();
+    for (pages, records) in sealed {
+        if lane.in_flight() == 2 {
+            let done = lane.wait()?;
+            lane.release(done.slot);
+        }
+        let slot = lane.acquire().ok_or("no slot")?;
+        lane.write_payload(slot, 0, records);
+        lane.submit_import(slot, *pages, records.len() as u32, epoch);
+    }
+    while lane.in_flight() > 0 {
+        let done = lane.wait()?;
+        lane.release(done.slot);
+    }
+    Ok(begun.elapsed().as_secs_f64())
+}
+
+/// What the helper does to a page, by ring on this thread: copy in, seal under the same associated data, copy out.
+fn host_seal(ram: &GuestRam, bytes: u64) -> Result<f64, BenchError> {
+    let key = aead::UnboundKey::new(&aead::AES_256_GCM, &[9; 32]).map_err(|_| "no key")?;
+    let key = aead::LessSafeKey::new(key);
+    let binding = record::Binding { session: [1; 16], direction: record::Direction::Forward };
+    let mut out = vec![0u8; BATCH_MAX * record::SEALED_PAGE_BYTES];
+    // Touched before, as the mailbox is.
+    out.fill(1);
+    let mut page = [0; 4096];
+    let begun = Instant::now();
+    for n in 0..bytes / 4096 {
+        ram.read_page(RamPage::new(n), &mut page)?;
+        let header =
+            record::Header { kind: record::Kind::Page, stream: 0, epoch: 1, sequence: n, page: n, len: 4096 };
+        let raw = header.encode();
+        let nonce = aead::Nonce::assume_unique_for_key(header.nonce());
+        let aad = aead::Aad::from(binding.aad(&raw));
+        let tag = key.seal_in_place_separate_tag(nonce, aad, &mut page).map_err(|_| "not sealed")?;
+        let at = (n as usize % BATCH_MAX) * record::SEALED_PAGE_BYTES;
+        out[at..at + 32].copy_from_slice(&raw);
+        out[at + 32..at + 32 + 4096].copy_from_slice(&page);
+        out[at + 32 + 4096..at + record::SEALED_PAGE_BYTES].copy_from_slice(tag.as_ref());
+    }
+    std::hint::black_box(&out);
+    Ok(begun.elapsed().as_secs_f64())
+}
