@@ -287,7 +287,7 @@ impl<'a> Oracle<'a> {
         let mailbox_at = (ram_end + u128::from(shift)).next_multiple_of(2 << 20);
         slots.push(WideSlot { start: mailbox_at, end: mailbox_at + u128::from(mailbox_len(case.mailbox)) });
         let ranges = case.layout.blocks().iter().filter(|b| b.role == BlockRole::Ram).count();
-        let offsets = Offsets::new(&case.header, case.layout.ram_end(), ranges);
+        let offsets = Offsets::new(&case.header, case.layout.guest_end(), ranges);
         Self { case, shift, slots, mailbox_at, offsets }
     }
 
