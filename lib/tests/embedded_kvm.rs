@@ -1,4 +1,5 @@
 //! The workload guest on real KVM: it runs, is held, and goes on elsewhere from its saved state.
+#![allow(clippy::unwrap_used, reason = "a test: a panic is its way to fail")]
 
 mod support;
 
@@ -7,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use mirrorvm::addr::RamPage;
-use mirrorvm::guest::embedded::{Embedded, EmbeddedSpec};
+use mirrorvm::guest::embedded::{Embedded, EmbeddedSetup, EmbeddedSpec};
 use mirrorvm::guest::{Machine, OnEnd};
 use mirrorvm::hypervisor::kvm::KvmHost;
 use mirrorvm::memory::GuestRam;
@@ -26,7 +27,15 @@ fn machine(kvm: &KvmHost, ram: GuestRam, boot: bool) -> Embedded {
         ends.fetch_add(1, Ordering::SeqCst);
     });
     let image = HelperImage::built_in();
-    Embedded::new(kvm, "t", &SPEC, ram, image.bytes(), Zeroizing::new([1; 32]), boot, on_end).unwrap()
+    let setup = EmbeddedSetup {
+        name: "t",
+        ram,
+        helper_image: image.bytes(),
+        secret: Zeroizing::new([1; 32]),
+        boot,
+        on_end,
+    };
+    Embedded::new(kvm, &SPEC, setup).unwrap()
 }
 
 /// The last whole `tick` line: ticks, pages, errors.
@@ -98,7 +107,7 @@ fn the_dirty_log_is_what_the_guest_wrote() {
     }
     let mut dirty = PageSet::new();
     m.take_dirty(&mut dirty).unwrap();
-    assert!(dirty.len() > 0);
+    assert!(!dirty.is_empty());
     m.resume().unwrap();
     run_until(&mut m, ticks + 60);
     m.pause().unwrap();

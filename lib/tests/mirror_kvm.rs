@@ -1,4 +1,5 @@
 //! Two mirrors on real KVM, back to back: what the source's helper seals, the destination's opens.
+#![allow(clippy::unwrap_used, reason = "a test: a panic is its way to fail")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! Two hosts on loopback: a running guest moves from one to the other and goes on.
+#![allow(clippy::unwrap_used, reason = "a test: a panic is its way to fail")]
 
 mod support;
 

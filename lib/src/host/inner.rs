@@ -20,7 +20,7 @@ use super::{
 use crate::address_space::{
     self, GuestLayout, HelperPlacement, HostLimits, MailboxSize, MirrorPlan, Strategy,
 };
-use crate::guest::embedded::{Embedded, EmbeddedSpec};
+use crate::guest::embedded::{Embedded, EmbeddedSetup, EmbeddedSpec};
 use crate::guest::qemu::{QEMU_RESERVED, QemuMachine, QemuMachineSpec};
 use crate::guest::{Machine, MachineError};
 use crate::hypervisor::kvm::KvmHost;
@@ -68,7 +68,6 @@ pub(super) struct IncomingMachine<'a> {
 }
 
 impl Inner {
-    #[expect(clippy::too_many_arguments, reason = "called once, by Host::open")]
     pub fn new(
         state_dir: PathBuf,
         id: Uuid,
@@ -292,8 +291,9 @@ impl Inner {
                     let _ = sender.try_send(Command::Ended(end));
                 });
                 let name: String = record.spec.name.chars().take(8).collect();
-                let image = self.image.bytes();
-                let machine = Embedded::new(kvm, &name, &spec, ram, image, secret, boot, on_end)?;
+                let helper_image = self.image.bytes();
+                let setup = EmbeddedSetup { name: &name, ram, helper_image, secret, boot, on_end };
+                let machine = Embedded::new(kvm, &spec, setup)?;
                 Ok((Box::new(machine), record.layout.clone()))
             }
             DriverSpec::Qemu { vcpus, kernel, initrd, append, accel } => {

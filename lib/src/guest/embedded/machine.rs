@@ -28,6 +28,23 @@ pub struct EmbeddedSpec {
     pub dirty_bytes_per_second: u64,
 }
 
+/// What a machine is given.
+pub struct EmbeddedSetup<'a> {
+    /// For thread names.
+    pub name: &'a str,
+    /// Its memory.
+    pub ram: GuestRam,
+    /// The helper that is loaded with the guest.
+    pub helper_image: &'a [u8],
+    /// The guest's migration secret.
+    pub secret: Zeroizing<[u8; 32]>,
+    /// Whether the workload is loaded and every vCPU stands at its entry; otherwise memory and state are to arrive
+    /// from elsewhere.
+    pub boot: bool,
+    /// Called when the guest ends by itself.
+    pub on_end: OnEnd,
+}
+
 /// Where a slot's pages start in RAM.
 struct GuestSlot {
     id: SlotId,
@@ -53,21 +70,12 @@ struct SavedVcpus {
 }
 
 impl Embedded {
-    /// A machine over `ram`, paused. `boot`: the workload is loaded and every vCPU stands at its entry;
-    /// otherwise memory and state are to arrive from elsewhere. The helper is loaded in both cases.
+    /// A paused machine.
     ///
     /// # Errors
     /// [`MachineError`]; nothing stays behind.
-    pub fn new(
-        kvm: &KvmHost,
-        name: &str,
-        spec: &EmbeddedSpec,
-        ram: GuestRam,
-        helper_image: &[u8],
-        secret: Zeroizing<[u8; 32]>,
-        boot: bool,
-        on_end: OnEnd,
-    ) -> Result<Self, MachineError> {
+    pub fn new(kvm: &KvmHost, spec: &EmbeddedSpec, setup: EmbeddedSetup<'_>) -> Result<Self, MachineError> {
+        let EmbeddedSetup { name, ram, helper_image, secret, boot, on_end } = setup;
         let plan = WorkloadPlan::new(ram.layout(), spec.vcpus, spec.working_set)?;
         load_helper(&ram, helper_image, &secret)?;
         if boot {

@@ -8,7 +8,7 @@ mod ports;
 mod vcpu;
 
 pub use launch::{WorkloadPlan, load_helper};
-pub use machine::{Embedded, EmbeddedSpec};
+pub use machine::{Embedded, EmbeddedSetup, EmbeddedSpec};
 
 /// The workload image, built by the build script.
 pub static WORKLOAD_IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/mirrorvm-workload.bin"));
