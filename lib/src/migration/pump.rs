@@ -9,6 +9,7 @@ use mirrorvm_abi::mailbox::{BATCH_MAX, PAYLOAD_BYTES};
 use super::wire::{SHARED_PAGE_BYTES, data_header, kind};
 use super::{Control, MigrationFault};
 use crate::addr::{PAGE_SIZE, RamPage};
+use crate::host::Progress;
 use crate::memory::GuestRam;
 use crate::mirror::Lane;
 use crate::pages::PageSet;
@@ -30,7 +31,15 @@ pub(super) struct Work<'a> {
     cursor: Mutex<u64>,
     failed: AtomicBool,
     pub counts: Counts,
+    begun: Instant,
+    /// Progress as it was before the round.
+    before: Progress,
+    /// When progress was last shown.
+    shown: Mutex<Instant>,
 }
+
+/// How often a round shows its progress.
+const SHOW_EVERY: Duration = Duration::from_millis(100);
 
 /// What a round has sent.
 #[derive(Default)]
@@ -43,8 +52,8 @@ pub(super) struct Counts {
 impl Counts {
     /// Bytes of page content that crossed: zero pages did not.
     pub fn bytes(&self) -> u64 {
-        let pages = self.sealed.load(Relaxed) + self.shared.load(Relaxed) - self.zero.load(Relaxed);
-        pages * PAGE_SIZE
+        let pages = self.sealed.load(Relaxed) + self.shared.load(Relaxed);
+        pages.saturating_sub(self.zero.load(Relaxed)) * PAGE_SIZE
     }
 }
 
@@ -58,12 +67,47 @@ impl<'a> Work<'a> {
         limiter: &'a Limiter,
     ) -> Self {
         let (cursor, failed, counts) = (Mutex::new(0), AtomicBool::new(false), Counts::default());
-        Self { epoch, sealed, shared, ram, control, limiter, cursor, failed, counts }
+        let begun = Instant::now();
+        let (before, shown) = (control.live().progress, Mutex::new(begun));
+        Self { epoch, sealed, shared, ram, control, limiter, cursor, failed, counts, begun, before, shown }
     }
 
     fn next(&self, batch: &mut Vec<RamPage>) {
         let mut cursor = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
         self.sealed.next_batch(&mut cursor, BATCH_MAX, batch);
+    }
+
+    /// Shows how far the round is, now and then; its end is shown by whoever runs it.
+    fn show(&self) {
+        {
+            let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+            if shown.elapsed() < SHOW_EVERY {
+                return;
+            }
+            *shown = Instant::now();
+        }
+        let bytes = self.counts.bytes();
+        let count = |n: &AtomicU64| n.load(Relaxed);
+        let (sealed, shared, zero) =
+            (count(&self.counts.sealed), count(&self.counts.shared), count(&self.counts.zero));
+        let seconds = self.begun.elapsed().as_secs_f64();
+        let left = (self.sealed.len() + self.shared.len()).saturating_sub(sealed + shared);
+        self.control.update(|l| {
+            let p = &mut l.progress;
+            p.processed_bytes = self.before.processed_bytes + bytes;
+            p.pages_sealed = self.before.pages_sealed + sealed;
+            p.pages_shared = self.before.pages_shared + shared;
+            p.pages_zero = self.before.pages_zero + zero;
+            p.remaining_bytes = left * PAGE_SIZE;
+            p.throughput_bytes_per_second = (bytes as f64 / seconds) as u64;
+            p.remaining_ms =
+                (bytes > 0).then(|| ((left * PAGE_SIZE) as f64 / (bytes as f64 / seconds) * 1e3) as u64);
+        });
+    }
+
+    /// Progress before the round, to be added to.
+    pub const fn before(&self) -> &Progress {
+        &self.before
     }
 
     fn check(&self) -> Result<(), MigrationFault> {
@@ -136,6 +180,7 @@ impl Stream {
             self.link.send_parts(kind::RECORDS, &[&header, &self.buffer[..done.len]])?;
             work.counts.sealed.fetch_add(u64::from(done.pages), Relaxed);
             work.counts.zero.fetch_add(u64::from(done.zero), Relaxed);
+            work.show();
         }
     }
 

@@ -302,16 +302,18 @@ impl Course<'_, '_> {
             dirtied_pages: 0,
             paused,
         };
+        let before = *work.before();
         sent.epoch += 1;
         sent.ever_sealed.union(&sealed);
         sent.ever_shared.union(&shared);
         control.update(|l| {
             let p = &mut l.progress;
-            p.processed_bytes += bytes;
-            p.pages_sealed += round.pages_sealed;
-            p.pages_shared += round.pages_shared;
-            p.pages_zero += round.pages_zero;
+            p.processed_bytes = before.processed_bytes + bytes;
+            p.pages_sealed = before.pages_sealed + round.pages_sealed;
+            p.pages_shared = before.pages_shared + round.pages_shared;
+            p.pages_zero = before.pages_zero + round.pages_zero;
             p.remaining_bytes = 0;
+            p.remaining_ms = None;
             if bytes >= 1 << 20 {
                 p.throughput_bytes_per_second = per_second(bytes, duration);
             }
