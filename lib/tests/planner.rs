@@ -343,6 +343,7 @@ impl<'a> Oracle<'a> {
         let mut list = Vec::new();
         let mut add = |purpose, va, gpa, len, access, encrypted| {
             if len > 0 {
+                let encrypted = encrypted && self.case.limits.c_bit.is_some();
                 list.push(Expected { purpose, va, gpa, len, access, encrypted });
             }
         };

@@ -255,7 +255,7 @@ impl Draft {
         if !refusals.is_empty() {
             return Err(refusals);
         }
-        let mappings = self.mappings(layout, helper);
+        let mappings = self.mappings(layout, helper, limits.c_bit.is_some());
         let tables = self.tables(&mappings, limits).map_err(|r| vec![r])?;
         Ok(MirrorPlan {
             strategy: self.strategy,
@@ -272,11 +272,13 @@ impl Draft {
         })
     }
 
-    fn mappings(&self, layout: &GuestLayout, helper: &Header) -> Vec<PlannedMapping> {
+    /// `sev`: private mappings get the C-bit; without one nothing is called encrypted.
+    fn mappings(&self, layout: &GuestLayout, helper: &Header, sev: bool) -> Vec<PlannedMapping> {
         let at = |offset: u64| MirrorGpa::new(self.helper_gpa.get() + offset);
         let mut list = Vec::new();
         let mut add = |purpose, va: u64, gpa: MirrorGpa, len: u64, access, encrypted| {
             if len > 0 {
+                let encrypted = encrypted && sev;
                 list.push((purpose, Mapping { va: HelperVa::new(va), gpa, len, access, encrypted }));
             }
         };

@@ -384,8 +384,9 @@ impl Course<'_, '_> {
         let Some(waited) = waited else { return };
         self.out.control.update(|l| {
             let verify = (verify_us as f64 / 1e3).min(waited.as_secs_f64() * 1e3);
-            l.progress.downtime_ms = Some(waited.as_secs_f64() * 1e3 - verify);
-            l.progress.verify_ms = self.out.spec.verify.then_some(verify);
+            let to_the_microsecond = |ms: f64| (ms * 1e3).round() / 1e3;
+            l.progress.downtime_ms = Some(to_the_microsecond(waited.as_secs_f64() * 1e3 - verify));
+            l.progress.verify_ms = self.out.spec.verify.then_some(to_the_microsecond(verify));
             l.progress.elapsed_ms = self.begun.elapsed().as_millis() as u64;
         });
     }
