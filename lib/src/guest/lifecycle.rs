@@ -1,9 +1,12 @@
 //! A guest's life cycle as a pure function: which request is legal when, and what it leads to.
 
-/// Where a guest is in its life; the states with a machine behind them say so in their names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Phase {
-    /// Defined; no machine.
+use serde::{Deserialize, Serialize};
+
+/// Where a guest is in its life. The names are the API's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GuestState {
+    /// Defined: no memory, no vCPUs.
     Stopped,
     /// A machine is being made.
     Starting,
@@ -17,7 +20,7 @@ pub enum Phase {
     Incoming,
     /// Held after START went out, until a token says who runs the guest.
     InDoubt,
-    /// The machine broke down.
+    /// The machine broke down; the record says how. Can be stopped, then started.
     Failed,
 }
 
@@ -50,15 +53,15 @@ pub enum Event {
     Arrived,
 }
 
-/// The event is not legal in the phase.
+/// The event is not legal in the state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotLegal;
 
-impl Phase {
-    /// The next phase.
+impl GuestState {
+    /// The next state.
     ///
     /// # Errors
-    /// [`NotLegal`]; the phase stays.
+    /// [`NotLegal`]; the state stays.
     pub const fn step(self, event: Event) -> Result<Self, NotLegal> {
         use Event as E;
         Ok(match (self, event) {
@@ -73,6 +76,20 @@ impl Phase {
             (Self::Starting | Self::Running | Self::Paused | Self::Incoming, E::Broke) => Self::Failed,
             _ => return Err(NotLegal),
         })
+    }
+
+    /// The API's name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Stopped => "stopped",
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopping => "stopping",
+            Self::Incoming => "incoming",
+            Self::InDoubt => "in_doubt",
+            Self::Failed => "failed",
+        }
     }
 
     /// Whether vCPUs may execute.
@@ -106,19 +123,19 @@ mod tests {
         /// After START a guest runs here again only through HandedBack, whatever else is tried.
         #[test]
         fn in_doubt_is_left_by_a_token_only(events in prop::collection::vec(0usize..EVENTS.len(), 0..60)) {
-            let mut phase = Phase::Stopped;
+            let mut state = GuestState::Stopped;
             for e in events.into_iter().map(|i| EVENTS[i]) {
-                let before = phase;
-                if let Ok(next) = phase.step(e) {
-                    phase = next;
+                let before = state;
+                if let Ok(next) = state.step(e) {
+                    state = next;
                 }
-                if before == Phase::InDoubt && phase != Phase::InDoubt {
+                if before == GuestState::InDoubt && state != GuestState::InDoubt {
                     prop_assert!(matches!(e, Event::HandedBack | Event::HandedOver));
                 }
-                if phase == Phase::InDoubt && before != Phase::InDoubt {
-                    prop_assert_eq!(before, Phase::Paused, "held before START");
+                if state == GuestState::InDoubt && before != GuestState::InDoubt {
+                    prop_assert_eq!(before, GuestState::Paused, "held before START");
                 }
-                prop_assert!(!(before == Phase::Stopped && phase.may_run()));
+                prop_assert!(!(before == GuestState::Stopped && state.may_run()));
             }
         }
     }

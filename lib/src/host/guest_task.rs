@@ -16,7 +16,7 @@ use super::{
     Fault, GuestAction, GuestRecord, GuestState, HostError, MirrorChoice, MirrorRecord, MirrorSpec,
     MirrorState,
 };
-use crate::guest::lifecycle::{Event, Phase};
+use crate::guest::lifecycle::Event;
 use crate::guest::{Machine, MachineEnd};
 use crate::mirror::Mirror;
 use crate::store::Kind;
@@ -89,20 +89,20 @@ pub(super) struct GiveBack {
 struct Owner {
     inner: Arc<Inner>,
     entry: Arc<GuestEntry>,
-    phase: Phase,
+    state: GuestState,
     machine: Option<Box<dyn Machine>>,
     mirrors: HashMap<Uuid, Mirror>,
     lent: Option<Uuid>,
 }
 
-/// Starts the task of a guest in `phase`.
-pub(super) fn spawn(inner: &Arc<Inner>, record: GuestRecord, phase: Phase) -> Arc<GuestEntry> {
+/// Starts the task of a guest in `state`.
+pub(super) fn spawn(inner: &Arc<Inner>, record: GuestRecord, state: GuestState) -> Arc<GuestEntry> {
     let (sender, receiver) = mpsc::channel(QUEUE);
     let entry = Arc::new(GuestEntry::new(record, sender));
     let owner = Owner {
         inner: Arc::clone(inner),
         entry: Arc::clone(&entry),
-        phase,
+        state,
         machine: None,
         mirrors: HashMap::new(),
         lent: None,
@@ -116,7 +116,7 @@ impl Owner {
         let mut poll = tokio::time::interval(std::time::Duration::from_millis(250));
         poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            let watching = self.machine.is_some() && self.phase != Phase::Failed;
+            let watching = self.machine.is_some() && self.state != GuestState::Failed;
             let command = tokio::select! {
                 command = commands.recv() => command,
                 _ = poll.tick(), if watching => {
@@ -195,11 +195,11 @@ impl Owner {
         }
         let (done, event) = match action {
             GuestAction::Start => {
-                (self.phase == Phase::Running || self.phase == Phase::Starting, Event::Start)
+                (self.state == GuestState::Running || self.state == GuestState::Starting, Event::Start)
             }
-            GuestAction::Pause => (self.phase == Phase::Paused, Event::Pause),
-            GuestAction::Resume => (self.phase == Phase::Running, Event::Resume),
-            GuestAction::Stop => (self.phase == Phase::Stopped, Event::Stop),
+            GuestAction::Pause => (self.state == GuestState::Paused, Event::Pause),
+            GuestAction::Resume => (self.state == GuestState::Running, Event::Resume),
+            GuestAction::Stop => (self.state == GuestState::Stopped, Event::Stop),
         };
         // Idempotent in effect: a guest that is there already is left alone.
         if done {
@@ -211,8 +211,8 @@ impl Owner {
             let _ = reply.send(Err(HostError::GuestMoved { peer }));
             return;
         }
-        if self.phase.step(event).is_err() {
-            let _ = reply.send(Err(wrong_state(self.phase, action)));
+        if self.state.step(event).is_err() {
+            let _ = reply.send(Err(wrong_state(self.state, action)));
             return;
         }
         match action {
@@ -259,7 +259,7 @@ impl Owner {
     }
 
     fn hold(&mut self, action: GuestAction) -> Result<GuestRecord, HostError> {
-        let machine = self.machine.as_mut().ok_or_else(|| wrong_state(Phase::Stopped, action))?;
+        let machine = self.machine.as_mut().ok_or_else(|| wrong_state(GuestState::Stopped, action))?;
         let (result, event) = match action {
             GuestAction::Pause => (machine.pause(), Event::Pause),
             _ => (machine.resume(), Event::Resume),
@@ -270,12 +270,12 @@ impl Owner {
     }
 
     fn undefine(&mut self, reply: Reply<()>) -> bool {
-        let refusal = match (self.lent, self.phase) {
+        let refusal = match (self.lent, self.state) {
             (Some(migration), _) => Some(HostError::GuestMigrating { migration }),
-            (None, Phase::Stopped | Phase::Failed) => None,
-            (None, phase) => Some(HostError::WrongState {
+            (None, GuestState::Stopped | GuestState::Failed) => None,
+            (None, state) => Some(HostError::WrongState {
                 kind: "guest",
-                current: state_of(phase).name(),
+                current: state.name(),
                 allowed: &["stopped", "failed"],
             }),
         };
@@ -297,10 +297,11 @@ impl Owner {
         if let Some(other) = self.mirrors.keys().next() {
             return Err(HostError::InUse { kind: "guest", user: format!("mirror {other}") });
         }
-        let machine = self.machine.as_ref().filter(|_| matches!(self.phase, Phase::Running | Phase::Paused));
+        let machine =
+            self.machine.as_ref().filter(|_| matches!(self.state, GuestState::Running | GuestState::Paused));
         let machine = machine.ok_or(HostError::WrongState {
             kind: "guest",
-            current: state_of(self.phase).name(),
+            current: self.state.name(),
             allowed: &["running", "paused"],
         })?;
         let record = self.entry.record();
@@ -327,11 +328,11 @@ impl Owner {
         if let Some(migration) = self.lent {
             return Err(HostError::GuestMigrating { migration });
         }
-        let was_running = self.phase == Phase::Running;
-        if !was_running && self.phase != Phase::Paused {
+        let was_running = self.state == GuestState::Running;
+        if !was_running && self.state != GuestState::Paused {
             return Err(HostError::WrongState {
                 kind: "guest",
-                current: state_of(self.phase).name(),
+                current: self.state.name(),
                 allowed: &["running", "paused"],
             });
         }
@@ -362,7 +363,7 @@ impl Owner {
         let Some(machine) = machine else {
             return self.handed_over(mirror, mirror_id, moved, done);
         };
-        if self.phase == Phase::InDoubt {
+        if self.state == GuestState::InDoubt {
             self.step(Event::HandedBack);
         }
         self.take_back(machine, mirror, mirror_id, keep_mirror);
@@ -370,7 +371,7 @@ impl Owner {
         self.step(if running { Event::Resume } else { Event::Pause });
         self.publish(|r| r.migration = None);
         self.look_after_machine_now();
-        let _ = done.send(state_of(self.phase));
+        let _ = done.send(self.state);
         false
     }
 
@@ -384,7 +385,7 @@ impl Owner {
         drop(mirror);
         self.inner.forget_mirror(mirror_id);
         self.lent = None;
-        self.phase = Phase::Stopped;
+        self.state = GuestState::Stopped;
         let (peer, delete) = moved.unwrap_or_default();
         if delete {
             self.forget();
@@ -431,7 +432,7 @@ impl Owner {
 
     fn ended(&mut self, end: MachineEnd) {
         // While a migration has the machine, it sees the end itself.
-        if self.machine.is_none() || self.phase == Phase::Failed {
+        if self.machine.is_none() || self.state == GuestState::Failed {
             return;
         }
         match end {
@@ -469,9 +470,9 @@ impl Owner {
     }
 
     fn step(&mut self, event: Event) {
-        match self.phase.step(event) {
-            Ok(next) => self.phase = next,
-            Err(_) => tracing::error!(phase = ?self.phase, ?event, "a guest's life cycle took no such turn"),
+        match self.state.step(event) {
+            Ok(next) => self.state = next,
+            Err(_) => tracing::error!(state = ?self.state, ?event, "a guest's life cycle took no such turn"),
         }
     }
 
@@ -479,7 +480,7 @@ impl Owner {
     fn publish(&mut self, change: impl FnOnce(&mut GuestRecord)) -> GuestRecord {
         let mut record = self.entry.record();
         change(&mut record);
-        record.state = state_of(self.phase);
+        record.state = self.state;
         record.generation += 1;
         if let Err(error) = self.inner.store.put(Kind::Guest, record.id, Some(&record.spec.name), &record) {
             tracing::error!(%error, "a guest's record could not be stored");
@@ -490,26 +491,12 @@ impl Owner {
     }
 }
 
-/// What the API calls a phase.
-pub(super) const fn state_of(phase: Phase) -> GuestState {
-    match phase {
-        Phase::Stopped => GuestState::Stopped,
-        Phase::Starting => GuestState::Starting,
-        Phase::Running => GuestState::Running,
-        Phase::Paused => GuestState::Paused,
-        Phase::Stopping => GuestState::Stopping,
-        Phase::Incoming => GuestState::Incoming,
-        Phase::InDoubt => GuestState::InDoubt,
-        Phase::Failed => GuestState::Failed,
-    }
-}
-
-fn wrong_state(phase: Phase, action: GuestAction) -> HostError {
+fn wrong_state(state: GuestState, action: GuestAction) -> HostError {
     let allowed: &'static [&'static str] = match action {
         GuestAction::Start => &["stopped"],
         GuestAction::Pause => &["running"],
         GuestAction::Resume => &["paused"],
         GuestAction::Stop => &["running", "paused", "failed"],
     };
-    HostError::WrongState { kind: "guest", current: state_of(phase).name(), allowed }
+    HostError::WrongState { kind: "guest", current: state.name(), allowed }
 }

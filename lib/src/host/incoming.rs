@@ -15,7 +15,6 @@ use super::{
     GuestRecord, GuestState, HostError, MigrationDirection, MigrationRecord, MigrationState, Progress,
     ProtectionLevel, validate,
 };
-use crate::guest::lifecycle::Phase;
 use crate::guest::{Machine, MachineError};
 use crate::memory::MemoryError;
 use crate::migration::wire::{self, Outcome, Prepare, Purpose, Refused, kind};
@@ -176,7 +175,7 @@ impl Destination<'_> {
         }
         let stored = inner.store.put(Kind::Guest, record.id, Some(&record.spec.name), &record);
         stored.map_err(|_| refuse("storage", "the destination's storage failed"))?;
-        let entry = guest_task::spawn(inner, record, Phase::Incoming);
+        let entry = guest_task::spawn(inner, record, GuestState::Incoming);
         if let Some(left) = guests.insert(entry.id, Arc::clone(&entry)) {
             left.dismiss();
         }
@@ -247,7 +246,7 @@ impl Destination<'_> {
         if let Err(error) = self.inner.store.put(Kind::Guest, old.id, Some(&old.spec.name), &old) {
             tracing::error!(%error, "a guest's earlier record could not be stored again");
         }
-        let entry = guest_task::spawn(self.inner, old, Phase::Stopped);
+        let entry = guest_task::spawn(self.inner, old, GuestState::Stopped);
         self.inner.guests_mut().insert(entry.id, entry);
         self.inner.changed();
     }

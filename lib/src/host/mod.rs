@@ -22,7 +22,6 @@ use uuid::Uuid;
 
 use crate::address_space::{HostLimits, MirrorPlan, Strategy};
 use crate::guest::MachineError;
-use crate::guest::lifecycle::Phase;
 use crate::store::Kind;
 use crate::transport::PeerListener;
 
@@ -115,7 +114,7 @@ impl Host {
             .store
             .put(Kind::Guest, record.id, Some(&record.spec.name), &record)
             .map_err(|e| HostError::internal("storing the guest", e))?;
-        let entry = guest_task::spawn(&self.inner, record.clone(), Phase::Stopped);
+        let entry = guest_task::spawn(&self.inner, record.clone(), GuestState::Stopped);
         guests.insert(entry.id, entry);
         drop(guests);
         self.inner.changed();

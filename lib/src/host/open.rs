@@ -13,7 +13,6 @@ use super::{
     Fault, GuestRecord, GuestState, Host, MigrationRecord, MigrationState, PeerRecord, guest_task, incoming,
     outgoing,
 };
-use crate::guest::lifecycle::Phase;
 use crate::hypervisor::kvm::KvmHost;
 use crate::store::{Kind, Store, StoreError};
 use crate::transport::{Identity, IdentityError, ListenerError, ListenerLimits, PeerIdentity, PeerListener};
@@ -112,9 +111,9 @@ fn reconcile(inner: &Arc<Inner>) -> Result<(), StoreError> {
             inner.store.delete(Kind::Guest, id)?;
             continue;
         }
-        let (record, phase) = reconciled_guest(record);
+        let (record, state) = reconciled_guest(record);
         inner.store.put(Kind::Guest, id, Some(&record.spec.name), &record)?;
-        let entry = guest_task::spawn(inner, record, phase);
+        let entry = guest_task::spawn(inner, record, state);
         inner.guests_mut().insert(id, entry);
     }
     for (_, record) in inner.store.list::<MigrationRecord>(Kind::Migration)? {
@@ -123,7 +122,7 @@ fn reconcile(inner: &Arc<Inner>) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn reconciled_guest(mut record: GuestRecord) -> (GuestRecord, Phase) {
+fn reconciled_guest(mut record: GuestRecord) -> (GuestRecord, GuestState) {
     let doubtful = record.state == GuestState::InDoubt;
     let lost = matches!(
         record.state,
@@ -144,7 +143,7 @@ fn reconciled_guest(mut record: GuestRecord) -> (GuestRecord, Phase) {
         record.migration = None;
     }
     record.generation += 1;
-    (record, if doubtful { Phase::InDoubt } else { Phase::Stopped })
+    (record, if doubtful { GuestState::InDoubt } else { GuestState::Stopped })
 }
 
 fn reconcile_migration(inner: &Arc<Inner>, mut record: MigrationRecord) -> Result<(), StoreError> {
@@ -187,7 +186,7 @@ fn hold_in_doubt(inner: &Arc<Inner>, entry: &MigrationEntry) {
         generation: guest.generation + 1,
         ..guest
     };
-    let entry = guest_task::spawn(inner, record, Phase::InDoubt);
+    let entry = guest_task::spawn(inner, record, GuestState::InDoubt);
     if let Some(old) = inner.guests_mut().insert(entry.id, entry) {
         old.dismiss();
     }

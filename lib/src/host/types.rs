@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::address_space::{BlockSpec, GuestLayout, HostLimits, MirrorPlan, Strategy};
+pub use crate::guest::lifecycle::GuestState;
 
 /// Labels of a resource: at most 64, keys 1 to 63 and values 0 to 255 bytes.
 pub type Labels = BTreeMap<String, String>;
@@ -115,44 +116,6 @@ impl ProtectionLevel {
     pub const fn name(self) -> &'static str {
         match self {
             Self::None => "none",
-        }
-    }
-}
-
-/// A guest's state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum GuestState {
-    /// Defined, no memory, no vCPUs.
-    Stopped,
-    /// Being put together.
-    Starting,
-    /// vCPUs run.
-    Running,
-    /// vCPUs are held; memory stays.
-    Paused,
-    /// Being taken apart.
-    Stopping,
-    /// Arriving from another host.
-    Incoming,
-    /// Paused after START went out, while no token says whether the destination runs it.
-    InDoubt,
-    /// Broke down; `error` says how. Can be stopped, then started.
-    Failed,
-}
-
-impl GuestState {
-    /// The API's name.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Stopped => "stopped",
-            Self::Starting => "starting",
-            Self::Running => "running",
-            Self::Paused => "paused",
-            Self::Stopping => "stopping",
-            Self::Incoming => "incoming",
-            Self::InDoubt => "in_doubt",
-            Self::Failed => "failed",
         }
     }
 }

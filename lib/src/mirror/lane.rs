@@ -143,8 +143,7 @@ impl Lane {
         fence(Ordering::SeqCst);
         let shared = Arc::clone(&self.shared);
         let head = self.cq_head;
-        let waited =
-            shared.wait(Instant::now() + self.deadline, || (shared.cursor(CQ_TAIL) != head).then_some(()));
+        let waited = shared.wait(Instant::now() + self.deadline, || shared.cursor(CQ_TAIL) != head);
         self.shared.set_cursor(WANT_COMPLETION, 0);
         match waited {
             Ok(()) => {

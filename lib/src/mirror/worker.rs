@@ -29,8 +29,6 @@ pub(super) struct WorkerShared {
 struct State {
     ended: Option<WorkerEnd>,
     ready: bool,
-    /// Goes up whenever the helper left to the host: a waiter looks at the ring again.
-    bells: u64,
 }
 
 impl WorkerShared {
@@ -66,32 +64,23 @@ impl WorkerShared {
         self.lock().ended
     }
 
-    /// Waits until `done` gives something; it is asked again after every doorbell.
-    pub fn wait<T>(
-        &self,
-        deadline: Instant,
-        mut done: impl FnMut() -> Option<T>,
-    ) -> Result<T, Option<WorkerEnd>> {
-        let mut state = self.lock();
-        loop {
-            if let Some(found) = done() {
-                return Ok(found);
-            }
-            if let Some(end) = state.ended {
-                return Err(Some(end));
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(None);
-            }
-            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
+    /// Waits until `done`; it is asked again after every doorbell. `Err(None)`: not in time.
+    pub fn wait(&self, deadline: Instant, mut done: impl FnMut() -> bool) -> Result<(), Option<WorkerEnd>> {
+        self.wait_state(deadline, |_| done())
     }
 
     /// Waits until the helper has been idle once.
     pub fn wait_ready(&self, deadline: Instant) -> Result<(), Option<WorkerEnd>> {
+        self.wait_state(deadline, |state| state.ready)
+    }
+
+    fn wait_state(
+        &self,
+        deadline: Instant,
+        mut done: impl FnMut(&State) -> bool,
+    ) -> Result<(), Option<WorkerEnd>> {
         let mut state = self.lock();
-        while !state.ready {
+        while !done(&state) {
             if let Some(end) = state.ended {
                 return Err(Some(end));
             }
@@ -112,7 +101,6 @@ impl WorkerShared {
 
     fn bell(&self, ready: bool) {
         let mut state = self.lock();
-        state.bells += 1;
         state.ready |= ready;
         self.changed.notify_all();
     }
