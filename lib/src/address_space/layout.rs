@@ -356,7 +356,11 @@ fn check_ranges(blocks: &[RamBlock], errors: &mut Vec<LayoutError>) {
     let mut end = 0u64;
     for (index, block) in blocks.iter().enumerate() {
         match PageRange::new(block.ram_addr.get(), block.size) {
-            Err(source) => errors.push(LayoutError::Range { index, field: "size_bytes", source }),
+            Err(source) => {
+                // Its plugged parts have the same length: one problem, one error.
+                errors.push(LayoutError::Range { index, field: "size_bytes", source });
+                continue;
+            }
             Ok(range) if range.start() < end || range.end() > MAX_RAM_BYTES => {
                 errors.push(LayoutError::TooLarge { index });
             }

@@ -10,8 +10,8 @@ use uuid::Uuid;
 use super::entries::MigrationEntry;
 use super::inner::Inner;
 use super::{
-    Fault, GuestRecord, GuestState, Host, MigrationRecord, MigrationState, PeerRecord, guest_task, incoming,
-    outgoing,
+    Fault, GuestRecord, GuestState, Host, MigrationDirection, MigrationRecord, MigrationState, PeerRecord,
+    guest_task, incoming, outgoing,
 };
 use crate::hypervisor::kvm::KvmHost;
 use crate::store::{Kind, Store, StoreError};
@@ -148,7 +148,15 @@ fn reconciled_guest(mut record: GuestRecord) -> (GuestRecord, GuestState) {
 
 fn reconcile_migration(inner: &Arc<Inner>, mut record: MigrationRecord) -> Result<(), StoreError> {
     let doubtful = record.state == MigrationState::InDoubt;
-    if !record.state.is_terminal() && !doubtful {
+    let incoming = record.direction == MigrationDirection::Incoming;
+    if !record.state.is_terminal() && incoming && incoming::was_committed(inner, record.id) {
+        // COMMIT was noted, the record's own end was not: the guest had moved before the daemon ended.
+        record.state = MigrationState::Succeeded;
+        record.finished_at = Some(Timestamp::now());
+        record.guest_state_after = Some(GuestState::Stopped);
+        record.generation += 1;
+        inner.store.put(Kind::Migration, record.id, None, &record)?;
+    } else if !record.state.is_terminal() && !doubtful {
         record.state = MigrationState::Failed;
         record.error = Some(Fault {
             code: "daemon_restarted".into(),

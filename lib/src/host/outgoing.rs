@@ -74,7 +74,18 @@ pub(super) fn create(inner: &Arc<Inner>, spec: MigrationSpec) -> Result<Migratio
     let record = entry.record();
     let (theirs, slots) = (Arc::clone(inner), Arc::clone(&inner.outgoing_slots));
     inner.runtime.spawn(async move {
-        let _slot = slots.acquire_owned().await;
+        let mut changes = theirs.changes();
+        let mut slot = std::pin::pin!(slots.acquire_owned());
+        // Called off in the queue: ends now, not when a slot is free.
+        let _slot = loop {
+            if entry.control.is_cancelled() {
+                break None;
+            }
+            tokio::select! {
+                slot = &mut slot => break slot.ok(),
+                _ = changes.changed() => {}
+            }
+        };
         let _ = tokio::task::spawn_blocking(move || Run { inner: theirs, entry, guest, peer }.run()).await;
     });
     Ok(record)
@@ -334,9 +345,12 @@ pub(super) async fn settle_after_restart(inner: Arc<Inner>, entry: Arc<Migration
         if let Some((state, error)) = end {
             let moved = state == MigrationState::Succeeded;
             if let Ok(guest) = inner.find_guest(&record.guest.to_string()) {
-                let (done, _) = tokio::sync::oneshot::channel();
+                let (done, told) = tokio::sync::oneshot::channel();
                 let peer = moved.then(|| record.peer.clone());
-                let _ = guest.sender().send(Command::Settled { peer, done }).await;
+                // The guest first: whoever sees the migration's end finds it settled.
+                if guest.sender().send(Command::Settled { peer, done }).await.is_ok() {
+                    let _ = told.await;
+                }
             }
             let record = entry.change(|r| {
                 r.state = state;

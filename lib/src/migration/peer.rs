@@ -5,14 +5,14 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use super::MigrationFault;
 use super::wire::{self, Hello, HelloAck, Outcome, PROTOCOL_VERSIONS, Purpose, kind};
-use crate::transport::{Deadlines, Identity, Link, PeerIdentity};
+use super::{Control, MigrationFault};
+use crate::transport::{Deadlines, Identity, Link, LinkCanceller, PeerIdentity};
 
 /// Where a peer is and who it must be.
 pub type PeerAddress = (SocketAddr, PeerIdentity);
 
-/// Connects and says hello.
+/// Connects and says hello. With a `control`, cancelling reaches the link from its first moment.
 ///
 /// # Errors
 /// No link, or no common version.
@@ -22,6 +22,7 @@ pub fn open_control(
     host: &str,
     purpose: Purpose,
     patience: Duration,
+    control: Option<&Control>,
 ) -> Result<Link, MigrationFault> {
     let deadlines = Deadlines {
         connect: patience.min(Duration::from_secs(10)),
@@ -29,7 +30,13 @@ pub fn open_control(
         frame: patience,
         idle: Some(patience),
     };
-    let mut link = Link::connect(peer.0, identity, &peer.1, deadlines).map_err(MigrationFault::Connect)?;
+    let register = |link: LinkCanceller| {
+        if let Some(control) = control {
+            control.register(link);
+        }
+    };
+    let mut link = Link::connect_cancellable(peer.0, identity, &peer.1, deadlines, register)
+        .map_err(MigrationFault::Connect)?;
     let hello = Hello { protocol_versions: PROTOCOL_VERSIONS.to_vec(), host: host.to_owned(), purpose };
     wire::send(&mut link, kind::HELLO, &hello)?;
     let (_, payload) = wire::expect(&mut link, &[kind::HELLO_ACK], 64 << 10)?;
@@ -73,7 +80,7 @@ pub fn resolve(
     session: Uuid,
 ) -> Result<Outcome, MigrationFault> {
     let patience = Duration::from_secs(10);
-    let mut link = open_control(peer, identity, host, Purpose::Resolve { session }, patience)?;
+    let mut link = open_control(peer, identity, host, Purpose::Resolve { session }, patience, None)?;
     let (_, payload) = wire::expect(&mut link, &[kind::OUTCOME], 64 << 10)?;
     wire::parse(&payload)
 }

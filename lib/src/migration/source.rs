@@ -144,8 +144,8 @@ impl Course<'_, '_> {
     fn prepare(&mut self) -> Result<(Link, Vec<Stream>), MigrationFault> {
         let out = self.out;
         let stall = Duration::from_millis(out.spec.limits.stall_timeout_ms);
-        let mut link = open_control(&out.peer, out.identity, out.host, Purpose::Migrate {}, stall)?;
-        out.control.register(link.canceller());
+        let watched = Some(out.control);
+        let mut link = open_control(&out.peer, out.identity, out.host, Purpose::Migrate {}, stall, watched)?;
         let nonce = self.mirror.hello()?;
         let prepare = Prepare {
             session: out.id,
@@ -180,8 +180,7 @@ impl Course<'_, '_> {
         let mut streams = Vec::new();
         for index in 0..out.spec.streams {
             let purpose = Purpose::Stream { session: out.id, index };
-            let link = open_control(&out.peer, out.identity, out.host, purpose, stall)?;
-            out.control.register(link.canceller());
+            let link = open_control(&out.peer, out.identity, out.host, purpose, stall, watched)?;
             streams.push(Stream::new(link));
         }
         Ok((link, streams))

@@ -102,9 +102,22 @@ impl Link {
         expected: &PeerIdentity,
         deadlines: Deadlines,
     ) -> Result<Self, LinkError> {
+        Self::connect_cancellable(addr, identity, expected, deadlines, |_| {})
+    }
+
+    /// As [`Link::connect`]; `connected` gets the canceller as soon as there is a connection, so that a handshake
+    /// that does not come to its end can be cancelled, too.
+    pub fn connect_cancellable(
+        addr: SocketAddr,
+        identity: &Identity,
+        expected: &PeerIdentity,
+        deadlines: Deadlines,
+        connected: impl FnOnce(LinkCanceller),
+    ) -> Result<Self, LinkError> {
         let stream = TcpStream::connect_timeout(&addr, deadlines.connect)
             .map_err(|source| LinkError::Connect { addr, source })?;
         let socket = Socket::new(stream).map_err(LinkError::Io)?;
+        connected(socket.canceller());
         let connection = tls::client(tls::provider(), identity, *expected).map_err(LinkError::Tls)?;
         Self::start_client(Session::client(socket, connection), deadlines)
     }
