@@ -185,7 +185,7 @@ impl PageRange {
         if len == 0 {
             return Err(RangeError::ZeroLength);
         }
-        if start % PAGE_SIZE != 0 || len % PAGE_SIZE != 0 {
+        if !start.is_multiple_of(PAGE_SIZE) || !len.is_multiple_of(PAGE_SIZE) {
             return Err(RangeError::Unaligned { start, len, alignment: PAGE_SIZE });
         }
         // The end itself may not be 2^64 either: an exclusive end must be representable.

@@ -1,5 +1,7 @@
 //! The workload guest on real KVM: it runs, is held, and goes on elsewhere from its saved state.
 
+#![allow(clippy::unwrap_used, reason = "the helpers of a test are test code")]
+
 mod support;
 
 use std::sync::Arc;
@@ -98,7 +100,7 @@ fn the_dirty_log_is_what_the_guest_wrote() {
     }
     let mut dirty = PageSet::new();
     m.take_dirty(&mut dirty).unwrap();
-    assert!(dirty.len() > 0);
+    assert!(!dirty.is_empty());
     m.resume().unwrap();
     run_until(&mut m, ticks + 60);
     m.pause().unwrap();

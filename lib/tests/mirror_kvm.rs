@@ -1,5 +1,7 @@
 //! Two mirrors on real KVM, back to back: what the source's helper seals, the destination's opens.
 
+#![allow(clippy::unwrap_used, reason = "the helpers of a test are test code")]
+
 mod support;
 
 use std::sync::Arc;

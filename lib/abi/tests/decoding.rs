@@ -40,7 +40,7 @@ proptest! {
         let _ = (Submission::decode(&bytes), Completion::decode(&bytes));
         let s = Submission { id, op, slot, count, len, epoch };
         prop_assert_eq!(Submission::decode(&s.encode()), s);
-        let c = Completion { id, status: op, len, count };
+        let c = Completion { id, status: op, len, count, zero: slot };
         prop_assert_eq!(Completion::decode(&c.encode()), c);
     }
 

@@ -312,7 +312,7 @@ impl GuestLayout {
             top = p.gpa.get();
         }
         let above = parts.last().map_or(0, |(_, p)| p.gpa.get().saturating_add(p.len));
-        Gpa::new(align_up(above.max(super::FOUR_GIB), PAGE_2M).unwrap_or(u64::MAX & !(PAGE_2M - 1)))
+        Gpa::new(align_up(above.max(super::FOUR_GIB), PAGE_2M).unwrap_or(!(PAGE_2M - 1)))
     }
 }
 

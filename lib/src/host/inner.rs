@@ -68,7 +68,6 @@ pub(super) struct IncomingMachine<'a> {
 }
 
 impl Inner {
-    #[expect(clippy::too_many_arguments, reason = "called once, by Host::open")]
     pub fn new(
         state_dir: PathBuf,
         id: Uuid,

@@ -169,7 +169,7 @@ pub fn available_bytes() -> Option<u64> {
 
 fn size(bytes: u64) -> Result<usize, MemoryError> {
     let len = usize::try_from(bytes).map_err(|_| MemoryError::Size { bytes })?;
-    if len == 0 || bytes % PAGE_SIZE != 0 || bytes >= 1 << 46 {
+    if len == 0 || !bytes.is_multiple_of(PAGE_SIZE) || bytes >= 1 << 46 {
         return Err(MemoryError::Size { bytes });
     }
     Ok(len)

@@ -58,6 +58,7 @@ impl Embedded {
     ///
     /// # Errors
     /// [`MachineError`]; nothing stays behind.
+    #[expect(clippy::too_many_arguments, reason = "called once, where machines are made")]
     pub fn new(
         kvm: &KvmHost,
         name: &str,
