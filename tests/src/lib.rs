@@ -1,1 +1,17 @@
-//! Whole-system tests: see `tests/`.
+//! Harness of the whole-system tests: daemons as processes, their REST API, a network that breaks on demand.
+//!
+//! Owns: spawning and cleaning up, waiting (always by polling something observable, with a deadline), counting what
+//! a process holds. Must not know: the library; tests speak to daemons as any client would.
+#![allow(clippy::unwrap_used, reason = "a harness fails by panicking, with the place")]
+
+mod daemon;
+mod guest;
+mod http;
+mod proxy;
+mod wait;
+
+pub use daemon::{Census, Daemon, children, daemon_binary};
+pub use guest::{Pair, Ticks, embedded, is_terminal, kvm, linux_guest, migration, qemu_binary, repository};
+pub use http::{Reply, Request};
+pub use proxy::{Act, Break, Proxy, Traffic, Way};
+pub use wait::{until, until_some};

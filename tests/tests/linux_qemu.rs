@@ -1,0 +1,129 @@
+//! The real thing: a stock Debian kernel with a busybox init, in QEMU, moves between two daemons.
+
+#![allow(clippy::unwrap_used, reason = "the helpers of a test are test code")]
+
+use std::path::Path;
+
+use mirrorvm_tests::{Daemon, Pair, children, kvm, linux_guest, migration, qemu_binary, until, until_some};
+use serde_json::{Value, json};
+
+/// Ticks that are complete lines: number, checksum of a file in the guest's RAM, uptime in seconds.
+fn ticks(text: &str) -> Vec<(u64, String, f64)> {
+    let complete = text.rfind('\n').map_or("", |end| &text[..end]);
+    let parse = |line: &str| {
+        let mut words = line.trim().strip_prefix("tick ")?.split(' ');
+        let number = words.next()?.parse().ok()?;
+        let sum = words.next()?.strip_prefix("sum=")?.to_owned();
+        let uptime = words.next()?.strip_prefix("uptime=")?.parse().ok()?;
+        Some((number, sum, uptime))
+    };
+    complete.lines().filter_map(parse).collect()
+}
+
+fn console(d: &Daemon) -> Vec<(u64, String, f64)> {
+    ticks(&d.console_tail("linux", 512 << 10))
+}
+
+fn assert_no_gap(ticks: &[(u64, String, f64)]) {
+    assert!(ticks.len() > 10, "{ticks:?}");
+    for pair in ticks.windows(2) {
+        assert_eq!(pair[1].0, pair[0].0 + 1, "a tick is missing or doubled: {ticks:?}");
+        assert_eq!(pair[1].1, pair[0].1, "the file in RAM changed: {ticks:?}");
+        assert!(pair[1].2 >= pair[0].2, "time went back: {ticks:?}");
+    }
+}
+
+fn definition(kernel: &Path, initrd: &Path) -> Value {
+    json!({
+        "name": "linux",
+        "driver": {"kind": "qemu", "vcpus": 1, "kernel": kernel, "initrd": initrd,
+            "append": "console=ttyS0 quiet panic=-1"},
+        "memory": {"blocks": [{"name": "ram0", "size_bytes": 256 << 20, "gpa": 0}]},
+    })
+}
+
+fn moves(from: &Daemon, to: &Daemon) {
+    let last = console(from).last().unwrap().clone();
+    let process = children(from.pid());
+    assert_eq!(process.len(), 1, "one QEMU at the source");
+    let m = from.migrate(&migration("linux", &to.name, "stop_and_copy"));
+    let end = from.migration_end(&m);
+    assert_eq!(end["state"], "succeeded", "{end}");
+    println!("{} to {}: {}", from.name, to.name, end["progress"]);
+    assert_eq!(to.migration_end(&m)["state"], "succeeded");
+    let digests = |d: &Daemon| d.get(&format!("/v1/migrations/{m}/page-digests")).expect(200).body;
+    assert_eq!(digests(from).len(), (256 << 20) / 4096 * 16);
+    assert!(digests(from) == digests(to), "every page is equal");
+    until("the source's QEMU is gone", 20, || children(from.pid()).is_empty());
+    assert_eq!(children(to.pid()).len(), 1, "one QEMU at the destination");
+    assert_ne!(children(to.pid()), process);
+    let there = until_some("Linux ticks on there", 90, || {
+        let there = console(to);
+        there.last().is_some_and(|t| t.0 > last.0 + 10).then_some(there)
+    });
+    assert_no_gap(&there);
+    assert!(there.contains(&last), "what the source printed came along");
+    let stopped = from.read("/v1/guests/linux");
+    assert_eq!((&stopped["state"], &stopped["moved_to"]), (&json!("stopped"), &json!(to.name)));
+    let memory = from.census();
+    assert_eq!(memory.memfds, 0, "the source's memory is gone");
+}
+
+#[test]
+fn a_linux_guest_moves_there_and_back() {
+    if qemu_binary().is_none() {
+        println!("SKIPPED (no qemu): this test ran nothing");
+        return;
+    }
+    // The helper needs KVM even where QEMU does not.
+    if !kvm() {
+        return;
+    }
+    let built = linux_guest();
+    let dir = tempfile::tempdir().unwrap();
+    let (kernel, hidden) = (dir.path().join("vmlinuz"), dir.path().join("hidden"));
+    std::fs::copy(built.join("vmlinuz"), &kernel).unwrap();
+    let pair = Pair::start();
+    let (a, b) = (&pair.a, &pair.b);
+    let begun = std::time::Instant::now();
+    a.run_guest(&definition(&kernel, &built.join("initrd.gz")));
+    until("Linux ticks", 180, || console(a).len() >= 5);
+    println!("booted to five ticks in {:?}; {}", begun.elapsed(), a.read("/v1/host/capabilities")["qemu"]);
+
+    // Pre-copy needs a dirty log that QEMU keeps to itself: said at once, nothing begun.
+    let refused = a.post("/v1/migrations", &migration("linux", "b", "precopy")).expect(501);
+    assert_eq!(refused.problem(), "capability_missing");
+    assert!(a.items("/v1/migrations").is_empty());
+
+    // A destination that has not the kernel refuses before the guest is paused.
+    std::fs::rename(&kernel, &hidden).unwrap();
+    let m = a.migrate(&migration("linux", "b", "stop_and_copy"));
+    let failed = a.migration_end(&m);
+    assert_eq!(
+        (&failed["state"], &failed["error"]["code"]),
+        (&json!("failed"), &json!("invalid")),
+        "{failed}"
+    );
+    assert!(failed["error"]["detail"].as_str().unwrap().contains("/driver/kernel"), "{failed}");
+    assert!(!failed["error"]["detail"].as_str().unwrap().contains(dir.path().to_str().unwrap()), "{failed}");
+    assert_eq!(b.guest_state("linux"), "absent");
+    assert!(children(b.pid()).is_empty());
+    let before = console(a).last().unwrap().0;
+    until("Linux goes on at the source", 60, || console(a).last().unwrap().0 > before + 3);
+    std::fs::rename(&hidden, &kernel).unwrap();
+
+    moves(a, b);
+    moves(b, a);
+    let _ = a.act("/v1/guests/linux/stop").expect(202);
+    a.guest_in("linux", "stopped");
+    until("no QEMU is left", 20, || children(a.pid()).is_empty() && children(b.pid()).is_empty());
+    let run = a.state_dir().join("run");
+    let left: Vec<_> = std::fs::read_dir(run)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .flat_map(|d| std::fs::read_dir(d.path()).into_iter().flatten().flatten())
+        .map(|e| e.file_name())
+        .collect();
+    assert!(left.is_empty(), "left in the run directory: {left:?}");
+}
