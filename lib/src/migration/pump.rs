@@ -66,6 +66,15 @@ impl<'a> Work<'a> {
         self.sealed.next_batch(&mut cursor, BATCH_MAX, batch);
     }
 
+    /// Shows what a batch sent: a round takes long, and its progress must not stand still.
+    fn note_sent(&self, pages: u64, content: u64) {
+        self.control.update(|l| {
+            let p = &mut l.progress;
+            p.processed_bytes += content;
+            p.remaining_bytes = p.remaining_bytes.saturating_sub(pages * PAGE_SIZE);
+        });
+    }
+
     fn check(&self) -> Result<(), MigrationFault> {
         if self.control.is_cancelled() {
             return Err(MigrationFault::Canceled);
@@ -136,6 +145,7 @@ impl Stream {
             self.link.send_parts(kind::RECORDS, &[&header, &self.buffer[..done.len]])?;
             work.counts.sealed.fetch_add(u64::from(done.pages), Relaxed);
             work.counts.zero.fetch_add(u64::from(done.zero), Relaxed);
+            work.note_sent(u64::from(done.pages), content);
         }
     }
 
@@ -162,6 +172,7 @@ impl Stream {
             let header = data_header(work.epoch, count as u32);
             self.link.send_parts(kind::SHARED, &[&header, &self.buffer])?;
             work.counts.shared.fetch_add(count, Relaxed);
+            work.note_sent(count, count * PAGE_SIZE);
         }
     }
 }

@@ -307,7 +307,6 @@ impl Course<'_, '_> {
         sent.ever_shared.union(&shared);
         control.update(|l| {
             let p = &mut l.progress;
-            p.processed_bytes += bytes;
             p.pages_sealed += round.pages_sealed;
             p.pages_shared += round.pages_shared;
             p.pages_zero += round.pages_zero;
