@@ -6,9 +6,11 @@
 //! - [`api`]: wire types. [`routes`]: parse, one library call, render. [`problem`]: what can go wrong.
 //! - [`http`]: bodies, conditions, long polls, middleware. [`openapi`]: the document. [`draw`]: layouts as SVG.
 //! - [`serve`]: sockets and the accept loop. [`cli`]: the command line.
+//! - [`demo`]: two daemons and a migration between them; a client of the API like any other.
 
 pub mod api;
 pub mod cli;
+pub mod demo;
 pub mod draw;
 pub mod http;
 pub mod openapi;
