@@ -1,8 +1,6 @@
 //! The workload guest on real KVM: it runs, is held, and goes on elsewhere from its saved state.
 #![allow(clippy::unwrap_used, reason = "a test: a panic is its way to fail")]
 
-#![allow(clippy::unwrap_used, reason = "the helpers of a test are test code")]
-
 mod support;
 
 use std::sync::Arc;

@@ -1,8 +1,6 @@
 //! Two mirrors on real KVM, back to back: what the source's helper seals, the destination's opens.
 #![allow(clippy::unwrap_used, reason = "a test: a panic is its way to fail")]
 
-#![allow(clippy::unwrap_used, reason = "the helpers of a test are test code")]
-
 mod support;
 
 use std::sync::Arc;

@@ -1,8 +1,6 @@
 //! Two hosts on loopback: a running guest moves from one to the other and goes on.
 #![allow(clippy::unwrap_used, reason = "a test: a panic is its way to fail")]
 
-#![allow(clippy::unwrap_used, reason = "the helpers of a test are test code")]
-
 mod support;
 
 use std::time::{Duration, Instant};

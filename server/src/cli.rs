@@ -1,7 +1,7 @@
 //! The command line.
 
 use std::error::Error;
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
 use crate::bench::{self, BenchArgs};
+use crate::demo::{self, DemoArgs};
 use crate::openapi::Document;
 use crate::serve::{self, Listen, Options, ServeError};
 
@@ -25,6 +26,9 @@ struct Cli {
 enum Command {
     /// Serve the API; prints one line `ready ...` when requests are accepted. SIGTERM drains and ends.
     Serve(ServeArgs),
+    /// Migrate a guest between two daemons on this machine, and check what arrived.
+    #[command(long_about = demo::LONG_ABOUT)]
+    Demo(DemoArgs),
     /// Keys of this host for the peer link.
     #[command(subcommand)]
     Identity(IdentityCommand),
@@ -71,15 +75,22 @@ struct ServeArgs {
     /// Name of this host [default: the kernel's node name].
     #[arg(long)]
     name: Option<String>,
+    /// Drain and end as on SIGTERM when stdin ends. For a parent that gives its child a pipe: the pipe closes however
+    /// the parent ends, SIGKILL included.
+    #[arg(long, hide = true)]
+    exit_with_stdin: bool,
 }
 
 /// Runs the program.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    // No colours in files.
+    let ansi = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr).init();
     let result = match cli.command {
         Command::Serve(args) => run(args).map_err(Into::into),
+        Command::Demo(args) => return demo::main(&args),
         Command::Identity(IdentityCommand::Init { dir }) => init_identity(&dir),
         Command::Bench(args) => bench::run(&args).map_err(|e| e as Box<dyn Error>),
         Command::Openapi { version: OpenApiVersion::V31 } => print_document(),
@@ -95,7 +106,13 @@ pub fn main() -> ExitCode {
 
 fn run(args: ServeArgs) -> Result<(), ServeError> {
     let state_dir = args.state_dir.or_else(default_state_dir).ok_or(ServeError::NoStateDir)?;
-    let options = Options { state_dir, listen: args.listen, peer_listen: args.peer_listen, name: args.name };
+    let options = Options {
+        state_dir,
+        listen: args.listen,
+        peer_listen: args.peer_listen,
+        name: args.name,
+        exit_with_stdin: args.exit_with_stdin,
+    };
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(ServeError::Runtime)?;
     let result = runtime.block_on(serve::run(options));

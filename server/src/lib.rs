@@ -6,10 +6,12 @@
 //! - [`api`]: wire types. [`routes`]: parse, one library call, render. [`problem`]: what can go wrong.
 //! - [`http`]: bodies, conditions, long polls, middleware. [`openapi`]: the document. [`draw`]: layouts as SVG.
 //! - `bench`: what the parts cost. [`serve`]: sockets and the accept loop. [`cli`]: the command line.
+//! - [`demo`]: two daemons and a migration between them; a client of the API like any other.
 
 pub mod api;
 mod bench;
 pub mod cli;
+pub mod demo;
 pub mod draw;
 pub mod http;
 pub mod openapi;

@@ -10,6 +10,7 @@ use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::time::Duration;
 
 use mirrorvm::host::{Host, HostConfig, OpenError};
@@ -38,6 +39,8 @@ pub struct Options {
     pub peer_listen: Option<SocketAddr>,
     /// Name of the host.
     pub name: Option<String>,
+    /// Whether the end of stdin ends the daemon as SIGTERM does.
+    pub exit_with_stdin: bool,
 }
 
 /// Why the daemon does not run.
@@ -90,7 +93,7 @@ pub enum ServeError {
     Stdout(#[source] io::Error),
 }
 
-/// Serves until SIGTERM or SIGINT.
+/// Serves until SIGTERM or SIGINT, or until stdin ends if the options say so.
 ///
 /// # Errors
 /// [`ServeError`] says why it did not come to serving.
@@ -98,6 +101,7 @@ pub async fn run(options: Options) -> Result<(), ServeError> {
     // First of all: a signal that comes early must end the daemon in order, too.
     let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signals)?;
+    let mut parent_gone = pin!(end_of_stdin(options.exit_with_stdin));
     make_state_dir(&options.state_dir)?;
     let (close, closing) = watch::channel(false);
     let (router, state) = routes::service(closing.clone())?;
@@ -119,6 +123,7 @@ pub async fn run(options: Options) -> Result<(), ServeError> {
         opened = Host::open(config) => Some(opened),
         _ = terminate.recv() => None,
         _ = interrupt.recv() => None,
+        () = &mut parent_gone => None,
     };
     let result = match opened {
         Some(Ok(host)) => {
@@ -128,6 +133,7 @@ pub async fn run(options: Options) -> Result<(), ServeError> {
                 tokio::select! {
                     _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
                     _ = interrupt.recv() => tracing::info!("SIGINT: draining"),
+                    () = &mut parent_gone => tracing::info!("stdin has ended: draining"),
                 }
             }
             let _ = close.send(true);
@@ -141,6 +147,21 @@ pub async fn run(options: Options) -> Result<(), ServeError> {
     let _ = close.send(true);
     while loops.join_next().await.is_some() {}
     result
+}
+
+/// Ends when stdin does; never, when that is not wanted. Reads on a thread of its own, which no runtime waits for:
+/// a read of stdin cannot be called off.
+async fn end_of_stdin(wanted: bool) {
+    if !wanted {
+        return std::future::pending().await;
+    }
+    let (ended, end) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        // An error ends it, too: there is nobody left to read from.
+        let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+        let _ = ended.send(());
+    });
+    let _ = end.await;
 }
 
 fn places(options: &Options) -> Vec<Listen> {

@@ -1,0 +1,113 @@
+//! Why a demo did not come to its end.
+
+use std::error::Error;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::client::ClientError;
+
+/// Why a demo did not come to its end. For people: it says what to do where something can be done.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DemoError {
+    #[error(
+        "this host has no usable /dev/kvm, and the demo runs a real KVM guest and a real mirror VM. \
+         What to do: load the module of your processor (modprobe kvm_amd or kvm_intel), in a container pass the \
+         device (--device /dev/kvm), in a VM switch nested virtualization on. There is no emulated driver in this \
+         build yet, so nothing was started"
+    )]
+    NoKvm(#[source] io::Error),
+    #[error(
+        "/dev/kvm does not open for this user. What to do: join its group (Debian: usermod -aG kvm USER, then log \
+         in again) or run as root"
+    )]
+    KvmDenied(#[source] io::Error),
+    #[error(
+        "the driver qemu boots a Linux guest and needs --kernel PATH and --initrd PATH. What to do: \
+         tests/guest/build-linux-guest OUT makes both, then give --kernel OUT/vmlinuz --initrd OUT/initrd.gz"
+    )]
+    NoLinuxGuest,
+    #[error("{option} {} cannot be read", path.display())]
+    GuestFile {
+        option: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot set up the demo")]
+    Runtime(#[source] io::Error),
+    #[error("cannot write to stdout")]
+    Stdout(#[source] io::Error),
+    #[error("cannot start the daemon {name}")]
+    Spawn {
+        name: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the daemon {name} did not become ready; its log is above")]
+    NotReady { name: &'static str },
+    #[error("the temporary directory cannot be removed")]
+    Leftover(#[source] io::Error),
+    #[error("{what}")]
+    Request {
+        what: &'static str,
+        #[source]
+        source: ClientError,
+    },
+    #[error("an answer of the API lacks {field}")]
+    Answer { field: &'static str },
+    #[error("the daemon does not execute the strategy {strategy}: {reason}")]
+    Strategy { strategy: &'static str, reason: String },
+    #[error("this host cannot run the driver {driver}: {why}. What to do: {fix}")]
+    Driver { driver: &'static str, why: String, fix: String },
+    #[error("the guest failed: {0}")]
+    Guest(String),
+    #[error("{what} did not happen within {} seconds", limit.as_secs())]
+    TooLate { what: &'static str, limit: Duration },
+    #[error("the migration ended as {state}: {reason}")]
+    Migration { state: String, reason: String },
+    #[error("the migration succeeded, but what arrived did not verify")]
+    NotVerified,
+}
+
+impl DemoError {
+    /// Whether the daemons' logs may say more: something broke there, rather than being refused.
+    pub(super) fn logs_may_help(&self) -> bool {
+        match self {
+            Self::NotReady { .. }
+            | Self::Answer { .. }
+            | Self::Guest(_)
+            | Self::TooLate { .. }
+            | Self::Migration { .. } => true,
+            Self::Request { source, .. } => !source.is_refusal(),
+            Self::NoKvm(_)
+            | Self::KvmDenied(_)
+            | Self::NoLinuxGuest
+            | Self::GuestFile { .. }
+            | Self::Runtime(_)
+            | Self::Stdout(_)
+            | Self::Spawn { .. }
+            | Self::Leftover(_)
+            | Self::Strategy { .. }
+            | Self::Driver { .. }
+            | Self::NotVerified => false,
+        }
+    }
+}
+
+/// Names what a request was for.
+pub(super) fn doing(what: &'static str) -> impl FnOnce(ClientError) -> DemoError {
+    move |source| DemoError::Request { what, source }
+}
+
+/// An error with its causes.
+pub(super) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        text.push_str(": ");
+        text.push_str(&next.to_string());
+        cause = next.source();
+    }
+    text
+}

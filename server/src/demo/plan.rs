@@ -1,0 +1,102 @@
+//! A plan of the mirror's address space as a short text.
+
+use std::fmt::Write as _;
+
+use serde_json::Value;
+
+use super::report::size;
+
+/// Slots, the helper's parts, page tables, exposures.
+pub(super) fn text(plan: &Value) -> String {
+    let mut out = format!(
+        "\nplan of the mirror's address space: {}, RAM window at RAM address + {:#x}\n",
+        plan["strategy"]["kind"].as_str().unwrap_or("unknown"),
+        number(&plan["shift_bytes"]),
+    );
+    out.push_str("  memory slots of the mirror\n");
+    for slot in list(&plan["slots"]) {
+        let what = match slot["block"].as_str() {
+            Some(block) => format!("{block} from RAM address {:#x}", number(&slot["ram_addr"])),
+            None => "shared with the daemon".to_owned(),
+        };
+        line(&mut out, slot, "mirror_gpa", &what);
+    }
+    out.push_str("  what the helper's page tables map, by its virtual addresses\n");
+    for mapping in list(&plan["mappings"]) {
+        let purpose = mapping["purpose"].as_str().unwrap_or_default();
+        if !purpose.starts_with("helper_") {
+            let to = format!("-> {:#x} {}", number(&mapping["mirror_gpa"]), word(mapping, "access"));
+            line(&mut out, mapping, "helper_va", &to);
+        }
+    }
+    let own: Vec<&Value> =
+        list(&plan["mappings"]).filter(|m| word(m, "purpose").starts_with("helper_")).collect();
+    let bytes = own.iter().map(|m| number(&m["size_bytes"])).sum();
+    let at = number(&plan["helper"]["mirror_gpa"]);
+    let _ = writeln!(out, "    helper       {} mappings of its own, {} from {at:#x}", own.len(), size(bytes));
+    let tables = &plan["page_tables"];
+    let (pages, root) = (number(&tables["pages"]), number(&tables["root"]));
+    let _ = writeln!(out, "    page tables  {pages} pages, root at {root:#x}");
+    for range in list(&plan["unreachable"]) {
+        let (at, len) = (number(&range["ram_addr"]), size(number(&range["size_bytes"])));
+        let _ = writeln!(out, "  out of reach: {len} at RAM address {at:#x}: {}", word(range, "code"));
+    }
+    for exposure in list(&plan["exposures"]) {
+        let _ = writeln!(out, "  lays open: {}", word(exposure, "detail"));
+    }
+    out
+}
+
+fn line(out: &mut String, item: &Value, start: &str, what: &str) {
+    let purpose = word(item, "purpose").replace('_', " ");
+    let (at, len) = (number(&item[start]), size(number(&item["size_bytes"])));
+    let _ = writeln!(out, "    {purpose:<12} {at:#015x} {len:>9}  {what}");
+}
+
+fn list(value: &Value) -> impl Iterator<Item = &Value> {
+    value.as_array().into_iter().flatten()
+}
+
+fn word<'a>(value: &'a Value, field: &str) -> &'a str {
+    value[field].as_str().unwrap_or_default()
+}
+
+fn number(value: &Value) -> u64 {
+    value.as_u64().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_plan_is_a_few_lines() {
+        let plan = json!({
+            "strategy": {"kind": "shifted"}, "shift_bytes": 1u64 << 32,
+            "slots": [
+                {"mirror_gpa": 1u64 << 32, "size_bytes": 64 << 20, "purpose": "ram_window", "block": "ram0", "ram_addr": 0},
+                {"mirror_gpa": 1u64 << 33, "size_bytes": 8192, "purpose": "mailbox", "block": null, "ram_addr": null},
+            ],
+            "mappings": [
+                {"purpose": "helper_text", "helper_va": 4096, "mirror_gpa": 0, "size_bytes": 4096, "access": "read_execute"},
+                {"purpose": "ram_window", "helper_va": 8192, "mirror_gpa": 1u64 << 32, "size_bytes": 64 << 20, "access": "read_write"},
+            ],
+            "helper": {"mirror_gpa": 12288}, "page_tables": {"pages": 3, "root": 4096},
+            "unreachable": [], "exposures": [{"code": "x", "detail": "the window"}],
+        });
+        let text = text(&plan);
+        for part in [
+            "shifted, RAM window at RAM address + 0x100000000",
+            "ram window   0x0000100000000    64 MiB  ram0 from RAM address 0x0",
+            "mailbox      0x0000200000000     8 KiB  shared with the daemon",
+            "ram window   0x0000000002000    64 MiB  -> 0x100000000 read_write",
+            "helper       1 mappings of its own, 4 KiB from 0x3000",
+            "page tables  3 pages, root at 0x1000",
+            "lays open: the window",
+        ] {
+            assert!(text.contains(part), "{part} is not in\n{text}");
+        }
+    }
+}
