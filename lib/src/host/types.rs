@@ -403,11 +403,11 @@ pub enum MigrationDirection {
 pub struct Round {
     /// Counted from 1.
     pub number: u32,
-    /// Pages sent sealed.
+    /// Pages sent sealed, marks for zero pages included.
     pub pages_sealed: u64,
     /// Pages sent as they are, because the guest shares them with its host.
     pub pages_shared: u64,
-    /// Pages left out because they are all zero at both ends.
+    /// Of these, pages that are all zero: a sealed mark crossed, no content.
     pub pages_zero: u64,
     /// Bytes of page content that crossed.
     pub bytes: u64,
@@ -440,11 +440,11 @@ pub struct Progress {
     pub processed_bytes: u64,
     /// Bytes of this round still to go.
     pub remaining_bytes: u64,
-    /// Pages moved sealed, all rounds.
+    /// Pages moved sealed, all rounds, marks for zero pages included.
     pub pages_sealed: u64,
     /// Pages moved unsealed (shared pages), all rounds.
     pub pages_shared: u64,
-    /// Pages left out as zero.
+    /// Of these, pages that are all zero: a sealed mark crossed, no content.
     pub pages_zero: u64,
     /// Pages that the guest dirties per second, as last measured.
     pub dirty_pages_per_second: u64,

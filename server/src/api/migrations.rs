@@ -396,11 +396,11 @@ pub struct MemoryProgress {
     pub processed_bytes: u64,
     /// Bytes of this round still to go.
     pub remaining_bytes: u64,
-    /// Pages left out as zero.
+    /// Zero pages: a sealed mark crossed, no content.
     pub zero_pages: u64,
-    /// Pages moved, all rounds.
+    /// Pages whose content moved, all rounds.
     pub normal_pages: u64,
-    /// Bytes of the pages moved.
+    /// Their bytes.
     pub normal_bytes: u64,
     /// Bytes in a page.
     #[schema(example = 4096)]
@@ -422,7 +422,7 @@ pub struct MemoryProgress {
 /// What the helper did.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct HelperProgress {
-    /// Pages that it sealed or opened.
+    /// Pages that it sealed or opened, marks for zero pages included.
     pub pages_encrypted: u64,
     /// Pages that crossed without it, as the guest shares them with its host.
     pub pages_plain: u64,
@@ -432,7 +432,7 @@ pub struct HelperProgress {
 
 impl MigrationProgress {
     fn new(state: &'static str, p: &Progress) -> Self {
-        let moved = p.pages_sealed + p.pages_shared;
+        let moved = (p.pages_sealed + p.pages_shared).saturating_sub(p.pages_zero);
         Self {
             state,
             elapsed_ms: p.elapsed_ms,
@@ -549,13 +549,13 @@ pub struct MigrationList {
 pub struct MigrationRound {
     /// Counted from 1.
     pub number: u32,
-    /// Pages that crossed.
+    /// Pages that crossed, zero pages as a mark included.
     pub pages: u64,
     /// Of these, pages that the helper sealed.
     pub pages_encrypted: u64,
     /// Of these, pages that the guest shares with its host.
     pub pages_plain: u64,
-    /// Pages left out because they are zero at both ends.
+    /// Of these, zero pages: a sealed mark crossed, no content.
     pub zero_pages: u64,
     /// Bytes of page content that crossed.
     pub bytes: u64,
