@@ -806,7 +806,9 @@ fn failing_and_retrying_leaks_nothing() {
         assert_eq!(settled(b, a, &m).0.name, "a");
     };
     round(0);
-    let start = both();
+    // The connection of the last look may still be closing: what counts is the least of several looks.
+    let least = |x: mirrorvm_tests::Census, y: mirrorvm_tests::Census| if y.fds < x.fds { y } else { x };
+    let start = (0..10).map(|_| both()).reduce(|x, y| (least(x.0, y.0), least(x.1, y.1))).unwrap();
     for i in 1..=15 {
         round(i);
     }

@@ -4,7 +4,9 @@
 
 use std::path::Path;
 
-use mirrorvm_tests::{Daemon, Pair, children, kvm, linux_guest, migration, qemu_binary, until, until_some};
+use mirrorvm_tests::{
+    Act, Break, Daemon, Pair, Way, children, kvm, linux_guest, migration, qemu_binary, until, until_some,
+};
 use serde_json::{Value, json};
 
 /// Ticks that are complete lines: number, checksum of a file in the guest's RAM, uptime in seconds.
@@ -114,6 +116,25 @@ fn a_linux_guest_moves_there_and_back() {
 
     moves(a, b);
     moves(b, a);
+
+    // A paused guest whose migration breaks down after its state was saved stays paused, and can be tried again.
+    let _ = a.act("/v1/guests/linux/pause").expect(202);
+    for _ in 0..2 {
+        pair.to_b.arm(Break { connection: 1, way: Way::Up, records: 100, bytes: 0, act: Act::Cut });
+        let m = a.migrate(&migration("linux", "b", "stop_and_copy"));
+        let end = a.migration_end(&m);
+        pair.to_b.mend();
+        assert_eq!(
+            (&end["error"]["code"], &end["guest_state_after"]),
+            (&json!("peer_lost"), &json!("paused")),
+            "{end}"
+        );
+        b.nothing_of("linux");
+    }
+    let last = console(a).last().unwrap().clone();
+    let _ = a.act("/v1/guests/linux/resume").expect(202);
+    until("Linux goes on after its pause", 60, || console(a).last().unwrap().0 > last.0 + 3);
+    assert_no_gap(&console(a));
     let _ = a.act("/v1/guests/linux/stop").expect(202);
     a.guest_in("linux", "stopped");
     until("no QEMU is left", 20, || children(a.pid()).is_empty() && children(b.pid()).is_empty());

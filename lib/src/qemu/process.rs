@@ -84,6 +84,17 @@ pub struct Qemu {
     child: Child,
     timeouts: Timeouts,
     memory_bytes: u64,
+    /// What was saved since the vCPUs last ran. QEMU refuses to save twice in one pause.
+    saved: Option<Saved>,
+}
+
+/// The state of vCPUs and devices; not for logs.
+struct Saved(Vec<u8>);
+
+impl fmt::Debug for Saved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Saved({} bytes)", self.0.len())
+    }
 }
 
 impl Qemu {
@@ -118,7 +129,7 @@ impl Qemu {
         // Nobody else is to connect, and a stale socket is only in the way of the next launch.
         let _ = std::fs::remove_file(qmp_socket_via(&directory));
         let qmp = Qmp::connect(stream, deadline).map_err(|error| explain(error, &child))?;
-        let mut qemu = Self { qmp, console, child, timeouts, memory_bytes };
+        let mut qemu = Self { qmp, console, child, timeouts, memory_bytes, saved: None };
         let enabled = device_state::enable(&mut qemu.qmp, deadline);
         qemu.explained(enabled)?;
         Ok(qemu)
@@ -182,6 +193,7 @@ impl Qemu {
         if matches!(state, RunState::InMigrate | RunState::Shutdown) {
             return Err(QemuError::WrongState { doing: "continue", state: state.to_string() });
         }
+        self.saved = None;
         self.run("cont", json!({}))?;
         self.await_state("continue", |state| *state == RunState::Running)
     }
@@ -198,16 +210,29 @@ impl Qemu {
     /// The state of vCPUs and devices, without guest RAM, as QEMU writes it. To be called before the last copy of
     /// RAM: saving may write to RAM. The guest stays stopped; [`Qemu::cont`] resumes it, also after an error.
     ///
+    /// Until then the state stays what it is, and is given again when it is asked for again: QEMU itself saves only
+    /// once between two runs of the vCPUs ("paused due to previous migration").
+    ///
     /// # Errors
-    /// [`QemuError::WrongState`] unless the guest is stopped; [`QemuError::StateTooLarge`] past `max_bytes`;
+    /// [`QemuError::WrongState`] unless the guest is stopped, or when it was saved in this pause and the result was
+    /// not collected; [`QemuError::StateTooLarge`] past `max_bytes`;
     /// [`QemuError::StateRefused`], [`QemuError::StateIo`].
     pub fn save_device_state(&mut self, max_bytes: usize) -> Result<Vec<u8>, QemuError> {
         let state = self.status()?;
-        if !matches!(state, RunState::Paused | RunState::PostMigrate) {
-            return Err(QemuError::WrongState { doing: "save device state", state: state.to_string() });
+        match (&state, &self.saved) {
+            (RunState::Paused, _) => {}
+            (RunState::PostMigrate, Some(saved)) if saved.0.len() > max_bytes => {
+                return Err(QemuError::StateTooLarge { limit: max_bytes });
+            }
+            (RunState::PostMigrate, Some(saved)) => return Ok(saved.0.clone()),
+            _ => {
+                return Err(QemuError::WrongState { doing: "save device state", state: state.to_string() });
+            }
         }
         let saved = device_state::save(&mut self.qmp, max_bytes, Instant::now() + self.timeouts.state);
-        self.explained(saved)
+        let saved = self.explained(saved)?;
+        self.saved = Some(Saved(saved.clone()));
+        Ok(saved)
     }
 
     /// Loads what [`Qemu::save_device_state`] gave, into a QEMU launched with `incoming` whose RAM is complete. The
