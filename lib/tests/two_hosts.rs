@@ -132,3 +132,22 @@ async fn a_running_guest_moves_and_moves_back() {
     two.a.shutdown().await;
     two.b.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_paused_guest_arrives_paused() {
+    if support::kvm().is_none() {
+        return;
+    }
+    let two = two().await;
+    run(&two, 32, 16 << 20).await;
+    two.a.guest_action("g1", GuestAction::Pause).await.unwrap();
+    let before = ticks(&two.a).unwrap();
+    moved(&two.a, &two.b, migration("b", 1)).await;
+    assert_eq!(two.b.guest("g1").unwrap().state, GuestState::Paused);
+    assert_eq!(ticks(&two.b), Some(before), "its console came along and nothing was added");
+    two.b.guest_action("g1", GuestAction::Resume).await.unwrap();
+    let after = until(&two.b, "ticks there", || ticks(&two.b).filter(|t| t.0 > before.0 + 20)).await;
+    assert_eq!(after.1, 0, "the guest found every page as it left it");
+    two.a.shutdown().await;
+    two.b.shutdown().await;
+}

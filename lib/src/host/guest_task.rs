@@ -48,6 +48,7 @@ pub(super) enum Command {
     /// The guest arrived from another host.
     Arrived {
         machine: Box<dyn Machine>,
+        paused: bool,
         fault: Option<Fault>,
         done: oneshot::Sender<()>,
     },
@@ -162,8 +163,8 @@ impl Owner {
             }
             Command::GiveBack(back) => return self.give_back(*back),
             Command::Ended(end) => self.ended(end),
-            Command::Arrived { machine, fault, done } => {
-                self.arrived(machine, fault);
+            Command::Arrived { machine, paused, fault, done } => {
+                self.arrived(machine, paused, fault);
                 let _ = done.send(());
             }
             Command::Settled { peer, done } => {
@@ -411,10 +412,13 @@ impl Owner {
         }
     }
 
-    fn arrived(&mut self, machine: Box<dyn Machine>, fault: Option<Fault>) {
+    fn arrived(&mut self, machine: Box<dyn Machine>, paused: bool, fault: Option<Fault>) {
         self.entry.attach(machine.as_ref());
         self.machine = Some(machine);
         self.step(Event::Arrived);
+        if paused {
+            self.step(Event::Pause);
+        }
         self.publish(|r| {
             r.migration = None;
             r.started_at = Some(Timestamp::now());

@@ -15,10 +15,10 @@ use super::{
     GuestRecord, GuestState, HostError, MigrationDirection, MigrationRecord, MigrationState, Progress,
     ProtectionLevel, validate,
 };
-use crate::guest::{Machine, MachineError};
+use crate::guest::MachineError;
 use crate::memory::MemoryError;
 use crate::migration::wire::{self, Outcome, Prepare, Purpose, Refused, kind};
-use crate::migration::{Arrival, MigrationFault, Receiver, accept_hello, serve_import};
+use crate::migration::{Arrival, Arrived, MigrationFault, Receiver, accept_hello, serve_import};
 use crate::mirror::SealedToken;
 use crate::store::Kind;
 use crate::transport::{Link, PeerIdentity};
@@ -59,8 +59,9 @@ pub(super) fn serve(inner: &Arc<Inner>, mut link: Link) {
             serve_import(link, &peer, &Destination { inner, identity, replaced: Mutex::default() });
         }
         Purpose::Stream { session, index } => {
+            // Only the peer that brought the session adds streams to it.
             let wanted = inner.streams().get(&session).cloned();
-            if let Some(sender) = wanted {
+            if let Some((_, sender)) = wanted.filter(|(owner, _)| *owner == identity) {
                 let _ = sender.send((index, link));
             }
         }
@@ -231,7 +232,7 @@ impl Destination<'_> {
             refuse("storage", "the destination's storage failed")
         })?;
         let (sender, streams) = mpsc::channel();
-        inner.streams().insert(prepare.session, sender);
+        inner.streams().insert(prepare.session, (self.identity, sender));
         inner.add_migration(Arc::new(MigrationEntry::new(migration, Arc::clone(&control))));
         Ok(Arrival { machine, mirror, control, streams })
     }
@@ -298,17 +299,12 @@ impl Receiver for Destination<'_> {
         Ok(self.settle(session, Settlement::Committed { token: token.to_vec() })?)
     }
 
-    fn arrived(
-        &self,
-        session: Uuid,
-        machine: Box<dyn Machine>,
-        digests: Option<Vec<[u8; 16]>>,
-        fault: Option<MigrationFault>,
-    ) {
+    fn arrived(&self, session: Uuid, arrived: Arrived) {
+        let Arrived { machine, paused, digests, fault } = arrived;
         if let Some(entry) = self.guest_entry(session) {
             let (done, told) = tokio::sync::oneshot::channel();
             let fault = fault.as_ref().map(fault_of);
-            if entry.tell_blocking(Command::Arrived { machine, fault, done }) {
+            if entry.tell_blocking(Command::Arrived { machine, paused, fault, done }) {
                 let _ = told.blocking_recv();
             }
         }

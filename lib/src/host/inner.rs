@@ -28,7 +28,7 @@ use crate::memory::{GuestRam, MemoryError};
 use crate::mirror::{HelperImage, Mirror, MirrorError};
 use crate::qemu;
 use crate::store::{Kind, Store};
-use crate::transport::{Identity, Link};
+use crate::transport::{Identity, Link, PeerIdentity};
 
 /// Slots of a worker: the helper seals one batch, one is being sent, and there is room.
 const SLOTS: u32 = 4;
@@ -40,6 +40,9 @@ const NO_KVM: HostLimits = HostLimits {
     slot_budget: 32_764,
     gib_pages: true,
 };
+
+/// Whose session it is, and where its streams go: index and link.
+type WaitingImport = (PeerIdentity, mpsc::Sender<(u16, Link)>);
 
 pub(super) struct Inner {
     pub state_dir: PathBuf,
@@ -56,7 +59,7 @@ pub(super) struct Inner {
     migrations: RwLock<HashMap<Uuid, Arc<MigrationEntry>>>,
     peers: RwLock<HashMap<Uuid, PeerRecord>>,
     /// Streams of imports that wait for them, by session.
-    streams: Mutex<HashMap<Uuid, mpsc::Sender<(u16, Link)>>>,
+    streams: Mutex<HashMap<Uuid, WaitingImport>>,
     changes: watch::Sender<u64>,
     stopping: AtomicBool,
 }
@@ -241,7 +244,7 @@ impl Inner {
     }
 
     /// Sessions that wait for their streams.
-    pub fn streams(&self) -> MutexGuard<'_, HashMap<Uuid, mpsc::Sender<(u16, Link)>>> {
+    pub fn streams(&self) -> MutexGuard<'_, HashMap<Uuid, WaitingImport>> {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -29,6 +29,18 @@ pub struct Arrival {
     pub streams: mpsc::Receiver<(u16, Link)>,
 }
 
+/// A guest that was committed here.
+pub struct Arrived {
+    /// Its machine.
+    pub machine: Box<dyn Machine>,
+    /// Whether it was paused at the source, and is here.
+    pub paused: bool,
+    /// Of every page at the pause point, when verification was asked for.
+    pub digests: Option<Vec<[u8; 16]>>,
+    /// Why it does not run although it should.
+    pub fault: Option<MigrationFault>,
+}
+
 /// The host as a destination sees it. Everything that must be durable is, when a call returns.
 pub trait Receiver {
     /// Makes a place for the guest, or says why not; then nothing is left behind.
@@ -47,14 +59,8 @@ pub trait Receiver {
         token: &SealedToken,
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
-    /// The guest is this host's, running unless `fault` says why not.
-    fn arrived(
-        &self,
-        session: uuid::Uuid,
-        machine: Box<dyn Machine>,
-        digests: Option<Vec<[u8; 16]>>,
-        fault: Option<MigrationFault>,
-    );
+    /// The guest is this host's.
+    fn arrived(&self, session: uuid::Uuid, arrived: Arrived);
 
     /// The import is over; the machine is gone. With a token: ABORT was minted.
     fn aborted(&self, session: uuid::Uuid, token: Option<&SealedToken>, fault: &MigrationFault);
@@ -265,13 +271,16 @@ impl Import<'_> {
             return self.abort(MigrationFault::Journal(e));
         }
         self.control.enter(MigrationState::Finishing);
-        let fault = self.machine.resume().err().map(MigrationFault::from);
+        let paused = self.prepare.paused;
+        let resumed = if paused { Ok(()) } else { self.machine.resume() };
+        let fault = resumed.err().map(MigrationFault::from);
         let settled = Settled { token: token.to_vec(), verify_us: self.verify_us, reason: None };
         let told = wire::send(&mut self.link, kind::COMMITTED, &settled);
         if let Err(fault) = &told {
             tracing::warn!(fault = %fault.chain(), "COMMIT may not have arrived; the source will ask");
         }
-        self.host.arrived(session, self.machine, self.digests.take(), fault);
+        self.host
+            .arrived(session, Arrived { machine: self.machine, paused, digests: self.digests.take(), fault });
         if told.is_ok() {
             let _ = self.link.close();
         }

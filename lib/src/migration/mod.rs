@@ -30,7 +30,7 @@ mod verify;
 pub mod wire;
 
 pub use control::{Control, Live, PastPointOfNoReturn};
-pub use destination::{Arrival, Receiver, serve_import};
+pub use destination::{Arrival, Arrived, Receiver, serve_import};
 pub use error::MigrationFault;
 pub use peer::{accept_hello, open_control, resolve};
 pub use rounds::{Decision, Observation, decide};

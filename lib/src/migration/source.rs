@@ -157,6 +157,7 @@ impl Course<'_, '_> {
             helper_measurement: out.image.measurement(),
             nonce,
             secret: *self.machine.migration_secret(),
+            paused: !self.was_running,
             // At level `none` the hosts can see which pages are zero anyway.
             elide_zero: true,
             verify: out.spec.verify,

@@ -131,6 +131,8 @@ pub struct Prepare {
     pub nonce: [u8; 32],
     /// The guest's migration secret. At protection level `none` the hosts hold it; it travels under TLS.
     pub secret: [u8; 32],
+    /// Whether the guest is paused at the source and stays so at the destination.
+    pub paused: bool,
     /// Whether zero pages travel as such.
     pub elide_zero: bool,
     /// Whether to digest every page at the pause point.
