@@ -3,7 +3,7 @@
 //!
 //! Layers, lower ones know nothing of higher ones:
 //! `addr < pages < memory < hypervisor < guest < mirror < migration < host`. `address_space` is pure and uses
-//! `addr` alone; `transport`, `store` and `qemu` stand beside. `unsafe` is in `hypervisor::kvm` and one madvise
+//! `addr` alone; `sev`, `transport`, `store` and `qemu` stand beside. `unsafe` is in `hypervisor::kvm` and one madvise
 //! in `memory`.
 
 pub mod addr;
@@ -17,6 +17,7 @@ pub mod mirror;
 pub mod pages;
 mod private_files;
 pub mod qemu;
+pub mod sev;
 pub mod store;
 pub mod transport;
 

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mirrorvm::addr::{PAGE_SIZE, RamPage};
 use mirrorvm::address_space::{MailboxSize, MirrorPlan, Shift, Strategy, plan};
+use mirrorvm::hypervisor::Hypervisor as _;
 use mirrorvm::hypervisor::kvm::KvmHost;
 use mirrorvm::memory::GuestRam;
 use mirrorvm::mirror::{HelperImage, LaneError, Mirror, MirrorError, WorkerEnd};

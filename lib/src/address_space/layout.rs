@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::addr::{Gpa, PAGE_2M, PageRange, RamAddr, RangeError, align_up};
+use crate::addr::{Gpa, PAGE_2M, PAGE_SIZE, PageRange, RamAddr, RangeError, align_up};
 
 /// Most RAM blocks a guest may have (`domain.md` plans for 10,000; the API's body limit is lower).
 pub const MAX_BLOCKS: usize = 32_768;
@@ -15,6 +15,9 @@ pub const MAX_RAM_BYTES: u64 = 64 << 40;
 pub enum BlockRole {
     /// The guest's memory: migrated page by page.
     Ram,
+    /// Save areas of the vCPUs of an SEV-ES guest (VMSAs), modelled: encrypted, moved like RAM, never plugged. Real
+    /// kernels keep these pages to themselves.
+    Vmsa,
     /// Home of the migration helper: its code, data, tables and keys. Never exported, never imported over.
     Helper,
 }
@@ -218,12 +221,17 @@ impl GuestLayout {
         self.blocks.iter().find(|b| b.role == BlockRole::Helper)
     }
 
-    /// The blocks that hold the guest's memory.
+    /// The blocks that move with the guest: its memory, and its save areas.
     pub fn ram(&self) -> impl Iterator<Item = &RamBlock> {
-        self.blocks.iter().filter(|b| b.role == BlockRole::Ram)
+        self.blocks.iter().filter(|b| b.role != BlockRole::Helper)
     }
 
-    /// Bytes of guest memory, the helper's block not counted.
+    /// The block with the save areas of an SEV-ES guest.
+    pub fn save_areas(&self) -> Option<&RamBlock> {
+        self.blocks.iter().find(|b| b.role == BlockRole::Vmsa)
+    }
+
+    /// Bytes that move with the guest; the helper's block is not counted.
     pub fn ram_bytes(&self) -> u64 {
         self.ram().map(|b| b.size).sum()
     }
@@ -262,6 +270,22 @@ impl GuestLayout {
         let offset = ram.offset_from(block.ram_addr)?;
         let plug = block.plugs.iter().find(|p| offset >= p.offset && offset - p.offset < p.len)?;
         plug.gpa.checked_add(offset - plug.offset)
+    }
+
+    /// This layout with a block for the save areas of `vcpus` vCPUs, a page each, unplugged.
+    ///
+    /// # Errors
+    /// As [`GuestLayout::from_blocks`].
+    pub fn with_save_areas(&self, vcpus: u32) -> Result<Self, Vec<LayoutError>> {
+        let mut blocks = self.blocks.clone();
+        blocks.push(RamBlock {
+            name: VMSA_BLOCK.to_owned(),
+            ram_addr: RamAddr::new(align_up(self.ram_end().get(), PAGE_2M).unwrap_or(u64::MAX)),
+            size: u64::from(vcpus) * PAGE_SIZE,
+            role: BlockRole::Vmsa,
+            plugs: Vec::new(),
+        });
+        Self::from_blocks(blocks)
     }
 
     /// This layout with a block for the helper added after the others: at `size` bytes, plugged at the
@@ -322,6 +346,9 @@ impl GuestLayout {
 
 /// Name of the helper's block in every layout.
 pub const HELPER_BLOCK: &str = "mirrorvm.helper";
+
+/// Name of the block with the save areas of an SEV-ES guest.
+pub const VMSA_BLOCK: &str = "mirrorvm.vmsa";
 
 impl TryFrom<Vec<RamBlock>> for GuestLayout {
     type Error = LayoutError;

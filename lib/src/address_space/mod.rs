@@ -11,7 +11,7 @@ mod refusal;
 mod shifted;
 mod walk;
 
-pub use layout::{BlockRole, BlockSpec, GuestLayout, LayoutError, Plug, RamBlock};
+pub use layout::{BlockRole, BlockSpec, GuestLayout, HELPER_BLOCK, LayoutError, Plug, RamBlock, VMSA_BLOCK};
 pub use limits::HostLimits;
 pub use page_tables::{Access, Mapping, PageTables, TableError};
 pub use plan::{

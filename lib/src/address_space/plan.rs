@@ -376,7 +376,7 @@ fn check_slots(slots: &mut [MirrorSlot], limits: &HostLimits, refusals: &mut Vec
 /// The exportable pages: every block but the helper's, neighbours joined.
 fn allowed_ranges(layout: &GuestLayout) -> Vec<PageRange> {
     let mut list: Vec<PageRange> = Vec::new();
-    for b in layout.blocks().iter().filter(|b| b.role == BlockRole::Ram) {
+    for b in layout.blocks().iter().filter(|b| b.role != BlockRole::Helper) {
         let r = b.ram_range();
         match list.last_mut() {
             Some(last) if last.end() == r.start() => {

@@ -23,6 +23,7 @@ use crate::address_space::{
 use crate::guest::embedded::{Embedded, EmbeddedSetup, EmbeddedSpec};
 use crate::guest::qemu::{QEMU_RESERVED, QemuMachine, QemuMachineSpec};
 use crate::guest::{Machine, MachineError};
+use crate::hypervisor::Hypervisor;
 use crate::hypervisor::kvm::KvmHost;
 use crate::memory::{GuestRam, MemoryError};
 use crate::mirror::{HelperImage, Mirror, MirrorError};
@@ -100,7 +101,7 @@ impl Inner {
     }
 
     pub fn limits(&self) -> HostLimits {
-        self.kvm.as_ref().map_or(NO_KVM, KvmHost::limits)
+        self.kvm.as_ref().map_or(NO_KVM, Hypervisor::limits)
     }
 
     pub fn need_kvm(&self) -> Result<&KvmHost, HostError> {

@@ -33,6 +33,12 @@ pub enum HypervisorError {
         /// What is wrong.
         what: &'static str,
     },
+    /// This hypervisor has no such thing.
+    #[error("this hypervisor cannot {what}")]
+    Unsupported {
+        /// What.
+        what: &'static str,
+    },
     /// Bytes that are no saved vCPU state.
     #[error("vCPU state cannot be read")]
     BadState {

@@ -1,4 +1,4 @@
-//! What runs guests and mirrors: traits, and their implementation on KVM.
+//! What runs guests and mirrors: traits, and their implementations: KVM, and a software machine.
 //!
 //! Owns: VMs, memory slots, vCPUs, exits. Must not know: guests' meaning, mirrors, migration. The KVM module
 //! is the one door to the kernel's virtualization; all its `unsafe` has SAFETY comments.
@@ -10,7 +10,27 @@ use std::sync::Arc;
 
 pub use error::HypervisorError;
 
+use crate::address_space::HostLimits;
 use crate::memory::Mapping;
+use crate::sev;
+
+/// Something that makes virtual machines: `/dev/kvm`, or the software machine.
+pub trait Hypervisor: Send + Sync {
+    /// `kvm` or `emulated`.
+    fn name(&self) -> &'static str;
+
+    /// A VM without slots and vCPUs, without an interrupt controller.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    fn create_vm(&self) -> Result<Box<dyn Vm>, HypervisorError>;
+
+    /// Limits for address spaces, from CPUID and KVM.
+    fn limits(&self) -> HostLimits;
+
+    /// Its security processor; `None` without SEV.
+    fn sev(&self) -> Option<Arc<dyn sev::Platform>>;
+}
 
 /// A number of a memory slot, unique in its VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -29,6 +49,8 @@ pub struct Slot {
     pub offset: u64,
     /// Whether writes are logged. Never for a mirror.
     pub dirty_log: bool,
+    /// Whether the VM may only read it; a write leaves to the host.
+    pub read_only: bool,
 }
 
 /// A virtual machine. Dropping it ends it; memory that slots use is held until then.
@@ -38,6 +60,12 @@ pub trait Vm: Send {
     /// # Errors
     /// What the kernel refuses.
     fn set_slot(&mut self, id: SlotId, slot: Slot) -> Result<(), HypervisorError>;
+
+    /// Removes a slot; its memory stays as it is.
+    ///
+    /// # Errors
+    /// No such slot, or what the kernel refuses.
+    fn remove_slot(&mut self, id: SlotId) -> Result<(), HypervisorError>;
 
     /// The pages of a logged slot that were written since the last call, one bit each, and starts over.
     ///
@@ -50,6 +78,25 @@ pub trait Vm: Send {
     /// # Errors
     /// What the kernel refuses.
     fn create_vcpu(&mut self, index: u32) -> Result<Box<dyn Vcpu>, HypervisorError>;
+
+    /// Its encryption context, to be initialized, launched or copied into before vCPUs exist; `None` on a host
+    /// without SEV.
+    fn sev(&self) -> Option<Arc<dyn sev::Context>>;
+
+    /// SEV-ES, modelled: where the save area (VMSA) of vCPU `index` lies, one page, before that vCPU is made. On
+    /// real hardware the kernel owns that page and no slot shows it.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Unsupported`] on every hypervisor but the software machine.
+    fn place_save_area(
+        &mut self,
+        index: u32,
+        memory: Arc<Mapping>,
+        offset: u64,
+    ) -> Result<(), HypervisorError> {
+        let _ = (index, memory, offset);
+        Err(HypervisorError::Unsupported { what: "place a save area" })
+    }
 }
 
 /// Why a vCPU came back.
@@ -73,6 +120,20 @@ pub enum Exit {
         gpa: u64,
         /// Whether it wrote.
         write: bool,
+    },
+    /// It wrote a model-specific register that leaves to the host.
+    MsrWrite {
+        /// The register.
+        msr: u32,
+        /// What was written.
+        value: u64,
+    },
+    /// It made a hypercall that leaves to the host (KVM_EXIT_HYPERCALL).
+    Hypercall {
+        /// The number, `KVM_HC_*`.
+        nr: u64,
+        /// Its arguments.
+        args: [u64; 6],
     },
     /// It halted.
     Halt,
@@ -124,6 +185,13 @@ pub trait Vcpu: Send {
     /// # Errors
     /// What the kernel refuses.
     fn enter_user_mode(&mut self, entry: &UserEntry) -> Result<(), HypervisorError>;
+
+    /// The same at CPL 0, for a few instructions that need it (WRMSR). Where KVM has no hardware
+    /// virtualization they are interpreted: slow, integer instructions only, no way down to CPL 3.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    fn enter_supervisor_mode(&mut self, entry: &UserEntry) -> Result<(), HypervisorError>;
 
     /// Runs until an exit.
     ///

@@ -3,11 +3,12 @@
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{MemfdFlags, SealFlags};
 use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 
-use crate::addr::PAGE_SIZE;
+use crate::addr::{PAGE_1G, PAGE_2M, PAGE_SIZE};
 
 /// Why memory could not be had or reached.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +52,16 @@ pub enum MemoryError {
 pub struct Mapping {
     region: MmapRegion,
     memfd: Option<Arc<File>>,
+    /// Where the software machine pretends that it lies in system-physical memory.
+    physical: u64,
+}
+
+/// The next system-physical address that the software machine has not given away.
+static PHYSICAL: AtomicU64 = AtomicU64::new(PAGE_1G);
+
+/// A span of modelled system-physical addresses that nothing else in this process has.
+fn give_physical(bytes: u64) -> u64 {
+    PHYSICAL.fetch_add(bytes.next_multiple_of(PAGE_2M), Ordering::Relaxed)
 }
 
 impl Mapping {
@@ -70,7 +81,7 @@ impl Mapping {
         let file = Arc::new(File::from(fd));
         let region = MmapRegion::from_file(FileOffset::from_arc(Arc::clone(&file), 0), len)
             .map_err(|source| MemoryError::Map { bytes, source })?;
-        Ok(Arc::new(Self { region, memfd: Some(file) }))
+        Ok(Arc::new(Self { region, memfd: Some(file), physical: give_physical(bytes) }))
     }
 
     /// Anonymous memory of `bytes`, on huge pages where the kernel gives them.
@@ -80,7 +91,7 @@ impl Mapping {
     pub fn anonymous(bytes: u64) -> Result<Arc<Self>, MemoryError> {
         let len = size(bytes)?;
         let region = MmapRegion::new(len).map_err(|source| MemoryError::Map { bytes, source })?;
-        let mapping = Self { region, memfd: None };
+        let mapping = Self { region, memfd: None, physical: give_physical(bytes) };
         mapping.advise_huge();
         Ok(Arc::new(mapping))
     }
@@ -105,6 +116,12 @@ impl Mapping {
         self.region.as_ptr() as u64
     }
 
+    /// Where it starts in the system-physical memory that the model of SEV pretends to have: a page's place there is
+    /// the tweak of its encryption. Unique in this process; says nothing of real memory.
+    pub const fn modelled_physical(&self) -> u64 {
+        self.physical
+    }
+
     /// Copies `to.len()` bytes at `offset` out.
     ///
     /// # Panics
@@ -123,14 +140,12 @@ impl Mapping {
 
     /// Reads an aligned `u32`, with acquire ordering.
     pub fn load_u32(&self, offset: u64) -> u32 {
-        self.slice(offset, 4).load(0, std::sync::atomic::Ordering::Acquire).expect("cursors are aligned")
+        self.slice(offset, 4).load(0, Ordering::Acquire).expect("cursors are aligned")
     }
 
     /// Writes an aligned `u32`, with release ordering.
     pub fn store_u32(&self, offset: u64, value: u32) {
-        self.slice(offset, 4)
-            .store(value, 0, std::sync::atomic::Ordering::Release)
-            .expect("cursors are aligned");
+        self.slice(offset, 4).store(value, 0, Ordering::Release).expect("cursors are aligned");
     }
 
     /// Gives `len` bytes at `offset` back to the host; they read as zero from then on.

@@ -117,10 +117,9 @@ impl Sink {
             self.link.read_payload(&mut number)?;
             self.link.read_payload(&mut page)?;
             let at = RamPage::new(u64::from_le_bytes(number));
-            let block =
-                ram.layout().blocks().iter().find(|b| {
-                    b.role == BlockRole::Ram && b.ram_range().contains(at.get().saturating_mul(4096))
-                });
+            let block = ram.layout().blocks().iter().find(|b| {
+                b.role != BlockRole::Helper && b.ram_range().contains(at.get().saturating_mul(4096))
+            });
             if block.is_none() || ram.write_page(at, &page).is_err() {
                 return Err(MigrationFault::Protocol("a shared page that is no RAM"));
             }

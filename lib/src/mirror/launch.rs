@@ -11,8 +11,7 @@ use super::worker::{self, WorkerShared};
 use super::{HelperImage, Lane, LaneError, MirrorError, WorkerEnd};
 use crate::addr::{PAGE_SIZE, RamAddr};
 use crate::address_space::{MirrorPlan, SlotBacking};
-use crate::hypervisor::kvm::KvmHost;
-use crate::hypervisor::{Kicker, Slot, SlotId, UserEntry, Vm};
+use crate::hypervisor::{Hypervisor, Kicker, Slot, SlotId, UserEntry, Vm};
 use crate::memory::{GuestRam, Mapping};
 
 /// Longest time to the helper's first idle doorbell, and for any one request.
@@ -69,14 +68,14 @@ impl Mirror {
     /// # Errors
     /// [`MirrorError`]; nothing stays behind.
     pub fn launch(
-        kvm: &KvmHost,
+        hypervisor: &dyn Hypervisor,
         name: &str,
         plan: Arc<MirrorPlan>,
         ram: &GuestRam,
         image: &HelperImage,
         secret: &[u8; 32],
     ) -> Result<Self, MirrorError> {
-        let made = Self::make(kvm, name, plan, ram, image, secret);
+        let made = Self::make(hypervisor, name, plan, ram, image, secret);
         if made.is_err()
             && let Err(error) = wipe(ram)
         {
@@ -86,7 +85,7 @@ impl Mirror {
     }
 
     fn make(
-        kvm: &KvmHost,
+        hypervisor: &dyn Hypervisor,
         name: &str,
         plan: Arc<MirrorPlan>,
         ram: &GuestRam,
@@ -96,7 +95,7 @@ impl Mirror {
         let begun = Instant::now();
         load(&plan, ram, image, secret)?;
         let memory = Mapping::anonymous(plan.mailbox.bytes())?;
-        let mut vm = kvm.create_vm()?;
+        let mut vm = hypervisor.create_vm()?;
         for (slot, id) in plan.slots.iter().zip(0..) {
             let (memory, offset) = match slot.backing {
                 SlotBacking::Mailbox => (&memory, 0),
@@ -107,7 +106,14 @@ impl Mirror {
             let memory = Arc::clone(memory);
             vm.set_slot(
                 SlotId(id),
-                Slot { gpa: slot.gpa.get(), len: slot.len, memory, offset, dirty_log: false },
+                Slot {
+                    gpa: slot.gpa.get(),
+                    len: slot.len,
+                    memory,
+                    offset,
+                    dirty_log: false,
+                    read_only: false,
+                },
             )?;
         }
         let mut mirror = Self {

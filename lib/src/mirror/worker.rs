@@ -156,6 +156,8 @@ fn turns(shared: &WorkerShared, vcpu: &mut dyn Vcpu) -> WorkerEnd {
                 tracing::warn!(gpa, write, "the helper touched an address without memory");
                 return WorkerEnd::Exit("an address without memory");
             }
+            Ok(Exit::MsrWrite { .. }) => return WorkerEnd::Exit("a write of an MSR"),
+            Ok(Exit::Hypercall { .. }) => return WorkerEnd::Exit("a hypercall"),
             Ok(Exit::Halt) => return WorkerEnd::Exit("halt"),
             Ok(Exit::Shutdown) => return WorkerEnd::Exit("triple fault"),
             Ok(Exit::Unexpected { what }) => return WorkerEnd::Exit(what),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use mirrorvm::addr::{Gpa, RamPage};
 use mirrorvm::address_space::{BlockSpec, GuestLayout, HelperPlacement, MailboxSize, Shift, Strategy, plan};
+use mirrorvm::hypervisor::Hypervisor as _;
 use mirrorvm::hypervisor::kvm::KvmHost;
 use mirrorvm::memory::GuestRam;
 use mirrorvm::mirror::{HelperImage, LaneError, Mirror};

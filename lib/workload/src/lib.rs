@@ -39,6 +39,29 @@ pub const PORT_MAP_RANGE: u16 = 0x512;
 /// Writes: switches the machine off.
 pub const PORT_POWER_OFF: u16 = 0x513;
 
+/// Reads, by the firmware at CPL 0: waits until it is to write MSR_KVM_MIGRATION_CONTROL; gives the value to write (0
+/// or 1), or [`FIRMWARE_AGAIN`].
+pub const PORT_FIRMWARE: u16 = 0x514;
+/// Answer of [`PORT_FIRMWARE`]: ask again.
+pub const FIRMWARE_AGAIN: u32 = u32::MAX;
+/// The MSR by which a guest says whether it can be migrated (KVM's x86 msr.rst).
+pub const MSR_KVM_MIGRATION_CONTROL: u32 = 0x4b56_4d08;
+/// The firmware's entry, from the start of the image. One vCPU more than the workload's runs there, at CPL 0: it copies
+/// the declaration from [`DECLARATION_VA`] to the shared pages, then writes the MSR as [`PORT_FIRMWARE`] tells.
+pub const FIRMWARE_AT: u64 = PAGE as u64;
+/// The firmware's copy of what it declares, in a read-only page behind the boot information: a count, then tuples of
+/// guest-physical address, bytes, mirror-physical address; little-endian `u64`s.
+pub const DECLARATION_VA: u64 = BOOT_VA + PAGE as u64;
+/// Offset of the declaration in the shared pages, in the same form.
+pub const DECLARATION_AT: usize = 3 * PAGE;
+/// Most tuples.
+pub const DECLARATION_MAX: usize = (PAGE - 8) / 24;
+/// Offset of a word in the shared pages: bit `i` says that the host lets the guest use `Boot::more[i]`.
+pub const PLUGGED_AT: usize = 4 * PAGE;
+/// Offset of a word in the shared pages: bit `i` says that the guest uses `Boot::more[i]`. The host unplugs a piece only
+/// when its bit is clear.
+pub const IN_USE_AT: usize = PLUGGED_AT + 8;
+
 /// Ticks a second.
 pub const TICKS_PER_SECOND: u64 = 100;
 /// Offset of the console buffer in the shared pages.

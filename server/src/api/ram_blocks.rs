@@ -59,6 +59,7 @@ pub struct BlockEncryption {
 pub(crate) const fn role_name(role: BlockRole) -> &'static str {
     match role {
         BlockRole::Ram => "ram",
+        BlockRole::Vmsa => "vmsa",
         BlockRole::Helper => "helper",
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use mirrorvm::address_space::SlotBacking;
+use mirrorvm::hypervisor::Hypervisor as _;
 use mirrorvm::hypervisor::kvm::KvmHost;
 use mirrorvm::hypervisor::{Slot, SlotId, UserEntry};
 use mirrorvm::memory::{GuestRam, Mapping};
@@ -47,7 +48,7 @@ fn raw_calls(kvm: &KvmHost, ram: &GuestRam) -> Result<f64, BenchError> {
         let memory = Arc::clone(memory);
         vm.set_slot(
             SlotId(id),
-            Slot { gpa: slot.gpa.get(), len: slot.len, memory, offset, dirty_log: false },
+            Slot { gpa: slot.gpa.get(), len: slot.len, memory, offset, dirty_log: false, read_only: false },
         )?;
     }
     let mut vcpu = vm.create_vcpu(0)?;

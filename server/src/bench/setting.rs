@@ -6,6 +6,7 @@ use mirrorvm::addr::{Gpa, RamPage};
 use mirrorvm::address_space::{
     BlockSpec, GuestLayout, HelperPlacement, MailboxSize, MirrorPlan, Shift, Strategy, plan,
 };
+use mirrorvm::hypervisor::Hypervisor as _;
 use mirrorvm::hypervisor::kvm::KvmHost;
 use mirrorvm::memory::GuestRam;
 use mirrorvm::mirror::{HelperImage, Mirror};

@@ -102,7 +102,7 @@ fn mirror_pieces(plan: &MirrorPlan, layout: &GuestLayout) -> Vec<Piece> {
 
 const fn class_of(role: BlockRole) -> &'static str {
     match role {
-        BlockRole::Ram => "ram",
+        BlockRole::Ram | BlockRole::Vmsa => "ram",
         BlockRole::Helper => "helper",
     }
 }

@@ -10,8 +10,7 @@ use super::ports::{Devices, VcpuPorts};
 use super::vcpu::{Gate, VcpuThread};
 use crate::addr::RamAddr;
 use crate::guest::{Console, EncryptionStatus, Machine, MachineEnd, MachineError, OnEnd};
-use crate::hypervisor::kvm::KvmHost;
-use crate::hypervisor::{Kicker, Slot, SlotId, Vm};
+use crate::hypervisor::{Hypervisor, Kicker, Slot, SlotId, Vm};
 use crate::memory::GuestRam;
 use crate::pages::PageSet;
 
@@ -74,14 +73,18 @@ impl Embedded {
     ///
     /// # Errors
     /// [`MachineError`]; nothing stays behind.
-    pub fn new(kvm: &KvmHost, spec: &EmbeddedSpec, setup: EmbeddedSetup<'_>) -> Result<Self, MachineError> {
+    pub fn new(
+        hypervisor: &dyn Hypervisor,
+        spec: &EmbeddedSpec,
+        setup: EmbeddedSetup<'_>,
+    ) -> Result<Self, MachineError> {
         let EmbeddedSetup { name, ram, helper_image, secret, boot, on_end } = setup;
         let plan = WorkloadPlan::new(ram.layout(), spec.vcpus, spec.working_set)?;
         load_helper(&ram, helper_image, &secret)?;
         if boot {
             plan.load(&ram, spec.fill, spec.working_set, spec.dirty_bytes_per_second)?;
         }
-        let mut vm = kvm.create_vm()?;
+        let mut vm = hypervisor.create_vm()?;
         let slots = guest_slots(&ram);
         for s in &slots {
             vm.set_slot(s.id, s.slot.clone())?;
@@ -125,8 +128,14 @@ fn guest_slots(ram: &GuestRam) -> Vec<GuestSlot> {
         .zip(0..)
         .filter_map(|((block, plug), id)| {
             let memory = Arc::clone(ram.mapping(block)?);
-            let slot =
-                Slot { gpa: plug.gpa.get(), len: plug.len, memory, offset: plug.offset, dirty_log: false };
+            let slot = Slot {
+                gpa: plug.gpa.get(),
+                len: plug.len,
+                memory,
+                offset: plug.offset,
+                dirty_log: false,
+                read_only: false,
+            };
             let ram_addr = block.ram_addr.checked_add(plug.offset)?;
             Some(GuestSlot { id: SlotId(id), slot, ram_addr })
         })

@@ -168,6 +168,7 @@ fn turn(vcpu: &mut dyn Vcpu, gate: &Gate, ports: &mut VcpuPorts) -> Option<Machi
             }
             Ok(Exit::PortRead { .. } | Exit::Interrupted) => {}
             Ok(Exit::Mmio { .. }) => return crashed("access to an address without memory"),
+            Ok(Exit::MsrWrite { .. } | Exit::Hypercall { .. }) => {}
             Ok(Exit::Halt) => return crashed("it halted"),
             Ok(Exit::Shutdown) => return crashed("triple fault"),
             Ok(Exit::Unexpected { what }) => return crashed(what),

@@ -5,11 +5,14 @@ mod state;
 mod vcpu;
 mod vm;
 
+use std::sync::Arc;
+
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, Kvm};
 
-use super::{HypervisorError, Vm};
+use super::{Hypervisor, HypervisorError, Vm};
 use crate::address_space::HostLimits;
+use crate::sev;
 
 /// KVM's stable API version (Documentation/virt/kvm/api.rst, 4.1).
 const API_VERSION: i32 = 12;
@@ -39,29 +42,6 @@ impl KvmHost {
         Ok(Self { kvm, cpuid })
     }
 
-    /// A VM without slots and vCPUs, without an interrupt controller.
-    ///
-    /// # Errors
-    /// What the kernel refuses.
-    pub fn create_vm(&self) -> Result<Box<dyn Vm>, HypervisorError> {
-        let fd = self.kvm.create_vm().map_err(HypervisorError::kernel("KVM_CREATE_VM"))?;
-        Ok(Box::new(vm::KvmVm::new(fd, self.cpuid.clone())))
-    }
-
-    /// Limits for address spaces, from CPUID and KVM.
-    pub fn limits(&self) -> HostLimits {
-        let leaf = |function| self.cpuid.as_slice().iter().find(|e| e.function == function);
-        // AMD APM vol. 3, Fn8000_0008 and Fn8000_001F; the latter counts only when KVM passes it on.
-        let encryption = leaf(0x8000_001f).filter(|e| e.eax & 0b10 != 0);
-        HostLimits {
-            max_phys_bits: leaf(0x8000_0008).map_or(36, |e| (e.eax & 0xff) as u8),
-            c_bit: encryption.map(|e| (e.ebx & 0x3f) as u8),
-            phys_bit_reduction: encryption.map_or(0, |e| (e.ebx >> 6 & 0x3f) as u8),
-            slot_budget: u32::try_from(self.kvm.get_nr_memslots()).unwrap_or(32),
-            gib_pages: leaf(0x8000_0001).is_some_and(|e| e.edx & (1 << 26) != 0),
-        }
-    }
-
     /// Capabilities with the kernel's answer, by the kernel's names.
     pub fn capabilities(&self) -> Vec<(&'static str, i32)> {
         let check = |cap| self.kvm.check_extension_int(cap);
@@ -83,5 +63,33 @@ impl KvmHost {
     /// The API version.
     pub const fn api_version(&self) -> i32 {
         API_VERSION
+    }
+}
+
+impl Hypervisor for KvmHost {
+    fn name(&self) -> &'static str {
+        "kvm"
+    }
+
+    fn create_vm(&self) -> Result<Box<dyn Vm>, HypervisorError> {
+        let fd = self.kvm.create_vm().map_err(HypervisorError::kernel("KVM_CREATE_VM"))?;
+        Ok(Box::new(vm::KvmVm::new(fd, self.cpuid.clone())))
+    }
+
+    fn limits(&self) -> HostLimits {
+        let leaf = |function| self.cpuid.as_slice().iter().find(|e| e.function == function);
+        // AMD APM vol. 3, Fn8000_0008 and Fn8000_001F; the latter counts only when KVM passes it on.
+        let encryption = leaf(0x8000_001f).filter(|e| e.eax & 0b10 != 0);
+        HostLimits {
+            max_phys_bits: leaf(0x8000_0008).map_or(36, |e| (e.eax & 0xff) as u8),
+            c_bit: encryption.map(|e| (e.ebx & 0x3f) as u8),
+            phys_bit_reduction: encryption.map_or(0, |e| (e.ebx >> 6 & 0x3f) as u8),
+            slot_budget: u32::try_from(self.kvm.get_nr_memslots()).unwrap_or(32),
+            gib_pages: leaf(0x8000_0001).is_some_and(|e| e.edx & (1 << 26) != 0),
+        }
+    }
+
+    fn sev(&self) -> Option<Arc<dyn sev::Platform>> {
+        None
     }
 }

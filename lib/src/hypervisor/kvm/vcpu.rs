@@ -36,24 +36,25 @@ const XCR0: u64 = 7;
 /// IOPL 3 so that CPL 3 reaches I/O ports, IF, and the bit that is always set.
 const RFLAGS: u64 = 0x3202;
 
-impl Vcpu for KvmVcpu {
-    fn enter_user_mode(&mut self, entry: &UserEntry) -> Result<(), HypervisorError> {
+impl KvmVcpu {
+    /// 64-bit mode at privilege level `cpl`.
+    fn enter(&mut self, entry: &UserEntry, cpl: u8) -> Result<(), HypervisorError> {
         let k = HypervisorError::kernel;
         let mut sregs = self.fd.get_sregs().map_err(k("KVM_GET_SREGS"))?;
         let data = kvm_segment {
             base: 0,
             limit: u32::MAX,
-            selector: 0x2b,
+            selector: 0x28 | u16::from(cpl),
             type_: 3,
             present: 1,
-            dpl: 3,
+            dpl: cpl,
             db: 1,
             s: 1,
             l: 0,
             g: 1,
             ..Default::default()
         };
-        sregs.cs = kvm_segment { selector: 0x33, type_: 11, l: 1, db: 0, ..data };
+        sregs.cs = kvm_segment { selector: 0x30 | u16::from(cpl), type_: 11, l: 1, db: 0, ..data };
         (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
         (sregs.tr.base, sregs.tr.limit) = (entry.tss, TSS_LIMIT);
         (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) = (CR0, entry.cr3, CR4, EFER);
@@ -64,6 +65,16 @@ impl Vcpu for KvmVcpu {
         let regs =
             kvm_regs { rip: entry.rip, rsp: entry.rsp, rdi: entry.rdi, rflags: RFLAGS, ..Default::default() };
         self.fd.set_regs(&regs).map_err(k("KVM_SET_REGS"))
+    }
+}
+
+impl Vcpu for KvmVcpu {
+    fn enter_user_mode(&mut self, entry: &UserEntry) -> Result<(), HypervisorError> {
+        self.enter(entry, 3)
+    }
+
+    fn enter_supervisor_mode(&mut self, entry: &UserEntry) -> Result<(), HypervisorError> {
+        self.enter(entry, 0)
     }
 
     fn run(&mut self, ports: &mut dyn Ports) -> Result<Exit, HypervisorError> {
@@ -82,6 +93,14 @@ impl Vcpu for KvmVcpu {
                 Ok(Exit::Mmio { gpa, write: false })
             }
             Ok(VcpuExit::MmioWrite(gpa, _)) => Ok(Exit::Mmio { gpa, write: true }),
+            Ok(VcpuExit::X86Wrmsr(exit)) => {
+                *exit.error = 0;
+                Ok(Exit::MsrWrite { msr: exit.index, value: exit.data })
+            }
+            Ok(VcpuExit::Hypercall(exit)) => {
+                *exit.ret = 0;
+                Ok(Exit::Hypercall { nr: exit.nr, args: exit.args })
+            }
             Ok(VcpuExit::Hlt) => Ok(Exit::Halt),
             Ok(VcpuExit::Shutdown) => Ok(Exit::Shutdown),
             Ok(VcpuExit::Intr) => Ok(Exit::Interrupted),

@@ -1,12 +1,14 @@
 //! A VM and its slots.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
-use kvm_bindings::{CpuId, KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
+use kvm_bindings::{CpuId, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 
 use super::vcpu::KvmVcpu;
 use crate::hypervisor::{HypervisorError, Slot, SlotId, Vcpu, Vm};
+use crate::sev;
 
 pub(super) struct KvmVm {
     // Before the slots' memory: the VM must be gone when the memory goes.
@@ -30,13 +32,16 @@ impl Vm for KvmVm {
             return Err(refuse("leaves its memory"));
         }
         if let Some(old) = self.slots.get(&id)
-            && (old.gpa, old.len, old.offset) != (slot.gpa, slot.len, slot.offset)
+            && (old.gpa, old.len, old.offset, old.read_only)
+                != (slot.gpa, slot.len, slot.offset, slot.read_only)
         {
             return Err(refuse("would change its place"));
         }
+        let logged = if slot.dirty_log { KVM_MEM_LOG_DIRTY_PAGES } else { 0 };
+        let protected = if slot.read_only { KVM_MEM_READONLY } else { 0 };
         let region = kvm_userspace_memory_region {
             slot: id.0,
-            flags: if slot.dirty_log { KVM_MEM_LOG_DIRTY_PAGES } else { 0 },
+            flags: logged | protected,
             guest_phys_addr: slot.gpa,
             memory_size: slot.len,
             userspace_addr: slot.memory.host_address() + slot.offset,
@@ -46,6 +51,27 @@ impl Vm for KvmVm {
         unsafe { self.fd.set_user_memory_region(region) }
             .map_err(HypervisorError::kernel("KVM_SET_USER_MEMORY_REGION"))?;
         self.slots.insert(id, slot);
+        Ok(())
+    }
+
+    #[expect(
+        unsafe_code,
+        reason = "UNSAFETY: KVM_SET_USER_MEMORY_REGION takes a VM's access to our memory away"
+    )]
+    fn remove_slot(&mut self, id: SlotId) -> Result<(), HypervisorError> {
+        let slot = self.slots.get(&id).ok_or(HypervisorError::Slot { slot: id.0, what: "is not there" })?;
+        // api.rst, 4.35: a size of zero deletes the slot.
+        let region = kvm_userspace_memory_region {
+            slot: id.0,
+            flags: 0,
+            guest_phys_addr: slot.gpa,
+            memory_size: 0,
+            userspace_addr: slot.memory.host_address() + slot.offset,
+        };
+        // SAFETY: the VM loses access; its memory is released after the kernel has let go of it.
+        unsafe { self.fd.set_user_memory_region(region) }
+            .map_err(HypervisorError::kernel("KVM_SET_USER_MEMORY_REGION"))?;
+        self.slots.remove(&id);
         Ok(())
     }
 
@@ -62,5 +88,9 @@ impl Vm for KvmVm {
         let fd = self.fd.create_vcpu(u64::from(index)).map_err(HypervisorError::kernel("KVM_CREATE_VCPU"))?;
         fd.set_cpuid2(&self.cpuid).map_err(HypervisorError::kernel("KVM_SET_CPUID2"))?;
         Ok(Box::new(KvmVcpu::new(fd)))
+    }
+
+    fn sev(&self) -> Option<Arc<dyn sev::Context>> {
+        None
     }
 }

@@ -1,0 +1,366 @@
+//! Secure Encrypted Virtualization: what a VM asks of the security processor, real or modelled.
+//!
+//! Owns: policies, certificates, sessions, packets, the commands of a guest's life, KVM's rules for sharing an
+//! encryption context. Must not know: guests' meaning, strategies, migration. Sources: AMD's SEV API specification
+//! (publication 55766), the kernel's Documentation/virt/kvm/x86/amd-memory-encryption.rst and arch/x86/kvm/svm/sev.c.
+
+pub mod model;
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::memory::Mapping;
+
+/// A guest's policy: what its owner lets the platform do (SEV API, table 2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Policy(pub u32);
+
+impl Policy {
+    /// Debugging of the guest is not allowed.
+    pub const NODBG: u32 = 1 << 0;
+    /// The key must not be shared with another guest.
+    pub const NOKS: u32 = 1 << 1;
+    /// SEV-ES is required.
+    pub const ES: u32 = 1 << 2;
+    /// The guest must not be sent to another platform.
+    pub const NOSEND: u32 = 1 << 3;
+    /// Only to platforms of the same domain (owner's certificate).
+    pub const DOMAIN: u32 = 1 << 4;
+    /// Only to platforms that are SEV capable.
+    pub const SEV: u32 = 1 << 5;
+
+    /// Whether all bits of `mask` are set.
+    pub const fn has(self, mask: u32) -> bool {
+        self.0 & mask == mask
+    }
+}
+
+/// Where a guest's context is in its life, as KVM_SEV_GUEST_STATUS tells it (`enum` in amd-memory-encryption.rst; the
+/// firmware's own numbers differ for the last two).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuestState {
+    /// No context.
+    Invalid,
+    /// Pages are being added and measured.
+    Launching,
+    /// Measured; a secret may be injected.
+    Secret,
+    /// Launched.
+    Running,
+    /// Its pages arrive.
+    Receiving,
+    /// Its pages leave.
+    Sending,
+}
+
+/// Answer of GUEST_STATUS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GuestStatus {
+    /// The firmware's handle.
+    pub handle: u32,
+    /// The policy in force.
+    pub policy: Policy,
+    /// Where it is.
+    pub state: GuestState,
+}
+
+/// Firmware error codes (SEV API, table 4: status codes).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+#[error("SEV firmware status {self:?} ({:#x})", *self as u16)]
+#[expect(missing_docs, reason = "the names are the specification's")]
+#[repr(u16)]
+pub enum FirmwareError {
+    InvalidPlatformState = 0x01,
+    InvalidGuestState = 0x02,
+    InvalidConfig = 0x03,
+    InvalidLength = 0x04,
+    AlreadyOwned = 0x05,
+    InvalidCertificate = 0x06,
+    PolicyFailure = 0x07,
+    Inactive = 0x08,
+    InvalidAddress = 0x09,
+    BadSignature = 0x0a,
+    BadMeasurement = 0x0b,
+    AsidOwned = 0x0c,
+    InvalidAsid = 0x0d,
+    WbinvdRequired = 0x0e,
+    DfFlushRequired = 0x0f,
+    InvalidGuest = 0x10,
+    InvalidCommand = 0x11,
+    Active = 0x12,
+    HwErrorPlatform = 0x13,
+    HwErrorUnsafe = 0x14,
+    Unsupported = 0x15,
+    InvalidParam = 0x16,
+    ResourceLimit = 0x17,
+    SecureDataInvalid = 0x18,
+}
+
+/// Why a SEV command did not work.
+#[derive(Debug, thiserror::Error)]
+pub enum SevError {
+    /// The firmware refused.
+    #[error("{command}: the firmware refused")]
+    Firmware {
+        /// The command, `LAUNCH_START` and so on.
+        command: &'static str,
+        /// Its answer.
+        #[source]
+        code: FirmwareError,
+    },
+    /// The kernel refused, without asking the firmware.
+    #[error("{command}: the kernel refused")]
+    Kernel {
+        /// The command or ioctl.
+        command: &'static str,
+        /// Its answer: EINVAL, EBUSY, ENOTTY, ...
+        #[source]
+        source: std::io::Error,
+    },
+    /// Bytes from elsewhere that are not what they should be.
+    #[error("{what}: {why}")]
+    Malformed {
+        /// Certificate, session, packet, ...
+        what: &'static str,
+        /// What is wrong.
+        why: &'static str,
+    },
+    /// Today's kernel or hardware cannot do it, whatever is asked.
+    #[error("{what} is not supported: {why}")]
+    Unsupported {
+        /// What.
+        what: &'static str,
+        /// The reason.
+        why: &'static str,
+    },
+}
+
+/// A platform's Diffie-Hellman certificate (PDH), in the firmware's encoding.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PdhCert(pub Vec<u8>);
+
+/// LAUNCH/SEND/RECEIVE session data, 128 bytes: nonce, wrapped TEK and TIK, IV, MAC of the wrap, MAC of the policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Session {
+    /// Nonce of the key derivation.
+    pub nonce: [u8; 16],
+    /// TEK and TIK, encrypted under the KEK.
+    pub wrap_tk: [u8; 32],
+    /// IV of that encryption.
+    pub wrap_iv: [u8; 16],
+    /// MAC of `wrap_tk` under the KIK.
+    pub wrap_mac: [u8; 32],
+    /// MAC of the policy under the TIK.
+    pub policy_mac: [u8; 32],
+}
+
+/// A packet's header, 52 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PacketHeader {
+    /// Bit 0: compressed.
+    pub flags: u32,
+    /// IV of the packet's encryption under the TEK.
+    pub iv: [u8; 16],
+    /// MAC under the TIK.
+    pub mac: [u8; 32],
+}
+
+/// Answer of LAUNCH_MEASURE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Measurement {
+    /// HMAC under the TIK over versions, policy, digest and nonce.
+    pub mac: [u8; 32],
+    /// The firmware's nonce.
+    pub nonce: [u8; 16],
+}
+
+/// The guest owner's part of a launch.
+#[derive(Clone, Debug)]
+pub struct OwnerSession {
+    /// The owner's DH certificate.
+    pub dh_cert: PdhCert,
+    /// TEK and TIK for the platform, and the policy's MAC.
+    pub session: Session,
+}
+
+/// About a platform.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlatformStatus {
+    /// API version.
+    pub api: (u8, u8),
+    /// Firmware build.
+    pub build: u8,
+    /// Whether SEV-ES is initialized.
+    pub es: bool,
+    /// Guests that the firmware holds a context for.
+    pub guests: u32,
+}
+
+/// A security processor.
+pub trait Platform: Send + Sync {
+    /// Whether it is the model. A modelled platform protects nothing.
+    fn is_modelled(&self) -> bool;
+
+    /// PLATFORM_STATUS.
+    ///
+    /// # Errors
+    /// [`SevError`].
+    fn status(&self) -> Result<PlatformStatus, SevError>;
+
+    /// PDH_CERT_EXPORT: who talks to this platform encrypts to this certificate.
+    ///
+    /// # Errors
+    /// [`SevError`].
+    fn pdh(&self) -> Result<PdhCert, SevError>;
+}
+
+/// What a context may be copied from; holds the source alive.
+#[derive(Clone)]
+pub enum CopySource {
+    /// A VM of the kernel's.
+    Kernel(Arc<std::os::fd::OwnedFd>),
+    /// A VM of the model's.
+    Model(Arc<model::ModelContext>),
+}
+
+/// One VM's encryption context: the commands that KVM offers on the VM's descriptor, and its rules for them. Memory is
+/// named as the kernel does: by where this process has it mapped.
+pub trait Context: Send + Sync {
+    /// KVM_SEV_INIT2 (KVM_SEV_INIT and KVM_SEV_ES_INIT before it).
+    ///
+    /// # Errors
+    /// [`SevError`], as for all of these.
+    fn init(&self, es: bool) -> Result<(), SevError>;
+
+    /// KVM_MEMORY_ENCRYPT_REG_REGION: pins memory; encrypted pages that move are garbage.
+    ///
+    /// # Errors
+    /// EINVAL on a mirror: it is not responsible for memory.
+    fn register_region(&self, memory: &Arc<Mapping>, offset: u64, len: u64) -> Result<(), SevError>;
+
+    /// LAUNCH_START; gives the firmware's handle. Without an owner's session nobody outside knows TEK and TIK: the
+    /// measurement cannot be checked and no secret can be delivered.
+    ///
+    /// # Errors
+    /// [`SevError`].
+    fn launch_start(&self, policy: Policy, owner: Option<&OwnerSession>) -> Result<u32, SevError>;
+
+    /// LAUNCH_UPDATE_DATA: encrypts memory in place and measures it. 16-byte aligned.
+    ///
+    /// # Errors
+    /// [`SevError`].
+    fn launch_update_data(&self, memory: &Mapping, offset: u64, len: u64) -> Result<(), SevError>;
+
+    /// LAUNCH_UPDATE_VMSA: encrypts and measures the save areas of all vCPUs made so far. One of the four commands that
+    /// a mirror may give.
+    ///
+    /// # Errors
+    /// [`SevError`].
+    fn launch_update_vmsa(&self) -> Result<(), SevError>;
+
+    /// LAUNCH_MEASURE.
+    ///
+    /// # Errors
+    /// [`SevError`].
+    fn launch_measure(&self) -> Result<Measurement, SevError>;
+
+    /// LAUNCH_SECRET: decrypts `packet` into guest memory.
+    ///
+    /// # Errors
+    /// [`SevError`].
+    fn launch_secret(
+        &self,
+        header: &PacketHeader,
+        packet: &[u8],
+        memory: &Mapping,
+        offset: u64,
+    ) -> Result<(), SevError>;
+
+    /// LAUNCH_FINISH.
+    ///
+    /// # Errors
+    /// [`SevError`].
+    fn launch_finish(&self) -> Result<(), SevError>;
+
+    /// GUEST_STATUS.
+    ///
+    /// # Errors
+    /// [`SevError`].
+    fn guest_status(&self) -> Result<GuestStatus, SevError>;
+
+    /// KVM_CAP_VM_COPY_ENC_CONTEXT_FROM: this VM becomes a mirror.
+    ///
+    /// # Errors
+    /// EINVAL, EBUSY, ENOTTY, EBADF by sev_vm_copy_enc_context_from.
+    fn copy_from(&self, source: &CopySource) -> Result<(), SevError>;
+
+    /// What another VM copies this context from.
+    fn copy_source(&self) -> CopySource;
+
+    /// SEND_START to the platform with certificate `target`.
+    ///
+    /// # Errors
+    /// [`SevError`].
+    fn send_start(&self, target: &PdhCert) -> Result<Session, SevError>;
+
+    /// SEND_UPDATE_DATA: at most 16 KiB by the firmware, at most a page and not across one by KVM.
+    ///
+    /// # Errors
+    /// [`SevError`].
+    fn send_update_data(
+        &self,
+        memory: &Mapping,
+        offset: u64,
+        len: u64,
+    ) -> Result<(PacketHeader, Vec<u8>), SevError>;
+
+    /// SEND_FINISH.
+    ///
+    /// # Errors
+    /// [`SevError`].
+    fn send_finish(&self) -> Result<(), SevError>;
+
+    /// SEND_CANCEL: back to running.
+    ///
+    /// # Errors
+    /// [`SevError`].
+    fn send_cancel(&self) -> Result<(), SevError>;
+
+    /// RECEIVE_START; with `share`, the handle of a guest on this platform whose key the new context shares.
+    ///
+    /// # Errors
+    /// [`SevError`].
+    fn receive_start(
+        &self,
+        policy: Policy,
+        origin: &PdhCert,
+        session: &Session,
+        share: Option<u32>,
+    ) -> Result<u32, SevError>;
+
+    /// RECEIVE_UPDATE_DATA.
+    ///
+    /// # Errors
+    /// [`SevError`].
+    fn receive_update_data(
+        &self,
+        header: &PacketHeader,
+        packet: &[u8],
+        memory: &Mapping,
+        offset: u64,
+    ) -> Result<(), SevError>;
+
+    /// RECEIVE_FINISH.
+    ///
+    /// # Errors
+    /// [`SevError`].
+    fn receive_finish(&self) -> Result<(), SevError>;
+
+    /// DBG_DECRYPT; one of the four commands that a mirror may give.
+    ///
+    /// # Errors
+    /// POLICY_FAILURE under NODBG.
+    fn debug_decrypt(&self, memory: &Mapping, offset: u64, to: &mut [u8]) -> Result<(), SevError>;
+}
