@@ -229,6 +229,8 @@ fn load(
         slots: plan.mailbox.slots,
         pages: plan.allowed.last().map_or(0, |r| r.end() / PAGE_SIZE),
         ranges: ranges.len() as u32,
+        protection: config::PROTECTION_NONE,
+        policy: 0,
     };
     put(0, image.bytes())?;
     put(p.config_at, &fixed.encode())?;
