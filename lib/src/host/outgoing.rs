@@ -196,7 +196,7 @@ impl Run {
             match answer {
                 Ok(Outcome::Committed { token }) => {
                     if token.as_slice().try_into().is_ok_and(|t| mirror.check_commit(t).is_ok()) {
-                        let digests = spec.verify.then(|| crate::migration::page_digests(machine.ram()));
+                        let digests = if spec.verify { machine.page_digests() } else { None };
                         return SourceEnd::Succeeded { digests };
                     }
                 }
