@@ -18,7 +18,7 @@ use super::{
     PeerRecord,
 };
 use crate::address_space::{
-    self, GuestLayout, HelperPlacement, HostLimits, MailboxSize, MirrorPlan, Strategy,
+    self, GuestLayout, HelperPlacement, HostLimits, MailboxSize, MirrorPlan, PlanRequest, Strategy,
 };
 use crate::guest::embedded::{Embedded, EmbeddedSetup, EmbeddedSpec};
 use crate::guest::qemu::{QEMU_RESERVED, QemuMachine, QemuMachineSpec};
@@ -349,8 +349,8 @@ impl Inner {
     ) -> Result<MirrorPlan, HostError> {
         let limits = limits.unwrap_or_else(|| self.limits());
         let size = MailboxSize { workers, slots: SLOTS };
-        address_space::plan(layout, self.image.header(), &limits, strategy, size)
-            .map_err(HostError::PlanRefused)
+        let request = PlanRequest::new(layout, self.image.header(), &limits, strategy, size);
+        address_space::plan(&request).map_err(HostError::PlanRefused)
     }
 
     /// A private directory for a guest's process.

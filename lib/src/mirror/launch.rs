@@ -9,7 +9,7 @@ use mirrorvm_abi::{config, layout as abi, mailbox};
 
 use super::worker::{self, WorkerShared};
 use super::{HelperImage, Lane, LaneError, MirrorError, WorkerEnd};
-use crate::addr::{PAGE_SIZE, RamAddr};
+use crate::addr::RamAddr;
 use crate::address_space::{MirrorPlan, SlotBacking};
 use crate::hypervisor::{Hypervisor, Kicker, Slot, SlotId, UserEntry, Vm};
 use crate::memory::{GuestRam, Mapping};
@@ -102,6 +102,8 @@ impl Mirror {
                 SlotBacking::Ram { ram_addr } => {
                     ram.locate(ram_addr, slot.len).map_err(|_| MirrorError::PlanMismatch)?
                 }
+                // Memory of the mirror alone is the drivers' that execute `psp-copied`.
+                SlotBacking::Private { .. } => return Err(MirrorError::PlanMismatch),
             };
             let memory = Arc::clone(memory);
             vm.set_slot(
@@ -112,7 +114,7 @@ impl Mirror {
                     memory,
                     offset,
                     dirty_log: false,
-                    read_only: false,
+                    read_only: slot.read_only,
                 },
             )?;
         }
@@ -218,25 +220,11 @@ fn load(
     let put = |offset: u64, bytes: &[u8]| {
         ram.write(RamAddr::new(base + offset), bytes).map_err(|_| MirrorError::PlanMismatch)
     };
-    let p = &plan.placement;
-    let ranges: Vec<config::Range> = plan
-        .allowed
-        .iter()
-        .map(|r| config::Range { first: r.start() / PAGE_SIZE, count: r.pages() })
-        .collect();
-    let fixed = config::Config {
-        workers: plan.mailbox.workers,
-        slots: plan.mailbox.slots,
-        pages: plan.allowed.last().map_or(0, |r| r.end() / PAGE_SIZE),
-        ranges: ranges.len() as u32,
-    };
+    let secret_at = plan.placement.secret_at;
     put(0, image.bytes())?;
-    put(p.config_at, &fixed.encode())?;
-    let list: Vec<u8> = ranges.iter().flat_map(config::Range::encode).collect();
-    put(p.config_at + config::FIXED_BYTES as u64, &list)?;
-    put(p.secret_at, &config::SECRET_MAGIC.to_le_bytes())?;
-    put(p.secret_at + 8, secret)?;
-    put(p.tables_at, &plan.tables.bytes())
+    put(secret_at, &config::SECRET_MAGIC.to_le_bytes())?;
+    put(secret_at + 8, secret)?;
+    plan.set_contents(0, 0).iter().try_for_each(|(offset, bytes)| put(*offset, bytes))
 }
 
 /// Empties the helper's block: image, configuration, secret, stacks, maps, tables. The kernel takes the pages

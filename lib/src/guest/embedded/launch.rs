@@ -5,7 +5,9 @@ use mirrorvm_workload as w;
 
 use super::WORKLOAD_IMAGE;
 use crate::addr::{HelperVa, MirrorGpa, PAGE_2M, PAGE_SIZE, RamAddr};
-use crate::address_space::{Access, GuestLayout, HelperPlacement, Mapping, PageTables, RamBlock, TableError};
+use crate::address_space::{
+    Access, GuestLayout, HelperPlacement, HelperSet, Mapping, PageTables, RamBlock, TableError,
+};
 use crate::guest::MachineError;
 use crate::hypervisor::UserEntry;
 use crate::memory::GuestRam;
@@ -151,8 +153,9 @@ pub fn load_helper(ram: &GuestRam, image: &[u8], secret: &[u8; 32]) -> Result<()
     let header = Header::parse(image).map_err(MachineError::HelperImage)?;
     let layout = ram.layout();
     let block = layout.helper().ok_or(MachineError::NothingPlugged)?;
-    let placement = HelperPlacement::new(&header, layout.guest_end(), layout.ram().count())
-        .filter(|p| p.tables_at < block.size)
+    // Image and secret have one place whatever the strategy.
+    let placement = HelperPlacement::new(&header, layout, HelperSet::Shifted)
+        .filter(|p| p.block_len() <= block.size)
         .ok_or(MachineError::TooSmall { have: block.size, need: header.footprint() })?;
     let put = |offset: u64, bytes: &[u8]| {
         let at = RamAddr::new(block.ram_addr.get() + offset);
