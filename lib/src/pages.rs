@@ -33,6 +33,19 @@ impl PageSet {
         self.words.get((p / 64) as usize).is_some_and(|w| w >> (p % 64) & 1 != 0)
     }
 
+    /// Whether `count` pages from number `first` on are all in.
+    pub fn contains_all(&self, first: u64, count: u64) -> bool {
+        let Some(last) = count.checked_sub(1).and_then(|c| first.checked_add(c)) else { return count == 0 };
+        let (low, high) = (first / 64, last / 64);
+        if high >= self.words.len() as u64 {
+            return false;
+        }
+        (low..=high).all(|i| {
+            let mask = mask(if i == low { first % 64 } else { 0 }, if i == high { last % 64 } else { 63 });
+            self.words[i as usize] & mask == mask
+        })
+    }
+
     /// Puts `page` in; true when it is new.
     pub fn insert(&mut self, page: RamPage) -> bool {
         let (word, bit) = self.slot(page);
@@ -119,6 +132,11 @@ impl PageSet {
         }
         (&mut self.words[index], 1 << (page.get() % 64))
     }
+}
+
+/// Bits `from` to `to`, both included, of a word.
+const fn mask(from: u64, to: u64) -> u64 {
+    (u64::MAX >> (63 - to)) & (u64::MAX << from)
 }
 
 #[cfg(test)]

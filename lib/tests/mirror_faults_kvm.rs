@@ -7,7 +7,7 @@ mod support;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mirrorvm::addr::{PAGE_SIZE, RamPage};
-use mirrorvm::address_space::{MailboxSize, MirrorPlan, Shift, Strategy, plan};
+use mirrorvm::address_space::{MailboxSize, MirrorPlan, PlanRequest, Shift, Strategy, plan};
 use mirrorvm::hypervisor::Hypervisor as _;
 use mirrorvm::hypervisor::kvm::KvmHost;
 use mirrorvm::memory::GuestRam;
@@ -28,7 +28,8 @@ fn alone() -> MutexGuard<'static, ()> {
 
 fn planned(kvm: &KvmHost, ram: &GuestRam, image: &HelperImage, workers: u32) -> MirrorPlan {
     let strategy = Strategy::Shifted { shift: Shift::FourGib };
-    plan(ram.layout(), image.header(), &kvm.limits(), strategy, MailboxSize { workers, slots: 4 }).unwrap()
+    let (limits, size) = (kvm.limits(), MailboxSize { workers, slots: 4 });
+    plan(&PlanRequest::new(ram.layout(), image.header(), &limits, strategy, size)).unwrap()
 }
 
 /// The whole of the helper's block.

@@ -15,8 +15,17 @@ use super::guest_task::Command;
 use super::{
     DriverSpec, Fault, GuestRecord, HostError, MigrationRecord, MirrorRecord, MirrorState, PeerRecord,
 };
+<<<<<<< HEAD
 use crate::address_space::HostLimits;
 use crate::guest::MachineError;
+=======
+use crate::address_space::{
+    self, GuestLayout, HelperPlacement, HostLimits, MailboxSize, MirrorPlan, PlanRequest, Strategy,
+};
+use crate::guest::embedded::{Embedded, EmbeddedSetup, EmbeddedSpec};
+use crate::guest::qemu::{QEMU_RESERVED, QemuMachine, QemuMachineSpec};
+use crate::guest::{Machine, MachineError};
+>>>>>>> plan
 use crate::hypervisor::Hypervisor;
 use crate::hypervisor::emulated::EmulatedHost;
 use crate::hypervisor::kvm::KvmHost;
@@ -257,6 +266,111 @@ impl Inner {
 
     // Making things.
 
+<<<<<<< HEAD
+=======
+    /// A guest's layout with the helper's block.
+    pub fn layout_for(&self, driver: &DriverSpec, bare: &GuestLayout) -> Result<GuestLayout, HostError> {
+        let size = HelperPlacement::block_size(self.image.header(), bare)
+            .ok_or(HostError::NoResources { what: "helper memory", source: None })?;
+        let layout = match driver {
+            DriverSpec::Embedded { .. } => bare.with_helper(size, true),
+            DriverSpec::Qemu { .. } => {
+                let from = bare.ram_end().checked_add(QEMU_RESERVED).unwrap_or(bare.ram_end());
+                bare.with_helper_after(from, size, false)
+            }
+        };
+        layout.map_err(|mut e| HostError::internal("placing the helper's block", e.swap_remove(0)))
+    }
+
+    /// A machine for a guest, paused: booted afresh, or (`incoming`) waiting for memory and state.
+    pub fn make_machine(
+        &self,
+        record: &GuestRecord,
+        entry: &GuestEntry,
+        incoming: Option<IncomingMachine<'_>>,
+    ) -> Result<(Box<dyn Machine>, GuestLayout), MachineError> {
+        let ram = GuestRam::allocate(Arc::new(record.layout.clone()))?;
+        let boot = incoming.is_none();
+        let machine_type = incoming.as_ref().and_then(|i| i.machine_type).map(str::to_owned);
+        let secret = match incoming {
+            Some(i) => i.secret,
+            None => fresh_secret()?,
+        };
+        match &record.spec.driver {
+            DriverSpec::Embedded { vcpus, workload } => {
+                let kvm =
+                    self.kvm.as_ref().map_err(|_| MachineError::Unsupported { what: "run without KVM" })?;
+                let spec = EmbeddedSpec {
+                    vcpus: *vcpus,
+                    fill: workload.fill == Fill::Random,
+                    working_set: workload.working_set_bytes,
+                    dirty_bytes_per_second: workload.dirty_bytes_per_second,
+                };
+                let sender = entry.sender();
+                let on_end = Arc::new(move |end| {
+                    // Full queue or gone guest: the owner looks after its machine by itself, too.
+                    let _ = sender.try_send(Command::Ended(end));
+                });
+                let name: String = record.spec.name.chars().take(8).collect();
+                let helper_image = self.image.bytes();
+                let setup = EmbeddedSetup { name: &name, ram, helper_image, secret, boot, on_end };
+                let machine = Embedded::new(kvm, &spec, setup)?;
+                Ok((Box::new(machine), record.layout.clone()))
+            }
+            DriverSpec::Qemu { vcpus, kernel, initrd, append, accel } => {
+                let spec = QemuMachineSpec {
+                    binary: qemu_binary().ok_or(MachineError::Unsupported { what: "find QEMU" })?,
+                    machine_type: machine_type.unwrap_or_else(|| "pc".into()),
+                    accel: choose_accel(*accel),
+                    vcpus: *vcpus,
+                    kernel: kernel.clone(),
+                    initrd: initrd.clone(),
+                    append: append.clone(),
+                    run_dir: self.run_dir(record.id)?,
+                    incoming: !boot,
+                };
+                let mut machine = QemuMachine::launch(&spec, ram, secret)?;
+                let layout = if boot { machine.true_layout(&record.layout)? } else { record.layout.clone() };
+                Ok((Box::new(machine), layout))
+            }
+        }
+    }
+
+    /// A mirror of a machine.
+    pub fn make_mirror(
+        &self,
+        record: &GuestRecord,
+        machine: &dyn Machine,
+        strategy: Strategy,
+        workers: u32,
+    ) -> Result<Mirror, HostError> {
+        let kvm = self.need_kvm()?;
+        let plan = self.plan(&record.layout, strategy, workers, None)?;
+        let name: String = record.spec.name.chars().take(8).collect();
+        let secret = machine.migration_secret();
+        Mirror::launch(kvm, &name, Arc::new(plan), machine.ram(), &self.image, secret).map_err(|e| match e {
+            MirrorError::Memory(MemoryError::NotEnough { .. }) => {
+                HostError::NoResources { what: "memory", source: Some(Box::new(e)) }
+            }
+            e => HostError::internal("making the mirror", e),
+        })
+    }
+
+    /// Plans an address space.
+    pub fn plan(
+        &self,
+        layout: &GuestLayout,
+        strategy: Strategy,
+        workers: u32,
+        limits: Option<HostLimits>,
+    ) -> Result<MirrorPlan, HostError> {
+        let limits = limits.unwrap_or_else(|| self.limits());
+        let size = MailboxSize { workers, slots: SLOTS };
+        let request = PlanRequest::new(layout, self.image.header(), &limits, strategy, size);
+        address_space::plan(&request).map_err(HostError::PlanRefused)
+    }
+
+>>>>>>> plan
     /// A private directory for a guest's process.
     pub fn run_dir(&self, guest: Uuid) -> Result<PathBuf, MachineError> {
         let dir = self.state_dir.join("run").join(guest.simple().to_string());

@@ -4,7 +4,9 @@
 use std::sync::Arc;
 
 use mirrorvm::addr::{Gpa, RamPage};
-use mirrorvm::address_space::{BlockSpec, GuestLayout, HelperPlacement, MailboxSize, Shift, Strategy, plan};
+use mirrorvm::address_space::{
+    BlockSpec, GuestLayout, HelperPlacement, MailboxSize, PlanRequest, Shift, Strategy, plan,
+};
 use mirrorvm::hypervisor::Hypervisor as _;
 use mirrorvm::hypervisor::kvm::KvmHost;
 use mirrorvm::memory::GuestRam;
@@ -36,7 +38,8 @@ pub fn mirror(kvm: &KvmHost, ram: &GuestRam, workers: u32) -> Mirror {
     let image = HelperImage::built_in();
     let strategy = Strategy::Shifted { shift: Shift::FourGib };
     let size = MailboxSize { workers, slots: 4 };
-    let plan = plan(ram.layout(), image.header(), &kvm.limits(), strategy, size).unwrap();
+    let limits = kvm.limits();
+    let plan = plan(&PlanRequest::new(ram.layout(), image.header(), &limits, strategy, size)).unwrap();
     Mirror::launch(kvm, "test", Arc::new(plan), ram, &image, &[42; 32]).unwrap()
 }
 

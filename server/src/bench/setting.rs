@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use mirrorvm::addr::{Gpa, RamPage};
 use mirrorvm::address_space::{
-    BlockSpec, GuestLayout, HelperPlacement, MailboxSize, MirrorPlan, Shift, Strategy, plan,
+    BlockSpec, GuestLayout, HelperPlacement, MailboxSize, MirrorPlan, PlanRequest, Shift, Strategy, plan,
 };
 use mirrorvm::hypervisor::Hypervisor as _;
 use mirrorvm::hypervisor::kvm::KvmHost;
@@ -42,7 +42,8 @@ pub(super) fn fill(ram: &GuestRam) -> Result<(), BenchError> {
 pub(super) fn mirror_plan(kvm: &KvmHost, ram: &GuestRam) -> Result<MirrorPlan, BenchError> {
     let strategy = Strategy::Shifted { shift: Shift::FourGib };
     let size = MailboxSize { workers: 1, slots: 4 };
-    plan(ram.layout(), HelperImage::built_in().header(), &kvm.limits(), strategy, size)
+    let (image, limits) = (HelperImage::built_in(), kvm.limits());
+    plan(&PlanRequest::new(ram.layout(), image.header(), &limits, strategy, size))
         .map_err(|mut e| e.swap_remove(0).into())
 }
 
