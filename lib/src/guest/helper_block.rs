@@ -3,7 +3,7 @@
 use mirrorvm_abi::{config::SECRET_MAGIC, header::Header};
 
 use super::MachineError;
-use crate::address_space::HelperPlacement;
+use crate::address_space::{HelperPlacement, HelperSet};
 use crate::memory::{GuestRam, Mapping};
 
 /// Bytes of a secret page that are used: magic, secret, and room to a multiple of what LAUNCH_SECRET moves.
@@ -24,7 +24,7 @@ pub fn digest(bytes: &[u8]) -> [u8; 32] {
     out
 }
 
-/// Where a helper's parts lie in the block of a guest with this RAM.
+/// Where a helper's parts lie in the block of a guest with this RAM; which strategy's set it names does not matter here.
 ///
 /// # Errors
 /// An image that cannot be used, or a block that it does not fit.
@@ -32,8 +32,8 @@ pub fn placement(ram: &GuestRam, image: &[u8]) -> Result<HelperPlacement, Machin
     let header = Header::parse(image).map_err(MachineError::HelperImage)?;
     let layout = ram.layout();
     let block = layout.helper().ok_or(MachineError::NothingPlugged)?;
-    HelperPlacement::new(&header, &layout, 0)
-        .filter(|p| p.end() <= block.size)
+    HelperPlacement::new(&header, &layout, HelperSet::Shifted)
+        .filter(|p| p.block_len() <= block.size)
         .ok_or(MachineError::TooSmall { have: block.size, need: header.footprint() })
 }
 

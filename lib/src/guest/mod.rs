@@ -180,10 +180,12 @@ pub trait Machine: Send {
     fn migration_secret(&self) -> &[u8; 32];
 
     /// SEV: measures, checks, delivers the secret, ends the launch. No effect without SEV or when done.
+    /// `mirror_areas`: SEV-ES, the save areas of the mirror that was made meanwhile.
     ///
     /// # Errors
     /// The machine is of no use then.
-    fn finish_launch(&mut self) -> Result<(), MachineError> {
+    fn finish_launch(&mut self, mirror_areas: &[Vec<u8>]) -> Result<(), MachineError> {
+        let _ = mirror_areas;
         Ok(())
     }
 

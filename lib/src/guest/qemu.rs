@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
-use super::{Console, EncryptionStatus, MigrationControl, Machine, MachineEnd, MachineError};
+use super::{Console, EncryptionStatus, Machine, MachineEnd, MachineError, MigrationControl};
 use crate::addr::Gpa;
 use crate::address_space::{GuestLayout, Plug};
 use crate::memory::GuestRam;
@@ -115,9 +115,8 @@ impl QemuMachine {
             .map(|p| Plug { offset: p.offset_in_block, gpa: Gpa::new(p.gpa), len: p.len })
             .collect();
         plugs.sort_by_key(|p| p.offset);
-        let found = layout
-            .with_plugs(&ours.name, plugs)
-            .map_err(|_| bad("QEMU's view of RAM is contradictory"))?;
+        let found =
+            layout.with_plugs(&ours.name, plugs).map_err(|_| bad("QEMU's view of RAM is contradictory"))?;
         self.ram.replug(Arc::new(found.clone())).map_err(|_| bad("QEMU has other RAM"))?;
         Ok(found)
     }

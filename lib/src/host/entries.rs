@@ -8,8 +8,8 @@ use uuid::Uuid;
 
 use super::guest_task::Command;
 use super::{
-    ConsoleChunk, Fault, GuestRecord, GuestState, HostError, MigrationRecord, MirrorRecord, MirrorState, PageDigests,
-    WorkerInfo,
+    ConsoleChunk, Fault, GuestRecord, GuestState, HostError, MigrationRecord, MirrorRecord, MirrorState,
+    PageDigests, WorkerInfo,
 };
 use crate::guest::{Console, EncryptionStatus, Machine, MigrationControl, Readiness};
 use crate::migration::Control;
@@ -37,7 +37,9 @@ impl GuestEntry {
     }
 
     pub fn record(&self) -> GuestRecord {
-        self.record.read().unwrap_or_else(PoisonError::into_inner).clone()
+        let mut record = self.record.read().unwrap_or_else(PoisonError::into_inner).clone();
+        record.readiness = self.readiness_in(record.state);
+        record
     }
 
     pub fn show(&self, record: GuestRecord) {
@@ -60,7 +62,10 @@ impl GuestEntry {
 
     /// What the guest's last machine said of being migrated.
     pub fn readiness(&self) -> Option<Readiness> {
-        let state = self.record().state;
+        self.record().readiness
+    }
+
+    fn readiness_in(&self, state: GuestState) -> Option<Readiness> {
         let live = matches!(state, GuestState::Running | GuestState::Paused | GuestState::InDoubt);
         self.senses().filter(|_| live).map(|s| s.control.readiness())
     }

@@ -94,7 +94,9 @@ pub enum HostError {
     )]
     MirrorAtLaunch,
     /// An encrypted guest was launched without what this plan needs in its helper's memory.
-    #[error("the guest was not launched with the helper's page tables of this plan, and no host can write them now")]
+    #[error(
+        "the guest was not launched with the helper's page tables of this plan, and no host can write them now"
+    )]
     NotLaunched {
         /// Offset in the helper's block.
         offset: u64,

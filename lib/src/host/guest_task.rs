@@ -17,8 +17,8 @@ use super::{
     Fault, GuestAction, GuestRecord, GuestState, HostError, MirrorChoice, MirrorRecord, MirrorSpec,
     MirrorState,
 };
-use crate::guest::lifecycle::Event;
 use crate::addr::Gpa;
+use crate::guest::lifecycle::Event;
 use crate::guest::{Machine, MachineEnd, MachineError, PlugError};
 use crate::mirror::Mirror;
 use crate::store::Kind;
@@ -34,6 +34,8 @@ pub(super) enum Command {
     Undefine(Reply<()>),
     CreateMirror(MirrorSpec, Reply<MirrorRecord>),
     DeleteMirror(Uuid, Reply<()>),
+    /// Something that is not stored has changed: a new generation shows it.
+    Touch,
     /// Plugs a RAM block at an address, or unplugs it.
     Replug {
         block: String,
@@ -159,6 +161,9 @@ impl Owner {
             }
             Command::DeleteMirror(id, reply) => {
                 let _ = reply.send(self.delete_mirror(id));
+            }
+            Command::Touch => {
+                self.publish(|_| {});
             }
             Command::Replug { block, gpa, reply } => {
                 let _ = reply.send(self.replug(&block, gpa));

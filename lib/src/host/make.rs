@@ -89,9 +89,7 @@ impl Inner {
         let placed = |mut e: Vec<_>| HostError::internal("placing the helper's block", e.swap_remove(0));
         let bare = match driver.sev() {
             // One more than the workload's vCPUs: the firmware's.
-            Some(SevSpec { es: true, .. }) => {
-                bare.with_save_areas(driver.vcpus() + 1).map_err(placed)?
-            }
+            Some(SevSpec { es: true, .. }) => bare.with_save_areas(driver.vcpus() + 1).map_err(placed)?,
             _ => bare.clone(),
         };
         let size = HelperPlacement::block_size(self.image.header(), &bare)
@@ -122,7 +120,8 @@ impl Inner {
         let made = match &record.spec.driver {
             DriverSpec::Embedded { vcpus, workload, sev } | DriverSpec::Emulated { vcpus, workload, sev } => {
                 let hypervisor = self.hypervisor(&record.spec.driver)?;
-                let machine = self.embedded(record, entry, (*vcpus, workload), hypervisor, ram, secret, boot)?;
+                let machine =
+                    self.embedded(record, entry, (*vcpus, workload), hypervisor, ram, secret, boot)?;
                 let mirror = sev.as_ref().filter(|s| s.es).map(|s| mirror.unwrap_or(s.mirror));
                 self.launched(record, machine, mirror)?
             }
@@ -172,6 +171,10 @@ impl Inner {
             // Full queue or gone guest: the owner looks after its machine by itself, too.
             let _ = sender.try_send(Command::Ended(end));
         });
+        let sender = entry.sender();
+        let on_readiness = Arc::new(move || {
+            let _ = sender.try_send(Command::Touch);
+        });
         let home = self.home_layout(record)?;
         let driver = &record.spec.driver;
         let setup = EmbeddedSetup {
@@ -183,6 +186,7 @@ impl Inner {
             boot,
             declaration: self.reference_declaration(driver, &home),
             check_declaration: self.declaration_check(driver, &home),
+            on_readiness,
             sev: self.sev_setup(driver, &home, hypervisor)?,
             on_end,
         };
@@ -203,7 +207,7 @@ impl Inner {
         let areas = made.as_ref().map_or(&[][..], Mirror::launched_areas);
         machine.finish_launch(areas)?;
         if let Some(mirror) = &mut made {
-            mirror.start().map_err(mirror_error)?;
+            mirror.wake().map_err(mirror_error)?;
         }
         Ok(Made { machine: Box::new(machine), layout: record.layout.clone(), mirror: made })
     }
@@ -227,7 +231,9 @@ impl Inner {
         let mut sets = Vec::new();
         for strategy in LAUNCHED {
             // What cannot be planned now cannot be made later either; the refusal comes when somebody asks for it.
-            if let Ok(plan) = address_space::plan(&self.request(driver, home, strategy, 1, declaration.as_ref())) {
+            if let Ok(plan) =
+                address_space::plan(&self.request(driver, home, strategy, 1, declaration.as_ref()))
+            {
                 sets.extend(plan.set_contents(level, sev.policy.0));
             }
         }
@@ -237,8 +243,7 @@ impl Inner {
 
     /// What the reference guest's firmware declares.
     fn reference_declaration(&self, driver: &DriverSpec, home: &GuestLayout) -> Option<Declaration> {
-        let request = self.request(driver, home, Strategy::Declared, 1, None);
-        address_space::reference_declaration(&request)
+        address_space::reference_declaration(home, self.image.header(), self.limits_of(driver))
     }
 
     /// Says what is wrong with what a guest declares.
@@ -249,7 +254,8 @@ impl Inner {
     ) -> crate::guest::embedded::CheckDeclaration {
         let request = self.request(driver, home, Strategy::Declared, 1, None);
         let (layout, helper) = (home.clone(), *request.helper);
-        let (limits, mailbox, confidentiality) = (self.limits_for(driver), request.mailbox, request.confidentiality);
+        let (limits, mailbox, confidentiality) =
+            (*self.limits_of(driver), request.mailbox, request.confidentiality);
         Arc::new(move |declaration: &Declaration| -> Vec<Refusal> {
             address_space::plan(&PlanRequest {
                 layout: &layout,
@@ -306,14 +312,15 @@ impl Inner {
     ) -> Result<MirrorPlan, HostError> {
         let record = entry.record();
         let driver = &record.spec.driver;
-        let live = entry.readiness().and_then(|r| r.declaration);
-        let reference = || match driver {
-            DriverSpec::Embedded { .. } | DriverSpec::Emulated { .. } if live.is_none() && !entry.has_machine() => {
+        // Of a guest that runs, what it declared; of one that does not, what the reference guest is going to declare.
+        let known = || match (entry.readiness(), driver) {
+            (Some(readiness), _) => readiness.declaration.as_deref().cloned(),
+            (None, DriverSpec::Qemu { .. }) => None,
+            (None, DriverSpec::Embedded { .. } | DriverSpec::Emulated { .. }) => {
                 self.home_layout(&record).ok().and_then(|home| self.reference_declaration(driver, &home))
             }
-            _ => None,
         };
-        let declaration = options.declaration.clone().or_else(|| live.as_deref().cloned()).or_else(reference);
+        let declaration = options.declaration.clone().or_else(known);
         let shared = entry.encryption().map(|e| e.shared());
         let request = self.request(driver, &record.layout, strategy, workers, declaration.as_ref());
         self.plan_request(PlanRequest {
@@ -350,7 +357,7 @@ impl Inner {
         workers: u32,
     ) -> Result<Mirror, HostError> {
         let mut mirror = self.build_mirror(record, machine, strategy, workers, false)?;
-        mirror.start().map_err(mirror_error)?;
+        mirror.wake().map_err(mirror_error)?;
         Ok(mirror)
     }
 
@@ -387,7 +394,7 @@ fn short_name(record: &GuestRecord) -> String {
     record.spec.name.chars().take(8).collect()
 }
 
-fn no_sev(hypervisor: &dyn Hypervisor) -> HostError {
+pub(super) fn no_sev(hypervisor: &dyn Hypervisor) -> HostError {
     let why = format!("{} has no SEV here; capabilities.missing tells why", hypervisor.name());
     HostError::CapabilityMissing { what: "sev", why }
 }

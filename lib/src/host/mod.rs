@@ -23,7 +23,7 @@ use uuid::Uuid;
 
 use crate::addr::Gpa;
 use crate::address_space::{MirrorPlan, Strategy};
-use crate::guest::{MachineError, Readiness};
+use crate::guest::MachineError;
 use crate::store::Kind;
 use crate::transport::PeerListener;
 
@@ -104,6 +104,7 @@ impl Host {
             state: GuestState::Stopped,
             generation: 1,
             protection,
+            readiness: None,
             migration: None,
             moved_to: None,
             error: None,
@@ -221,14 +222,6 @@ impl Host {
         self.inner.plan(&guest, strategy, workers, options)
     }
 
-    /// What a guest says of being migrated; `None` while it has no machine.
-    ///
-    /// # Errors
-    /// [`HostError::NotFound`].
-    pub fn readiness(&self, key: &str) -> Result<Option<Readiness>, HostError> {
-        Ok(self.inner.find_guest(key)?.readiness())
-    }
-
     /// Gives an unplugged RAM block an address, while the guest runs or is paused.
     ///
     /// # Errors
@@ -275,15 +268,16 @@ impl Host {
         if let Some(migration) = record.migration {
             return Err(HostError::GuestMigrating { migration });
         }
-        let status = guest.encryption().filter(|_| matches!(record.state, GuestState::Running | GuestState::Paused));
+        let status =
+            guest.encryption().filter(|_| matches!(record.state, GuestState::Running | GuestState::Paused));
         let status = status.ok_or(HostError::WrongState {
             kind: "guest",
             current: record.state.name(),
             allowed: &["running", "paused"],
         })?;
-        status.report(&record.layout, gpa, pages, private).map_err(|e| {
-            HostError::Invalid(vec![FieldError::new("/gpa", "not_ram", e.to_string())])
-        })?;
+        status
+            .report(&record.layout, gpa, pages, private)
+            .map_err(|e| HostError::Invalid(vec![FieldError::new("/gpa", "not_ram", e.to_string())]))?;
         self.inner.changed();
         Ok(())
     }

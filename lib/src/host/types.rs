@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::addr::{PAGE_SIZE, RamAddr};
 use crate::address_space::{BlockSpec, GuestLayout, HostLimits, MirrorPlan, Strategy};
+use crate::guest::Readiness;
 pub use crate::guest::lifecycle::GuestState;
 use crate::pages::PageSet;
 use crate::sev::Policy;
@@ -218,6 +219,9 @@ pub struct GuestRecord {
     pub generation: u64,
     /// What the hardware gives it.
     pub protection: ProtectionLevel,
+    /// What the guest says of being migrated; `None` while it has no machine. Live: not stored.
+    #[serde(skip)]
+    pub readiness: Option<Readiness>,
     /// The migration that has it now.
     pub migration: Option<Uuid>,
     /// The host that it was handed over to, after a migration that kept it here as stopped.
@@ -278,7 +282,9 @@ pub(super) fn extents(layout: &GuestLayout, shared: &PageSet) -> Vec<EncryptionE
             return;
         }
         match list.last_mut() {
-            Some(last) if last.shared == shared && last.ram_addr.get() + last.len == from => last.len += to - from,
+            Some(last) if last.shared == shared && last.ram_addr.get() + last.len == from => {
+                last.len += to - from
+            }
             _ => list.push(EncryptionExtent { ram_addr: RamAddr::new(from), len: to - from, shared }),
         }
     };

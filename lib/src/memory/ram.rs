@@ -57,7 +57,9 @@ impl GuestRam {
     /// # Errors
     /// [`OtherBlocks`] when more than that would change.
     pub fn replug(&self, layout: Arc<GuestLayout>) -> Result<(), OtherBlocks> {
-        let same = |a: &RamBlock, b: &RamBlock| (&a.name, a.ram_addr, a.size, a.role) == (&b.name, b.ram_addr, b.size, b.role);
+        let same = |a: &RamBlock, b: &RamBlock| {
+            (&a.name, a.ram_addr, a.size, a.role) == (&b.name, b.ram_addr, b.size, b.role)
+        };
         let (old, new) = (self.blocks.blocks(), layout.blocks());
         if old.len() != new.len() || !old.iter().zip(new).all(|(a, b)| same(a, b)) {
             return Err(OtherBlocks);

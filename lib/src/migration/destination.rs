@@ -33,6 +33,8 @@ pub struct Arrival {
 pub struct Arrived {
     /// Its machine.
     pub machine: Box<dyn Machine>,
+    /// Its mirror; the session is over.
+    pub mirror: Mirror,
     /// Whether it was paused at the source, and is here.
     pub paused: bool,
     /// Of every page at the pause point, when verification was asked for.
@@ -280,8 +282,16 @@ impl Import<'_> {
         if let Err(fault) = &told {
             tracing::warn!(fault = %fault.chain(), "COMMIT may not have arrived; the source will ask");
         }
-        self.host
-            .arrived(session, Arrived { machine: self.machine, paused, digests: self.digests.take(), fault });
+        self.host.arrived(
+            session,
+            Arrived {
+                machine: self.machine,
+                mirror: self.mirror,
+                paused,
+                digests: self.digests.take(),
+                fault,
+            },
+        );
         if told.is_ok() {
             let _ = self.link.close();
         }

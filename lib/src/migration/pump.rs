@@ -72,7 +72,21 @@ impl<'a> Work<'a> {
         let (cursor, failed, counts) = (Mutex::new(0), AtomicBool::new(false), Counts::default());
         let begun = Instant::now();
         let (before, shown) = (control.live().progress, Mutex::new(begun));
-        Self { epoch, sealed, shared, ram, plan, control, limiter, cursor, failed, counts, begun, before, shown }
+        Self {
+            epoch,
+            sealed,
+            shared,
+            ram,
+            plan,
+            control,
+            limiter,
+            cursor,
+            failed,
+            counts,
+            begun,
+            before,
+            shown,
+        }
     }
 
     fn next(&self, batch: &mut Vec<RamPage>) {

@@ -7,12 +7,12 @@ use mirrorvm_abi::record::TOKEN_BYTES;
 use ring::digest;
 use uuid::Uuid;
 
+use super::MigrationFault;
 use super::control::Control;
 use super::peer::{PeerAddress, open_control};
 use super::pump::{Limiter, Stream, Work};
 use super::rounds::{Decision, Observation, decide};
 use super::wire::{self, Prepare, Prepared, Purpose, Settled, StateHead, kind};
-use super::MigrationFault;
 use crate::addr::PAGE_SIZE;
 use crate::guest::Machine;
 use crate::host::{GuestRecord, MigrationMode, MigrationSpec, MigrationState, ProtectionLevel, Round};

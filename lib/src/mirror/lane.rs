@@ -14,7 +14,6 @@ use mirrorvm_abi::{
 
 use super::LaneError;
 use super::worker::WorkerShared;
-use crate::addr::RamPage;
 
 /// A request that was answered with success.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

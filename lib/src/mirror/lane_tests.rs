@@ -12,7 +12,7 @@ use proptest::prelude::*;
 
 use super::worker::WorkerShared;
 use super::{Done, Lane, LaneError, WorkerEnd};
-use crate::addr::{PAGE_2M, RamPage};
+use crate::addr::PAGE_2M;
 use crate::memory::Mapping;
 
 const SLOTS: u32 = 4;
@@ -55,7 +55,7 @@ impl Fake {
 fn exporting(count: usize) -> (Lane, Fake, Completion) {
     let (mut lane, mut fake) = lane();
     let slot = lane.acquire().unwrap();
-    let pages: Vec<_> = (0..count as u64).map(RamPage::new).collect();
+    let pages: Vec<_> = (0..count as u64).collect();
     lane.submit_export(slot, &pages, 1);
     let request = fake.request();
     let expected =

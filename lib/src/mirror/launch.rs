@@ -10,6 +10,7 @@ use mirrorvm_abi::{config, layout as abi, mailbox};
 use super::worker::{self, WorkerShared};
 use super::{HelperImage, Lane, LaneError, MirrorError, WorkerEnd, psp};
 use crate::address_space::{MirrorPlan, PspVia, SlotBacking, Strategy};
+use crate::guest::embedded::add_save_areas;
 use crate::guest::{LaunchedHelper, helper_block};
 use crate::hypervisor::{Hypervisor, Kicker, Slot, SlotId, UserEntry, Vcpu, Vm};
 use crate::memory::{GuestRam, Mapping};
@@ -30,6 +31,7 @@ pub struct Mirror {
     // After the workers: they own the vCPUs. It holds the slots' memory.
     vm: Box<dyn Vm>,
     ram: GuestRam,
+    launched_areas: Vec<Vec<u8>>,
     /// Whether the host may empty the helper's block.
     wipes: bool,
     begun: Instant,
@@ -97,7 +99,7 @@ impl Mirror {
         helper: HelperSource<'_>,
     ) -> Result<Self, MirrorError> {
         let mut mirror = Self::build(hypervisor, name, plan, workers, ram, image, helper)?;
-        mirror.start()?;
+        mirror.wake()?;
         Ok(mirror)
     }
 
@@ -130,6 +132,7 @@ impl Mirror {
             plan,
             vm,
             ram: ram.clone(),
+            launched_areas: Vec::new(),
             wipes: matches!(helper, HelperSource::Loaded { .. }),
             begun,
             ready_after: Duration::ZERO,
@@ -142,7 +145,7 @@ impl Mirror {
         if let (HelperSource::Launched(l), Some(context)) = (helper, mirror.vm.sev())
             && l.es
         {
-            context.launch_update_vmsa()?;
+            mirror.launched_areas = add_save_areas(context.as_ref())?;
         }
         Ok(mirror)
     }
@@ -151,7 +154,7 @@ impl Mirror {
     ///
     /// # Errors
     /// The helper does not come up; the mirror is of no use.
-    pub fn start(&mut self) -> Result<(), MirrorError> {
+    pub fn wake(&mut self) -> Result<(), MirrorError> {
         if self.waiting.is_empty() {
             return Ok(());
         }
@@ -223,6 +226,11 @@ impl Mirror {
             self.waiting.push(vcpu);
         }
         Ok(())
+    }
+
+    /// SEV-ES: what was measured of its vCPUs.
+    pub fn launched_areas(&self) -> &[Vec<u8>] {
+        &self.launched_areas
     }
 
     /// Mirror vCPUs.

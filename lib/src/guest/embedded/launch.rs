@@ -3,15 +3,8 @@
 use mirrorvm_workload as w;
 
 use super::WORKLOAD_IMAGE;
-<<<<<<< HEAD
 use crate::addr::{Gpa, HelperVa, MirrorGpa, PAGE_2M, PAGE_SIZE, PageRange, RamAddr};
 use crate::address_space::{Access, Declaration, GuestLayout, Mapping, PageTables, RamBlock, TableError};
-=======
-use crate::addr::{HelperVa, MirrorGpa, PAGE_2M, PAGE_SIZE, RamAddr};
-use crate::address_space::{
-    Access, GuestLayout, HelperPlacement, HelperSet, Mapping, PageTables, RamBlock, TableError,
-};
->>>>>>> plan
 use crate::guest::MachineError;
 use crate::hypervisor::UserEntry;
 use crate::memory::GuestRam;
@@ -198,29 +191,3 @@ fn table_pages(layout: &GuestLayout) -> u64 {
         .sum::<u64>()
         + 24
 }
-<<<<<<< HEAD
-=======
-
-/// Loads the helper's image and the guest's migration secret into the helper's block: a part of the guest's launch.
-/// Configuration and page tables come with a mirror, whose strategy decides them.
-///
-/// # Errors
-/// An image that cannot be used, or a block that it does not fit.
-pub fn load_helper(ram: &GuestRam, image: &[u8], secret: &[u8; 32]) -> Result<(), MachineError> {
-    let header = Header::parse(image).map_err(MachineError::HelperImage)?;
-    let layout = ram.layout();
-    let block = layout.helper().ok_or(MachineError::NothingPlugged)?;
-    // Image and secret have one place whatever the strategy.
-    let placement = HelperPlacement::new(&header, layout, HelperSet::Shifted)
-        .filter(|p| p.block_len() <= block.size)
-        .ok_or(MachineError::TooSmall { have: block.size, need: header.footprint() })?;
-    let put = |offset: u64, bytes: &[u8]| {
-        let at = RamAddr::new(block.ram_addr.get() + offset);
-        ram.write(at, bytes).expect("the placement lies inside the block");
-    };
-    put(0, image);
-    put(placement.secret_at, &SECRET_MAGIC.to_le_bytes());
-    put(placement.secret_at + 8, secret);
-    Ok(())
-}
->>>>>>> plan

@@ -55,6 +55,8 @@ pub struct EmbeddedSetup<'a> {
     pub declaration: Option<Declaration>,
     /// Says what is wrong with what it then really declares.
     pub check_declaration: CheckDeclaration,
+    /// Called when the guest has written MSR_KVM_MIGRATION_CONTROL.
+    pub on_readiness: Arc<dyn Fn() + Send + Sync>,
     /// Encrypts the guest.
     pub sev: Option<SevSetup>,
     /// Called when the guest ends by itself.
@@ -121,10 +123,10 @@ impl Embedded {
             ram,
             control: Arc::new(MigrationControl::new(sev.is_some())),
             check_declaration: setup.check_declaration,
+            on_readiness: setup.on_readiness,
             withdraw_at: spec.withdraw_after.map(|after| Instant::now() + after),
         };
-        let mut machine =
-            Self { threads: Vec::new(), vm, logging: false, plan, devices, secret, sev };
+        let mut machine = Self { threads: Vec::new(), vm, logging: false, plan, devices, secret, sev };
         machine.plug_all()?;
         if let Some(sev) = &mut machine.sev {
             let launched = if boot { machine.plan.launched().to_vec() } else { Vec::new() };
@@ -239,9 +241,9 @@ impl Machine for Embedded {
         &self.secret
     }
 
-    fn finish_launch(&mut self) -> Result<(), MachineError> {
+    fn finish_launch(&mut self, mirror_areas: &[Vec<u8>]) -> Result<(), MachineError> {
         let secret = &self.secret;
-        self.sev.as_mut().map_or(Ok(()), |sev| sev.finish(secret))
+        self.sev.as_mut().map_or(Ok(()), |sev| sev.finish(secret, mirror_areas))
     }
 
     fn launched_helper(&self) -> Option<LaunchedHelper> {

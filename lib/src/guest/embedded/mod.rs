@@ -12,7 +12,7 @@ mod vcpu;
 pub use launch::{WorkloadBoot, WorkloadPlan};
 pub use machine::{Embedded, EmbeddedSetup, EmbeddedSpec};
 pub use ports::CheckDeclaration;
-pub use sev::{SevSetup, level};
+pub use sev::{SevSetup, add_save_areas, level};
 
 /// The workload image, built by the build script.
 pub static WORKLOAD_IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/mirrorvm-workload.bin"));

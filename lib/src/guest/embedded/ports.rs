@@ -31,6 +31,8 @@ pub(super) struct Devices {
     pub on_end: OnEnd,
     pub control: Arc<MigrationControl>,
     pub check_declaration: CheckDeclaration,
+    /// Told after every write of the MSR.
+    pub on_readiness: Arc<dyn Fn() + Send + Sync>,
     /// When the firmware withdraws readiness, counted from the machine's making.
     pub withdraw_at: Option<Instant>,
 }
@@ -86,6 +88,7 @@ impl VcpuPorts {
         } else {
             self.devices.control.announce(|| self.declaration());
         }
+        (self.devices.on_readiness)();
     }
 
     /// A hypercall that leaves to us.
@@ -111,7 +114,7 @@ impl VcpuPorts {
             return Ok(None);
         }
         let words: Vec<u64> = words.collect();
-        let declaration = Declaration::from_words(count, &words)?;
+        let declaration = Declaration::from_words(count, &words).map_err(|r| vec![r])?;
         let refusals = (self.devices.check_declaration)(&declaration);
         if refusals.is_empty() { Ok(Some(declaration)) } else { Err(refusals) }
     }

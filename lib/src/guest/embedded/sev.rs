@@ -14,7 +14,7 @@ use crate::guest::{LaunchedHelper, MachineError, helper_block};
 use crate::hypervisor::Vm;
 use crate::memory::{GuestRam, Mapping};
 use crate::sev::model::MemoryKey;
-use crate::sev::{Context, CopySource, GuestOwner, Platform, Policy};
+use crate::sev::{Context, CopySource, GuestOwner, Platform, Policy, SevError};
 
 /// How a guest is to be launched.
 pub struct SevSetup {
@@ -75,8 +75,7 @@ impl SevLaunch {
     pub fn add(&mut self, ram: &GuestRam, launched: &[PageRange]) -> Result<(), MachineError> {
         for range in launched {
             let at = crate::addr::RamAddr::new(range.start());
-            let (memory, offset) =
-                ram.locate(at, range.len()).map_err(|_| MachineError::NothingPlugged)?;
+            let (memory, offset) = ram.locate(at, range.len()).map_err(|_| MachineError::NothingPlugged)?;
             self.update(&Arc::clone(memory), offset, range.len())?;
         }
         let layout = ram.layout();
@@ -104,28 +103,37 @@ impl SevLaunch {
     /// SEV-ES: encrypts and measures the save areas of the guest's vCPUs.
     pub fn add_vcpus(&mut self) -> Result<(), MachineError> {
         if self.setup.es {
-            self.context.launch_update_vmsa()?;
+            add_save_areas(self.context.as_ref())?.iter().for_each(|area| self.digest.update(area));
         }
         Ok(())
     }
 
-    /// Measures, compares, delivers the secret, ends the launch.
-    pub fn finish(&mut self, secret: &Zeroizing<[u8; 32]>) -> Result<(), MachineError> {
+    /// Measures, compares, delivers the secret, ends the launch. `mirror_areas`: save areas of the mirror's vCPUs, which
+    /// were measured after the guest's.
+    pub fn finish(
+        &mut self,
+        secret: &Zeroizing<[u8; 32]>,
+        mirror_areas: &[Vec<u8>],
+    ) -> Result<(), MachineError> {
         if self.finished {
             return Ok(());
         }
+        if self.setup.es && !self.setup.platform.is_modelled() {
+            let why = "the content of real save areas is not computed here, so the launch cannot be checked";
+            return Err(
+                SevError::Unsupported { what: "launching an SEV-ES guest on real firmware", why }.into()
+            );
+        }
+        mirror_areas.iter().for_each(|area| self.digest.update(area));
         let measurement = self.context.launch_measure()?;
-        // The digest of save areas is the processor's own business under ES: what is compared then is that the
-        // measurement is of this platform and policy, see `GuestOwner::verify`.
         let mut expected = [0; 32];
         expected.copy_from_slice(self.digest.clone().finish().as_ref());
         let status = self.setup.platform.status()?;
-        if !self.owner.verify(&measurement, &expected, &status) {
-            return Err(MachineError::Measurement);
-        }
+        let mut verified =
+            self.owner.verify(&status, &expected, &measurement).map_err(|_| MachineError::Measurement)?;
         let span = helper_block::secret_span(secret);
         for (memory, at) in &self.secrets {
-            let (header, packet) = self.owner.secret(span.as_slice(), &measurement)?;
+            let (header, packet) = verified.secret(span.as_slice())?;
             self.context.launch_secret(&header, &packet, memory, *at)?;
         }
         self.context.launch_finish()?;
@@ -153,6 +161,21 @@ impl SevLaunch {
             CopySource::Kernel(_) => None,
         }
     }
+}
+
+/// LAUNCH_UPDATE_VMSA; gives what was measured, where that can be known.
+///
+/// # Errors
+/// What firmware or kernel refuse.
+pub fn add_save_areas(context: &dyn Context) -> Result<Vec<Vec<u8>>, SevError> {
+    let read = |(memory, at): &(Arc<Mapping>, u64)| {
+        let mut page = vec![0; 4096];
+        memory.read(*at, &mut page);
+        page
+    };
+    let areas = context.save_areas().iter().map(read).collect();
+    context.launch_update_vmsa()?;
+    Ok(areas)
 }
 
 impl LaunchedHelper {
