@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::addr::PAGE_SIZE;
 use crate::guest::LaunchedHelper;
 use crate::memory::Mapping;
-use crate::sev::{Context, SevError};
+use crate::sev::{Context, PlatformCerts, SevError};
 
 /// Copies `len` bytes at `offset` of `from` (the guest's) into all of `to`, and makes `target` share the guest's key.
 ///
@@ -28,7 +28,7 @@ pub(super) fn copy(
     let handle = source.guest_status()?.handle;
     target.init(helper.es)?;
     target.register_region(to, 0, to.len())?;
-    let session = source.send_start(&pdh)?;
+    let session = source.send_start(&PlatformCerts::from(pdh.clone()))?;
     let (memory, offset, len) = from;
     let copied = (|| {
         target.receive_start(helper.policy, &pdh, &session, Some(handle))?;
