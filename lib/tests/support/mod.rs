@@ -1,11 +1,11 @@
-//! What tests on real KVM share.
+//! What tests of VMs share.
 #![allow(dead_code, reason = "each test program uses a part")]
 
 use std::sync::Arc;
 
 use mirrorvm::addr::{Gpa, RamPage};
 use mirrorvm::address_space::{BlockSpec, GuestLayout, HelperPlacement, MailboxSize, Shift, Strategy, plan};
-use mirrorvm::hypervisor::Hypervisor as _;
+use mirrorvm::hypervisor::Hypervisor;
 use mirrorvm::hypervisor::kvm::KvmHost;
 use mirrorvm::memory::GuestRam;
 use mirrorvm::mirror::{HelperImage, LaneError, Mirror};
@@ -32,7 +32,7 @@ pub fn ram(bytes: u64) -> GuestRam {
 }
 
 /// A mirror over `ram`.
-pub fn mirror(kvm: &KvmHost, ram: &GuestRam, workers: u32) -> Mirror {
+pub fn mirror(kvm: &dyn Hypervisor, ram: &GuestRam, workers: u32) -> Mirror {
     let image = HelperImage::built_in();
     let strategy = Strategy::Shifted { shift: Shift::FourGib };
     let size = MailboxSize { workers, slots: 4 };
@@ -62,7 +62,7 @@ pub struct Pair {
 }
 
 impl Pair {
-    pub fn new(kvm: &KvmHost, bytes: u64, workers: u32) -> Self {
+    pub fn new(kvm: &dyn Hypervisor, bytes: u64, workers: u32) -> Self {
         let (source_ram, destination_ram) = (ram(bytes), ram(bytes));
         Self {
             source: mirror(kvm, &source_ram, workers),

@@ -1,6 +1,6 @@
 //! The traits on `/dev/kvm`. The one door to the kernel's virtualization.
 
-pub mod kick;
+mod kick;
 mod state;
 mod vcpu;
 mod vm;
