@@ -1,4 +1,4 @@
-//! What tests on real KVM share.
+//! What tests of VMs share.
 #![allow(dead_code, reason = "each test program uses a part")]
 
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use mirrorvm::addr::{Gpa, RamPage};
 use mirrorvm::address_space::{
     BlockSpec, GuestLayout, HelperPlacement, MailboxSize, PlanRequest, Shift, Strategy, plan,
 };
-use mirrorvm::hypervisor::Hypervisor as _;
+use mirrorvm::hypervisor::Hypervisor;
 use mirrorvm::hypervisor::kvm::KvmHost;
 use mirrorvm::memory::GuestRam;
 use mirrorvm::mirror::{HelperImage, HelperSource, LaneError, Mirror};
@@ -34,7 +34,7 @@ pub fn ram(bytes: u64) -> GuestRam {
 }
 
 /// A mirror over `ram`.
-pub fn mirror(kvm: &KvmHost, ram: &GuestRam, workers: u32) -> Mirror {
+pub fn mirror(kvm: &dyn Hypervisor, ram: &GuestRam, workers: u32) -> Mirror {
     let image = HelperImage::built_in();
     let strategy = Strategy::Shifted { shift: Shift::FourGib };
     let size = MailboxSize { workers, slots: 4 };
@@ -66,7 +66,7 @@ pub struct Pair {
 }
 
 impl Pair {
-    pub fn new(kvm: &KvmHost, bytes: u64, workers: u32) -> Self {
+    pub fn new(kvm: &dyn Hypervisor, bytes: u64, workers: u32) -> Self {
         let (source_ram, destination_ram) = (ram(bytes), ram(bytes));
         Self {
             source: mirror(kvm, &source_ram, workers),

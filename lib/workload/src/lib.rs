@@ -211,6 +211,16 @@ impl Pattern {
         page.iter_mut().for_each(|w| *w = self.word());
     }
 
+    /// Writes a page's content as bytes.
+    pub fn fill_bytes(mut self, page: &mut [u8; PAGE]) {
+        page.as_chunks_mut::<8>().0.iter_mut().for_each(|c| *c = self.word().to_le_bytes());
+    }
+
+    /// Whether a page's bytes have the content.
+    pub fn matches_bytes(mut self, page: &[u8; PAGE]) -> bool {
+        page.as_chunks::<8>().0.iter().fold(true, |same, c| same & (u64::from_le_bytes(*c) == self.word()))
+    }
+
     /// Whether a page has the content.
     pub fn matches(mut self, page: &[u64; PAGE / 8]) -> bool {
         page.iter().fold(true, |same, w| same & (*w == self.word()))
