@@ -340,7 +340,7 @@ impl Machine for Embedded {
     fn take_dirty(&mut self, dirty: &mut PageSet) -> Result<(), MachineError> {
         let layout = self.devices.ram.layout();
         for (block, id) in layout.blocks().iter().zip(0..) {
-            if let ([plug], false) = (block.plugs.as_slice(), Some(block) == layout.helper()) {
+            if let ([plug], true) = (block.plugs.as_slice(), self.logging && Some(block) != layout.helper()) {
                 let log = self.vm.take_dirty_log(SlotId(id))?;
                 let first = block.ram_addr.checked_add(plug.offset).expect("plugs lie in their blocks");
                 dirty.insert_log(first.page(), &log);
