@@ -6,6 +6,7 @@ mod support;
 
 use mirrorvm::address_space::{PspVia, Shift, Strategy};
 use mirrorvm::host::*;
+use mirrorvm::sev::Policy;
 
 use support::hosts::{SHIFTED, Two, WORKLOAD, guest, migration, moved, run, ticks, two, until};
 
@@ -55,4 +56,27 @@ async fn every_strategy_moves_a_guest_on_kvm() {
 async fn every_strategy_moves_an_unencrypted_guest_on_the_software_machine() {
     let driver = DriverSpec::Emulated { vcpus: 2, workload: WORKLOAD, sev: None };
     each(driver, &[SHIFTED, MAX_PHYS, IDENTITY, DECLARED, LAUNCH_UPDATE]).await;
+}
+
+fn modelled(policy: u32, es: Option<LaunchMirror>) -> DriverSpec {
+    let sev = SevSpec {
+        policy: Policy(policy),
+        es: es.is_some(),
+        mirror: es.unwrap_or(LaunchMirror { strategy: SHIFTED, workers: 1 }),
+    };
+    DriverSpec::Emulated { vcpus: 1, workload: WORKLOAD, sev: Some(sev) }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn every_strategy_moves_an_encrypted_guest() {
+    let all = [SHIFTED, MAX_PHYS, IDENTITY, DECLARED, LAUNCH_UPDATE, SEND_RECEIVE];
+    each(modelled(Policy::NODBG, None), &all).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn every_strategy_moves_a_guest_with_encrypted_registers() {
+    for strategy in [SHIFTED, MAX_PHYS, IDENTITY, DECLARED, LAUNCH_UPDATE, SEND_RECEIVE] {
+        let mirror = LaunchMirror { strategy, workers: 2 };
+        each(modelled(Policy::NODBG | Policy::ES, Some(mirror)), &[strategy]).await;
+    }
 }
