@@ -75,7 +75,7 @@ async fn every_strategy_moves_an_encrypted_guest() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn every_strategy_moves_a_guest_with_encrypted_registers() {
-    for strategy in [SHIFTED, MAX_PHYS, IDENTITY, DECLARED, LAUNCH_UPDATE, SEND_RECEIVE] {
+    for strategy in [SHIFTED, MAX_PHYS, IDENTITY, DECLARED, LAUNCH_UPDATE] {
         let mirror = LaunchMirror { strategy, workers: 2 };
         each(modelled(Policy::NODBG | Policy::ES, Some(mirror)), &[strategy]).await;
     }

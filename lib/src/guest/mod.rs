@@ -75,6 +75,10 @@ impl LaunchedHelper {
     pub fn check_via(&self, via: PspVia) -> Result<(), &'static str> {
         match via {
             PspVia::LaunchUpdate => Ok(()),
+            PspVia::SendReceive if self.es => Err(
+                "with SEV-ES the mirror is made during the launch, and firmware sends running guests only; KVM has no \
+                 RECEIVE_UPDATE_VMSA for its vCPUs either",
+            ),
             PspVia::SendReceive if !self.platform.is_modelled() => Err(
                 "KVM refuses RECEIVE commands on a VM that shares another's context, and copying a context into a VM                  that has one (sev_vm_copy_enc_context_from, is_cmd_allowed_from_mirror)",
             ),
