@@ -1,6 +1,7 @@
 //! Control operations: sessions, epochs, tokens. They need every worker between batches.
 
 use mirrorvm_abi::{
+    config::PROTECTION_NONE,
     layout::WORKERS_MAX,
     mailbox::{PAYLOAD_AT, Submission, slot_at},
     op::{BEGIN_BYTES, Begin, Op, START_BYTES, Start, Status},
@@ -79,6 +80,13 @@ impl<E: Env> Worker<'_, E> {
         at: usize,
     ) -> Result<u32, Status> {
         let begin = self.begin_parameters(request, at)?;
+        if !self.config.may_leave() {
+            return Err(Status::PolicyForbids);
+        }
+        // Encrypted RAM is not zero before it is written, and which pages are zero is nobody's business.
+        if self.config.protection != PROTECTION_NONE && (begin.fresh || begin.elide_zero) {
+            return Err(Status::PolicyForbids);
+        }
         let role = match (session.role, begin.source) {
             (Role::Source(op), true) => {
                 Role::Source(op.step(SourceEvent::Begin).map_err(|_| Status::WrongState)?)

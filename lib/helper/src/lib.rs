@@ -20,4 +20,4 @@ mod worker;
 pub use env::{Env, Region};
 pub use maps::PageMaps;
 pub use shared::Shared;
-pub use worker::{Scratch, Step, Worker};
+pub use worker::{Cursors, Scratch, Step, Worker};

@@ -33,7 +33,7 @@ impl<'a> PageMaps<'a> {
 
     /// Pages on the allow-list.
     pub fn allowed_pages(&self) -> u64 {
-        self.allowed.iter().map(|r| Range::decode(r).count).sum()
+        self.allowed.iter().fold(0, |sum, r| sum.saturating_add(Range::decode(r).count))
     }
 
     /// Marks `page` for this epoch; false when it was marked already. The page is an allowed one.

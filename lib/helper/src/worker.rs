@@ -65,6 +65,16 @@ impl Outcome {
     }
 }
 
+/// A worker's place in its rings: all that it keeps between two requests, apart from what [`Shared`] holds. What the
+/// mailbox says of it is never read back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Cursors {
+    /// Submissions taken.
+    pub taken: u32,
+    /// Completions given.
+    pub answered: u32,
+}
+
 /// A worker of the mirror.
 pub struct Worker<'a, E> {
     pub(crate) env: E,
@@ -73,9 +83,7 @@ pub struct Worker<'a, E> {
     pub(crate) scratch: &'a mut Scratch,
     pub(crate) config: Config,
     pub(crate) index: u32,
-    // Private cursors: what the mailbox says of them is never read back.
-    sq_head: u32,
-    cq_tail: u32,
+    cursors: Cursors,
 }
 
 impl<'a, E: Env> Worker<'a, E> {
@@ -88,7 +96,18 @@ impl<'a, E: Env> Worker<'a, E> {
         config: Config,
         index: u32,
     ) -> Self {
-        Self { env, shared, maps, scratch, config, index, sq_head: 0, cq_tail: 0 }
+        Self { env, shared, maps, scratch, config, index, cursors: Cursors { taken: 0, answered: 0 } }
+    }
+
+    /// The same worker where an earlier one stopped: for a machine that does not keep it between two turns.
+    pub const fn at(mut self, cursors: Cursors) -> Self {
+        self.cursors = cursors;
+        self
+    }
+
+    /// Where it stands.
+    pub const fn cursors(&self) -> Cursors {
+        self.cursors
     }
 
     /// The machine under it.
@@ -110,7 +129,7 @@ impl<'a, E: Env> Worker<'a, E> {
     /// Does one request, if there is one.
     pub fn step(&mut self) -> Step {
         let tail = self.env.load(Region(SQ_TAIL));
-        let waiting = tail.wrapping_sub(self.sq_head);
+        let waiting = tail.wrapping_sub(self.cursors.taken);
         if waiting == 0 {
             return Step::Idle;
         }
@@ -118,10 +137,10 @@ impl<'a, E: Env> Worker<'a, E> {
             return Step::Fatal(Fatal::BadCursor);
         }
         let mut entry = [0; ENTRY_BYTES];
-        self.env.read_mailbox(Region(entry_at(SQ_AT, self.sq_head)), &mut entry);
+        self.env.read_mailbox(Region(entry_at(SQ_AT, self.cursors.taken)), &mut entry);
         let request = Submission::decode(&entry);
-        self.sq_head = self.sq_head.wrapping_add(1);
-        self.env.store(Region(SQ_HEAD), self.sq_head);
+        self.cursors.taken = self.cursors.taken.wrapping_add(1);
+        self.env.store(Region(SQ_HEAD), self.cursors.taken);
 
         let outcome = self.perform(&request);
         let answer = Completion {
@@ -131,13 +150,13 @@ impl<'a, E: Env> Worker<'a, E> {
             count: outcome.count,
             zero: outcome.zero,
         };
-        let unread = self.cq_tail.wrapping_sub(self.env.load(Region(CQ_HEAD)));
+        let unread = self.cursors.answered.wrapping_sub(self.env.load(Region(CQ_HEAD)));
         if unread >= RING_ENTRIES {
             return Step::Fatal(Fatal::BadCursor);
         }
-        self.env.write_mailbox(Region(entry_at(CQ_AT, self.cq_tail)), &answer.encode());
-        self.cq_tail = self.cq_tail.wrapping_add(1);
-        self.env.store(Region(CQ_TAIL), self.cq_tail);
+        self.env.write_mailbox(Region(entry_at(CQ_AT, self.cursors.answered)), &answer.encode());
+        self.cursors.answered = self.cursors.answered.wrapping_add(1);
+        self.env.store(Region(CQ_TAIL), self.cursors.answered);
         // The host sets its wish, then looks at the cursor; we move the cursor, then look at the wish. Without
         // the fence both could look first, and the host would sleep for ever.
         core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);

@@ -202,6 +202,11 @@ impl MirrorPlan {
         Some(RamAddr::new(ram).page())
     }
 
+    /// Pages that the helper may export and import.
+    pub fn allowed_pages(&self) -> u64 {
+        self.allowed.iter().map(|r| r.pages()).sum()
+    }
+
     /// Where a byte of RAM lies in the mirror's RAM window. `None` for RAM that the helper may not touch.
     pub fn mirror_gpa(&self, ram: RamAddr) -> Option<MirrorGpa> {
         self.spans.find(ram.get()).map(|(span, inside)| MirrorGpa::new(span.gpa + inside))
@@ -216,8 +221,6 @@ impl MirrorPlan {
     /// tables, as offsets in the block and bytes. `protection` and `policy` are what the configuration tells the helper
     /// of the guest's protection level.
     pub fn set_contents(&self, protection: u32, policy: u32) -> Vec<(u64, Vec<u8>)> {
-        // The configuration of this ABI has no place for the two yet.
-        let _ = (protection, policy);
         let ranges: Vec<config::Range> = self
             .allowed
             .iter()
@@ -228,6 +231,8 @@ impl MirrorPlan {
             slots: self.mailbox.slots,
             pages: self.allowed.last().map_or(0, |r| r.end() / PAGE_SIZE),
             ranges: ranges.len() as u32,
+            protection,
+            policy,
         };
         let mut bytes = fixed.encode().to_vec();
         bytes.extend(ranges.iter().flat_map(config::Range::encode));

@@ -3,12 +3,15 @@
 //! Owns: VMs, memory slots, vCPUs, exits. Must not know: guests' meaning, mirrors, migration. The KVM module
 //! is the one door to the kernel's virtualization; all its `unsafe` has SAFETY comments.
 
+pub mod emulated;
 mod error;
+mod kick;
 pub mod kvm;
 
 use std::sync::Arc;
 
 pub use error::HypervisorError;
+pub use kick::Kicker;
 
 use crate::address_space::HostLimits;
 use crate::memory::Mapping;
@@ -221,5 +224,3 @@ pub trait Vcpu: Send {
     /// Gets it out of [`Vcpu::run`] from another thread.
     fn kicker(&self) -> Kicker;
 }
-
-pub use kvm::kick::Kicker;

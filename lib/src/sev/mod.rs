@@ -4,11 +4,21 @@
 //! encryption context. Must not know: guests' meaning, strategies, migration. Sources: AMD's SEV API specification
 //! (publication 55766), the kernel's Documentation/virt/kvm/x86/amd-memory-encryption.rst and arch/x86/kvm/svm/sev.c.
 
+mod certificate;
+pub mod copy;
 pub mod model;
+pub mod owner;
+mod random;
+mod session;
 
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+
+pub use certificate::CERTIFICATE_BYTES;
+pub use copy::CopyRefusal;
+pub use owner::GuestOwner;
+pub use session::{COMPRESSED, HEADER_BYTES, MEASUREMENT_BYTES, SESSION_BYTES};
 
 use crate::memory::Mapping;
 
@@ -37,8 +47,7 @@ impl Policy {
     }
 }
 
-/// Where a guest's context is in its life, as KVM_SEV_GUEST_STATUS tells it (`enum` in amd-memory-encryption.rst; the
-/// firmware's own numbers differ for the last two).
+/// Where a guest's context is in its life, as KVM_SEV_GUEST_STATUS tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GuestState {
     /// No context.
@@ -53,6 +62,8 @@ pub enum GuestState {
     Receiving,
     /// Its pages leave.
     Sending,
+    /// Its pages left; it runs elsewhere.
+    Sent,
 }
 
 /// Answer of GUEST_STATUS.
@@ -119,6 +130,9 @@ pub enum SevError {
         #[source]
         source: std::io::Error,
     },
+    /// KVM_CAP_VM_COPY_ENC_CONTEXT_FROM was refused, by the kernel's rules.
+    #[error("KVM_CAP_VM_COPY_ENC_CONTEXT_FROM: refused")]
+    Copy(#[source] CopyRefusal),
     /// Bytes from elsewhere that are not what they should be.
     #[error("{what}: {why}")]
     Malformed {
@@ -137,9 +151,54 @@ pub enum SevError {
     },
 }
 
+impl SevError {
+    /// The errno that the kernel answers with, where it is the one to answer. A command that the firmware refused is
+    /// EIO.
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Firmware { .. } => Some(libc::EIO),
+            Self::Kernel { source, .. } => source.raw_os_error(),
+            Self::Copy(refusal) => Some(refusal.errno()),
+            Self::Malformed { .. } | Self::Unsupported { .. } => None,
+        }
+    }
+
+    /// The firmware's status, where it is the one that refused.
+    pub const fn firmware(&self) -> Option<FirmwareError> {
+        match self {
+            Self::Firmware { code, .. } => Some(*code),
+            _ => None,
+        }
+    }
+}
+
 /// A platform's Diffie-Hellman certificate (PDH), in the firmware's encoding.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct PdhCert(pub Vec<u8>);
+
+impl std::fmt::Debug for PdhCert {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "PdhCert({} bytes)", self.0.len())
+    }
+}
+
+/// All that SEND_START is told about the platform to send to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlatformCerts {
+    /// Its Diffie-Hellman certificate.
+    pub pdh: PdhCert,
+    /// PEK, OCA and CEK certificates, one after the other, as PDH_CERT_EXPORT gives them. Empty in the model.
+    pub chain: Vec<u8>,
+    /// ASK and ARK certificates, which AMD publishes for a processor's generation. Empty in the model.
+    pub amd: Vec<u8>,
+}
+
+impl From<PdhCert> for PlatformCerts {
+    /// Without chains, which is enough for the model and refused by hardware.
+    fn from(pdh: PdhCert) -> Self {
+        Self { pdh, chain: Vec::new(), amd: Vec::new() }
+    }
+}
 
 /// LAUNCH/SEND/RECEIVE session data, 128 bytes: nonce, wrapped TEK and TIK, IV, MAC of the wrap, MAC of the policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -240,6 +299,12 @@ pub trait Context: Send + Sync {
     /// EINVAL on a mirror: it is not responsible for memory.
     fn register_region(&self, memory: &Arc<Mapping>, offset: u64, len: u64) -> Result<(), SevError>;
 
+    /// KVM_MEMORY_ENCRYPT_UNREG_REGION, of a span as it was registered.
+    ///
+    /// # Errors
+    /// EINVAL on a mirror, and for what was not registered.
+    fn unregister_region(&self, memory: &Arc<Mapping>, offset: u64, len: u64) -> Result<(), SevError>;
+
     /// LAUNCH_START; gives the firmware's handle. Without an owner's session nobody outside knows TEK and TIK: the
     /// measurement cannot be checked and no secret can be delivered.
     ///
@@ -259,6 +324,12 @@ pub trait Context: Send + Sync {
     /// # Errors
     /// [`SevError`].
     fn launch_update_vmsa(&self) -> Result<(), SevError>;
+
+    /// Where the save areas of its vCPUs lie, as far as anybody but the kernel knows: in the model. Before
+    /// LAUNCH_UPDATE_VMSA they can be read, which is how a guest's owner learns what will be measured.
+    fn save_areas(&self) -> Vec<(Arc<Mapping>, u64)> {
+        Vec::new()
+    }
 
     /// LAUNCH_MEASURE.
     ///
@@ -293,17 +364,17 @@ pub trait Context: Send + Sync {
     /// KVM_CAP_VM_COPY_ENC_CONTEXT_FROM: this VM becomes a mirror.
     ///
     /// # Errors
-    /// EINVAL, EBUSY, ENOTTY, EBADF by sev_vm_copy_enc_context_from.
+    /// [`SevError::Copy`] by the rules of sev_vm_copy_enc_context_from, see [`copy`]; [`SevError::Kernel`].
     fn copy_from(&self, source: &CopySource) -> Result<(), SevError>;
 
     /// What another VM copies this context from.
     fn copy_source(&self) -> CopySource;
 
-    /// SEND_START to the platform with certificate `target`.
+    /// SEND_START to the platform with certificates `target`.
     ///
     /// # Errors
-    /// [`SevError`].
-    fn send_start(&self, target: &PdhCert) -> Result<Session, SevError>;
+    /// POLICY_FAILURE under NOSEND; [`SevError`].
+    fn send_start(&self, target: &PlatformCerts) -> Result<Session, SevError>;
 
     /// SEND_UPDATE_DATA: at most 16 KiB by the firmware, at most a page and not across one by KVM.
     ///

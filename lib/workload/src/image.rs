@@ -1,167 +1,126 @@
-//! The workload as a bare-metal program: entered per vCPU in 64-bit mode at CPL 3 with `rdi` = vCPU index.
+//! The workload as a bare-metal program: entered per vCPU in 64-bit mode at CPL 3 with `rdi` = vCPU index; and the
+//! firmware, a few instructions at CPL 0 that declare the helper.
 #![no_std]
 #![no_main]
 #![expect(unsafe_code, reason = "UNSAFETY: bare metal: fixed addresses of the boot contract, I/O ports")]
 
-use core::arch::asm;
+use core::arch::{asm, global_asm};
+use core::convert::Infallible;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use mirrorvm_workload::{
-    BOOT_BYTES, BOOT_VA, Boot, CONSOLE_AT, CONSOLE_BYTES, MAP_RANGE_AT, PAGE, PORT_CONSOLE, PORT_MAP_RANGE,
-    PORT_POWER_OFF, PORT_TICK, Pattern, RAM_VA, SHARED_PAGES, SHARED_VA, STATS_BYTES, share,
+    BOOT_BYTES, BOOT_VA, Boot, Cpu, DECLARATION_AT, DECLARATION_MAX, DECLARATION_VA, FIRMWARE_AGAIN,
+    MSR_KVM_MIGRATION_CONTROL, Memory, PAGE, PORT_FIRMWARE, PORT_POWER_OFF, Pattern, RAM_VA, SHARED_VA, Step,
 };
 
 type Page = [u64; PAGE / 8];
 
-#[unsafe(no_mangle)]
-#[unsafe(link_section = ".text.start")]
-extern "C" fn start(index: u64) -> ! {
+// The first bytes of the image: the linker script puts them at IMAGE_VA, and the firmware a page further.
+global_asm!(
+    ".pushsection .text.start, \"ax\"",
+    ".global start",
+    "start:",
+    "jmp {run}",
+    ".popsection",
+    run = sym run,
+);
+
+// Integer instructions only, no stack: a KVM without hardware virtualization interprets what runs at CPL 0. The count
+// is declared as it stands, whatever it is; of the tuples no more are copied than there is room for.
+global_asm!(
+    ".pushsection .text.firmware, \"ax\"",
+    "movabs rsi, {declaration}",
+    "movabs rdi, {shared}",
+    "mov rcx, [rsi]",
+    "mov [rdi], rcx",
+    "cmp rcx, {most}",
+    "jbe 2f",
+    "mov ecx, {most}",
+    "2:",
+    "lea rcx, [rcx + 2*rcx]",
+    "3:",
+    "test rcx, rcx",
+    "je 4f",
+    "add rsi, 8",
+    "add rdi, 8",
+    "mov rax, [rsi]",
+    "mov [rdi], rax",
+    "dec rcx",
+    "jmp 3b",
+    "4:",
+    "mov edx, {port}",
+    "in eax, dx",
+    "cmp eax, {again}",
+    "je 4b",
+    "mov ecx, {msr}",
+    "xor edx, edx",
+    "wrmsr",
+    "jmp 4b",
+    ".popsection",
+    declaration = const DECLARATION_VA,
+    shared = const SHARED_VA + DECLARATION_AT as u64,
+    most = const DECLARATION_MAX,
+    port = const PORT_FIRMWARE,
+    // As a sign-extended immediate: all ones.
+    again = const FIRMWARE_AGAIN as i32,
+    msr = const MSR_KVM_MIGRATION_CONTROL,
+);
+
+extern "C" fn run(index: u64) -> ! {
     // SAFETY: the host mapped the boot page read-only before the first instruction.
-    let boot = Boot::decode(unsafe { &*(BOOT_VA as *const [u8; BOOT_BYTES]) });
-    if boot.vcpus == 0 || index >= boot.vcpus {
-        power_off();
-    }
-    let mut guest = Guest { boot, index, shown: 0 };
-    if index == 0 {
-        guest.share_pages();
-        guest.line(&["mirrorvm workload: filling RAM"], &[]);
-    }
-    guest.fill();
-    guest.work()
-}
-
-struct Guest {
-    boot: Boot,
-    index: u64,
-    shown: u64,
-}
-
-impl Guest {
-    /// Tells the host that the shared pages are no secret.
-    fn share_pages(&self) {
-        for (i, value) in [self.boot.shared_gpa, SHARED_PAGES, 0].into_iter().enumerate() {
-            shared(MAP_RANGE_AT / 8 + i).store(value, Relaxed);
+    let Some(boot) = Boot::decode(unsafe { &*(BOOT_VA as *const [u8; BOOT_BYTES]) }) else { power_off() };
+    let (mut cpu, mut memory) = (Cpu::new(index), Bare);
+    loop {
+        let Ok(step) = cpu.step(&mut memory, &boot);
+        match step {
+            Step::More => {}
+            Step::In(port) => cpu.answer(read_port(port)),
+            Step::Out(port, value) => write_port(port, value),
         }
-        if read_port(PORT_MAP_RANGE) != 0 {
-            self.line(&["the host refuses to share pages"], &[]);
-        }
-    }
-
-    fn fill(&self) {
-        self.fill_piece(self.boot.free_from, self.boot.free_to, self.boot.working_set);
-        for (at, len) in self.boot.more {
-            self.fill_piece(at, at + len, 0);
-        }
-        self.stat(3).store(1, Relaxed);
-    }
-
-    /// Fills a piece of RAM; the first `always` pages in any case, since the work begins with checking them.
-    fn fill_piece(&self, from: u64, to: u64, always: u64) {
-        let pages = (to - from) / PAGE as u64;
-        let wanted = if self.boot.fill != 0 { pages } else { always.min(pages) };
-        let (first, last) = share(wanted, self.index, self.boot.vcpus);
-        for page in (from / PAGE as u64 + first)..(from / PAGE as u64 + last) {
-            Pattern::new(page, 0).fill(ram(page));
-        }
-    }
-
-    fn work(&mut self) -> ! {
-        let base = self.boot.free_from / PAGE as u64;
-        let (first, last) = share(self.boot.working_set, self.index, self.boot.vcpus);
-        let rate = self.boot.pages_per_tick_q16 * (last - first) / self.boot.working_set.max(1);
-        let (mut next, mut generation, mut due) = (first, 0, 0u64);
-        loop {
-            let ticks = u64::from(read_port(PORT_TICK));
-            self.add(0, ticks);
-            // A guest that was held does not catch up for ever: one second's work at most.
-            due = (due + rate * ticks).min((rate * 100).max(1 << 16));
-            while due >= 1 << 16 && first < last {
-                due -= 1 << 16;
-                let page = ram(base + next);
-                if !Pattern::new(base + next, generation).matches(page) {
-                    self.add(2, 1);
-                }
-                Pattern::new(base + next, generation + 1).fill(page);
-                self.add(1, 1);
-                next += 1;
-                if next == last {
-                    next = first;
-                    generation += 1;
-                }
-            }
-            if self.index == 0 {
-                self.report();
-            }
-        }
-    }
-
-    /// A line ten times a second.
-    fn report(&mut self) {
-        let ticks = self.stat(0).load(Relaxed);
-        if ticks / 10 == self.shown {
-            return;
-        }
-        self.shown = ticks / 10;
-        let sum = |field| (0..self.boot.vcpus).map(|v| stat_of(v, field).load(Relaxed)).sum::<u64>();
-        self.line(&["tick ", " pages ", " errors "], &[ticks, sum(1), sum(2)]);
-    }
-
-    /// Prints words and numbers in turn, then a new line.
-    fn line(&self, words: &[&str], numbers: &[u64]) {
-        let mut line = Line { at: 0 };
-        for (i, word) in words.iter().enumerate() {
-            word.bytes().for_each(|b| line.put(b));
-            if let Some(n) = numbers.get(i) {
-                line.number(*n);
-            }
-        }
-        line.put(b'\n');
-        write_port(PORT_CONSOLE, line.at as u32);
-    }
-
-    fn stat(&self, field: u64) -> &'static AtomicU64 {
-        stat_of(self.index, field)
-    }
-
-    fn add(&self, field: u64, n: u64) {
-        let stat = self.stat(field);
-        stat.store(stat.load(Relaxed) + n, Relaxed);
     }
 }
 
-struct Line {
-    at: usize,
-}
+/// Memory at the fixed addresses of the boot contract, reached without a copy.
+struct Bare;
 
-impl Line {
-    fn put(&mut self, byte: u8) {
-        if self.at < CONSOLE_BYTES {
-            let to = (SHARED_VA + (CONSOLE_AT + self.at) as u64) as *mut u8;
+impl Memory for Bare {
+    type Fault = Infallible;
+
+    fn load(&mut self, at: usize) -> Result<u64, Infallible> {
+        Ok(shared(at).load(Relaxed))
+    }
+
+    fn store(&mut self, at: usize, value: u64) -> Result<(), Infallible> {
+        shared(at).store(value, Relaxed);
+        Ok(())
+    }
+
+    fn write(&mut self, at: usize, bytes: &[u8]) -> Result<(), Infallible> {
+        for (i, byte) in bytes.iter().enumerate() {
+            let to = (SHARED_VA + (at + i) as u64) as *mut u8;
             // SAFETY: inside the shared pages, which are mapped writable.
-            unsafe { to.write_volatile(byte) };
-            self.at += 1;
+            unsafe { to.write_volatile(*byte) };
         }
+        Ok(())
     }
 
-    fn number(&mut self, n: u64) {
-        if n >= 10 {
-            self.number(n / 10);
-        }
-        self.put(b'0' + (n % 10) as u8);
+    fn matches(&mut self, page: u64, content: Pattern) -> Result<bool, Infallible> {
+        Ok(content.matches(ram(page)))
+    }
+
+    fn fill(&mut self, page: u64, content: Pattern) -> Result<(), Infallible> {
+        content.fill(ram(page));
+        Ok(())
     }
 }
 
-fn stat_of(vcpu: u64, field: u64) -> &'static AtomicU64 {
-    shared(vcpu as usize * STATS_BYTES / 8 + field as usize)
-}
-
-fn shared(word: usize) -> &'static AtomicU64 {
+fn shared(at: usize) -> &'static AtomicU64 {
     // SAFETY: an aligned word of the shared pages; host and guest both access it as an atomic.
-    unsafe { &*((SHARED_VA as *const AtomicU64).add(word)) }
+    unsafe { &*((SHARED_VA + at as u64) as *const AtomicU64) }
 }
 
 fn ram(page: u64) -> &'static mut Page {
-    // SAFETY: callers stay inside the RAM that the boot page names as free; a page belongs to one vCPU.
+    // SAFETY: the program stays inside the RAM that the boot page names; a page belongs to one vCPU.
     unsafe { &mut *((RAM_VA + page * PAGE as u64) as *mut Page) }
 }
 

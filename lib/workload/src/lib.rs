@@ -4,8 +4,16 @@
 //! rate with a pattern that it checks before each rewrite, counts ticks and prints a line now and then. So it
 //! notices by itself when a page is lost, stale or moved. Owns: boot information, ports, the pattern. Must not know:
 //! KVM, migration.
-#![no_std]
+//!
+//! The program runs in two places: as a bare-metal image (`image.rs`) and natively on the software machine. Both drive
+//! [`Cpu`], which holds every register that the program has; [`Memory`] is the seam to the machine.
+#![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
+
+mod cpu;
+mod line;
+
+pub use cpu::{CPU_WORDS, Cpu, Memory, Step};
 
 /// Bytes of a page.
 pub const PAGE: usize = 4096;
@@ -56,10 +64,12 @@ pub const DECLARATION_VA: u64 = BOOT_VA + PAGE as u64;
 pub const DECLARATION_AT: usize = 3 * PAGE;
 /// Most tuples.
 pub const DECLARATION_MAX: usize = (PAGE - 8) / 24;
-/// Offset of a word in the shared pages: bit `i` says that the host lets the guest use `Boot::more[i]`.
+/// Offset of a word in the shared pages: bit `i` says that the host lets the guest use `Boot::more[i]`. Before the first
+/// instruction the host sets this word and the next one alike: these are the pieces that the workload fills. Later the
+/// host writes this word alone.
 pub const PLUGGED_AT: usize = 4 * PAGE;
 /// Offset of a word in the shared pages: bit `i` says that the guest uses `Boot::more[i]`. The host unplugs a piece only
-/// when its bit is clear.
+/// when its bit is clear. Follows [`PLUGGED_AT`] once a tick, from when every vCPU has filled its share.
 pub const IN_USE_AT: usize = PLUGGED_AT + 8;
 
 /// Ticks a second.
@@ -119,14 +129,15 @@ impl Boot {
         b
     }
 
-    /// From the boot page.
-    pub fn decode(b: &[u8; BOOT_BYTES]) -> Self {
+    /// From the boot page; `None` when the program cannot run by it: numbers that sums or products would overflow
+    /// with. The host writes the boot page, but on the software machine a wrong key turns it into garbage.
+    pub fn decode(b: &[u8; BOOT_BYTES]) -> Option<Self> {
         let word = |i: usize| {
             let mut w = [0; 8];
             w.copy_from_slice(&b[i * 8..i * 8 + 8]);
             u64::from_le_bytes(w)
         };
-        Self {
+        let boot = Self {
             vcpus: word(0),
             free_from: word(1),
             free_to: word(2),
@@ -135,7 +146,17 @@ impl Boot {
             pages_per_tick_q16: word(5),
             shared_gpa: word(6),
             more: core::array::from_fn(|i| (word(7 + 2 * i), word(8 + 2 * i))),
-        }
+        };
+        boot.is_sane().then_some(boot)
+    }
+
+    fn is_sane(&self) -> bool {
+        const TOP: u64 = 1 << 46;
+        let piece = |from: u64, to: u64| from <= to && to <= TOP;
+        (1..=u64::from(VCPUS_MAX)).contains(&self.vcpus)
+            && piece(self.free_from, self.free_to)
+            && self.working_set <= (self.free_to - self.free_from) / PAGE as u64
+            && self.more.iter().all(|(at, len)| at.checked_add(*len).is_some_and(|to| piece(*at, to)))
     }
 }
 
@@ -150,6 +171,8 @@ pub struct Stats {
     pub errors: u64,
     /// 1 when RAM is filled and the work has begun.
     pub working: u64,
+    /// Bit `i`: this vCPU has filled its share of `Boot::more[i]`. Whole when `working` is 1.
+    pub filled: u64,
 }
 
 impl Stats {
@@ -160,7 +183,7 @@ impl Stats {
             w.copy_from_slice(&b[i * 8..i * 8 + 8]);
             u64::from_le_bytes(w)
         };
-        Self { ticks: word(0), pages: word(1), errors: word(2), working: word(3) }
+        Self { ticks: word(0), pages: word(1), errors: word(2), working: word(3), filled: word(4) }
     }
 }
 
@@ -186,6 +209,16 @@ impl Pattern {
     /// Writes a page's content.
     pub fn fill(mut self, page: &mut [u64; PAGE / 8]) {
         page.iter_mut().for_each(|w| *w = self.word());
+    }
+
+    /// Writes a page's content as bytes.
+    pub fn fill_bytes(mut self, page: &mut [u8; PAGE]) {
+        page.as_chunks_mut::<8>().0.iter_mut().for_each(|c| *c = self.word().to_le_bytes());
+    }
+
+    /// Whether a page's bytes have the content.
+    pub fn matches_bytes(mut self, page: &[u8; PAGE]) -> bool {
+        page.as_chunks::<8>().0.iter().fold(true, |same, c| same & (u64::from_le_bytes(*c) == self.word()))
     }
 
     /// Whether a page has the content.

@@ -11,10 +11,11 @@ use kvm_bindings::kvm_run;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use crate::hypervisor::HypervisorError;
+use crate::hypervisor::kick::Kick;
 
-/// Kicks one vCPU; cheap to clone. Harmless when the vCPU is gone or not running.
+/// The immediate_exit flag of one vCPU and the thread that runs it; cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Kicker(Arc<Mutex<Target>>);
+pub(super) struct RunKick(Arc<Mutex<Target>>);
 
 #[derive(Debug, Default)]
 struct Target {
@@ -24,14 +25,9 @@ struct Target {
     thread: Option<i32>,
 }
 
-impl Kicker {
-    pub(super) fn new(run: &mut kvm_run) -> Self {
-        let at = &raw mut run.immediate_exit as usize;
-        Self(Arc::new(Mutex::new(Target { immediate_exit: Some(at), thread: None })))
-    }
-
-    /// Makes the present or next KVM_RUN return. Once set, it stays until [`Kicker::clear`].
-    pub fn kick(&self) {
+impl Kick for RunKick {
+    /// Once set, immediate_exit stays until [`RunKick::clear`].
+    fn kick(&self) {
         let target = self.target();
         if let Some(at) = target.immediate_exit {
             flag(at).store(1, Ordering::SeqCst);
@@ -42,6 +38,13 @@ impl Kicker {
                 unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, SIGRTMIN()) };
             }
         }
+    }
+}
+
+impl RunKick {
+    pub(super) fn new(run: &mut kvm_run) -> Self {
+        let at = &raw mut run.immediate_exit as usize;
+        Self(Arc::new(Mutex::new(Target { immediate_exit: Some(at), thread: None })))
     }
 
     /// Called by the vCPU's thread when it starts to run the vCPU.

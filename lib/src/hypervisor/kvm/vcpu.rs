@@ -1,20 +1,22 @@
 //! A vCPU.
 
+use std::sync::Arc;
+
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_xcr, kvm_xcrs};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
-use super::kick::Kicker;
+use super::kick::RunKick;
 use super::state::VcpuState;
-use crate::hypervisor::{Exit, HypervisorError, Ports, UserEntry, Vcpu};
+use crate::hypervisor::{Exit, HypervisorError, Kicker, Ports, UserEntry, Vcpu};
 
 pub(super) struct KvmVcpu {
     fd: VcpuFd,
-    kicker: Kicker,
+    kicker: RunKick,
 }
 
 impl KvmVcpu {
     pub fn new(mut fd: VcpuFd) -> Self {
-        let kicker = Kicker::new(fd.get_kvm_run());
+        let kicker = RunKick::new(fd.get_kvm_run());
         Self { fd, kicker }
     }
 }
@@ -143,7 +145,7 @@ impl Vcpu for KvmVcpu {
     }
 
     fn kicker(&self) -> Kicker {
-        self.kicker.clone()
+        Kicker::new(Arc::new(self.kicker.clone()))
     }
 }
 

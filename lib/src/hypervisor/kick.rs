@@ -1,0 +1,26 @@
+//! Getting a vCPU out of [`super::Vcpu::run`] from another thread, whatever runs it.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+/// How one kind of vCPU is kicked.
+pub(super) trait Kick: Send + Sync + Debug {
+    /// Makes the present or next run return. Harmless when the vCPU is gone or not running.
+    fn kick(&self);
+}
+
+/// Kicks one vCPU; cheap to clone. Harmless when the vCPU is gone or not running.
+#[derive(Clone, Debug)]
+pub struct Kicker(Arc<dyn Kick>);
+
+impl Kicker {
+    pub(super) fn new(how: Arc<dyn Kick>) -> Self {
+        Self(how)
+    }
+
+    /// Makes the present or next [`super::Vcpu::run`] return [`super::Exit::Interrupted`]; once asked for, that stays
+    /// until it has happened.
+    pub fn kick(&self) {
+        self.0.kick();
+    }
+}
