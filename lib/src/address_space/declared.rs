@@ -5,6 +5,8 @@
 //! carried it: each tuple is checked in full, and only the helper's own block may be declared (other RAM is somebody
 //! else's, and would be reachable twice).
 
+use std::collections::HashSet;
+
 use super::draft::Draft;
 use super::rules::has_bit;
 use super::{
@@ -38,16 +40,29 @@ pub(super) fn plan(request: &PlanRequest<'_>) -> Result<MirrorPlan, Vec<Refusal>
         draft.refuse(Refusal::new(RefusalCode::SlotBudget, "slots", count).bound(budget));
         return Err(draft.refusals);
     }
-    let parts = request.layout.plugged();
-    let mut sound: Vec<(usize, Tuple)> = Vec::with_capacity(tuples.len());
-    for (index, tuple) in tuples.iter().enumerate() {
-        if check_numbers(&mut draft, index, tuple, shift) && add_pieces(&mut draft, index, tuple, &parts) {
-            sound.push((index, *tuple));
+    check_tuples(&mut draft, tuples, shift);
+    draft.finish()
+}
+
+/// Checks every tuple, by itself and against the others, and makes slots and pieces of those that are sound.
+fn check_tuples(draft: &mut Draft<'_>, tuples: &[Tuple], window: u64) {
+    let sound: Vec<(usize, &Tuple)> =
+        tuples.iter().enumerate().filter(|(index, t)| check_numbers(draft, *index, t, window)).collect();
+    let mut clashing = overlaps(draft, &sound, "tuple guest address", |t| t.guest.get());
+    clashing.extend(overlaps(draft, &sound, "tuple mirror address", |t| t.mirror.get()));
+    let parts = draft.request.layout.plugged();
+    for (index, tuple) in sound {
+        let Some(pieces) = pieces_of(draft, index, tuple, &parts) else { continue };
+        // Named once is enough: as slots, clashing tuples would be named again.
+        if clashing.contains(&index) {
+            continue;
+        }
+        for (piece, ram_addr) in pieces {
+            draft.slot(piece.gpa.get(), piece.len, SlotBacking::Ram { ram_addr }, Purpose::DeclaredPiece);
+            draft.pieces.push(piece);
         }
     }
-    check_overlaps(&mut draft, sound);
     join(&mut draft.pieces);
-    draft.finish()
 }
 
 /// The tuple by itself: lengths, alignment, wraps, limits, C-bit, window.
@@ -63,11 +78,11 @@ fn check_numbers(draft: &mut Draft<'_>, index: usize, t: &Tuple, window: u64) ->
         refuse(C::TupleZero, "tuple length", 0, None);
         return false;
     }
-    if t.len % PAGE_SIZE != 0 {
+    if !t.len.is_multiple_of(PAGE_SIZE) {
         refuse(C::TupleUnaligned, "tuple length", t.len, Some(PAGE_SIZE));
     }
     for (what, at) in [("tuple guest address", t.guest.get()), ("tuple mirror address", t.mirror.get())] {
-        if at % PAGE_SIZE != 0 {
+        if !at.is_multiple_of(PAGE_SIZE) {
             refuse(C::TupleUnaligned, what, at, Some(PAGE_SIZE));
         }
         let Some(end) = at.checked_add(t.len) else {
@@ -88,44 +103,56 @@ fn check_numbers(draft: &mut Draft<'_>, index: usize, t: &Tuple, window: u64) ->
     draft.refusals.len() == before
 }
 
-/// What is behind the tuple: the helper's block and nothing else. Makes its slots and pieces, one for each plugged part.
-fn add_pieces(draft: &mut Draft<'_>, index: usize, t: &Tuple, parts: &[(&RamBlock, Plug)]) -> bool {
+/// What is behind the tuple, one piece for each plugged part: the helper's block and nothing else.
+fn pieces_of(
+    draft: &mut Draft<'_>,
+    index: usize,
+    t: &Tuple,
+    parts: &[(&RamBlock, Plug)],
+) -> Option<Vec<(HelperPiece, RamAddr)>> {
+    let mut pieces = Vec::new();
     let mut done = 0;
     while done < t.len {
         let at = t.guest.get() + done;
         let after = parts.partition_point(|(_, p)| p.gpa <= Gpa::new(at));
         let found = after.checked_sub(1).and_then(|i| parts.get(i));
-        let Some((block, plug)) = found.filter(|(_, p)| at - p.gpa.get() < p.len) else {
-            draft.refuse(Refusal::new(RefusalCode::TupleNotRam, "tuple guest address", at).at(index));
-            return false;
+        let code = match found.filter(|(_, p)| at - p.gpa.get() < p.len) {
+            None => RefusalCode::TupleNotRam,
+            Some((block, _)) if block.role != BlockRole::Helper => RefusalCode::TupleNotHelper,
+            Some((block, plug)) => {
+                let inside = at - plug.gpa.get();
+                let (offset, len) = (plug.offset + inside, (t.len - done).min(plug.len - inside));
+                let gpa = t.mirror.checked_add(done)?;
+                pieces.push((HelperPiece { offset, gpa, len }, block.ram_addr.checked_add(offset)?));
+                done += len;
+                continue;
+            }
         };
-        if block.role != BlockRole::Helper {
-            draft.refuse(Refusal::new(RefusalCode::TupleNotHelper, "tuple guest address", at).at(index));
-            return false;
-        }
-        let inside = at - plug.gpa.get();
-        let (offset, len) = (plug.offset + inside, (t.len - done).min(plug.len - inside));
-        let gpa = t.mirror.checked_add(done).unwrap_or(t.mirror);
-        let ram_addr = RamAddr::new(block.ram_addr.get() + offset);
-        draft.slot(gpa.get(), len, SlotBacking::Ram { ram_addr }, Purpose::DeclaredPiece);
-        draft.pieces.push(HelperPiece { offset, gpa, len });
-        done += len;
+        draft.refuse(Refusal::new(code, "tuple guest address", at).at(index));
+        return None;
     }
-    true
+    Some(pieces)
 }
 
-/// No two tuples share a guest page. (That they share no mirror page is checked with all slots.)
-fn check_overlaps(draft: &mut Draft<'_>, mut tuples: Vec<(usize, Tuple)>) {
-    tuples.sort_unstable_by_key(|(index, t)| (t.guest, *index));
+/// Refuses tuples that share addresses of one kind with a tuple below them; gives the indexes of those.
+fn overlaps(
+    draft: &mut Draft<'_>,
+    tuples: &[(usize, &Tuple)],
+    what: &str,
+    address: impl Fn(&Tuple) -> u64,
+) -> HashSet<usize> {
+    let mut spans: Vec<(u64, usize, u64)> = tuples.iter().map(|(i, t)| (address(t), *i, t.len)).collect();
+    spans.sort_unstable();
+    let mut clashing = HashSet::new();
     let mut end = 0;
-    for (index, t) in &tuples {
-        let start = t.guest.get();
+    for (start, index, len) in spans {
         if start < end {
-            let refusal = Refusal::new(RefusalCode::TupleOverlap, "tuple guest address", start);
-            draft.refusals.push(refusal.at(*index).bound(end));
+            draft.refuse(Refusal::new(RefusalCode::TupleOverlap, what, start).at(index).bound(end));
+            clashing.insert(index);
         }
-        end = end.max(start + t.len);
+        end = end.max(start + len);
     }
+    clashing
 }
 
 /// Sorts pieces by their place in the block and joins those that follow each other there and in the mirror: a guest may

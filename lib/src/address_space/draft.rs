@@ -198,36 +198,24 @@ impl<'a> Draft<'a> {
 
     /// Private mappings get the C-bit; without encryption nothing is called encrypted.
     fn mappings(&self, p: &HelperPlacement, mailbox_gpa: MirrorGpa) -> Result<Vec<PlannedMapping>, Refusal> {
-        let helper = self.request.helper;
         let encrypted = self.request.c_bit_mask() != 0;
         let mut list = Vec::new();
-        let mut own = |purpose, va: u64, offset: u64, len: u64, access| {
-            let mut done = 0;
-            while done < len {
-                let (gpa, left) = helper_piece(&self.pieces, offset + done)
-                    .ok_or_else(|| Refusal::new(self.missing_piece, "helper offset", offset + done))?;
-                let step = left.min(len - done);
-                let va = HelperVa::new(va + done);
-                list.push((purpose, Mapping { va, gpa, len: step, access, encrypted }));
-                done += step;
-            }
-            Ok(())
-        };
-        let base = helper.base;
-        let (text, rodata, bss) = (helper.text_end, helper.rodata_end, helper.bss_end);
-        own(Purpose::HelperText, base, 0, text - base, Access::ReadExecute)?;
-        own(Purpose::HelperRodata, text, text - base, rodata - text, Access::Read)?;
-        own(Purpose::HelperData, rodata, rodata - base, bss - rodata, Access::ReadWrite)?;
-        let config_len = p.config_pages * PAGE_SIZE;
-        own(Purpose::HelperConfig, abi::CONFIG_VA, p.config_at, config_len, Access::Read)?;
-        own(Purpose::HelperSecret, abi::SECRET_VA, p.secret_at, PAGE_SIZE, Access::Read)?;
-        own(Purpose::HelperTss, abi::TSS_VA, p.tss_at, PAGE_SIZE, Access::Read)?;
-        for w in 0..u64::from(self.request.mailbox.workers) {
-            let va = abi::WORKER_VA + w * abi::WORKER_STRIDE;
-            let at = p.workers_at + w * abi::WORKER_BYTES;
-            own(Purpose::HelperStack, va, at, abi::WORKER_BYTES, Access::ReadWrite)?;
+        let parts = self.parts(p);
+        // All parts are looked for before one is mapped, so that it is the first missing byte that is named.
+        let gap = |part: &OwnPart| first_gap(&self.pieces, part.offset, part.len);
+        if let Some(offset) = parts.iter().filter_map(gap).min() {
+            return Err(Refusal::new(self.missing_piece, "helper offset", offset));
         }
-        own(Purpose::HelperMaps, abi::MAPS_VA, p.maps_at, p.maps_len, Access::ReadWrite)?;
+        for part in parts {
+            let mut done = 0;
+            while let Some((gpa, left)) =
+                helper_piece(&self.pieces, part.offset + done).filter(|_| done < part.len)
+            {
+                let (va, len) = (HelperVa::new(part.va + done), left.min(part.len - done));
+                list.push((part.purpose, Mapping { va, gpa, len, access: part.access, encrypted }));
+                done += len;
+            }
+        }
         let alias = match self.addressing {
             Addressing::RamAddr => Purpose::Mailbox,
             Addressing::Gpa => Purpose::PlainAlias,
@@ -242,6 +230,27 @@ impl<'a> Draft<'a> {
         list.push((alias, mailbox));
         self.map_window(&mut list, encrypted);
         Ok(list)
+    }
+
+    /// What of its block the helper maps, in the order of the design.
+    fn parts(&self, p: &HelperPlacement) -> Vec<OwnPart> {
+        let h = self.request.helper;
+        let mut list = Vec::new();
+        let mut add =
+            |purpose, va, offset, len, access| list.push(OwnPart { purpose, va, offset, len, access });
+        let (base, text, rodata, bss) = (h.base, h.text_end, h.rodata_end, h.bss_end);
+        add(Purpose::HelperText, base, 0, text - base, Access::ReadExecute);
+        add(Purpose::HelperRodata, text, text - base, rodata - text, Access::Read);
+        add(Purpose::HelperData, rodata, rodata - base, bss - rodata, Access::ReadWrite);
+        add(Purpose::HelperConfig, abi::CONFIG_VA, p.config_at, p.config_pages * PAGE_SIZE, Access::Read);
+        add(Purpose::HelperSecret, abi::SECRET_VA, p.secret_at, PAGE_SIZE, Access::Read);
+        add(Purpose::HelperTss, abi::TSS_VA, p.tss_at, PAGE_SIZE, Access::Read);
+        for w in 0..u64::from(self.request.mailbox.workers) {
+            let (va, at) = (abi::WORKER_VA + w * abi::WORKER_STRIDE, p.workers_at + w * abi::WORKER_BYTES);
+            add(Purpose::HelperStack, va, at, abi::WORKER_BYTES, Access::ReadWrite);
+        }
+        add(Purpose::HelperMaps, abi::MAPS_VA, p.maps_at, p.maps_len, Access::ReadWrite);
+        list
     }
 
     /// The window, sorted already, neighbours joined: large pages then fit across blocks.
@@ -289,11 +298,32 @@ impl<'a> Draft<'a> {
     }
 }
 
+/// A part of the helper's block, and where the helper sees it.
+struct OwnPart {
+    purpose: Purpose,
+    va: u64,
+    offset: u64,
+    len: u64,
+    access: Access,
+}
+
+/// The first of these bytes of the helper's block that is in no piece.
+fn first_gap(pieces: &[HelperPiece], offset: u64, len: u64) -> Option<u64> {
+    let mut at = offset;
+    while at < offset + len {
+        match helper_piece(pieces, at) {
+            Some((_, left)) => at += left,
+            None => return Some(at),
+        }
+    }
+    None
+}
+
 fn table_refusal(e: &TableError, room: u64, planned: u64) -> Refusal {
     match *e {
         // The tables would fit their place if all of it lay in one piece.
         TableError::NoRoom { .. } if room < planned => {
-            Refusal::new(RefusalCode::DeclarationTables, "page table pages", room).bound(planned)
+            Refusal::new(RefusalCode::TablesNotContiguous, "page table pages", room).bound(planned)
         }
         TableError::NoRoom { .. } => {
             Refusal::new(RefusalCode::PageTableSpace, "page table pages", room).bound(room)

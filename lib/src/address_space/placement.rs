@@ -178,10 +178,10 @@ impl TableCount {
     fn span(&mut self, start: u64, end: u64) {
         self.regions(0, start >> 39, (end - 1) >> 39);
         self.regions(1, start >> 30, (end - 1) >> 30);
-        if start % PAGE_2M != 0 || end - start < PAGE_2M {
+        if !start.is_multiple_of(PAGE_2M) || end - start < PAGE_2M {
             self.regions(2, start >> 21, start >> 21);
         }
-        if end % PAGE_2M != 0 {
+        if !end.is_multiple_of(PAGE_2M) {
             self.regions(2, (end - 1) >> 21, (end - 1) >> 21);
         }
     }

@@ -60,6 +60,8 @@ codes! {
     ConfigSpace = "config_space", "the list of RAM ranges needs more room than the helper's configuration has";
     /// The page tables do not fit their place in the helper's block.
     PageTableSpace = "page_table_space", "the page tables need more room than the helper block has";
+    /// The page tables would fit their place, but it does not lie in one piece in the mirror.
+    TablesNotContiguous = "tables_not_contiguous", "no contiguous piece of the helper's memory has room for the page tables";
     /// The page tables could not be built or did not translate as planned.
     PageTables = "page_tables", "the page tables do not translate as planned";
     /// The driver does not execute the strategy.
@@ -80,8 +82,6 @@ codes! {
     DeclarationCount = "declaration_count", "the number of declared tuples is not possible";
     /// A part that the helper needs is not declared.
     DeclarationIncomplete = "declaration_incomplete", "the declaration lacks a part that the helper needs";
-    /// The page tables would not lie in one piece.
-    DeclarationTables = "declaration_tables", "the declaration has no contiguous piece for the page tables";
     /// A tuple of no bytes.
     TupleZero = "tuple_zero", "a declared tuple has no length";
     /// An address or length of a tuple is not a multiple of 4 KiB.
@@ -90,8 +90,8 @@ codes! {
     TupleNotRam = "tuple_not_ram", "a declared tuple covers what is not the guest's RAM";
     /// A tuple covers RAM outside the helper's block: somebody else's, and it would be reachable twice.
     TupleNotHelper = "tuple_not_helper", "a declared tuple covers RAM that is not the helper's";
-    /// Two tuples have a guest page in common.
-    TupleOverlap = "tuple_overlap", "two declared tuples share guest addresses";
+    /// Two tuples have a page in common, of the guest or of the mirror.
+    TupleOverlap = "tuple_overlap", "two declared tuples share addresses";
     /// A tuple lies in or above the RAM window of the mirror, or in its mailbox.
     TupleInWindow = "tuple_in_window", "a declared tuple lies in the mirror's RAM window or mailbox";
     /// Firmware SEND needs a context, which a guest without encryption does not have.

@@ -42,7 +42,7 @@ impl SpanIndex {
         let wanted = (spans.len() as u64 * 2).next_power_of_two();
         // At least a page a bucket; the index stays below 2^17 entries for the most blocks that there may be.
         let shift = (end.div_ceil(wanted)).next_power_of_two().trailing_zeros().max(12);
-        let count = (end - 1 >> shift) + 1;
+        let count = ((end - 1) >> shift) + 1;
         let mut buckets = Vec::with_capacity(count as usize + 1);
         let mut before = 0u32;
         for bucket in 0..count {

@@ -13,7 +13,7 @@ pub mod qemu;
 use std::sync::Arc;
 
 pub use console::Console;
-pub use encryption::{EncryptionStatus, StatusError};
+pub use encryption::{EncryptionStatus, StatusError, StatusExtent};
 pub use migration_control::{CarriedReadiness, MigrationControl, Readiness, ReadinessReason};
 
 use crate::addr::Gpa;

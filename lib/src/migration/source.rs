@@ -463,13 +463,8 @@ fn pump_all(mirror: &mut Mirror, streams: &mut [Stream], work: &Work<'_>) -> Res
 
 /// The pages of `left` that go sealed, and those that the guest shares.
 fn split(left: &PageSet, shared: &PageSet) -> (PageSet, PageSet) {
-    let (mut sealed, mut plain) = (left.clone(), PageSet::new());
-    for page in shared.iter() {
-        if sealed.contains(page) {
-            sealed.remove(page);
-            plain.insert(page);
-        }
-    }
+    let mut sealed = left.clone();
+    let plain = sealed.take(shared);
     (sealed, plain)
 }
 
