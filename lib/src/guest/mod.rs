@@ -179,6 +179,11 @@ pub trait Machine: Send {
     /// Whether the guest says that it can be migrated.
     fn migration_control(&self) -> &Arc<MigrationControl>;
 
+    /// Whether a guest of this machine writes MSR_KVM_MIGRATION_CONTROL as soon as it runs.
+    fn announces_itself(&self) -> bool {
+        false
+    }
+
     /// The secret that its helper's keys come from. The host makes and holds it: at protection level `none` because
     /// there is nobody else, at the others because this build plays the guest's owner too.
     fn migration_secret(&self) -> &[u8; 32];

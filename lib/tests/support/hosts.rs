@@ -100,8 +100,10 @@ pub async fn run(two: &Two, spec: GuestSpec) {
 
 pub async fn moved(from: &Host, to: &Host, m: MigrationSpec) -> MigrationRecord {
     let id = from.create_migration(m).await.unwrap().id;
-    let end =
-        until(from, "the migration's end", || Some(from.migration(id).unwrap()).filter(|m| m.state.is_terminal())).await;
+    let end = until(from, "the migration's end", || {
+        Some(from.migration(id).unwrap()).filter(|m| m.state.is_terminal())
+    })
+    .await;
     assert_eq!(end.state, MigrationState::Succeeded, "{:?}", end.error);
     until(to, "the end there", || Some(to.migration(id).unwrap()).filter(|m| m.state.is_terminal())).await;
     let (here, there) = (from.page_digests(id).unwrap(), to.page_digests(id).unwrap());
@@ -109,4 +111,3 @@ pub async fn moved(from: &Host, to: &Host, m: MigrationSpec) -> MigrationRecord 
     assert!(here == there, "every page is equal");
     end
 }
-
