@@ -167,6 +167,12 @@ impl ModelContext {
         }
     }
 
+    /// Keeps copies from and into this VM off, as another copy would.
+    #[cfg(test)]
+    pub(super) fn hold_for_copy(&self) -> Result<impl Drop + '_, CopyRefusal> {
+        Turn::take(&self.copying)
+    }
+
     fn vm(&self) -> MutexGuard<'_, VmState> {
         self.vm.lock().unwrap_or_else(PoisonError::into_inner)
     }
