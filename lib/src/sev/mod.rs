@@ -6,6 +6,7 @@
 
 mod certificate;
 pub mod copy;
+pub mod kernel;
 pub mod model;
 pub mod owner;
 mod random;
@@ -107,6 +108,41 @@ pub enum FirmwareError {
     InvalidParam = 0x16,
     ResourceLimit = 0x17,
     SecureDataInvalid = 0x18,
+}
+
+impl FirmwareError {
+    /// All of them.
+    pub const ALL: [Self; 24] = [
+        Self::InvalidPlatformState,
+        Self::InvalidGuestState,
+        Self::InvalidConfig,
+        Self::InvalidLength,
+        Self::AlreadyOwned,
+        Self::InvalidCertificate,
+        Self::PolicyFailure,
+        Self::Inactive,
+        Self::InvalidAddress,
+        Self::BadSignature,
+        Self::BadMeasurement,
+        Self::AsidOwned,
+        Self::InvalidAsid,
+        Self::WbinvdRequired,
+        Self::DfFlushRequired,
+        Self::InvalidGuest,
+        Self::InvalidCommand,
+        Self::Active,
+        Self::HwErrorPlatform,
+        Self::HwErrorUnsafe,
+        Self::Unsupported,
+        Self::InvalidParam,
+        Self::ResourceLimit,
+        Self::SecureDataInvalid,
+    ];
+
+    /// The status with this number; `None` for success and for those that are not of SEV's table.
+    pub fn from_code(code: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|e| *e as u32 == code)
+    }
 }
 
 /// Why a SEV command did not work.
@@ -279,7 +315,7 @@ pub trait Platform: Send + Sync {
 #[derive(Clone)]
 pub enum CopySource {
     /// A VM of the kernel's.
-    Kernel(Arc<std::os::fd::OwnedFd>),
+    Kernel(Arc<kernel::KernelSource>),
     /// A VM of the model's.
     Model(Arc<model::ModelContext>),
 }

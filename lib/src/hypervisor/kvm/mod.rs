@@ -12,7 +12,7 @@ use kvm_ioctls::{Cap, Kvm};
 
 use super::{Hypervisor, HypervisorError, Vm};
 use crate::address_space::HostLimits;
-use crate::sev;
+use crate::sev::{self, kernel::KernelPlatform};
 
 /// KVM's stable API version (Documentation/virt/kvm/api.rst, 4.1).
 const API_VERSION: i32 = 12;
@@ -21,6 +21,8 @@ const API_VERSION: i32 = 12;
 pub struct KvmHost {
     kvm: Kvm,
     cpuid: CpuId,
+    /// Where SEV guests can run.
+    sev: Option<Arc<KernelPlatform>>,
 }
 
 impl KvmHost {
@@ -39,7 +41,9 @@ impl KvmHost {
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(HypervisorError::kernel("KVM_GET_SUPPORTED_CPUID"))?;
         kick::install_handler()?;
-        Ok(Self { kvm, cpuid })
+        // What is missing, and why, is told by `sev::kernel::probe`.
+        let sev = KernelPlatform::open().ok().map(Arc::new);
+        Ok(Self { kvm, cpuid, sev })
     }
 
     /// Capabilities with the kernel's answer, by the kernel's names.
@@ -73,7 +77,7 @@ impl Hypervisor for KvmHost {
 
     fn create_vm(&self) -> Result<Box<dyn Vm>, HypervisorError> {
         let fd = self.kvm.create_vm().map_err(HypervisorError::kernel("KVM_CREATE_VM"))?;
-        Ok(Box::new(vm::KvmVm::new(fd, self.cpuid.clone())))
+        Ok(Box::new(vm::KvmVm::new(fd, self.cpuid.clone(), self.sev.as_deref())?))
     }
 
     fn limits(&self) -> HostLimits {
@@ -90,6 +94,6 @@ impl Hypervisor for KvmHost {
     }
 
     fn sev(&self) -> Option<Arc<dyn sev::Platform>> {
-        None
+        self.sev.clone().map(|sev| sev as Arc<dyn sev::Platform>)
     }
 }
