@@ -11,7 +11,7 @@ use super::vcpu::KvmVcpu;
 use crate::hypervisor::{HypervisorError, Slot, SlotId, Vcpu, Vm};
 use crate::sev::{
     self,
-    kernel::{KernelContext, KernelPlatform},
+    kernel::{KernelContext, KernelPlatform, VmKind},
 };
 
 pub(super) struct KvmVm {
@@ -31,7 +31,7 @@ impl KvmVm {
         // SAFETY: `fd` is open until this function has long duplicated it.
         let lent = unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) };
         let sev = platform
-            .map(|platform| platform.context(lent))
+            .map(|platform| platform.context(lent, VmKind::Default))
             .transpose()
             .map_err(|source| HypervisorError::Kernel { call: "fcntl(F_DUPFD)", source })?;
         Ok(Self { fd, cpuid, slots: HashMap::new(), sev })

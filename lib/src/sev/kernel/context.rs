@@ -26,12 +26,24 @@ const LAUNCH_CHUNK: u64 = 64 << 20;
 
 const COPY: &str = "KVM_CAP_VM_COPY_ENC_CONTEXT_FROM";
 
+/// What a VM was made as (KVM_CREATE_VM's argument).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VmKind {
+    /// KVM_X86_DEFAULT_VM: KVM_SEV_INIT or KVM_SEV_ES_INIT tells which it becomes.
+    Default,
+    /// KVM_X86_SEV_VM: for KVM_SEV_INIT2.
+    Sev,
+    /// KVM_X86_SEV_ES_VM: for KVM_SEV_INIT2.
+    SevEs,
+}
+
 /// A VM's context in the kernel. Written by the kernel's documents and tested against a recorder; it has never run on
 /// hardware with SEV.
 pub struct KernelContext {
     ioctls: Arc<dyn Ioctls>,
     source: Arc<KernelSource>,
     known: Arc<Known>,
+    kind: VmKind,
     es: AtomicBool,
 }
 
@@ -43,10 +55,10 @@ impl std::fmt::Debug for KernelContext {
 
 impl KernelContext {
     /// `vm` is a duplicate of the VM's descriptor.
-    pub(super) fn new(ioctls: Arc<dyn Ioctls>, vm: OwnedFd) -> Self {
+    pub(super) fn new(ioctls: Arc<dyn Ioctls>, vm: OwnedFd, kind: VmKind) -> Self {
         let known = Arc::new(Known::default());
         let source = Arc::new(KernelSource::own(vm, Arc::clone(&known)));
-        Self { ioctls, source, known, es: AtomicBool::new(false) }
+        Self { ioctls, source, known, kind, es: AtomicBool::new(false) }
     }
 
     /// A vCPU was created in the VM: it can be neither initialized for SEV nor made a mirror any more.
@@ -120,7 +132,12 @@ fn state(number: u32) -> Option<GuestState> {
 
 impl Context for KernelContext {
     fn init(&self, es: bool) -> Result<(), SevError> {
-        // INIT2 asks for a VM that was made as an SEV VM, and for Linux 6.10. Others answer EINVAL or ENOTTY.
+        // INIT2 makes of a VM what its kind says: a guest that is to be SEV-ES must not become less.
+        if matches!((self.kind, es), (VmKind::Sev, true) | (VmKind::SevEs, false)) {
+            let why = "the VM was made as the other kind of SEV VM";
+            return Err(SevError::Unsupported { what: "this kind of SEV", why });
+        }
+        // It asks for a VM that was made as an SEV VM, and for Linux 6.10. Others answer EINVAL or ENOTTY.
         let answer = try_run(&*self.ioctls, Call::Init2).or_else(|failure| {
             let legacy = matches!(failure.errno.raw_os_error(), Some(libc::EINVAL | libc::ENOTTY));
             if !legacy {

@@ -18,7 +18,7 @@ mod platform;
 mod probe;
 mod source;
 
-pub use context::KernelContext;
+pub use context::{KernelContext, VmKind};
 pub use platform::KernelPlatform;
 pub use probe::{Missing, Support, probe};
 pub use source::KernelSource;

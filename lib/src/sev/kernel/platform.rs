@@ -8,7 +8,7 @@ use std::ptr::from_mut;
 use std::sync::Arc;
 
 use super::call::{Failure, retry};
-use super::context::KernelContext;
+use super::context::{KernelContext, VmKind};
 use super::ioctls::{Ioctls, Kernel, Request};
 use super::probe::{DEVICE, Missing, probe};
 use crate::sev::session::part;
@@ -57,14 +57,14 @@ impl KernelPlatform {
         Self { ioctls, kernel: None }
     }
 
-    /// The context of the VM with descriptor `vm`, which is duplicated: the VM lives as long as its context.
+    /// The context of the VM with descriptor `vm`, made as `kind`. The descriptor is duplicated: the VM lives as long as its context.
     ///
     /// # Errors
     /// No descriptors left.
-    pub fn context(&self, vm: impl AsFd) -> io::Result<Arc<KernelContext>> {
+    pub fn context(&self, vm: impl AsFd, kind: VmKind) -> io::Result<Arc<KernelContext>> {
         let vm = vm.as_fd();
         let kernel = self.kernel.as_ref().ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))?;
-        Ok(Arc::new(KernelContext::new(Arc::new(kernel.vm(vm)?), vm.try_clone_to_owned()?)))
+        Ok(Arc::new(KernelContext::new(Arc::new(kernel.vm(vm)?), vm.try_clone_to_owned()?, kind)))
     }
 
     /// Its certificate and the chain up to the processor's own key. AMD's certificates of that are not on the host:

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use recorder::{Answer, Recorder, Seen, Shared};
 
-use super::context::KernelContext;
+use super::context::{KernelContext, VmKind};
 use super::ioctls::Request;
 use super::platform::KernelPlatform;
 use super::source::KernelSource;
@@ -19,8 +19,12 @@ use crate::sev::{
 };
 
 fn context(recorder: &Arc<Recorder>) -> KernelContext {
+    context_of(recorder, VmKind::Default)
+}
+
+fn context_of(recorder: &Arc<Recorder>, kind: VmKind) -> KernelContext {
     let fd = std::fs::File::open("/dev/null").unwrap().into();
-    KernelContext::new(Arc::new(Shared(Arc::clone(recorder))), fd)
+    KernelContext::new(Arc::new(Shared(Arc::clone(recorder))), fd, kind)
 }
 
 fn setup() -> (Arc<Recorder>, KernelContext, Arc<Mapping>) {
@@ -173,6 +177,17 @@ fn init2_falls_back_where_the_kernel_knows_no_such_thing() {
     recorder.answer(errno(libc::EINVAL));
     recorder.answer(errno(libc::ENOTTY));
     assert_eq!(raw(vm.init(false)), Some(libc::ENOTTY));
+    recorder.seen();
+    for (kind, es) in [(VmKind::Sev, true), (VmKind::SevEs, false)] {
+        let vm = context_of(&recorder, kind);
+        assert!(
+            matches!(vm.init(es), Err(SevError::Unsupported { .. })),
+            "no VM becomes less than asked for"
+        );
+        assert_eq!(recorder.seen(), []);
+        vm.init(!es).unwrap();
+        assert_eq!(recorder.seen().len(), 1);
+    }
 }
 
 #[test]
@@ -328,5 +343,5 @@ fn the_platform_is_asked_by_packed_structures() {
     assert_eq!(recorder.seen(), [issue(1, vec![0; 12]), issue(5, export)]);
     recorder.answer(Answer { firmware: 1, ..errno(libc::EIO) });
     assert_eq!(platform.pdh().unwrap_err().firmware(), Some(FirmwareError::InvalidPlatformState));
-    assert!(platform.context(std::io::stdin()).is_err(), "a recorder has no VMs");
+    assert!(platform.context(std::io::stdin(), VmKind::Default).is_err(), "a recorder has no VMs");
 }
