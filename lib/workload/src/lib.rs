@@ -194,7 +194,8 @@ pub struct Pattern(u64);
 impl Pattern {
     /// The content of page `page` in `generation`; generation 0 is the initial fill.
     pub const fn new(page: u64, generation: u64) -> Self {
-        Self(page.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ generation.wrapping_mul(0xd1b5_4a32_d192_ed03))
+        // Not the step of `word`: with that, a page would be its neighbour's words moved up by one.
+        Self(page.wrapping_mul(0xa076_1d64_78bd_642f) ^ generation.wrapping_mul(0xd1b5_4a32_d192_ed03))
     }
 
     /// The next word.
