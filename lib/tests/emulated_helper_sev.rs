@@ -80,7 +80,10 @@ fn launch(sev: &dyn Context, plan: &MirrorPlan, ram: &GuestRam, fault: Fault) {
     memory.write(p.config_at, &fixed.encode());
     for (r, i) in ranges.iter().zip(0u64..) {
         let range = config::Range { first: r.start() / PAGE_SIZE, count: r.pages() };
-        memory.write(p.config_at + config::FIXED_BYTES as u64 + i * config::RANGE_BYTES as u64, &range.encode());
+        memory.write(
+            p.config_at + config::FIXED_BYTES as u64 + i * config::RANGE_BYTES as u64,
+            &range.encode(),
+        );
     }
     memory.write(p.secret_at, &config::SECRET_MAGIC.to_le_bytes());
     memory.write(p.secret_at + 8, &[42; 32]);

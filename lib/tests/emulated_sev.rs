@@ -173,9 +173,7 @@ fn registers_of_an_es_guest_are_in_its_save_area_alone() {
         plain.run(1).unwrap();
         plain.vcpu.save().unwrap()
     };
-    let einval = |r: Result<(), HypervisorError>| {
-        matches!(r, Err(HypervisorError::Kernel { source, .. }) if source.raw_os_error() == Some(libc_einval()))
-    };
+    let einval = |r: Result<(), HypervisorError>| matches!(r, Err(HypervisorError::Kernel { source, .. }) if source.raw_os_error() == Some(libc_einval()));
     assert!(einval(guest.vcpu.restore(&plain)));
     assert!(einval(guest.vcpu.enter_user_mode(&entry(guest.cr3))));
 

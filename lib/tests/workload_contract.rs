@@ -62,9 +62,13 @@ fn both_machines_leave_the_same_memory() {
 #[test]
 fn the_firmware_declares_and_then_asks_what_to_write() {
     on_both(|host| {
-        for (count, tuples) in [(0u64, 0), (2, 2), (w::DECLARATION_MAX as u64, w::DECLARATION_MAX), (u64::MAX, w::DECLARATION_MAX)] {
-            let content: Vec<u64> =
-                [count].into_iter().chain((1..).map(|i| i * 0x1111)).take(512).collect();
+        for (count, tuples) in [
+            (0u64, 0),
+            (2, 2),
+            (w::DECLARATION_MAX as u64, w::DECLARATION_MAX),
+            (u64::MAX, w::DECLARATION_MAX),
+        ] {
+            let content: Vec<u64> = [count].into_iter().chain((1..).map(|i| i * 0x1111)).take(512).collect();
             let mut guest = BareGuest::with(host, &Plan::PLAIN, |ram| {
                 let bytes: Vec<u8> = content.iter().flat_map(|w| w.to_le_bytes()).collect();
                 ram.write(DECLARATION_PAGE, &bytes);
@@ -148,7 +152,9 @@ fn a_piece_that_was_not_plugged_at_the_start_is_neither_filled_nor_verified() {
 #[test]
 fn a_boot_page_that_makes_no_sense_switches_the_guest_off() {
     on_both(|host| {
-        for (field, value) in [(0, 0), (0, 17), (0, u64::MAX), (1, 1 << 60), (2, 0), (4, 1 << 40), (7, u64::MAX)] {
+        for (field, value) in
+            [(0, 0), (0, 17), (0, u64::MAX), (1, 1 << 60), (2, 0), (4, 1 << 40), (7, u64::MAX)]
+        {
             let mut guest = BareGuest::with(host, &Plan::PLAIN, |ram| {
                 ram.write(field * 8, &u64::to_le_bytes(value));
             })

@@ -40,7 +40,8 @@ pub struct Plan {
 impl Plan {
     pub const PLAIN: Self =
         Self { sev: false, es: false, window_private: false, image_launched: false, plugged: 3 };
-    pub const SEV: Self = Self { sev: true, es: false, window_private: true, image_launched: true, plugged: 3 };
+    pub const SEV: Self =
+        Self { sev: true, es: false, window_private: true, image_launched: true, plugged: 3 };
     pub const ES: Self = Self { es: true, ..Self::SEV };
 }
 
@@ -52,13 +53,7 @@ pub struct BareGuest {
 }
 
 pub const fn entry(cr3: u64) -> UserEntry {
-    UserEntry {
-        rip: w::IMAGE_VA,
-        rsp: w::STACK_VA + w::STACK_BYTES - 8,
-        rdi: 0,
-        cr3,
-        tss: w::TSS_VA,
-    }
+    UserEntry { rip: w::IMAGE_VA, rsp: w::STACK_VA + w::STACK_BYTES - 8, rdi: 0, cr3, tss: w::TSS_VA }
 }
 
 pub const fn firmware_entry(cr3: u64) -> UserEntry {
