@@ -25,12 +25,12 @@ impl Memory for Soft {
     type Fault = ();
 
     fn load(&mut self, at: usize) -> Result<u64, ()> {
-        assert!(at % 8 == 0 && at < 16 * PAGE);
+        assert!(at.is_multiple_of(8) && at < 16 * PAGE);
         if self.fail { Err(()) } else { Ok(*self.words.get(&at).unwrap_or(&self.garbage)) }
     }
 
     fn store(&mut self, at: usize, value: u64) -> Result<(), ()> {
-        assert!(at % 8 == 0 && at < 16 * PAGE);
+        assert!(at.is_multiple_of(8) && at < 16 * PAGE);
         self.words.insert(at, value);
         if self.fail { Err(()) } else { Ok(()) }
     }

@@ -154,7 +154,7 @@ impl Boot {
 
     fn is_sane(&self) -> bool {
         const TOP: u64 = 1 << 46;
-        let piece = |from: u64, to: u64| from <= to && to <= TOP && (from | to) % PAGE as u64 == 0;
+        let piece = |from: u64, to: u64| from <= to && to <= TOP && (from | to).is_multiple_of(PAGE as u64);
         (1..=u64::from(VCPUS_MAX)).contains(&self.vcpus)
             && piece(self.free_from, self.free_to)
             && self.working_set <= (self.free_to - self.free_from) / PAGE as u64

@@ -140,7 +140,7 @@ pub(super) fn invalid(what: &str) -> serde_json::Error {
 const MAGIC: u64 = u64::from_le_bytes(*b"mvmvmsa1");
 /// Bytes of a save area that are used: whole blocks of the cipher.
 pub(super) const AREA_BYTES: usize = (2 + 5 + 1 + WORDS) * 8;
-const _: () = assert!(AREA_BYTES % 16 == 0);
+const _: () = assert!(AREA_BYTES.is_multiple_of(16));
 
 /// As they lie in a save area. The real one has its own layout (AMD APM vol. 2, appendix B); nobody but the processor
 /// reads either.
