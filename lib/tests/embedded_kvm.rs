@@ -18,8 +18,13 @@ use zeroize::Zeroizing;
 
 use support::{kvm, ram};
 
-const SPEC: EmbeddedSpec =
-    EmbeddedSpec { vcpus: 2, fill: true, working_set: 4 << 20, dirty_bytes_per_second: 64 << 20 };
+const SPEC: EmbeddedSpec = EmbeddedSpec {
+    vcpus: 2,
+    fill: true,
+    working_set: 4 << 20,
+    dirty_bytes_per_second: 64 << 20,
+    withdraw_after: None,
+};
 
 fn machine(kvm: &KvmHost, ram: GuestRam, boot: bool) -> Embedded {
     let ends = AtomicUsize::new(0);
@@ -27,8 +32,14 @@ fn machine(kvm: &KvmHost, ram: GuestRam, boot: bool) -> Embedded {
         ends.fetch_add(1, Ordering::SeqCst);
     });
     let image = HelperImage::built_in();
+    let home = ram.layout();
     let setup = EmbeddedSetup {
         name: "t",
+        home: &home,
+        declaration: None,
+        check_declaration: Arc::new(|_| Vec::new()),
+        on_readiness: Arc::new(|| ()),
+        sev: None,
         ram,
         helper_image: image.bytes(),
         secret: Zeroizing::new([1; 32]),

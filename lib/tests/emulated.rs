@@ -19,14 +19,25 @@ use zeroize::Zeroizing;
 
 use support::{Pair, mirror, ram};
 
-const SPEC: EmbeddedSpec =
-    EmbeddedSpec { vcpus: 2, fill: true, working_set: 4 << 20, dirty_bytes_per_second: 16 << 20 };
+const SPEC: EmbeddedSpec = EmbeddedSpec {
+    vcpus: 2,
+    fill: true,
+    working_set: 4 << 20,
+    dirty_bytes_per_second: 16 << 20,
+    withdraw_after: None,
+};
 
 fn machine(host: &dyn Hypervisor, ram: GuestRam, boot: bool) -> Embedded {
     let on_end: OnEnd = Arc::new(|_| {});
     let image = HelperImage::built_in();
+    let home = ram.layout();
     let setup = EmbeddedSetup {
         name: "t",
+        home: &home,
+        declaration: None,
+        check_declaration: Arc::new(|_| Vec::new()),
+        on_readiness: Arc::new(|| ()),
+        sev: None,
         ram,
         helper_image: image.bytes(),
         secret: Zeroizing::new([1; 32]),

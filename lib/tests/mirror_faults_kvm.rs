@@ -7,11 +7,11 @@ mod support;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mirrorvm::addr::{PAGE_SIZE, RamPage};
-use mirrorvm::address_space::{MailboxSize, MirrorPlan, Shift, Strategy, plan};
+use mirrorvm::address_space::{MailboxSize, MirrorPlan, PlanRequest, Shift, Strategy, plan};
 use mirrorvm::hypervisor::Hypervisor as _;
 use mirrorvm::hypervisor::kvm::KvmHost;
 use mirrorvm::memory::GuestRam;
-use mirrorvm::mirror::{HelperImage, LaneError, Mirror, MirrorError, WorkerEnd};
+use mirrorvm::mirror::{HelperImage, HelperSource, LaneError, Mirror, MirrorError, WorkerEnd};
 use mirrorvm_abi::header::{FILE_MAX, HEADER_BYTES, HeaderError};
 use mirrorvm_abi::layout::{IMAGE_MAX, IMAGE_VA, LAYOUT_HASH};
 use mirrorvm_abi::mailbox::{BATCH_MAX, Fatal};
@@ -26,14 +26,28 @@ fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// A mirror with as many workers as its plan has.
+fn launch(
+    kvm: &KvmHost,
+    name: &str,
+    plan: Arc<MirrorPlan>,
+    ram: &GuestRam,
+    image: &HelperImage,
+) -> Result<Mirror, MirrorError> {
+    let workers = plan.mailbox.workers;
+    Mirror::launch(kvm, name, plan, workers, ram, image, HelperSource::Loaded { secret: &SECRET })
+}
+
 fn planned(kvm: &KvmHost, ram: &GuestRam, image: &HelperImage, workers: u32) -> MirrorPlan {
     let strategy = Strategy::Shifted { shift: Shift::FourGib };
-    plan(ram.layout(), image.header(), &kvm.limits(), strategy, MailboxSize { workers, slots: 4 }).unwrap()
+    let (limits, size) = (kvm.limits(), MailboxSize { workers, slots: 4 });
+    plan(&PlanRequest::new(&ram.layout(), image.header(), &limits, strategy, size)).unwrap()
 }
 
 /// The whole of the helper's block.
 fn helper_memory(ram: &GuestRam) -> Vec<u8> {
-    let block = ram.layout().helper().unwrap();
+    let layout = ram.layout();
+    let block = layout.helper().unwrap();
     let mut bytes = vec![0; block.size as usize];
     ram.read(block.ram_addr, &mut bytes).unwrap();
     bytes
@@ -75,7 +89,8 @@ fn two_workers_at_once_carry_every_page() {
                     let mut submit = |source: &mut mirrorvm::mirror::Lane| {
                         let Some(batch) = next.next() else { return };
                         let slot = source.acquire().unwrap();
-                        source.submit_export(slot, batch, epoch);
+                        let pages: Vec<u64> = batch.iter().map(|p| p.get()).collect();
+                        source.submit_export(slot, &pages, epoch);
                     };
                     submit(source);
                     for _ in &mine {
@@ -180,10 +195,10 @@ fn mirrors_come_and_go_and_nothing_stays() {
     let ram = support::ram(8 << 20);
     let image = HelperImage::built_in();
     let plan = Arc::new(planned(&kvm, &ram, &image, 2));
-    let launch = || Mirror::launch(&kvm, "census", Arc::clone(&plan), &ram, &image, &SECRET).unwrap();
+    let made = || launch(&kvm, "census", Arc::clone(&plan), &ram, &image).unwrap();
     let before = census();
     {
-        let _mirror = launch();
+        let _mirror = made();
         let running = census();
         assert_eq!(running.mirror_threads, 2, "the census sees what there is: {running:?}");
         assert_eq!(running.kvm_and_memfds, before.kvm_and_memfds + 3, "a VM and two vCPUs");
@@ -191,7 +206,7 @@ fn mirrors_come_and_go_and_nothing_stays() {
     }
     assert_eq!(census(), before);
     for turn in 0..20 {
-        let mut mirror = launch();
+        let mut mirror = made();
         if turn % 2 == 0 {
             mirror.hello().unwrap();
         }
@@ -207,7 +222,7 @@ fn a_dropped_mirror_leaves_no_secret() {
     let ram = support::ram(8 << 20);
     let image = HelperImage::built_in();
     let plan = Arc::new(planned(&kvm, &ram, &image, 2));
-    let mut mirror = Mirror::launch(&kvm, "secret", Arc::clone(&plan), &ram, &image, &SECRET).unwrap();
+    let mut mirror = launch(&kvm, "secret", Arc::clone(&plan), &ram, &image).unwrap();
     let nonce = mirror.hello().unwrap();
     let begin = mirrorvm_abi::op::Begin {
         source: true,
@@ -243,7 +258,7 @@ fn a_failed_launch_leaves_no_secret_and_nothing_else() {
     let good = planned(&kvm, &ram, &image, 1);
     let before = census();
     let fails = |plan: MirrorPlan, image: &HelperImage| {
-        let Err(error) = Mirror::launch(&kvm, "census", Arc::new(plan), &ram, image, &SECRET) else {
+        let Err(error) = launch(&kvm, "census", Arc::new(plan), &ram, image) else {
             panic!("this launch must fail")
         };
         assert!(
@@ -279,7 +294,7 @@ fn a_failed_launch_leaves_no_secret_and_nothing_else() {
     let ended = matches!(error, MirrorError::NotReady(LaneError::Ended(WorkerEnd::Exit(_))));
     assert!(ended, "{error:?}");
     // And after all that a good one starts.
-    let mut mirror = Mirror::launch(&kvm, "census", Arc::new(good), &ram, &image, &SECRET).unwrap();
+    let mut mirror = launch(&kvm, "census", Arc::new(good), &ram, &image).unwrap();
     mirror.hello().unwrap();
 }
 
@@ -306,10 +321,10 @@ fn helper_images_that_do_not_fit_are_refused_by_name() {
     assert_eq!(u32_at(16, 2), Err(HeaderError::HeaderVersion { version: 2 }));
     assert_eq!(u32_at(20, 95), Err(HeaderError::HeaderVersion { version: 1 }), "another header length");
     let abi = |min: u32, max: u32| patched(24, &[min.to_le_bytes(), max.to_le_bytes()].concat());
-    for (min, max) in [(2, 2), (2, 9), (0, 0), (2, 1), (u32::MAX, u32::MAX)] {
+    for (min, max) in [(1, 1), (3, 3), (3, 9), (0, 0), (3, 1), (u32::MAX, u32::MAX)] {
         assert_eq!(abi(min, max), Err(HeaderError::Abi { min, max }));
     }
-    assert!(abi(0, 1).is_ok() && abi(1, 7).is_ok() && abi(0, u32::MAX).is_ok());
+    assert!(abi(0, 2).is_ok() && abi(1, 7).is_ok() && abi(0, u32::MAX).is_ok());
     assert_eq!(u64_at(32, LAYOUT_HASH ^ 1), Err(HeaderError::Layout { hash: LAYOUT_HASH ^ 1 }));
     let section = |field, value| Err(HeaderError::Section { field, value });
     let end = IMAGE_VA + IMAGE_MAX;

@@ -4,7 +4,7 @@
 
 use mirrorvm::addr::Gpa;
 use mirrorvm::address_space::{
-    BlockSpec, GuestLayout, HelperPlacement, HostLimits, MailboxSize, Shift, Strategy, plan,
+    BlockSpec, GuestLayout, HelperPlacement, HostLimits, MailboxSize, PlanRequest, Shift, Strategy, plan,
 };
 use mirrorvm_abi::header::Header;
 use mirrorvm_abi::layout::{IMAGE_VA, LAYOUT_HASH};
@@ -44,7 +44,8 @@ fn drawn(blocks: &[(&str, u64, Option<u64>)], shift: Shift) -> (String, AddressS
         gib_pages: true,
     };
     let size = MailboxSize { workers: 2, slots: 4 };
-    let plan = plan(&layout, &header(), &limits, Strategy::Shifted { shift }, size).unwrap();
+    let strategy = Strategy::Shifted { shift };
+    let plan = plan(&PlanRequest::new(&layout, &header(), &limits, strategy, size)).unwrap();
     (draw::layout(&plan, &layout, "g<1>"), AddressSpacePlan::new(&plan, &layout))
 }
 

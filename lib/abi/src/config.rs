@@ -28,7 +28,24 @@ pub struct Config {
     pub pages: u64,
     /// Ranges that follow.
     pub ranges: u32,
+    /// What guards the guest: [`PROTECTION_NONE`] and up.
+    pub protection: u32,
+    /// The guest's SEV policy; 0 at [`PROTECTION_NONE`].
+    pub policy: u32,
 }
+
+/// Nothing: the host can read all memory.
+pub const PROTECTION_NONE: u32 = 0;
+/// The model of SEV.
+pub const PROTECTION_MODELLED: u32 = 1;
+/// SEV.
+pub const PROTECTION_SEV: u32 = 2;
+/// SEV-ES.
+pub const PROTECTION_SEV_ES: u32 = 3;
+/// Policy bit: the guest cannot be debugged (SEV API, table 2). Without it a host reads the guest through its mirror.
+pub const POLICY_NODBG: u32 = 1 << 0;
+/// Policy bit: the guest must not leave its platform.
+pub const POLICY_NOSEND: u32 = 1 << 3;
 
 /// Pages of RAM that the helper may touch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +57,11 @@ pub struct Range {
 }
 
 impl Config {
+    /// Whether the guest's policy lets its pages leave, and keeps its host from reading them another way.
+    pub const fn may_leave(&self) -> bool {
+        self.protection == PROTECTION_NONE || self.policy & (POLICY_NODBG | POLICY_NOSEND) == POLICY_NODBG
+    }
+
     /// Writes the fixed part.
     pub fn encode(&self) -> [u8; FIXED_BYTES] {
         let mut b = [0; FIXED_BYTES];
@@ -49,6 +71,8 @@ impl Config {
         b[16..20].copy_from_slice(&self.slots.to_le_bytes());
         b[20..24].copy_from_slice(&self.ranges.to_le_bytes());
         b[24..32].copy_from_slice(&self.pages.to_le_bytes());
+        b[32..36].copy_from_slice(&self.protection.to_le_bytes());
+        b[36..40].copy_from_slice(&self.policy.to_le_bytes());
         b
     }
 
@@ -62,11 +86,14 @@ impl Config {
             slots: u32_at(b, 16),
             ranges: u32_at(b, 20),
             pages: u64_at(b, 24),
+            protection: u32_at(b, 32),
+            policy: u32_at(b, 36),
         };
         let fits = (FIXED_BYTES as u64 + u64::from(c.ranges) * RANGE_BYTES as u64)
             <= crate::layout::CONFIG_PAGES_MAX * crate::PAGE_BYTES as u64;
         let sane = (1..=crate::layout::WORKERS_MAX).contains(&c.workers)
             && (1..=crate::mailbox::SLOTS_MAX).contains(&c.slots)
+            && c.protection <= PROTECTION_SEV_ES
             && c.pages <= crate::layout::WINDOW_MAX / crate::PAGE_BYTES as u64;
         (fits && sane).then_some(c)
     }

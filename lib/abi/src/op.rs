@@ -86,6 +86,8 @@ numbered! {
         NoSecret = 9,
         /// A counter is used up. The session is over.
         Exhausted = 10,
+        /// The guest's policy forbids it.
+        PolicyForbids = 11,
     }
 }
 

@@ -1,6 +1,7 @@
 //! Control operations: sessions, epochs, tokens. They need every worker between batches.
 
 use mirrorvm_abi::{
+    config::PROTECTION_NONE,
     layout::WORKERS_MAX,
     mailbox::{PAYLOAD_AT, Submission, slot_at},
     op::{BEGIN_BYTES, Begin, Op, START_BYTES, Start, Status},
@@ -17,6 +18,9 @@ use crate::op_state::{DestinationEvent, DestinationOp, SourceEvent, SourceOp};
 use crate::shared::{Control, OpenStream, PAGES, Role, Session, Stream, exported_digest};
 use crate::worker::Outcome;
 use crate::{Env, PageMaps, Region, Worker};
+
+/// A destination that has taken its guest over.
+const COMMITTED: Role = Role::Destination(DestinationOp::LiveImport);
 
 type Guards<'a> = [Option<MutexGuard<'a, Stream>>; WORKERS_MAX as usize];
 
@@ -59,7 +63,7 @@ impl<E: Env> Worker<'_, E> {
     fn hello(&mut self, session: &mut Session, at: usize) -> Result<u32, Status> {
         let idle =
             matches!(session.role, Role::Source(SourceOp::Running) | Role::Destination(DestinationOp::Idle));
-        if !idle || session.control.is_some() {
+        if !(idle && session.control.is_none() || session.role == COMMITTED) {
             return Err(Status::WrongState);
         }
         let mut nonce = [0; 32];
@@ -79,11 +83,23 @@ impl<E: Env> Worker<'_, E> {
         at: usize,
     ) -> Result<u32, Status> {
         let begin = self.begin_parameters(request, at)?;
+        if !self.config.may_leave() {
+            return Err(Status::PolicyForbids);
+        }
+        // Encrypted RAM is not zero before it is written, and which pages are zero is nobody's business.
+        if self.config.protection != PROTECTION_NONE && (begin.fresh || begin.elide_zero) {
+            return Err(Status::PolicyForbids);
+        }
         let role = match (session.role, begin.source) {
             (Role::Source(op), true) => {
                 Role::Source(op.step(SourceEvent::Begin).map_err(|_| Status::WrongState)?)
             }
             (Role::Source(SourceOp::Running), false) => Role::Destination(DestinationOp::MemoryImport),
+            // The guest came here and was committed: it runs here, and may leave again through this helper, which an
+            // SEV-ES guest has no other of.
+            (COMMITTED, true) => {
+                Role::Source(SourceOp::Running.step(SourceEvent::Begin).map_err(|_| Status::WrongState)?)
+            }
             (Role::Source(_), false) | (Role::Destination(_), _) => return Err(Status::WrongState),
         };
         let secret = self.env.secret().ok_or(Status::NoSecret)?;

@@ -12,7 +12,7 @@ use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
 use mirrorvm_abi::{
-    PAGE_BYTES,
+    PAGE_BYTES, config,
     mailbox::{
         BATCH_MAX, CQ_HEAD, Completion, Doorbell, Fatal, PAYLOAD_BYTES, RING_ENTRIES, SQ_TAIL, Submission,
         WANT_COMPLETION, slot_at,
@@ -921,6 +921,50 @@ fn begin_is_refused_unless_everything_is_right() {
 }
 
 #[test]
+fn a_policy_that_forbids_it_ends_the_matter_before_any_key() {
+    let setup = Setup::default();
+    let good = Begin {
+        source: true,
+        elide_zero: false,
+        fresh: false,
+        streams: 1,
+        session: [1; 16],
+        peer_nonce: [2; 32],
+        transcript: [3; 32],
+    };
+    let begin = |guard: (u32, u32), begin: Begin| {
+        let mut side = Side::guarded(setup.workers, &setup.allowed, 5, guard);
+        side.hello();
+        let answer = side.control(Op::Begin, &begin.encode());
+        if answer.is_err() {
+            assert_eq!(side.export(0, 1, &[0]), Err((Status::WrongState, 0)), "no session");
+        }
+        answer.map(|_| ())
+    };
+    let levels = [config::PROTECTION_MODELLED, config::PROTECTION_SEV, config::PROTECTION_SEV_ES];
+    for level in levels {
+        for source in [true, false] {
+            let asked = Begin { source, ..good };
+            for (policy, allowed) in [
+                (config::POLICY_NODBG, true),
+                (config::POLICY_NODBG | 1 << 2 | 1 << 1, true),
+                (0, false),
+                (config::POLICY_NOSEND, false),
+                (config::POLICY_NODBG | config::POLICY_NOSEND, false),
+            ] {
+                let expected = if allowed { Ok(()) } else { Err(Status::PolicyForbids) };
+                assert_eq!(begin((level, policy), asked), expected, "level {level}, policy {policy:#x}");
+            }
+            for wish in [Begin { elide_zero: true, ..asked }, Begin { fresh: true, ..asked }] {
+                assert_eq!(begin((level, config::POLICY_NODBG), wish), Err(Status::PolicyForbids));
+            }
+        }
+    }
+    // Without encryption there is no policy to obey.
+    begin((config::PROTECTION_NONE, config::POLICY_NOSEND), good).unwrap();
+}
+
+#[test]
 fn a_destination_that_was_used_stays_used() {
     let setup = Setup::default();
     let mut pair = Pair::new(&setup);
@@ -930,6 +974,26 @@ fn a_destination_that_was_used_stays_used() {
         let begin = Begin { source, ..pair.begin };
         assert_eq!(pair.destination.control(Op::Begin, &begin.encode()), Err(Status::WrongState));
     }
+}
+
+#[test]
+fn a_guest_that_was_committed_may_leave_again_and_nobody_else_arrives() {
+    let setup = Setup::default();
+    let mut pair = Pair::new(&setup);
+    let records = pair.source.export(0, 1, &setup.allowed.pages()).unwrap();
+    pair.destination.import(0, 1, &records).unwrap();
+    pair.hand_over();
+    pair.destination.token(Op::Commit, &[]);
+    let other = pair.destination.hello();
+    for source in [false, true] {
+        let begin = Begin { source, fresh: false, session: [9; 16], peer_nonce: other, ..pair.begin };
+        let expected = if source { Ok(()) } else { Err(Status::WrongState) };
+        assert_eq!(pair.destination.control(Op::Begin, &begin.encode()).map(|_| ()), expected, "{source}");
+    }
+    // A source now: it exports, and the old session's tokens are not minted any more.
+    pair.destination.export(0, 1, &[setup.allowed.pages()[0]]).unwrap();
+    assert_eq!(pair.destination.control(Op::Commit, &[]), Err(Status::WrongState));
+    assert_eq!(pair.destination.control(Op::Abort, &[]), Err(Status::WrongState));
 }
 
 #[test]

@@ -133,6 +133,8 @@ pub enum LayoutError {
 #[serde(try_from = "Vec<RamBlock>", into = "Vec<RamBlock>")]
 pub struct GuestLayout {
     blocks: Vec<RamBlock>,
+    /// Block and plugged part, by ascending GPA.
+    by_gpa: Vec<(u32, u32)>,
 }
 
 impl GuestLayout {
@@ -188,10 +190,12 @@ impl GuestLayout {
         let mut errors = Vec::new();
         check_names(&blocks, &mut errors);
         check_ranges(&blocks, &mut errors);
-        if errors.is_empty() {
-            check_overlap(&blocks, &mut errors);
+        if !errors.is_empty() {
+            return Err(errors);
         }
-        if errors.is_empty() { Ok(Self { blocks }) } else { Err(errors) }
+        let by_gpa = parts_by_gpa(&blocks);
+        check_overlap(&blocks, &by_gpa, &mut errors);
+        if errors.is_empty() { Ok(Self { blocks, by_gpa }) } else { Err(errors) }
     }
 
     /// This layout with the plugged parts of one block replaced: what a hypervisor says of where its RAM is seen.
@@ -214,6 +218,12 @@ impl GuestLayout {
     /// The block called `name`.
     pub fn block(&self, name: &str) -> Option<&RamBlock> {
         self.blocks.iter().find(|b| b.name == name)
+    }
+
+    /// The block that holds `ram`.
+    pub fn block_at(&self, ram: RamAddr) -> Option<&RamBlock> {
+        let after = self.blocks.partition_point(|b| b.ram_addr <= ram);
+        self.blocks.get(after.checked_sub(1)?).filter(|b| ram.get() - b.ram_addr.get() < b.size)
     }
 
     /// The helper's block, if this layout has one.
@@ -248,27 +258,32 @@ impl GuestLayout {
 
     /// Every plugged part with its block, by ascending GPA.
     pub fn plugged(&self) -> Vec<(&RamBlock, Plug)> {
-        let mut parts: Vec<_> =
-            self.blocks.iter().flat_map(|b| b.plugs.iter().map(move |p| (b, *p))).collect();
-        parts.sort_by_key(|(_, p)| p.gpa);
-        parts
+        self.by_gpa.iter().map(|at| part(&self.blocks, *at)).collect()
+    }
+
+    /// The plugged parts that share an address with the `len` bytes from `gpa`, by ascending GPA.
+    pub fn plugged_in(&self, gpa: Gpa, len: u64) -> impl Iterator<Item = (&RamBlock, Plug)> {
+        let end = gpa.get().saturating_add(len);
+        let first = self.by_gpa.partition_point(|at| {
+            let (_, p) = part(&self.blocks, *at);
+            p.gpa.get() + p.len <= gpa.get()
+        });
+        let parts = self.by_gpa[first..].iter().map(|at| part(&self.blocks, *at));
+        parts.take_while(move |(_, p)| p.gpa.get() < end)
     }
 
     /// Where in RAM the guest's address `gpa` lies now.
     pub fn gpa_to_ram(&self, gpa: Gpa) -> Option<RamAddr> {
-        self.blocks.iter().find_map(|b| {
-            b.plugs.iter().find_map(|p| {
-                let inside = gpa.offset_from(p.gpa).filter(|o| *o < p.len)?;
-                b.ram_addr.checked_add(p.offset + inside)
-            })
-        })
+        let (block, plug) = self.plugged_in(gpa, 1).next()?;
+        block.ram_addr.checked_add(plug.offset + gpa.offset_from(plug.gpa)?)
     }
 
     /// Where the guest sees `ram` now; `None` when it is unplugged or no RAM.
     pub fn ram_to_gpa(&self, ram: RamAddr) -> Option<Gpa> {
-        let block = self.blocks.iter().find(|b| b.ram_range().contains(ram.get()))?;
+        let block = self.block_at(ram)?;
         let offset = ram.offset_from(block.ram_addr)?;
-        let plug = block.plugs.iter().find(|p| offset >= p.offset && offset - p.offset < p.len)?;
+        let after = block.plugs.partition_point(|p| p.offset <= offset);
+        let plug = block.plugs.get(after.checked_sub(1)?).filter(|p| offset - p.offset < p.len)?;
         plug.gpa.checked_add(offset - plug.offset)
     }
 
@@ -410,19 +425,31 @@ fn check_ranges(blocks: &[RamBlock], errors: &mut Vec<LayoutError>) {
     }
 }
 
-fn check_overlap(blocks: &[RamBlock], errors: &mut Vec<LayoutError>) {
-    let mut parts: Vec<(usize, u64, u64)> = blocks
-        .iter()
-        .enumerate()
-        .flat_map(|(i, b)| b.plugs.iter().map(move |p| (i, p.gpa.get(), p.gpa.get() + p.len)))
-        .collect();
-    parts.sort_by_key(|(_, start, _)| *start);
+fn part(blocks: &[RamBlock], at: (u32, u32)) -> (&RamBlock, Plug) {
+    let block = &blocks[at.0 as usize];
+    (block, block.plugs[at.1 as usize])
+}
+
+/// Every plugged part, by ascending GPA.
+fn parts_by_gpa(blocks: &[RamBlock]) -> Vec<(u32, u32)> {
+    let count = blocks.iter().map(|b| b.plugs.len()).sum();
+    let mut keyed: Vec<(Gpa, u32, u32)> = Vec::with_capacity(count);
+    for (b, block) in (0u32..).zip(blocks) {
+        keyed.extend((0u32..).zip(&block.plugs).map(|(p, plug)| (plug.gpa, b, p)));
+    }
+    keyed.sort_unstable();
+    keyed.into_iter().map(|(_, b, p)| (b, p)).collect()
+}
+
+fn check_overlap(blocks: &[RamBlock], by_gpa: &[(u32, u32)], errors: &mut Vec<LayoutError>) {
     let mut widest: Option<(usize, u64)> = None;
-    for (index, start, end) in parts {
+    for at in by_gpa {
+        let (index, plug) = (at.0 as usize, part(blocks, *at).1);
+        let (start, end) = (plug.gpa.get(), plug.gpa.get() + plug.len);
         if let Some((other, widest_end)) = widest
             && start < widest_end
         {
-            errors.push(LayoutError::Overlap { index, other, gpa: Gpa::new(start) });
+            errors.push(LayoutError::Overlap { index, other, gpa: plug.gpa });
         }
         if widest.is_none_or(|(_, e)| end > e) {
             widest = Some((index, end));

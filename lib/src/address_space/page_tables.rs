@@ -3,6 +3,7 @@
 //! Large pages wherever address and length allow, so that a 1 TiB window costs a few KiB of tables.
 //! Entry bits: AMD APM vol. 2, section 5.3 (long-mode page translation).
 
+use super::Coverage;
 use crate::addr::{HelperVa, MirrorGpa, PAGE_1G, PAGE_2M, PAGE_SIZE};
 
 pub(super) const PRESENT: u64 = 1 << 0;
@@ -78,6 +79,8 @@ pub struct PageTables {
     base: MirrorGpa,
     pages: Vec<[u64; 512]>,
     c_bit: u64,
+    /// Pages of 4 KiB, 2 MiB and 1 GiB.
+    leaves: [u64; 3],
 }
 
 impl PageTables {
@@ -92,7 +95,7 @@ impl PageTables {
         gib_pages: bool,
         room: usize,
     ) -> Result<Self, TableError> {
-        let mut tables = Self { base, pages: Vec::new(), c_bit };
+        let mut tables = Self { base, pages: Vec::new(), c_bit, leaves: [0; 3] };
         tables.new_page(room)?;
         for (index, m) in mappings.iter().enumerate() {
             let end = m.va.get().checked_add(m.len);
@@ -120,9 +123,27 @@ impl PageTables {
         self.pages.len()
     }
 
+    /// What the tables cover; bytes of windows are the planner's to add.
+    pub fn coverage(&self) -> Coverage {
+        let pml4 = self.pages.first().map_or(0, |root| root.iter().filter(|e| **e & PRESENT != 0).count());
+        let [kib4_leaves, mib2_leaves, gib_leaves] = self.leaves;
+        Coverage {
+            pml4_entries: pml4 as u64,
+            gib_leaves,
+            mib2_leaves,
+            kib4_leaves,
+            table_pages: self.pages.len() as u64,
+            ..Coverage::default()
+        }
+    }
+
     /// The tables as they must lie in memory.
     pub fn bytes(&self) -> Vec<u8> {
-        self.pages.iter().flatten().flat_map(|e| e.to_le_bytes()).collect()
+        let mut bytes = Vec::with_capacity(self.pages.len() * PAGE_SIZE as usize);
+        for entry in self.pages.iter().flatten() {
+            bytes.extend_from_slice(&entry.to_le_bytes());
+        }
+        bytes
     }
 
     /// The entry at mirror-physical address `at`, for a walker.
@@ -138,19 +159,31 @@ impl PageTables {
             let (va, gpa, left) = (m.va.get() + done, m.gpa.get() + done, m.len - done);
             let fits = |size: u64| va % size == 0 && gpa % size == 0 && left >= size;
             let (size, level) = match () {
-                () if gib_pages && fits(PAGE_1G) => (PAGE_1G, 2),
+                () if gib_pages && fits(PAGE_1G) => (PAGE_1G, 2u32),
                 () if fits(PAGE_2M) => (PAGE_2M, 1),
                 () => (PAGE_SIZE, 0),
             };
-            self.set(index, va, level, leaf(gpa, m, level, self.c_bit), room)?;
-            done += size;
+            // As many entries of this size as fit, up to the end of the table or to where larger pages may fit again:
+            // one descent for up to 512 entries.
+            let table = self.table_for(index, va, level, room)?;
+            let first = slot_of(va, level);
+            let count = (left / size).min(512 - first as u64) as usize;
+            let entry = leaf(gpa, m, level, self.c_bit);
+            for (i, slot) in self.pages[table][first..first + count].iter_mut().enumerate() {
+                if *slot & PRESENT != 0 {
+                    let va = HelperVa::new(va + i as u64 * size);
+                    return Err(TableError::Conflict { index, va });
+                }
+                *slot = entry + i as u64 * size;
+            }
+            self.leaves[level as usize] += count as u64;
+            done += count as u64 * size;
         }
         Ok(())
     }
 
-    /// Puts `entry` at `level` (0 = PTE, 1 = PDE, 2 = PDPTE) for `va`, making tables on the way.
-    fn set(&mut self, index: usize, va: u64, level: u32, entry: u64, room: usize) -> Result<(), TableError> {
-        let conflict = TableError::Conflict { index, va: HelperVa::new(va) };
+    /// The table of `level` (0 = PTEs, 1 = PDEs, 2 = PDPTEs) for `va`, made with those above it where it is missing.
+    fn table_for(&mut self, index: usize, va: u64, level: u32, room: usize) -> Result<usize, TableError> {
         let mut page = 0usize;
         for above in ((level + 1)..=3).rev() {
             let slot = slot_of(va, above);
@@ -161,18 +194,13 @@ impl PageTables {
                 self.pages[page][slot] = at | self.c_bit | PRESENT | WRITABLE | USER | ACCESSED;
                 new
             } else if existing & LARGE != 0 && above < 3 {
-                return Err(conflict);
+                return Err(TableError::Conflict { index, va: HelperVa::new(va) });
             } else {
                 let at = existing & !self.c_bit & ADDRESS_MASK;
                 ((at - self.base.get()) / PAGE_SIZE) as usize
             };
         }
-        let slot = &mut self.pages[page][slot_of(va, level)];
-        if *slot & PRESENT != 0 {
-            return Err(conflict);
-        }
-        *slot = entry;
-        Ok(())
+        Ok(page)
     }
 
     fn new_page(&mut self, room: usize) -> Result<usize, TableError> {

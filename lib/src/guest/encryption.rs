@@ -5,8 +5,8 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::addr::{Gpa, PAGE_SIZE, RamPage};
-use crate::address_space::GuestLayout;
+use crate::addr::{Gpa, PAGE_SIZE, PageRange, RamAddr, RamPage};
+use crate::address_space::{BlockRole, GuestLayout, RamBlock};
 use crate::pages::PageSet;
 
 /// A report that cannot be.
@@ -31,6 +31,15 @@ pub enum StatusError {
 /// Most pages in one report: what a guest of 64 TiB has.
 const REPORT_MAX: u64 = 64 << 28;
 
+/// Pages in a row with one status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StatusExtent {
+    /// Where they are in RAM.
+    pub range: PageRange,
+    /// Whether the guest shares them with its host.
+    pub shared: bool,
+}
+
 /// The status of every page: private unless it was reported shared.
 #[derive(Debug, Default)]
 pub struct EncryptionStatus {
@@ -43,7 +52,8 @@ impl EncryptionStatus {
         Self { shared: Mutex::new(shared) }
     }
 
-    /// Takes a guest's report; all or nothing.
+    /// Takes a guest's report; all or nothing. Time grows with the plugged parts that it touches and one bit a page, memory
+    /// not beyond one bit a page of RAM: a guest cannot make its host remember more by reporting in another way.
     ///
     /// # Errors
     /// [`StatusError`]; the status stays.
@@ -58,24 +68,56 @@ impl EncryptionStatus {
         if pages == 0 || pages > REPORT_MAX || !gpa.is_aligned(PAGE_SIZE) {
             return Err(bad);
         }
-        gpa.checked_add(pages * PAGE_SIZE).ok_or(bad)?;
-        let mut list = Vec::new();
-        for i in 0..pages {
-            let at = Gpa::new(gpa.get() + i * PAGE_SIZE);
-            let ram = layout
-                .gpa_to_ram(at)
-                .filter(|r| layout.helper().is_none_or(|h| !h.ram_range().contains(r.get())));
-            list.push(ram.ok_or(StatusError::NotRam { gpa: at })?.page());
+        let end = gpa.checked_add(pages * PAGE_SIZE).ok_or(bad)?.get();
+        let mut ranges = Vec::new();
+        let mut at = gpa.get();
+        for (block, plug) in layout.plugged_in(gpa, pages * PAGE_SIZE) {
+            let hole = StatusError::NotRam { gpa: Gpa::new(at) };
+            let inside =
+                at.checked_sub(plug.gpa.get()).filter(|_| block.role != BlockRole::Helper).ok_or(hole)?;
+            let len = (plug.len - inside).min(end - at);
+            let start = block.ram_addr.get() + plug.offset + inside;
+            ranges.push(PageRange::new(start, len).map_err(|_| hole)?);
+            at += len;
+        }
+        if at < end {
+            return Err(StatusError::NotRam { gpa: Gpa::new(at) });
         }
         let mut shared = self.set();
-        for page in list {
+        for range in ranges {
             if private {
-                shared.remove(page);
+                shared.remove_range(range);
             } else {
-                shared.insert(page);
+                shared.insert_range(range);
             }
         }
         Ok(())
+    }
+
+    /// The status of the RAM that moves with the guest from `from` on, at most `max` spans: spans ascend, cover all of it
+    /// without gaps within a block, and alternate. The next call goes on from the end of the last span.
+    pub fn extents(&self, layout: &GuestLayout, from: RamAddr, max: usize) -> Vec<StatusExtent> {
+        let shared = self.set();
+        let mut list: Vec<StatusExtent> = Vec::new();
+        for block in layout.ram().map(RamBlock::ram_range).filter(|r| r.end() > from.get()) {
+            let start = block.start().max(from.get() / PAGE_SIZE * PAGE_SIZE);
+            let Ok(rest) = PageRange::new(start, block.end() - start) else { continue };
+            for (range, is_shared) in shared.extents(rest) {
+                if let Some(last) = list.last_mut()
+                    && last.shared == is_shared
+                    && last.range.end() == range.start()
+                {
+                    last.range = PageRange::new(last.range.start(), last.range.len() + range.len())
+                        .unwrap_or(last.range);
+                    continue;
+                }
+                if list.len() == max {
+                    return list;
+                }
+                list.push(StatusExtent { range, shared: is_shared });
+            }
+        }
+        list
     }
 
     /// Whether a page is shared with the host.
@@ -95,5 +137,99 @@ impl EncryptionStatus {
 
     fn set(&self) -> MutexGuard<'_, PageSet> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::address_space::{BlockSpec, HELPER_BLOCK, Plug};
+
+    /// Three blocks with a hole between the first two, the third in two parts the wrong way round with its middle
+    /// unplugged, and a helper right behind the second.
+    fn layout() -> GuestLayout {
+        let spec = |name: &str, pages: u64, gpa: Option<u64>| BlockSpec {
+            name: name.into(),
+            size_bytes: pages * PAGE_SIZE,
+            gpa: gpa.map(|page| Gpa::new(page * PAGE_SIZE)),
+        };
+        let plug = |offset: u64, gpa: u64, pages: u64| Plug {
+            offset: offset * PAGE_SIZE,
+            gpa: Gpa::new(gpa * PAGE_SIZE),
+            len: pages * PAGE_SIZE,
+        };
+        let bare =
+            GuestLayout::assign(&[spec("a", 100, Some(0)), spec("b", 70, Some(110)), spec("c", 90, None)]);
+        let bare = bare.unwrap().with_plugs("c", vec![plug(0, 300, 30), plug(60, 270, 30)]).unwrap();
+        let with = bare.with_helper(10 * PAGE_SIZE, false).unwrap();
+        with.with_plugs(HELPER_BLOCK, vec![plug(0, 180, 10)]).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn reports_do_what_they_would_page_by_page(reports in prop::collection::vec((0u64..400, 1u64..120, any::<bool>()), 1..40)) {
+            let (layout, status) = (layout(), EncryptionStatus::default());
+            let helper = layout.helper().unwrap().ram_range();
+            let mut model: BTreeSet<u64> = BTreeSet::new();
+            for (first, pages, private) in reports {
+                let ram = |p: u64| {
+                    let ram = layout.gpa_to_ram(Gpa::new(p * PAGE_SIZE))?.get();
+                    (!helper.contains(ram)).then_some(ram / PAGE_SIZE)
+                };
+                let wrong = (first..first + pages).find(|p| ram(*p).is_none());
+                let expected = wrong.map_or(Ok(()), |p| Err(StatusError::NotRam { gpa: Gpa::new(p * PAGE_SIZE) }));
+                prop_assert_eq!(status.report(&layout, Gpa::new(first * PAGE_SIZE), pages, private), expected);
+                if expected.is_ok() {
+                    for page in (first..first + pages).filter_map(ram) {
+                        if private { model.remove(&page) } else { model.insert(page) };
+                    }
+                }
+                prop_assert_eq!(status.shared().iter().map(RamPage::get).collect::<Vec<_>>(), model.iter().copied().collect::<Vec<_>>());
+            }
+            // All of it, and three spans at a time.
+            let all = status.extents(&layout, RamAddr::new(0), usize::MAX);
+            let mut pages = 0;
+            for e in &all {
+                pages += e.range.pages();
+                prop_assert!((e.range.start() / PAGE_SIZE..e.range.end() / PAGE_SIZE).all(|p| model.contains(&p) == e.shared));
+            }
+            prop_assert_eq!(pages, 260);
+            let (mut from, mut again) = (RamAddr::new(0), Vec::new());
+            loop {
+                let some = status.extents(&layout, from, 3);
+                prop_assert!(some.len() <= 3);
+                let Some(last) = some.last() else { break };
+                from = RamAddr::new(last.range.end());
+                again.extend(some);
+            }
+            prop_assert_eq!(again, all);
+        }
+    }
+
+    #[test]
+    fn reports_that_cannot_be() {
+        let (layout, status) = (layout(), EncryptionStatus::default());
+        for (gpa, pages) in [(0, 0), (8, 1), (0, u64::MAX), (0, REPORT_MAX + 1), (u64::MAX - 4095, 1)] {
+            let gpa = Gpa::new(gpa);
+            assert_eq!(status.report(&layout, gpa, pages, false), Err(StatusError::Range { gpa, pages }));
+        }
+        // As long as a report may be, over everything: the first hole is named, and nothing is taken.
+        let hole = Gpa::new(100 * PAGE_SIZE);
+        assert_eq!(
+            status.report(&layout, Gpa::new(0), REPORT_MAX, false),
+            Err(StatusError::NotRam { gpa: hole })
+        );
+        assert!(status.shared().is_empty());
+        // The helper's pages are nobody's to share.
+        let gpa = Gpa::new(180 * PAGE_SIZE);
+        assert_eq!(
+            status.report(&layout, Gpa::new(170 * PAGE_SIZE), 20, false),
+            Err(StatusError::NotRam { gpa })
+        );
     }
 }

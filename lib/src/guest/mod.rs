@@ -5,17 +5,93 @@
 mod console;
 pub mod embedded;
 mod encryption;
+pub mod helper_block;
 pub mod lifecycle;
+mod migration_control;
 pub mod qemu;
 
 use std::sync::Arc;
 
 pub use console::Console;
-pub use encryption::{EncryptionStatus, StatusError};
+pub use encryption::{EncryptionStatus, StatusError, StatusExtent};
+pub use migration_control::{CarriedReadiness, MigrationControl, Readiness, ReadinessReason};
 
+use crate::addr::Gpa;
+use crate::address_space::{LayoutError, PspVia};
 use crate::hypervisor::HypervisorError;
-use crate::memory::{GuestRam, MemoryError};
+use crate::memory::{GuestRam, Mapping, MemoryError};
 use crate::pages::PageSet;
+use crate::sev;
+
+/// Why a RAM block was not plugged or unplugged; everything is as before.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlugError {
+    /// No block has the name.
+    #[error("there is no such RAM block")]
+    NoBlock,
+    /// It is plugged at another address.
+    #[error("the block is plugged at {gpa}; unplug it first")]
+    Elsewhere {
+        /// Where.
+        gpa: Gpa,
+    },
+    /// The guest runs from it, or it is the helper's.
+    #[error("the guest cannot do without the block")]
+    Needed,
+    /// The guest still uses it, or is paused and cannot let go of it.
+    #[error("the guest has not let go of the block")]
+    InUse,
+    /// The address cannot be.
+    #[error("the address cannot be used")]
+    Layout(#[source] LayoutError),
+}
+
+/// The helper of an SEV guest: loaded, encrypted and measured with the guest's launch. Its host cannot write it later,
+/// so that a mirror finds everything there or cannot be made.
+#[derive(Clone)]
+pub struct LaunchedHelper {
+    /// The guest's encryption context.
+    pub context: Arc<dyn sev::Context>,
+    /// Whether vCPU registers are encrypted: a mirror's vCPUs then must exist before the launch ends.
+    pub es: bool,
+    /// Whether the guest's launch has ended.
+    pub finished: bool,
+    /// The guest's policy.
+    pub policy: sev::Policy,
+    /// The platform's certificate, to which `send-receive` addresses itself.
+    pub platform: Arc<dyn sev::Platform>,
+    /// What was loaded for the strategies: offset in the helper's block, SHA-256 of the bytes.
+    pub sets: Arc<[(u64, [u8; 32])]>,
+    /// A second copy for `psp-copied` by launch-update: no address of the guest leads to it. Registered through the
+    /// guest, so that it stays where its ciphertext is valid.
+    pub private: Arc<Mapping>,
+}
+
+impl LaunchedHelper {
+    /// Whether a way of `psp-copied` is open to this guest's policy and platform.
+    ///
+    /// # Errors
+    /// The reason why not.
+    pub fn check_via(&self, via: PspVia) -> Result<(), &'static str> {
+        match via {
+            PspVia::LaunchUpdate => Ok(()),
+            PspVia::SendReceive if self.es => Err(
+                "with SEV-ES the mirror is made during the launch, and firmware sends running guests only; KVM has no \
+                 RECEIVE_UPDATE_VMSA for its vCPUs either",
+            ),
+            PspVia::SendReceive if !self.platform.is_modelled() => Err(
+                "KVM refuses RECEIVE commands on a VM that shares another's context, and copying a context into a VM                  that has one (sev_vm_copy_enc_context_from, is_cmd_allowed_from_mirror)",
+            ),
+            PspVia::SendReceive if self.policy.has(sev::Policy::NOSEND) => {
+                Err("the guest's policy has NOSEND: the firmware refuses SEND_START")
+            }
+            PspVia::SendReceive if self.policy.has(sev::Policy::NOKS) => {
+                Err("the guest's policy has NOKS: the firmware refuses to share its key")
+            }
+            PspVia::SendReceive => Ok(()),
+        }
+    }
+}
 
 /// Why a machine could not be made or did not do as told.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +102,15 @@ pub enum MachineError {
     /// Memory.
     #[error("memory for the guest could not be had")]
     Memory(#[from] MemoryError),
+    /// SEV.
+    #[error("SEV refused")]
+    Sev(#[from] sev::SevError),
+    /// The launch measurement is not what was loaded.
+    #[error("the launch measurement is not that of what was loaded")]
+    Measurement,
+    /// A RAM block.
+    #[error("the RAM block cannot be plugged or unplugged")]
+    Plug(#[from] PlugError),
     /// The guest does not fit its RAM.
     #[error("the first RAM block has {have} bytes, the workload needs {need}")]
     TooSmall {
@@ -91,8 +176,56 @@ pub trait Machine: Send {
     /// Which pages it shares with its host.
     fn encryption(&self) -> &Arc<EncryptionStatus>;
 
-    /// The secret that its helper's keys come from. At protection level `none` the host makes and holds it.
+    /// Whether the guest says that it can be migrated.
+    fn migration_control(&self) -> &Arc<MigrationControl>;
+
+    /// Whether a guest of this machine writes MSR_KVM_MIGRATION_CONTROL as soon as it runs.
+    fn announces_itself(&self) -> bool {
+        false
+    }
+
+    /// The secret that its helper's keys come from. The host makes and holds it: at protection level `none` because
+    /// there is nobody else, at the others because this build plays the guest's owner too.
     fn migration_secret(&self) -> &[u8; 32];
+
+    /// SEV: measures, checks, delivers the secret, ends the launch. No effect without SEV or when done.
+    /// `mirror_areas`: SEV-ES, the save areas of the mirror that was made meanwhile.
+    ///
+    /// # Errors
+    /// The machine is of no use then.
+    fn finish_launch(&mut self, mirror_areas: &[Vec<u8>]) -> Result<(), MachineError> {
+        let _ = mirror_areas;
+        Ok(())
+    }
+
+    /// SEV: what a mirror finds. `None`: the host loads the helper whenever it likes.
+    fn launched_helper(&self) -> Option<LaunchedHelper> {
+        None
+    }
+
+    /// SHA-256 of every page as the guest sees it, by a path that does not go through the helper: see
+    /// [`crate::memory::page_digests`]. `None` when nobody but the guest can read it.
+    fn page_digests(&self) -> Option<Vec<[u8; 16]>> {
+        Some(crate::memory::page_digests(self.ram(), |_, mapping, at, to| mapping.read(at, to)))
+    }
+
+    /// Gives an unplugged block a guest physical address, while the guest runs or is paused.
+    ///
+    /// # Errors
+    /// [`MachineError::Plug`]; everything is as before.
+    fn plug(&mut self, name: &str, gpa: Gpa) -> Result<(), MachineError> {
+        let _ = (name, gpa);
+        Err(MachineError::Unsupported { what: "plug RAM blocks" })
+    }
+
+    /// Takes a block's address away when the guest has let go of it; content and encryption status stay.
+    ///
+    /// # Errors
+    /// [`MachineError::Plug`]; everything is as before.
+    fn unplug(&mut self, name: &str) -> Result<(), MachineError> {
+        let _ = name;
+        Err(MachineError::Unsupported { what: "unplug RAM blocks" })
+    }
 
     /// Lets the vCPUs run. No effect when they do.
     ///

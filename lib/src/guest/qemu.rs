@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
-use super::{Console, EncryptionStatus, Machine, MachineEnd, MachineError};
+use super::{Console, EncryptionStatus, Machine, MachineEnd, MachineError, MigrationControl};
 use crate::addr::Gpa;
 use crate::address_space::{GuestLayout, Plug};
 use crate::memory::GuestRam;
@@ -50,6 +50,7 @@ pub struct QemuMachine {
     ram: GuestRam,
     console: Arc<Console>,
     encryption: Arc<EncryptionStatus>,
+    control: Arc<MigrationControl>,
     secret: Zeroizing<[u8; 32]>,
 }
 
@@ -67,7 +68,8 @@ impl QemuMachine {
         ram: GuestRam,
         secret: Zeroizing<[u8; 32]>,
     ) -> Result<Self, MachineError> {
-        let block = ram.layout().ram().next().ok_or(MachineError::NothingPlugged)?;
+        let layout = ram.layout();
+        let block = layout.ram().next().ok_or(MachineError::NothingPlugged)?;
         let memory = ram.mapping(block).and_then(|m| m.memfd_fd()).ok_or(MachineError::NothingPlugged)?;
         let fd: OwnedFd = memory.try_clone_to_owned().map_err(MachineError::Thread)?;
         let console = Arc::new(Console::default());
@@ -88,7 +90,8 @@ impl QemuMachine {
             timeouts: qemu::Timeouts::default(),
         };
         let qemu = Qemu::launch(command, Box::new(move |bytes: &[u8]| sink.append(bytes))).map_err(failed)?;
-        Ok(Self { qemu, ram, console, encryption: Arc::default(), secret })
+        let control = Arc::new(MigrationControl::new(false));
+        Ok(Self { qemu, ram, console, encryption: Arc::default(), control, secret })
     }
 
     /// Where QEMU has the guest's RAM: `layout` with the plugged parts as QEMU says.
@@ -112,7 +115,10 @@ impl QemuMachine {
             .map(|p| Plug { offset: p.offset_in_block, gpa: Gpa::new(p.gpa), len: p.len })
             .collect();
         plugs.sort_by_key(|p| p.offset);
-        layout.with_plugs(&ours.name, plugs).map_err(|_| bad("QEMU's view of RAM is contradictory"))
+        let found =
+            layout.with_plugs(&ours.name, plugs).map_err(|_| bad("QEMU's view of RAM is contradictory"))?;
+        self.ram.replug(Arc::new(found.clone())).map_err(|_| bad("QEMU has other RAM"))?;
+        Ok(found)
     }
 
     fn check_alive(&self) -> Result<(), MachineError> {
@@ -131,6 +137,10 @@ impl Machine for QemuMachine {
 
     fn encryption(&self) -> &Arc<EncryptionStatus> {
         &self.encryption
+    }
+
+    fn migration_control(&self) -> &Arc<MigrationControl> {
+        &self.control
     }
 
     fn migration_secret(&self) -> &[u8; 32] {

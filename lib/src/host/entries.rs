@@ -8,19 +8,27 @@ use uuid::Uuid;
 
 use super::guest_task::Command;
 use super::{
-    ConsoleChunk, Fault, GuestRecord, HostError, MigrationRecord, MirrorRecord, MirrorState, PageDigests,
-    WorkerInfo,
+    ConsoleChunk, Fault, GuestRecord, GuestState, HostError, MigrationRecord, MirrorRecord, MirrorState,
+    PageDigests, WorkerInfo,
 };
-use crate::guest::{Console, EncryptionStatus, Machine};
+use crate::guest::{Console, EncryptionStatus, Machine, MigrationControl, Readiness};
 use crate::migration::Control;
 use crate::mirror::MirrorWatch;
+
+/// What can be seen of a guest's machine without asking its owner.
+#[derive(Clone)]
+struct Senses {
+    console: Arc<Console>,
+    encryption: Arc<EncryptionStatus>,
+    control: Arc<MigrationControl>,
+}
 
 /// A guest as others reach it.
 pub(super) struct GuestEntry {
     pub id: Uuid,
     record: RwLock<GuestRecord>,
     sender: mpsc::Sender<Command>,
-    senses: RwLock<Option<(Arc<Console>, Arc<EncryptionStatus>)>>,
+    senses: RwLock<Option<Senses>>,
 }
 
 impl GuestEntry {
@@ -29,7 +37,9 @@ impl GuestEntry {
     }
 
     pub fn record(&self) -> GuestRecord {
-        self.record.read().unwrap_or_else(PoisonError::into_inner).clone()
+        let mut record = self.record.read().unwrap_or_else(PoisonError::into_inner).clone();
+        record.readiness = self.readiness_in(record.state);
+        record
     }
 
     pub fn show(&self, record: GuestRecord) {
@@ -38,17 +48,34 @@ impl GuestEntry {
 
     /// A machine came: its console and page status can be read from now on, also after it is gone.
     pub fn attach(&self, machine: &dyn Machine) {
-        let senses = (Arc::clone(machine.console()), Arc::clone(machine.encryption()));
+        let senses = Senses {
+            console: Arc::clone(machine.console()),
+            encryption: Arc::clone(machine.encryption()),
+            control: Arc::clone(machine.migration_control()),
+        };
         *self.senses.write().unwrap_or_else(PoisonError::into_inner) = Some(senses);
     }
 
     pub fn encryption(&self) -> Option<Arc<EncryptionStatus>> {
-        self.senses.read().unwrap_or_else(PoisonError::into_inner).as_ref().map(|(_, e)| Arc::clone(e))
+        self.senses().map(|s| s.encryption)
+    }
+
+    /// What the guest's last machine said of being migrated.
+    pub fn readiness(&self) -> Option<Readiness> {
+        self.record().readiness
+    }
+
+    fn readiness_in(&self, state: GuestState) -> Option<Readiness> {
+        let live = matches!(state, GuestState::Running | GuestState::Paused | GuestState::InDoubt);
+        self.senses().filter(|_| live).map(|s| s.control.readiness())
+    }
+
+    fn senses(&self) -> Option<Senses> {
+        self.senses.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub fn console(&self, offset: Option<u64>, max: usize) -> ConsoleChunk {
-        let console =
-            self.senses.read().unwrap_or_else(PoisonError::into_inner).as_ref().map(|(c, _)| Arc::clone(c));
+        let console = self.senses().map(|s| s.console);
         let (offset, data, end) = console.map_or((0, Vec::new(), 0), |c| c.read(offset, max));
         ConsoleChunk { offset, data, end }
     }

@@ -3,6 +3,7 @@
 use uuid::Uuid;
 
 use crate::address_space::Refusal;
+use crate::guest::PlugError;
 
 /// A field of a request and what is wrong with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,6 +81,35 @@ pub enum HostError {
     /// The planner refuses.
     #[error("the address space cannot be laid out: {} refusals", .0.len())]
     PlanRefused(Vec<Refusal>),
+    /// The guest's policy forbids it.
+    #[error("the guest's policy forbids it: {why}")]
+    PolicyForbids {
+        /// Which bit, and why it matters.
+        why: String,
+    },
+    /// The mirror of an SEV-ES guest comes with the guest's launch.
+    #[error(
+        "the mirror of an SEV-ES guest is made with the guest, because its vCPUs are measured before the launch ends: \
+         name the one that is wanted in driver.sev.mirror and start the guest anew"
+    )]
+    MirrorAtLaunch,
+    /// An encrypted guest was launched without what this plan needs in its helper's memory.
+    #[error(
+        "the guest was not launched with the helper's page tables of this plan, and no host can write them now"
+    )]
+    NotLaunched {
+        /// Offset in the helper's block.
+        offset: u64,
+    },
+    /// The guest does not say that it can be migrated.
+    #[error("the guest is not ready to be migrated: {why}")]
+    GuestNotReady {
+        /// Why, by its MSR.
+        why: &'static str,
+    },
+    /// A RAM block could not be plugged or unplugged.
+    #[error("the RAM block cannot be plugged or unplugged")]
+    PlugRefused(#[source] PlugError),
     /// This host cannot do it.
     #[error("this host lacks {what}: {why}")]
     CapabilityMissing {

@@ -12,17 +12,22 @@ use uuid::Uuid;
 
 use super::entries::{GuestEntry, MirrorEntry};
 use super::inner::Inner;
+use super::make::Made;
 use super::{
     Fault, GuestAction, GuestRecord, GuestState, HostError, MirrorChoice, MirrorRecord, MirrorSpec,
     MirrorState,
 };
+use crate::addr::Gpa;
 use crate::guest::lifecycle::Event;
-use crate::guest::{Machine, MachineEnd};
+use crate::guest::{Machine, MachineEnd, MachineError, PlugError, Readiness};
 use crate::mirror::Mirror;
 use crate::store::Kind;
 
 /// Messages that wait at most; more make senders wait.
 const QUEUE: usize = 32;
+
+/// How long a guest that starts may take to say that it can be migrated.
+const FIRST_WORD: std::time::Duration = std::time::Duration::from_secs(3);
 
 type Reply<T> = oneshot::Sender<Result<T, HostError>>;
 
@@ -32,6 +37,14 @@ pub(super) enum Command {
     Undefine(Reply<()>),
     CreateMirror(MirrorSpec, Reply<MirrorRecord>),
     DeleteMirror(Uuid, Reply<()>),
+    /// Something that is not stored has changed: a new generation shows it.
+    Touch,
+    /// Plugs a RAM block at an address, or unplugs it.
+    Replug {
+        block: String,
+        gpa: Option<Gpa>,
+        reply: Reply<()>,
+    },
     /// A migration takes machine and mirror.
     Lend {
         migration: Uuid,
@@ -50,6 +63,8 @@ pub(super) enum Command {
         machine: Box<dyn Machine>,
         paused: bool,
         fault: Option<Fault>,
+        /// The mirror of an SEV-ES guest, which it keeps.
+        mirror: Option<Box<Mirror>>,
         done: oneshot::Sender<()>,
     },
     /// After a restart: doubt is settled; `peer` has the guest, or nobody.
@@ -94,6 +109,8 @@ struct Owner {
     machine: Option<Box<dyn Machine>>,
     mirrors: HashMap<Uuid, Mirror>,
     lent: Option<Uuid>,
+    /// The guest's readiness as of the last generation.
+    shown: Option<Readiness>,
 }
 
 /// Starts the task of a guest in `state`.
@@ -107,6 +124,7 @@ pub(super) fn spawn(inner: &Arc<Inner>, record: GuestRecord, state: GuestState) 
         machine: None,
         mirrors: HashMap::new(),
         lent: None,
+        shown: None,
     };
     inner.runtime.spawn(owner.run(receiver));
     entry
@@ -150,6 +168,14 @@ impl Owner {
             Command::DeleteMirror(id, reply) => {
                 let _ = reply.send(self.delete_mirror(id));
             }
+            Command::Touch => {
+                if self.entry.readiness() != self.shown {
+                    self.publish(|_| {});
+                }
+            }
+            Command::Replug { block, gpa, reply } => {
+                let _ = reply.send(self.replug(&block, gpa));
+            }
             Command::Lend { migration, choice, streams, reply } => {
                 let lease = self.lend(migration, &choice, streams);
                 if let Err(Ok(lease)) = reply.send(lease) {
@@ -163,7 +189,10 @@ impl Owner {
             }
             Command::GiveBack(back) => return self.give_back(*back),
             Command::Ended(end) => self.ended(end),
-            Command::Arrived { machine, paused, fault, done } => {
+            Command::Arrived { machine, paused, fault, mirror, done } => {
+                if let Some(mirror) = mirror {
+                    self.keep_mirror(*mirror);
+                }
                 self.arrived(machine, paused, fault);
                 let _ = done.send(());
             }
@@ -237,8 +266,15 @@ impl Owner {
         let record = self.publish(|r| r.error = None);
         let _ = reply.send(Ok(record.clone()));
         match self.inner.make_machine(&record, &self.entry, None) {
-            Ok((mut machine, layout)) => {
+            Ok(Made { mut machine, layout, mirror }) => {
+                if let Some(mirror) = mirror {
+                    self.keep_mirror(mirror);
+                }
                 let resumed = machine.resume();
+                if resumed.is_ok() && machine.announces_itself() {
+                    // So that who sees it running sees it ready, too.
+                    machine.migration_control().await_word(FIRST_WORD);
+                }
                 self.entry.attach(machine.as_ref());
                 self.machine = Some(machine);
                 match resumed {
@@ -254,9 +290,54 @@ impl Owner {
             }
             Err(e) => {
                 tracing::error!(guest = %record.id, error = %super::chain(&e), "a guest cannot be started");
-                self.broke(&super::machine_fault(&e));
+                self.broke(&e.fault());
             }
         }
+    }
+
+    /// Takes the mirror that an SEV-ES guest was launched with.
+    fn keep_mirror(&mut self, mirror: Mirror) {
+        let entry = self.inner.register_mirror(&self.entry.record(), &mirror, false);
+        self.mirrors.insert(entry.id, mirror);
+    }
+
+    /// Whether the guest's mirror was made with it, and no other can be.
+    fn has_launch_mirror(&self) -> bool {
+        self.entry.record().spec.driver.sev().is_some_and(|s| s.es)
+    }
+
+    fn replug(&mut self, block: &str, gpa: Option<Gpa>) -> Result<(), HostError> {
+        if let Some(migration) = self.lent {
+            return Err(HostError::GuestMigrating { migration });
+        }
+        // A mirror's slots show what was plugged when it was made.
+        if let Some(other) = self.mirrors.keys().next().filter(|_| !self.has_launch_mirror()) {
+            return Err(HostError::InUse { kind: "guest", user: format!("mirror {other}") });
+        }
+        let machine =
+            self.machine.as_mut().filter(|_| matches!(self.state, GuestState::Running | GuestState::Paused));
+        let machine = machine.ok_or(HostError::WrongState {
+            kind: "guest",
+            current: self.state.name(),
+            allowed: &["running", "paused"],
+        })?;
+        let done = match gpa {
+            Some(gpa) => machine.plug(block, gpa),
+            None => machine.unplug(block),
+        };
+        done.map_err(|e| match e {
+            MachineError::Plug(PlugError::NoBlock) => {
+                HostError::NotFound { kind: "RAM block", key: block.chars().take(80).collect() }
+            }
+            MachineError::Plug(e) => HostError::PlugRefused(e),
+            MachineError::Unsupported { what } => {
+                HostError::CapabilityMissing { what: "plugging", why: format!("this driver cannot {what}") }
+            }
+            e => HostError::internal("plugging or unplugging a RAM block", e),
+        })?;
+        let layout = machine.ram().layout();
+        self.publish(|r| r.layout = (*layout).clone());
+        Ok(())
     }
 
     fn hold(&mut self, action: GuestAction) -> Result<GuestRecord, HostError> {
@@ -294,6 +375,9 @@ impl Owner {
         if let Some(migration) = self.lent {
             return Err(HostError::GuestMigrating { migration });
         }
+        if self.has_launch_mirror() {
+            return Err(HostError::MirrorAtLaunch);
+        }
         // One at a time: a helper's memory is one block, and two mirrors would run over each other in it.
         if let Some(other) = self.mirrors.keys().next() {
             return Err(HostError::InUse { kind: "guest", user: format!("mirror {other}") });
@@ -313,6 +397,9 @@ impl Owner {
     }
 
     fn delete_mirror(&mut self, id: Uuid) -> Result<(), HostError> {
+        if self.mirrors.contains_key(&id) && self.has_launch_mirror() {
+            return Err(HostError::MirrorAtLaunch);
+        }
         if self.mirrors.remove(&id).is_some() {
             self.inner.forget_mirror(id);
             return Ok(());
@@ -339,6 +426,10 @@ impl Owner {
         }
         let (mirror_id, transient) = match choice {
             MirrorChoice::Existing(id) => (*id, false),
+            MirrorChoice::Template(strategy) if self.has_launch_mirror() => {
+                let made = self.mirrors.iter().find(|(_, m)| m.plan().strategy == *strategy);
+                (*made.ok_or(HostError::MirrorAtLaunch)?.0, false)
+            }
             MirrorChoice::Template(strategy) => {
                 let spec =
                     MirrorSpec { guest: String::new(), strategy: *strategy, workers: u32::from(streams) };
@@ -347,8 +438,8 @@ impl Owner {
         };
         let missing = || HostError::NotFound { kind: "mirror", key: mirror_id.to_string() };
         let mirror = self.mirrors.get(&mirror_id).ok_or_else(missing)?;
-        if mirror.plan().mailbox.workers < u32::from(streams) {
-            let detail = format!("the mirror has {} workers", mirror.plan().mailbox.workers);
+        if mirror.worker_count() < u32::from(streams) {
+            let detail = format!("the mirror has {} workers", mirror.worker_count());
             return Err(HostError::Invalid(vec![super::FieldError::new("/streams", "out_of_range", detail)]));
         }
         let mirror = self.mirrors.remove(&mirror_id).ok_or_else(missing)?;
@@ -490,6 +581,7 @@ impl Owner {
             tracing::error!(%error, "a guest's record could not be stored");
         }
         self.entry.show(record.clone());
+        self.shown = self.entry.readiness();
         self.inner.changed();
         record
     }

@@ -9,11 +9,12 @@ use zeroize::Zeroizing;
 
 use super::entries::MigrationEntry;
 use super::guest_task::{self, Command};
-use super::inner::{IncomingMachine, Inner};
+use super::inner::Inner;
+use super::make::{IncomingMachine, MakeError};
 use super::outgoing::{fault_of, new_control};
 use super::{
-    GuestRecord, GuestState, HostError, MigrationDirection, MigrationRecord, MigrationState, Progress,
-    ProtectionLevel, validate,
+    GuestRecord, GuestState, HostError, LaunchMirror, MigrationDirection, MigrationRecord, MigrationState,
+    Progress, validate,
 };
 use crate::guest::MachineError;
 use crate::memory::MemoryError;
@@ -142,10 +143,15 @@ impl Destination<'_> {
         if !(1..=16).contains(&prepare.streams) {
             return Err(refuse("invalid", "streams is not 1 to 16"));
         }
+        let driver = &prepare.spec.driver;
+        let (streams, declared) = (u32::from(prepare.streams), prepare.readiness.declaration.as_ref());
         inner
-            .plan(&prepare.layout, prepare.strategy, u32::from(prepare.streams), None)
+            .plan_arrival(driver, &prepare.layout, prepare.strategy, streams, declared)
             .map_err(|e| refused_by(&e))?;
-        inner.need_kvm().map_err(|e| refused_by(&e))?;
+        inner.check_driver(driver).map_err(|e| refused_by(&e))?;
+        if let Some(sev) = driver.sev() {
+            super::outgoing::check_policy(sev.policy).map_err(|e| refused_by(&e))?;
+        }
         Ok(())
     }
 
@@ -158,7 +164,8 @@ impl Destination<'_> {
             layout: prepare.layout.clone(),
             state: GuestState::Incoming,
             generation: 1,
-            protection: ProtectionLevel::None,
+            protection: prepare.spec.driver.protection(),
+            readiness: None,
             migration: Some(prepare.session),
             moved_to: None,
             error: None,
@@ -195,13 +202,20 @@ impl Destination<'_> {
         let incoming = IncomingMachine {
             secret: Zeroizing::new(prepare.secret),
             machine_type: prepare.machine_type.as_deref(),
+            readiness: prepare.readiness.clone(),
+            mirror: LaunchMirror { strategy: prepare.strategy, workers: u32::from(prepare.streams) },
         };
-        let (machine, _) =
-            inner.make_machine(&record, entry, Some(incoming)).map_err(|e| machine_refusal(&e))?;
-        let workers = u32::from(prepare.streams);
-        let mirror = inner
-            .make_mirror(&record, machine.as_ref(), prepare.strategy, workers)
-            .map_err(|e| refused_by(&e))?;
+        let made = inner.make_machine(&record, entry, Some(incoming)).map_err(|e| match e {
+            MakeError::Machine(e) => machine_refusal(&e),
+            MakeError::Host(e) => refused_by(&e),
+        })?;
+        let machine = made.machine;
+        let mirror = match made.mirror {
+            Some(mirror) => mirror,
+            None => inner
+                .make_mirror(&record, machine.as_ref(), prepare.strategy, u32::from(prepare.streams))
+                .map_err(|e| refused_by(&e))?,
+        };
         let control = Arc::new(new_control(inner, MigrationState::Preparing));
         let migration = MigrationRecord {
             id: prepare.session,
@@ -300,11 +314,14 @@ impl Receiver for Destination<'_> {
     }
 
     fn arrived(&self, session: Uuid, arrived: Arrived) {
-        let Arrived { machine, paused, digests, fault } = arrived;
+        let Arrived { machine, mirror, paused, digests, fault } = arrived;
         if let Some(entry) = self.guest_entry(session) {
             let (done, told) = tokio::sync::oneshot::channel();
             let fault = fault.as_ref().map(fault_of);
-            if entry.tell_blocking(Command::Arrived { machine, paused, fault, done }) {
+            // Others get a fresh one when they need it; this is the only one that the guest can have.
+            let keeps = entry.record().spec.driver.sev().is_some_and(|s| s.es);
+            let mirror = keeps.then(|| Box::new(mirror));
+            if entry.tell_blocking(Command::Arrived { machine, paused, fault, mirror, done }) {
                 let _ = told.blocking_recv();
             }
         }
@@ -336,6 +353,8 @@ fn refused_by(e: &HostError) -> Refused {
         HostError::NoResources { .. } => "no_resources",
         HostError::PlanRefused(_) => "plan_refused",
         HostError::CapabilityMissing { .. } => "capability_missing",
+        HostError::PolicyForbids { .. } => "policy_forbids",
+        HostError::NotLaunched { .. } => "helper_not_launched",
         HostError::Invalid(_) => "invalid",
         HostError::ShuttingDown => "shutting_down",
         _ => "destination_failed",

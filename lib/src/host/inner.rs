@@ -1,4 +1,4 @@
-//! What the parts of a host share: registries, the store, KVM, and the making of machines and mirrors.
+//! What the parts of a host share: registries, the store, hypervisors.
 
 use std::collections::HashMap;
 use std::os::unix::fs::DirBuilderExt;
@@ -9,30 +9,21 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 use jiff::Timestamp;
 use tokio::sync::watch;
 use uuid::Uuid;
-use zeroize::Zeroizing;
 
 use super::entries::{GuestEntry, MigrationEntry, MirrorEntry};
-use super::guest_task::Command;
 use super::{
-    AccelChoice, DriverSpec, Fault, Fill, GuestRecord, HostError, MigrationRecord, MirrorRecord, MirrorState,
-    PeerRecord,
+    DriverSpec, Fault, GuestRecord, HostError, MigrationRecord, MirrorRecord, MirrorState, PeerRecord,
 };
-use crate::address_space::{
-    self, GuestLayout, HelperPlacement, HostLimits, MailboxSize, MirrorPlan, Strategy,
-};
-use crate::guest::embedded::{Embedded, EmbeddedSetup, EmbeddedSpec};
-use crate::guest::qemu::{QEMU_RESERVED, QemuMachine, QemuMachineSpec};
-use crate::guest::{Machine, MachineError};
+use crate::address_space::HostLimits;
+use crate::guest::MachineError;
 use crate::hypervisor::Hypervisor;
+use crate::hypervisor::emulated::EmulatedHost;
 use crate::hypervisor::kvm::KvmHost;
-use crate::memory::{GuestRam, MemoryError};
-use crate::mirror::{HelperImage, Mirror, MirrorError};
-use crate::qemu;
+use crate::mirror::{HelperImage, Mirror};
+use crate::sev::model::ModelPlatform;
 use crate::store::{Kind, Store};
 use crate::transport::{Identity, Link, PeerIdentity};
 
-/// Slots of a worker: the helper seals one batch, one is being sent, and there is room.
-const SLOTS: u32 = 4;
 /// Limits assumed for plans on a host without KVM.
 const NO_KVM: HostLimits = HostLimits {
     max_phys_bits: 46,
@@ -41,6 +32,14 @@ const NO_KVM: HostLimits = HostLimits {
     slot_budget: 32_764,
     gib_pages: true,
 };
+
+/// Limits by hypervisor, for guests with and without a C-bit.
+struct KnownLimits {
+    kvm: HostLimits,
+    kvm_plain: HostLimits,
+    emulated: HostLimits,
+    emulated_plain: HostLimits,
+}
 
 /// Whose session it is, and where its streams go: index and link.
 type WaitingImport = (PeerIdentity, mpsc::Sender<(u16, Link)>);
@@ -52,6 +51,9 @@ pub(super) struct Inner {
     pub store: Store,
     pub identity: Identity,
     pub kvm: Result<KvmHost, String>,
+    /// The software machine: always there.
+    pub emulated: EmulatedHost,
+    limits: KnownLimits,
     pub image: HelperImage,
     pub runtime: tokio::runtime::Handle,
     pub outgoing_slots: Arc<tokio::sync::Semaphore>,
@@ -65,12 +67,6 @@ pub(super) struct Inner {
     stopping: AtomicBool,
 }
 
-/// What a machine that waits for its memory must be told.
-pub(super) struct IncomingMachine<'a> {
-    pub secret: Zeroizing<[u8; 32]>,
-    pub machine_type: Option<&'a str>,
-}
-
 impl Inner {
     pub fn new(
         state_dir: PathBuf,
@@ -80,6 +76,15 @@ impl Inner {
         identity: Identity,
         kvm: Result<KvmHost, String>,
     ) -> Self {
+        let emulated = EmulatedHost::new(ModelPlatform::new());
+        let kvm_limits = kvm.as_ref().map_or(NO_KVM, Hypervisor::limits);
+        let plain = |limits: HostLimits| HostLimits { c_bit: None, ..limits };
+        let limits = KnownLimits {
+            kvm: kvm_limits,
+            kvm_plain: plain(kvm_limits),
+            emulated: emulated.limits(),
+            emulated_plain: plain(emulated.limits()),
+        };
         Self {
             state_dir,
             id,
@@ -87,6 +92,8 @@ impl Inner {
             store,
             identity,
             kvm,
+            emulated,
+            limits,
             image: HelperImage::built_in(),
             runtime: tokio::runtime::Handle::current(),
             outgoing_slots: Arc::new(tokio::sync::Semaphore::new(4)),
@@ -101,7 +108,34 @@ impl Inner {
     }
 
     pub fn limits(&self) -> HostLimits {
-        self.kvm.as_ref().map_or(NO_KVM, Hypervisor::limits)
+        self.limits.kvm
+    }
+
+    /// Limits for a guest of this driver: a guest that is not encrypted has no C-bit, whatever the processor has.
+    pub const fn limits_of(&self, driver: &DriverSpec) -> &HostLimits {
+        match (driver, driver.sev().is_some()) {
+            (DriverSpec::Emulated { .. }, true) => &self.limits.emulated,
+            (DriverSpec::Emulated { .. }, false) => &self.limits.emulated_plain,
+            (_, true) => &self.limits.kvm,
+            (_, false) => &self.limits.kvm_plain,
+        }
+    }
+
+    /// Whether this host runs guests of the driver, encrypted as they are.
+    pub fn check_driver(&self, driver: &DriverSpec) -> Result<(), HostError> {
+        let hypervisor = self.hypervisor(driver)?;
+        if driver.sev().is_some() && hypervisor.sev().is_none() {
+            return Err(super::make::no_sev(hypervisor));
+        }
+        Ok(())
+    }
+
+    /// What runs a guest's mirrors, and an embedded or emulated guest itself.
+    pub fn hypervisor(&self, driver: &DriverSpec) -> Result<&dyn Hypervisor, HostError> {
+        match driver {
+            DriverSpec::Emulated { .. } => Ok(&self.emulated),
+            DriverSpec::Embedded { .. } | DriverSpec::Qemu { .. } => Ok(self.need_kvm()?),
+        }
     }
 
     pub fn need_kvm(&self) -> Result<&KvmHost, HostError> {
@@ -251,136 +285,16 @@ impl Inner {
 
     // Making things.
 
-    /// A guest's layout with the helper's block.
-    pub fn layout_for(&self, driver: &DriverSpec, bare: &GuestLayout) -> Result<GuestLayout, HostError> {
-        let size = HelperPlacement::block_size(self.image.header(), bare)
-            .ok_or(HostError::NoResources { what: "helper memory", source: None })?;
-        let layout = match driver {
-            DriverSpec::Embedded { .. } => bare.with_helper(size, true),
-            DriverSpec::Qemu { .. } => {
-                let from = bare.ram_end().checked_add(QEMU_RESERVED).unwrap_or(bare.ram_end());
-                bare.with_helper_after(from, size, false)
-            }
-        };
-        layout.map_err(|mut e| HostError::internal("placing the helper's block", e.swap_remove(0)))
-    }
-
-    /// A machine for a guest, paused: booted afresh, or (`incoming`) waiting for memory and state.
-    pub fn make_machine(
-        &self,
-        record: &GuestRecord,
-        entry: &GuestEntry,
-        incoming: Option<IncomingMachine<'_>>,
-    ) -> Result<(Box<dyn Machine>, GuestLayout), MachineError> {
-        let ram = GuestRam::allocate(Arc::new(record.layout.clone()))?;
-        let boot = incoming.is_none();
-        let machine_type = incoming.as_ref().and_then(|i| i.machine_type).map(str::to_owned);
-        let secret = match incoming {
-            Some(i) => i.secret,
-            None => fresh_secret()?,
-        };
-        match &record.spec.driver {
-            DriverSpec::Embedded { vcpus, workload } => {
-                let kvm =
-                    self.kvm.as_ref().map_err(|_| MachineError::Unsupported { what: "run without KVM" })?;
-                let spec = EmbeddedSpec {
-                    vcpus: *vcpus,
-                    fill: workload.fill == Fill::Random,
-                    working_set: workload.working_set_bytes,
-                    dirty_bytes_per_second: workload.dirty_bytes_per_second,
-                };
-                let sender = entry.sender();
-                let on_end = Arc::new(move |end| {
-                    // Full queue or gone guest: the owner looks after its machine by itself, too.
-                    let _ = sender.try_send(Command::Ended(end));
-                });
-                let name: String = record.spec.name.chars().take(8).collect();
-                let helper_image = self.image.bytes();
-                let setup = EmbeddedSetup { name: &name, ram, helper_image, secret, boot, on_end };
-                let machine = Embedded::new(kvm, &spec, setup)?;
-                Ok((Box::new(machine), record.layout.clone()))
-            }
-            DriverSpec::Qemu { vcpus, kernel, initrd, append, accel } => {
-                let spec = QemuMachineSpec {
-                    binary: qemu_binary().ok_or(MachineError::Unsupported { what: "find QEMU" })?,
-                    machine_type: machine_type.unwrap_or_else(|| "pc".into()),
-                    accel: choose_accel(*accel),
-                    vcpus: *vcpus,
-                    kernel: kernel.clone(),
-                    initrd: initrd.clone(),
-                    append: append.clone(),
-                    run_dir: self.run_dir(record.id)?,
-                    incoming: !boot,
-                };
-                let mut machine = QemuMachine::launch(&spec, ram, secret)?;
-                let layout = if boot { machine.true_layout(&record.layout)? } else { record.layout.clone() };
-                Ok((Box::new(machine), layout))
-            }
-        }
-    }
-
-    /// A mirror of a machine.
-    pub fn make_mirror(
-        &self,
-        record: &GuestRecord,
-        machine: &dyn Machine,
-        strategy: Strategy,
-        workers: u32,
-    ) -> Result<Mirror, HostError> {
-        let kvm = self.need_kvm()?;
-        let plan = self.plan(&record.layout, strategy, workers, None)?;
-        let name: String = record.spec.name.chars().take(8).collect();
-        let secret = machine.migration_secret();
-        Mirror::launch(kvm, &name, Arc::new(plan), machine.ram(), &self.image, secret).map_err(|e| match e {
-            MirrorError::Memory(MemoryError::NotEnough { .. }) => {
-                HostError::NoResources { what: "memory", source: Some(Box::new(e)) }
-            }
-            e => HostError::internal("making the mirror", e),
-        })
-    }
-
-    /// Plans an address space.
-    pub fn plan(
-        &self,
-        layout: &GuestLayout,
-        strategy: Strategy,
-        workers: u32,
-        limits: Option<HostLimits>,
-    ) -> Result<MirrorPlan, HostError> {
-        let limits = limits.unwrap_or_else(|| self.limits());
-        let size = MailboxSize { workers, slots: SLOTS };
-        address_space::plan(layout, self.image.header(), &limits, strategy, size)
-            .map_err(HostError::PlanRefused)
-    }
-
     /// A private directory for a guest's process.
-    fn run_dir(&self, guest: Uuid) -> Result<PathBuf, MachineError> {
+    pub fn run_dir(&self, guest: Uuid) -> Result<PathBuf, MachineError> {
         let dir = self.state_dir.join("run").join(guest.simple().to_string());
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(MachineError::Thread)?;
         Ok(dir)
     }
 }
 
-/// 32 random bytes.
-fn fresh_secret() -> Result<Zeroizing<[u8; 32]>, MachineError> {
-    use ring::rand::SecureRandom;
-    let mut secret = Zeroizing::new([0; 32]);
-    ring::rand::SystemRandom::new()
-        .fill(secret.as_mut())
-        .map_err(|_| MachineError::Unsupported { what: "get random numbers" })?;
-    Ok(secret)
-}
-
 /// Where QEMU is, when it is.
 pub(super) fn qemu_binary() -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|dir| dir.join("qemu-system-x86_64")).find(|p| p.is_file())
-}
-
-fn choose_accel(choice: AccelChoice) -> qemu::Accel {
-    match choice {
-        AccelChoice::Auto => qemu::pick_accel().0,
-        AccelChoice::Kvm => qemu::Accel::Kvm,
-        AccelChoice::Tcg => qemu::Accel::Tcg,
-    }
 }

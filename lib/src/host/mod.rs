@@ -9,6 +9,7 @@ mod error;
 mod guest_task;
 mod incoming;
 mod inner;
+mod make;
 mod open;
 mod outgoing;
 mod types;
@@ -20,12 +21,14 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use crate::address_space::{HostLimits, MirrorPlan, Strategy};
+use crate::addr::Gpa;
+use crate::address_space::{MirrorPlan, Strategy};
 use crate::guest::MachineError;
 use crate::store::Kind;
 use crate::transport::PeerListener;
 
 pub use error::{FieldError, HostError};
+pub use make::PlanOptions;
 pub use open::{HostConfig, OpenError};
 pub use types::*;
 
@@ -93,13 +96,15 @@ impl Host {
         self.inner.check_running()?;
         let bare = validate::guest(&spec)?;
         let layout = self.inner.layout_for(&spec.driver, &bare)?;
+        let protection = spec.driver.protection();
         let record = GuestRecord {
             id: Uuid::now_v7(),
             spec,
             layout,
             state: GuestState::Stopped,
             generation: 1,
-            protection: ProtectionLevel::None,
+            protection,
+            readiness: None,
             migration: None,
             moved_to: None,
             error: None,
@@ -146,8 +151,8 @@ impl Host {
         if action == GuestAction::Start {
             self.inner.check_running()?;
             match guest.record().spec.driver {
-                DriverSpec::Embedded { .. } => {
-                    self.inner.need_kvm()?;
+                DriverSpec::Embedded { .. } | DriverSpec::Emulated { .. } => {
+                    self.inner.check_driver(&guest.record().spec.driver)?;
                 }
                 DriverSpec::Qemu { .. } if inner::qemu_binary().is_none() => {
                     let why = "qemu-system-x86_64 is not on the PATH".to_owned();
@@ -210,11 +215,71 @@ impl Host {
         key: &str,
         strategy: Strategy,
         workers: u32,
-        limits: Option<HostLimits>,
+        options: &PlanOptions,
     ) -> Result<MirrorPlan, HostError> {
-        let record = self.guest(key)?;
+        let guest = self.inner.find_guest(key)?;
         validate::mirror(&MirrorSpec { guest: String::new(), strategy, workers })?;
-        self.inner.plan(&record.layout, strategy, workers, limits)
+        self.inner.plan(&guest, strategy, workers, options)
+    }
+
+    /// Gives an unplugged RAM block an address, while the guest runs or is paused.
+    ///
+    /// # Errors
+    /// No such guest or block, another state, [`HostError::PlugRefused`]; a migration that has the guest.
+    pub async fn plug(&self, key: &str, block: &str, gpa: Gpa) -> Result<RamBlockInfo, HostError> {
+        self.replug(key, block, Some(gpa)).await
+    }
+
+    /// Takes a RAM block's address away when the guest has let go of it; its content and encryption status stay.
+    ///
+    /// # Errors
+    /// As [`Host::plug`].
+    pub async fn unplug(&self, key: &str, block: &str) -> Result<RamBlockInfo, HostError> {
+        self.replug(key, block, None).await
+    }
+
+    async fn replug(&self, key: &str, block: &str, gpa: Option<Gpa>) -> Result<RamBlockInfo, HostError> {
+        let guest = self.inner.find_guest(key)?;
+        let name = block.to_owned();
+        guest.ask(|reply| Command::Replug { block: name, gpa, reply }).await?;
+        let missing = || HostError::NotFound { kind: "RAM block", key: block.chars().take(80).collect() };
+        self.ram_blocks(key)?.into_iter().find(|b| b.block.name == block).ok_or_else(missing)
+    }
+
+    /// Runs of pages with one encryption status, by `RamAddr`, unplugged RAM included; `None` while the guest has no
+    /// machine and nothing is known.
+    ///
+    /// # Errors
+    /// [`HostError::NotFound`].
+    pub fn encryption_extents(&self, key: &str) -> Result<Option<Vec<EncryptionExtent>>, HostError> {
+        let guest = self.inner.find_guest(key)?;
+        let record = guest.record();
+        let live = matches!(record.state, GuestState::Running | GuestState::Paused | GuestState::InDoubt);
+        Ok(guest.encryption().filter(|_| live).map(|e| types::extents(&record.layout, &e.shared())))
+    }
+
+    /// Takes a report of page status as a guest makes it: what a KVM_HC_MAP_GPA_RANGE would say. All or nothing.
+    ///
+    /// # Errors
+    /// A guest without machine, a range that is not all its RAM, a migration that has the guest.
+    pub fn report_encryption(&self, key: &str, gpa: Gpa, pages: u64, private: bool) -> Result<(), HostError> {
+        let guest = self.inner.find_guest(key)?;
+        let record = guest.record();
+        if let Some(migration) = record.migration {
+            return Err(HostError::GuestMigrating { migration });
+        }
+        let status =
+            guest.encryption().filter(|_| matches!(record.state, GuestState::Running | GuestState::Paused));
+        let status = status.ok_or(HostError::WrongState {
+            kind: "guest",
+            current: record.state.name(),
+            allowed: &["running", "paused"],
+        })?;
+        status
+            .report(&record.layout, gpa, pages, private)
+            .map_err(|e| HostError::Invalid(vec![FieldError::new("/gpa", "not_ram", e.to_string())]))?;
+        self.inner.changed();
+        Ok(())
     }
 
     /// Makes a mirror of a running or paused guest; returns when the helper is ready.
@@ -418,7 +483,10 @@ fn machine_fault(e: &MachineError) -> Fault {
         MachineError::Ended(_) => "guest_ended",
         MachineError::Unsupported { .. } => "capability_missing",
         MachineError::Qemu(_) => "qemu_failed",
-        MachineError::Hypervisor(_)
+        MachineError::Measurement => "launch_measurement",
+        MachineError::Sev(_) => "sev_refused",
+        MachineError::Plug(_)
+        | MachineError::Hypervisor(_)
         | MachineError::HelperImage(_)
         | MachineError::BadState { .. }
         | MachineError::Thread(_) => "machine_failed",
@@ -437,7 +505,12 @@ fn host_fault(e: &HostError) -> Fault {
         HostError::NoResources { .. } => "no_resources",
         HostError::CapabilityMissing { .. } => "capability_missing",
         HostError::Invalid(_) => "invalid",
-        HostError::NameTaken { .. }
+        HostError::PolicyForbids { .. } => "policy_forbids",
+        HostError::MirrorAtLaunch => "mirror_at_launch",
+        HostError::NotLaunched { .. } => "helper_not_launched",
+        HostError::GuestNotReady { .. } => "guest_not_ready",
+        HostError::PlugRefused(_)
+        | HostError::NameTaken { .. }
         | HostError::GuestMoved { .. }
         | HostError::PastPointOfNoReturn
         | HostError::ShuttingDown

@@ -10,14 +10,16 @@ use super::entries::{GuestEntry, MigrationEntry};
 use super::guest_task::{Command, GiveBack, Lease};
 use super::inner::Inner;
 use super::{
-    Destination, Fault, GuestState, HostError, MigrationDirection, MigrationMode, MigrationRecord,
-    MigrationSpec, MigrationState, MirrorChoice, PeerRecord, Progress, SourceAfter, validate,
+    Destination, Fault, GuestRecord, GuestState, HostError, MigrationDirection, MigrationMode,
+    MigrationRecord, MigrationSpec, MigrationState, MirrorChoice, PeerRecord, PlanOptions, Progress,
+    ProtectionLevel, SourceAfter, validate,
 };
 use crate::address_space::Strategy;
 use crate::guest::Machine;
 use crate::migration::wire::Outcome;
 use crate::migration::{Control, Journal, MigrationFault, Outgoing, SourceEnd, resolve, run_source};
 use crate::mirror::Mirror;
+use crate::sev::Policy;
 use crate::transport::PeerIdentity;
 
 /// Records and starts a migration.
@@ -42,12 +44,12 @@ pub(super) fn create(inner: &Arc<Inner>, spec: MigrationSpec) -> Result<Migratio
     let strategy = match &spec.mirror {
         MirrorChoice::Template(strategy) => {
             // Refused now rather than after the lease.
-            inner.plan(&record.layout, *strategy, u32::from(spec.streams), None)?;
+            inner.plan(&guest, *strategy, u32::from(spec.streams), &PlanOptions::default())?;
             *strategy
         }
         MirrorChoice::Existing(id) => existing_mirror(inner, *id, record.id)?,
     };
-    inner.need_kvm()?;
+    check_guest(inner, &guest, &record, &spec)?;
     let migration = MigrationRecord {
         id: Uuid::now_v7(),
         direction: MigrationDirection::Outgoing,
@@ -89,6 +91,41 @@ pub(super) fn create(inner: &Arc<Inner>, spec: MigrationSpec) -> Result<Migratio
         let _ = tokio::task::spawn_blocking(move || Run { inner: theirs, entry, guest, peer }.run()).await;
     });
     Ok(record)
+}
+
+/// What the guest itself has to say: its driver, its policy, its readiness.
+fn check_guest(
+    inner: &Inner,
+    guest: &GuestEntry,
+    record: &GuestRecord,
+    spec: &MigrationSpec,
+) -> Result<(), HostError> {
+    let driver = &record.spec.driver;
+    inner.check_driver(driver)?;
+    if let Some(sev) = driver.sev() {
+        check_policy(sev.policy)?;
+    }
+    if spec.verify && matches!(record.protection, ProtectionLevel::Sev | ProtectionLevel::SevEs) {
+        let why = "no host can read an encrypted guest's pages to digest them".to_owned();
+        return Err(HostError::CapabilityMissing { what: "verify", why });
+    }
+    match guest.readiness() {
+        Some(r) if !r.ready => Err(HostError::GuestNotReady { why: r.reason.sentence() }),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a policy lets a guest leave, and have a mirror.
+pub(super) fn check_policy(policy: Policy) -> Result<(), HostError> {
+    if policy.has(Policy::NOSEND) {
+        let why = "NOSEND: the guest must not leave its platform".to_owned();
+        return Err(HostError::PolicyForbids { why });
+    }
+    if !policy.has(Policy::NODBG) {
+        let why = "NODBG is not set: whoever has a mirror of the guest can read it (DBG_DECRYPT)".to_owned();
+        return Err(HostError::PolicyForbids { why });
+    }
+    Ok(())
 }
 
 fn existing_mirror(inner: &Inner, id: Uuid, guest: Uuid) -> Result<Strategy, HostError> {
@@ -186,6 +223,7 @@ impl Run {
         self.entry.control.enter(MigrationState::InDoubt);
         self.note(|r| r.error = Some(fault_of(&fault)));
         self.guest.tell_blocking(Command::InDoubt);
+        let hosts_are_trusted = self.guest.record().protection == ProtectionLevel::None;
         let mut patience = Duration::from_millis(100);
         loop {
             if self.inner.is_stopping() {
@@ -196,7 +234,7 @@ impl Run {
             match answer {
                 Ok(Outcome::Committed { token }) => {
                     if token.as_slice().try_into().is_ok_and(|t| mirror.check_commit(t).is_ok()) {
-                        let digests = spec.verify.then(|| crate::migration::page_digests(machine.ram()));
+                        let digests = if spec.verify { machine.page_digests() } else { None };
                         return SourceEnd::Succeeded { digests };
                     }
                 }
@@ -205,10 +243,12 @@ impl Run {
                         return back_here(machine, was_running, reason);
                     }
                 }
-                // The destination's host says so, not its helper: enough at protection level `none`, the only one
-                // that this build runs. Others would stay in doubt.
-                Ok(Outcome::NeverCommitted {}) => return back_here(machine, was_running, reason),
-                Ok(Outcome::Pending {}) | Err(_) => {}
+                // The destination's host says so, not its helper: enough at protection level `none`, where hosts are
+                // trusted anyway. Others stay in doubt until a token tells.
+                Ok(Outcome::NeverCommitted {}) if hosts_are_trusted => {
+                    return back_here(machine, was_running, reason);
+                }
+                Ok(Outcome::NeverCommitted {} | Outcome::Pending {}) | Err(_) => {}
             }
             std::thread::sleep(patience);
             patience = (patience * 2).min(Duration::from_secs(5));

@@ -8,8 +8,12 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::addr::{PAGE_SIZE, RamAddr};
 use crate::address_space::{BlockSpec, GuestLayout, HostLimits, MirrorPlan, Strategy};
+use crate::guest::Readiness;
 pub use crate::guest::lifecycle::GuestState;
+use crate::pages::PageSet;
+use crate::sev::Policy;
 
 /// Labels of a resource: at most 64, keys 1 to 63 and values 0 to 255 bytes.
 pub type Labels = BTreeMap<String, String>;
@@ -37,6 +41,18 @@ pub enum DriverSpec {
         vcpus: u32,
         /// What the workload does.
         workload: WorkloadSpec,
+        /// Encrypts its memory, on a host with SEV.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sev: Option<SevSpec>,
+    },
+    /// A software machine with a model of SEV; needs no `/dev/kvm`. The guest is the built-in workload.
+    Emulated {
+        /// 1 to 16.
+        vcpus: u32,
+        /// What the workload does.
+        workload: WorkloadSpec,
+        /// Encrypts its memory under the model of SEV; `None`: not encrypted.
+        sev: Option<SevSpec>,
     },
     /// A QEMU process that boots a Linux kernel. One RAM block, at GPA 0, whole MiB.
     Qemu {
@@ -58,6 +74,7 @@ impl DriverSpec {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Embedded { .. } => "embedded",
+            Self::Emulated { .. } => "emulated",
             Self::Qemu { .. } => "qemu",
         }
     }
@@ -65,9 +82,53 @@ impl DriverSpec {
     /// Virtual CPUs.
     pub const fn vcpus(&self) -> u32 {
         match self {
-            Self::Embedded { vcpus, .. } | Self::Qemu { vcpus, .. } => *vcpus,
+            Self::Embedded { vcpus, .. } | Self::Emulated { vcpus, .. } | Self::Qemu { vcpus, .. } => *vcpus,
         }
     }
+
+    /// How its memory is encrypted.
+    pub const fn sev(&self) -> Option<&SevSpec> {
+        match self {
+            Self::Embedded { sev, .. } | Self::Emulated { sev, .. } => sev.as_ref(),
+            Self::Qemu { .. } => None,
+        }
+    }
+
+    /// What protects a guest of this driver.
+    pub const fn protection(&self) -> ProtectionLevel {
+        match self {
+            Self::Emulated { sev: Some(_), .. } => ProtectionLevel::Modelled,
+            Self::Embedded { sev: Some(SevSpec { es: true, .. }), .. } => ProtectionLevel::SevEs,
+            Self::Embedded { sev: Some(_), .. } => ProtectionLevel::Sev,
+            Self::Embedded { .. } | Self::Emulated { .. } | Self::Qemu { .. } => ProtectionLevel::None,
+        }
+    }
+}
+
+/// How a guest's memory is encrypted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SevSpec {
+    /// The policy, in force for the guest's life; [`SevSpec::DEFAULT_POLICY`] when nothing else was asked for.
+    pub policy: Policy,
+    /// Whether vCPU registers are encrypted too (SEV-ES).
+    pub es: bool,
+    /// SEV-ES: the mirror that is made with the guest. Its vCPUs' save areas have to be measured before the launch
+    /// ends, so that there is no other later.
+    pub mirror: LaunchMirror,
+}
+
+impl SevSpec {
+    /// Policy of a guest that asks for none: not debuggable. A guest without NODBG can be read through its mirror.
+    pub const DEFAULT_POLICY: u32 = Policy::NODBG;
+}
+
+/// The mirror that an SEV-ES guest is launched with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaunchMirror {
+    /// Layout of its address space.
+    pub strategy: Strategy,
+    /// Mirror vCPUs, 1 to 16.
+    pub workers: u32,
 }
 
 /// What fills a workload guest's RAM before it starts to work.
@@ -89,6 +150,10 @@ pub struct WorkloadSpec {
     pub working_set_bytes: u64,
     /// How fast they are rewritten, in bytes per second. 0: counter and console only.
     pub dirty_bytes_per_second: u64,
+    /// Milliseconds after which the guest clears MSR_KVM_MIGRATION_CONTROL, as Linux does when a CPU goes offline;
+    /// `None`: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub withdraws_readiness_after_ms: Option<u64>,
 }
 
 /// Which accelerator a QEMU guest gets.
@@ -109,6 +174,13 @@ pub enum AccelChoice {
 pub enum ProtectionLevel {
     /// Nothing: the host can read and write the guest's memory. Sealing protects the pages on the way.
     None,
+    /// A model of SEV in software: memory is ciphertext, and the host holds the keys. It shows what SEV does, and
+    /// protects nothing.
+    Modelled,
+    /// SEV: memory is encrypted; registers are not, and an active host can remap memory.
+    Sev,
+    /// SEV-ES: memory and registers are encrypted; an active host can remap memory.
+    SevEs,
 }
 
 impl ProtectionLevel {
@@ -116,6 +188,9 @@ impl ProtectionLevel {
     pub const fn name(self) -> &'static str {
         match self {
             Self::None => "none",
+            Self::Modelled => "modelled",
+            Self::Sev => "sev",
+            Self::SevEs => "sev-es",
         }
     }
 }
@@ -144,6 +219,9 @@ pub struct GuestRecord {
     pub generation: u64,
     /// What the hardware gives it.
     pub protection: ProtectionLevel,
+    /// What the guest says of being migrated; `None` while it has no machine. Live: not stored.
+    #[serde(skip)]
+    pub readiness: Option<Readiness>,
     /// The migration that has it now.
     pub migration: Option<Uuid>,
     /// The host that it was handed over to, after a migration that kept it here as stopped.
@@ -183,6 +261,50 @@ pub struct RamBlockInfo {
     pub shared_bytes: u64,
     /// Bytes of unknown status (the guest is not running).
     pub unknown_bytes: u64,
+}
+
+/// Pages in a row with one encryption status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EncryptionExtent {
+    /// First byte.
+    pub ram_addr: RamAddr,
+    /// Bytes, whole pages.
+    pub len: u64,
+    /// Whether the guest shares them with its host.
+    pub shared: bool,
+}
+
+/// The status of all RAM that moves with a guest, as few extents as it takes.
+pub(super) fn extents(layout: &GuestLayout, shared: &PageSet) -> Vec<EncryptionExtent> {
+    let mut list: Vec<EncryptionExtent> = Vec::new();
+    let mut push = |from: u64, to: u64, shared: bool| {
+        if from == to {
+            return;
+        }
+        match list.last_mut() {
+            Some(last) if last.shared == shared && last.ram_addr.get() + last.len == from => {
+                last.len += to - from
+            }
+            _ => list.push(EncryptionExtent { ram_addr: RamAddr::new(from), len: to - from, shared }),
+        }
+    };
+    let runs = shared.runs();
+    for block in layout.ram() {
+        let range = block.ram_range();
+        let mut at = range.start();
+        let first = runs.partition_point(|(page, count)| (page + count) * PAGE_SIZE <= at);
+        for (page, count) in &runs[first..] {
+            let (from, to) = ((page * PAGE_SIZE).max(at), ((page + count) * PAGE_SIZE).min(range.end()));
+            if from >= to {
+                break;
+            }
+            push(at, from, false);
+            push(from, to, true);
+            at = to;
+        }
+        push(at, range.end(), false);
+    }
+    list
 }
 
 /// What a caller wants a mirror to be.

@@ -4,9 +4,12 @@ use std::path::Path;
 
 use uuid::Uuid;
 
-use super::{DriverSpec, FieldError, GuestSpec, HostError, Labels, MigrationSpec, MirrorSpec, PeerSpec};
+use super::{
+    DriverSpec, FieldError, GuestSpec, HostError, Labels, MigrationSpec, MirrorSpec, PeerSpec, SevSpec,
+};
 use crate::addr::PAGE_SIZE;
-use crate::address_space::{GuestLayout, LayoutError};
+use crate::address_space::{GuestLayout, LayoutError, PspVia, Strategy};
+use crate::sev::Policy;
 
 /// vCPUs and workers that one guest or mirror may have.
 const CPUS_MAX: u32 = 16;
@@ -25,7 +28,10 @@ pub(super) fn guest(spec: &GuestSpec) -> Result<GuestLayout, HostError> {
     let layout =
         GuestLayout::assign(&spec.blocks).map_err(|list| errors.extend(list.iter().map(block_error)));
     match &spec.driver {
-        DriverSpec::Embedded { workload, .. } => {
+        DriverSpec::Embedded { workload, sev, .. } | DriverSpec::Emulated { workload, sev, .. } => {
+            if let Some(sev) = sev {
+                check_sev(sev, &mut errors);
+            }
             let ram: u64 = spec.blocks.iter().map(|b| b.size_bytes).fold(0, u64::saturating_add);
             let set = workload.working_set_bytes;
             if set % PAGE_SIZE != 0 || set > ram / 2 {
@@ -45,6 +51,30 @@ pub(super) fn guest(spec: &GuestSpec) -> Result<GuestLayout, HostError> {
     match layout {
         Ok(layout) if errors.is_empty() => Ok(layout),
         _ => Err(HostError::Invalid(errors)),
+    }
+}
+
+/// Bits of a policy that mean something: six flags, and the least API version.
+const POLICY_BITS: u32 = 0xffff_003f;
+
+fn check_sev(sev: &SevSpec, errors: &mut Vec<FieldError>) {
+    let policy = sev.policy.0;
+    if policy & !POLICY_BITS != 0 {
+        let detail = format!("{policy:#x} has reserved bits set (6 to 15)");
+        errors.push(FieldError::new("/driver/sev/policy", "out_of_range", detail));
+    }
+    if sev.policy.has(Policy::ES) != sev.es {
+        let detail = format!("policy {policy:#x} and es {} contradict each other (bit 2 is ES)", sev.es);
+        errors.push(FieldError::new("/driver/sev/es", "contradiction", detail));
+    }
+    if sev.es && matches!(sev.mirror.strategy, Strategy::PspCopied { via: PspVia::SendReceive }) {
+        let detail = "with SEV-ES the mirror is made during the launch, and firmware sends running guests only; KVM has \
+                      no RECEIVE_UPDATE_VMSA for its vCPUs either";
+        errors.push(FieldError::new("/driver/sev/mirror/strategy", "impossible", detail));
+    }
+    if !(1..=CPUS_MAX).contains(&sev.mirror.workers) {
+        let detail = format!("{} is not 1 to {CPUS_MAX}", sev.mirror.workers);
+        errors.push(FieldError::new("/driver/sev/mirror/workers", "out_of_range", detail));
     }
 }
 

@@ -3,8 +3,10 @@
 //! Owns: backings, mappings, access to them. Must not know: KVM, drivers, what the bytes mean. Guest memory
 //! changes under our feet: it is reached through volatile copies only, never through a Rust reference.
 
+mod digests;
 mod mapping;
 mod ram;
 
+pub use digests::page_digests;
 pub use mapping::{Mapping, MemoryError};
-pub use ram::{GuestRam, OutsideRam};
+pub use ram::{GuestRam, OtherBlocks, OutsideRam};

@@ -1,6 +1,6 @@
 //! A guest's RAM: one mapping per block, addressed by `RamAddr`.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use super::mapping::available_bytes;
 use super::{Mapping, MemoryError};
@@ -20,9 +20,17 @@ pub struct OutsideRam {
 /// The memory of every block of a layout. Cheap to clone; the memory goes when the last clone does.
 #[derive(Clone, Debug)]
 pub struct GuestRam {
-    layout: Arc<GuestLayout>,
+    /// Where blocks lie in `RamAddr`, and how large they are: never changes.
+    blocks: Arc<GuestLayout>,
+    /// The same with what is plugged where at the moment.
+    now: Arc<RwLock<Arc<GuestLayout>>>,
     mappings: Arc<[Arc<Mapping>]>,
 }
+
+/// Another layout than this RAM's: plugged parts may change, blocks may not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the layout has other blocks")]
+pub struct OtherBlocks;
 
 impl GuestRam {
     /// A memfd for every block of `layout`.
@@ -36,17 +44,33 @@ impl GuestRam {
         }
         let mappings =
             layout.blocks().iter().map(|b| Mapping::memfd(&b.name, b.size)).collect::<Result<_, _>>()?;
-        Ok(Self { layout, mappings })
+        Ok(Self { now: Arc::new(RwLock::new(Arc::clone(&layout))), blocks: layout, mappings })
     }
 
-    /// The blocks.
-    pub fn layout(&self) -> &Arc<GuestLayout> {
-        &self.layout
+    /// The blocks, and what is plugged where now.
+    pub fn layout(&self) -> Arc<GuestLayout> {
+        Arc::clone(&self.now.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Notes that parts were plugged or unplugged; every clone sees it.
+    ///
+    /// # Errors
+    /// [`OtherBlocks`] when more than that would change.
+    pub fn replug(&self, layout: Arc<GuestLayout>) -> Result<(), OtherBlocks> {
+        let same = |a: &RamBlock, b: &RamBlock| {
+            (&a.name, a.ram_addr, a.size, a.role) == (&b.name, b.ram_addr, b.size, b.role)
+        };
+        let (old, new) = (self.blocks.blocks(), layout.blocks());
+        if old.len() != new.len() || !old.iter().zip(new).all(|(a, b)| same(a, b)) {
+            return Err(OtherBlocks);
+        }
+        *self.now.write().unwrap_or_else(PoisonError::into_inner) = layout;
+        Ok(())
     }
 
     /// The mapping behind a block.
     pub fn mapping(&self, block: &RamBlock) -> Option<&Arc<Mapping>> {
-        let index = self.layout.blocks().iter().position(|b| b.ram_addr == block.ram_addr)?;
+        let index = self.blocks.blocks().iter().position(|b| b.ram_addr == block.ram_addr)?;
         self.mappings.get(index)
     }
 
@@ -55,7 +79,7 @@ impl GuestRam {
     /// # Errors
     /// [`OutsideRam`] when the span is not inside one block.
     pub fn locate(&self, at: RamAddr, len: u64) -> Result<(&Arc<Mapping>, u64), OutsideRam> {
-        let blocks = self.layout.blocks();
+        let blocks = self.blocks.blocks();
         let after = blocks.partition_point(|b| b.ram_addr <= at);
         after
             .checked_sub(1)

@@ -9,10 +9,10 @@ use mirrorvm_abi::record::TOKEN_BYTES;
 use super::sink::{Received, Sink};
 use super::source::{sha256, transcript};
 use super::wire::{self, Prepare, Prepared, Refused, STATE_MAX, Settled, StateHead, kind};
-use super::{Control, MigrationFault, verify};
+use super::{Control, MigrationFault};
 use crate::addr::{PAGE_SIZE, PageRange};
 use crate::guest::Machine;
-use crate::host::{MigrationState, Round};
+use crate::host::{MigrationState, ProtectionLevel, Round};
 use crate::mirror::{Mirror, SealedToken};
 use crate::pages::PageSet;
 use crate::transport::Link;
@@ -33,6 +33,8 @@ pub struct Arrival {
 pub struct Arrived {
     /// Its machine.
     pub machine: Box<dyn Machine>,
+    /// Its mirror; the session is over.
+    pub mirror: Mirror,
     /// Whether it was paused at the source, and is here.
     pub paused: bool,
     /// Of every page at the pause point, when verification was asked for.
@@ -126,7 +128,8 @@ impl Import<'_> {
         self.mirror.begin(&Begin {
             source: false,
             elide_zero: false,
-            fresh: true,
+            // Encrypted RAM is not zero before it is written.
+            fresh: self.prepare.spec.driver.protection() == ProtectionLevel::None,
             streams: self.prepare.streams,
             session: *self.prepare.session.as_bytes(),
             peer_nonce: self.prepare.nonce,
@@ -233,11 +236,6 @@ impl Import<'_> {
 
     /// All pages are here: digest them if asked, then vCPUs and devices.
     fn take_state(&mut self, payload: &[u8]) -> Result<(), MigrationFault> {
-        if self.prepare.verify {
-            let begun = Instant::now();
-            self.digests = Some(verify::page_digests(self.machine.ram()));
-            self.verify_us = begun.elapsed().as_micros() as u64;
-        }
         let (head, console, state) = split_state(payload)?;
         let ram = self.machine.ram().layout();
         let mut shared = PageSet::new();
@@ -249,8 +247,13 @@ impl Import<'_> {
                 .filter(|r| r.end() <= ram.ram_end().get());
             shared.insert_range(range.ok_or(MigrationFault::Protocol("shared pages outside RAM"))?);
         }
-        self.machine.load_state(state)?;
         self.machine.encryption().replace(shared);
+        if self.prepare.verify {
+            let begun = Instant::now();
+            self.digests = self.machine.page_digests();
+            self.verify_us = begun.elapsed().as_micros() as u64;
+        }
+        self.machine.load_state(state)?;
         self.machine.console().adopt(head.console_end, console);
         self.mirror.state_arrived(&sha256(state))?;
         Ok(())
@@ -279,8 +282,16 @@ impl Import<'_> {
         if let Err(fault) = &told {
             tracing::warn!(fault = %fault.chain(), "COMMIT may not have arrived; the source will ask");
         }
-        self.host
-            .arrived(session, Arrived { machine: self.machine, paused, digests: self.digests.take(), fault });
+        self.host.arrived(
+            session,
+            Arrived {
+                machine: self.machine,
+                mirror: self.mirror,
+                paused,
+                digests: self.digests.take(),
+                fault,
+            },
+        );
         if told.is_ok() {
             let _ = self.link.close();
         }

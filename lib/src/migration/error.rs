@@ -57,6 +57,13 @@ pub enum MigrationFault {
         /// Measured over the last round.
         pages_per_second: u64,
     },
+    /// A private page that the helper cannot reach under the mirror's strategy: it was unplugged, or its status changed,
+    /// after the mirror was planned.
+    #[error("private page {page} of RAM is out of the helper's reach")]
+    Unreachable {
+        /// Its number.
+        page: u64,
+    },
     /// The journal could not be written, so START was not sent.
     #[error("the journal could not be written")]
     Journal(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -67,6 +74,7 @@ impl MigrationFault {
     pub fn code(&self) -> &str {
         match self {
             Self::Canceled => "canceled",
+            Self::Unreachable { .. } => "page_unreachable",
             Self::Connect(LinkError::PeerRefused(_) | LinkError::RefusedByPeer { alert: Some(_) }) => {
                 "peer_identity"
             }

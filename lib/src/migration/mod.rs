@@ -26,7 +26,6 @@ mod pump;
 mod rounds;
 mod sink;
 mod source;
-mod verify;
 pub mod wire;
 
 pub use control::{Control, Live, PastPointOfNoReturn};
@@ -35,4 +34,3 @@ pub use error::MigrationFault;
 pub use peer::{accept_hello, open_control, resolve};
 pub use rounds::{Decision, Observation, decide};
 pub use source::{Journal, Outgoing, SourceEnd, run_source};
-pub use verify::page_digests;

@@ -9,6 +9,7 @@ use mirrorvm_abi::mailbox::{BATCH_MAX, PAYLOAD_BYTES};
 use super::wire::{SHARED_PAGE_BYTES, data_header, kind};
 use super::{Control, MigrationFault};
 use crate::addr::{PAGE_SIZE, RamPage};
+use crate::address_space::MirrorPlan;
 use crate::host::Progress;
 use crate::memory::GuestRam;
 use crate::mirror::Lane;
@@ -26,6 +27,8 @@ pub(super) struct Work<'a> {
     /// Pages that go as they are.
     pub shared: &'a PageSet,
     pub ram: &'a GuestRam,
+    /// Tells what the helper calls a page.
+    plan: &'a MirrorPlan,
     pub control: &'a Control,
     pub limiter: &'a Limiter,
     cursor: Mutex<u64>,
@@ -62,19 +65,43 @@ impl<'a> Work<'a> {
         epoch: u32,
         sealed: &'a PageSet,
         shared: &'a PageSet,
-        ram: &'a GuestRam,
+        (ram, plan): (&'a GuestRam, &'a MirrorPlan),
         control: &'a Control,
         limiter: &'a Limiter,
     ) -> Self {
         let (cursor, failed, counts) = (Mutex::new(0), AtomicBool::new(false), Counts::default());
         let begun = Instant::now();
         let (before, shown) = (control.live().progress, Mutex::new(begun));
-        Self { epoch, sealed, shared, ram, control, limiter, cursor, failed, counts, begun, before, shown }
+        Self {
+            epoch,
+            sealed,
+            shared,
+            ram,
+            plan,
+            control,
+            limiter,
+            cursor,
+            failed,
+            counts,
+            begun,
+            before,
+            shown,
+        }
     }
 
     fn next(&self, batch: &mut Vec<RamPage>) {
         let mut cursor = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
         self.sealed.next_batch(&mut cursor, BATCH_MAX, batch);
+    }
+
+    /// Puts `batch` into `pages` by the names that the helper knows them by.
+    fn name(&self, batch: &[RamPage], pages: &mut Vec<u64>) -> Result<(), MigrationFault> {
+        pages.clear();
+        for page in batch {
+            let unreachable = || MigrationFault::Unreachable { page: page.get() };
+            pages.push(self.plan.helper_page(*page).ok_or_else(unreachable)?);
+        }
+        Ok(())
     }
 
     /// Shows how far the round is, now and then; its end is shown by whoever runs it.
@@ -126,11 +153,12 @@ pub(super) struct Stream {
     pub link: Link,
     buffer: Vec<u8>,
     batch: Vec<RamPage>,
+    pages: Vec<u64>,
 }
 
 impl Stream {
     pub fn new(link: Link) -> Self {
-        Self { link, buffer: Vec::new(), batch: Vec::new() }
+        Self { link, buffer: Vec::new(), batch: Vec::new(), pages: Vec::new() }
     }
 
     /// Sends this stream's part of a round. `first`: it also takes the shared pages.
@@ -164,7 +192,11 @@ impl Stream {
                     break;
                 }
                 let slot = lane.acquire().ok_or(crate::mirror::LaneError::NoSlot)?;
-                lane.submit_export(slot, &self.batch, work.epoch);
+                if let Err(fault) = work.name(&self.batch, &mut self.pages) {
+                    lane.release(slot);
+                    return Err(fault);
+                }
+                lane.submit_export(slot, &self.pages, work.epoch);
             }
             if lane.in_flight() == 0 {
                 return Ok(());

@@ -7,7 +7,6 @@ use mirrorvm_abi::mailbox::{BATCH_MAX, PAYLOAD_BYTES};
 use super::MigrationFault;
 use super::wire::{DATA_HEADER_BYTES, DATA_MAX, SHARED_PAGE_BYTES, kind, parse_data_header};
 use crate::addr::RamPage;
-use crate::address_space::BlockRole;
 use crate::memory::GuestRam;
 use crate::mirror::Lane;
 use crate::transport::Link;
@@ -113,14 +112,13 @@ impl Sink {
             return Err(MigrationFault::Protocol("shared pages of another length"));
         }
         let (mut number, mut page) = ([0; 8], [0; 4096]);
+        let layout = ram.layout();
         for _ in 0..count {
             self.link.read_payload(&mut number)?;
             self.link.read_payload(&mut page)?;
             let at = RamPage::new(u64::from_le_bytes(number));
-            let block = ram.layout().blocks().iter().find(|b| {
-                b.role != BlockRole::Helper && b.ram_range().contains(at.get().saturating_mul(4096))
-            });
-            if block.is_none() || ram.write_page(at, &page).is_err() {
+            let inside = layout.ram().any(|b| b.ram_range().contains(at.get().saturating_mul(4096)));
+            if !inside || ram.write_page(at, &page).is_err() {
                 return Err(MigrationFault::Protocol("a shared page that is no RAM"));
             }
         }

@@ -7,15 +7,15 @@ use mirrorvm_abi::record::TOKEN_BYTES;
 use ring::digest;
 use uuid::Uuid;
 
+use super::MigrationFault;
 use super::control::Control;
 use super::peer::{PeerAddress, open_control};
 use super::pump::{Limiter, Stream, Work};
 use super::rounds::{Decision, Observation, decide};
 use super::wire::{self, Prepare, Prepared, Purpose, Settled, StateHead, kind};
-use super::{MigrationFault, verify};
 use crate::addr::PAGE_SIZE;
 use crate::guest::Machine;
-use crate::host::{GuestRecord, MigrationMode, MigrationSpec, MigrationState, Round};
+use crate::host::{GuestRecord, MigrationMode, MigrationSpec, MigrationState, ProtectionLevel, Round};
 use crate::mirror::{HelperImage, Mirror};
 use crate::pages::PageSet;
 use crate::transport::{Identity, Link};
@@ -132,6 +132,7 @@ impl Course<'_, '_> {
         for block in self.machine.ram().layout().ram() {
             left.insert_range(block.ram_range());
         }
+        // Shared pages that the helper cannot reach go as they are; private ones were refused by the planner.
         let live =
             self.out.spec.mode == MigrationMode::Precopy && self.machine.can_log_dirty() && self.was_running;
         if live {
@@ -158,8 +159,9 @@ impl Course<'_, '_> {
             nonce,
             secret: *self.machine.migration_secret(),
             paused: !self.was_running,
-            // At level `none` the hosts can see which pages are zero anyway.
-            elide_zero: true,
+            // At level `none` the hosts can see which pages are zero anyway; at others it is nobody's business.
+            elide_zero: out.guest.protection == ProtectionLevel::None,
+            readiness: self.machine.migration_control().carry(),
             verify: out.spec.verify,
             stall_timeout_ms: out.spec.limits.stall_timeout_ms,
             machine_type: out.machine_type.clone(),
@@ -248,11 +250,16 @@ impl Course<'_, '_> {
             self.machine.take_dirty(&mut left)?;
             self.machine.log_dirty(false)?;
         }
+        // Registers are written to the save areas when the vCPUs stop: whatever went before, they go again, last.
+        if let Some(areas) = self.machine.ram().layout().save_areas() {
+            left.insert_range(areas.ram_range());
+        }
         let round = self.round(link, streams, sent, &left, true)?;
         control.update(|l| l.rounds.push(round));
         let state_digest = self.send_state(link, &state)?;
-        let total = self.machine.ram().layout().ram_bytes() / PAGE_SIZE;
-        let start = Start { state: state_digest, shared_pages: total - sent.ever_sealed.len() };
+        // What the helper may export, less what it did: the rest went as shared pages.
+        let allowed: u64 = self.mirror.plan().allowed_pages();
+        let start = Start { state: state_digest, shared_pages: allowed - sent.ever_sealed.len() };
         self.check()?;
         if !control.pass_point_of_no_return() {
             return Err(MigrationFault::Canceled);
@@ -285,7 +292,9 @@ impl Course<'_, '_> {
             l.progress.remaining_bytes = left.len() * PAGE_SIZE;
         });
         link.send(kind::EPOCH_BEGIN, &sent.epoch.to_le_bytes())?;
-        let work = Work::new(sent.epoch, &sealed, &shared, self.machine.ram(), control, &sent.limiter);
+        let (ram, plan) = (self.machine.ram(), self.mirror.plan());
+        let plan = std::sync::Arc::clone(plan);
+        let work = Work::new(sent.epoch, &sealed, &shared, (ram, &plan), control, &sent.limiter);
         pump_all(self.mirror, streams, &work).map_err(|fault| reason(link, fault))?;
         let token = self.mirror.end_epoch()?;
         link.send(kind::EPOCH_TOKEN, &token)?;
@@ -347,7 +356,8 @@ impl Course<'_, '_> {
             Ok((kind::COMMITTED, settled, token)) => match self.mirror.check_commit(&token) {
                 Ok(()) => {
                     self.note_downtime(waited, settled.verify_us);
-                    let digests = self.out.spec.verify.then(|| verify::page_digests(self.machine.ram()));
+                    let wanted = self.out.spec.verify;
+                    let digests = if wanted { self.machine.page_digests() } else { None };
                     SourceEnd::Succeeded { digests }
                 }
                 Err(e) => SourceEnd::InDoubt { fault: e.into() },
@@ -453,13 +463,8 @@ fn pump_all(mirror: &mut Mirror, streams: &mut [Stream], work: &Work<'_>) -> Res
 
 /// The pages of `left` that go sealed, and those that the guest shares.
 fn split(left: &PageSet, shared: &PageSet) -> (PageSet, PageSet) {
-    let (mut sealed, mut plain) = (left.clone(), PageSet::new());
-    for page in shared.iter() {
-        if sealed.contains(page) {
-            sealed.remove(page);
-            plain.insert(page);
-        }
-    }
+    let mut sealed = left.clone();
+    let plain = sealed.take(shared);
     (sealed, plain)
 }
 

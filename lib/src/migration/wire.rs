@@ -10,6 +10,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use super::MigrationFault;
 use crate::address_space::{GuestLayout, Strategy};
+use crate::guest::CarriedReadiness;
 use crate::host::GuestSpec;
 use crate::transport::Link;
 
@@ -131,6 +132,9 @@ pub struct Prepare {
     pub nonce: [u8; 32],
     /// The guest's migration secret. At protection level `none` the hosts hold it; it travels under TLS.
     pub secret: [u8; 32],
+    /// What the guest says of being migrated, and what its helper declared.
+    #[zeroize(skip)]
+    pub readiness: CarriedReadiness,
     /// Whether the guest is paused at the source and stays so at the destination.
     pub paused: bool,
     /// Whether zero pages travel as such.

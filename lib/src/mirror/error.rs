@@ -4,6 +4,7 @@ use mirrorvm_abi::{mailbox::Fatal, op::Status};
 
 use crate::hypervisor::HypervisorError;
 use crate::memory::MemoryError;
+use crate::sev::SevError;
 
 /// Why a mirror could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +18,30 @@ pub enum MirrorError {
     /// The plan is for another guest's RAM.
     #[error("the plan does not fit the guest's RAM")]
     PlanMismatch,
+    /// SEV.
+    #[error("SEV refused")]
+    Sev(#[from] SevError),
+    /// The hypervisor has no SEV, the guest has.
+    #[error("this hypervisor has no SEV")]
+    NoSev,
+    /// The guest's policy lacks NODBG.
+    #[error("the guest's policy lacks NODBG: its host could read the guest through a mirror (DBG_DECRYPT)")]
+    Debuggable,
+    /// SEV-ES, and the guest's launch has ended.
+    #[error(
+        "the vCPUs of an SEV-ES guest's mirror are measured with the guest's launch, which has ended: the mirror is \
+         made with the guest"
+    )]
+    AfterLaunch,
+    /// The guest was launched without what this plan needs in the helper's memory, which no host can write any more.
+    #[error("the guest was not launched with what this plan needs at offset {offset:#x} of its helper block")]
+    NotLaunched {
+        /// Offset in the helper's block.
+        offset: u64,
+    },
+    /// This way of `psp-copied` is closed.
+    #[error("psp-copied cannot go this way: {0}")]
+    Via(&'static str),
     /// A thread could not be started.
     #[error("a worker thread could not be started")]
     Thread(#[source] std::io::Error),

@@ -14,7 +14,6 @@ use mirrorvm_abi::{
 
 use super::LaneError;
 use super::worker::WorkerShared;
-use crate::addr::RamPage;
 
 /// A request that was answered with success.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,11 +93,12 @@ impl Lane {
     }
 
     /// Asks for an export of `pages` (at most [`BATCH_MAX`]) in a slot that was acquired.
-    pub fn submit_export(&mut self, slot: u32, pages: &[RamPage], epoch: u32) {
+    /// They are what the plan calls helper pages ([`crate::address_space::MirrorPlan::helper_page`]).
+    pub fn submit_export(&mut self, slot: u32, pages: &[u64], epoch: u32) {
         debug_assert!(pages.len() <= BATCH_MAX);
         let mut raw = [0u8; BATCH_MAX * 8];
         for (chunk, page) in raw.chunks_exact_mut(8).zip(pages) {
-            chunk.copy_from_slice(&page.get().to_le_bytes());
+            chunk.copy_from_slice(&page.to_le_bytes());
         }
         let at = self.shared.base + slot_at(slot) as u64;
         self.shared.mailbox.write(at, &raw[..pages.len() * 8]);

@@ -8,11 +8,13 @@ use std::time::{Duration, Instant};
 use mirrorvm_abi::{config, layout as abi, mailbox};
 
 use super::worker::{self, WorkerShared};
-use super::{HelperImage, Lane, LaneError, MirrorError, WorkerEnd};
-use crate::addr::{PAGE_SIZE, RamAddr};
-use crate::address_space::{MirrorPlan, SlotBacking};
-use crate::hypervisor::{Hypervisor, Kicker, Slot, SlotId, UserEntry, Vm};
+use super::{HelperImage, Lane, LaneError, MirrorError, WorkerEnd, psp};
+use crate::address_space::{MirrorPlan, PspVia, SlotBacking, Strategy};
+use crate::guest::embedded::add_save_areas;
+use crate::guest::{LaunchedHelper, helper_block};
+use crate::hypervisor::{Hypervisor, Kicker, Slot, SlotId, UserEntry, Vcpu, Vm};
 use crate::memory::{GuestRam, Mapping};
+use crate::sev::Policy;
 
 /// Longest time to the helper's first idle doorbell, and for any one request.
 const HELPER_DEADLINE: Duration = Duration::from_secs(20);
@@ -21,10 +23,18 @@ const HELPER_DEADLINE: Duration = Duration::from_secs(20);
 pub struct Mirror {
     lanes: Vec<Lane>,
     workers: Vec<WorkerThread>,
+    /// vCPUs that have not run yet.
+    waiting: Vec<Box<dyn Vcpu>>,
+    mailbox: Arc<Mapping>,
+    name: String,
     plan: Arc<MirrorPlan>,
-    // After the workers: they own the vCPUs. Never touched again, but it holds the slots' memory.
-    _vm: Box<dyn Vm>,
+    // After the workers: they own the vCPUs. It holds the slots' memory.
+    vm: Box<dyn Vm>,
     ram: GuestRam,
+    launched_areas: Vec<Vec<u8>>,
+    /// Whether the host may empty the helper's block.
+    wipes: bool,
+    begun: Instant,
     ready_after: Duration,
 }
 
@@ -61,9 +71,21 @@ impl MirrorWatch {
     }
 }
 
+/// Where a helper's memory comes from.
+#[derive(Clone, Copy)]
+pub enum HelperSource<'a> {
+    /// The host writes it: the guest is not encrypted. A fresh copy for every mirror: nothing of an earlier session, keys
+    /// included, is left.
+    Loaded {
+        /// The guest's migration secret.
+        secret: &'a [u8; 32],
+    },
+    /// It was encrypted and measured with the guest's launch.
+    Launched(&'a LaunchedHelper),
+}
+
 impl Mirror {
-    /// Executes `plan` over a guest's `ram`. The helper starts from a fresh copy of `image`: nothing of an
-    /// earlier session, keys included, is left in its memory.
+    /// Executes `plan` over a guest's `ram`, with `workers` vCPUs; returns when the helper waits for work.
     ///
     /// # Errors
     /// [`MirrorError`]; nothing stays behind.
@@ -71,78 +93,128 @@ impl Mirror {
         hypervisor: &dyn Hypervisor,
         name: &str,
         plan: Arc<MirrorPlan>,
+        workers: u32,
         ram: &GuestRam,
         image: &HelperImage,
-        secret: &[u8; 32],
+        helper: HelperSource<'_>,
     ) -> Result<Self, MirrorError> {
-        let made = Self::make(hypervisor, name, plan, ram, image, secret);
-        if made.is_err()
-            && let Err(error) = wipe(ram)
-        {
-            tracing::error!(%error, "a helper's memory could not be wiped");
-        }
-        made
-    }
-
-    fn make(
-        hypervisor: &dyn Hypervisor,
-        name: &str,
-        plan: Arc<MirrorPlan>,
-        ram: &GuestRam,
-        image: &HelperImage,
-        secret: &[u8; 32],
-    ) -> Result<Self, MirrorError> {
-        let begun = Instant::now();
-        load(&plan, ram, image, secret)?;
-        let memory = Mapping::anonymous(plan.mailbox.bytes())?;
-        let mut vm = hypervisor.create_vm()?;
-        for (slot, id) in plan.slots.iter().zip(0..) {
-            let (memory, offset) = match slot.backing {
-                SlotBacking::Mailbox => (&memory, 0),
-                SlotBacking::Ram { ram_addr } => {
-                    ram.locate(ram_addr, slot.len).map_err(|_| MirrorError::PlanMismatch)?
-                }
-            };
-            let memory = Arc::clone(memory);
-            vm.set_slot(
-                SlotId(id),
-                Slot {
-                    gpa: slot.gpa.get(),
-                    len: slot.len,
-                    memory,
-                    offset,
-                    dirty_log: false,
-                    read_only: false,
-                },
-            )?;
-        }
-        let mut mirror = Self {
-            lanes: Vec::new(),
-            workers: Vec::new(),
-            plan,
-            _vm: vm,
-            ram: ram.clone(),
-            ready_after: Duration::ZERO,
-        };
-        mirror.start_workers(name, image, &memory)?;
-        for w in &mirror.workers {
-            w.shared
-                .wait_ready(Instant::now() + HELPER_DEADLINE)
-                .map_err(|end| MirrorError::NotReady(end.map_or(LaneError::Timeout, LaneError::Ended)))?;
-        }
-        mirror.ready_after = begun.elapsed();
+        let mut mirror = Self::build(hypervisor, name, plan, workers, ram, image, helper)?;
+        mirror.wake()?;
         Ok(mirror)
     }
 
-    fn start_workers(
-        &mut self,
+    /// The same up to where its vCPUs would run: with SEV-ES they are measured before the guest's launch ends, and may
+    /// run only after it.
+    ///
+    /// # Errors
+    /// [`MirrorError`]; nothing stays behind.
+    pub fn build(
+        hypervisor: &dyn Hypervisor,
         name: &str,
+        plan: Arc<MirrorPlan>,
+        workers: u32,
+        ram: &GuestRam,
         image: &HelperImage,
-        memory: &Arc<Mapping>,
+        helper: HelperSource<'_>,
+    ) -> Result<Self, MirrorError> {
+        let begun = Instant::now();
+        if workers > plan.mailbox.workers {
+            return Err(MirrorError::PlanMismatch);
+        }
+        let private = helper_memory(&plan, ram, image, helper)?;
+        let vm = hypervisor.create_vm()?;
+        let mut mirror = Self {
+            lanes: Vec::new(),
+            workers: Vec::new(),
+            waiting: Vec::new(),
+            mailbox: Mapping::anonymous(plan.mailbox.bytes())?,
+            name: name.to_owned(),
+            plan,
+            vm,
+            ram: ram.clone(),
+            launched_areas: Vec::new(),
+            wipes: matches!(helper, HelperSource::Loaded { .. }),
+            begun,
+            ready_after: Duration::ZERO,
+        };
+        if let HelperSource::Launched(launched) = helper {
+            mirror.share_context(launched, private.as_ref())?;
+        }
+        mirror.set_slots(private.as_ref())?;
+        mirror.make_vcpus(workers, image)?;
+        if let (HelperSource::Launched(l), Some(context)) = (helper, mirror.vm.sev())
+            && l.es
+        {
+            mirror.launched_areas = add_save_areas(context.as_ref())?;
+        }
+        Ok(mirror)
+    }
+
+    /// Lets the vCPUs run; returns when the helper waits for work. No effect when they do.
+    ///
+    /// # Errors
+    /// The helper does not come up; the mirror is of no use.
+    pub fn wake(&mut self) -> Result<(), MirrorError> {
+        if self.waiting.is_empty() {
+            return Ok(());
+        }
+        let slots = self.plan.mailbox.slots;
+        for (index, vcpu) in std::mem::take(&mut self.waiting).into_iter().enumerate() {
+            let base = index * mailbox::worker_stride(slots);
+            let shared = WorkerShared::new(Arc::clone(&self.mailbox), base as u64);
+            let kicker = vcpu.kicker();
+            let theirs = Arc::clone(&shared);
+            let handle = std::thread::Builder::new()
+                .name(format!("mir{index}-{}", self.name))
+                .spawn(move || worker::run(&theirs, vcpu))
+                .map_err(MirrorError::Thread)?;
+            self.lanes.push(Lane::new(Arc::clone(&shared), slots, HELPER_DEADLINE));
+            self.workers.push(WorkerThread { shared: Arc::clone(&shared), kicker, handle: Some(handle) });
+            // The first clears the helper's data before anybody else uses it.
+            if index == 0 {
+                await_ready(&shared)?;
+            }
+        }
+        self.workers.iter().try_for_each(|w| await_ready(&w.shared))?;
+        self.ready_after = self.begun.elapsed();
+        Ok(())
+    }
+
+    /// Gives the VM the guest's encryption context, or by send-receive its key.
+    fn share_context(
+        &mut self,
+        helper: &LaunchedHelper,
+        private: Option<&Arc<Mapping>>,
     ) -> Result<(), MirrorError> {
-        let size = self.plan.mailbox;
-        for index in 0..size.workers {
-            let mut vcpu = self._vm.create_vcpu(index)?;
+        let context = self.vm.sev().ok_or(MirrorError::NoSev)?;
+        if let (Strategy::PspCopied { via: PspVia::SendReceive }, Some(to)) = (self.plan.strategy, private) {
+            let layout = self.ram.layout();
+            let block = layout.helper().ok_or(MirrorError::PlanMismatch)?;
+            let from = self.ram.mapping(block).ok_or(MirrorError::PlanMismatch)?;
+            return Ok(psp::copy(helper, context.as_ref(), (from, 0, block.size), to)?);
+        }
+        Ok(context.copy_from(&helper.context.copy_source())?)
+    }
+
+    fn set_slots(&mut self, private: Option<&Arc<Mapping>>) -> Result<(), MirrorError> {
+        for (slot, id) in self.plan.slots.iter().zip(0..) {
+            let (memory, offset) = match slot.backing {
+                SlotBacking::Mailbox => (&self.mailbox, 0),
+                SlotBacking::Private { offset } => (private.ok_or(MirrorError::PlanMismatch)?, offset),
+                SlotBacking::Ram { ram_addr } => {
+                    self.ram.locate(ram_addr, slot.len).map_err(|_| MirrorError::PlanMismatch)?
+                }
+            };
+            let (memory, read_only) = (Arc::clone(memory), slot.read_only);
+            let (gpa, len) = (slot.gpa.get(), slot.len);
+            self.vm.set_slot(SlotId(id), Slot { gpa, len, memory, offset, dirty_log: false, read_only })?;
+        }
+        Ok(())
+    }
+
+    fn make_vcpus(&mut self, workers: u32, image: &HelperImage) -> Result<(), MirrorError> {
+        for index in 0..workers {
+            let mut vcpu = self.vm.create_vcpu(index)?;
             let top = abi::WORKER_VA + u64::from(index) * abi::WORKER_STRIDE + abi::WORKER_BYTES;
             vcpu.enter_user_mode(&UserEntry {
                 rip: image.header().entry,
@@ -151,18 +223,19 @@ impl Mirror {
                 cr3: self.plan.tables.root().get() | self.plan.tables.c_bit(),
                 tss: abi::TSS_VA,
             })?;
-            let base = index as usize * mailbox::worker_stride(size.slots);
-            let shared = WorkerShared::new(Arc::clone(memory), base as u64);
-            let kicker = vcpu.kicker();
-            let theirs = Arc::clone(&shared);
-            let handle = std::thread::Builder::new()
-                .name(format!("mir{index}-{name}"))
-                .spawn(move || worker::run(&theirs, vcpu))
-                .map_err(MirrorError::Thread)?;
-            self.lanes.push(Lane::new(Arc::clone(&shared), size.slots, HELPER_DEADLINE));
-            self.workers.push(WorkerThread { shared, kicker, handle: Some(handle) });
+            self.waiting.push(vcpu);
         }
         Ok(())
+    }
+
+    /// SEV-ES: what was measured of its vCPUs.
+    pub fn launched_areas(&self) -> &[Vec<u8>] {
+        &self.launched_areas
+    }
+
+    /// Mirror vCPUs.
+    pub fn worker_count(&self) -> u32 {
+        (self.workers.len() + self.waiting.len()) as u32
     }
 
     /// The executed plan.
@@ -198,51 +271,79 @@ impl Drop for Mirror {
                 let _ = handle.join();
             }
         }
-        // Keys lie in the helper's data and stacks: gone before the memory can be looked at again.
-        if let Err(error) = wipe(&self.ram) {
+        // Keys lie in the helper's data and stacks: gone before the memory can be looked at again. Encrypted ones stay:
+        // the host cannot read them, nor could it load the helper again.
+        if self.wipes
+            && let Err(error) = wipe(&self.ram)
+        {
             tracing::error!(%error, "a helper's memory could not be wiped");
         }
     }
 }
 
-/// Puts image, configuration, secret and page tables into the helper's block; everything else there is zeroed.
-fn load(
+fn await_ready(worker: &WorkerShared) -> Result<(), MirrorError> {
+    let ready = worker.wait_ready(Instant::now() + HELPER_DEADLINE);
+    ready.map_err(|end| MirrorError::NotReady(end.map_or(LaneError::Timeout, LaneError::Ended)))
+}
+
+/// Fills the helper's memory, or checks that it was filled at the guest's launch; gives the memory that is the mirror's
+/// alone.
+fn helper_memory(
     plan: &MirrorPlan,
     ram: &GuestRam,
     image: &HelperImage,
-    secret: &[u8; 32],
-) -> Result<(), MirrorError> {
-    wipe(ram)?;
-    let block = ram.layout().helper().ok_or(MirrorError::PlanMismatch)?;
-    let base = block.ram_addr.get();
-    let put = |offset: u64, bytes: &[u8]| {
-        ram.write(RamAddr::new(base + offset), bytes).map_err(|_| MirrorError::PlanMismatch)
-    };
-    let p = &plan.placement;
-    let ranges: Vec<config::Range> = plan
-        .allowed
-        .iter()
-        .map(|r| config::Range { first: r.start() / PAGE_SIZE, count: r.pages() })
-        .collect();
-    let fixed = config::Config {
-        workers: plan.mailbox.workers,
-        slots: plan.mailbox.slots,
-        pages: plan.allowed.last().map_or(0, |r| r.end() / PAGE_SIZE),
-        ranges: ranges.len() as u32,
-    };
-    put(0, image.bytes())?;
-    put(p.config_at, &fixed.encode())?;
-    let list: Vec<u8> = ranges.iter().flat_map(config::Range::encode).collect();
-    put(p.config_at + config::FIXED_BYTES as u64, &list)?;
-    put(p.secret_at, &config::SECRET_MAGIC.to_le_bytes())?;
-    put(p.secret_at + 8, secret)?;
-    put(p.tables_at, &plan.tables.bytes())
+    helper: HelperSource<'_>,
+) -> Result<Option<Arc<Mapping>>, MirrorError> {
+    let layout = ram.layout();
+    let block = layout.helper().ok_or(MirrorError::PlanMismatch)?;
+    let private = plan.slots.iter().any(|s| matches!(s.backing, SlotBacking::Private { .. }));
+    match helper {
+        HelperSource::Loaded { secret } => {
+            let contents = plan.set_contents(config::PROTECTION_NONE, 0);
+            if matches!(plan.strategy, Strategy::PspCopied { via: PspVia::SendReceive }) {
+                return Err(MirrorError::Via("the guest has no encryption context to send from"));
+            }
+            let memory = if private {
+                Mapping::memfd("mirrorvm.private", block.size)?
+            } else {
+                wipe(ram)?;
+                Arc::clone(ram.mapping(block).ok_or(MirrorError::PlanMismatch)?)
+            };
+            helper_block::fill(&memory, image.bytes(), &plan.placement, Some(secret), &contents);
+            Ok(private.then_some(memory))
+        }
+        HelperSource::Launched(launched) => {
+            if !launched.policy.has(Policy::NODBG) {
+                return Err(MirrorError::Debuggable);
+            }
+            if launched.es && launched.finished {
+                return Err(MirrorError::AfterLaunch);
+            }
+            let level = launched.level();
+            for (offset, bytes) in plan.set_contents(level, launched.policy.0) {
+                if !launched.sets.contains(&(offset, helper_block::digest(&bytes))) {
+                    return Err(MirrorError::NotLaunched { offset });
+                }
+            }
+            match plan.strategy {
+                Strategy::PspCopied { via } => {
+                    launched.check_via(via).map_err(MirrorError::Via)?;
+                    match via {
+                        PspVia::LaunchUpdate => Ok(Some(Arc::clone(&launched.private))),
+                        PspVia::SendReceive => Ok(Some(Mapping::memfd("mirrorvm.private", block.size)?)),
+                    }
+                }
+                _ => Ok(None),
+            }
+        }
+    }
 }
 
 /// Empties the helper's block: image, configuration, secret, stacks, maps, tables. The kernel takes the pages
 /// back and zeroes them before anybody gets them.
 fn wipe(ram: &GuestRam) -> Result<(), MirrorError> {
-    let block = ram.layout().helper().ok_or(MirrorError::PlanMismatch)?;
+    let layout = ram.layout();
+    let block = layout.helper().ok_or(MirrorError::PlanMismatch)?;
     let memory = ram.mapping(block).ok_or(MirrorError::PlanMismatch)?;
     Ok(memory.discard(0, block.size)?)
 }

@@ -9,11 +9,12 @@ mod lane;
 #[cfg(test)]
 mod lane_tests;
 mod launch;
+mod psp;
 mod session;
 mod worker;
 
 pub use error::{LaneError, MirrorError, WorkerEnd};
 pub use image::HelperImage;
 pub use lane::{Done, Lane};
-pub use launch::{Mirror, MirrorStats, MirrorWatch};
+pub use launch::{HelperSource, Mirror, MirrorStats, MirrorWatch};
 pub use session::{Nonce, SealedToken};

@@ -325,6 +325,12 @@ pub trait Context: Send + Sync {
     /// [`SevError`].
     fn launch_update_vmsa(&self) -> Result<(), SevError>;
 
+    /// Where the save areas of its vCPUs lie, as far as anybody but the kernel knows: in the model. Before
+    /// LAUNCH_UPDATE_VMSA they can be read, which is how a guest's owner learns what will be measured.
+    fn save_areas(&self) -> Vec<(Arc<Mapping>, u64)> {
+        Vec::new()
+    }
+
     /// LAUNCH_MEASURE.
     ///
     /// # Errors

@@ -1,14 +1,18 @@
 //! What tests of VMs share.
 #![allow(dead_code, reason = "each test program uses a part")]
 
+pub mod hosts;
+
 use std::sync::Arc;
 
 use mirrorvm::addr::{Gpa, RamPage};
-use mirrorvm::address_space::{BlockSpec, GuestLayout, HelperPlacement, MailboxSize, Shift, Strategy, plan};
+use mirrorvm::address_space::{
+    BlockSpec, GuestLayout, HelperPlacement, MailboxSize, PlanRequest, Shift, Strategy, plan,
+};
 use mirrorvm::hypervisor::Hypervisor;
 use mirrorvm::hypervisor::kvm::KvmHost;
 use mirrorvm::memory::GuestRam;
-use mirrorvm::mirror::{HelperImage, LaneError, Mirror};
+use mirrorvm::mirror::{HelperImage, HelperSource, LaneError, Mirror};
 use mirrorvm_abi::op::Begin;
 
 /// KVM, or a loud skip that is counted: the test runner fails when a host with /dev/kvm skipped.
@@ -36,8 +40,10 @@ pub fn mirror(kvm: &dyn Hypervisor, ram: &GuestRam, workers: u32) -> Mirror {
     let image = HelperImage::built_in();
     let strategy = Strategy::Shifted { shift: Shift::FourGib };
     let size = MailboxSize { workers, slots: 4 };
-    let plan = plan(ram.layout(), image.header(), &kvm.limits(), strategy, size).unwrap();
-    Mirror::launch(kvm, "test", Arc::new(plan), ram, &image, &[42; 32]).unwrap()
+    let limits = kvm.limits();
+    let plan = plan(&PlanRequest::new(&ram.layout(), image.header(), &limits, strategy, size)).unwrap();
+    let helper = HelperSource::Loaded { secret: &[42; 32] };
+    Mirror::launch(kvm, "test", Arc::new(plan), workers, ram, &image, helper).unwrap()
 }
 
 /// Fills RAM with data that a seed decides.
@@ -97,7 +103,8 @@ impl Pair {
     pub fn export(&mut self, pages: &[RamPage], epoch: u32) -> Result<Vec<u8>, LaneError> {
         let lane = &mut self.source.lanes()[0];
         let slot = lane.acquire().unwrap();
-        lane.submit_export(slot, pages, epoch);
+        let pages: Vec<u64> = pages.iter().map(|p| p.get()).collect();
+        lane.submit_export(slot, &pages, epoch);
         let done = lane.wait()?;
         let mut sealed = vec![0; done.len];
         lane.read_payload(done.slot, 0, &mut sealed);

@@ -132,6 +132,11 @@ impl<'v, 'e> Fields<'v, 'e> {
         }
     }
 
+    /// Whether a field is there, be it null.
+    pub fn has(&self, name: &str) -> bool {
+        self.map.contains_key(name)
+    }
+
     /// A field that may be absent or null. The outer `None` is a problem, the inner an absent value.
     pub fn optional<T: Decode>(&mut self, name: &'static str) -> Option<Option<T>> {
         match self.node(name) {

@@ -1,26 +1,20 @@
 //! Guests on the wire.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use jiff::Timestamp;
 use mirrorvm::addr::{Gpa, PAGE_SIZE};
 use mirrorvm::address_space::BlockSpec;
-use mirrorvm::host::{AccelChoice, ConsoleChunk, DriverSpec, Fill, GuestRecord, GuestSpec, WorkloadSpec};
+use mirrorvm::guest::{Readiness, ReadinessReason};
+use mirrorvm::host::{ConsoleChunk, GuestRecord, GuestSpec};
 use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::Fault;
-use super::decode::{Decode, Errors, Fields, Node, one_of};
+use super::decode::{Decode, Errors, Fields, Node};
+use super::driver::{DriverBody, driver_spec};
 use crate::problem::MAX_SAFE_INTEGER;
-
-/// Most vCPUs of a guest.
-const VCPUS_MAX: u64 = 16;
-/// Default of `working_set_bytes`, where RAM is large enough.
-const WORKING_SET: u64 = 64 << 20;
-/// Default of `dirty_bytes_per_second`.
-const DIRTY_RATE: u64 = 16 << 20;
 
 /// What a guest is to be.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -42,86 +36,6 @@ pub struct GuestCreate {
     /// Free labels: at most 64, keys of 1 to 63 and values of 0 to 255 bytes.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-}
-
-/// How a guest runs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
-#[schema(as = Driver)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-pub enum DriverBody {
-    /// The daemon is the VMM, on `/dev/kvm`; the guest is the built-in workload.
-    #[schema(title = "DriverEmbedded")]
-    Embedded {
-        /// Virtual CPUs.
-        #[serde(default)]
-        #[schema(default = 1, minimum = 1, maximum = 16)]
-        vcpus: u32,
-        /// What the workload does; absent: its defaults.
-        workload: Option<WorkloadBody>,
-    },
-    /// A QEMU process that boots a Linux kernel. One RAM block, at guest physical address 0, whole MiB.
-    #[schema(title = "DriverQemu")]
-    Qemu {
-        /// Virtual CPUs.
-        #[serde(default)]
-        #[schema(default = 1, minimum = 1, maximum = 16)]
-        vcpus: u32,
-        /// Kernel image, a path on the host.
-        #[schema(example = "/boot/vmlinuz")]
-        kernel: String,
-        /// Initial RAM disk, a path on the host.
-        initrd: Option<String>,
-        /// Kernel command line.
-        #[serde(default)]
-        #[schema(default = "")]
-        append: String,
-        /// Accelerator.
-        #[serde(default)]
-        #[schema(default = "auto")]
-        accel: AccelBody,
-    },
-}
-
-/// What the built-in workload does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
-#[schema(as = Workload)]
-#[serde(deny_unknown_fields)]
-pub struct WorkloadBody {
-    /// What RAM holds at first.
-    #[serde(default)]
-    #[schema(default = "random")]
-    pub fill: FillBody,
-    /// Bytes that are rewritten over and over, a multiple of 4 KiB, at most half of RAM. Absent: 64 MiB, or a
-    /// quarter of RAM where that is less.
-    #[schema(minimum = 0, maximum = 9007199254740991u64)]
-    pub working_set_bytes: Option<u64>,
-    /// How fast they are rewritten; 0: counter and console only. Absent: 16 MiB a second.
-    #[schema(minimum = 0, maximum = 9007199254740991u64)]
-    pub dirty_bytes_per_second: Option<u64>,
-}
-
-/// What a workload guest's RAM holds at first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
-#[schema(as = Fill)]
-#[serde(rename_all = "snake_case")]
-pub enum FillBody {
-    /// Incompressible data.
-    Random,
-    /// Nothing: pages that the guest never writes stay zero.
-    Zero,
-}
-
-/// Accelerator of a QEMU guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
-#[schema(as = Accel)]
-#[serde(rename_all = "snake_case")]
-pub enum AccelBody {
-    /// KVM where a stock guest can run under it, else TCG.
-    Auto,
-    /// KVM.
-    Kvm,
-    /// QEMU's own translator.
-    Tcg,
 }
 
 /// A guest's RAM.
@@ -162,52 +76,6 @@ impl Decode for GuestCreate {
     }
 }
 
-impl Decode for DriverBody {
-    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
-        let mut f = Fields::open(node, errors)?;
-        let kind = f.kind(&["embedded", "qemu"])?;
-        let vcpus = f.int_or("vcpus", 1..=VCPUS_MAX, 1);
-        if kind == "embedded" {
-            let workload = f.optional("workload");
-            f.done()?;
-            return Some(Self::Embedded { vcpus: vcpus?, workload: workload? });
-        }
-        let kernel = f.required("kernel");
-        let initrd = f.optional("initrd");
-        let append = f.or("append", String::new());
-        let accel = f.or("accel", AccelBody::Auto);
-        f.done()?;
-        Some(Self::Qemu { vcpus: vcpus?, kernel: kernel?, initrd: initrd?, append: append?, accel: accel? })
-    }
-}
-
-impl Decode for WorkloadBody {
-    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
-        let mut f = Fields::open(node, errors)?;
-        let fill = f.or("fill", FillBody::Random);
-        let working_set_bytes = f.optional("working_set_bytes");
-        let dirty_bytes_per_second = f.optional("dirty_bytes_per_second");
-        f.done()?;
-        Some(Self {
-            fill: fill?,
-            working_set_bytes: working_set_bytes?,
-            dirty_bytes_per_second: dirty_bytes_per_second?,
-        })
-    }
-}
-
-impl Decode for FillBody {
-    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
-        one_of(node, errors, &[("random", Self::Random), ("zero", Self::Zero)])
-    }
-}
-
-impl Decode for AccelBody {
-    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
-        one_of(node, errors, &[("auto", Self::Auto), ("kvm", Self::Kvm), ("tcg", Self::Tcg)])
-    }
-}
-
 impl Decode for MemoryBody {
     fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
         let mut f = Fields::open(node, errors)?;
@@ -245,68 +113,6 @@ impl From<GuestCreate> for GuestSpec {
     }
 }
 
-fn driver_spec(body: DriverBody, ram: u64) -> DriverSpec {
-    match body {
-        DriverBody::Embedded { vcpus, workload } => {
-            let asked = workload.unwrap_or(WorkloadBody {
-                fill: FillBody::Random,
-                working_set_bytes: None,
-                dirty_bytes_per_second: None,
-            });
-            let default_set = WORKING_SET.min(ram / 4 / PAGE_SIZE * PAGE_SIZE);
-            let workload = WorkloadSpec {
-                fill: match asked.fill {
-                    FillBody::Random => Fill::Random,
-                    FillBody::Zero => Fill::Zero,
-                },
-                working_set_bytes: asked.working_set_bytes.unwrap_or(default_set),
-                dirty_bytes_per_second: asked.dirty_bytes_per_second.unwrap_or(DIRTY_RATE),
-            };
-            DriverSpec::Embedded { vcpus, workload }
-        }
-        DriverBody::Qemu { vcpus, kernel, initrd, append, accel } => DriverSpec::Qemu {
-            vcpus,
-            kernel: PathBuf::from(kernel),
-            initrd: initrd.map(PathBuf::from),
-            append,
-            accel: match accel {
-                AccelBody::Auto => AccelChoice::Auto,
-                AccelBody::Kvm => AccelChoice::Kvm,
-                AccelBody::Tcg => AccelChoice::Tcg,
-            },
-        },
-    }
-}
-
-impl From<DriverSpec> for DriverBody {
-    fn from(spec: DriverSpec) -> Self {
-        match spec {
-            DriverSpec::Embedded { vcpus, workload } => Self::Embedded {
-                vcpus,
-                workload: Some(WorkloadBody {
-                    fill: match workload.fill {
-                        Fill::Random => FillBody::Random,
-                        Fill::Zero => FillBody::Zero,
-                    },
-                    working_set_bytes: Some(workload.working_set_bytes),
-                    dirty_bytes_per_second: Some(workload.dirty_bytes_per_second),
-                }),
-            },
-            DriverSpec::Qemu { vcpus, kernel, initrd, append, accel } => Self::Qemu {
-                vcpus,
-                kernel: kernel.to_string_lossy().into_owned(),
-                initrd: initrd.map(|p| p.to_string_lossy().into_owned()),
-                append,
-                accel: match accel {
-                    AccelChoice::Auto => AccelBody::Auto,
-                    AccelChoice::Kvm => AccelBody::Kvm,
-                    AccelChoice::Tcg => AccelBody::Tcg,
-                },
-            },
-        }
-    }
-}
-
 /// A guest.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Guest {
@@ -329,6 +135,8 @@ pub struct Guest {
     pub generation: u64,
     /// What the hardware gives it.
     pub protection: Protection,
+    /// Whether the guest says that it can be migrated; null while it has no machine.
+    pub migration_readiness: Option<MigrationReadiness>,
     /// The migration that has it now.
     pub migration: Option<Uuid>,
     /// The host that it was handed over to.
@@ -350,10 +158,43 @@ pub struct GuestMemory {
     pub blocks: Vec<BlockBody>,
 }
 
+/// What a guest says of being migrated (MSR_KVM_MIGRATION_CONTROL), and what its helper declared with it.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct MigrationReadiness {
+    /// Whether it can be migrated as far as the guest is concerned.
+    pub ready: bool,
+    /// `not_encrypted`, `not_yet`, `announced` or `withdrawn`; more may come.
+    #[schema(example = "announced")]
+    pub reason: &'static str,
+    /// The reason as a sentence.
+    pub detail: &'static str,
+    /// Pieces that its helper declared for the `declared` strategy, frozen since; null: none.
+    pub declared_pieces: Option<u64>,
+    /// Why its last declaration was not taken.
+    pub declaration_refusals: Vec<String>,
+}
+
+impl From<Readiness> for MigrationReadiness {
+    fn from(r: Readiness) -> Self {
+        Self {
+            ready: r.ready,
+            reason: match r.reason {
+                ReadinessReason::NotEncrypted => "not_encrypted",
+                ReadinessReason::NotYet => "not_yet",
+                ReadinessReason::Announced => "announced",
+                ReadinessReason::Withdrawn => "withdrawn",
+            },
+            detail: r.reason.sentence(),
+            declared_pieces: r.declaration.map(|d| d.tuples().len() as u64),
+            declaration_refusals: r.refusals.iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
 /// What the hardware gives a guest, and what that promises.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Protection {
-    /// `none`; more will come.
+    /// `none`, `modelled`, `sev` or `sev-es`; more may come.
     #[schema(example = "none")]
     pub level: &'static str,
     /// What holds at this level.
@@ -366,6 +207,18 @@ impl From<GuestRecord> for Guest {
         let promise = match record.protection {
             ProtectionLevel::None => {
                 "the host can read and write the guest's memory; pages are sealed on the way between hosts"
+            }
+            ProtectionLevel::Modelled => {
+                "a model of SEV in software: memory is ciphertext and wrong keys, bits and addresses read as garbage, but \
+                 this process holds the keys; it shows what SEV does and protects nothing"
+            }
+            ProtectionLevel::Sev => {
+                "memory is encrypted by the processor; a passive host cannot read it. Registers are not encrypted, and an \
+                 active host can remap memory or read keys from the helper's registers"
+            }
+            ProtectionLevel::SevEs => {
+                "memory and registers are encrypted by the processor; integrity against a host that remaps memory is not \
+                 given"
             }
         };
         Self {
@@ -385,6 +238,7 @@ impl From<GuestRecord> for Guest {
             state: record.state.name(),
             generation: record.generation,
             protection: Protection { level: record.protection.name(), promise },
+            migration_readiness: record.readiness.map(MigrationReadiness::from),
             migration: record.migration,
             moved_to: record.moved_to,
             error: record.error.map(Fault::from),
@@ -438,6 +292,7 @@ impl From<ConsoleChunk> for Console {
 
 #[cfg(test)]
 mod tests {
+    use mirrorvm::host::{DriverSpec, Fill, WorkloadSpec};
     use proptest::prelude::*;
     use serde_json::json;
 
@@ -451,12 +306,31 @@ mod tests {
     #[test]
     fn defaults_of_an_embedded_guest() {
         let spec = GuestSpec::from(decode::<GuestCreate>(&create(json!({"kind": "embedded"}))).unwrap());
-        let workload =
-            WorkloadSpec { fill: Fill::Random, working_set_bytes: 2 << 20, dirty_bytes_per_second: 16 << 20 };
-        assert_eq!(spec.driver, DriverSpec::Embedded { vcpus: 1, workload });
+        let workload = WorkloadSpec {
+            fill: Fill::Random,
+            working_set_bytes: 2 << 20,
+            dirty_bytes_per_second: 16 << 20,
+            withdraws_readiness_after_ms: None,
+        };
+        assert_eq!(spec.driver, DriverSpec::Embedded { vcpus: 1, workload, sev: None });
         assert_eq!(spec.blocks[0].gpa, Some(Gpa::new(0)));
         let back = DriverBody::from(spec.driver.clone());
         assert_eq!(driver_spec(back, 1), spec.driver);
+    }
+
+    #[test]
+    fn an_emulated_guest_is_encrypted_unless_it_says_no() {
+        let sev = |driver: serde_json::Value| {
+            let spec = GuestSpec::from(decode::<GuestCreate>(&create(driver)).unwrap());
+            assert_eq!(driver_spec(DriverBody::from(spec.driver.clone()), 1), spec.driver);
+            spec.driver.sev().map(|s| (s.policy.0, s.es))
+        };
+        assert_eq!(sev(json!({"kind": "emulated"})), Some((1, false)));
+        assert_eq!(sev(json!({"kind": "emulated", "sev": {"policy": 0, "es": false}})), Some((1, false)));
+        assert_eq!(sev(json!({"kind": "emulated", "sev": {"es": true}})), Some((5, true)));
+        assert_eq!(sev(json!({"kind": "emulated", "sev": {"policy": 34}})), Some((34, false)));
+        assert_eq!(sev(json!({"kind": "emulated", "sev": null})), None);
+        assert_eq!(sev(json!({"kind": "embedded"})), None);
     }
 
     #[test]

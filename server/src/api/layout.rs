@@ -238,7 +238,12 @@ pub(crate) const fn purpose_name(purpose: Purpose) -> &'static str {
     match purpose {
         Purpose::LowWindow => "low_window",
         Purpose::RamWindow => "ram_window",
+        Purpose::Vmsa => "vmsa",
+        Purpose::Helper => "helper",
+        Purpose::DeclaredPiece => "declared_piece",
+        Purpose::HelperPrivate => "helper_private",
         Purpose::Mailbox => "mailbox",
+        Purpose::PlainAlias => "plain_alias",
         Purpose::HelperText => "helper_text",
         Purpose::HelperRodata => "helper_rodata",
         Purpose::HelperData => "helper_data",
@@ -288,7 +293,7 @@ impl AddressSpacePlan {
                 })
                 .collect(),
             helper: HelperPlace {
-                mirror_gpa: plan.helper_gpa.get(),
+                mirror_gpa: plan.helper_at(0).map_or(0, mirrorvm::addr::MirrorGpa::get),
                 config_offset_bytes: p.config_at,
                 secret_offset_bytes: p.secret_at,
                 workers_offset_bytes: p.workers_at,
@@ -322,6 +327,7 @@ impl AddressSpacePlan {
 fn slot(slot: &mirrorvm::address_space::MirrorSlot, block_at: &impl Fn(u64) -> Option<String>) -> Slot {
     let (backing, ram_addr) = match slot.backing {
         SlotBacking::Ram { ram_addr } => ("ram", Some(ram_addr.get())),
+        SlotBacking::Private { .. } => ("private", None),
         SlotBacking::Mailbox => ("mailbox", None),
     };
     Slot {
@@ -339,7 +345,7 @@ fn ram_behind(plan: &MirrorPlan, gpa: u64) -> Option<u64> {
     let slot = plan.slots.iter().find(|s| gpa >= s.gpa.get() && gpa - s.gpa.get() < s.len)?;
     match slot.backing {
         SlotBacking::Ram { ram_addr } => ram_addr.get().checked_add(gpa - slot.gpa.get()),
-        SlotBacking::Mailbox => None,
+        SlotBacking::Private { .. } | SlotBacking::Mailbox => None,
     }
 }
 

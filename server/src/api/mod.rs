@@ -5,6 +5,8 @@
 
 pub mod capabilities;
 pub mod decode;
+pub mod driver;
+pub mod encryption;
 pub mod guests;
 pub mod host;
 pub mod json;

@@ -44,6 +44,7 @@ fn raw_calls(kvm: &KvmHost, ram: &GuestRam) -> Result<f64, BenchError> {
         let (memory, offset) = match slot.backing {
             SlotBacking::Mailbox => (&mailbox, 0),
             SlotBacking::Ram { ram_addr } => ram.locate(ram_addr, slot.len)?,
+            SlotBacking::Private { .. } => return Err("the scenario's strategy has no private memory".into()),
         };
         let memory = Arc::clone(memory);
         vm.set_slot(

@@ -41,10 +41,11 @@ async fn one(bytes: u64, streams: u16) -> Result<MigrationRecord, BenchError> {
         fill: Fill::Random,
         working_set_bytes: (bytes / 4).min(64 << 20),
         dirty_bytes_per_second: 16 << 20,
+        withdraws_readiness_after_ms: None,
     };
     a.define_guest(GuestSpec {
         name: "g".into(),
-        driver: DriverSpec::Embedded { vcpus: 1, workload },
+        driver: DriverSpec::Embedded { vcpus: 1, workload, sev: None },
         blocks: vec![BlockSpec { name: "ram0".into(), size_bytes: bytes, gpa: Some(Gpa::new(0)) }],
         labels: Labels::new(),
     })

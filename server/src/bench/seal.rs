@@ -93,7 +93,7 @@ fn export(
     let pages = bytes / 4096;
     loop {
         while lane.in_flight() < 2 && next < pages {
-            let batch: Vec<_> = (next..pages.min(next + BATCH_MAX as u64)).map(RamPage::new).collect();
+            let batch: Vec<_> = (next..pages.min(next + BATCH_MAX as u64)).collect();
             next += batch.len() as u64;
             let slot = lane.acquire().ok_or("no slot")?;
             lane.submit_export(slot, &batch, epoch);

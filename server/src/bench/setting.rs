@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use mirrorvm::addr::{Gpa, RamPage};
 use mirrorvm::address_space::{
-    BlockSpec, GuestLayout, HelperPlacement, MailboxSize, MirrorPlan, Shift, Strategy, plan,
+    BlockSpec, GuestLayout, HelperPlacement, MailboxSize, MirrorPlan, PlanRequest, Shift, Strategy, plan,
 };
 use mirrorvm::hypervisor::Hypervisor as _;
 use mirrorvm::hypervisor::kvm::KvmHost;
 use mirrorvm::memory::GuestRam;
-use mirrorvm::mirror::{HelperImage, Mirror};
+use mirrorvm::mirror::{HelperImage, HelperSource, Mirror};
 
 use super::{BenchArgs, BenchError};
 
@@ -42,14 +42,16 @@ pub(super) fn fill(ram: &GuestRam) -> Result<(), BenchError> {
 pub(super) fn mirror_plan(kvm: &KvmHost, ram: &GuestRam) -> Result<MirrorPlan, BenchError> {
     let strategy = Strategy::Shifted { shift: Shift::FourGib };
     let size = MailboxSize { workers: 1, slots: 4 };
-    plan(ram.layout(), HelperImage::built_in().header(), &kvm.limits(), strategy, size)
+    let (image, limits) = (HelperImage::built_in(), kvm.limits());
+    plan(&PlanRequest::new(&ram.layout(), image.header(), &limits, strategy, size))
         .map_err(|mut e| e.swap_remove(0).into())
 }
 
 /// A mirror with one worker.
 pub(super) fn mirror(kvm: &KvmHost, ram: &GuestRam) -> Result<Mirror, BenchError> {
     let plan = mirror_plan(kvm, ram)?;
-    Ok(Mirror::launch(kvm, "bench", Arc::new(plan), ram, &HelperImage::built_in(), &[7; 32])?)
+    let helper = HelperSource::Loaded { secret: &[7; 32] };
+    Ok(Mirror::launch(kvm, "bench", Arc::new(plan), 1, ram, &HelperImage::built_in(), helper)?)
 }
 
 /// The conditions of a run, in one line.

@@ -93,6 +93,7 @@ fn mirror_pieces(plan: &MirrorPlan, layout: &GuestLayout) -> Vec<Piece> {
                     format!("{}: {block}", purpose_name(s.purpose)),
                 )
             }
+            SlotBacking::Private { .. } => ("helper", purpose_name(s.purpose).to_owned()),
             SlotBacking::Mailbox => ("mailbox", "mailbox".to_owned()),
         };
         Piece::new(s.gpa.get(), s.len, label, class)

@@ -153,6 +153,31 @@ catalogue! {
         "The daemon failed",
         cause "A fault of the daemon or its host. The reason is in the daemon's log under `request_id`.",
         fix "Look into the log; report it with the request id if it is a bug.";
+    /// The guest's policy forbids it.
+    PolicyForbids = "policy_forbids", CONFLICT, retry false,
+        "The guest's policy forbids it",
+        cause "The guest's SEV policy has NOSEND (it must not leave its platform), or lacks NODBG (a host could read it through its mirror).",
+        fix "Define the guest with a policy that has NODBG and not NOSEND. A policy is fixed for the guest's life.";
+    /// The mirror of an SEV-ES guest comes with its launch.
+    MirrorAtLaunch = "mirror_at_launch", CONFLICT, retry false,
+        "The mirror comes with the guest's launch",
+        cause "The vCPUs of an SEV-ES guest's mirror are measured before the guest's launch ends. No other mirror can be made afterwards, nor this one removed.",
+        fix "Name the mirror that is wanted in `driver.sev.mirror` and start the guest anew, or use the one that it has.";
+    /// The helper was not loaded for this plan.
+    HelperNotLaunched = "helper_not_launched", CONFLICT, retry false,
+        "The helper was not launched for this plan",
+        cause "No host can write an encrypted guest's helper after its launch; the page tables and the allow-list that this plan needs were not loaded then (an explicit shift, or RAM that was plugged or unplugged since under identity-cbit).",
+        fix "Use a strategy as `GET /v1/strategies` lists it, with RAM plugged as at the guest's start.";
+    /// The guest is not ready to be migrated.
+    GuestNotReady = "guest_not_ready", CONFLICT, retry true,
+        "The guest is not ready to be migrated",
+        cause "The guest has not written 1 to MSR_KVM_MIGRATION_CONTROL, or has cleared it since, as Linux does when a CPU goes offline or it is suspended.",
+        fix "Look at `migration_readiness` of the guest; make it announce itself again, or restart it.";
+    /// A RAM block cannot be plugged or unplugged.
+    PlugRefused = "plug_refused", CONFLICT, retry true,
+        "The RAM block cannot be plugged or unplugged",
+        cause "The block is plugged elsewhere, the guest runs from it or has not let go of it, or the address overlaps another block.",
+        fix "`detail` says which. Resume a paused guest so that it can let go; choose a free address.";
     /// The host lacks what it takes.
     CapabilityMissing = "capability_missing", NOT_IMPLEMENTED, retry false,
         "This host cannot do it",

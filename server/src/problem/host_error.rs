@@ -18,6 +18,11 @@ const fn code_of(error: &HostError) -> ProblemCode {
         HostError::InUse { .. } => ProblemCode::InUse,
         HostError::PastPointOfNoReturn => ProblemCode::PastPointOfNoReturn,
         HostError::PlanRefused(_) => ProblemCode::PlanRefused,
+        HostError::PolicyForbids { .. } => ProblemCode::PolicyForbids,
+        HostError::MirrorAtLaunch => ProblemCode::MirrorAtLaunch,
+        HostError::NotLaunched { .. } => ProblemCode::HelperNotLaunched,
+        HostError::GuestNotReady { .. } => ProblemCode::GuestNotReady,
+        HostError::PlugRefused(_) => ProblemCode::PlugRefused,
         HostError::CapabilityMissing { .. } => ProblemCode::CapabilityMissing,
         HostError::NoResources { .. } => ProblemCode::NoResources,
         HostError::ShuttingDown => ProblemCode::ShuttingDown,
@@ -45,6 +50,11 @@ impl From<HostError> for Problem {
             }
             HostError::PlanRefused(refusals) => {
                 inner.errors = refusals.into_iter().map(ProblemError::from).collect();
+            }
+            // The cause is the answer here; it names no more than the caller's own block.
+            HostError::PlugRefused(cause) => {
+                let source = std::error::Error::source(&cause).map(|e| format!(": {e}")).unwrap_or_default();
+                inner.detail = format!("{cause}{source}");
             }
             HostError::WrongState { current, allowed, .. } => {
                 inner.current_state = Some(current);
@@ -102,6 +112,11 @@ mod tests {
             (HostError::InUse { kind: "guest", user: "a mirror".into() }, 409),
             (HostError::PastPointOfNoReturn, 409),
             (HostError::PlanRefused(vec![Refusal::new(RefusalCode::Wraps, "shift", u64::MAX)]), 422),
+            (HostError::PolicyForbids { why: "NOSEND".into() }, 409),
+            (HostError::MirrorAtLaunch, 409),
+            (HostError::NotLaunched { offset: 4096 }, 409),
+            (HostError::GuestNotReady { why: "it said so" }, 409),
+            (HostError::PlugRefused(mirrorvm::guest::PlugError::InUse), 409),
             (HostError::CapabilityMissing { what: "kvm", why: "no device".into() }, 501),
             (HostError::NoResources { what: "memory", source: None }, 503),
             (HostError::ShuttingDown, 503),

@@ -4,13 +4,12 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use mirrorvm::host::{GuestAction, GuestSpec};
+use mirrorvm::host::{GuestAction, GuestSpec, PlanOptions};
 
 use super::{IfMatchParam, IfNoneMatchParam, PageParams, WaitParams};
 use crate::api::guests::{Console, Guest, GuestCreate, GuestList};
 use crate::api::layout::{AddressSpacePlan, AddressSpacePlanCreate};
 use crate::api::page::{Scope, cut};
-use crate::api::ram_blocks::{RamBlock, RamBlockList};
 use crate::http::body::JsonBody;
 use crate::http::precondition::IfMatch;
 use crate::http::query::Query;
@@ -212,20 +211,6 @@ pub async fn console(
     Ok((offsets, [(header::CONTENT_TYPE, "text/plain; charset=utf-8")], chunk.data).into_response())
 }
 
-/// List a guest's RAM blocks
-///
-/// With their RAM addresses and the encryption status of their pages; the helper's block included.
-#[utoipa::path(get, path = "/v1/guests/{guest}/ram-blocks", operation_id = "ram_block_list", tag = "guests",
-    params(("guest" = String, Path, description = "Id or name of the guest", example = "g1")),
-    responses((status = 200, description = "The RAM blocks", body = RamBlockList)))]
-pub async fn ram_blocks(
-    State(state): State<AppState>,
-    Path(key): Path<String>,
-) -> Result<Json<RamBlockList>, Problem> {
-    let blocks = state.host()?.ram_blocks(&key)?;
-    Ok(Json(RamBlockList { items: blocks.into_iter().map(RamBlock::from).collect() }))
-}
-
 /// Plan an address space
 ///
 /// What a mirror of the guest would look like under a strategy. Changes nothing. When the strategy does not
@@ -242,6 +227,7 @@ pub async fn plan(
 ) -> Result<Json<AddressSpacePlan>, Problem> {
     let host = state.host()?;
     let layout = host.guest(&key)?.layout;
-    let plan = host.plan(&key, body.strategy.into(), body.workers, body.host_limits.map(Into::into))?;
+    let options = PlanOptions { limits: body.host_limits.map(Into::into), ..PlanOptions::default() };
+    let plan = host.plan(&key, body.strategy.into(), body.workers, &options)?;
     Ok(Json(AddressSpacePlan::new(&plan, &layout)))
 }

@@ -11,6 +11,7 @@ mod migrations;
 mod mirrors;
 mod peers;
 mod problems;
+mod ram;
 
 use axum::Router;
 use tokio::sync::watch;
@@ -45,7 +46,10 @@ pub fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(guests::resume))
         .routes(routes!(guests::stop))
         .routes(routes!(guests::console))
-        .routes(routes!(guests::ram_blocks))
+        .routes(routes!(ram::list))
+        .routes(routes!(ram::plug))
+        .routes(routes!(ram::unplug))
+        .routes(routes!(ram::status, ram::report))
         .routes(routes!(guests::plan))
         .routes(routes!(mirrors::list, mirrors::create))
         .routes(routes!(mirrors::get, mirrors::delete))

@@ -95,6 +95,17 @@ pub fn config() -> Option<Config> {
     Config::decode(&raw)
 }
 
+/// Zeroes the image's uninitialized data, before anything there is used.
+pub fn clear(from: u64, to: u64) {
+    let len = to - from;
+    // SAFETY: the linker's own symbols around memory that the plan maps writable; no reference into it exists yet, and
+    // the other workers begin after the first.
+    unsafe {
+        asm!("rep stosb", inout("rcx") len => _, inout("rdi") from => _, in("al") 0u8,
+             options(nostack, preserves_flags));
+    }
+}
+
 /// Stops for good with a reason.
 pub fn fatal(why: Fatal) -> ! {
     loop {

@@ -13,7 +13,7 @@ use std::sync::atomic::AtomicU64;
 
 use mirrorvm_abi::{
     PAGE_BYTES,
-    config::{Config, RANGE_BYTES, Range},
+    config::{Config, PROTECTION_NONE, RANGE_BYTES, Range},
     mailbox::{
         CQ_AT, CQ_HEAD, Completion, Doorbell, ENTRY_BYTES, PAYLOAD_AT, SQ_AT, SQ_TAIL, Submission, entry_at,
         slot_at, worker_stride,
@@ -184,9 +184,21 @@ impl Side {
     /// A helper with `workers` workers over zeroed RAM. 64 pages of the machine's memory lie behind the last allowed
     /// one: the helper's own block, as a plan would place it.
     pub fn new(workers: u32, allowed: &Allowed, seed: u64) -> Self {
+        Self::guarded(workers, allowed, seed, (PROTECTION_NONE, 0))
+    }
+
+    /// The same for a guest with this protection and policy.
+    pub fn guarded(workers: u32, allowed: &Allowed, seed: u64, (protection, policy): (u32, u32)) -> Self {
         let encode = |r: &Span<u64>| Range { first: r.start, count: r.end - r.start }.encode();
         let ranges: Vec<[u8; RANGE_BYTES]> = allowed.0.iter().map(encode).collect();
-        let config = Config { workers, slots: SLOTS, pages: allowed.end(), ranges: ranges.len() as u32 };
+        let config = Config {
+            workers,
+            slots: SLOTS,
+            pages: allowed.end(),
+            ranges: ranges.len() as u32,
+            protection,
+            policy,
+        };
         assert_eq!(Config::decode(&config.encode()), Some(config), "what the image would accept");
         let machine = Rc::new(Machine {
             ram: RefCell::new(vec![[0; PAGE_BYTES]; allowed.end() as usize + 64]),

@@ -1,15 +1,22 @@
-//! An embedded guest's machine.
+//! An embedded guest's machine: on KVM, or on the software machine.
 
 use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
 
+use mirrorvm_workload as w;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::launch::{WorkloadPlan, load_helper};
-use super::ports::{Devices, VcpuPorts};
+use super::launch::{WorkloadBoot, WorkloadPlan};
+use super::ports::{CheckDeclaration, Devices, VcpuPorts};
+use super::sev::{SevLaunch, SevSetup};
 use super::vcpu::{Gate, VcpuThread};
-use crate::addr::RamAddr;
-use crate::guest::{Console, EncryptionStatus, Machine, MachineEnd, MachineError, OnEnd};
+use crate::addr::{Gpa, PAGE_SIZE, RamAddr};
+use crate::address_space::{Declaration, GuestLayout, Plug};
+use crate::guest::{
+    Console, EncryptionStatus, LaunchedHelper, Machine, MachineEnd, MachineError, MigrationControl, OnEnd,
+    PlugError, helper_block,
+};
 use crate::hypervisor::{Hypervisor, Kicker, Slot, SlotId, Vm};
 use crate::memory::GuestRam;
 use crate::pages::PageSet;
@@ -25,13 +32,17 @@ pub struct EmbeddedSpec {
     pub working_set: u64,
     /// How fast.
     pub dirty_bytes_per_second: u64,
+    /// After this time the firmware clears MSR_KVM_MIGRATION_CONTROL, as Linux does when a CPU goes offline.
+    pub withdraw_after: Option<Duration>,
 }
 
 /// What a machine is given.
 pub struct EmbeddedSetup<'a> {
     /// For thread names.
     pub name: &'a str,
-    /// Its memory.
+    /// The layout that the guest was defined with: where its page tables see RAM.
+    pub home: &'a GuestLayout,
+    /// Its memory, with what is plugged now.
     pub ram: GuestRam,
     /// The helper that is loaded with the guest.
     pub helper_image: &'a [u8],
@@ -40,25 +51,31 @@ pub struct EmbeddedSetup<'a> {
     /// Whether the workload is loaded and every vCPU stands at its entry; otherwise memory and state are to arrive
     /// from elsewhere.
     pub boot: bool,
+    /// What the firmware declares for the helper.
+    pub declaration: Option<Declaration>,
+    /// Says what is wrong with what it then really declares.
+    pub check_declaration: CheckDeclaration,
+    /// Called when the guest has written MSR_KVM_MIGRATION_CONTROL.
+    pub on_readiness: Arc<dyn Fn() + Send + Sync>,
+    /// Encrypts the guest.
+    pub sev: Option<SevSetup>,
     /// Called when the guest ends by itself.
     pub on_end: OnEnd,
 }
 
-/// Where a slot's pages start in RAM.
-struct GuestSlot {
-    id: SlotId,
-    slot: Slot,
-    ram_addr: RamAddr,
-}
+/// How long a running guest may take to let go of a block.
+const UNPLUG_PATIENCE: Duration = Duration::from_secs(2);
 
-/// A guest that this process runs on KVM.
+/// A guest that this process runs.
 pub struct Embedded {
     // Threads first: no vCPU runs when the VM and the memory go.
     threads: Vec<VcpuThread>,
     vm: Box<dyn Vm>,
-    slots: Vec<GuestSlot>,
+    logging: bool,
+    plan: WorkloadPlan,
     devices: Devices,
     secret: Zeroizing<[u8; 32]>,
+    sev: Option<SevLaunch>,
 }
 
 /// vCPU registers by index, as bytes of the hypervisor.
@@ -69,7 +86,7 @@ struct SavedVcpus {
 }
 
 impl Embedded {
-    /// A paused machine.
+    /// A paused machine. With SEV its launch is not finished yet: see [`Machine::finish_launch`].
     ///
     /// # Errors
     /// [`MachineError`]; nothing stays behind.
@@ -78,37 +95,120 @@ impl Embedded {
         spec: &EmbeddedSpec,
         setup: EmbeddedSetup<'_>,
     ) -> Result<Self, MachineError> {
-        let EmbeddedSetup { name, ram, helper_image, secret, boot, on_end } = setup;
-        let plan = WorkloadPlan::new(ram.layout(), spec.vcpus, spec.working_set)?;
-        load_helper(&ram, helper_image, &secret)?;
+        let EmbeddedSetup { name, home, ram, helper_image, secret, boot, sev, on_end, .. } = setup;
+        let plan = WorkloadPlan::new(home, spec.vcpus, spec.working_set)?;
+        let c_bit = if sev.is_some() { hypervisor.limits().c_bit_mask() } else { 0 };
+        let plain_secret = sev.is_none().then_some(&*secret);
+        helper_block::load(&ram, helper_image, plain_secret)?;
         if boot {
-            plan.load(&ram, spec.fill, spec.working_set, spec.dirty_bytes_per_second)?;
+            plan.load(
+                &ram,
+                &WorkloadBoot {
+                    fill: spec.fill,
+                    working_set: spec.working_set,
+                    dirty_bytes_per_second: spec.dirty_bytes_per_second,
+                    declaration: setup.declaration.as_ref(),
+                    c_bit,
+                },
+            )?;
         }
-        let mut vm = hypervisor.create_vm()?;
-        let slots = guest_slots(&ram);
-        for s in &slots {
-            vm.set_slot(s.id, s.slot.clone())?;
-        }
+        let vm = hypervisor.create_vm()?;
+        let sev = sev.map(|s| SevLaunch::begin(vm.as_ref(), s, &ram)).transpose()?;
         let devices = Devices {
             shared: plan.shared(),
             console: Arc::default(),
             encryption: Arc::default(),
-            gate: Gate::new(spec.vcpus),
+            gate: Gate::new(spec.vcpus + 1),
             on_end,
             ram,
+            control: Arc::new(MigrationControl::new(sev.is_some())),
+            check_declaration: setup.check_declaration,
+            on_readiness: setup.on_readiness,
+            withdraw_at: spec.withdraw_after.map(|after| Instant::now() + after),
         };
-        let mut machine = Self { threads: Vec::new(), vm, slots, devices, secret };
-        for index in 0..spec.vcpus {
-            let mut vcpu = machine.vm.create_vcpu(index)?;
-            if boot {
-                vcpu.enter_user_mode(&plan.entry(index))?;
-            }
-            let ports = VcpuPorts::new(machine.devices.clone());
-            let thread = format!("cpu{index}-{name}");
-            let gate = Arc::clone(&machine.devices.gate);
-            machine.threads.push(VcpuThread::spawn(thread, vcpu, gate, ports)?);
+        let mut machine = Self { threads: Vec::new(), vm, logging: false, plan, devices, secret, sev };
+        machine.plug_all()?;
+        if let Some(sev) = &mut machine.sev {
+            let launched = if boot { machine.plan.launched().to_vec() } else { Vec::new() };
+            sev.add(&machine.devices.ram, &launched)?;
         }
+        machine.start_vcpus(name, spec.vcpus + 1, boot.then_some(c_bit))?;
         Ok(machine)
+    }
+
+    fn plug_all(&mut self) -> Result<(), MachineError> {
+        for index in 0..self.devices.ram.layout().blocks().len() {
+            self.show_block(index)?;
+        }
+        self.tell_plugged();
+        Ok(())
+    }
+
+    /// Makes the slots of a block what its plugged parts are. A block has one slot number.
+    fn show_block(&mut self, index: usize) -> Result<(), MachineError> {
+        let layout = self.devices.ram.layout();
+        let block = &layout.blocks()[index];
+        let id = SlotId(u32::try_from(index).expect("layouts are bounded"));
+        match block.plugs.as_slice() {
+            [] => {}
+            [plug] => {
+                let memory = Arc::clone(self.devices.ram.mapping(block).ok_or(MachineError::NothingPlugged)?);
+                let (gpa, len, offset) = (plug.gpa.get(), plug.len, plug.offset);
+                let dirty_log = self.logging && Some(block.ram_addr) != layout.helper().map(|b| b.ram_addr);
+                self.vm.set_slot(id, Slot { gpa, len, memory, offset, dirty_log, read_only: false })?;
+            }
+            _ => return Err(MachineError::Unsupported { what: "plug a block in several parts" }),
+        }
+        Ok(())
+    }
+
+    fn start_vcpus(&mut self, name: &str, count: u32, boot: Option<u64>) -> Result<(), MachineError> {
+        let layout = self.devices.ram.layout();
+        let areas = layout.save_areas().and_then(|b| self.devices.ram.mapping(b)).cloned();
+        for index in 0..count {
+            if let Some(areas) = &areas {
+                self.vm.place_save_area(index, Arc::clone(areas), u64::from(index) * PAGE_SIZE)?;
+            }
+            let mut vcpu = self.vm.create_vcpu(index)?;
+            if let Some(c_bit) = boot {
+                let entry = self.plan.entry(index, c_bit);
+                if index + 1 == count {
+                    vcpu.enter_supervisor_mode(&entry)?;
+                } else {
+                    vcpu.enter_user_mode(&entry)?;
+                }
+            }
+            let ports = VcpuPorts::new(self.devices.clone());
+            let thread = format!("cpu{index}-{name}");
+            let gate = Arc::clone(&self.devices.gate);
+            self.threads.push(VcpuThread::spawn(thread, vcpu, gate, ports)?);
+        }
+        self.sev.as_mut().map_or(Ok(()), SevLaunch::add_vcpus)
+    }
+
+    /// Tells the guest which of its pieces it may use: those that are plugged where its page tables expect them.
+    fn tell_plugged(&self) {
+        let layout = self.devices.ram.layout();
+        let plugged = self.plan.pieces().iter().enumerate().fold(0u64, |bits, (i, (at, _, home))| {
+            let there = layout.ram_to_gpa(*at) == Some(*home);
+            bits | u64::from(there) << i
+        });
+        let at = RamAddr::new(self.devices.shared.get() + w::PLUGGED_AT as u64);
+        self.devices.ram.write(at, &plugged.to_le_bytes()).expect("the shared pages are RAM");
+    }
+
+    /// Whether the guest says that it uses its piece `index`.
+    fn in_use(&self, index: usize) -> bool {
+        let mut word = [0; 8];
+        let at = RamAddr::new(self.devices.shared.get() + w::IN_USE_AT as u64);
+        self.devices.ram.read(at, &mut word).is_ok() && u64::from_le_bytes(word) >> index & 1 != 0
+    }
+
+    fn replug(&self, name: &str, plugs: Vec<Plug>) -> Result<(usize, GuestLayout), MachineError> {
+        let layout = self.devices.ram.layout();
+        let index = layout.blocks().iter().position(|b| b.name == name).ok_or(PlugError::NoBlock)?;
+        let next = layout.with_plugs(name, plugs).map_err(|mut e| PlugError::Layout(e.swap_remove(0)))?;
+        Ok((index, next))
     }
 
     fn kickers(&self) -> Vec<Kicker> {
@@ -118,28 +218,6 @@ impl Embedded {
     fn check_alive(&self) -> Result<(), MachineError> {
         self.devices.gate.ended().map_or(Ok(()), |end| Err(MachineError::Ended(end)))
     }
-}
-
-/// A slot for every plugged part.
-fn guest_slots(ram: &GuestRam) -> Vec<GuestSlot> {
-    let parts = ram.layout().plugged();
-    parts
-        .into_iter()
-        .zip(0..)
-        .filter_map(|((block, plug), id)| {
-            let memory = Arc::clone(ram.mapping(block)?);
-            let slot = Slot {
-                gpa: plug.gpa.get(),
-                len: plug.len,
-                memory,
-                offset: plug.offset,
-                dirty_log: false,
-                read_only: false,
-            };
-            let ram_addr = block.ram_addr.checked_add(plug.offset)?;
-            Some(GuestSlot { id: SlotId(id), slot, ram_addr })
-        })
-        .collect()
 }
 
 impl Machine for Embedded {
@@ -155,8 +233,87 @@ impl Machine for Embedded {
         &self.devices.encryption
     }
 
+    fn migration_control(&self) -> &Arc<MigrationControl> {
+        &self.devices.control
+    }
+
+    fn announces_itself(&self) -> bool {
+        true
+    }
+
     fn migration_secret(&self) -> &[u8; 32] {
         &self.secret
+    }
+
+    fn finish_launch(&mut self, mirror_areas: &[Vec<u8>]) -> Result<(), MachineError> {
+        let secret = &self.secret;
+        self.sev.as_mut().map_or(Ok(()), |sev| sev.finish(secret, mirror_areas))
+    }
+
+    fn launched_helper(&self) -> Option<LaunchedHelper> {
+        self.sev.as_ref().map(SevLaunch::helper)
+    }
+
+    fn page_digests(&self) -> Option<Vec<[u8; 16]>> {
+        // A privilege of the software machine: with real SEV nobody but the guest can do this.
+        let key = match &self.sev {
+            None => None,
+            Some(sev) => Some(sev.modelled_key()?),
+        };
+        let shared = self.devices.encryption.shared();
+        Some(crate::memory::page_digests(&self.devices.ram, |page, memory, at, to| match &key {
+            Some(key) if !shared.contains(page) => key.read(memory, at, to),
+            _ => memory.read(at, to),
+        }))
+    }
+
+    fn plug(&mut self, name: &str, gpa: Gpa) -> Result<(), MachineError> {
+        self.check_alive()?;
+        let layout = self.devices.ram.layout();
+        let block = layout.block(name).ok_or(PlugError::NoBlock)?;
+        match block.plugs.as_slice() {
+            [] => {}
+            [p] if p.gpa == gpa => return Ok(()),
+            [p, ..] => return Err(PlugError::Elsewhere { gpa: p.gpa }.into()),
+        }
+        let (index, next) = self.replug(name, vec![Plug { offset: 0, gpa, len: block.size }])?;
+        // No two blocks at one address; and nothing beyond what this machine can address.
+        self.devices.ram.replug(Arc::new(next)).map_err(|_| PlugError::NoBlock)?;
+        if let Err(e) = self.show_block(index) {
+            self.devices.ram.replug(layout).map_err(|_| PlugError::NoBlock)?;
+            return Err(e);
+        }
+        self.tell_plugged();
+        Ok(())
+    }
+
+    fn unplug(&mut self, name: &str) -> Result<(), MachineError> {
+        self.check_alive()?;
+        let layout = self.devices.ram.layout();
+        let block = layout.block(name).ok_or(PlugError::NoBlock)?;
+        if block.plugs.is_empty() {
+            return Ok(());
+        }
+        if name == self.plan.block().name || layout.helper().is_some_and(|h| h.name == name) {
+            return Err(PlugError::Needed.into());
+        }
+        let (index, next) = self.replug(name, Vec::new())?;
+        let ram_addr = block.ram_addr;
+        // Asked first, as virtio-mem does: the guest stops using it, then it goes.
+        self.devices.ram.replug(Arc::new(next)).map_err(|_| PlugError::NoBlock)?;
+        self.tell_plugged();
+        let piece = self.plan.pieces().iter().position(|(at, ..)| *at == ram_addr);
+        let by = Instant::now() + UNPLUG_PATIENCE;
+        while piece.is_some_and(|p| self.in_use(p)) {
+            if !self.devices.gate.is_open() || Instant::now() >= by {
+                self.devices.ram.replug(Arc::clone(&layout)).map_err(|_| PlugError::NoBlock)?;
+                self.tell_plugged();
+                return Err(PlugError::InUse.into());
+            }
+            // The guest looks at every tick, a hundredth of a second.
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(self.vm.remove_slot(SlotId(u32::try_from(index).expect("layouts are bounded")))?)
     }
 
     fn resume(&mut self) -> Result<(), MachineError> {
@@ -175,18 +332,23 @@ impl Machine for Embedded {
     }
 
     fn log_dirty(&mut self, on: bool) -> Result<(), MachineError> {
-        let helper = self.devices.ram.layout().helper().map(|b| b.ram_addr);
-        for s in self.slots.iter_mut().filter(|s| Some(s.ram_addr) != helper && s.slot.dirty_log != on) {
-            s.slot.dirty_log = on;
-            self.vm.set_slot(s.id, s.slot.clone())?;
+        if self.logging != on {
+            self.logging = on;
+            for index in 0..self.devices.ram.layout().blocks().len() {
+                self.show_block(index)?;
+            }
         }
         Ok(())
     }
 
     fn take_dirty(&mut self, dirty: &mut PageSet) -> Result<(), MachineError> {
-        for s in self.slots.iter().filter(|s| s.slot.dirty_log) {
-            let log = self.vm.take_dirty_log(s.id)?;
-            dirty.insert_log(s.ram_addr.page(), &log);
+        let layout = self.devices.ram.layout();
+        for (block, id) in layout.blocks().iter().zip(0..) {
+            if let ([plug], true) = (block.plugs.as_slice(), self.logging && Some(block) != layout.helper()) {
+                let log = self.vm.take_dirty_log(SlotId(id))?;
+                let first = block.ram_addr.checked_add(plug.offset).expect("plugs lie in their blocks");
+                dirty.insert_log(first.page(), &log);
+            }
         }
         Ok(())
     }

@@ -6,10 +6,19 @@ use std::time::{Duration, Instant};
 use mirrorvm_workload as w;
 
 use super::vcpu::Gate;
-use crate::addr::{Gpa, RamAddr};
-use crate::guest::{Console, EncryptionStatus, MachineEnd, OnEnd};
+use crate::addr::{Gpa, PAGE_SIZE, RamAddr};
+use crate::address_space::{Declaration, Refusal};
+use crate::guest::{Console, EncryptionStatus, MachineEnd, MigrationControl, OnEnd};
 use crate::hypervisor::Ports;
 use crate::memory::GuestRam;
+
+/// KVM_HC_MAP_GPA_RANGE (include/uapi/linux/kvm_para.h).
+const KVM_HC_MAP_GPA_RANGE: u64 = 12;
+/// Its third argument, bit 4: the pages are encrypted.
+const MAP_GPA_RANGE_ENCRYPTED: u64 = 1 << 4;
+
+/// Says what is wrong with a declaration; empty when it can be used.
+pub type CheckDeclaration = Arc<dyn Fn(&Declaration) -> Vec<Refusal> + Send + Sync>;
 
 /// What every vCPU's ports reach.
 #[derive(Clone)]
@@ -20,6 +29,12 @@ pub(super) struct Devices {
     pub encryption: Arc<EncryptionStatus>,
     pub gate: Arc<Gate>,
     pub on_end: OnEnd,
+    pub control: Arc<MigrationControl>,
+    pub check_declaration: CheckDeclaration,
+    /// Told after every write of the MSR.
+    pub on_readiness: Arc<dyn Fn() + Send + Sync>,
+    /// When the firmware withdraws readiness, counted from the machine's making.
+    pub withdraw_at: Option<Instant>,
 }
 
 pub(super) struct VcpuPorts {
@@ -63,6 +78,68 @@ impl VcpuPorts {
         }
     }
 
+    /// A write of an MSR that leaves to us.
+    pub fn write_msr(&self, msr: u32, value: u64) {
+        if msr != w::MSR_KVM_MIGRATION_CONTROL {
+            return;
+        }
+        if value & 1 == 0 {
+            self.devices.control.withdraw();
+        } else {
+            self.devices.control.announce(|| self.declaration());
+        }
+        (self.devices.on_readiness)();
+    }
+
+    /// A hypercall that leaves to us.
+    pub fn hypercall(&self, nr: u64, args: &[u64; 6]) {
+        if nr == KVM_HC_MAP_GPA_RANGE {
+            self.report(Gpa::new(args[0]), args[1], args[2] & MAP_GPA_RANGE_ENCRYPTED != 0);
+        }
+    }
+
+    /// What the firmware left in the shared pages: copied once, then checked.
+    fn declaration(&self) -> Result<Option<Declaration>, Vec<Refusal>> {
+        let mut raw = vec![0; PAGE_SIZE as usize];
+        if self.devices.ram.read(self.in_shared(w::DECLARATION_AT), &mut raw).is_err() {
+            return Ok(None);
+        }
+        let mut words = raw.chunks_exact(8).map(|c| {
+            let mut b = [0; 8];
+            b.copy_from_slice(c);
+            u64::from_le_bytes(b)
+        });
+        let count = words.next().unwrap_or(0);
+        if count == 0 {
+            return Ok(None);
+        }
+        // As many as fit the page: a count that asks for more is refused below.
+        let wanted = usize::try_from(count).unwrap_or(usize::MAX).saturating_mul(3);
+        let words: Vec<u64> = words.take(wanted).collect();
+        let declaration = Declaration::from_words(count, &words).map_err(|r| vec![r])?;
+        let refusals = (self.devices.check_declaration)(&declaration);
+        if refusals.is_empty() { Ok(Some(declaration)) } else { Err(refusals) }
+    }
+
+    /// What the firmware is to write next, or that it asks again.
+    fn firmware(&self) -> u32 {
+        use crate::guest::ReadinessReason as R;
+        let d = &self.devices;
+        let reason = d.control.readiness().reason;
+        if matches!(reason, R::NotEncrypted | R::NotYet) {
+            return 1;
+        }
+        match d.withdraw_at.filter(|_| reason == R::Announced) {
+            Some(at) => {
+                if d.gate.sleep_until(at) {
+                    return 0;
+                }
+            }
+            None => d.gate.sleep_until_closing(),
+        }
+        w::FIRMWARE_AGAIN
+    }
+
     fn tick(&mut self) -> u32 {
         if !self.devices.gate.sleep_until(self.told + TICK) {
             return 0;
@@ -84,14 +161,13 @@ impl VcpuPorts {
             b.copy_from_slice(&raw[i * 8..i * 8 + 8]);
             u64::from_le_bytes(b)
         };
-        let (gpa, pages, private) = (Gpa::new(word(0)), word(1), word(2) != 0);
-        match self.devices.encryption.report(self.devices.ram.layout(), gpa, pages, private) {
-            Ok(()) => 0,
-            Err(error) => {
-                tracing::debug!(%error, "a page status report was refused");
-                1
-            }
-        }
+        u32::from(!self.report(Gpa::new(word(0)), word(1), word(2) != 0))
+    }
+
+    /// A report of page status; false when it is refused.
+    fn report(&self, gpa: Gpa, pages: u64, private: bool) -> bool {
+        let reported = self.devices.encryption.report(&self.devices.ram.layout(), gpa, pages, private);
+        reported.inspect_err(|error| tracing::debug!(%error, "a page status report was refused")).is_ok()
     }
 
     fn in_shared(&self, offset: usize) -> RamAddr {
@@ -104,6 +180,7 @@ impl Ports for VcpuPorts {
         match port {
             w::PORT_TICK => self.tick(),
             w::PORT_MAP_RANGE => self.map_range(),
+            w::PORT_FIRMWARE => self.firmware(),
             _ => u32::MAX,
         }
     }

@@ -80,6 +80,19 @@ impl Gate {
         }
     }
 
+    /// Sleeps until the gate closes.
+    pub fn sleep_until_closing(&self) {
+        let mut state = self.lock();
+        while state.want == Want::Run {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Whether the vCPUs run, or are about to.
+    pub fn is_open(&self) -> bool {
+        self.lock().want == Want::Run
+    }
+
     /// Held until the gate opens; false when it is time to go.
     fn hold(&self) -> bool {
         let mut state = self.lock();
@@ -168,7 +181,8 @@ fn turn(vcpu: &mut dyn Vcpu, gate: &Gate, ports: &mut VcpuPorts) -> Option<Machi
             }
             Ok(Exit::PortRead { .. } | Exit::Interrupted) => {}
             Ok(Exit::Mmio { .. }) => return crashed("access to an address without memory"),
-            Ok(Exit::MsrWrite { .. } | Exit::Hypercall { .. }) => {}
+            Ok(Exit::MsrWrite { msr, value }) => ports.write_msr(msr, value),
+            Ok(Exit::Hypercall { nr, args }) => ports.hypercall(nr, &args),
             Ok(Exit::Halt) => return crashed("it halted"),
             Ok(Exit::Shutdown) => return crashed("triple fault"),
             Ok(Exit::Unexpected { what }) => return crashed(what),

@@ -7,8 +7,11 @@ mod vm;
 
 use std::sync::Arc;
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
-use kvm_ioctls::{Cap, Kvm};
+use kvm_bindings::{
+    CpuId, KVM_CAP_EXIT_HYPERCALL, KVM_CAP_X86_USER_SPACE_MSR, KVM_MAX_CPUID_ENTRIES,
+    KVM_MSR_EXIT_REASON_FILTER, kvm_enable_cap,
+};
+use kvm_ioctls::{Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
 
 use super::{Hypervisor, HypervisorError, Vm};
 use crate::address_space::HostLimits;
@@ -16,6 +19,11 @@ use crate::sev;
 
 /// KVM's stable API version (Documentation/virt/kvm/api.rst, 4.1).
 const API_VERSION: i32 = 12;
+
+/// Bit of KVM_CAP_EXIT_HYPERCALL: hypercall 12, KVM_HC_MAP_GPA_RANGE.
+const MAP_GPA_RANGE: i32 = 1 << 12;
+/// MSR_KVM_MIGRATION_CONTROL (KVM's x86 msr.rst).
+const MSR_KVM_MIGRATION_CONTROL: u32 = 0x4b56_4d08;
 
 /// An opened `/dev/kvm`.
 pub struct KvmHost {
@@ -40,6 +48,32 @@ impl KvmHost {
             .map_err(HypervisorError::kernel("KVM_GET_SUPPORTED_CPUID"))?;
         kick::install_handler()?;
         Ok(Self { kvm, cpuid })
+    }
+
+    /// Asks for the exits by which a guest tells of migration: KVM_HC_MAP_GPA_RANGE, and MSR_KVM_MIGRATION_CONTROL, which
+    /// the kernel would otherwise take by itself (api.rst, 4.97, 7.22 and 7.30). A kernel that has no such exit leaves
+    /// guests without a way to tell, which is how they then appear.
+    fn leave_to_us(&self, vm: &VmFd) -> Result<(), HypervisorError> {
+        let enable = |cap, value: u64| {
+            let cap = kvm_enable_cap { cap, args: [value, 0, 0, 0], ..Default::default() };
+            vm.enable_cap(&cap).map_err(HypervisorError::kernel("KVM_ENABLE_CAP"))
+        };
+        let hypercalls = self.kvm.check_extension_raw(u64::from(KVM_CAP_EXIT_HYPERCALL));
+        if hypercalls & MAP_GPA_RANGE != 0 {
+            enable(KVM_CAP_EXIT_HYPERCALL, MAP_GPA_RANGE as u64)?;
+        }
+        if self.kvm.check_extension_raw(u64::from(KVM_CAP_X86_USER_SPACE_MSR)) > 0 {
+            enable(KVM_CAP_X86_USER_SPACE_MSR, u64::from(KVM_MSR_EXIT_REASON_FILTER))?;
+            let denied = MsrFilterRange {
+                flags: MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE,
+                base: MSR_KVM_MIGRATION_CONTROL,
+                msr_count: 1,
+                bitmap: &[0],
+            };
+            vm.set_msr_filter(MsrFilterDefaultAction::ALLOW, &[denied])
+                .map_err(HypervisorError::kernel("KVM_X86_SET_MSR_FILTER"))?;
+        }
+        Ok(())
     }
 
     /// Capabilities with the kernel's answer, by the kernel's names.
@@ -73,6 +107,7 @@ impl Hypervisor for KvmHost {
 
     fn create_vm(&self) -> Result<Box<dyn Vm>, HypervisorError> {
         let fd = self.kvm.create_vm().map_err(HypervisorError::kernel("KVM_CREATE_VM"))?;
+        self.leave_to_us(&fd)?;
         Ok(Box::new(vm::KvmVm::new(fd, self.cpuid.clone())))
     }
 

@@ -342,6 +342,11 @@ impl Context for ModelContext {
         Ok(())
     }
 
+    fn save_areas(&self) -> Vec<(Arc<Mapping>, u64)> {
+        let areas = self.save_areas.lock().unwrap_or_else(PoisonError::into_inner);
+        areas.as_ref().map(|list| list()).unwrap_or_default()
+    }
+
     fn launch_measure(&self) -> Result<Measurement, SevError> {
         const COMMAND: &str = "LAUNCH_MEASURE";
         let begun = self.begin(COMMAND, From::Owner)?;

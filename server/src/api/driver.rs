@@ -1,0 +1,320 @@
+//! How guests run, on the wire.
+
+use std::path::PathBuf;
+
+use mirrorvm::addr::PAGE_SIZE;
+use mirrorvm::host::{AccelChoice, DriverSpec, Fill, LaunchMirror, SevSpec, WorkloadSpec};
+use mirrorvm::sev::Policy;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::decode::{Decode, Errors, Fields, Node, one_of};
+use super::strategies::{PspViaBody, StrategyBody};
+
+/// Most vCPUs of a guest.
+const VCPUS_MAX: u64 = 16;
+/// Default of `working_set_bytes`, where RAM is large enough.
+const WORKING_SET: u64 = 64 << 20;
+/// Default of `dirty_bytes_per_second`.
+const DIRTY_RATE: u64 = 16 << 20;
+
+/// How a guest runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = Driver)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum DriverBody {
+    /// The daemon is the VMM, on `/dev/kvm`; the guest is the built-in workload.
+    #[schema(title = "DriverEmbedded")]
+    Embedded {
+        /// Virtual CPUs.
+        #[serde(default)]
+        #[schema(default = 1, minimum = 1, maximum = 16)]
+        vcpus: u32,
+        /// What the workload does; absent: its defaults.
+        workload: Option<WorkloadBody>,
+        /// Encrypts its memory, on a host with SEV; absent: not encrypted.
+        sev: Option<SevBody>,
+    },
+    /// A software machine with a model of SEV; needs no `/dev/kvm`. The guest is the built-in workload.
+    #[schema(title = "DriverEmulated")]
+    Emulated {
+        /// Virtual CPUs.
+        #[serde(default)]
+        #[schema(default = 1, minimum = 1, maximum = 16)]
+        vcpus: u32,
+        /// What the workload does; absent: its defaults.
+        workload: Option<WorkloadBody>,
+        /// Encrypts its memory under the model of SEV; absent: as if `{}`, null: not encrypted.
+        sev: Option<SevBody>,
+    },
+    /// A QEMU process that boots a Linux kernel. One RAM block, at guest physical address 0, whole MiB.
+    #[schema(title = "DriverQemu")]
+    Qemu {
+        /// Virtual CPUs.
+        #[serde(default)]
+        #[schema(default = 1, minimum = 1, maximum = 16)]
+        vcpus: u32,
+        /// Kernel image, a path on the host.
+        #[schema(example = "/boot/vmlinuz")]
+        kernel: String,
+        /// Initial RAM disk, a path on the host.
+        initrd: Option<String>,
+        /// Kernel command line.
+        #[serde(default)]
+        #[schema(default = "")]
+        append: String,
+        /// Accelerator.
+        #[serde(default)]
+        #[schema(default = "auto")]
+        accel: AccelBody,
+    },
+}
+
+/// What the built-in workload does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = Workload)]
+#[serde(deny_unknown_fields)]
+pub struct WorkloadBody {
+    /// What RAM holds at first.
+    #[serde(default)]
+    #[schema(default = "random")]
+    pub fill: FillBody,
+    /// Bytes that are rewritten over and over, a multiple of 4 KiB, at most half of RAM. Absent: 64 MiB, or a
+    /// quarter of RAM where that is less.
+    #[schema(minimum = 0, maximum = 9007199254740991u64)]
+    pub working_set_bytes: Option<u64>,
+    /// How fast they are rewritten; 0: counter and console only. Absent: 16 MiB a second.
+    #[schema(minimum = 0, maximum = 9007199254740991u64)]
+    pub dirty_bytes_per_second: Option<u64>,
+    /// The guest clears MSR_KVM_MIGRATION_CONTROL after so many milliseconds, as Linux does when a CPU goes offline, and
+    /// is not ready to be migrated from then on. Absent: never.
+    #[schema(minimum = 0, maximum = 86_400_000)]
+    pub withdraws_readiness_after_ms: Option<u64>,
+}
+
+/// How a guest's memory is encrypted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = Sev)]
+#[serde(deny_unknown_fields)]
+pub struct SevBody {
+    /// SEV guest policy: NODBG 1, NOKS 2, ES 4, NOSEND 8, DOMAIN 16, SEV 32, least API version from bit 16. 0 or absent:
+    /// the default, NODBG alone (with ES when `es` is true), and that is what comes back. A guest whose policy lacks
+    /// NODBG gets no mirror, since its host could read it through one; one with NOSEND is not migrated.
+    #[serde(default)]
+    #[schema(default = 0, minimum = 0, maximum = 4294967295u64, example = 0)]
+    pub policy: u32,
+    /// Whether vCPU registers are encrypted too (SEV-ES).
+    #[serde(default)]
+    #[schema(default = false)]
+    pub es: bool,
+    /// With `es`: the mirror that the guest is launched with, the only one it can have; absent: `psp-copied` by
+    /// launch-update with 2 workers.
+    pub mirror: Option<LaunchMirrorBody>,
+}
+
+/// The mirror that an SEV-ES guest is launched with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = LaunchMirror)]
+#[serde(deny_unknown_fields)]
+pub struct LaunchMirrorBody {
+    /// Layout of its address space.
+    pub strategy: StrategyBody,
+    /// Mirror vCPUs.
+    #[serde(default)]
+    #[schema(default = 1, minimum = 1, maximum = 16)]
+    pub workers: u32,
+}
+
+/// What a workload guest's RAM holds at first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = Fill)]
+#[serde(rename_all = "snake_case")]
+pub enum FillBody {
+    /// Incompressible data.
+    Random,
+    /// Nothing: pages that the guest never writes stay zero.
+    Zero,
+}
+
+/// Accelerator of a QEMU guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = Accel)]
+#[serde(rename_all = "snake_case")]
+pub enum AccelBody {
+    /// KVM where a stock guest can run under it, else TCG.
+    Auto,
+    /// KVM.
+    Kvm,
+    /// QEMU's own translator.
+    Tcg,
+}
+
+impl Decode for DriverBody {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        let mut f = Fields::open(node, errors)?;
+        let kind = f.kind(&["embedded", "emulated", "qemu"])?;
+        let vcpus = f.int_or("vcpus", 1..=VCPUS_MAX, 1);
+        if kind == "embedded" {
+            let (workload, sev) = (f.optional("workload"), f.optional("sev"));
+            f.done()?;
+            return Some(Self::Embedded { vcpus: vcpus?, workload: workload?, sev: sev? });
+        }
+        if kind == "emulated" {
+            let workload = f.optional("workload");
+            // Absent is the model of SEV, which is what the driver is for.
+            let sev = if f.has("sev") { f.optional("sev") } else { Some(Some(SevBody::default())) };
+            f.done()?;
+            return Some(Self::Emulated { vcpus: vcpus?, workload: workload?, sev: sev? });
+        }
+        let kernel = f.required("kernel");
+        let initrd = f.optional("initrd");
+        let append = f.or("append", String::new());
+        let accel = f.or("accel", AccelBody::Auto);
+        f.done()?;
+        Some(Self::Qemu { vcpus: vcpus?, kernel: kernel?, initrd: initrd?, append: append?, accel: accel? })
+    }
+}
+
+impl Decode for WorkloadBody {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        let mut f = Fields::open(node, errors)?;
+        let fill = f.or("fill", FillBody::Random);
+        let working_set_bytes = f.optional("working_set_bytes");
+        let dirty_bytes_per_second = f.optional("dirty_bytes_per_second");
+        let withdraws_readiness_after_ms = f.optional_int("withdraws_readiness_after_ms", 0..=86_400_000);
+        f.done()?;
+        Some(Self {
+            fill: fill?,
+            working_set_bytes: working_set_bytes?,
+            dirty_bytes_per_second: dirty_bytes_per_second?,
+            withdraws_readiness_after_ms: withdraws_readiness_after_ms?,
+        })
+    }
+}
+
+impl Decode for SevBody {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        let mut f = Fields::open(node, errors)?;
+        let policy = f.int_or("policy", 0..=u64::from(u32::MAX), 0);
+        let es = f.or("es", false);
+        let mirror = f.optional("mirror");
+        f.done()?;
+        Some(Self { policy: policy?, es: es?, mirror: mirror? })
+    }
+}
+
+impl Decode for LaunchMirrorBody {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        let mut f = Fields::open(node, errors)?;
+        let strategy = f.required("strategy");
+        let workers = f.int_or("workers", 1..=16, 1);
+        f.done()?;
+        Some(Self { strategy: strategy?, workers: workers? })
+    }
+}
+
+impl Decode for FillBody {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        one_of(node, errors, &[("random", Self::Random), ("zero", Self::Zero)])
+    }
+}
+
+impl Decode for AccelBody {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        one_of(node, errors, &[("auto", Self::Auto), ("kvm", Self::Kvm), ("tcg", Self::Tcg)])
+    }
+}
+
+/// What a driver's body asks for, for a guest with so many bytes of RAM.
+pub(super) fn driver_spec(body: DriverBody, ram: u64) -> DriverSpec {
+    match body {
+        DriverBody::Embedded { vcpus, workload, sev } => {
+            DriverSpec::Embedded { vcpus, workload: workload_spec(workload, ram), sev: sev.map(sev_spec) }
+        }
+        DriverBody::Emulated { vcpus, workload, sev } => {
+            DriverSpec::Emulated { vcpus, workload: workload_spec(workload, ram), sev: sev.map(sev_spec) }
+        }
+        DriverBody::Qemu { vcpus, kernel, initrd, append, accel } => DriverSpec::Qemu {
+            vcpus,
+            kernel: PathBuf::from(kernel),
+            initrd: initrd.map(PathBuf::from),
+            append,
+            accel: match accel {
+                AccelBody::Auto => AccelChoice::Auto,
+                AccelBody::Kvm => AccelChoice::Kvm,
+                AccelBody::Tcg => AccelChoice::Tcg,
+            },
+        },
+    }
+}
+
+fn workload_spec(asked: Option<WorkloadBody>, ram: u64) -> WorkloadSpec {
+    let asked = asked.unwrap_or(WorkloadBody {
+        fill: FillBody::Random,
+        working_set_bytes: None,
+        dirty_bytes_per_second: None,
+        withdraws_readiness_after_ms: None,
+    });
+    let default_set = WORKING_SET.min(ram / 4 / PAGE_SIZE * PAGE_SIZE);
+    WorkloadSpec {
+        fill: match asked.fill {
+            FillBody::Random => Fill::Random,
+            FillBody::Zero => Fill::Zero,
+        },
+        working_set_bytes: asked.working_set_bytes.unwrap_or(default_set),
+        dirty_bytes_per_second: asked.dirty_bytes_per_second.unwrap_or(DIRTY_RATE),
+        withdraws_readiness_after_ms: asked.withdraws_readiness_after_ms,
+    }
+}
+
+fn sev_spec(body: SevBody) -> SevSpec {
+    let es = if body.es { Policy::ES } else { 0 };
+    let policy = if body.policy == 0 { SevSpec::DEFAULT_POLICY | es } else { body.policy };
+    let mirror = body.mirror.unwrap_or(LaunchMirrorBody {
+        strategy: StrategyBody::PspCopied { via: PspViaBody::LaunchUpdate },
+        workers: 2,
+    });
+    let mirror = LaunchMirror { strategy: mirror.strategy.into(), workers: mirror.workers };
+    SevSpec { policy: Policy(policy), es: body.es, mirror }
+}
+
+fn workload_body(workload: &WorkloadSpec) -> Option<WorkloadBody> {
+    Some(WorkloadBody {
+        fill: match workload.fill {
+            Fill::Random => FillBody::Random,
+            Fill::Zero => FillBody::Zero,
+        },
+        working_set_bytes: Some(workload.working_set_bytes),
+        dirty_bytes_per_second: Some(workload.dirty_bytes_per_second),
+        withdraws_readiness_after_ms: workload.withdraws_readiness_after_ms,
+    })
+}
+
+fn sev_body(sev: &SevSpec) -> SevBody {
+    let mirror = LaunchMirrorBody { strategy: sev.mirror.strategy.into(), workers: sev.mirror.workers };
+    SevBody { policy: sev.policy.0, es: sev.es, mirror: sev.es.then_some(mirror) }
+}
+
+impl From<DriverSpec> for DriverBody {
+    fn from(spec: DriverSpec) -> Self {
+        match spec {
+            DriverSpec::Embedded { vcpus, workload, sev } => {
+                Self::Embedded { vcpus, workload: workload_body(&workload), sev: sev.as_ref().map(sev_body) }
+            }
+            DriverSpec::Emulated { vcpus, workload, sev } => {
+                Self::Emulated { vcpus, workload: workload_body(&workload), sev: sev.as_ref().map(sev_body) }
+            }
+            DriverSpec::Qemu { vcpus, kernel, initrd, append, accel } => Self::Qemu {
+                vcpus,
+                kernel: kernel.to_string_lossy().into_owned(),
+                initrd: initrd.map(|p| p.to_string_lossy().into_owned()),
+                append,
+                accel: match accel {
+                    AccelChoice::Auto => AccelBody::Auto,
+                    AccelChoice::Kvm => AccelBody::Kvm,
+                    AccelChoice::Tcg => AccelBody::Tcg,
+                },
+            },
+        }
+    }
+}

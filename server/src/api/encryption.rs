@@ -1,0 +1,90 @@
+//! Encryption status and plugging of RAM, on the wire.
+
+use mirrorvm::host::EncryptionExtent;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::decode::{Decode, Errors, Fields, Node};
+use crate::problem::MAX_SAFE_INTEGER;
+
+/// Where a block is to be plugged.
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"gpa": 4294967296u64}))]
+pub struct RamBlockPlug {
+    /// Guest physical address of its first byte, a multiple of 4 KiB. The reference guest uses a block only at the
+    /// address that it was defined with.
+    #[schema(minimum = 0, maximum = 9007199254740991u64, example = 4294967296u64)]
+    pub gpa: u64,
+}
+
+impl Decode for RamBlockPlug {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        let mut f = Fields::open(node, errors)?;
+        let gpa = f.int("gpa", 0..=MAX_SAFE_INTEGER);
+        f.done()?;
+        Some(Self { gpa: gpa? })
+    }
+}
+
+/// A report of page status as a guest makes it (KVM_HC_MAP_GPA_RANGE).
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"gpa": 1048576, "pages": 16, "encrypted": false}))]
+pub struct EncryptionStatusUpdate {
+    /// Guest physical address of the first page, a multiple of 4 KiB.
+    #[schema(minimum = 0, maximum = 9007199254740991u64, example = 1048576)]
+    pub gpa: u64,
+    /// Pages of 4 KiB.
+    #[schema(minimum = 1, maximum = 17179869184u64, example = 16)]
+    pub pages: u64,
+    /// Whether they are encrypted (private) from now on; false: shared with the host.
+    pub encrypted: bool,
+}
+
+impl Decode for EncryptionStatusUpdate {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        let mut f = Fields::open(node, errors)?;
+        let gpa = f.int("gpa", 0..=MAX_SAFE_INTEGER);
+        let pages = f.int("pages", 1..=(64 << 28));
+        let encrypted = f.required("encrypted");
+        f.done()?;
+        Some(Self { gpa: gpa?, pages: pages?, encrypted: encrypted? })
+    }
+}
+
+/// Pages in a row with one encryption status, by RAM address: also of RAM that is not plugged.
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
+#[schema(as = EncryptionExtent)]
+pub struct Extent {
+    /// First byte.
+    #[schema(example = 0)]
+    pub ram_addr: u64,
+    /// Bytes, whole pages.
+    #[schema(example = 1048576)]
+    pub size_bytes: u64,
+    /// `private` or `shared`; `unknown` while the guest has no machine.
+    #[schema(example = "private")]
+    pub status: &'static str,
+}
+
+impl From<EncryptionExtent> for Extent {
+    fn from(e: EncryptionExtent) -> Self {
+        Self {
+            ram_addr: e.ram_addr.get(),
+            size_bytes: e.len,
+            status: if e.shared { "shared" } else { "private" },
+        }
+    }
+}
+
+/// One page of extents.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct EncryptionExtentList {
+    /// Extents by RAM address; they cover all RAM that moves with the guest.
+    pub items: Vec<Extent>,
+    /// Gives the next page; absent at the end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub next_page_token: Option<String>,
+}
