@@ -10,6 +10,8 @@
 mod firmware;
 mod helper;
 mod mmu;
+#[cfg(test)]
+mod mmu_tests;
 mod programs;
 mod registers;
 mod save_area;
