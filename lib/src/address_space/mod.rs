@@ -28,7 +28,7 @@ pub use page_tables::{Access, Mapping, PageTables, TableError};
 pub use placement::{HelperPlacement, HelperSet};
 pub use plan::{
     Addressing, Coverage, Exposure, HelperPiece, MirrorPlan, MirrorSlot, PlannedMapping, Purpose,
-    SlotBacking, Unreachable, plan,
+    SlotBacking, Unreachable, WindowRun, plan,
 };
 pub use refusal::{Refusal, RefusalCode};
 pub use request::{Confidentiality, MailboxSize, PlanRequest};

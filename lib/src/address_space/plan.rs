@@ -105,6 +105,19 @@ pub struct HelperPiece {
     pub len: u64,
 }
 
+/// A run of RAM that the helper may touch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct WindowRun {
+    /// First byte in RAM.
+    pub ram_addr: RamAddr,
+    /// Bytes.
+    pub len: u64,
+    /// What the helper calls the first byte: a `RamAddr` or a GPA, by [`MirrorPlan::addressing`].
+    pub helper_addr: u64,
+    /// Where the mirror sees it.
+    pub gpa: MirrorGpa,
+}
+
 /// What the page tables cover, counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Coverage {
@@ -210,6 +223,16 @@ impl MirrorPlan {
     /// Where a byte of RAM lies in the mirror's RAM window. `None` for RAM that the helper may not touch.
     pub fn mirror_gpa(&self, ram: RamAddr) -> Option<MirrorGpa> {
         self.spans.find(ram.get()).map(|(span, inside)| MirrorGpa::new(span.gpa + inside))
+    }
+
+    /// The RAM that the helper may touch, by ascending `RamAddr`: what [`MirrorPlan::allowed`] is under each name.
+    pub fn window(&self) -> impl Iterator<Item = WindowRun> {
+        self.spans.iter().map(|s| WindowRun {
+            ram_addr: RamAddr::new(s.ram),
+            len: s.len,
+            helper_addr: s.helper,
+            gpa: MirrorGpa::new(s.gpa),
+        })
     }
 
     /// Where a byte of the helper's block lies in the mirror. `None` for what was not declared, or lies outside.

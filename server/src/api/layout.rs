@@ -1,10 +1,14 @@
 //! Address-space plans on the wire: previews and the layout of a mirror.
 
-use mirrorvm::address_space::{Access, GuestLayout, HostLimits, MirrorPlan, Purpose, SlotBacking, Strategy};
+use mirrorvm::addr::{Gpa, MirrorGpa};
+use mirrorvm::address_space::{
+    Access, Addressing, Confidentiality, Declaration, GuestLayout, HostLimits, MirrorPlan, Purpose, Refusal,
+    SlotBacking, Strategy, Tuple,
+};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::decode::{Decode, Errors, Fields, Node};
+use super::decode::{Decode, Errors, Fields, Node, one_of};
 use super::strategies::StrategyBody;
 use crate::problem::MAX_SAFE_INTEGER;
 
@@ -21,6 +25,57 @@ pub struct AddressSpacePlanCreate {
     pub workers: u32,
     /// Limits to plan for; absent: this host's.
     pub host_limits: Option<HostLimitsBody>,
+    /// What the helper declares, for `declared`; absent: what the guest has declared, or would.
+    #[schema(max_items = 4096)]
+    pub declaration: Option<Vec<TupleBody>>,
+    /// What the guest's hardware protects; absent: what it does.
+    pub confidentiality: Option<ConfidentialityBody>,
+    /// Whether the helper's code is to lie in read-only slots.
+    #[serde(default)]
+    #[schema(default = false)]
+    pub read_only_text: bool,
+}
+
+impl AddressSpacePlanCreate {
+    /// The declaration, when there is one.
+    ///
+    /// # Errors
+    /// More tuples than there may be.
+    pub fn declared(&self) -> Result<Option<Declaration>, Refusal> {
+        let tuples = self.declaration.as_ref().map(|list| list.iter().copied().map(Tuple::from).collect());
+        tuples.map(Declaration::new).transpose()
+    }
+}
+
+/// A piece of the helper's memory, as it is declared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = DeclaredTuple)]
+#[serde(deny_unknown_fields)]
+pub struct TupleBody {
+    /// Where the guest sees it.
+    #[schema(maximum = 9007199254740991u64)]
+    pub guest_gpa: u64,
+    /// Bytes.
+    #[schema(maximum = 9007199254740991u64)]
+    pub size_bytes: u64,
+    /// Where the mirror is to see it.
+    #[schema(maximum = 9007199254740991u64)]
+    pub mirror_gpa: u64,
+}
+
+/// What the hardware keeps from the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = Confidentiality)]
+#[serde(rename_all = "kebab-case")]
+pub enum ConfidentialityBody {
+    /// Nothing.
+    None,
+    /// Memory.
+    Sev,
+    /// Memory and registers.
+    SevEs,
+    /// Memory, registers and integrity: no plan, as no such guest can have a mirror.
+    SevSnp,
 }
 
 /// What a host lets an address space look like.
@@ -51,8 +106,69 @@ impl Decode for AddressSpacePlanCreate {
         let strategy = f.required("strategy");
         let workers = f.int_or("workers", 1..=16, 1);
         let host_limits = f.optional("host_limits");
+        let declaration = f.optional("declaration");
+        let confidentiality = f.optional("confidentiality");
+        let read_only_text = f.or("read_only_text", false);
         f.done()?;
-        Some(Self { strategy: strategy?, workers: workers?, host_limits: host_limits? })
+        Some(Self {
+            strategy: strategy?,
+            workers: workers?,
+            host_limits: host_limits?,
+            declaration: declaration?,
+            confidentiality: confidentiality?,
+            read_only_text: read_only_text?,
+        })
+    }
+}
+
+impl Decode for TupleBody {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        let mut f = Fields::open(node, errors)?;
+        let guest_gpa = f.required("guest_gpa");
+        let size_bytes = f.required("size_bytes");
+        let mirror_gpa = f.required("mirror_gpa");
+        f.done()?;
+        Some(Self { guest_gpa: guest_gpa?, size_bytes: size_bytes?, mirror_gpa: mirror_gpa? })
+    }
+}
+
+impl Decode for ConfidentialityBody {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        let known =
+            [("none", Self::None), ("sev", Self::Sev), ("sev-es", Self::SevEs), ("sev-snp", Self::SevSnp)];
+        one_of(node, errors, &known)
+    }
+}
+
+impl From<TupleBody> for Tuple {
+    fn from(body: TupleBody) -> Self {
+        Self {
+            guest: Gpa::new(body.guest_gpa),
+            len: body.size_bytes,
+            mirror: MirrorGpa::new(body.mirror_gpa),
+        }
+    }
+}
+
+impl From<ConfidentialityBody> for Confidentiality {
+    fn from(body: ConfidentialityBody) -> Self {
+        match body {
+            ConfidentialityBody::None => Self::None,
+            ConfidentialityBody::Sev => Self::Sev,
+            ConfidentialityBody::SevEs => Self::SevEs,
+            ConfidentialityBody::SevSnp => Self::SevSnp,
+        }
+    }
+}
+
+impl From<Confidentiality> for ConfidentialityBody {
+    fn from(level: Confidentiality) -> Self {
+        match level {
+            Confidentiality::None => Self::None,
+            Confidentiality::Sev => Self::Sev,
+            Confidentiality::SevEs => Self::SevEs,
+            Confidentiality::SevSnp => Self::SevSnp,
+        }
     }
 }
 
@@ -104,12 +220,19 @@ impl From<HostLimits> for HostLimitsBody {
 pub struct AddressSpacePlan {
     /// What it was planned by.
     pub strategy: StrategyBody,
-    /// Bytes between a RAM address and its place in the RAM window.
+    /// What the guest's hardware protects.
+    pub confidentiality: ConfidentialityBody,
+    /// What the helper calls pages by: `ram_addr` or `gpa`.
+    #[schema(example = "ram_addr")]
+    pub addressing: &'static str,
+    /// Bytes between a RAM address and its place in the RAM window; 0 under `identity-cbit`, which has no such constant.
     pub shift_bytes: u64,
     /// Memory slots of the mirror, disjoint, by ascending address.
     pub slots: Vec<Slot>,
     /// The helper's page tables.
     pub page_tables: PageTablesSummary,
+    /// What the page tables cover.
+    pub coverage: CoverageBody,
     /// What the page tables map: the helper's parts and its windows.
     pub mappings: Vec<Mapping>,
     /// Where the helper lies.
@@ -117,7 +240,7 @@ pub struct AddressSpacePlan {
     /// Rings and buffers that the helper shares with the host.
     pub mailbox: Mailbox,
     /// RAM that the helper may export and import.
-    pub allowed: Vec<RamRange>,
+    pub allowed: Vec<AllowedRange>,
     /// RAM out of reach, and why.
     pub unreachable: Vec<UnreachableRange>,
     /// What is laid open.
@@ -131,16 +254,39 @@ pub struct Slot {
     pub mirror_gpa: u64,
     /// Bytes.
     pub size_bytes: u64,
-    /// What for: `low_window`, `ram_window` or `mailbox`; more may come.
+    /// What for: `low_window`, `ram_window`, `vmsa`, `helper`, `declared_piece`, `helper_private` or `mailbox`; more may
+    /// come.
     #[schema(example = "ram_window")]
     pub purpose: &'static str,
-    /// `ram` or `mailbox`.
+    /// `ram`, `private` (memory of the mirror alone) or `mailbox`.
     #[schema(example = "ram")]
     pub backing: &'static str,
     /// First byte in the guest's RAM, of a `ram` slot.
     pub ram_addr: Option<u64>,
     /// The RAM block it starts in, of a `ram` slot.
     pub block: Option<String>,
+    /// First byte counted from the start of the helper's block, of a `private` slot.
+    pub private_offset_bytes: Option<u64>,
+    /// Whether the mirror may only read it.
+    pub read_only: bool,
+}
+
+/// What the page tables cover, counted.
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
+#[schema(as = PageTableCoverage)]
+pub struct CoverageBody {
+    /// Entries of the root table in use; one covers 512 GiB.
+    pub pml4_entries: u64,
+    /// Pages of 1 GiB.
+    pub gib_pages: u64,
+    /// Pages of 2 MiB.
+    pub mib2_pages: u64,
+    /// Pages of 4 KiB.
+    pub kib4_pages: u64,
+    /// Bytes mapped without the C-bit, so that the host can read them.
+    pub alias_bytes: u64,
+    /// Bytes of RAM in the helper's window.
+    pub window_bytes: u64,
 }
 
 /// The helper's page tables in numbers.
@@ -171,15 +317,17 @@ pub struct Mapping {
     pub access: &'static str,
     /// Whether the C-bit is set (no effect on a host without one).
     pub encrypted: bool,
-    /// The RAM block it leads to; null for the mailbox.
+    /// The RAM block it leads to, the first of several; null for the mailbox and for memory of the mirror alone.
     pub block: Option<String>,
 }
 
 /// Where the helper lies.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct HelperPlace {
-    /// Where its block starts in the mirror.
-    pub mirror_gpa: u64,
+    /// Where its block starts in the mirror; null when that part of it is not there.
+    pub mirror_gpa: Option<u64>,
+    /// The pieces of its block that the mirror has, by offset.
+    pub pieces: Vec<HelperPieceBody>,
     /// Offset of the configuration pages in the block.
     pub config_offset_bytes: u64,
     /// Offset of the secret page.
@@ -192,24 +340,42 @@ pub struct HelperPlace {
     pub tables_offset_bytes: u64,
 }
 
-/// Size of the mailbox.
+/// A piece of the helper's block.
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
+#[schema(as = HelperPiece)]
+pub struct HelperPieceBody {
+    /// First byte, counted from the start of the block.
+    pub offset_bytes: u64,
+    /// Where it is in the mirror.
+    pub mirror_gpa: u64,
+    /// Bytes.
+    pub size_bytes: u64,
+}
+
+/// The mailbox.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Mailbox {
     /// Workers.
     pub workers: u32,
     /// Batches in flight per worker.
     pub slots: u32,
+    /// Where it is in the mirror.
+    pub mirror_gpa: u64,
     /// Bytes.
     pub size_bytes: u64,
 }
 
-/// A range of RAM.
+/// A range of RAM that the helper may touch.
 #[derive(Clone, Debug, Serialize, ToSchema)]
-pub struct RamRange {
+pub struct AllowedRange {
     /// First byte.
     pub ram_addr: u64,
     /// Bytes.
     pub size_bytes: u64,
+    /// What the helper calls the first byte: a RAM address or a guest physical one, see `addressing`.
+    pub helper_addr: u64,
+    /// Where the mirror sees it.
+    pub mirror_gpa: u64,
 }
 
 /// RAM that the helper cannot reach.
@@ -266,18 +432,30 @@ const fn access_name(access: Access) -> &'static str {
 impl AddressSpacePlan {
     /// `plan` of a guest with this layout (helper's block included).
     pub fn new(plan: &MirrorPlan, layout: &GuestLayout) -> Self {
-        let block_at = |ram_addr: u64| {
-            layout.blocks().iter().find(|b| b.ram_range().contains(ram_addr)).map(|b| b.name.clone())
-        };
+        let block_at =
+            |ram_addr: u64| layout.block_at(mirrorvm::addr::RamAddr::new(ram_addr)).map(|b| b.name.clone());
         let p = &plan.placement;
         Self {
             strategy: Strategy::into(plan.strategy),
+            confidentiality: plan.confidentiality.into(),
+            addressing: match plan.addressing {
+                Addressing::RamAddr => "ram_addr",
+                Addressing::Gpa => "gpa",
+            },
             shift_bytes: plan.shift,
             slots: plan.slots.iter().map(|s| slot(s, &block_at)).collect(),
             page_tables: PageTablesSummary {
                 root: plan.tables.root().get(),
                 pages: plan.tables.page_count() as u64,
                 bytes: plan.tables.page_count() as u64 * mirrorvm::addr::PAGE_SIZE,
+            },
+            coverage: CoverageBody {
+                pml4_entries: plan.coverage.pml4_entries,
+                gib_pages: plan.coverage.gib_leaves,
+                mib2_pages: plan.coverage.mib2_leaves,
+                kib4_pages: plan.coverage.kib4_leaves,
+                alias_bytes: plan.coverage.alias_bytes,
+                window_bytes: plan.coverage.window_bytes,
             },
             mappings: plan
                 .mappings
@@ -293,7 +471,16 @@ impl AddressSpacePlan {
                 })
                 .collect(),
             helper: HelperPlace {
-                mirror_gpa: plan.helper_at(0).map_or(0, mirrorvm::addr::MirrorGpa::get),
+                mirror_gpa: plan.helper_at(0).map(MirrorGpa::get),
+                pieces: plan
+                    .helper
+                    .iter()
+                    .map(|h| HelperPieceBody {
+                        offset_bytes: h.offset,
+                        mirror_gpa: h.gpa.get(),
+                        size_bytes: h.len,
+                    })
+                    .collect(),
                 config_offset_bytes: p.config_at,
                 secret_offset_bytes: p.secret_at,
                 workers_offset_bytes: p.workers_at,
@@ -303,12 +490,17 @@ impl AddressSpacePlan {
             mailbox: Mailbox {
                 workers: plan.mailbox.workers,
                 slots: plan.mailbox.slots,
+                mirror_gpa: plan.mailbox_gpa.get(),
                 size_bytes: plan.mailbox.bytes(),
             },
             allowed: plan
-                .allowed
-                .iter()
-                .map(|r| RamRange { ram_addr: r.start(), size_bytes: r.len() })
+                .window()
+                .map(|w| AllowedRange {
+                    ram_addr: w.ram_addr.get(),
+                    size_bytes: w.len,
+                    helper_addr: w.helper_addr,
+                    mirror_gpa: w.gpa.get(),
+                })
                 .collect(),
             unreachable: plan
                 .unreachable
@@ -325,10 +517,10 @@ impl AddressSpacePlan {
 }
 
 fn slot(slot: &mirrorvm::address_space::MirrorSlot, block_at: &impl Fn(u64) -> Option<String>) -> Slot {
-    let (backing, ram_addr) = match slot.backing {
-        SlotBacking::Ram { ram_addr } => ("ram", Some(ram_addr.get())),
-        SlotBacking::Private { .. } => ("private", None),
-        SlotBacking::Mailbox => ("mailbox", None),
+    let (backing, ram_addr, private) = match slot.backing {
+        SlotBacking::Ram { ram_addr } => ("ram", Some(ram_addr.get()), None),
+        SlotBacking::Private { offset } => ("private", None, Some(offset)),
+        SlotBacking::Mailbox => ("mailbox", None, None),
     };
     Slot {
         mirror_gpa: slot.gpa.get(),
@@ -337,12 +529,15 @@ fn slot(slot: &mirrorvm::address_space::MirrorSlot, block_at: &impl Fn(u64) -> O
         backing,
         ram_addr,
         block: ram_addr.and_then(block_at),
+        private_offset_bytes: private,
+        read_only: slot.read_only,
     }
 }
 
 /// The RAM address behind a mirror-physical one.
 fn ram_behind(plan: &MirrorPlan, gpa: u64) -> Option<u64> {
-    let slot = plan.slots.iter().find(|s| gpa >= s.gpa.get() && gpa - s.gpa.get() < s.len)?;
+    let after = plan.slots.partition_point(|s| s.gpa.get() <= gpa);
+    let slot = plan.slots.get(after.checked_sub(1)?).filter(|s| gpa - s.gpa.get() < s.len)?;
     match slot.backing {
         SlotBacking::Ram { ram_addr } => ram_addr.get().checked_add(gpa - slot.gpa.get()),
         SlotBacking::Private { .. } | SlotBacking::Mailbox => None,

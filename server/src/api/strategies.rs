@@ -165,6 +165,8 @@ pub struct StrategyInfo {
     pub unavailable_reason: Option<&'static str>,
     /// What it does.
     pub summary: &'static str,
+    /// What a caller chooses.
+    pub parameters: Vec<StrategyParameter>,
     /// What the helper calls pages by: `ram_addr` or `gpa`.
     #[schema(example = "ram_addr")]
     pub helper_addresses: &'static str,
@@ -174,6 +176,16 @@ pub struct StrategyInfo {
     pub cannot_reach: Vec<&'static str>,
     /// When to choose it.
     pub when_to_use: &'static str,
+}
+
+/// A parameter of a strategy.
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
+pub struct StrategyParameter {
+    /// Its name in the strategy's object.
+    #[schema(example = "shift")]
+    pub name: &'static str,
+    /// What it means, and its values.
+    pub detail: &'static str,
 }
 
 impl StrategyInfo {
@@ -187,6 +199,7 @@ impl StrategyInfo {
             available,
             unavailable_reason: (!available).then_some("this build does not execute the strategy"),
             summary: facts.summary,
+            parameters: facts.parameters.to_vec(),
             helper_addresses: facts.helper_addresses,
             exposes: facts.exposes.to_vec(),
             cannot_reach: facts.cannot_reach.to_vec(),
@@ -202,44 +215,83 @@ impl StrategyInfo {
 
 struct Facts {
     summary: &'static str,
+    parameters: &'static [StrategyParameter],
     helper_addresses: &'static str,
     exposes: &'static [&'static str],
     cannot_reach: &'static [&'static str],
     when_to_use: &'static str,
 }
 
-fn facts(kind: &str) -> Facts {
-    match kind {
-        "shifted" => Facts {
+const SHIFT: StrategyParameter = StrategyParameter {
+    name: "shift",
+    detail: "where RAM appears again: `4gib` (right above the bottom 4 GiB), `max-phys` (the upper half of what the \
+             host's processors can address) or `explicit` with `bytes`, a multiple of 2 MiB from 4 GiB on",
+};
+const VIA: StrategyParameter = StrategyParameter {
+    name: "via",
+    detail: "how the helper's memory is filled: `launch-update` (loaded and measured like firmware; what kernels \
+             allow) or `send-receive` (through the firmware into a context that shares the key; needs a guest policy \
+             without NOSEND and NOKS, and no released KVM lets a mirror do it)",
+};
+
+const fn facts(kind: &str) -> Facts {
+    match kind.as_bytes() {
+        b"shifted" => Facts {
             summary: "The bottom 4 GiB appear one to one; every RAM block also appears at its RAM address plus a shift.",
+            parameters: &[SHIFT],
             helper_addresses: "ram_addr",
             exposes: &[
+                "the guest can write the helper, which lies in the guest's own memory, unless its block is unplugged",
                 "the mirror's slots cover all RAM, the bottom 4 GiB twice",
-                "a helper that lies in plugged RAM can be written by the guest",
+                "a constant decides where RAM is in the mirror: it must keep clear of the C-bit and of reduced address \
+                 bits, which is checked against the host's limits",
             ],
             cannot_reach: &[],
-            when_to_use: "The usual choice: RAM that is unplugged at the moment moves too.",
+            when_to_use: "The usual choice: needs nothing of the guest, and RAM that is unplugged at the moment moves too.",
         },
-        "identity-cbit" => Facts {
-            summary: "The guest's own addresses with the C-bit on every page, and a second mapping without it for shared pages.",
+        b"identity-cbit" => Facts {
+            summary: "The guest's own addresses with the C-bit on every page, and a second mapping without it for the \
+                      pages that are shared on purpose.",
+            parameters: &[],
             helper_addresses: "gpa",
-            exposes: &["the mirror's slots cover the guest's whole address space"],
-            cannot_reach: &["private pages that are not plugged"],
-            when_to_use: "To compare with IBM's prototype, or for guests whose RAM is all plugged.",
+            exposes: &[
+                "the guest can write the helper, which lies in the guest's own memory",
+                "the mirror's slots are the guest's whole physical address space",
+                "two virtual ranges differ in the C-bit alone: what the helper writes through the plain one, the host reads",
+            ],
+            cannot_reach: &[
+                "private RAM that is not plugged (virtio-mem, PCI BARs): a plan names each range as refused",
+                "RAM that is plugged more than 4 GiB above the end of all RAM addresses",
+            ],
+            when_to_use: "To compare with IBM's prototype, for guests whose RAM is all plugged; the only layout that \
+                          SEV-SNP's rules would ever allow, as no page gets a second address.",
         },
-        "declared" => Facts {
+        b"declared" => Facts {
             summary: "The helper declares which of the guest's pages it runs from; the mirror holds those and the RAM window.",
+            parameters: &[],
             helper_addresses: "ram_addr",
-            exposes: &["the guest can write the helper's pages, as they are its own"],
-            cannot_reach: &[],
-            when_to_use: "When the helper is part of the guest's firmware and its place is known to the guest alone.",
+            exposes: &[
+                "the guest can write the helper's pages, as they are its own",
+                "the guest decides where the helper lies in the mirror; the host checks every tuple and admits the \
+                 helper's own block alone",
+                "the mirror's slots cover all RAM once, and nothing else of the guest's address space but what was declared",
+            ],
+            cannot_reach: &[
+                "a helper that has not declared itself: there is no plan until the guest is ready",
+            ],
+            when_to_use: "When the helper is part of the guest's firmware, in pieces whose places are known to the guest alone.",
         },
         _ => Facts {
-            summary: "The helper's own memory is private to the mirror; only the RAM window is shared.",
+            summary: "The helper's own memory is private to the mirror, high in its physical space; RAM is shared at its RAM address.",
+            parameters: &[VIA],
             helper_addresses: "ram_addr",
-            exposes: &[],
+            exposes: &[
+                "the host chooses the helper: the guest's owner has its measurement to check",
+                "the helper's memory is in no slot of the guest, so the guest's VM has to register it, or it is not pinned",
+                "the mirror's slots cover all RAM once, at its RAM address",
+            ],
             cannot_reach: &[],
-            when_to_use: "When the guest must not be able to write the helper.",
+            when_to_use: "When the guest must not be able to write the helper: the best separation on SEV and SEV-ES.",
         },
     }
 }

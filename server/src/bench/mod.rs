@@ -5,6 +5,7 @@
 
 mod create;
 mod migrate;
+mod plan;
 mod seal;
 mod setting;
 
@@ -35,6 +36,8 @@ enum Scenario {
     Seal,
     /// Mirror creation up to "helper ready" against the raw KVM calls.
     Create,
+    /// Plans, page tables, translations and encryption status of guests up to 1 TiB.
+    Plan,
     /// A running guest over loopback between two hosts, every page compared.
     Migrate,
 }
@@ -63,13 +66,14 @@ type BenchError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Runs what was asked for and prints it.
 pub(crate) fn run(args: &BenchArgs) -> Result<(), BenchError> {
-    let all = [Scenario::Seal, Scenario::Create, Scenario::Migrate];
+    let all = [Scenario::Seal, Scenario::Create, Scenario::Plan, Scenario::Migrate];
     let wanted: &[Scenario] = if args.scenarios.is_empty() { &all } else { &args.scenarios };
     let mut rows = Vec::new();
     for scenario in wanted {
         rows.extend(match scenario {
             Scenario::Seal => seal::measure(args)?,
             Scenario::Create => create::measure(args)?,
+            Scenario::Plan => plan::measure(args)?,
             Scenario::Migrate => migrate::measure(args)?,
         });
     }
@@ -80,9 +84,9 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), BenchError> {
         return Ok(());
     }
     writeln!(out, "{conditions}\n")?;
-    writeln!(out, "{:<58} {:>9} {:>9} {:>9}  unit", "", "min", "median", "max")?;
+    writeln!(out, "{:<68} {:>9} {:>9} {:>9}  unit", "", "min", "median", "max")?;
     for r in &rows {
-        writeln!(out, "{:<58} {:>9.2} {:>9.2} {:>9.2}  {}", r.name, r.min, r.median, r.max, r.unit)?;
+        writeln!(out, "{:<68} {:>9.2} {:>9.2} {:>9.2}  {}", r.name, r.min, r.median, r.max, r.unit)?;
     }
     Ok(())
 }

@@ -5,121 +5,119 @@
 //! the logarithm of its size, and a gap is a dotted strip that names its size.
 
 mod bar;
+mod pieces;
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 
-use mirrorvm::address_space::{BlockRole, GuestLayout, MirrorPlan, Purpose, SlotBacking};
+use mirrorvm::address_space::{GuestLayout, MirrorPlan, Strategy};
 
-use crate::api::layout::purpose_name;
-use bar::{Bar, Piece};
+use bar::Bar;
+use pieces::{Band, LEGEND};
 
 /// The media type of drawings.
 pub const SVG: &str = "image/svg+xml";
 
-const TOP: f64 = 96.0;
-const BAR_WIDTH: f64 = 200.0;
+const TOP: f64 = 118.0;
+const BAR_WIDTH: f64 = 230.0;
 const BARS: [f64; 3] = [30.0, 430.0, 830.0];
-const WIDTH: f64 = 1060.0;
+const WIDTH: f64 = 1090.0;
 
 const STYLE: &str = "text{font:12px ui-monospace,Menlo,Consolas,monospace;fill:#1b1f24}\
     .h{font:600 15px system-ui,sans-serif}.s{font:12px system-ui,sans-serif;fill:#57606a}\
     .a{font-size:10.5px;fill:#57606a}.g{fill:none;stroke:#afb8c1;stroke-dasharray:2 4}\
-    .p{stroke:#1b1f24;stroke-width:1}.ram{fill:#b6d7ff}.helper{fill:#ffd8a8}.mailbox{fill:#d8f5c8}\
-    .low{fill:#d0c8ff}.b{fill-opacity:.22;stroke-opacity:.55;stroke-width:.8}\
-    .b.ram{stroke:#2f6fd0}.b.helper{stroke:#c2690a}.b.low{stroke:#5b45c9}";
+    .p{stroke:#1b1f24;stroke-width:1}.ram{fill:#b6d7ff}.low{fill:#d0c8ff}.vmsa{fill:#f6c6ea}\
+    .helper{fill:#ffd8a8}.code{fill:#ffb454}.private{fill:#f08c4a}.mailbox{fill:#d8f5c8}\
+    .off{fill:#e4eefb;stroke-dasharray:5 3}.out{fill:#ececec;stroke-dasharray:5 3}\
+    .b{fill-opacity:.22;stroke-opacity:.55;stroke-width:.8}\
+    .b.ram{stroke:#2f6fd0}.b.helper,.b.code{stroke:#c2690a}.b.low{stroke:#5b45c9}.b.vmsa{stroke:#b02a8f}";
 
 /// The drawing of `plan` for a guest called `name`.
 pub fn layout(plan: &MirrorPlan, layout: &GuestLayout, name: &str) -> String {
-    let guest = Bar::new(guest_pieces(layout), TOP);
-    let ram = Bar::new(ram_pieces(layout), TOP);
-    let mirror = Bar::new(mirror_pieces(plan, layout), TOP);
-    let height = [&guest, &ram, &mirror].iter().map(|b| b.bottom()).fold(TOP, f64::max) + 62.0;
+    let guest = Bar::new(pieces::guest(layout), TOP);
+    let ram = Bar::new(pieces::ram(plan, layout), TOP);
+    let mirror = Bar::new(pieces::mirror(plan, layout), TOP);
+    let classes: HashSet<&str> = [&guest, &ram, &mirror].iter().flat_map(|b| b.classes()).collect();
+    let entries: Vec<_> = LEGEND.iter().filter(|(class, _)| classes.contains(class)).collect();
+    let bottom = [&guest, &ram, &mirror].iter().map(|b| b.bottom()).fold(TOP, f64::max);
+    let height = bottom + 40.0 + 22.0 * entries.len().div_ceil(3) as f64;
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height:.0}\" width=\"{WIDTH}\" \
          height=\"{height:.0}\" role=\"img\"><title>Address space of a mirror of {name}</title>\
          <style>{STYLE}</style><rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>",
         name = escape(name),
     );
+    text(&mut svg, (BARS[0], 28.0), "h", &heading(plan, name));
+    for (y, line) in [48.0, 66.0].into_iter().zip(pieces::facts(plan)) {
+        text(&mut svg, (BARS[0], y), "s", &line);
+    }
     let titles = ["guest-physical", "RAM (RamAddr)", "mirror-physical"];
-    let heading = format!("{}: strategy {}, shift {}", name, plan.strategy.name(), size(plan.shift));
-    text(&mut svg, (BARS[0], 28.0), "h", &heading);
-    text(&mut svg, (BARS[0], 47.0), "s", "addresses grow downwards; heights are logarithmic, gaps are cut");
     for (x, title) in BARS.iter().zip(titles) {
         text(&mut svg, (*x, TOP - 14.0), "h", title);
     }
     // Bands first: bars and their text lie on top.
-    for (block, plug) in layout.plugged() {
-        let from = guest.span(plug.gpa.get(), plug.len);
-        let to = ram.span(block.ram_addr.get() + plug.offset, plug.len);
-        band(&mut svg, (BARS[0] + BAR_WIDTH, from), (BARS[1], to), class_of(block.role));
-    }
-    for slot in &plan.slots {
-        if let SlotBacking::Ram { ram_addr } = slot.backing {
-            let from = ram.span(ram_addr.get(), slot.len);
-            let to = mirror.span(slot.gpa.get(), slot.len);
-            let class = mirror_class(slot.purpose, ram_addr.get(), layout);
-            band(&mut svg, (BARS[1] + BAR_WIDTH, from), (BARS[2], to), class);
-        }
-    }
+    let (left, right) = (pieces::guest_bands(layout), pieces::mirror_bands(plan, layout));
+    bands(&mut svg, &left, (&guest, BARS[0] + BAR_WIDTH), (&ram, BARS[1]), |b| (b.address, b.ram));
+    bands(&mut svg, &right, (&ram, BARS[1] + BAR_WIDTH), (&mirror, BARS[2]), |b| (b.ram, b.address));
     for (x, bar) in BARS.iter().zip([&guest, &ram, &mirror]) {
         bar.draw(&mut svg, *x, BAR_WIDTH);
     }
-    legend(&mut svg, height - 26.0);
+    legend(&mut svg, &entries, bottom + 36.0);
     svg.push_str("</svg>\n");
     svg
 }
 
-fn guest_pieces(layout: &GuestLayout) -> Vec<Piece> {
-    let plugged = layout.plugged().into_iter();
-    plugged.map(|(b, p)| Piece::new(p.gpa.get(), p.len, b.name.clone(), class_of(b.role))).collect()
-}
-
-fn ram_pieces(layout: &GuestLayout) -> Vec<Piece> {
-    let piece = |b: &mirrorvm::address_space::RamBlock| {
-        let note = if b.plugs.is_empty() { " (unplugged)" } else { "" };
-        Piece::new(b.ram_addr.get(), b.size, format!("{}{note}", b.name), class_of(b.role))
+fn heading(plan: &MirrorPlan, name: &str) -> String {
+    let more = match plan.strategy {
+        Strategy::Shifted { .. } => format!(", shift {}", size(plan.shift)),
+        Strategy::IdentityCbit if plan.confidentiality.is_encrypted() => {
+            ", C-bit on every private page".into()
+        }
+        Strategy::IdentityCbit => ", no C-bit here".into(),
+        Strategy::Declared => format!(", {} pieces, window at {}", plan.helper.len(), size(plan.shift)),
+        Strategy::PspCopied { .. } => ", helper private to the mirror".into(),
     };
-    layout.blocks().iter().map(piece).collect()
+    format!("{name}: strategy {}{more}", plan.strategy.name())
 }
 
-fn mirror_pieces(plan: &MirrorPlan, layout: &GuestLayout) -> Vec<Piece> {
-    let piece = |s: &mirrorvm::address_space::MirrorSlot| {
-        let (class, label) = match s.backing {
-            SlotBacking::Ram { ram_addr } => {
-                let block = layout.blocks().iter().find(|b| b.ram_range().contains(ram_addr.get()));
-                let block = block.map_or("", |b| b.name.as_str());
-                (
-                    mirror_class(s.purpose, ram_addr.get(), layout),
-                    format!("{}: {block}", purpose_name(s.purpose)),
-                )
+/// Bands between two bars, neighbours of one kind as one. `sides` says which address of a band belongs to which bar.
+fn bands(
+    svg: &mut String,
+    list: &[Band],
+    left: (&Bar, f64),
+    right: (&Bar, f64),
+    sides: impl Fn(&Band) -> (u64, u64),
+) {
+    // Closer than what an eye tells apart.
+    const CLOSE: f64 = 0.75;
+    let mut open: Option<(&str, (f64, f64), (f64, f64))> = None;
+    for b in list {
+        let (from, to) = sides(b);
+        let (Some(l), Some(r)) = (left.0.span(from, b.len), right.0.span(to, b.len)) else { continue };
+        match &mut open {
+            Some((class, (_, l1), (_, r1)))
+                if *class == b.class
+                    && (l.0 - *l1).abs() < CLOSE
+                    && (r.0 - *r1).abs() < CLOSE
+                    && list.len() > 64 =>
+            {
+                (*l1, *r1) = (l.1, r.1);
             }
-            SlotBacking::Private { .. } => ("helper", purpose_name(s.purpose).to_owned()),
-            SlotBacking::Mailbox => ("mailbox", "mailbox".to_owned()),
-        };
-        Piece::new(s.gpa.get(), s.len, label, class)
-    };
-    plan.slots.iter().map(piece).collect()
-}
-
-const fn class_of(role: BlockRole) -> &'static str {
-    match role {
-        BlockRole::Ram | BlockRole::Vmsa => "ram",
-        BlockRole::Helper => "helper",
+            _ => {
+                if let Some((class, l, r)) = open.replace((b.class, l, r)) {
+                    band(svg, (left.1, l), (right.1, r), class);
+                }
+            }
+        }
     }
-}
-
-fn mirror_class(purpose: Purpose, ram_addr: u64, layout: &GuestLayout) -> &'static str {
-    let block = layout.blocks().iter().find(|b| b.ram_range().contains(ram_addr));
-    match block.map(|b| b.role) {
-        Some(BlockRole::Helper) => "helper",
-        _ if purpose == Purpose::LowWindow => "low",
-        _ => "ram",
+    if let Some((class, l, r)) = open {
+        band(svg, (left.1, l), (right.1, r), class);
     }
 }
 
 /// A band from the right edge of one bar to the left edge of the next; each side has an x and a span of y.
-fn band(svg: &mut String, left: (f64, Option<(f64, f64)>), right: (f64, Option<(f64, f64)>), class: &str) {
-    let (x0, Some((a0, a1)), x1, Some((b0, b1))) = (left.0, left.1, right.0, right.1) else { return };
+fn band(svg: &mut String, left: (f64, (f64, f64)), right: (f64, (f64, f64)), class: &str) {
+    let ((x0, (a0, a1)), (x1, (b0, b1))) = (left, right);
     let middle = f64::midpoint(x0, x1);
     // Writing to a String does not fail.
     let _ = write!(
@@ -129,22 +127,16 @@ fn band(svg: &mut String, left: (f64, Option<(f64, f64)>), right: (f64, Option<(
     );
 }
 
-fn legend(svg: &mut String, y: f64) {
-    let entries = [
-        ("ram", "RAM"),
-        ("low", "RAM again, bottom 4 GiB one to one"),
-        ("helper", "the helper's block"),
-        ("mailbox", "mailbox (host memory)"),
-    ];
-    let mut x = BARS[0];
-    for (class, label) in entries {
+/// Three columns under the bars, of what occurs.
+fn legend(svg: &mut String, entries: &[&(&str, &str)], y: f64) {
+    for (i, (class, label)) in entries.iter().enumerate() {
+        let (x, y) = (BARS[i % 3], y + 22.0 * (i / 3) as f64);
         let _ = write!(
             svg,
             "<rect class=\"p {class}\" x=\"{x}\" y=\"{}\" width=\"14\" height=\"14\"/>",
             y - 11.0
         );
         text(svg, (x + 20.0, y), "s", label);
-        x += 60.0 + label.len() as f64 * 6.6;
     }
 }
 

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use mirrorvm::host::{GuestAction, GuestSpec, PlanOptions};
+use mirrorvm::host::{GuestAction, GuestSpec, HostError, PlanOptions};
 
 use super::{IfMatchParam, IfNoneMatchParam, PageParams, WaitParams};
 use crate::api::guests::{Console, Guest, GuestCreate, GuestList};
@@ -227,7 +227,12 @@ pub async fn plan(
 ) -> Result<Json<AddressSpacePlan>, Problem> {
     let host = state.host()?;
     let layout = host.guest(&key)?.layout;
-    let options = PlanOptions { limits: body.host_limits.map(Into::into), ..PlanOptions::default() };
+    let options = PlanOptions {
+        limits: body.host_limits.map(Into::into),
+        declaration: body.declared().map_err(|refusal| HostError::PlanRefused(vec![refusal]))?,
+        confidentiality: body.confidentiality.map(Into::into),
+        read_only_text: body.read_only_text,
+    };
     let plan = host.plan(&key, body.strategy.into(), body.workers, &options)?;
     Ok(Json(AddressSpacePlan::new(&plan, &layout)))
 }
