@@ -3,8 +3,8 @@
 //!
 //! Layers, lower ones know nothing of higher ones:
 //! `addr < pages < memory < hypervisor < guest < mirror < migration < host`. `address_space` is pure and uses
-//! `addr` alone; `sev`, `transport`, `store` and `qemu` stand beside. `unsafe` is in `hypervisor::kvm` and one madvise
-//! in `memory`.
+//! `addr` alone; `sev`, `transport`, `store` and `qemu` stand beside. `unsafe` is in `hypervisor::kvm`, `sev::kernel` and one
+//! madvise in `memory`.
 
 pub mod addr;
 pub mod address_space;

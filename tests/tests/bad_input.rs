@@ -150,7 +150,7 @@ fn guests_that_cannot_be() {
         ("/driver", Some(json!("embedded")), vec!["/driver wrong_type".into()]),
         ("/driver", Some(json!({})), vec!["/driver/kind missing".into()]),
         ("/driver/kind", Some(json!("xen")), vec!["/driver/kind unknown_value".into()]),
-        ("/driver/kind", Some(json!("emulated")), vec!["/driver/kind unknown_value".into()]),
+        ("/driver/kind", Some(json!("xen")), vec!["/driver/kind unknown_value".into()]),
         ("/driver/vcpus", Some(json!(0)), vec!["/driver/vcpus out_of_range".into()]),
         ("/driver/vcpus", Some(json!(17)), vec!["/driver/vcpus out_of_range".into()]),
         ("/driver/vcpus", Some(json!(-1)), vec!["/driver/vcpus out_of_range".into()]),
@@ -561,29 +561,15 @@ fn mirrors_plans_migrations_and_hosts_that_cannot_be() {
             target,
             base,
             "/strategy",
-            Some(explicit(json!(2 << 20))),
+            Some(explicit(json!(1 << 30))),
             422,
             "plan_refused",
             "/strategy shift_too_low",
         );
-        add(
-            target,
-            base,
-            "/strategy",
-            Some(json!({"kind": "identity-cbit"})),
-            422,
-            "plan_refused",
-            "/strategy strategy_unavailable",
-        );
-        add(
-            target,
-            base,
-            "/strategy",
-            Some(json!({"kind": "declared"})),
-            422,
-            "plan_refused",
-            "/strategy strategy_unavailable",
-        );
+        let sent = json!({"kind": "psp-copied", "via": "send-receive"});
+        add(target, base, "/strategy", Some(sent), 501, "capability_missing", "");
+        let via = json!({"kind": "psp-copied", "via": "post"});
+        add(target, base, "/strategy", Some(via), 422, INVALID, "/strategy/via unknown_value");
     }
     add("/v1/mirrors", &mirror, "/guest", Some(json!("nope")), 404, "not_found", "");
     add("/v1/mirrors", &mirror, "/guest", Some(json!(7)), 422, INVALID, "/guest wrong_type");
@@ -629,7 +615,7 @@ fn mirrors_plans_migrations_and_hosts_that_cannot_be() {
     add(target, &migration, "/destination/host", Some(json!("nope")), 404, "not_found", "");
     let gone = json!({"kind": "existing", "mirror": "0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11"});
     add(target, &migration, "/mirror", Some(gone), 404, "not_found", "");
-    let low = json!({"kind": "template", "strategy": explicit(json!(0))});
+    let low = json!({"kind": "template", "strategy": explicit(json!(1 << 30))});
     add(target, &migration, "/mirror", Some(low), 422, "plan_refused", "/strategy shift_too_low");
     let target = "/v1/hosts";
     let host = with(&host, "/name", Some(json!("c")));
@@ -670,7 +656,7 @@ fn helper_images_that_are_none_are_refused() {
     assert!(matches!(patched(0, &[0]), HeaderError::NotAHelper));
     assert!(matches!(patched(16, &2u32.to_le_bytes()), HeaderError::HeaderVersion { version: 2 }));
     let abi = |min: u32, max: u32| patched(24, &[min.to_le_bytes(), max.to_le_bytes()].concat());
-    for (min, max) in [(2, 3), (0, 0), (2, 1), (u32::MAX, u32::MAX)] {
+    for (min, max) in [(3, 4), (0, 0), (0, 1), (2, 1), (u32::MAX, u32::MAX)] {
         let got = abi(min, max);
         assert!(matches!(got, HeaderError::Abi { min: m, max: n } if (m, n) == (min, max)), "{got}");
     }

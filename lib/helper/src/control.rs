@@ -19,6 +19,9 @@ use crate::shared::{Control, OpenStream, PAGES, Role, Session, Stream, exported_
 use crate::worker::Outcome;
 use crate::{Env, PageMaps, Region, Worker};
 
+/// A destination that has taken its guest over.
+const COMMITTED: Role = Role::Destination(DestinationOp::LiveImport);
+
 type Guards<'a> = [Option<MutexGuard<'a, Stream>>; WORKERS_MAX as usize];
 
 impl<E: Env> Worker<'_, E> {
@@ -60,7 +63,7 @@ impl<E: Env> Worker<'_, E> {
     fn hello(&mut self, session: &mut Session, at: usize) -> Result<u32, Status> {
         let idle =
             matches!(session.role, Role::Source(SourceOp::Running) | Role::Destination(DestinationOp::Idle));
-        if !idle || session.control.is_some() {
+        if !(idle && session.control.is_none() || session.role == COMMITTED) {
             return Err(Status::WrongState);
         }
         let mut nonce = [0; 32];
@@ -92,6 +95,11 @@ impl<E: Env> Worker<'_, E> {
                 Role::Source(op.step(SourceEvent::Begin).map_err(|_| Status::WrongState)?)
             }
             (Role::Source(SourceOp::Running), false) => Role::Destination(DestinationOp::MemoryImport),
+            // The guest came here and was committed: it runs here, and may leave again through this helper, which an
+            // SEV-ES guest has no other of.
+            (COMMITTED, true) => {
+                Role::Source(SourceOp::Running.step(SourceEvent::Begin).map_err(|_| Status::WrongState)?)
+            }
             (Role::Source(_), false) | (Role::Destination(_), _) => return Err(Status::WrongState),
         };
         let secret = self.env.secret().ok_or(Status::NoSecret)?;

@@ -977,6 +977,26 @@ fn a_destination_that_was_used_stays_used() {
 }
 
 #[test]
+fn a_guest_that_was_committed_may_leave_again_and_nobody_else_arrives() {
+    let setup = Setup::default();
+    let mut pair = Pair::new(&setup);
+    let records = pair.source.export(0, 1, &setup.allowed.pages()).unwrap();
+    pair.destination.import(0, 1, &records).unwrap();
+    pair.hand_over();
+    pair.destination.token(Op::Commit, &[]);
+    let other = pair.destination.hello();
+    for source in [false, true] {
+        let begin = Begin { source, fresh: false, session: [9; 16], peer_nonce: other, ..pair.begin };
+        let expected = if source { Ok(()) } else { Err(Status::WrongState) };
+        assert_eq!(pair.destination.control(Op::Begin, &begin.encode()).map(|_| ()), expected, "{source}");
+    }
+    // A source now: it exports, and the old session's tokens are not minted any more.
+    pair.destination.export(0, 1, &[setup.allowed.pages()[0]]).unwrap();
+    assert_eq!(pair.destination.control(Op::Commit, &[]), Err(Status::WrongState));
+    assert_eq!(pair.destination.control(Op::Abort, &[]), Err(Status::WrongState));
+}
+
+#[test]
 fn start_comes_once_complete_and_paused() {
     let setup = Setup::default();
     let mut pair = Pair::new(&setup);

@@ -4,7 +4,8 @@
 //! status sets it. It may clear it again: Linux does when a CPU goes offline, and (2026) does not set it again when the
 //! CPU returns. So readiness is read again at every use, and a loss of it is explained.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -66,6 +67,7 @@ pub struct CarriedReadiness {
 #[derive(Debug)]
 pub struct MigrationControl {
     state: Mutex<Readiness>,
+    changed: Condvar,
 }
 
 impl MigrationControl {
@@ -73,12 +75,19 @@ impl MigrationControl {
     pub fn new(encrypted: bool) -> Self {
         let reason = if encrypted { ReadinessReason::NotYet } else { ReadinessReason::NotEncrypted };
         let state = Readiness { ready: !encrypted, reason, declaration: None, refusals: Vec::new() };
-        Self { state: Mutex::new(state) }
+        Self { state: Mutex::new(state), changed: Condvar::new() }
     }
 
     /// A snapshot.
     pub fn readiness(&self) -> Readiness {
         self.lock().clone()
+    }
+
+    /// Waits until the guest has written the MSR, but not for long: whether it does is its own affair.
+    pub fn await_word(&self, patience: Duration) {
+        let silent =
+            |r: &mut Readiness| matches!(r.reason, ReadinessReason::NotEncrypted | ReadinessReason::NotYet);
+        drop(self.changed.wait_timeout_while(self.lock(), patience, silent));
     }
 
     /// The guest wrote 1. `declare` gives what its helper declared; it is asked only while nothing is frozen, so that a
@@ -95,6 +104,7 @@ impl MigrationControl {
             }
         }
         (state.ready, state.reason) = (true, ReadinessReason::Announced);
+        self.changed.notify_all();
     }
 
     /// The guest wrote 0.

@@ -75,6 +75,10 @@ impl LaunchedHelper {
     pub fn check_via(&self, via: PspVia) -> Result<(), &'static str> {
         match via {
             PspVia::LaunchUpdate => Ok(()),
+            PspVia::SendReceive if self.es => Err(
+                "with SEV-ES the mirror is made during the launch, and firmware sends running guests only; KVM has no \
+                 RECEIVE_UPDATE_VMSA for its vCPUs either",
+            ),
             PspVia::SendReceive if !self.platform.is_modelled() => Err(
                 "KVM refuses RECEIVE commands on a VM that shares another's context, and copying a context into a VM                  that has one (sev_vm_copy_enc_context_from, is_cmd_allowed_from_mirror)",
             ),
@@ -174,6 +178,11 @@ pub trait Machine: Send {
 
     /// Whether the guest says that it can be migrated.
     fn migration_control(&self) -> &Arc<MigrationControl>;
+
+    /// Whether a guest of this machine writes MSR_KVM_MIGRATION_CONTROL as soon as it runs.
+    fn announces_itself(&self) -> bool {
+        false
+    }
 
     /// The secret that its helper's keys come from. The host makes and holds it: at protection level `none` because
     /// there is nobody else, at the others because this build plays the guest's owner too.

@@ -41,6 +41,7 @@ impl Host {
         if inner.kvm.is_ok() {
             drivers.push("embedded");
         }
+        drivers.push("emulated");
         if qemu.is_some() {
             drivers.push("qemu");
         }
@@ -49,7 +50,7 @@ impl Host {
             kvm_api_version: inner.kvm.as_ref().ok().map(KvmHost::api_version),
             kvm_caps: inner.kvm.as_ref().map(KvmHost::capabilities).unwrap_or_default(),
             limits: inner.limits(),
-            strategies: vec!["shifted"],
+            strategies: vec!["shifted", "identity-cbit", "declared", "psp-copied"],
             helper_abi: (inner.image.header().abi_min, inner.image.header().abi_max),
             helper_measurement: inner.image.measurement(),
             protocol_versions: PROTOCOL_VERSIONS.to_vec(),

@@ -19,12 +19,15 @@ use super::{
 };
 use crate::addr::Gpa;
 use crate::guest::lifecycle::Event;
-use crate::guest::{Machine, MachineEnd, MachineError, PlugError};
+use crate::guest::{Machine, MachineEnd, MachineError, PlugError, Readiness};
 use crate::mirror::Mirror;
 use crate::store::Kind;
 
 /// Messages that wait at most; more make senders wait.
 const QUEUE: usize = 32;
+
+/// How long a guest that starts may take to say that it can be migrated.
+const FIRST_WORD: std::time::Duration = std::time::Duration::from_secs(3);
 
 type Reply<T> = oneshot::Sender<Result<T, HostError>>;
 
@@ -106,6 +109,8 @@ struct Owner {
     machine: Option<Box<dyn Machine>>,
     mirrors: HashMap<Uuid, Mirror>,
     lent: Option<Uuid>,
+    /// The guest's readiness as of the last generation.
+    shown: Option<Readiness>,
 }
 
 /// Starts the task of a guest in `state`.
@@ -119,6 +124,7 @@ pub(super) fn spawn(inner: &Arc<Inner>, record: GuestRecord, state: GuestState) 
         machine: None,
         mirrors: HashMap::new(),
         lent: None,
+        shown: None,
     };
     inner.runtime.spawn(owner.run(receiver));
     entry
@@ -163,7 +169,9 @@ impl Owner {
                 let _ = reply.send(self.delete_mirror(id));
             }
             Command::Touch => {
-                self.publish(|_| {});
+                if self.entry.readiness() != self.shown {
+                    self.publish(|_| {});
+                }
             }
             Command::Replug { block, gpa, reply } => {
                 let _ = reply.send(self.replug(&block, gpa));
@@ -263,6 +271,10 @@ impl Owner {
                     self.keep_mirror(mirror);
                 }
                 let resumed = machine.resume();
+                if resumed.is_ok() && machine.announces_itself() {
+                    // So that who sees it running sees it ready, too.
+                    machine.migration_control().await_word(FIRST_WORD);
+                }
                 self.entry.attach(machine.as_ref());
                 self.machine = Some(machine);
                 match resumed {
@@ -569,6 +581,7 @@ impl Owner {
             tracing::error!(%error, "a guest's record could not be stored");
         }
         self.entry.show(record.clone());
+        self.shown = self.entry.readiness();
         self.inner.changed();
         record
     }

@@ -76,7 +76,7 @@ impl Inner {
         identity: Identity,
         kvm: Result<KvmHost, String>,
     ) -> Self {
-        let emulated = EmulatedHost::without_sev();
+        let emulated = EmulatedHost::new(ModelPlatform::new());
         let kvm_limits = kvm.as_ref().map_or(NO_KVM, Hypervisor::limits);
         let plain = |limits: HostLimits| HostLimits { c_bit: None, ..limits };
         let limits = KnownLimits {

@@ -21,6 +21,7 @@ use crate::memory::{GuestRam, MemoryError};
 use crate::mirror::{HelperSource, Mirror, MirrorError};
 use crate::pages::PageSet;
 use crate::qemu;
+use crate::sev::Policy;
 
 /// Slots of a worker: the helper seals one batch, one is being sent, and there is room.
 const SLOTS: u32 = 4;
@@ -312,6 +313,7 @@ impl Inner {
     ) -> Result<MirrorPlan, HostError> {
         let record = entry.record();
         let driver = &record.spec.driver;
+        self.check_strategy(driver, strategy)?;
         // Of a guest that runs, what it declared; of one that does not, what the reference guest is going to declare.
         let known = || match (entry.readiness(), driver) {
             (Some(readiness), _) => readiness.declaration.as_deref().cloned(),
@@ -332,6 +334,38 @@ impl Inner {
         })
     }
 
+    /// Whether a guest of this driver can have a mirror of this strategy at all, whatever its layout.
+    pub fn check_strategy(&self, driver: &DriverSpec, strategy: Strategy) -> Result<(), HostError> {
+        if !matches!(strategy, Strategy::PspCopied { via: PspVia::SendReceive }) {
+            return Ok(());
+        }
+        let cannot = |why: &str| {
+            let why = why.to_owned();
+            Err(HostError::CapabilityMissing { what: "psp-copied by send-receive", why })
+        };
+        match (driver, driver.sev()) {
+            (_, None) => {
+                cannot("the guest is not encrypted: there is no context that firmware could send from")
+            }
+            (_, Some(sev)) if sev.es => cannot(
+                "with SEV-ES the mirror is made during the launch, and firmware sends running guests only",
+            ),
+            (DriverSpec::Emulated { .. }, Some(sev)) if sev.policy.has(Policy::NOKS) => {
+                let why = "NOKS: the firmware does not share the guest's key with another guest".to_owned();
+                Err(HostError::PolicyForbids { why })
+            }
+            (DriverSpec::Emulated { .. }, Some(sev)) if sev.policy.has(Policy::NOSEND) => {
+                let why = "NOSEND: the firmware refuses SEND_START".to_owned();
+                Err(HostError::PolicyForbids { why })
+            }
+            (DriverSpec::Emulated { .. }, Some(_)) => Ok(()),
+            (DriverSpec::Embedded { .. } | DriverSpec::Qemu { .. }, Some(_)) => cannot(
+                "KVM refuses RECEIVE commands on a VM that shares another's context, and copying a context into a VM that \
+                 has one; use launch-update",
+            ),
+        }
+    }
+
     /// Plans for a guest that is about to arrive.
     pub fn plan_arrival(
         &self,
@@ -341,6 +375,7 @@ impl Inner {
         workers: u32,
         declaration: Option<&Declaration>,
     ) -> Result<MirrorPlan, HostError> {
+        self.check_strategy(driver, strategy)?;
         self.plan_request(self.request(driver, layout, strategy, workers, declaration))
     }
 
@@ -370,6 +405,7 @@ impl Inner {
         launching: bool,
     ) -> Result<Mirror, HostError> {
         let driver = &record.spec.driver;
+        self.check_strategy(driver, strategy)?;
         let hypervisor = self.hypervisor(driver)?;
         let layout = machine.ram().layout();
         let live = machine.migration_control().readiness().declaration;

@@ -8,7 +8,7 @@ use super::{
     DriverSpec, FieldError, GuestSpec, HostError, Labels, MigrationSpec, MirrorSpec, PeerSpec, SevSpec,
 };
 use crate::addr::PAGE_SIZE;
-use crate::address_space::{GuestLayout, LayoutError};
+use crate::address_space::{GuestLayout, LayoutError, PspVia, Strategy};
 use crate::sev::Policy;
 
 /// vCPUs and workers that one guest or mirror may have.
@@ -66,6 +66,11 @@ fn check_sev(sev: &SevSpec, errors: &mut Vec<FieldError>) {
     if sev.policy.has(Policy::ES) != sev.es {
         let detail = format!("policy {policy:#x} and es {} contradict each other (bit 2 is ES)", sev.es);
         errors.push(FieldError::new("/driver/sev/es", "contradiction", detail));
+    }
+    if sev.es && matches!(sev.mirror.strategy, Strategy::PspCopied { via: PspVia::SendReceive }) {
+        let detail = "with SEV-ES the mirror is made during the launch, and firmware sends running guests only; KVM has \
+                      no RECEIVE_UPDATE_VMSA for its vCPUs either";
+        errors.push(FieldError::new("/driver/sev/mirror/strategy", "impossible", detail));
     }
     if !(1..=CPUS_MAX).contains(&sev.mirror.workers) {
         let detail = format!("{} is not 1 to {CPUS_MAX}", sev.mirror.workers);

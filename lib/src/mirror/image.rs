@@ -4,7 +4,7 @@ use mirrorvm_abi::header::{FILE_MAX, Header, HeaderError};
 use ring::digest;
 
 /// A helper image with its facts.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct HelperImage {
     bytes: std::borrow::Cow<'static, [u8]>,
     header: Header,
@@ -13,6 +13,12 @@ pub struct HelperImage {
 
 /// The image that the build script made.
 static BUILT_IN: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/mirrorvm-helper.bin"));
+
+impl std::fmt::Debug for HelperImage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HelperImage").field("header", &self.header).finish_non_exhaustive()
+    }
+}
 
 impl HelperImage {
     /// The image that belongs to this build.

@@ -181,4 +181,21 @@ mod tests {
             assert!(bad.check().is_err(), "byte {at}");
         }
     }
+    proptest::proptest! {
+        #[test]
+        fn bytes_from_anywhere_are_answered(
+            mut bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..CERTIFICATE_BYTES + 2),
+            whole: bool, head: bool,
+        ) {
+            if whole {
+                bytes.resize(CERTIFICATE_BYTES, 0);
+            }
+            if whole && head {
+                let good = DhKey::generate(&mut Random::seeded(3));
+                bytes[..X_AT].copy_from_slice(&good.certificate().0[..X_AT]);
+            }
+            // A random point is on the curve once in 2^384.
+            proptest::prop_assert!(PdhCert(bytes).check().is_err());
+        }
+    }
 }

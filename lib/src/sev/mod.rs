@@ -6,6 +6,8 @@
 
 mod certificate;
 pub mod copy;
+mod error;
+pub mod kernel;
 pub mod model;
 pub mod owner;
 mod random;
@@ -17,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 pub use certificate::CERTIFICATE_BYTES;
 pub use copy::CopyRefusal;
+pub use error::{FirmwareError, SevError};
 pub use owner::GuestOwner;
 pub use session::{COMPRESSED, HEADER_BYTES, MEASUREMENT_BYTES, SESSION_BYTES};
 
@@ -75,101 +78,6 @@ pub struct GuestStatus {
     pub policy: Policy,
     /// Where it is.
     pub state: GuestState,
-}
-
-/// Firmware error codes (SEV API, table 4: status codes).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
-#[error("SEV firmware status {self:?} ({:#x})", *self as u16)]
-#[expect(missing_docs, reason = "the names are the specification's")]
-#[repr(u16)]
-pub enum FirmwareError {
-    InvalidPlatformState = 0x01,
-    InvalidGuestState = 0x02,
-    InvalidConfig = 0x03,
-    InvalidLength = 0x04,
-    AlreadyOwned = 0x05,
-    InvalidCertificate = 0x06,
-    PolicyFailure = 0x07,
-    Inactive = 0x08,
-    InvalidAddress = 0x09,
-    BadSignature = 0x0a,
-    BadMeasurement = 0x0b,
-    AsidOwned = 0x0c,
-    InvalidAsid = 0x0d,
-    WbinvdRequired = 0x0e,
-    DfFlushRequired = 0x0f,
-    InvalidGuest = 0x10,
-    InvalidCommand = 0x11,
-    Active = 0x12,
-    HwErrorPlatform = 0x13,
-    HwErrorUnsafe = 0x14,
-    Unsupported = 0x15,
-    InvalidParam = 0x16,
-    ResourceLimit = 0x17,
-    SecureDataInvalid = 0x18,
-}
-
-/// Why a SEV command did not work.
-#[derive(Debug, thiserror::Error)]
-pub enum SevError {
-    /// The firmware refused.
-    #[error("{command}: the firmware refused")]
-    Firmware {
-        /// The command, `LAUNCH_START` and so on.
-        command: &'static str,
-        /// Its answer.
-        #[source]
-        code: FirmwareError,
-    },
-    /// The kernel refused, without asking the firmware.
-    #[error("{command}: the kernel refused")]
-    Kernel {
-        /// The command or ioctl.
-        command: &'static str,
-        /// Its answer: EINVAL, EBUSY, ENOTTY, ...
-        #[source]
-        source: std::io::Error,
-    },
-    /// KVM_CAP_VM_COPY_ENC_CONTEXT_FROM was refused, by the kernel's rules.
-    #[error("KVM_CAP_VM_COPY_ENC_CONTEXT_FROM: refused")]
-    Copy(#[source] CopyRefusal),
-    /// Bytes from elsewhere that are not what they should be.
-    #[error("{what}: {why}")]
-    Malformed {
-        /// Certificate, session, packet, ...
-        what: &'static str,
-        /// What is wrong.
-        why: &'static str,
-    },
-    /// Today's kernel or hardware cannot do it, whatever is asked.
-    #[error("{what} is not supported: {why}")]
-    Unsupported {
-        /// What.
-        what: &'static str,
-        /// The reason.
-        why: &'static str,
-    },
-}
-
-impl SevError {
-    /// The errno that the kernel answers with, where it is the one to answer. A command that the firmware refused is
-    /// EIO.
-    pub fn errno(&self) -> Option<i32> {
-        match self {
-            Self::Firmware { .. } => Some(libc::EIO),
-            Self::Kernel { source, .. } => source.raw_os_error(),
-            Self::Copy(refusal) => Some(refusal.errno()),
-            Self::Malformed { .. } | Self::Unsupported { .. } => None,
-        }
-    }
-
-    /// The firmware's status, where it is the one that refused.
-    pub const fn firmware(&self) -> Option<FirmwareError> {
-        match self {
-            Self::Firmware { code, .. } => Some(*code),
-            _ => None,
-        }
-    }
 }
 
 /// A platform's Diffie-Hellman certificate (PDH), in the firmware's encoding.
@@ -279,7 +187,7 @@ pub trait Platform: Send + Sync {
 #[derive(Clone)]
 pub enum CopySource {
     /// A VM of the kernel's.
-    Kernel(Arc<std::os::fd::OwnedFd>),
+    Kernel(Arc<kernel::KernelSource>),
     /// A VM of the model's.
     Model(Arc<model::ModelContext>),
 }

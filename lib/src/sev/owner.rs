@@ -55,7 +55,7 @@ impl GuestOwner {
         let z = key.agree(platform)?;
         let nonce = random.bytes();
         let wrapping = WrappingKeys::derive(&*z, &nonce);
-        let keys = TransportKeys::new(random.bytes(), random.bytes());
+        let keys = TransportKeys::random(&mut random);
         let session = keys.wrap(&wrapping, nonce, random.bytes(), policy);
         let session = OwnerSession { dh_cert: key.certificate().clone(), session };
         Ok(Self { policy, keys, session, random })

@@ -13,6 +13,7 @@ use aes::cipher::{Array, KeyIvInit, StreamCipher};
 use ring::hmac;
 use zeroize::{Zeroize, Zeroizing};
 
+use super::random::Random;
 use super::{FirmwareError, Measurement, PacketHeader, Policy, Session};
 
 /// Flag of a packet's header: its content is compressed. Nothing here compresses; such a packet is refused.
@@ -38,6 +39,13 @@ impl std::fmt::Debug for Key128 {
 impl Key128 {
     pub fn new(bytes: [u8; 16]) -> Self {
         Self(Zeroizing::new(bytes))
+    }
+
+    /// A new one.
+    fn random(random: &mut Random) -> Self {
+        let mut key = Self::new([0; 16]);
+        random.fill(&mut *key.0);
+        key
     }
 
     /// HMAC-SHA256 over `parts`, one after the other.
@@ -128,6 +136,12 @@ impl<'a> PacketKind<'a> {
 }
 
 impl TransportKeys {
+    /// New ones.
+    pub fn random(random: &mut Random) -> Self {
+        Self { tek: Key128::random(random), tik: Key128::random(random) }
+    }
+
+    #[cfg(test)]
     pub fn new(tek: [u8; 16], tik: [u8; 16]) -> Self {
         Self { tek: Key128::new(tek), tik: Key128::new(tik) }
     }

@@ -1,6 +1,8 @@
 //! What tests of VMs share.
 #![allow(dead_code, reason = "each test program uses a part")]
 
+pub mod hosts;
+
 use std::sync::Arc;
 
 use mirrorvm::addr::{Gpa, RamPage};

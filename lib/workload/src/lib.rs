@@ -11,6 +11,8 @@
 #![forbid(unsafe_code)]
 
 mod cpu;
+#[cfg(test)]
+mod cpu_tests;
 mod line;
 
 pub use cpu::{CPU_WORDS, Cpu, Memory, Step};
@@ -129,8 +131,8 @@ impl Boot {
         b
     }
 
-    /// From the boot page; `None` when the program cannot run by it: numbers that sums or products would overflow
-    /// with. The host writes the boot page, but on the software machine a wrong key turns it into garbage.
+    /// From the boot page; `None` when the program cannot run by it: unaligned pieces, numbers that sums or
+    /// products would overflow with. The host writes the boot page, but on the software machine a wrong key turns it into garbage.
     pub fn decode(b: &[u8; BOOT_BYTES]) -> Option<Self> {
         let word = |i: usize| {
             let mut w = [0; 8];
@@ -152,7 +154,7 @@ impl Boot {
 
     fn is_sane(&self) -> bool {
         const TOP: u64 = 1 << 46;
-        let piece = |from: u64, to: u64| from <= to && to <= TOP;
+        let piece = |from: u64, to: u64| from <= to && to <= TOP && (from | to).is_multiple_of(PAGE as u64);
         (1..=u64::from(VCPUS_MAX)).contains(&self.vcpus)
             && piece(self.free_from, self.free_to)
             && self.working_set <= (self.free_to - self.free_from) / PAGE as u64
@@ -194,7 +196,8 @@ pub struct Pattern(u64);
 impl Pattern {
     /// The content of page `page` in `generation`; generation 0 is the initial fill.
     pub const fn new(page: u64, generation: u64) -> Self {
-        Self(page.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ generation.wrapping_mul(0xd1b5_4a32_d192_ed03))
+        // Not the step of `word`: with that, a page would be its neighbour's words moved up by one.
+        Self(page.wrapping_mul(0xa076_1d64_78bd_642f) ^ generation.wrapping_mul(0xd1b5_4a32_d192_ed03))
     }
 
     /// The next word.

@@ -237,6 +237,10 @@ impl Machine for Embedded {
         &self.devices.control
     }
 
+    fn announces_itself(&self) -> bool {
+        true
+    }
+
     fn migration_secret(&self) -> &[u8; 32] {
         &self.secret
     }

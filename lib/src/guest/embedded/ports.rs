@@ -113,7 +113,9 @@ impl VcpuPorts {
         if count == 0 {
             return Ok(None);
         }
-        let words: Vec<u64> = words.collect();
+        // As many as fit the page: a count that asks for more is refused below.
+        let wanted = usize::try_from(count).unwrap_or(usize::MAX).saturating_mul(3);
+        let words: Vec<u64> = words.take(wanted).collect();
         let declaration = Declaration::from_words(count, &words).map_err(|r| vec![r])?;
         let refusals = (self.devices.check_declaration)(&declaration);
         if refusals.is_empty() { Ok(Some(declaration)) } else { Err(refusals) }

@@ -10,6 +10,8 @@
 mod firmware;
 mod helper;
 mod mmu;
+#[cfg(test)]
+mod mmu_tests;
 mod programs;
 mod registers;
 mod save_area;
@@ -23,10 +25,12 @@ use std::sync::Arc;
 use super::{Hypervisor, HypervisorError, Vm};
 use crate::address_space::HostLimits;
 use crate::sev;
+use crate::sev::model::ModelPlatform;
 
 /// The software machine of this process.
 pub struct EmulatedHost {
     limits: HostLimits,
+    platform: Option<Arc<ModelPlatform>>,
 }
 
 /// As QEMU describes an EPYC: 48 bits of physical addresses, of which encryption takes one, and the C-bit right above
@@ -40,9 +44,14 @@ const LIMITS: HostLimits = HostLimits {
 };
 
 impl EmulatedHost {
+    /// A host with this security processor. Its VMs are plain until their context is initialized.
+    pub const fn new(platform: Arc<ModelPlatform>) -> Self {
+        Self { limits: LIMITS, platform: Some(platform) }
+    }
+
     /// A host without SEV.
     pub const fn without_sev() -> Self {
-        Self { limits: HostLimits { c_bit: None, phys_bit_reduction: 0, ..LIMITS } }
+        Self { limits: HostLimits { c_bit: None, phys_bit_reduction: 0, ..LIMITS }, platform: None }
     }
 
     /// The same host with other limits for address spaces. A C-bit that lies below 2^(MAXPHYADDR - reduction) makes
@@ -59,7 +68,7 @@ impl Hypervisor for EmulatedHost {
     }
 
     fn create_vm(&self) -> Result<Box<dyn Vm>, HypervisorError> {
-        Ok(Box::new(vm::EmulatedVm::new(self.limits, None)))
+        Ok(Box::new(vm::EmulatedVm::new(self.limits, self.platform.as_ref().map(ModelPlatform::context))))
     }
 
     fn limits(&self) -> HostLimits {
@@ -67,6 +76,6 @@ impl Hypervisor for EmulatedHost {
     }
 
     fn sev(&self) -> Option<Arc<dyn sev::Platform>> {
-        None
+        self.platform.clone().map(|p| p as Arc<dyn sev::Platform>)
     }
 }

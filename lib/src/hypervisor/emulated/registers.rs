@@ -140,7 +140,7 @@ pub(super) fn invalid(what: &str) -> serde_json::Error {
 const MAGIC: u64 = u64::from_le_bytes(*b"mvmvmsa1");
 /// Bytes of a save area that are used: whole blocks of the cipher.
 pub(super) const AREA_BYTES: usize = (2 + 5 + 1 + WORDS) * 8;
-const _: () = assert!(AREA_BYTES % 16 == 0);
+const _: () = assert!(AREA_BYTES.is_multiple_of(16));
 
 /// As they lie in a save area. The real one has its own layout (AMD APM vol. 2, appendix B); nobody but the processor
 /// reads either.
@@ -170,4 +170,58 @@ pub(super) fn from_area(bytes: &[u8; AREA_BYTES]) -> Option<Registers> {
     Registers::from_words(entry, user, &words).or_else(|| {
         Program::at(&entry, user).is_none().then_some(Registers { entry, user, state: State::Nothing })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use mirrorvm_workload as w;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn entry(rip: u64, rdi: u64) -> UserEntry {
+        UserEntry { rip, rsp: 1, rdi, cr3: 2, tss: 3 }
+    }
+
+    proptest! {
+        #[test]
+        fn a_save_area_of_any_bytes_is_read_without_a_panic(bytes in prop::collection::vec(any::<u8>(), AREA_BYTES), good: bool, rip in 0u64..3) {
+            let mut area: [u8; AREA_BYTES] = bytes.try_into().unwrap();
+            if good {
+                area[..8].copy_from_slice(&MAGIC.to_le_bytes());
+                area[8..16].copy_from_slice(&1u64.to_le_bytes());
+                let rip = [0, w::IMAGE_VA, w::IMAGE_VA + w::FIRMWARE_AT][rip as usize];
+                area[16..24].copy_from_slice(&rip.to_le_bytes());
+                area[56..64].copy_from_slice(&1u64.to_le_bytes());
+            }
+            if let Some(r) = from_area(&area) {
+                prop_assert_eq!(from_area(&to_area(&r)), Some(r));
+            }
+        }
+
+        #[test]
+        fn json_of_any_bytes_is_read_without_a_panic(text in ".{0,200}") {
+            prop_assert!(from_json(text.as_bytes()).is_err());
+        }
+
+        #[test]
+        fn registers_survive_both_forms(index: u64, answer: u32, which in 0usize..2) {
+            let (rip, user) = [(w::IMAGE_VA, true), (w::IMAGE_VA + w::FIRMWARE_AT, false)][which];
+            let mut r = Registers::entered(entry(rip, index), user);
+            if let State::Workload(cpu) = &mut r.state {
+                cpu.answer(answer);
+            }
+            prop_assert_eq!(from_area(&to_area(&r)), Some(r));
+            let json = to_json(Some(&r)).unwrap();
+            prop_assert_eq!(from_json(&json).unwrap(), Some(r));
+        }
+    }
+
+    #[test]
+    fn a_vcpu_that_was_entered_nowhere_has_no_json_but_an_area() {
+        let r = Registers::entered(entry(7, 0), true);
+        assert_eq!(r.program(), None);
+        assert!(matches!(to_json(Some(&r)), Err(HypervisorError::Unsupported { .. })));
+        assert_eq!(from_area(&to_area(&r)), Some(r));
+    }
 }

@@ -19,6 +19,11 @@ impl SaveArea {
         Self { memory, offset }
     }
 
+    /// The page.
+    pub fn place(&self) -> (Arc<Mapping>, u64) {
+        (Arc::clone(&self.memory), self.offset)
+    }
+
     /// Writes registers as the kernel does before LAUNCH_UPDATE_VMSA.
     pub fn put_plain(&self, registers: &Registers) {
         self.memory.write(self.offset, &to_area(registers));

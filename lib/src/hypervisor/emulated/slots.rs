@@ -53,7 +53,7 @@ impl Slots {
         if slot.len == 0 || end > slot.memory.len() {
             return Err(refuse("leaves its memory"));
         }
-        let aligned = (slot.gpa | slot.len | slot.offset) % PAGE_SIZE == 0;
+        let aligned = (slot.gpa | slot.len | slot.offset).is_multiple_of(PAGE_SIZE);
         if id.0 >= budget || !aligned || slot.gpa.checked_add(slot.len).is_none() {
             return Err(kernel(libc::EINVAL));
         }

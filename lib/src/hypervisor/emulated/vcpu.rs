@@ -63,12 +63,13 @@ impl EmulatedVcpu {
 
     /// Sets registers from outside: what only an unencrypted vCPU lets happen.
     fn set(&mut self, registers: Registers) -> Result<(), HypervisorError> {
-        if let (Place::Encrypted, Some(_)) = (&self.place, &self.area) {
-            // svm.c: registers of a vCPU with guest_state_protected cannot be set.
-            let source = std::io::Error::from_raw_os_error(libc::EINVAL);
-            return Err(HypervisorError::Kernel { call: "KVM_SET_REGS", source });
-        }
         if let Some(area) = &self.area {
+            let launched = || self.machine.key().is_some_and(|key| area.load(&key).is_some());
+            if matches!(self.place, Place::Encrypted) || launched() {
+                // svm.c: registers of a vCPU with guest_state_protected cannot be set.
+                let source = std::io::Error::from_raw_os_error(libc::EINVAL);
+                return Err(HypervisorError::Kernel { call: "KVM_SET_REGS", source });
+            }
             // Plain until LAUNCH_UPDATE_VMSA encrypts the page in place; plain for good, should that not come.
             area.put_plain(&registers);
         }

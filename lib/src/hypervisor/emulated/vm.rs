@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard};
 
 use super::helper::HelperPlace;
 use super::mmu::Mmu;
@@ -43,6 +43,8 @@ const VCPUS_MAX: u32 = 1024;
 pub(super) struct EmulatedVm {
     machine: Arc<Machine>,
     vcpus: HashMap<u32, Vcpus>,
+    /// Of the vCPUs made so far, in that order: what LAUNCH_UPDATE_VMSA encrypts.
+    areas: Arc<Mutex<Vec<Arc<SaveArea>>>>,
 }
 
 /// What is known of a vCPU.
@@ -54,8 +56,16 @@ enum Vcpus {
 
 impl EmulatedVm {
     pub fn new(limits: HostLimits, context: Option<Arc<ModelContext>>) -> Self {
+        let areas: Arc<Mutex<Vec<Arc<SaveArea>>>> = Arc::default();
+        if let Some(context) = &context {
+            let theirs = Arc::clone(&areas);
+            context.set_save_areas(Box::new(move || {
+                let areas = theirs.lock().unwrap_or_else(PoisonError::into_inner);
+                areas.iter().map(|a| a.place()).collect()
+            }));
+        }
         let machine = Machine { slots: RwLock::default(), limits, helper: HelperPlace::default(), context };
-        Self { machine: Arc::new(machine), vcpus: HashMap::new() }
+        Self { machine: Arc::new(machine), vcpus: HashMap::new(), areas }
     }
 
     fn slots(&self) -> RwLockWriteGuard<'_, Slots> {
@@ -63,7 +73,7 @@ impl EmulatedVm {
     }
 
     fn is_es(&self) -> bool {
-        false
+        self.machine.context.as_ref().is_some_and(|c| c.is_es())
     }
 }
 
@@ -108,11 +118,15 @@ impl Vm for EmulatedVm {
             }
         };
         self.vcpus.insert(index, Vcpus::Made);
+        self.areas.lock().unwrap_or_else(PoisonError::into_inner).extend(area.clone());
+        if let Some(context) = &self.machine.context {
+            context.note_vcpu();
+        }
         Ok(Box::new(EmulatedVcpu::new(Arc::clone(&self.machine), area)))
     }
 
     fn sev(&self) -> Option<Arc<dyn sev::Context>> {
-        None
+        self.machine.context.clone().map(|c| c as Arc<dyn sev::Context>)
     }
 
     fn place_save_area(

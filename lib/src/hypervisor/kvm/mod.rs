@@ -15,7 +15,7 @@ use kvm_ioctls::{Cap, Kvm, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRang
 
 use super::{Hypervisor, HypervisorError, Vm};
 use crate::address_space::HostLimits;
-use crate::sev;
+use crate::sev::{self, kernel::KernelPlatform};
 
 /// KVM's stable API version (Documentation/virt/kvm/api.rst, 4.1).
 const API_VERSION: i32 = 12;
@@ -29,6 +29,8 @@ const MSR_KVM_MIGRATION_CONTROL: u32 = 0x4b56_4d08;
 pub struct KvmHost {
     kvm: Kvm,
     cpuid: CpuId,
+    /// Where SEV guests can run.
+    sev: Option<Arc<KernelPlatform>>,
 }
 
 impl KvmHost {
@@ -47,7 +49,9 @@ impl KvmHost {
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(HypervisorError::kernel("KVM_GET_SUPPORTED_CPUID"))?;
         kick::install_handler()?;
-        Ok(Self { kvm, cpuid })
+        // What is missing, and why, is told by `sev::kernel::probe`.
+        let sev = KernelPlatform::open().ok().map(Arc::new);
+        Ok(Self { kvm, cpuid, sev })
     }
 
     /// Asks for the exits by which a guest tells of migration: KVM_HC_MAP_GPA_RANGE, and MSR_KVM_MIGRATION_CONTROL, which
@@ -108,7 +112,7 @@ impl Hypervisor for KvmHost {
     fn create_vm(&self) -> Result<Box<dyn Vm>, HypervisorError> {
         let fd = self.kvm.create_vm().map_err(HypervisorError::kernel("KVM_CREATE_VM"))?;
         self.leave_to_us(&fd)?;
-        Ok(Box::new(vm::KvmVm::new(fd, self.cpuid.clone())))
+        Ok(Box::new(vm::KvmVm::new(fd, self.cpuid.clone(), self.sev.as_deref())?))
     }
 
     fn limits(&self) -> HostLimits {
@@ -125,6 +129,6 @@ impl Hypervisor for KvmHost {
     }
 
     fn sev(&self) -> Option<Arc<dyn sev::Platform>> {
-        None
+        self.sev.clone().map(|sev| sev as Arc<dyn sev::Platform>)
     }
 }

@@ -1,6 +1,7 @@
 //! A VM and its slots.
 
 use std::collections::HashMap;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 
 use kvm_bindings::{CpuId, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_userspace_memory_region};
@@ -8,18 +9,32 @@ use kvm_ioctls::VmFd;
 
 use super::vcpu::KvmVcpu;
 use crate::hypervisor::{HypervisorError, Slot, SlotId, Vcpu, Vm};
-use crate::sev;
+use crate::sev::{
+    self,
+    kernel::{KernelContext, KernelPlatform, VmKind},
+};
 
 pub(super) struct KvmVm {
     // Before the slots' memory: the VM must be gone when the memory goes.
     fd: VmFd,
     cpuid: CpuId,
     slots: HashMap<SlotId, Slot>,
+    /// Has a descriptor of its own: whoever keeps it keeps the VM, but no vCPU that could touch the slots' memory.
+    sev: Option<Arc<KernelContext>>,
 }
 
 impl KvmVm {
-    pub fn new(fd: VmFd, cpuid: CpuId) -> Self {
-        Self { fd, cpuid, slots: HashMap::new() }
+    /// # Errors
+    /// No descriptors left for the encryption context.
+    #[expect(unsafe_code, reason = "UNSAFETY: VmFd lends its descriptor as a number alone")]
+    pub fn new(fd: VmFd, cpuid: CpuId, platform: Option<&KernelPlatform>) -> Result<Self, HypervisorError> {
+        // SAFETY: `fd` is open until this function has long duplicated it.
+        let lent = unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) };
+        let sev = platform
+            .map(|platform| platform.context(lent, VmKind::Default))
+            .transpose()
+            .map_err(|source| HypervisorError::Kernel { call: "fcntl(F_DUPFD)", source })?;
+        Ok(Self { fd, cpuid, slots: HashMap::new(), sev })
     }
 }
 
@@ -86,11 +101,14 @@ impl Vm for KvmVm {
 
     fn create_vcpu(&mut self, index: u32) -> Result<Box<dyn Vcpu>, HypervisorError> {
         let fd = self.fd.create_vcpu(u64::from(index)).map_err(HypervisorError::kernel("KVM_CREATE_VCPU"))?;
+        if let Some(sev) = &self.sev {
+            sev.note_vcpu();
+        }
         fd.set_cpuid2(&self.cpuid).map_err(HypervisorError::kernel("KVM_SET_CPUID2"))?;
         Ok(Box::new(KvmVcpu::new(fd)))
     }
 
     fn sev(&self) -> Option<Arc<dyn sev::Context>> {
-        None
+        self.sev.clone().map(|sev| sev as Arc<dyn sev::Context>)
     }
 }

@@ -99,7 +99,9 @@ impl Firmware {
     }
 
     fn new_key(&mut self) -> Arc<MemoryKey> {
-        Arc::new(MemoryKey::new(&Zeroizing::new(self.random.bytes::<32>())))
+        let mut bytes = Zeroizing::new([0; 32]);
+        self.random.fill(&mut *bytes);
+        Arc::new(MemoryKey::new(&bytes))
     }
 
     fn unwrap(
@@ -122,7 +124,7 @@ impl Firmware {
         check_version(policy)?;
         let keys = match owner {
             Some(owner) => self.unwrap(&owner.dh_cert, &owner.session, policy)?,
-            None => TransportKeys::new(self.random.bytes(), self.random.bytes()),
+            None => TransportKeys::random(&mut self.random),
         };
         let key = self.new_key();
         Ok(self.add(state, policy, key, keys))
@@ -226,11 +228,8 @@ impl Firmware {
     /// this platform itself; SEV admits any platform of the model.
     pub fn send_start(&mut self, handle: u32, target: &PdhCert) -> Result<Session, FirmwareError> {
         let z = self.pdh.agree(target).map_err(|_| FirmwareError::InvalidCertificate);
-        let (keys, nonce, iv) = (
-            TransportKeys::new(self.random.bytes(), self.random.bytes()),
-            self.random.bytes(),
-            self.random.bytes(),
-        );
+        let (keys, nonce, iv) =
+            (TransportKeys::random(&mut self.random), self.random.bytes(), self.random.bytes());
         let same_domain = target == self.pdh.certificate();
         let (guest, next) = self.at(handle, Command::SendStart)?;
         if guest.policy.has(Policy::NOSEND) || guest.policy.has(Policy::DOMAIN) && !same_domain {

@@ -2,7 +2,8 @@
 //! it. It protects nothing; it makes wrong bits visible.
 //!
 //! Layers: `engine` (the memory controller's cipher) and `state` (a guest's life) are pure; `asids` and `firmware` are
-//! the security processor, one command at a time; `context` is what KVM makes of it for a VM; `platform` ties them.
+//! the security processor, one command at a time; `context` and `commands` are what KVM makes of it for a VM; `platform` ties
+//! them.
 //!
 //! What differs from hardware on purpose: certificates carry no chain (see [`crate::sev::PlatformCerts`]); secrets are in
 //! this process; guest memory is named by a [`crate::memory::Mapping`] and its modelled physical address. RECEIVE_START
@@ -11,6 +12,7 @@
 //! mirror: it has an ASID of its own.
 
 mod asids;
+mod commands;
 mod context;
 mod engine;
 mod firmware;
