@@ -38,6 +38,9 @@ impl Offsets {
     }
 }
 
+/// Bytes above the end of RAM addresses that the helper's maps cover.
+pub const HEAD_ROOM: u64 = 16 << 30;
+
 /// A slot in numbers that cannot wrap.
 #[derive(Clone, Copy, Debug)]
 pub struct WideSlot {
