@@ -1,15 +1,12 @@
 //! Options of the demo.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, ValueEnum};
-use serde_json::{Value, json};
 
 use super::error::DemoError;
-
-/// Largest working set of the embedded guest; a quarter of its RAM where that is less.
-const WORKING_SET_MIB: u64 = 64;
+use super::method::{Method, Via};
 
 /// How `downtime` and `throughput` come about; shown by `--help`.
 pub(crate) const LONG_ABOUT: &str = "\
@@ -18,6 +15,17 @@ Migrate a guest between two daemons on this machine, and check what arrived.
 Starts two daemons as processes of their own, with temporary state directories and peers on loopback; defines and \
 starts a guest on the first; shows the plan of the mirror's address space; migrates the guest over the REST API; \
 compares every page of RAM; prints what happened; and removes everything again, also on Ctrl-C.
+
+With --strategy all it does so for every strategy in turn, each with a fresh guest, and ends with one table that \
+compares them. What the daemon refuses for the driver is listed with the daemon's reason. The exit status is success \
+only if something was migrated and everything that was not refused verified.
+
+Without --driver the guest runs on KVM (embedded) where /dev/kvm works, and else on the software machine (emulated), \
+which needs no KVM: RAM really is ciphertext under a model of SEV, but the daemon holds the keys, so that the model \
+shows what SEV does and protects nothing.
+
+mirror ready: from the request for a mirror to its helper's first idle doorbell, taken from a mirror that is made for \
+this and removed before the migration makes its own (with --es: from the one that the guest was launched with).
 
 downtime: from the guest's last instruction at the source to its first at the destination; the time that both \
 hosts spend on digests for the comparison is taken off and shown separately.
@@ -36,22 +44,28 @@ the guest must go on at the destination from where it was, find its memory intac
 /// What the demo shows.
 #[derive(Debug, Args)]
 pub struct DemoArgs {
-    /// How the guest runs.
-    #[arg(long, value_enum, default_value = "embedded")]
-    pub(super) driver: Driver,
-    /// Layout of the mirror's address space.
+    /// How the guest runs [default: embedded where /dev/kvm works, else emulated].
+    #[arg(long, value_enum)]
+    pub(super) driver: Option<Driver>,
+    /// Layout of the mirror's address space, or all of them in turn.
     #[arg(long, value_enum, default_value = "shifted")]
-    pub(super) strategy: StrategyKind,
+    pub(super) strategy: StrategyChoice,
+    /// How a `psp-copied` helper gets into its memory [default: launch-update].
+    #[arg(long, value_enum)]
+    pub(super) via: Option<Via>,
     /// Where `shifted` has its RAM window: 4gib, max-phys, or a number of bytes.
     #[arg(long, default_value = "4gib", value_name = "4gib|max-phys|BYTES")]
     pub(super) shift: ShiftChoice,
+    /// Encrypt the vCPUs' registers, too (SEV-ES): the guest is launched with its mirror.
+    #[arg(long)]
+    pub(super) es: bool,
     /// RAM of the guest.
     #[arg(long, default_value_t = 256, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
     pub(super) memory_mib: u64,
-    /// How fast the embedded guest rewrites its working set (64 MiB, or a quarter of RAM where that is less).
+    /// How fast the workload guest rewrites its working set (64 MiB, or a quarter of RAM where that is less).
     #[arg(long, default_value_t = 16, value_name = "N", value_parser = clap::value_parser!(u64).range(0..=1 << 20))]
     pub(super) dirty_mib_per_s: u64,
-    /// What the embedded guest's RAM holds: incompressible data, or nothing.
+    /// What the workload guest's RAM holds: incompressible data, or nothing.
     #[arg(long, value_enum, default_value = "random")]
     pub(super) fill: Fill,
     /// Helper workers and connections.
@@ -71,15 +85,17 @@ pub struct DemoArgs {
 /// How the guest runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Driver {
-    /// The daemon is the VMM; the guest is the built-in workload.
+    /// The daemon is the VMM, on KVM; the guest is the built-in workload.
     Embedded,
+    /// A software machine with a model of SEV, without KVM; the guest is the built-in workload.
+    Emulated,
     /// QEMU boots a Linux guest; needs --kernel and --initrd.
     Qemu,
 }
 
-/// Layout of the mirror's address space.
+/// Which strategies are shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum StrategyKind {
+pub(super) enum StrategyChoice {
     /// Bottom 4 GiB one to one, all RAM again above it.
     Shifted,
     /// The guest's own addresses.
@@ -88,6 +104,8 @@ pub(super) enum StrategyKind {
     Declared,
     /// The helper's memory is private to the mirror.
     PspCopied,
+    /// Every one in turn, and a table that compares them.
+    All,
 }
 
 /// What RAM holds.
@@ -127,18 +145,8 @@ impl Driver {
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Embedded => "embedded",
+            Self::Emulated => "emulated",
             Self::Qemu => "qemu",
-        }
-    }
-}
-
-impl StrategyKind {
-    pub(super) const fn name(self) -> &'static str {
-        match self {
-            Self::Shifted => "shifted",
-            Self::IdentityCbit => "identity-cbit",
-            Self::Declared => "declared",
-            Self::PspCopied => "psp-copied",
         }
     }
 }
@@ -151,8 +159,14 @@ fn default_streams() -> u16 {
 impl DemoArgs {
     /// What can be told before anything is started.
     pub(super) fn check(&self) -> Result<(), DemoError> {
-        if self.driver == Driver::Embedded {
+        if self.via.is_some() && self.strategy != StrategyChoice::PspCopied {
+            return Err(DemoError::Options("--via goes with --strategy psp-copied; `all` shows both ways"));
+        }
+        if self.driver != Some(Driver::Qemu) {
             return Ok(());
+        }
+        if self.es {
+            return Err(DemoError::Options("--es goes with the drivers embedded and emulated"));
         }
         let (Some(kernel), Some(initrd)) = (&self.kernel, &self.initrd) else {
             return Err(DemoError::NoLinuxGuest);
@@ -171,50 +185,65 @@ impl DemoArgs {
         self.memory_mib << 20
     }
 
-    /// The strategy as the API has it.
-    pub(super) fn strategy_body(&self) -> Value {
-        let kind = self.strategy.name();
+    /// The strategies to show, in order.
+    pub(super) fn methods(&self) -> Vec<Method> {
+        let shifted = Method::Shifted(self.shift);
         match self.strategy {
-            StrategyKind::Shifted => {
-                let shift = match self.shift {
-                    ShiftChoice::FourGib => json!({"kind": "4gib"}),
-                    ShiftChoice::MaxPhys => json!({"kind": "max-phys"}),
-                    ShiftChoice::Bytes(bytes) => json!({"kind": "explicit", "bytes": bytes}),
-                };
-                json!({"kind": kind, "shift": shift})
-            }
-            StrategyKind::IdentityCbit | StrategyKind::Declared => json!({"kind": kind}),
-            StrategyKind::PspCopied => json!({"kind": kind, "via": "launch-update"}),
-        }
-    }
-
-    /// The driver as the API has it.
-    pub(super) fn driver_body(&self) -> Value {
-        match self.driver {
-            Driver::Embedded => {
-                let working_set = (WORKING_SET_MIB << 20).min(self.memory_bytes() / 4);
-                json!({"kind": "embedded", "vcpus": 1, "workload": {
-                    "fill": match self.fill { Fill::Random => "random", Fill::Zero => "zero" },
-                    "working_set_bytes": working_set,
-                    "dirty_bytes_per_second": self.dirty_mib_per_s << 20,
-                }})
-            }
-            Driver::Qemu => json!({"kind": "qemu", "vcpus": 1,
-                "kernel": absolute(self.kernel.as_deref()), "initrd": absolute(self.initrd.as_deref()),
-                "append": "console=ttyS0 quiet panic=-1", "accel": "auto"}),
-        }
-    }
-
-    /// QEMU does not export its dirty log, so its guests move in one go.
-    pub(super) const fn mode(&self) -> &'static str {
-        match self.driver {
-            Driver::Embedded => "precopy",
-            Driver::Qemu => "stop_and_copy",
+            StrategyChoice::Shifted => vec![shifted],
+            StrategyChoice::IdentityCbit => vec![Method::IdentityCbit],
+            StrategyChoice::Declared => vec![Method::Declared],
+            StrategyChoice::PspCopied => vec![Method::PspCopied(self.via.unwrap_or(Via::LaunchUpdate))],
+            StrategyChoice::All => vec![
+                shifted,
+                Method::IdentityCbit,
+                Method::Declared,
+                Method::PspCopied(Via::LaunchUpdate),
+                Method::PspCopied(Via::SendReceive),
+            ],
         }
     }
 }
 
-/// The daemon may be somewhere else.
-fn absolute(path: Option<&Path>) -> Option<String> {
-    path.map(|p| std::path::absolute(p).unwrap_or_else(|_| p.to_owned()).to_string_lossy().into_owned())
+/// The options of this command line, for tests.
+#[cfg(test)]
+pub(super) fn parsed(line: &[&str]) -> DemoArgs {
+    #[derive(Debug, clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        demo: DemoArgs,
+    }
+    let line: Line = clap::Parser::try_parse_from(["demo"].iter().chain(line)).unwrap();
+    line.demo
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parsed as args;
+    use super::*;
+
+    #[test]
+    fn all_is_every_way() {
+        let names = |line: &[&str]| args(line).methods().iter().map(|m| m.title()).collect::<Vec<_>>();
+        assert_eq!(names(&[]), ["shifted"]);
+        assert_eq!(names(&["--strategy", "psp-copied"]), ["psp-copied launch-update"]);
+        assert_eq!(
+            names(&["--strategy", "psp-copied", "--via", "send-receive"]),
+            ["psp-copied send-receive"]
+        );
+        let all =
+            ["shifted", "identity-cbit", "declared", "psp-copied launch-update", "psp-copied send-receive"];
+        assert_eq!(names(&["--strategy", "all"]), all);
+    }
+
+    #[test]
+    fn options_that_do_not_go_together_are_refused() {
+        let refused = |line: &[&str]| matches!(args(line).check(), Err(DemoError::Options(_)));
+        assert!(refused(&["--via", "send-receive"]));
+        assert!(refused(&["--strategy", "all", "--via", "send-receive"]));
+        assert!(refused(&["--driver", "qemu", "--es"]));
+        assert!(matches!(args(&["--driver", "qemu"]).check(), Err(DemoError::NoLinuxGuest)));
+        for fine in [&["--es"][..], &["--driver", "emulated", "--es"], &[]] {
+            args(fine).check().unwrap();
+        }
+    }
 }

@@ -35,6 +35,12 @@ impl ClientError {
     pub(super) fn is_refusal(&self) -> bool {
         matches!(self, Self::Problem { code, .. } if code != "internal")
     }
+
+    /// Whether the daemon does not do this at all, here or with these values, as opposed to not now.
+    pub(super) fn is_impossible(&self) -> bool {
+        let Self::Problem { status, code, .. } = self else { return false };
+        matches!(status, 422 | 501) || code == "policy_forbids"
+    }
 }
 
 /// One daemon's API.
@@ -61,6 +67,11 @@ impl Client {
     pub(super) async fn post(&self, path: &str, body: Option<&Value>) -> Result<Value, ClientError> {
         let answer = self.send(Method::POST, path, body, None).await?;
         Ok(serde_json::from_slice(answer.body())?)
+    }
+
+    /// Of something that gives no answer but its going.
+    pub(super) async fn delete(&self, path: &str) -> Result<(), ClientError> {
+        self.send(Method::DELETE, path, None, None).await.map(drop)
     }
 
     /// A long poll: the resource when it is not the one with `etag` any more, `None` when it did not change. Keeps
@@ -140,5 +151,21 @@ mod tests {
             "2 values of the request cannot be used; /name: this is missing; /a: too long (422 validation_failed)"
         );
         assert_eq!(problem(StatusCode::BAD_GATEWAY, b"<html>").to_string(), "unknown (502 unknown)");
+    }
+
+    #[test]
+    fn what_cannot_be_differs_from_what_cannot_be_now() {
+        let of = |status: u16, code: &str| ClientError::Problem {
+            status,
+            code: code.into(),
+            detail: String::new(),
+        };
+        for impossible in [of(422, "plan_refused"), of(501, "capability_missing"), of(409, "policy_forbids")]
+        {
+            assert!(impossible.is_impossible(), "{impossible:?}");
+        }
+        for other in [of(409, "in_use"), of(500, "internal"), of(503, "no_resources"), ClientError::Late] {
+            assert!(!other.is_impossible(), "{other:?}");
+        }
     }
 }

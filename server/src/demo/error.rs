@@ -5,23 +5,26 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde_json::Value;
+
 use super::client::ClientError;
 
 /// Why a demo did not come to its end. For people: it says what to do where something can be done.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DemoError {
     #[error(
-        "this host has no usable /dev/kvm, and the demo runs a real KVM guest and a real mirror VM. \
-         What to do: load the module of your processor (modprobe kvm_amd or kvm_intel), in a container pass the \
-         device (--device /dev/kvm), in a VM switch nested virtualization on. There is no emulated driver in this \
-         build yet, so nothing was started"
+        "this host has no usable /dev/kvm, and the driver asked for needs it. What to do: take --driver emulated, which \
+         needs no KVM; or load the module of your processor (modprobe kvm_amd or kvm_intel), in a container pass the \
+         device (--device /dev/kvm), in a VM switch nested virtualization on"
     )]
     NoKvm(#[source] io::Error),
     #[error(
         "/dev/kvm does not open for this user. What to do: join its group (Debian: usermod -aG kvm USER, then log \
-         in again) or run as root"
+         in again) or run as root; --driver emulated needs no KVM"
     )]
     KvmDenied(#[source] io::Error),
+    #[error("{0}")]
+    Options(&'static str),
     #[error(
         "the driver qemu boots a Linux guest and needs --kernel PATH and --initrd PATH. What to do: \
          tests/guest/build-linux-guest OUT makes both, then give --kernel OUT/vmlinuz --initrd OUT/initrd.gz"
@@ -56,8 +59,13 @@ pub(super) enum DemoError {
     },
     #[error("an answer of the API lacks {field}")]
     Answer { field: &'static str },
-    #[error("the daemon does not execute the strategy {strategy}: {reason}")]
-    Strategy { strategy: &'static str, reason: String },
+    #[error("the daemon does not do {strategy} with this driver; {what}")]
+    Refused {
+        what: &'static str,
+        strategy: String,
+        #[source]
+        source: ClientError,
+    },
     #[error("this host cannot run the driver {driver}: {why}. What to do: {fix}")]
     Driver { driver: &'static str, why: String, fix: String },
     #[error("the guest failed: {0}")]
@@ -66,7 +74,7 @@ pub(super) enum DemoError {
     TooLate { what: &'static str, limit: Duration },
     #[error("the migration ended as {state}: {reason}")]
     Migration { state: String, reason: String },
-    #[error("the migration succeeded, but what arrived did not verify")]
+    #[error("not everything that should have arrived did verify")]
     NotVerified,
 }
 
@@ -88,7 +96,8 @@ impl DemoError {
             | Self::Stdout(_)
             | Self::Spawn { .. }
             | Self::Leftover(_)
-            | Self::Strategy { .. }
+            | Self::Options(_)
+            | Self::Refused { .. }
             | Self::Driver { .. }
             | Self::NotVerified => false,
         }
@@ -98,6 +107,14 @@ impl DemoError {
 /// Names what a request was for.
 pub(super) fn doing(what: &'static str) -> impl FnOnce(ClientError) -> DemoError {
     move |source| DemoError::Request { what, source }
+}
+
+/// A migration that came to a bad end.
+pub(super) fn failed(migration: &Value) -> DemoError {
+    DemoError::Migration {
+        state: migration["state"].as_str().unwrap_or("unknown").to_owned(),
+        reason: migration["error"]["detail"].as_str().unwrap_or("no reason is given").to_owned(),
+    }
 }
 
 /// An error with its causes.

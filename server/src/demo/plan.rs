@@ -1,4 +1,4 @@
-//! A plan of the mirror's address space as a short text.
+//! A plan of the mirror's address space: as a short text, and as a few facts to compare.
 
 use std::fmt::Write as _;
 
@@ -6,18 +6,24 @@ use serde_json::Value;
 
 use super::report::size;
 
+/// Code of the exposure that has a column of its own.
+pub(super) const GUEST_WRITES: &str = "guest_can_write_helper";
+
 /// Slots, the helper's parts, page tables, exposures.
 pub(super) fn text(plan: &Value) -> String {
-    let mut out = format!(
-        "\nplan of the mirror's address space: {}, RAM window at RAM address + {:#x}\n",
-        plan["strategy"]["kind"].as_str().unwrap_or("unknown"),
-        number(&plan["shift_bytes"]),
-    );
+    let kind = plan["strategy"]["kind"].as_str().unwrap_or("unknown");
+    let window = match (word(plan, "addressing"), number(&plan["shift_bytes"])) {
+        ("gpa", _) => "RAM where the guest sees it".to_owned(),
+        (_, 0) => "RAM window at the RAM address".to_owned(),
+        (_, shift) => format!("RAM window at RAM address + {shift:#x}"),
+    };
+    let mut out = format!("\nplan of the mirror's address space: {kind}, {window}\n");
     out.push_str("  memory slots of the mirror\n");
     for slot in list(&plan["slots"]) {
-        let what = match slot["block"].as_str() {
-            Some(block) => format!("{block} from RAM address {:#x}", number(&slot["ram_addr"])),
-            None => "shared with the daemon".to_owned(),
+        let what = match (slot["block"].as_str(), word(slot, "backing")) {
+            (Some(block), _) => format!("{block} from RAM address {:#x}", number(&slot["ram_addr"])),
+            (None, "private") => "the mirror's alone".to_owned(),
+            (None, _) => "shared with the daemon".to_owned(),
         };
         line(&mut out, slot, "mirror_gpa", &what);
     }
@@ -32,8 +38,11 @@ pub(super) fn text(plan: &Value) -> String {
     let own: Vec<&Value> =
         list(&plan["mappings"]).filter(|m| word(m, "purpose").starts_with("helper_")).collect();
     let bytes = own.iter().map(|m| number(&m["size_bytes"])).sum();
-    let at = number(&plan["helper"]["mirror_gpa"]);
-    let _ = writeln!(out, "    helper       {} mappings of its own, {} from {at:#x}", own.len(), size(bytes));
+    let place = match (list(&plan["helper"]["pieces"]).count(), plan["helper"]["mirror_gpa"].as_u64()) {
+        (0 | 1, Some(at)) => format!("from {at:#x}"),
+        (pieces, _) => format!("in {pieces} pieces of its block"),
+    };
+    let _ = writeln!(out, "    helper       {} mappings of its own, {} {place}", own.len(), size(bytes));
     let tables = &plan["page_tables"];
     let (pages, root) = (number(&tables["pages"]), number(&tables["root"]));
     let _ = writeln!(out, "    page tables  {pages} pages, root at {root:#x}");
@@ -45,6 +54,42 @@ pub(super) fn text(plan: &Value) -> String {
         let _ = writeln!(out, "  lays open: {}", word(exposure, "detail"));
     }
     out
+}
+
+/// What plans are compared by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Facts {
+    /// What the helper calls pages by: `ram_addr` or `gpa`.
+    pub(super) addressing: String,
+    pub(super) slots: usize,
+    pub(super) page_table_pages: u64,
+    /// Codes of what is laid open.
+    pub(super) exposures: Vec<String>,
+    /// Codes of why RAM is out of reach, each once.
+    pub(super) unreachable: Vec<String>,
+    pub(super) unreachable_bytes: u64,
+}
+
+impl Facts {
+    pub(super) fn of(plan: &Value) -> Self {
+        let codes = |field: &str| list(&plan[field]).map(|e| word(e, "code").to_owned());
+        let mut unreachable: Vec<String> = codes("unreachable").collect();
+        unreachable.sort_unstable();
+        unreachable.dedup();
+        Self {
+            addressing: word(plan, "addressing").to_owned(),
+            slots: list(&plan["slots"]).count(),
+            page_table_pages: number(&plan["page_tables"]["pages"]),
+            exposures: codes("exposures").collect(),
+            unreachable,
+            unreachable_bytes: list(&plan["unreachable"]).map(|u| number(&u["size_bytes"])).sum(),
+        }
+    }
+
+    /// Whether the guest can write the helper that runs in its mirror.
+    pub(super) fn guest_writes_helper(&self) -> bool {
+        self.exposures.iter().any(|code| code == GUEST_WRITES)
+    }
 }
 
 fn line(out: &mut String, item: &Value, start: &str, what: &str) {
@@ -74,7 +119,7 @@ mod tests {
     #[test]
     fn a_plan_is_a_few_lines() {
         let plan = json!({
-            "strategy": {"kind": "shifted"}, "shift_bytes": 1u64 << 32,
+            "strategy": {"kind": "shifted"}, "addressing": "ram_addr", "shift_bytes": 1u64 << 32,
             "slots": [
                 {"mirror_gpa": 1u64 << 32, "size_bytes": 64 << 20, "purpose": "ram_window", "block": "ram0", "ram_addr": 0},
                 {"mirror_gpa": 1u64 << 33, "size_bytes": 8192, "purpose": "mailbox", "block": null, "ram_addr": null},
@@ -83,9 +128,16 @@ mod tests {
                 {"purpose": "helper_text", "helper_va": 4096, "mirror_gpa": 0, "size_bytes": 4096, "access": "read_execute"},
                 {"purpose": "ram_window", "helper_va": 8192, "mirror_gpa": 1u64 << 32, "size_bytes": 64 << 20, "access": "read_write"},
             ],
-            "helper": {"mirror_gpa": 12288}, "page_tables": {"pages": 3, "root": 4096},
-            "unreachable": [], "exposures": [{"code": "x", "detail": "the window"}],
+            "helper": {"mirror_gpa": 12288, "pieces": [{}]}, "page_tables": {"pages": 3, "root": 4096},
+            "unreachable": [{"code": "unplugged", "ram_addr": 0, "size_bytes": 4096},
+                            {"code": "unplugged", "ram_addr": 8192, "size_bytes": 4096}],
+            "exposures": [{"code": "guest_can_write_helper", "detail": "the window"}],
         });
+        let facts = Facts::of(&plan);
+        assert!(facts.guest_writes_helper());
+        assert_eq!(facts.addressing, "ram_addr");
+        assert_eq!((facts.slots, facts.page_table_pages, facts.unreachable_bytes), (2, 3, 8192));
+        assert_eq!(facts.unreachable, ["unplugged"]);
         let text = text(&plan);
         for part in [
             "shifted, RAM window at RAM address + 0x100000000",

@@ -4,6 +4,10 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
+use super::method::Method;
+use super::plan::Facts;
+use super::setting::Fallback;
+
 /// Bytes of a page.
 const PAGE: u64 = 4096;
 
@@ -11,10 +15,15 @@ const PAGE: u64 = 4096;
 #[derive(Clone, Debug)]
 pub(super) struct Report {
     pub(super) driver: &'static str,
-    pub(super) strategy: &'static str,
+    pub(super) fallback: Option<Fallback>,
+    pub(super) method: Method,
     pub(super) protection_level: String,
+    /// What holds at this level.
+    pub(super) protection_promise: String,
     pub(super) memory_bytes: u64,
     pub(super) streams: u16,
+    pub(super) plan: Facts,
+    pub(super) mirror_ready_us: u64,
     /// As the source's daemon has it.
     pub(super) progress: Value,
     pub(super) rounds: Vec<Round>,
@@ -54,21 +63,31 @@ impl Report {
     }
 
     /// Bytes of page content over the sum of the rounds' durations.
-    fn throughput(&self) -> u64 {
+    pub(super) fn throughput(&self) -> u64 {
         let bytes: u64 = self.rounds.iter().map(|r| r.bytes).sum();
         let us: u64 = self.rounds.iter().map(|r| r.duration_us).sum();
         u64::try_from(u128::from(bytes) * 1_000_000 / u128::from(us.max(1))).unwrap_or(u64::MAX)
     }
 
-    /// One object and a new line.
-    pub(super) fn json(&self) -> String {
+    /// One object.
+    pub(super) fn json(&self) -> Value {
         let p = &self.progress;
-        let body = json!({
+        json!({
             "driver": self.driver,
-            "strategy": self.strategy,
+            "fallback": self.fallback.as_ref().map(Fallback::json),
+            "strategy": self.method.kind(),
+            "via": self.method.via(),
             "protection_level": self.protection_level,
+            "protection_promise": self.protection_promise,
             "memory_bytes": self.memory_bytes,
             "streams": self.streams,
+            "helper_addresses": self.plan.addressing,
+            "guest_can_write_helper": self.plan.guest_writes_helper(),
+            "mirror_slots": self.plan.slots,
+            "page_table_pages": self.plan.page_table_pages,
+            "exposures": self.plan.exposures,
+            "unreachable": {"codes": self.plan.unreachable, "bytes": self.plan.unreachable_bytes},
+            "mirror_ready_ms": self.mirror_ready_us as f64 / 1e3,
             "pages_sealed": p["helper"]["pages_encrypted"],
             "pages_shared": p["helper"]["pages_plain"],
             "rounds": self.rounds.len(),
@@ -83,8 +102,7 @@ impl Report {
             },
             "source_state": self.source_state,
             "destination_state": self.destination_state,
-        });
-        format!("{body}\n")
+        })
     }
 
     /// A table for people, and what to try next.
@@ -97,8 +115,12 @@ impl Report {
             let _ = writeln!(out, "  {name:<17} {value}");
         };
         row("guest", format!("{} with {}", self.driver, size(self.memory_bytes)));
-        row("strategy", format!("{}, {} stream(s)", self.strategy, self.streams));
-        row("protection level", self.protection_level.clone());
+        if let Some(fallback) = &self.fallback {
+            row("", format!("emulated because {} is missing: {}", fallback.code, fallback.why));
+        }
+        row("strategy", format!("{}, {} stream(s)", self.method.title(), self.streams));
+        row("protection level", format!("{}: {}", self.protection_level, self.protection_promise));
+        row("mirror ready", format!("{:.1} ms after the request", self.mirror_ready_us as f64 / 1e3));
         for (i, r) in self.rounds.iter().enumerate() {
             let name = if i == 0 { "rounds" } else { "" };
             let (ms, moved) = (r.duration_us as f64 / 1e3, size(r.bytes));
@@ -132,6 +154,8 @@ impl Report {
 
 const NEXT: &str = "
 What to try next, each after `cargo run --release --`
+  demo --strategy all                    every strategy in turn, and a table that compares them
+  demo --driver emulated --es            a software machine with a model of SEV-ES; needs no KVM
   demo --shift max-phys                  the RAM window in the upper half of the address space
   demo --dirty-mib-per-s 400             a guest that rewrites all it can: a longer downtime
   demo --fill zero                       pages that cross as a mark only
@@ -151,25 +175,42 @@ pub(super) fn size(bytes: u64) -> String {
     }
 }
 
+/// A report of two pages, for tests.
+#[cfg(test)]
+pub(super) fn example(method: Method) -> Report {
+    let round = |paused| Round { bytes: 1 << 20, duration_us: 500, pages: 256, dirtied_pages: 1, paused };
+    Report {
+        driver: "embedded",
+        fallback: None,
+        method,
+        protection_level: "none".into(),
+        protection_promise: "nothing".into(),
+        memory_bytes: 8192,
+        streams: 1,
+        plan: Facts {
+            addressing: "ram_addr".into(),
+            slots: 4,
+            page_table_pages: 9,
+            exposures: vec!["host_sees_everything".into()],
+            unreachable: Vec::new(),
+            unreachable_bytes: 0,
+        },
+        mirror_ready_us: 1500,
+        progress: json!({"elapsed_ms": 9, "downtime_ms": 1.5, "verify_ms": 2.0,
+            "helper": {"pages_encrypted": 2, "pages_plain": 0}, "memory": {"zero_pages": 0}}),
+        rounds: vec![round(false), round(true)],
+        verified: Verified { pages_compared: 2, mismatches: 0, guest_continued: true },
+        source_state: "stopped".into(),
+        destination_state: "running".into(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn report() -> Report {
-        let round = |paused| Round { bytes: 1 << 20, duration_us: 500, pages: 256, dirtied_pages: 1, paused };
-        Report {
-            driver: "embedded",
-            strategy: "shifted",
-            protection_level: "none".into(),
-            memory_bytes: 8192,
-            streams: 1,
-            progress: json!({"elapsed_ms": 9, "downtime_ms": 1.5, "verify_ms": 2.0,
-                "helper": {"pages_encrypted": 2, "pages_plain": 0}, "memory": {"zero_pages": 0}}),
-            rounds: vec![round(false), round(true)],
-            verified: Verified { pages_compared: 2, mismatches: 0, guest_continued: true },
-            source_state: "stopped".into(),
-            destination_state: "running".into(),
-        }
+        example(Method::IdentityCbit)
     }
 
     #[test]
@@ -192,7 +233,7 @@ mod tests {
 
     #[test]
     fn throughput_is_content_over_the_time_of_rounds() {
-        let value: Value = serde_json::from_str(&report().json()).unwrap();
+        let value = report().json();
         assert_eq!(value["throughput_bytes_per_second"], (2 << 20) * 1000);
         assert_eq!((&value["rounds"], &value["total_ms"]), (&json!(2), &json!(9)));
         assert!(report().table().contains("downtime          1.5 ms (and 2.0 ms"));
