@@ -113,8 +113,11 @@ async fn unplugged(driver: DriverSpec, strategy: Strategy) {
         (None, 8 << 20),
         "{strategy:?}: private and unplugged"
     );
-    let extents = two.a.encryption_extents("g1").unwrap().unwrap();
-    assert_eq!(extents.iter().map(|e| e.len).sum::<u64>(), two.a.guest("g1").unwrap().layout.ram_bytes());
+    let extents = two.a.encryption_extents("g1", mirrorvm::addr::RamAddr::new(0), 99).unwrap().unwrap();
+    assert_eq!(
+        extents.iter().map(|e| e.range.len()).sum::<u64>(),
+        two.a.guest("g1").unwrap().layout.ram_bytes()
+    );
     // Addressed by GPA it cannot be named: refused, with the range.
     let HostError::PlanRefused(list) = refused(&two, IDENTITY).await else {
         panic!("a refusal by the planner")

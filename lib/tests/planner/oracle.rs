@@ -12,9 +12,6 @@ use mirrorvm_abi::{header::Header, layout as abi};
 
 use crate::generate::Case;
 
-/// What the page maps cover beyond the end of RAM.
-const HEAD_ROOM: u64 = 16 << 30;
-
 /// Where the helper's parts lie, by the prose of the design: image, secret, TSS, sixteen worker areas, two bits for every
 /// page of RAM and for 16 GiB more.
 #[derive(Clone, Copy, Debug)]
