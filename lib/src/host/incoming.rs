@@ -122,6 +122,9 @@ impl Destination<'_> {
         if inner.is_stopping() {
             return Err(refuse("shutting_down", "the destination shuts down"));
         }
+        if inner.in_maintenance() {
+            return Err(refuse("maintenance", "the destination is in maintenance"));
+        }
         if prepare.helper_measurement != inner.image.measurement() {
             return Err(refuse("helper_mismatch", "the hosts have different helper images"));
         }
@@ -176,6 +179,7 @@ impl Destination<'_> {
         }
         let stored = inner.store.put(Kind::Guest, record.id, Some(&record.spec.name), &record);
         stored.map_err(|_| refuse("storage", "the destination's storage failed"))?;
+        inner.events.guest(&record, None, super::events::Change::Created);
         let entry = guest_task::spawn(inner, record, GuestState::Incoming);
         if let Some(left) = guests.insert(entry.id, Arc::clone(&entry)) {
             left.dismiss();
@@ -202,7 +206,7 @@ impl Destination<'_> {
         let mirror = inner
             .make_mirror(&record, machine.as_ref(), prepare.strategy, workers)
             .map_err(|e| refused_by(&e))?;
-        let control = Arc::new(new_control(inner, MigrationState::Preparing));
+        let control = Arc::new(new_control(inner, prepare.session, MigrationState::Preparing));
         let migration = MigrationRecord {
             id: prepare.session,
             direction: MigrationDirection::Incoming,
@@ -233,7 +237,7 @@ impl Destination<'_> {
         })?;
         let (sender, streams) = mpsc::channel();
         inner.streams().insert(prepare.session, (self.identity, sender));
-        inner.add_migration(Arc::new(MigrationEntry::new(migration, Arc::clone(&control))));
+        inner.add_migration(Arc::new(MigrationEntry::new(migration, Arc::clone(&control))), true);
         Ok(Arrival { machine, mirror, control, streams })
     }
 
@@ -247,6 +251,7 @@ impl Destination<'_> {
         if let Err(error) = self.inner.store.put(Kind::Guest, old.id, Some(&old.spec.name), &old) {
             tracing::error!(%error, "a guest's earlier record could not be stored again");
         }
+        self.inner.events.guest(&old, None, super::events::Change::Created);
         let entry = guest_task::spawn(self.inner, old, GuestState::Stopped);
         self.inner.guests_mut().insert(entry.id, entry);
         self.inner.changed();
@@ -280,7 +285,7 @@ impl Destination<'_> {
         if let Err(error) = self.inner.store_migration(&record) {
             tracing::error!(%error, "a migration's record could not be stored");
         }
-        self.inner.changed();
+        self.inner.migration_changed(session);
     }
 }
 

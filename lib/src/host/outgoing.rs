@@ -20,9 +20,23 @@ use crate::migration::{Control, Journal, MigrationFault, Outgoing, SourceEnd, re
 use crate::mirror::Mirror;
 use crate::transport::PeerIdentity;
 
-/// Records and starts a migration.
-pub(super) fn create(inner: &Arc<Inner>, spec: MigrationSpec) -> Result<MigrationRecord, HostError> {
+/// A migration that may start.
+pub(super) struct Prepared {
+    pub record: MigrationRecord,
+    pub guest: Arc<GuestEntry>,
+    pub peer: PeerRecord,
+}
+
+/// Checks everything about a migration that can be checked before it starts.
+pub(super) fn prepare(
+    inner: &Arc<Inner>,
+    id: Option<Uuid>,
+    spec: MigrationSpec,
+) -> Result<Prepared, HostError> {
     inner.check_running()?;
+    if id.is_some_and(|id| inner.migration_entry(id).is_some()) {
+        return Err(HostError::IdTaken { kind: "migration" });
+    }
     validate::migration(&spec)?;
     let guest = inner.find_guest(&spec.guest)?;
     let Destination::Host(key) = &spec.destination;
@@ -49,7 +63,7 @@ pub(super) fn create(inner: &Arc<Inner>, spec: MigrationSpec) -> Result<Migratio
     };
     inner.need_kvm()?;
     let migration = MigrationRecord {
-        id: Uuid::now_v7(),
+        id: id.unwrap_or_else(Uuid::now_v7),
         direction: MigrationDirection::Outgoing,
         guest: record.id,
         guest_name: record.spec.name,
@@ -67,10 +81,21 @@ pub(super) fn create(inner: &Arc<Inner>, spec: MigrationSpec) -> Result<Migratio
         started_at: None,
         finished_at: None,
     };
+    Ok(Prepared { record: migration, guest, peer })
+}
+
+/// Records and starts a migration.
+pub(super) fn create(
+    inner: &Arc<Inner>,
+    id: Option<Uuid>,
+    spec: MigrationSpec,
+) -> Result<MigrationRecord, HostError> {
+    let Prepared { record: migration, guest, peer } = prepare(inner, id, spec)?;
     inner.store_migration(&migration)?;
+    let id = migration.id;
     let entry =
-        Arc::new(MigrationEntry::new(migration, Arc::new(new_control(inner, MigrationState::Queued))));
-    inner.add_migration(Arc::clone(&entry));
+        Arc::new(MigrationEntry::new(migration, Arc::new(new_control(inner, id, MigrationState::Queued))));
+    inner.add_migration(Arc::clone(&entry), true);
     let record = entry.record();
     let (theirs, slots) = (Arc::clone(inner), Arc::clone(&inner.outgoing_slots));
     inner.runtime.spawn(async move {
@@ -99,11 +124,11 @@ fn existing_mirror(inner: &Inner, id: Uuid, guest: Uuid) -> Result<Strategy, Hos
 }
 
 /// A handle whose changes the host's watchers see.
-pub(super) fn new_control(inner: &Arc<Inner>, state: MigrationState) -> Control {
+pub(super) fn new_control(inner: &Arc<Inner>, id: Uuid, state: MigrationState) -> Control {
     let weak = Arc::downgrade(inner);
     let changed = move || {
         if let Some(inner) = weak.upgrade() {
-            inner.changed();
+            inner.migration_changed(id);
         }
     };
     Control::new(state, Box::new(changed))
@@ -272,7 +297,7 @@ impl Run {
             r.finished_at = Some(Timestamp::now());
             r.guest_state_after = after.or_else(|| Some(self.guest.record().state));
         });
-        self.inner.changed();
+        self.inner.migration_changed(self.entry.id);
     }
 
     fn note(&self, change: impl FnOnce(&mut MigrationRecord)) {
@@ -361,7 +386,7 @@ pub(super) async fn settle_after_restart(inner: Arc<Inner>, entry: Arc<Migration
             if let Err(error) = inner.store_migration(&record) {
                 tracing::error!(%error, "a migration's record could not be stored");
             }
-            inner.changed();
+            inner.migration_changed(entry.id);
             return;
         }
         tokio::time::sleep(patience).await;

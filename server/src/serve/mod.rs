@@ -117,8 +117,12 @@ pub async fn run(options: Options) -> Result<(), ServeError> {
     }
 
     // Requests are answered already, `not_ready` where they need the host.
-    let config =
-        HostConfig { state_dir: options.state_dir, name: options.name, peer_listen: options.peer_listen };
+    let config = HostConfig {
+        state_dir: options.state_dir,
+        name: options.name,
+        peer_listen: options.peer_listen,
+        ..HostConfig::default()
+    };
     let opened = tokio::select! {
         opened = Host::open(config) => Some(opened),
         _ = terminate.recv() => None,
