@@ -379,11 +379,11 @@ impl Host {
         let identity = validate::peer(&spec)?;
         // In one spelling, so that a pin can be compared as text.
         let spec = PeerSpec { identity: identity.to_string(), ..spec };
-        if self.inner.peers().values().any(|p| p.spec.name == spec.name) {
-            return Err(HostError::NameTaken { kind: "host", name: spec.name });
-        }
         if id.is_some_and(|id| self.inner.peers().contains_key(&id)) {
             return Err(HostError::IdTaken { kind: "host" });
+        }
+        if self.inner.peers().values().any(|p| p.spec.name == spec.name) {
+            return Err(HostError::NameTaken { kind: "host", name: spec.name });
         }
         let id = id.unwrap_or_else(Uuid::now_v7);
         Ok(PeerRecord { id, spec, generation: 1, created_at: Timestamp::now() })

@@ -71,7 +71,8 @@ pub(super) fn serve(inner: &Arc<Inner>, mut link: Link) {
 
 fn peer_name(inner: &Inner, identity: &PeerIdentity) -> Option<String> {
     let text = identity.to_string();
-    inner.peers().values().find(|p| p.spec.identity == text).map(|p| p.spec.name.clone())
+    let known = inner.peers().values().find(|p| p.spec.identity == text).map(|p| p.spec.name.clone());
+    known.or_else(|| inner.ticket_holder(identity))
 }
 
 /// What became of a session: for the peer that brought it, and nobody else.
@@ -149,6 +150,12 @@ impl Destination<'_> {
             .plan(&prepare.layout, prepare.strategy, u32::from(prepare.streams), None)
             .map_err(|e| refused_by(&e))?;
         inner.need_kvm().map_err(|e| refused_by(&e))?;
+        // Last of all: a ticket is used up by a migration that everything else allows.
+        let ticketed = inner.use_ticket(prepare.session, &self.identity);
+        let text = self.identity.to_string();
+        if !ticketed && !inner.peers().values().any(|p| p.spec.identity == text) {
+            return Err(refuse("ticket_invalid", "no ticket for this session and source"));
+        }
         Ok(())
     }
 

@@ -57,6 +57,8 @@ pub(super) struct Inner {
     pub kvm: Result<KvmHost, String>,
     pub image: HelperImage,
     pub runtime: tokio::runtime::Handle,
+    pub page_secret: [u8; 32],
+    images: Mutex<()>,
     pub settings: RwLock<super::HostSettings>,
     pub outgoing_slots: Arc<tokio::sync::Semaphore>,
     guests: RwLock<HashMap<Uuid, Arc<GuestEntry>>>,
@@ -85,6 +87,7 @@ impl Inner {
         kvm: Result<KvmHost, String>,
     ) -> Self {
         let ledger = Arc::new(ledger);
+        let page_secret = page_secret(&store);
         Self {
             state_dir,
             id,
@@ -96,6 +99,8 @@ impl Inner {
             kvm,
             image: HelperImage::built_in(),
             runtime: tokio::runtime::Handle::current(),
+            page_secret,
+            images: Mutex::default(),
             settings: RwLock::default(),
             outgoing_slots: Arc::new(tokio::sync::Semaphore::new(4)),
             guests: RwLock::default(),
@@ -298,6 +303,11 @@ impl Inner {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Changes of helper images go one after the other.
+    pub fn images_lock(&self) -> MutexGuard<'_, ()> {
+        self.images.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     // Making things.
 
     /// A guest's layout with the helper's block.
@@ -408,6 +418,18 @@ impl Inner {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(MachineError::Thread)?;
         Ok(dir)
     }
+}
+
+/// The database's secret, made when there is none. Without storage a fresh one: what it marked is then refused.
+fn page_secret(store: &Store) -> [u8; 32] {
+    if let Ok(Some(stored)) = store.meta_get::<[u8; 32]>("page_secret") {
+        return stored;
+    }
+    let fresh = fresh_secret().map_or_else(|_| [0; 32], |s| *s);
+    if let Err(error) = store.meta_put("page_secret", &fresh) {
+        tracing::error!(%error, "the secret of page tokens could not be stored");
+    }
+    fresh
 }
 
 /// 32 random bytes.

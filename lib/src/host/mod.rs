@@ -10,11 +10,14 @@ mod error;
 pub mod events;
 mod expected;
 mod guest_task;
+mod images;
 mod incoming;
 mod inner;
+mod looking;
 mod open;
 mod outgoing;
 mod settings;
+mod tickets;
 mod types;
 mod validate;
 
@@ -31,8 +34,11 @@ use crate::transport::PeerListener;
 
 pub use error::{FieldError, HostError};
 pub use expected::Expected;
+pub use images::{BUILT_IN_ID, ContentError, ImageFacts, ImageRecord};
+pub use looking::{Estimate, Finding, GuestStats, MigrationCheck, PeerAnswer, PeerSilence, StatusExtent};
 pub use open::{HostConfig, OpenError};
 pub use settings::HostSettings;
+pub use tickets::{TICKET_MAX, Ticket, TicketSpec};
 pub use types::*;
 
 use events::{Change, Events};

@@ -95,7 +95,9 @@ fn listen(inner: &Arc<Inner>, addr: SocketAddr) -> Result<PeerListener, Listener
     let known = Arc::downgrade(inner);
     let admits = move |identity: &PeerIdentity| {
         let text = identity.to_string();
-        known.upgrade().is_some_and(|i| i.peers().values().any(|p| p.spec.identity == text))
+        known.upgrade().is_some_and(|i| {
+            i.peers().values().any(|p| p.spec.identity == text) || i.ticket_holder(identity).is_some()
+        })
     };
     let theirs = Arc::downgrade(inner);
     let handler = move |link| {

@@ -11,7 +11,7 @@ use super::guest_task::{Command, GiveBack, Lease};
 use super::inner::Inner;
 use super::{
     Destination, Fault, GuestState, HostError, MigrationDirection, MigrationMode, MigrationRecord,
-    MigrationSpec, MigrationState, MirrorChoice, PeerRecord, Progress, SourceAfter, validate,
+    MigrationSpec, MigrationState, MirrorChoice, PeerRecord, Progress, SourceAfter, Ticket, validate,
 };
 use crate::address_space::Strategy;
 use crate::guest::Machine;
@@ -34,13 +34,21 @@ pub(super) fn prepare(
     spec: MigrationSpec,
 ) -> Result<Prepared, HostError> {
     inner.check_running()?;
+    let ticket = ticket_of(&spec.destination)?;
+    // A ticket is good for one session, and a session's id is its migration's.
+    let id = match &ticket {
+        Some(ticket) => Some(ticket_id(ticket, id)?),
+        None => id,
+    };
     if id.is_some_and(|id| inner.migration_entry(id).is_some()) {
         return Err(HostError::IdTaken { kind: "migration" });
     }
     validate::migration(&spec)?;
     let guest = inner.find_guest(&spec.guest)?;
-    let Destination::Host(key) = &spec.destination;
-    let peer = inner.find_peer(key)?;
+    let peer = match (&spec.destination, ticket) {
+        (_, Some(ticket)) => ticket.peer()?,
+        (Destination::Host(key) | Destination::Ticket(key), None) => inner.find_peer(key)?,
+    };
     let record = guest.record();
     if let Some(migration) = record.migration {
         return Err(HostError::GuestMigrating { migration });
@@ -82,6 +90,27 @@ pub(super) fn prepare(
         finished_at: None,
     };
     Ok(Prepared { record: migration, guest, peer })
+}
+
+fn ticket_of(destination: &Destination) -> Result<Option<Ticket>, HostError> {
+    match destination {
+        Destination::Host(_) => Ok(None),
+        Destination::Ticket(text) => Ticket::parse(text).map(Some),
+    }
+}
+
+fn ticket_id(ticket: &Ticket, chosen: Option<Uuid>) -> Result<Uuid, HostError> {
+    let bad = |at: &str, code, detail: &str| {
+        Err(HostError::Invalid(vec![super::FieldError::new(at, code, detail)]))
+    };
+    if ticket.expires_at <= Timestamp::now() {
+        return bad("/destination/ticket", "expired_ticket", "the ticket has expired");
+    }
+    if chosen.is_some_and(|id| id != ticket.session) {
+        let detail = "the ticket is for the migration with the id of its session";
+        return bad("/destination/ticket", "wrong_id", detail);
+    }
+    Ok(ticket.session)
 }
 
 /// Records and starts a migration.
@@ -344,7 +373,12 @@ pub(super) async fn settle_after_restart(inner: Arc<Inner>, entry: Arc<Migration
     let mut patience = Duration::from_millis(200);
     while !inner.is_stopping() {
         let record = entry.record();
-        let peer = inner.find_peer(&record.peer).ok();
+        // A ticket's destination is no known peer: the ticket says where it is.
+        let ticket = record.spec.as_ref().and_then(|s| ticket_of(&s.destination).ok().flatten());
+        let peer = match ticket {
+            Some(ticket) => ticket.peer().ok(),
+            None => inner.find_peer(&record.peer).ok(),
+        };
         let address =
             peer.and_then(|p| Some((p.spec.address, p.spec.identity.parse::<PeerIdentity>().ok()?)));
         let answer = match address {

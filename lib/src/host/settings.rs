@@ -76,6 +76,11 @@ impl Host {
         Ok(next)
     }
 
+    /// A secret of this host's, kept with the database: for marks that its API hands out and takes back.
+    pub fn page_secret(&self) -> [u8; 32] {
+        self.inner.page_secret
+    }
+
     /// Fewer slots take effect as migrations end: none is called off.
     fn resize_slots(&self, before: u32, after: u32) {
         let slots = Arc::clone(&self.inner.outgoing_slots);

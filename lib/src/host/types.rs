@@ -267,6 +267,8 @@ pub struct MirrorRecord {
 pub enum Destination {
     /// A known peer, by id or name.
     Host(String),
+    /// A host that gave a ticket for one migration: its text.
+    Ticket(String),
 }
 
 /// How memory is moved.

@@ -366,6 +366,14 @@ impl Ledger {
         self.run(move |t| put(t, space, &key, expires, &body)).await
     }
 
+    /// As [`Ledger::put`], without waiting for the disk.
+    pub fn put_soon(&self, space: Space, key: String, expires: Timestamp, body: String) {
+        self.queue(Box::new(move |t| {
+            put(t, space, &key, Some(expires), &body)?;
+            Ok(Box::new(|_| {}))
+        }));
+    }
+
     /// Removes a record; says whether it was there and had not expired. Of several callers one is told so.
     ///
     /// # Errors

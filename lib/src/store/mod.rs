@@ -43,6 +43,8 @@ pub enum Kind {
     Peer,
     /// What decides where a guest may run while it moves.
     HandOver,
+    /// A helper image that was uploaded.
+    HelperImage,
 }
 
 impl Kind {
@@ -53,6 +55,7 @@ impl Kind {
             Self::Migration => "migration",
             Self::Peer => "peer",
             Self::HandOver => "hand-over",
+            Self::HelperImage => "helper-image",
         }
     }
 }

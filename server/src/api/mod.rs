@@ -8,6 +8,7 @@ pub mod decode;
 pub mod guests;
 pub mod host;
 pub mod json;
+pub mod labels;
 pub mod layout;
 pub mod migrations;
 pub mod mirrors;
