@@ -106,11 +106,11 @@ impl Ticket {
 }
 
 impl Host {
-    /// Gives leave for one migration into this host.
+    /// Gives leave for one migration into this host; without `act` it only checks whether it would.
     ///
     /// # Errors
     /// Values that cannot be, a host without a peer listener, maintenance, storage.
-    pub async fn create_ticket(&self, spec: TicketSpec) -> Result<Ticket, HostError> {
+    pub async fn create_ticket(&self, spec: TicketSpec, act: bool) -> Result<Ticket, HostError> {
         self.inner.check_running()?;
         self.check_not_in_maintenance()?;
         let info = self.info();
@@ -137,6 +137,9 @@ impl Host {
             expires_at,
             protocol_versions: PROTOCOL_VERSIONS.to_vec(),
         };
+        if !act {
+            return Ok(ticket);
+        }
         let kept = Kept {
             source_name: peer.name,
             source_identity: identity.to_string(),

@@ -105,12 +105,7 @@ fn by_transport(rules: &AccessRules, peer: Option<&Peer>) -> Result<Caller, Prob
             let (name, role) = found.ok_or_else(|| {
                 Problem::new(ProblemCode::Forbidden, "no name of the client certificate has a role")
             })?;
-            Ok(Caller {
-                principal: format!("cert:{name}"),
-                method: Method::Certificate,
-                role,
-                guest: None,
-            })
+            Ok(Caller { principal: format!("cert:{name}"), method: Method::Certificate, role, guest: None })
         }
         Some(Peer::Loopback { uid: None } | Peer::Tls { .. }) | None => {
             Err(unknown("the request carries no credentials"))
@@ -119,10 +114,8 @@ fn by_transport(rules: &AccessRules, peer: Option<&Peer>) -> Result<Caller, Prob
 }
 
 fn unknown(detail: &str) -> Problem {
-    Problem::new(ProblemCode::Unauthenticated, detail).with_header(
-        header::WWW_AUTHENTICATE,
-        header::HeaderValue::from_static("Bearer realm=\"mirrorvm\""),
-    )
+    Problem::new(ProblemCode::Unauthenticated, detail)
+        .with_header(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer realm=\"mirrorvm\""))
 }
 
 /// The user of the process at the other end of a loopback connection, as `/proc/net/tcp` has it: the row whose local
@@ -180,7 +173,9 @@ mod tests {
     fn roles_come_from_the_rules() {
         let me = rustix::process::geteuid().as_raw();
         let mut rules = AccessRules::default();
-        let role = |rules: &AccessRules, peer| by_transport(rules, Some(&peer)).map(|c| c.role).map_err(|p| p.code());
+        let role = |rules: &AccessRules, peer| {
+            by_transport(rules, Some(&peer)).map(|c| c.role).map_err(|p| p.code())
+        };
         assert_eq!(role(&rules, Peer::Unix { uid: me, gid: 1 }), Ok(Role::Admin));
         assert_eq!(role(&rules, Peer::Unix { uid: 0, gid: 0 }), Ok(Role::Admin));
         let other = Peer::Unix { uid: 4_000_000, gid: 77 };

@@ -117,7 +117,12 @@ mod tests {
         for o in OPERATIONS {
             let pure = ["address_space_plan_create", "migration_check_create"].contains(&o.id);
             let reads = o.method == "GET" || pure;
-            assert_eq!(o.access.allows(Role::Viewer), reads && o.id != "audit_log_list" && o.id != "token_list" && o.access != Access::Report, "{}", o.id);
+            assert_eq!(
+                o.access.allows(Role::Viewer),
+                reads && o.id != "audit_log_list" && o.id != "token_list" && o.access != Access::Report,
+                "{}",
+                o.id
+            );
             assert!(o.access.allows(Role::Admin), "{}", o.id);
             assert!(o.access != Access::Public || o.method == "GET", "{}", o.id);
             assert!(!o.access.allows(Role::Operator) || o.access.text() != Access::Administer.text());

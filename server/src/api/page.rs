@@ -158,11 +158,7 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
 }
 
 /// Cuts `items` to the page asked for; also gives the place to continue after, when more follow.
-pub fn cut<T>(
-    items: Vec<T>,
-    request: &PageRequest,
-    place: impl Fn(&T) -> Place,
-) -> (Vec<T>, Option<Place>) {
+pub fn cut<T>(items: Vec<T>, request: &PageRequest, place: impl Fn(&T) -> Place) -> (Vec<T>, Option<Place>) {
     let descending = request.order.descending;
     let mut placed: Vec<(Place, T)> = items.into_iter().map(|item| (place(&item), item)).collect();
     if let Some(after) = &request.after {

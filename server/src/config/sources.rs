@@ -166,9 +166,7 @@ pub fn resolve(
     let client_ca = arguments.tls_client_ca.or_file(file.tls.client_ca);
     note("tls.client_ca", client_ca.value.as_ref().map(shown), &client_ca.source);
     let tls = match (certificate.value, key.value) {
-        (Some(certificate), Some(key)) => {
-            Some(TlsFiles { certificate, key, client_ca: client_ca.value })
-        }
+        (Some(certificate), Some(key)) => Some(TlsFiles { certificate, key, client_ca: client_ca.value }),
         (None, None) => None,
         (Some(_), None) => return Err(wrong("tls.key", "", "given beside tls.certificate", "default")),
         (None, Some(_)) => return Err(wrong("tls.certificate", "", "given beside tls.key", "default")),
@@ -273,7 +271,10 @@ fn limits(
     Ok(limits)
 }
 
-fn all<T: std::str::FromStr<Err: std::fmt::Display>>(key: &str, list: Vec<String>) -> Result<Vec<T>, ConfigError> {
+fn all<T: std::str::FromStr<Err: std::fmt::Display>>(
+    key: &str,
+    list: Vec<String>,
+) -> Result<Vec<T>, ConfigError> {
     list.into_iter()
         .map(|text| text.parse().map_err(|e| wrong(key, &text, &format!("usable: {e}"), "file")))
         .collect()
@@ -319,9 +320,8 @@ mod tests {
     fn flag_over_environment_over_file_over_default() {
         let text = "name = \"f\"\nlisten = [\"unix:/x\"]\n[limits]\nstreams = 5\nconnections = 9\n[access.users]\n7 = \"viewer\"\n";
         let environment = |name: &str| (name == "MIRRORVM_LIMITS_STREAMS").then(|| "6".to_owned());
-        let of = |name, source| {
-            resolve(arguments(name, source), file::parse(text).unwrap(), environment).unwrap()
-        };
+        let of =
+            |name, source| resolve(arguments(name, source), file::parse(text).unwrap(), environment).unwrap();
         let source = |r: &Resolved, name: &str| {
             let s = r.settings.iter().find(|s| s.name == name).unwrap();
             (s.value.clone().unwrap_or_default(), s.source.clone())

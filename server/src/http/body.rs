@@ -131,7 +131,8 @@ mod tests {
         for value in content_type {
             headers.append(header::CONTENT_TYPE, HeaderValue::from_static(value));
         }
-        check_media_type(&headers, &[JSON], "accept-post").map_or_else(|p| p.code().status().as_u16(), |()| 200)
+        check_media_type(&headers, &[JSON], "accept-post")
+            .map_or_else(|p| p.code().status().as_u16(), |()| 200)
     }
 
     #[test]

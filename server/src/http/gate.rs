@@ -87,7 +87,8 @@ fn admit(
     }
     let caller = caller.as_ref().map_err(Clone::clone)?;
     if !operation.access.allows(caller.role) {
-        let detail = format!("{} has the role {}. {}", caller.principal, caller.role.name(), operation.access.text());
+        let detail =
+            format!("{} has the role {}. {}", caller.principal, caller.role.name(), operation.access.text());
         return Err(Problem::new(ProblemCode::Forbidden, detail));
     }
     if caller.role == Role::Vmm && operation.access == Access::Report {

@@ -121,7 +121,8 @@ async fn claim(host: &Host, key: &str, fingerprint: String, boot: Uuid) -> Resul
         else {
             return Ok(Turn::Ours { claim, again });
         };
-        let there: Claim = serde_json::from_str(&there).map_err(|e| HostError::internal("reading a key", e))?;
+        let there: Claim =
+            serde_json::from_str(&there).map_err(|e| HostError::internal("reading a key", e))?;
         if there.fingerprint != claim.fingerprint {
             let detail = "the key came with another method, path or body before";
             return Err(Problem::new(ProblemCode::IdempotencyKeyReused, detail));
@@ -213,12 +214,13 @@ fn key_of(headers: &HeaderMap) -> Result<String, Problem> {
         _ => None,
     };
     // The draft has a quoted string (RFC 9651); most clients send it bare.
-    let text = text.map(str::trim).map(|t| {
-        t.strip_prefix('"').and_then(|t| t.strip_suffix('"')).unwrap_or(t)
-    });
-    let printable = |t: &&str| (1..=KEY_MAX).contains(&t.len()) && t.bytes().all(|b| (b' '..=b'~').contains(&b));
+    let text =
+        text.map(str::trim).map(|t| t.strip_prefix('"').and_then(|t| t.strip_suffix('"')).unwrap_or(t));
+    let printable =
+        |t: &&str| (1..=KEY_MAX).contains(&t.len()) && t.bytes().all(|b| (b' '..=b'~').contains(&b));
     text.filter(printable).map(str::to_owned).ok_or_else(|| {
-        let detail = format!("idempotency-key is not given once with 1 to {KEY_MAX} printable ASCII characters");
+        let detail =
+            format!("idempotency-key is not given once with 1 to {KEY_MAX} printable ASCII characters");
         Problem::validation(vec![ProblemError::at_header(&KEY, "invalid_format", detail)])
     })
 }

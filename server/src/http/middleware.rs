@@ -14,8 +14,8 @@ use uuid::Uuid;
 
 use super::{gate, guard, idempotency, trace};
 use crate::access::table;
-use crate::state::AppState;
 use crate::problem::{PROBLEM_JSON, Problem, ProblemCode};
+use crate::state::AppState;
 
 /// The header with the request's id.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

@@ -30,6 +30,20 @@ impl<S: Sync> FromRequestParts<S> for Query {
 }
 
 impl Query {
+    /// As [`Query::read`], with a bare `name` read as `name=true`: how health checks are asked for details.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read_flag(&self, name: &str) -> Result<Parameters, Problem> {
+        let mut parameters = self.read()?;
+        for (n, value) in &mut parameters.pairs {
+            if n == name && value.is_empty() {
+                "true".clone_into(value);
+            }
+        }
+        Ok(parameters)
+    }
+
     /// Splits and decodes the query.
     ///
     /// # Errors

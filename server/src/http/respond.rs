@@ -75,6 +75,16 @@ pub async fn detached<T: Send + 'static, E: Into<Problem> + Send + 'static>(
     }
 }
 
+/// As [`detached`], with the change's own error kept for the caller to look at.
+///
+/// # Errors
+/// `internal` when it panicked, `shutting_down`.
+pub async fn attempted<T: Send + 'static, E: Send + 'static>(
+    change: impl Future<Output = Result<T, E>> + Send + 'static,
+) -> Result<Result<T, E>, Problem> {
+    detached(async move { Ok::<_, Problem>(change.await) }).await
+}
+
 fn text(value: &str) -> HeaderValue {
     // Paths of this API, ids and escaped values: visible ASCII.
     HeaderValue::try_from(value).unwrap_or(HeaderValue::from_static("/"))
