@@ -6,10 +6,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
 use crate::bench::{self, BenchArgs};
+use crate::config::file::{self, ConfigError};
+use crate::config::sources::{self, Arguments, Given, Resolved, Setting};
 use crate::demo::{self, DemoArgs};
 use crate::openapi::Document;
 use crate::serve::{self, Listen, Options, ServeError};
@@ -34,6 +36,14 @@ enum Command {
     Identity(IdentityCommand),
     /// Measure what the parts that matter cost.
     Bench(BenchArgs),
+    /// Print what the daemon would go by, and where each value comes from.
+    Config {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        serve: ServeArgs,
+    },
     /// Print the OpenAPI document.
     Openapi {
         /// Version of OpenAPI.
@@ -57,6 +67,9 @@ enum OpenApiVersion {
     /// The document as it is served.
     #[value(name = "3.1")]
     V31,
+    /// The same for tools that know no newer version: 3.0.3.
+    #[value(name = "3.0")]
+    V30,
 }
 
 #[derive(Debug, Args)]
@@ -65,16 +78,34 @@ struct ServeArgs {
     /// $XDG_STATE_HOME/mirrorvm or ~/.local/state/mirrorvm].
     #[arg(long, env = "MIRRORVM_STATE_DIR", value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// Where to serve: unix:PATH, or tcp:ADDR:PORT on a loopback address; may be repeated
-    /// [default: unix:STATE_DIR/mirrorvmd.sock].
-    #[arg(long, value_name = "WHERE")]
+    /// Configuration file (TOML). Flags and environment variables count before it.
+    #[arg(long, env = "MIRRORVM_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where to serve: unix:PATH; tls:ADDR:PORT; tcp:ADDR:PORT in the clear, on a loopback address; systemd for sockets
+    /// that the service manager passes. May be repeated [default: unix:STATE_DIR/mirrorvmd.sock].
+    #[arg(long, env = "MIRRORVM_LISTEN", value_name = "WHERE", value_delimiter = ',')]
     listen: Vec<Listen>,
     /// Where other hosts connect for migrations to this one; port 0 picks one [default: nowhere].
-    #[arg(long, value_name = "ADDR:PORT")]
+    #[arg(long, env = "MIRRORVM_PEER_LISTEN", value_name = "ADDR:PORT")]
     peer_listen: Option<SocketAddr>,
     /// Name of this host [default: the kernel's node name].
-    #[arg(long)]
+    #[arg(long, env = "MIRRORVM_NAME")]
     name: Option<String>,
+    /// Take changes of what exists only with If-Match.
+    #[arg(long, env = "MIRRORVM_REQUIRE_IF_MATCH")]
+    require_if_match: bool,
+    /// Form of the log: text or json.
+    #[arg(long, env = "MIRRORVM_LOG_FORMAT", value_name = "FORMAT", value_parser = ["text", "json"])]
+    log_format: Option<String>,
+    /// Certificate of tls: addresses, PEM.
+    #[arg(long, env = "MIRRORVM_TLS_CERTIFICATE", value_name = "FILE")]
+    tls_certificate: Option<PathBuf>,
+    /// Its private key, PEM; mode 0600.
+    #[arg(long, env = "MIRRORVM_TLS_KEY", value_name = "FILE")]
+    tls_key: Option<PathBuf>,
+    /// Authorities of client certificates, PEM; without, callers over TLS need bearer tokens.
+    #[arg(long, env = "MIRRORVM_TLS_CLIENT_CA", value_name = "FILE")]
+    tls_client_ca: Option<PathBuf>,
     /// Drain and end as on SIGTERM when stdin ends. For a parent that gives its child a pipe: the pipe closes however
     /// the parent ends, SIGKILL included.
     #[arg(long, hide = true)]
@@ -83,17 +114,44 @@ struct ServeArgs {
 
 /// Runs the program.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let matches = Cli::command().get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
+    // Where the arguments of `serve` came from; `config` takes the same.
+    let below = matches.subcommand().map(|(_, below)| below);
+    let resolved = match (&cli.command, below) {
+        (Command::Serve(args) | Command::Config { serve: args, .. }, Some(below)) => {
+            match resolved(args, below) {
+                Ok(resolved) => Some(resolved),
+                Err(error) => {
+                    eprintln!("mirrorvmd: {}", chain(&error));
+                    return ExitCode::FAILURE;
+                }
+            }
+        }
+        _ => None,
+    };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     // No colours in files.
     let ansi = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr).init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr);
+    if resolved.as_ref().is_some_and(|r| r.log_json) {
+        log.json().init()
+    } else {
+        log.init()
+    }
     let result = match cli.command {
-        Command::Serve(args) => run(args).map_err(Into::into),
+        Command::Serve(args) => match resolved {
+            Some(resolved) => run(&args, resolved).map_err(Into::into),
+            None => Ok(()),
+        },
+        Command::Config { json, .. } => match resolved {
+            Some(resolved) => print_settings(&resolved, json),
+            None => Ok(()),
+        },
         Command::Demo(args) => return demo::main(&args),
         Command::Identity(IdentityCommand::Init { dir }) => init_identity(&dir),
         Command::Bench(args) => bench::run(&args).map_err(|e| e as Box<dyn Error>),
-        Command::Openapi { version: OpenApiVersion::V31 } => print_document(),
+        Command::Openapi { version } => print_document(version),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -104,13 +162,46 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(args: ServeArgs) -> Result<(), ServeError> {
-    let state_dir = args.state_dir.or_else(default_state_dir).ok_or(ServeError::NoStateDir)?;
+fn resolved(args: &ServeArgs, matches: &ArgMatches) -> Result<Resolved, ConfigError> {
+    let file = args.config.as_deref().map(file::read).transpose()?.unwrap_or_default();
+    let arguments = Arguments {
+        state_dir: Given::of(matches, "state_dir"),
+        name: Given::of(matches, "name"),
+        listen: Given::many(matches, "listen"),
+        peer_listen: Given::of(matches, "peer_listen"),
+        require_if_match: Given::of(matches, "require_if_match"),
+        log_format: Given::of(matches, "log_format"),
+        tls_certificate: Given::of(matches, "tls_certificate"),
+        tls_key: Given::of(matches, "tls_key"),
+        tls_client_ca: Given::of(matches, "tls_client_ca"),
+    };
+    sources::resolve(arguments, file, |name| std::env::var(name).ok())
+}
+
+fn print_settings(resolved: &Resolved, json: bool) -> Result<(), Box<dyn Error>> {
+    let mut out = std::io::stdout().lock();
+    if json {
+        serde_json::to_writer_pretty(&mut out, &resolved.settings)?;
+        writeln!(out)?;
+        return Ok(());
+    }
+    for Setting { name, value, source } in &resolved.settings {
+        let source = serde_json::to_value(source)?;
+        let source = source.as_str().unwrap_or_default();
+        writeln!(out, "{name:<32} {:<40} {source}", value.as_deref().unwrap_or("-"))?;
+    }
+    Ok(())
+}
+
+fn run(args: &ServeArgs, resolved: Resolved) -> Result<(), ServeError> {
+    let state_dir = resolved.state_dir.or_else(default_state_dir).ok_or(ServeError::NoStateDir)?;
     let options = Options {
         state_dir,
-        listen: args.listen,
-        peer_listen: args.peer_listen,
-        name: args.name,
+        listen: resolved.listen,
+        peer_listen: resolved.peer_listen,
+        name: resolved.name,
+        tls: resolved.tls,
+        config: resolved.config,
         exit_with_stdin: args.exit_with_stdin,
     };
     let runtime =
@@ -137,8 +228,11 @@ fn init_identity(dir: &std::path::Path) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn print_document() -> Result<(), Box<dyn Error>> {
-    let document = Document::of_this_build()?;
+fn print_document(version: OpenApiVersion) -> Result<(), Box<dyn Error>> {
+    let document = match version {
+        OpenApiVersion::V31 => Document::of_this_build()?,
+        OpenApiVersion::V30 => Document::of_this_build_3_0()?,
+    };
     std::io::stdout().write_all(document.bytes())?;
     Ok(())
 }
@@ -156,8 +250,6 @@ fn chain(error: &dyn Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]

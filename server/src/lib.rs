@@ -4,16 +4,20 @@
 //! mirror is made of, how a page moves; all of that is one library call away.
 //!
 //! - [`api`]: wire types. [`routes`]: parse, one library call, render. [`problem`]: what can go wrong.
+//! - [`access`]: who may call what. [`config`]: file, environment, command line. [`metrics`]: what is counted.
 //! - [`http`]: bodies, conditions, long polls, middleware. [`openapi`]: the document. [`draw`]: layouts as SVG.
 //! - `bench`: what the parts cost. [`serve`]: sockets and the accept loop. [`cli`]: the command line.
 //! - [`demo`]: two daemons and a migration between them; a client of the API like any other.
 
+pub mod access;
 pub mod api;
 mod bench;
 pub mod cli;
+pub mod config;
 pub mod demo;
 pub mod draw;
 pub mod http;
+pub mod metrics;
 pub mod openapi;
 pub mod problem;
 pub mod routes;

@@ -1,31 +1,66 @@
-//! What handlers share: the host, once it is open; the document; whether the daemon shuts down.
+//! What handlers share: the host, once it is open; the document; the configuration; whether the daemon shuts down.
 
 use std::sync::{Arc, OnceLock};
 
 use mirrorvm::host::Host;
-use tokio::sync::watch;
+use ring::hmac;
+use ring::rand::SystemRandom;
+use tokio::sync::{Semaphore, watch};
+use uuid::Uuid;
 
+use crate::config::Config;
+use crate::http::gate::Pace;
+use crate::metrics::Metrics;
 use crate::openapi::Document;
 use crate::problem::{Problem, ProblemCode};
 
 /// Shared state of all handlers; cheap to clone.
 #[derive(Clone, Debug)]
-pub struct AppState {
-    host: Arc<OnceLock<Host>>,
+pub struct AppState(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    host: OnceLock<Host>,
     closing: watch::Receiver<bool>,
-    document: Arc<Document>,
+    document: Document,
+    document_3_0: Document,
+    config: Config,
+    boot: Uuid,
+    fallback_key: hmac::Key,
+    page_key: OnceLock<hmac::Key>,
+    pace: Pace,
+    streams: Arc<Semaphore>,
+    metrics: Metrics,
 }
 
 impl AppState {
     /// State without a host: `/livez` works, everything about resources is `not_ready`. `closing` turns true
-    /// when the daemon shuts down, and ends long polls.
-    pub fn new(document: Document, closing: watch::Receiver<bool>) -> Self {
-        Self { host: Arc::default(), closing, document: Arc::new(document) }
+    /// when the daemon shuts down, and ends long polls and streams.
+    pub fn new(
+        (document, document_3_0): (Document, Document),
+        config: Config,
+        closing: watch::Receiver<bool>,
+    ) -> Self {
+        let streams = Arc::new(Semaphore::new(config.limits.streams as usize));
+        Self(Arc::new(Shared {
+            host: OnceLock::new(),
+            closing,
+            document,
+            document_3_0,
+            config,
+            boot: Uuid::new_v4(),
+            fallback_key: fresh_key(),
+            page_key: OnceLock::new(),
+            pace: Pace::default(),
+            streams,
+            metrics: Metrics::default(),
+        }))
     }
 
     /// Gives the state its host. A second one is not taken.
     pub fn set_host(&self, host: Host) {
-        let _ = self.host.set(host);
+        let _ = self.0.page_key.set(hmac::Key::new(hmac::HMAC_SHA256, host.page_secret().as_slice()));
+        let _ = self.0.host.set(host);
     }
 
     /// The host.
@@ -33,15 +68,19 @@ impl AppState {
     /// # Errors
     /// `not_ready` before it is open.
     pub fn host(&self) -> Result<&Host, Problem> {
-        self.host
+        self.0
+            .host
             .get()
             .ok_or_else(|| Problem::new(ProblemCode::NotReady, "the state directory is still being opened"))
     }
 
     /// Whether requests about resources work: the host is open and the daemon does not shut down.
+    ///
+    /// # Errors
+    /// `not_ready`, `shutting_down`.
     pub fn ready(&self) -> Result<(), Problem> {
         self.host()?;
-        if *self.closing.borrow() {
+        if *self.0.closing.borrow() {
             return Err(Problem::new(ProblemCode::ShuttingDown, "the daemon shuts down"));
         }
         Ok(())
@@ -49,11 +88,52 @@ impl AppState {
 
     /// Turns true when the daemon shuts down.
     pub fn closing(&self) -> watch::Receiver<bool> {
-        self.closing.clone()
+        self.0.closing.clone()
     }
 
     /// The OpenAPI document.
     pub fn document(&self) -> &Document {
-        &self.document
+        &self.0.document
     }
+
+    /// The same in OpenAPI 3.0.3, for tools that know no newer one.
+    pub fn document_3_0(&self) -> &Document {
+        &self.0.document_3_0
+    }
+
+    /// What the daemon was told.
+    pub fn config(&self) -> &Config {
+        &self.0.config
+    }
+
+    /// This run of the daemon.
+    pub fn boot(&self) -> Uuid {
+        self.0.boot
+    }
+
+    /// The key of page tokens: the database's, so that a token outlives the daemon.
+    pub fn page_key(&self) -> &hmac::Key {
+        self.0.page_key.get().unwrap_or(&self.0.fallback_key)
+    }
+
+    /// How fast each principal goes.
+    pub fn pace(&self) -> &Pace {
+        &self.0.pace
+    }
+
+    /// Event streams that may still be opened.
+    pub fn streams(&self) -> Arc<Semaphore> {
+        Arc::clone(&self.0.streams)
+    }
+
+    /// What is counted.
+    pub fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+}
+
+fn fresh_key() -> hmac::Key {
+    // Without random numbers nothing else works either; tokens made before the host is open lead nowhere anyway.
+    hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new())
+        .unwrap_or_else(|_| hmac::Key::new(hmac::HMAC_SHA256, Uuid::new_v4().as_bytes()))
 }

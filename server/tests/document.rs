@@ -5,7 +5,8 @@
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
-use mirrorvmd::openapi::Document;
+use mirrorvmd::access::table::OPERATIONS;
+use mirrorvmd::openapi::{Document, compat};
 use serde_json::{Value, json};
 
 fn document() -> Value {
@@ -25,70 +26,65 @@ fn operations(document: &Value) -> Vec<(String, String, Value)> {
     list
 }
 
-#[test]
-fn the_committed_document_is_the_one_that_is_served() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../openapi/v1.json");
-    let built = Document::of_this_build().unwrap();
+/// The committed file `name` is what this build makes; a change that clients would trip over is named.
+fn committed(name: &str, built: &Document) {
+    let path = format!("{}/../openapi/{name}", env!("CARGO_MANIFEST_DIR"));
     if std::env::var_os("UPDATE_OPENAPI").is_some() {
-        std::fs::write(path, built.bytes()).unwrap();
+        std::fs::write(&path, built.bytes()).unwrap();
     }
-    let committed = std::fs::read(path).unwrap_or_default();
+    let committed = std::fs::read(&path).unwrap_or_default();
+    let same = committed == built.bytes().as_ref();
+    let breaks = match serde_json::from_slice(&committed) {
+        Ok(old) if !same => compat::breaks(&old, &serde_json::from_slice(built.bytes()).unwrap()),
+        _ => Vec::new(),
+    };
     assert!(
-        committed == built.bytes().as_ref(),
-        "openapi/v1.json is not what this build serves; if the change is meant, run \
-         `cargo run -- openapi > openapi/v1.json`, or this test with UPDATE_OPENAPI=1, and commit the file"
+        same,
+        "openapi/{name} is not what this build serves. Breaking changes: {breaks:#?}. If the change is meant and nothing \
+         breaks, run this test with UPDATE_OPENAPI=1 and commit the file"
     );
 }
 
 #[test]
-fn every_operation_of_the_contract_is_there() {
-    let wanted = [
-        ("get", "/livez", "health_live"),
-        ("get", "/readyz", "health_ready"),
-        ("get", "/docs", "openapi_docs"),
-        ("get", "/v1/openapi.json", "openapi_get"),
-        ("get", "/v1/version", "version_get"),
-        ("get", "/v1/problems", "problem_list"),
-        ("get", "/v1/problems/{code}", "problem_get"),
-        ("get", "/v1/host", "host_get"),
-        ("get", "/v1/host/capabilities", "host_capabilities_get"),
-        ("get", "/v1/strategies", "strategy_list"),
-        ("get", "/v1/strategies/{kind}", "strategy_get"),
-        ("get", "/v1/hosts", "peer_host_list"),
-        ("post", "/v1/hosts", "peer_host_create"),
-        ("get", "/v1/hosts/{host}", "peer_host_get"),
-        ("delete", "/v1/hosts/{host}", "peer_host_delete"),
-        ("get", "/v1/guests", "guest_list"),
-        ("post", "/v1/guests", "guest_create"),
-        ("get", "/v1/guests/{guest}", "guest_get"),
-        ("delete", "/v1/guests/{guest}", "guest_delete"),
-        ("post", "/v1/guests/{guest}/start", "guest_start"),
-        ("post", "/v1/guests/{guest}/pause", "guest_pause"),
-        ("post", "/v1/guests/{guest}/resume", "guest_resume"),
-        ("post", "/v1/guests/{guest}/stop", "guest_stop"),
-        ("get", "/v1/guests/{guest}/console", "guest_console_get"),
-        ("get", "/v1/guests/{guest}/ram-blocks", "ram_block_list"),
-        ("post", "/v1/guests/{guest}/address-space-plans", "address_space_plan_create"),
-        ("get", "/v1/mirrors", "mirror_list"),
-        ("post", "/v1/mirrors", "mirror_create"),
-        ("get", "/v1/mirrors/{mirror}", "mirror_get"),
-        ("delete", "/v1/mirrors/{mirror}", "mirror_delete"),
-        ("get", "/v1/mirrors/{mirror}/layout", "mirror_layout_get"),
-        ("get", "/v1/migrations", "migration_list"),
-        ("post", "/v1/migrations", "migration_create"),
-        ("get", "/v1/migrations/{migration}", "migration_get"),
-        ("delete", "/v1/migrations/{migration}", "migration_delete"),
-        ("post", "/v1/migrations/{migration}/cancel", "migration_cancel"),
-        ("get", "/v1/migrations/{migration}/rounds", "migration_round_list"),
-        ("get", "/v1/migrations/{migration}/page-digests", "migration_page_digests_get"),
-    ];
+fn the_committed_documents_are_those_that_are_served() {
+    committed("v1.json", &Document::of_this_build().unwrap());
+    committed("v1-3.0.json", &Document::of_this_build_3_0().unwrap());
+}
+
+/// `openapi/v1-base.json` is the document that clients were last told of: what it promises must hold.
+#[test]
+fn nothing_breaks_for_clients_of_the_last_published_document() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../openapi/v1-base.json");
+    let base: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let breaks = compat::breaks(&base, &document());
+    assert!(breaks.is_empty(), "clients of openapi/v1-base.json would trip over: {breaks:#?}");
+}
+
+/// The table says who may call what, so that an operation without an entry is for nobody.
+#[test]
+fn the_table_of_operations_is_the_documents() {
     let wanted: BTreeSet<_> =
-        wanted.iter().map(|(m, p, o)| (m.to_string(), p.to_string(), o.to_string())).collect();
+        OPERATIONS.iter().map(|o| (o.method.to_lowercase(), o.path.to_owned(), o.id.to_owned())).collect();
+    assert_eq!(wanted.len(), OPERATIONS.len());
     let found: BTreeSet<_> = operations(&document())
         .into_iter()
         .map(|(p, m, o)| (m, p, o["operationId"].as_str().unwrap().to_owned()))
         .collect();
     assert_eq!(found, wanted);
+}
+
+#[test]
+fn the_older_version_says_the_same() {
+    let old: Value = serde_json::from_slice(Document::of_this_build_3_0().unwrap().bytes()).unwrap();
+    assert_eq!(old["openapi"], "3.0.3");
+    let ids = |d: &Value| -> BTreeSet<String> {
+        operations(d).iter().map(|(_, _, o)| o["operationId"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(ids(&old), ids(&document()));
+    let text = old.to_string();
+    for newer in ["\"const\"", "\"null\"", "mutualTLS\":", "problem+json"] {
+        assert!(!text.contains(newer), "{newer} is left");
+    }
 }
 
 #[test]
@@ -109,8 +105,12 @@ fn everything_is_described() {
             }
         }
         if operation.get("requestBody").is_some() {
-            let schema =
-                resolve(&document, &operation["requestBody"]["content"]["application/json"]["schema"]);
+            let (kind, media) =
+                operation["requestBody"]["content"].as_object().unwrap().iter().next().unwrap();
+            if kind == "application/octet-stream" {
+                continue;
+            }
+            let schema = resolve(&document, &media["schema"]);
             if schema.get("example").or(schema.get("examples")).is_none() {
                 bare.push(format!("{method} {path}: example of the body"));
             }

@@ -9,6 +9,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt;
+use mirrorvmd::access::caller::Peer;
 use mirrorvmd::http::guard::Transport;
 use mirrorvmd::openapi::Document;
 use mirrorvmd::problem::ProblemCode;
@@ -52,7 +53,12 @@ impl Answer {
     }
 }
 
-async fn send(service: &Router, request: Request<Body>) -> Answer {
+/// Sends as the daemon's own user over a Unix socket.
+async fn send(service: &Router, mut request: Request<Body>) -> Answer {
+    if request.extensions().get::<Peer>().is_none() {
+        let uid = rustix::process::geteuid().as_raw();
+        request.extensions_mut().insert(Peer::Unix { uid, gid: uid });
+    }
     let (parts, body) = service.clone().oneshot(request).await.unwrap().into_parts();
     let body = body.collect().await.unwrap().to_bytes().to_vec();
     Answer { status: parts.status, headers: parts.headers, body }
@@ -102,10 +108,10 @@ async fn wrong_paths_and_methods_are_problems() {
     }
     for (method, path, allow) in [
         ("DELETE", "/v1/guests", "GET,HEAD,POST"),
-        ("PUT", "/v1/guests/g", "GET,HEAD,DELETE"),
+        ("POST", "/v1/guests/g", "GET,HEAD,PUT,PATCH,DELETE"),
         ("GET", "/v1/guests/g/start", "POST"),
         ("POST", "/v1/version", "GET,HEAD"),
-        ("OPTIONS", "/v1/host", "GET,HEAD"),
+        ("OPTIONS", "/v1/host", "GET,HEAD,PATCH"),
     ] {
         let request = Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
         let answer = send(&service(), request).await;

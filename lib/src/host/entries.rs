@@ -1,11 +1,12 @@
 //! What readers see of guests, mirrors and migrations without asking their owners.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
+use super::events::{Change, Told};
 use super::guest_task::Command;
 use super::{
     ConsoleChunk, Fault, GuestRecord, GuestState, HostError, MigrationRecord, MirrorRecord, MirrorState,
@@ -40,6 +41,10 @@ impl GuestEntry {
         let mut record = self.record.read().unwrap_or_else(PoisonError::into_inner).clone();
         record.readiness = self.readiness_in(record.state);
         record
+    }
+
+    pub fn is_named(&self, name: &str) -> bool {
+        self.record.read().unwrap_or_else(PoisonError::into_inner).spec.name == name
     }
 
     pub fn show(&self, record: GuestRecord) {
@@ -140,6 +145,16 @@ impl MirrorEntry {
         record.generation += 1;
     }
 
+    /// Notes where its threads run.
+    pub fn place(&self, cpus: Vec<u32>) -> MirrorRecord {
+        {
+            let mut record = self.record.write().unwrap_or_else(PoisonError::into_inner);
+            record.cpus = cpus;
+            record.generation += 1;
+        }
+        self.record()
+    }
+
     /// The record with the workers as they are now.
     pub fn record(&self) -> MirrorRecord {
         let mut record = self.record.read().unwrap_or_else(PoisonError::into_inner).clone();
@@ -167,12 +182,14 @@ pub(super) struct MigrationEntry {
     pub id: Uuid,
     record: RwLock<MigrationRecord>,
     pub control: Arc<Control>,
+    told: Mutex<Told>,
     pub digests: RwLock<Option<Arc<PageDigests>>>,
 }
 
 impl MigrationEntry {
     pub fn new(record: MigrationRecord, control: Arc<Control>) -> Self {
-        Self { id: record.id, record: RwLock::new(record), control, digests: RwLock::default() }
+        let told = Mutex::new(Told { state: record.state, rounds: record.rounds.len() });
+        Self { id: record.id, record: RwLock::new(record), control, told, digests: RwLock::default() }
     }
 
     /// The record with the live part as it is now.
@@ -199,6 +216,19 @@ impl MigrationEntry {
         change(&mut next);
         *self.record.write().unwrap_or_else(PoisonError::into_inner) = next.clone();
         next
+    }
+
+    /// Calls `tell` for what changed since it was called last.
+    pub fn tell(&self, mut tell: impl FnMut(&MigrationRecord, Change)) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let record = self.record();
+        if record.rounds.len() > told.rounds {
+            tell(&record, Change::RoundFinished);
+        }
+        if record.state != told.state {
+            tell(&record, Change::StateChanged);
+        }
+        *told = Told { state: record.state, rounds: record.rounds.len() };
     }
 
     pub fn keep_digests(&self, digests: Option<Vec<[u8; 16]>>) {

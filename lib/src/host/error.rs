@@ -61,6 +61,23 @@ pub enum HostError {
         /// Which.
         migration: Uuid,
     },
+    /// The resource is not at the generation that the caller expects.
+    #[error("the {kind} is at generation {generation}")]
+    GenerationMismatch {
+        /// `guest`, `mirror`, `migration`, `host`.
+        kind: &'static str,
+        /// Where it is.
+        generation: u64,
+    },
+    /// The host takes nothing new.
+    #[error("the host is in maintenance")]
+    Maintenance,
+    /// Another resource has the id that the caller chose.
+    #[error("there is another {kind} with this id")]
+    IdTaken {
+        /// `guest`, `mirror`, `migration`.
+        kind: &'static str,
+    },
     /// The guest was handed over to another host.
     #[error("the guest was handed over to {peer}")]
     GuestMoved {

@@ -11,11 +11,12 @@ use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
 use super::entries::{GuestEntry, MirrorEntry};
+use super::events::Change;
 use super::inner::Inner;
 use super::make::Made;
 use super::{
-    Fault, GuestAction, GuestRecord, GuestState, HostError, MirrorChoice, MirrorRecord, MirrorSpec,
-    MirrorState,
+    Expected, Fault, GuestAction, GuestRecord, GuestState, HostError, Labels, MirrorChoice, MirrorRecord,
+    MirrorSpec, MirrorState,
 };
 use crate::addr::Gpa;
 use crate::guest::lifecycle::Event;
@@ -33,10 +34,11 @@ type Reply<T> = oneshot::Sender<Result<T, HostError>>;
 
 /// What a guest's task is asked.
 pub(super) enum Command {
-    Act(GuestAction, Reply<GuestRecord>),
-    Undefine(Reply<()>),
-    CreateMirror(MirrorSpec, Reply<MirrorRecord>),
-    DeleteMirror(Uuid, Reply<()>),
+    Act(GuestAction, Expected, Reply<GuestRecord>),
+    Undefine(Expected, Reply<()>),
+    Relabel(Labels, Expected, Reply<GuestRecord>),
+    CreateMirror(MirrorSpec, Option<Uuid>, Reply<MirrorRecord>),
+    DeleteMirror(Uuid, Expected, Reply<()>),
     /// Something that is not stored has changed: a new generation shows it.
     Touch,
     /// Plugs a RAM block at an address, or unplugs it.
@@ -160,13 +162,23 @@ impl Owner {
     /// Does one thing; true when the task is over.
     fn handle(&mut self, command: Command) -> bool {
         match command {
-            Command::Act(action, reply) => self.act(action, reply),
-            Command::Undefine(reply) => return self.undefine(reply),
-            Command::CreateMirror(spec, reply) => {
-                let _ = reply.send(self.create_mirror(&spec, false).map(|e| e.record()));
+            Command::Act(action, expected, reply) => match self.check(&expected) {
+                Ok(()) => self.act(action, reply),
+                Err(e) => _ = reply.send(Err(e)),
+            },
+            Command::Undefine(expected, reply) => match self.check(&expected) {
+                Ok(()) => return self.undefine(reply),
+                Err(e) => _ = reply.send(Err(e)),
+            },
+            Command::Relabel(labels, expected, reply) => {
+                let checked = self.check(&expected);
+                let _ = reply.send(checked.map(|()| self.publish(|r| r.spec.labels = labels)));
             }
-            Command::DeleteMirror(id, reply) => {
-                let _ = reply.send(self.delete_mirror(id));
+            Command::CreateMirror(spec, id, reply) => {
+                let _ = reply.send(self.create_mirror(&spec, false, id).map(|e| e.record()));
+            }
+            Command::DeleteMirror(id, expected, reply) => {
+                let _ = reply.send(self.delete_mirror(id, &expected));
             }
             Command::Touch => {
                 if self.entry.readiness() != self.shown {
@@ -216,6 +228,10 @@ impl Owner {
             }
         }
         false
+    }
+
+    fn check(&self, expected: &Expected) -> Result<(), HostError> {
+        expected.check("guest", self.entry.record().generation)
     }
 
     fn act(&mut self, action: GuestAction, reply: Reply<GuestRecord>) {
@@ -297,7 +313,7 @@ impl Owner {
 
     /// Takes the mirror that an SEV-ES guest was launched with.
     fn keep_mirror(&mut self, mirror: Mirror) {
-        let entry = self.inner.register_mirror(&self.entry.record(), &mirror, false);
+        let entry = self.inner.register_mirror(&self.entry.record(), &mirror, false, None);
         self.mirrors.insert(entry.id, mirror);
     }
 
@@ -371,7 +387,12 @@ impl Owner {
         true
     }
 
-    fn create_mirror(&mut self, spec: &MirrorSpec, transient: bool) -> Result<Arc<MirrorEntry>, HostError> {
+    fn create_mirror(
+        &mut self,
+        spec: &MirrorSpec,
+        transient: bool,
+        id: Option<Uuid>,
+    ) -> Result<Arc<MirrorEntry>, HostError> {
         if let Some(migration) = self.lent {
             return Err(HostError::GuestMigrating { migration });
         }
@@ -391,12 +412,15 @@ impl Owner {
         })?;
         let record = self.entry.record();
         let mirror = self.inner.make_mirror(&record, machine.as_ref(), spec.strategy, spec.workers)?;
-        let entry = self.inner.register_mirror(&record, &mirror, transient);
+        let entry = self.inner.register_mirror(&record, &mirror, transient, id);
         self.mirrors.insert(entry.id, mirror);
         Ok(entry)
     }
 
-    fn delete_mirror(&mut self, id: Uuid) -> Result<(), HostError> {
+    fn delete_mirror(&mut self, id: Uuid, expected: &Expected) -> Result<(), HostError> {
+        if let Some(entry) = self.inner.mirror_entry(id) {
+            expected.check("mirror", entry.record().generation)?;
+        }
         if self.mirrors.contains_key(&id) && self.has_launch_mirror() {
             return Err(HostError::MirrorAtLaunch);
         }
@@ -433,7 +457,7 @@ impl Owner {
             MirrorChoice::Template(strategy) => {
                 let spec =
                     MirrorSpec { guest: String::new(), strategy: *strategy, workers: u32::from(streams) };
-                (self.create_mirror(&spec, true)?.id, true)
+                (self.create_mirror(&spec, true, None)?.id, true)
             }
         };
         let missing = || HostError::NotFound { kind: "mirror", key: mirror_id.to_string() };
@@ -573,7 +597,8 @@ impl Owner {
 
     /// Makes the record say what is so: stored first, then shown.
     fn publish(&mut self, change: impl FnOnce(&mut GuestRecord)) -> GuestRecord {
-        let mut record = self.entry.record();
+        let before = self.entry.record();
+        let mut record = before.clone();
         change(&mut record);
         record.state = self.state;
         record.generation += 1;
@@ -582,8 +607,29 @@ impl Owner {
         }
         self.entry.show(record.clone());
         self.shown = self.entry.readiness();
+        self.inner.events.guest(&record, Some(&before), Change::Updated);
         self.inner.changed();
         record
+    }
+}
+
+/// The state that an action would lead to; the one that it is when the guest is there already.
+pub(super) fn after(record: &GuestRecord, action: GuestAction) -> Result<GuestState, HostError> {
+    let (goal, event) = match action {
+        GuestAction::Start => (GuestState::Running, Event::Start),
+        GuestAction::Pause => (GuestState::Paused, Event::Pause),
+        GuestAction::Resume => (GuestState::Running, Event::Resume),
+        GuestAction::Stop => (GuestState::Stopped, Event::Stop),
+    };
+    if record.state == goal {
+        return Ok(goal);
+    }
+    if let (GuestAction::Start, Some(peer)) = (action, &record.moved_to) {
+        return Err(HostError::GuestMoved { peer: peer.clone() });
+    }
+    match record.state.step(event) {
+        Ok(_) => Ok(goal),
+        Err(_) => Err(wrong_state(record.state, action)),
     }
 }
 

@@ -72,7 +72,8 @@ pub(super) fn serve(inner: &Arc<Inner>, mut link: Link) {
 
 fn peer_name(inner: &Inner, identity: &PeerIdentity) -> Option<String> {
     let text = identity.to_string();
-    inner.peers().values().find(|p| p.spec.identity == text).map(|p| p.spec.name.clone())
+    let known = inner.peers().values().find(|p| p.spec.identity == text).map(|p| p.spec.name.clone());
+    known.or_else(|| inner.ticket_holder(identity))
 }
 
 /// What became of a session: for the peer that brought it, and nobody else.
@@ -123,6 +124,9 @@ impl Destination<'_> {
         if inner.is_stopping() {
             return Err(refuse("shutting_down", "the destination shuts down"));
         }
+        if inner.in_maintenance() {
+            return Err(refuse("maintenance", "the destination is in maintenance"));
+        }
         if prepare.helper_measurement != inner.image.measurement() {
             return Err(refuse("helper_mismatch", "the hosts have different helper images"));
         }
@@ -151,6 +155,12 @@ impl Destination<'_> {
         inner.check_driver(driver).map_err(|e| refused_by(&e))?;
         if let Some(sev) = driver.sev() {
             super::outgoing::check_policy(sev.policy).map_err(|e| refused_by(&e))?;
+        }
+        // Last of all: a ticket is used up by a migration that everything else allows.
+        let ticketed = inner.use_ticket(prepare.session, &self.identity);
+        let text = self.identity.to_string();
+        if !ticketed && !inner.peers().values().any(|p| p.spec.identity == text) {
+            return Err(refuse("ticket_invalid", "no ticket for this session and source"));
         }
         Ok(())
     }
@@ -183,6 +193,7 @@ impl Destination<'_> {
         }
         let stored = inner.store.put(Kind::Guest, record.id, Some(&record.spec.name), &record);
         stored.map_err(|_| refuse("storage", "the destination's storage failed"))?;
+        inner.events.guest(&record, None, super::events::Change::Created);
         let entry = guest_task::spawn(inner, record, GuestState::Incoming);
         if let Some(left) = guests.insert(entry.id, Arc::clone(&entry)) {
             left.dismiss();
@@ -216,7 +227,7 @@ impl Destination<'_> {
                 .make_mirror(&record, machine.as_ref(), prepare.strategy, u32::from(prepare.streams))
                 .map_err(|e| refused_by(&e))?,
         };
-        let control = Arc::new(new_control(inner, MigrationState::Preparing));
+        let control = Arc::new(new_control(inner, prepare.session, MigrationState::Preparing));
         let migration = MigrationRecord {
             id: prepare.session,
             direction: MigrationDirection::Incoming,
@@ -247,7 +258,7 @@ impl Destination<'_> {
         })?;
         let (sender, streams) = mpsc::channel();
         inner.streams().insert(prepare.session, (self.identity, sender));
-        inner.add_migration(Arc::new(MigrationEntry::new(migration, Arc::clone(&control))));
+        inner.add_migration(Arc::new(MigrationEntry::new(migration, Arc::clone(&control))), true);
         Ok(Arrival { machine, mirror, control, streams })
     }
 
@@ -261,6 +272,7 @@ impl Destination<'_> {
         if let Err(error) = self.inner.store.put(Kind::Guest, old.id, Some(&old.spec.name), &old) {
             tracing::error!(%error, "a guest's earlier record could not be stored again");
         }
+        self.inner.events.guest(&old, None, super::events::Change::Created);
         let entry = guest_task::spawn(self.inner, old, GuestState::Stopped);
         self.inner.guests_mut().insert(entry.id, entry);
         self.inner.changed();
@@ -294,7 +306,7 @@ impl Destination<'_> {
         if let Err(error) = self.inner.store_migration(&record) {
             tracing::error!(%error, "a migration's record could not be stored");
         }
-        self.inner.changed();
+        self.inner.migration_changed(session);
     }
 }
 

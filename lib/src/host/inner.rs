@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::entries::{GuestEntry, MigrationEntry, MirrorEntry};
+use super::events::{Change, Events};
 use super::{
     DriverSpec, Fault, GuestRecord, HostError, MigrationRecord, MirrorRecord, MirrorState, PeerRecord,
 };
@@ -21,7 +22,7 @@ use crate::hypervisor::emulated::EmulatedHost;
 use crate::hypervisor::kvm::KvmHost;
 use crate::mirror::{HelperImage, Mirror};
 use crate::sev::model::ModelPlatform;
-use crate::store::{Kind, Store};
+use crate::store::{Kind, Ledger, Store};
 use crate::transport::{Identity, Link, PeerIdentity};
 
 /// Limits assumed for plans on a host without KVM.
@@ -49,6 +50,8 @@ pub(super) struct Inner {
     pub id: Uuid,
     pub name: String,
     pub store: Store,
+    pub ledger: Arc<Ledger>,
+    pub events: Events,
     pub identity: Identity,
     pub kvm: Result<KvmHost, String>,
     /// The software machine: always there.
@@ -56,6 +59,9 @@ pub(super) struct Inner {
     limits: KnownLimits,
     pub image: HelperImage,
     pub runtime: tokio::runtime::Handle,
+    pub page_secret: [u8; 32],
+    images: Mutex<()>,
+    pub settings: RwLock<super::HostSettings>,
     pub outgoing_slots: Arc<tokio::sync::Semaphore>,
     guests: RwLock<HashMap<Uuid, Arc<GuestEntry>>>,
     mirrors: RwLock<HashMap<Uuid, Arc<MirrorEntry>>>,
@@ -72,7 +78,7 @@ impl Inner {
         state_dir: PathBuf,
         id: Uuid,
         name: String,
-        store: Store,
+        (store, ledger): (Store, Ledger),
         identity: Identity,
         kvm: Result<KvmHost, String>,
     ) -> Self {
@@ -85,17 +91,24 @@ impl Inner {
             emulated: emulated.limits(),
             emulated_plain: plain(emulated.limits()),
         };
+        let ledger = Arc::new(ledger);
+        let page_secret = page_secret(&store);
         Self {
             state_dir,
             id,
             name,
             store,
+            events: Events::new(Arc::clone(&ledger)),
+            ledger,
             identity,
             kvm,
             emulated,
             limits,
             image: HelperImage::built_in(),
             runtime: tokio::runtime::Handle::current(),
+            page_secret,
+            images: Mutex::default(),
+            settings: RwLock::default(),
             outgoing_slots: Arc::new(tokio::sync::Semaphore::new(4)),
             guests: RwLock::default(),
             mirrors: RwLock::default(),
@@ -177,7 +190,7 @@ impl Inner {
         let guests = self.guests();
         let by_id = Uuid::try_parse(key).ok().and_then(|id| guests.get(&id));
         by_id
-            .or_else(|| guests.values().find(|g| g.record().spec.name == key))
+            .or_else(|| guests.values().find(|g| g.is_named(key)))
             .cloned()
             .ok_or_else(|| HostError::NotFound { kind: "guest", key: key.chars().take(80).collect() })
     }
@@ -186,7 +199,10 @@ impl Inner {
         if let Err(error) = self.store.delete(Kind::Guest, id) {
             tracing::error!(%error, "a guest's record could not be deleted");
         }
-        self.guests_mut().remove(&id);
+        let gone = self.guests_mut().remove(&id);
+        if let Some(gone) = gone {
+            self.events.guest(&gone.record(), None, Change::Deleted);
+        }
         self.changed();
     }
 
@@ -200,15 +216,22 @@ impl Inner {
         self.mirrors.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
-    pub fn register_mirror(&self, guest: &GuestRecord, mirror: &Mirror, busy: bool) -> Arc<MirrorEntry> {
+    pub fn register_mirror(
+        &self,
+        guest: &GuestRecord,
+        mirror: &Mirror,
+        busy: bool,
+        id: Option<Uuid>,
+    ) -> Arc<MirrorEntry> {
         let record = MirrorRecord {
-            id: Uuid::now_v7(),
+            id: id.unwrap_or_else(Uuid::now_v7),
             guest: guest.id,
             strategy: mirror.plan().strategy,
             state: if busy { MirrorState::Busy } else { MirrorState::Ready },
             generation: 1,
             plan: Arc::clone(mirror.plan()),
             workers: Vec::new(),
+            cpus: Vec::new(),
             helper_measurement: self.image.measurement(),
             error: None,
             created_at: Timestamp::now(),
@@ -216,19 +239,32 @@ impl Inner {
         };
         let entry = Arc::new(MirrorEntry::new(record, mirror.watch()));
         self.mirrors.write().unwrap_or_else(PoisonError::into_inner).insert(entry.id, Arc::clone(&entry));
+        self.tell_mirror(&entry, Change::Created);
         self.changed();
         entry
+    }
+
+    pub fn tell_mirror(&self, entry: &MirrorEntry, change: Change) {
+        self.events.mirror(&entry.record(), self.labels_of(entry.guest), change);
+    }
+
+    fn labels_of(&self, guest: Uuid) -> super::Labels {
+        self.guests().get(&guest).map(|g| g.record().spec.labels).unwrap_or_default()
     }
 
     pub fn set_mirror_state(&self, id: Uuid, state: MirrorState, error: Option<Fault>) {
         if let Some(entry) = self.mirror_entry(id) {
             entry.set_state(state, error);
+            self.tell_mirror(&entry, Change::StateChanged);
             self.changed();
         }
     }
 
     pub fn forget_mirror(&self, id: Uuid) {
-        self.mirrors.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        let gone = self.mirrors.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        if let Some(gone) = gone {
+            self.tell_mirror(&gone, Change::Deleted);
+        }
         self.changed();
     }
 
@@ -243,8 +279,22 @@ impl Inner {
     }
 
     /// Adds a migration that was stored.
-    pub fn add_migration(&self, entry: Arc<MigrationEntry>) {
+    pub fn add_migration(&self, entry: Arc<MigrationEntry>, is_new: bool) {
+        if is_new {
+            let record = entry.record();
+            self.events.migration(&record, self.labels_of(record.guest), Change::Created);
+        }
         self.migrations.write().unwrap_or_else(PoisonError::into_inner).insert(entry.id, entry);
+        self.changed();
+    }
+
+    /// Something of a migration changed: tells what is worth an event.
+    pub fn migration_changed(&self, id: Uuid) {
+        if let Some(entry) = self.migration_entry(id) {
+            entry.tell(|record, change| {
+                self.events.migration(record, self.labels_of(record.guest), change);
+            });
+        }
         self.changed();
     }
 
@@ -255,7 +305,11 @@ impl Inner {
     }
 
     pub fn forget_migration(&self, id: Uuid) {
-        self.migrations.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        let gone = self.migrations.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        if let Some(gone) = gone {
+            let record = gone.record();
+            self.events.migration(&record, self.labels_of(record.guest), Change::Deleted);
+        }
         self.changed();
     }
 
@@ -283,6 +337,11 @@ impl Inner {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Changes of helper images go one after the other.
+    pub fn images_lock(&self) -> MutexGuard<'_, ()> {
+        self.images.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     // Making things.
 
     /// A private directory for a guest's process.
@@ -291,6 +350,18 @@ impl Inner {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(MachineError::Thread)?;
         Ok(dir)
     }
+}
+
+/// The database's secret, made when there is none. Without storage a fresh one: what it marked is then refused.
+fn page_secret(store: &Store) -> [u8; 32] {
+    if let Ok(Some(stored)) = store.meta_get::<[u8; 32]>("page_secret") {
+        return stored;
+    }
+    let fresh = super::make::fresh_secret().map_or_else(|_| [0; 32], |s| *s);
+    if let Err(error) = store.meta_put("page_secret", &fresh) {
+        tracing::error!(%error, "the secret of page tokens could not be stored");
+    }
+    fresh
 }
 
 /// Where QEMU is, when it is.

@@ -449,7 +449,7 @@ fn mirror_error(e: MirrorError) -> HostError {
 }
 
 /// 32 random bytes.
-fn fresh_secret() -> Result<Zeroizing<[u8; 32]>, MachineError> {
+pub(super) fn fresh_secret() -> Result<Zeroizing<[u8; 32]>, MachineError> {
     use ring::rand::SecureRandom;
     let mut secret = Zeroizing::new([0; 32]);
     ring::rand::SystemRandom::new()

@@ -4,14 +4,21 @@
 //! know: HTTP, JSON bodies, users. Each guest has one owning task; each migration one thread.
 
 mod capabilities;
+mod changes;
 mod entries;
 mod error;
+pub mod events;
+mod expected;
 mod guest_task;
+mod images;
 mod incoming;
 mod inner;
+mod looking;
 mod make;
 mod open;
 mod outgoing;
+mod settings;
+mod tickets;
 mod types;
 mod validate;
 
@@ -22,16 +29,22 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::addr::{Gpa, RamAddr};
-use crate::address_space::{MirrorPlan, Strategy};
-use crate::guest::{MachineError, StatusExtent};
-use crate::store::Kind;
+use crate::address_space::{MirrorPlan, Plug, Strategy};
+use crate::guest::{EncryptionStatus, MachineError, PlugError, StatusError, StatusExtent};
+use crate::store::{Kind, Ledger};
 use crate::transport::PeerListener;
 
 pub use error::{FieldError, HostError};
+pub use expected::Expected;
+pub use images::{BUILT_IN_ID, ContentError, ImageFacts, ImageRecord};
+pub use looking::{Estimate, Finding, GuestStats, MigrationCheck, PeerAnswer, PeerSilence};
 pub use make::PlanOptions;
 pub use open::{HostConfig, OpenError};
+pub use settings::HostSettings;
+pub use tickets::{TICKET_MAX, Ticket, TicketSpec};
 pub use types::*;
 
+use events::{Change, Events};
 use guest_task::Command;
 use inner::Inner;
 
@@ -65,6 +78,7 @@ impl Host {
     /// Ends what runs: migrations before START are called off, guests are stopped, peers are cut.
     pub async fn shutdown(&self) {
         self.inner.stop_accepting();
+        self.inner.events.host(self.inner.id, &self.inner.name, Change::Stopping);
         for m in self.inner.migration_entries() {
             let _ = m.control.cancel();
         }
@@ -86,6 +100,7 @@ impl Host {
                 let _ = gone.await;
             }
         }
+        self.inner.ledger.flush().await;
     }
 
     /// Defines a guest.
@@ -93,37 +108,7 @@ impl Host {
     /// # Errors
     /// Values that cannot be, a name that is taken, storage.
     pub async fn define_guest(&self, spec: GuestSpec) -> Result<GuestRecord, HostError> {
-        self.inner.check_running()?;
-        let bare = validate::guest(&spec)?;
-        let layout = self.inner.layout_for(&spec.driver, &bare)?;
-        let protection = spec.driver.protection();
-        let record = GuestRecord {
-            id: Uuid::now_v7(),
-            spec,
-            layout,
-            state: GuestState::Stopped,
-            generation: 1,
-            protection,
-            readiness: None,
-            migration: None,
-            moved_to: None,
-            error: None,
-            created_at: Timestamp::now(),
-            started_at: None,
-        };
-        let mut guests = self.inner.guests_mut();
-        if guests.values().any(|g| g.record().spec.name == record.spec.name) {
-            return Err(HostError::NameTaken { kind: "guest", name: record.spec.name });
-        }
-        self.inner
-            .store
-            .put(Kind::Guest, record.id, Some(&record.spec.name), &record)
-            .map_err(|e| HostError::internal("storing the guest", e))?;
-        let entry = guest_task::spawn(&self.inner, record.clone(), GuestState::Stopped);
-        guests.insert(entry.id, entry);
-        drop(guests);
-        self.inner.changed();
-        Ok(record)
+        self.define_guest_as(None, spec).await
     }
 
     /// One guest, by id or name.
@@ -147,21 +132,18 @@ impl Host {
     /// # Errors
     /// A state in which the action makes no sense, a migration that has the guest, a host without KVM or QEMU.
     pub async fn guest_action(&self, key: &str, action: GuestAction) -> Result<GuestRecord, HostError> {
-        let guest = self.inner.find_guest(key)?;
-        if action == GuestAction::Start {
-            self.inner.check_running()?;
-            match guest.record().spec.driver {
-                DriverSpec::Embedded { .. } | DriverSpec::Emulated { .. } => {
-                    self.inner.check_driver(&guest.record().spec.driver)?;
-                }
-                DriverSpec::Qemu { .. } if inner::qemu_binary().is_none() => {
-                    let why = "qemu-system-x86_64 is not on the PATH".to_owned();
-                    return Err(HostError::CapabilityMissing { what: "qemu", why });
-                }
-                DriverSpec::Qemu { .. } => {}
+        self.guest_action_at(key, action, Expected::any()).await
+    }
+
+    fn check_driver(&self, driver: &DriverSpec) -> Result<(), HostError> {
+        match driver {
+            DriverSpec::Embedded { .. } | DriverSpec::Emulated { .. } => self.inner.check_driver(driver),
+            DriverSpec::Qemu { .. } if inner::qemu_binary().is_none() => {
+                let why = "qemu-system-x86_64 is not on the PATH".to_owned();
+                Err(HostError::CapabilityMissing { what: "qemu", why })
             }
+            DriverSpec::Qemu { .. } => Ok(()),
         }
-        guest.ask(|reply| Command::Act(action, reply)).await
     }
 
     /// Undefines a stopped or failed guest.
@@ -169,7 +151,7 @@ impl Host {
     /// # Errors
     /// Another state, or a migration that has it.
     pub async fn delete_guest(&self, key: &str) -> Result<(), HostError> {
-        self.inner.find_guest(key)?.ask(Command::Undefine).await
+        self.delete_guest_at(key, Expected::any()).await
     }
 
     /// Console output from `offset` (`None`: the oldest kept), at most `max` bytes.
@@ -238,6 +220,29 @@ impl Host {
         self.replug(key, block, None).await
     }
 
+    /// What a block would be like when it is plugged at `gpa`, or unplugged; changes nothing. Whether the guest lets go of
+    /// it only the guest can tell.
+    ///
+    /// # Errors
+    /// As [`Host::plug`].
+    pub fn preview_replug(&self, key: &str, name: &str, gpa: Option<Gpa>) -> Result<RamBlockInfo, HostError> {
+        let record = self.guest(key)?;
+        let missing = || HostError::NotFound { kind: "RAM block", key: name.chars().take(80).collect() };
+        let block = record.layout.block(name).ok_or_else(missing)?;
+        let plugs = gpa.map(|gpa| Plug { offset: 0, gpa, len: block.size }).into_iter().collect();
+        if let (Some(gpa), [p, ..]) = (gpa, block.plugs.as_slice())
+            && p.gpa != gpa
+        {
+            return Err(HostError::PlugRefused(PlugError::Elsewhere { gpa: p.gpa }));
+        }
+        let layout = record.layout.with_plugs(name, plugs);
+        let layout = layout.map_err(|mut e| HostError::PlugRefused(PlugError::Layout(e.swap_remove(0))))?;
+        let mut info =
+            self.ram_blocks(key)?.into_iter().find(|b| b.block.name == name).ok_or_else(missing)?;
+        info.block = layout.block(name).ok_or_else(missing)?.clone();
+        Ok(info)
+    }
+
     async fn replug(&self, key: &str, block: &str, gpa: Option<Gpa>) -> Result<RamBlockInfo, HostError> {
         let guest = self.inner.find_guest(key)?;
         let name = block.to_owned();
@@ -267,7 +272,14 @@ impl Host {
     ///
     /// # Errors
     /// A guest without machine, a range that is not all its RAM, a migration that has the guest.
-    pub fn report_encryption(&self, key: &str, gpa: Gpa, pages: u64, private: bool) -> Result<(), HostError> {
+    pub fn report_encryption(
+        &self,
+        key: &str,
+        gpa: Gpa,
+        pages: u64,
+        private: bool,
+        dry_run: bool,
+    ) -> Result<(), HostError> {
         let guest = self.inner.find_guest(key)?;
         let record = guest.record();
         if let Some(migration) = record.migration {
@@ -280,9 +292,12 @@ impl Host {
             current: record.state.name(),
             allowed: &["running", "paused"],
         })?;
-        status
-            .report(&record.layout, gpa, pages, private)
-            .map_err(|e| HostError::Invalid(vec![FieldError::new("/gpa", "not_ram", e.to_string())]))?;
+        let bad =
+            |e: StatusError| HostError::Invalid(vec![FieldError::new("/gpa", "not_ram", e.to_string())]);
+        if dry_run {
+            return EncryptionStatus::default().report(&record.layout, gpa, pages, private).map_err(bad);
+        }
+        status.report(&record.layout, gpa, pages, private).map_err(bad)?;
         self.inner.changed();
         Ok(())
     }
@@ -292,10 +307,7 @@ impl Host {
     /// # Errors
     /// A guest that does not run, has a mirror already or is migrating; refusals; KVM.
     pub async fn create_mirror(&self, spec: MirrorSpec) -> Result<MirrorRecord, HostError> {
-        self.inner.check_running()?;
-        validate::mirror(&spec)?;
-        let guest = self.inner.find_guest(&spec.guest)?;
-        guest.ask(|reply| Command::CreateMirror(spec, reply)).await
+        self.create_mirror_as(None, spec).await
     }
 
     /// One mirror.
@@ -319,9 +331,7 @@ impl Host {
     /// # Errors
     /// No such mirror, or in use.
     pub async fn delete_mirror(&self, id: Uuid) -> Result<(), HostError> {
-        let record = self.mirror(id)?;
-        let guest = self.inner.find_guest(&record.guest.to_string())?;
-        guest.ask(|reply| Command::DeleteMirror(id, reply)).await
+        self.delete_mirror_at(id, Expected::any()).await
     }
 
     /// Starts a migration; returns when it is recorded.
@@ -329,7 +339,7 @@ impl Host {
     /// # Errors
     /// Values that cannot be, unknown guest or peer, a state that does not allow it, refusals of the planner.
     pub async fn create_migration(&self, spec: MigrationSpec) -> Result<MigrationRecord, HostError> {
-        outgoing::create(&self.inner, spec)
+        self.create_migration_as(None, spec).await
     }
 
     /// One migration.
@@ -404,23 +414,7 @@ impl Host {
     /// # Errors
     /// Values that cannot be, a name that is taken, storage.
     pub async fn add_peer(&self, spec: PeerSpec) -> Result<PeerRecord, HostError> {
-        self.inner.check_running()?;
-        let identity = validate::peer(&spec)?;
-        // In one spelling, so that a pin can be compared as text.
-        let spec = PeerSpec { identity: identity.to_string(), ..spec };
-        let record = PeerRecord { id: Uuid::now_v7(), spec, generation: 1, created_at: Timestamp::now() };
-        let mut peers = self.inner.peers_mut();
-        if peers.values().any(|p| p.spec.name == record.spec.name) {
-            return Err(HostError::NameTaken { kind: "host", name: record.spec.name });
-        }
-        self.inner
-            .store
-            .put(Kind::Peer, record.id, Some(&record.spec.name), &record)
-            .map_err(|e| HostError::internal("storing the peer", e))?;
-        peers.insert(record.id, record.clone());
-        drop(peers);
-        self.inner.changed();
-        Ok(record)
+        self.add_peer_as(None, spec).await
     }
 
     /// One peer by id or name.
@@ -443,18 +437,17 @@ impl Host {
     /// # Errors
     /// No such peer, or in use.
     pub async fn delete_peer(&self, key: &str) -> Result<(), HostError> {
-        let peer = self.inner.find_peer(key)?;
-        let user = self.migrations().into_iter().find(|m| m.peer == peer.spec.name && !m.state.is_terminal());
-        if let Some(m) = user {
-            return Err(HostError::InUse { kind: "host", user: format!("migration {}", m.id) });
-        }
-        self.inner
-            .store
-            .delete(Kind::Peer, peer.id)
-            .map_err(|e| HostError::internal("deleting the peer", e))?;
-        self.inner.peers_mut().remove(&peer.id);
-        self.inner.changed();
-        Ok(())
+        self.delete_peer_at(key, &Expected::any(), true).await.map(|_| ())
+    }
+
+    /// What happened here.
+    pub fn events(&self) -> &Events {
+        &self.inner.events
+    }
+
+    /// Logs and keyed records beside the resources, for those who serve this host.
+    pub fn ledger(&self) -> &Arc<Ledger> {
+        &self.inner.ledger
     }
 
     /// A number that goes up with every change of any resource; for long polls.
@@ -517,6 +510,9 @@ fn host_fault(e: &HostError) -> Fault {
         HostError::PlugRefused(_)
         | HostError::NameTaken { .. }
         | HostError::GuestMoved { .. }
+        | HostError::GenerationMismatch { .. }
+        | HostError::IdTaken { .. }
+        | HostError::Maintenance
         | HostError::PastPointOfNoReturn
         | HostError::ShuttingDown
         | HostError::Internal { .. } => "mirror_failed",

@@ -14,11 +14,12 @@ use super::{
     guest_task, incoming, outgoing,
 };
 use crate::hypervisor::kvm::KvmHost;
-use crate::store::{Kind, Store, StoreError};
+use crate::store::ledger::EVENTS_KEPT;
+use crate::store::{Kind, Ledger, Store, StoreError};
 use crate::transport::{Identity, IdentityError, ListenerError, ListenerLimits, PeerIdentity, PeerListener};
 
 /// How a host is opened.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct HostConfig {
     /// Directory of the database, keys and sockets; made with mode 0700.
     pub state_dir: PathBuf,
@@ -26,6 +27,8 @@ pub struct HostConfig {
     pub name: Option<String>,
     /// Where peers connect; `None`: no incoming migrations. Port 0 picks one.
     pub peer_listen: Option<SocketAddr>,
+    /// How many events are kept; `None`: [`EVENTS_KEPT`](crate::store::ledger::EVENTS_KEPT).
+    pub events_kept: Option<u64>,
 }
 
 /// Why a host could not be opened.
@@ -66,6 +69,7 @@ impl Host {
             .create(&dir)
             .map_err(|source| OpenError::StateDir { path: dir.clone(), source })?;
         let store = Store::open(&dir.join("mirrorvm.db"))?;
+        let ledger = Ledger::open(&dir.join("mirrorvm.db"), config.events_kept.unwrap_or(EVENTS_KEPT))?;
         let identity = Identity::load_or_create(&dir.join("identity"))?;
         let id = match store.meta_get::<Uuid>("host_id")? {
             Some(id) => id,
@@ -77,8 +81,11 @@ impl Host {
         };
         let node = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let kvm = KvmHost::open().map_err(|e| super::chain(&e));
-        let inner = Arc::new(Inner::new(dir, id, config.name.unwrap_or(node), store, identity, kvm));
+        let inner =
+            Arc::new(Inner::new(dir, id, config.name.unwrap_or(node), (store, ledger), identity, kvm));
+        inner.load_settings()?;
         reconcile(&inner)?;
+        inner.events.host(inner.id, &inner.name, super::events::Change::Started);
         let listener = config.peer_listen.map(|addr| listen(&inner, addr)).transpose()?;
         Ok(Self { inner, listener: Arc::new(Mutex::new(listener)) })
     }
@@ -88,7 +95,9 @@ fn listen(inner: &Arc<Inner>, addr: SocketAddr) -> Result<PeerListener, Listener
     let known = Arc::downgrade(inner);
     let admits = move |identity: &PeerIdentity| {
         let text = identity.to_string();
-        known.upgrade().is_some_and(|i| i.peers().values().any(|p| p.spec.identity == text))
+        known.upgrade().is_some_and(|i| {
+            i.peers().values().any(|p| p.spec.identity == text) || i.ticket_holder(identity).is_some()
+        })
     };
     let theirs = Arc::downgrade(inner);
     let handler = move |link| {
@@ -111,7 +120,11 @@ fn reconcile(inner: &Arc<Inner>) -> Result<(), StoreError> {
             inner.store.delete(Kind::Guest, id)?;
             continue;
         }
+        let before = record.clone();
         let (record, state) = reconciled_guest(record);
+        if before.state != record.state {
+            inner.events.guest(&record, Some(&before), super::events::Change::Updated);
+        }
         inner.store.put(Kind::Guest, id, Some(&record.spec.name), &record)?;
         let entry = guest_task::spawn(inner, record, state);
         inner.guests_mut().insert(id, entry);
@@ -166,13 +179,13 @@ fn reconcile_migration(inner: &Arc<Inner>, mut record: MigrationRecord) -> Resul
         record.generation += 1;
         inner.store.put(Kind::Migration, record.id, None, &record)?;
     }
-    let control = Arc::new(outgoing::new_control(inner, record.state));
+    let control = Arc::new(outgoing::new_control(inner, record.id, record.state));
     control.update(|l| {
         l.progress = record.progress;
         l.rounds.clone_from(&record.rounds);
     });
     let entry = Arc::new(MigrationEntry::new(record, control));
-    inner.add_migration(Arc::clone(&entry));
+    inner.add_migration(Arc::clone(&entry), false);
     if doubtful {
         let _ = entry.control.pass_point_of_no_return();
         hold_in_doubt(inner, &entry);

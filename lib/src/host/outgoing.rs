@@ -12,7 +12,7 @@ use super::inner::Inner;
 use super::{
     Destination, Fault, GuestRecord, GuestState, HostError, MigrationDirection, MigrationMode,
     MigrationRecord, MigrationSpec, MigrationState, MirrorChoice, PeerRecord, PlanOptions, Progress,
-    ProtectionLevel, SourceAfter, validate,
+    ProtectionLevel, SourceAfter, Ticket, validate,
 };
 use crate::address_space::Strategy;
 use crate::guest::Machine;
@@ -22,13 +22,35 @@ use crate::mirror::Mirror;
 use crate::sev::Policy;
 use crate::transport::PeerIdentity;
 
-/// Records and starts a migration.
-pub(super) fn create(inner: &Arc<Inner>, spec: MigrationSpec) -> Result<MigrationRecord, HostError> {
+/// A migration that may start.
+pub(super) struct Prepared {
+    pub record: MigrationRecord,
+    pub guest: Arc<GuestEntry>,
+    pub peer: PeerRecord,
+}
+
+/// Checks everything about a migration that can be checked before it starts.
+pub(super) fn prepare(
+    inner: &Arc<Inner>,
+    id: Option<Uuid>,
+    spec: MigrationSpec,
+) -> Result<Prepared, HostError> {
     inner.check_running()?;
+    let ticket = ticket_of(&spec.destination)?;
+    // A ticket is good for one session, and a session's id is its migration's.
+    let id = match &ticket {
+        Some(ticket) => Some(ticket_id(ticket, id)?),
+        None => id,
+    };
+    if id.is_some_and(|id| inner.migration_entry(id).is_some()) {
+        return Err(HostError::IdTaken { kind: "migration" });
+    }
     validate::migration(&spec)?;
     let guest = inner.find_guest(&spec.guest)?;
-    let Destination::Host(key) = &spec.destination;
-    let peer = inner.find_peer(key)?;
+    let peer = match (&spec.destination, ticket) {
+        (_, Some(ticket)) => ticket.peer()?,
+        (Destination::Host(key) | Destination::Ticket(key), None) => inner.find_peer(key)?,
+    };
     let record = guest.record();
     if let Some(migration) = record.migration {
         return Err(HostError::GuestMigrating { migration });
@@ -51,7 +73,7 @@ pub(super) fn create(inner: &Arc<Inner>, spec: MigrationSpec) -> Result<Migratio
     };
     check_guest(inner, &guest, &record, &spec)?;
     let migration = MigrationRecord {
-        id: Uuid::now_v7(),
+        id: id.unwrap_or_else(Uuid::now_v7),
         direction: MigrationDirection::Outgoing,
         guest: record.id,
         guest_name: record.spec.name,
@@ -69,10 +91,42 @@ pub(super) fn create(inner: &Arc<Inner>, spec: MigrationSpec) -> Result<Migratio
         started_at: None,
         finished_at: None,
     };
+    Ok(Prepared { record: migration, guest, peer })
+}
+
+fn ticket_of(destination: &Destination) -> Result<Option<Ticket>, HostError> {
+    match destination {
+        Destination::Host(_) => Ok(None),
+        Destination::Ticket(text) => Ticket::parse(text).map(Some),
+    }
+}
+
+fn ticket_id(ticket: &Ticket, chosen: Option<Uuid>) -> Result<Uuid, HostError> {
+    let bad = |at: &str, code, detail: &str| {
+        Err(HostError::Invalid(vec![super::FieldError::new(at, code, detail)]))
+    };
+    if ticket.expires_at <= Timestamp::now() {
+        return bad("/destination/ticket", "expired_ticket", "the ticket has expired");
+    }
+    if chosen.is_some_and(|id| id != ticket.session) {
+        let detail = "the ticket is for the migration with the id of its session";
+        return bad("/destination/ticket", "wrong_id", detail);
+    }
+    Ok(ticket.session)
+}
+
+/// Records and starts a migration.
+pub(super) fn create(
+    inner: &Arc<Inner>,
+    id: Option<Uuid>,
+    spec: MigrationSpec,
+) -> Result<MigrationRecord, HostError> {
+    let Prepared { record: migration, guest, peer } = prepare(inner, id, spec)?;
     inner.store_migration(&migration)?;
+    let id = migration.id;
     let entry =
-        Arc::new(MigrationEntry::new(migration, Arc::new(new_control(inner, MigrationState::Queued))));
-    inner.add_migration(Arc::clone(&entry));
+        Arc::new(MigrationEntry::new(migration, Arc::new(new_control(inner, id, MigrationState::Queued))));
+    inner.add_migration(Arc::clone(&entry), true);
     let record = entry.record();
     let (theirs, slots) = (Arc::clone(inner), Arc::clone(&inner.outgoing_slots));
     inner.runtime.spawn(async move {
@@ -136,11 +190,11 @@ fn existing_mirror(inner: &Inner, id: Uuid, guest: Uuid) -> Result<Strategy, Hos
 }
 
 /// A handle whose changes the host's watchers see.
-pub(super) fn new_control(inner: &Arc<Inner>, state: MigrationState) -> Control {
+pub(super) fn new_control(inner: &Arc<Inner>, id: Uuid, state: MigrationState) -> Control {
     let weak = Arc::downgrade(inner);
     let changed = move || {
         if let Some(inner) = weak.upgrade() {
-            inner.changed();
+            inner.migration_changed(id);
         }
     };
     Control::new(state, Box::new(changed))
@@ -312,7 +366,7 @@ impl Run {
             r.finished_at = Some(Timestamp::now());
             r.guest_state_after = after.or_else(|| Some(self.guest.record().state));
         });
-        self.inner.changed();
+        self.inner.migration_changed(self.entry.id);
     }
 
     fn note(&self, change: impl FnOnce(&mut MigrationRecord)) {
@@ -359,7 +413,12 @@ pub(super) async fn settle_after_restart(inner: Arc<Inner>, entry: Arc<Migration
     let mut patience = Duration::from_millis(200);
     while !inner.is_stopping() {
         let record = entry.record();
-        let peer = inner.find_peer(&record.peer).ok();
+        // A ticket's destination is no known peer: the ticket says where it is.
+        let ticket = record.spec.as_ref().and_then(|s| ticket_of(&s.destination).ok().flatten());
+        let peer = match ticket {
+            Some(ticket) => ticket.peer().ok(),
+            None => inner.find_peer(&record.peer).ok(),
+        };
         let address =
             peer.and_then(|p| Some((p.spec.address, p.spec.identity.parse::<PeerIdentity>().ok()?)));
         let answer = match address {
@@ -401,7 +460,7 @@ pub(super) async fn settle_after_restart(inner: Arc<Inner>, entry: Arc<Migration
             if let Err(error) = inner.store_migration(&record) {
                 tracing::error!(%error, "a migration's record could not be stored");
             }
-            inner.changed();
+            inner.migration_changed(entry.id);
             return;
         }
         tokio::time::sleep(patience).await;

@@ -326,6 +326,8 @@ pub struct MirrorRecord {
     pub plan: std::sync::Arc<MirrorPlan>,
     /// Its vCPUs.
     pub workers: Vec<WorkerInfo>,
+    /// Processors of the host that its vCPUs are bound to; none: any.
+    pub cpus: Vec<u32>,
     /// SHA-256 of the helper image.
     pub helper_measurement: [u8; 32],
     /// Why it failed.
@@ -341,6 +343,8 @@ pub struct MirrorRecord {
 pub enum Destination {
     /// A known peer, by id or name.
     Host(String),
+    /// A host that gave a ticket for one migration: its text.
+    Ticket(String),
 }
 
 /// How memory is moved.

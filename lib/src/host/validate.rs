@@ -189,6 +189,20 @@ fn check_name(name: &str, errors: &mut Vec<FieldError>) {
     }
 }
 
+/// A name by itself.
+pub(super) fn name(name: &str) -> Result<(), HostError> {
+    let mut errors = Vec::new();
+    check_name(name, &mut errors);
+    if errors.is_empty() { Ok(()) } else { Err(HostError::Invalid(errors)) }
+}
+
+/// Labels of a resource.
+pub(super) fn labels(labels: &Labels) -> Result<(), HostError> {
+    let mut errors = Vec::new();
+    check_labels(labels, &mut errors);
+    if errors.is_empty() { Ok(()) } else { Err(HostError::Invalid(errors)) }
+}
+
 fn check_labels(labels: &Labels, errors: &mut Vec<FieldError>) {
     let bad = |(k, v): &(&String, &String)| {
         !(1..=63).contains(&k.len())

@@ -10,6 +10,7 @@
 //! Blocking; `Send + Sync`. Calls run one at a time.
 
 mod documents;
+pub mod ledger;
 mod open;
 
 #[cfg(test)]
@@ -26,6 +27,7 @@ use uuid::Uuid;
 use crate::private_files::FileLock;
 pub use crate::private_files::PrivateFileError;
 pub use documents::Transaction;
+pub use ledger::Ledger;
 
 /// Longest document taken, in bytes of JSON.
 pub const MAX_DOCUMENT: usize = 8 << 20;
@@ -41,6 +43,8 @@ pub enum Kind {
     Peer,
     /// What decides where a guest may run while it moves.
     HandOver,
+    /// A helper image that was uploaded.
+    HelperImage,
 }
 
 impl Kind {
@@ -51,6 +55,7 @@ impl Kind {
             Self::Migration => "migration",
             Self::Peer => "peer",
             Self::HandOver => "hand-over",
+            Self::HelperImage => "helper-image",
         }
     }
 }

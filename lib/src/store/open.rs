@@ -18,12 +18,14 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 use rustix::fs::OFlags;
 
 use super::StoreError;
+use super::ledger::SCHEMA as LEDGER;
 use crate::private_files::{FileLock, PrivateDir, PrivateFileError};
 
 /// `PRAGMA application_id`: "mrvm".
 const APPLICATION_ID: u32 = 0x6d72_766d;
 /// `PRAGMA user_version` of files that this program writes.
-const SCHEMA_VERSION: i64 = 1;
+/// 2 added the ledger.
+const SCHEMA_VERSION: i64 = 2;
 const SCHEMA: &str = "
     CREATE TABLE document (
         kind TEXT NOT NULL,
@@ -60,8 +62,9 @@ pub(super) fn open(path: &Path) -> Result<(Connection, FileLock), StoreError> {
         Err(other) => return Err(StoreError::Files(other)),
     }
     let connection = connect(&dir, name).map_err(|error| classify(path, error))?;
-    check_version(path, &connection)?;
+    // Damage is found before anything is added to the file.
     check_content(path, &connection)?;
+    check_version(path, &connection)?;
     Ok((connection, lock))
 }
 
@@ -97,10 +100,19 @@ fn create(dir: &PrivateDir, name: &str) -> Result<(), StoreError> {
 fn fill(dir: &PrivateDir, temporary: &str) -> rusqlite::Result<()> {
     let connection = connect(dir, temporary)?;
     connection.execute_batch(&format!(
-        "BEGIN; {SCHEMA} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+        "BEGIN; {SCHEMA} {LEDGER} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
     ))?;
     // The last connection's close moves the log into the file, syncs it and removes the log.
     connection.close().map_err(|(_, error)| error)
+}
+
+/// One more connection to a file that [`open`] has accepted and this process holds the lock of.
+pub(super) fn another(path: &Path) -> Result<Connection, StoreError> {
+    let wrong = || StoreError::Files(PrivateFileError::WrongType { path: path.to_owned() });
+    let parent = path.parent().ok_or_else(wrong)?;
+    let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(wrong)?;
+    let dir = PrivateDir::open(parent).map_err(StoreError::Files)?;
+    connect(&dir, name).map_err(|error| classify(path, error))
 }
 
 fn connect(dir: &PrivateDir, name: &str) -> rusqlite::Result<Connection> {
@@ -121,8 +133,10 @@ fn check_version(path: &Path, connection: &Connection) -> Result<(), StoreError>
         .pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))
         .map_err(|error| classify(path, error))?;
     match version {
-        // The only version so far; older ones get their migration here.
         SCHEMA_VERSION => Ok(()),
+        1 => connection
+            .execute_batch(&format!("BEGIN; {LEDGER} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"))
+            .map_err(|error| classify(path, error)),
         found if found > SCHEMA_VERSION => {
             Err(StoreError::TooNew { path: path.to_owned(), found, known: SCHEMA_VERSION })
         }

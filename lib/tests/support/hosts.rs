@@ -19,6 +19,7 @@ pub async fn two() -> Two {
             state_dir: dir.path().join("state"),
             name: Some(name.into()),
             peer_listen: Some("127.0.0.1:0".parse().unwrap()),
+            ..HostConfig::default()
         };
         Host::open(config).await.unwrap()
     };

@@ -76,6 +76,30 @@ fn token(text: &str) -> String {
     text.chars().take(64).collect::<String>().replace('~', "~0").replace('/', "~1")
 }
 
+/// A field of a merge patch.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(untagged)]
+pub enum Patch<T> {
+    /// Not named: stays as it is.
+    #[default]
+    Keep,
+    /// Null: removed, or back to its default.
+    Clear,
+    /// Set.
+    Set(T),
+}
+
+impl<T> Patch<T> {
+    /// The value after the patch.
+    pub fn over(self, now: T, default: T) -> T {
+        match self {
+            Self::Keep => now,
+            Self::Clear => default,
+            Self::Set(value) => value,
+        }
+    }
+}
+
 /// Reader of an object's fields; remembers which were asked for, so that [`Fields::done`] can refuse the rest.
 #[derive(Debug)]
 pub struct Fields<'v, 'e> {
@@ -142,6 +166,32 @@ impl<'v, 'e> Fields<'v, 'e> {
         match self.node(name) {
             Some(node) if !node.value.is_null() => T::decode(&node, self.errors).map(Some),
             _ => Some(None),
+        }
+    }
+
+    /// A field that may be absent, and is not null when it is there.
+    pub fn optional_not_null<T: Decode>(&mut self, name: &'static str) -> Option<Option<T>> {
+        match self.node(name) {
+            Some(node) => T::decode(&node, self.errors).map(Some),
+            None => Some(None),
+        }
+    }
+
+    /// A field of a merge patch.
+    pub fn patch<T: Decode>(&mut self, name: &'static str) -> Option<Patch<T>> {
+        match self.node(name) {
+            None => Some(Patch::Keep),
+            Some(node) if node.value.is_null() => Some(Patch::Clear),
+            Some(node) => T::decode(&node, self.errors).map(Patch::Set),
+        }
+    }
+
+    /// An integer in `range`, of a merge patch.
+    pub fn patch_int(&mut self, name: &'static str, range: RangeInclusive<u64>) -> Option<Patch<u64>> {
+        match self.node(name) {
+            None => Some(Patch::Keep),
+            Some(node) if node.value.is_null() => Some(Patch::Clear),
+            Some(node) => self.ranged(&node, range).map(Patch::Set),
         }
     }
 
@@ -295,6 +345,26 @@ impl<T: Decode> Decode for Vec<T> {
             .iter()
             .enumerate()
             .map(|(i, value)| T::decode(&Node { value, pointer: format!("{}/{i}", node.pointer) }, errors))
+            .collect();
+        decoded.into_iter().collect()
+    }
+}
+
+impl Decode for BTreeMap<String, Option<String>> {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        let Value::Object(map) = node.value else {
+            errors.wrong_type(node, "an object");
+            return None;
+        };
+        let decoded: Vec<Option<(String, Option<String>)>> = map
+            .iter()
+            .map(|(key, value)| {
+                let pointer = format!("{}/{}", node.pointer, token(key));
+                if value.is_null() {
+                    return Some((key.clone(), None));
+                }
+                String::decode(&Node { value, pointer }, errors).map(|v| (key.clone(), Some(v)))
+            })
             .collect();
         decoded.into_iter().collect()
     }

@@ -78,13 +78,20 @@ impl From<StatusExtent> for Extent {
     }
 }
 
-/// One page of extents.
+impl Extent {
+    /// A run of which nothing is known.
+    pub const fn unknown(ram_addr: u64, size_bytes: u64) -> Self {
+        Self { ram_addr, size_bytes, status: "unknown" }
+    }
+}
+
+/// One page of runs.
 #[derive(Clone, Debug, Serialize, ToSchema)]
-pub struct EncryptionExtentList {
-    /// Extents by RAM address; they cover all RAM that moves with the guest.
+pub struct EncryptionStatusList {
+    /// Runs by RAM address; they cover all RAM that moves with the guest.
     pub items: Vec<Extent>,
-    /// Gives the next page; absent at the end.
+    /// What to send as `from` for what follows; absent at the end.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
-    pub next_page_token: Option<String>,
+    pub next_from: Option<u64>,
 }

@@ -11,9 +11,9 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::Fault;
 use super::decode::{Decode, Errors, Fields, Node};
 use super::driver::{DriverBody, driver_spec};
+use super::{Fault, Preview};
 use crate::problem::MAX_SAFE_INTEGER;
 
 /// What a guest is to be.
@@ -147,6 +147,10 @@ pub struct Guest {
     pub created_at: Timestamp,
     /// When it last began to run here.
     pub started_at: Option<Timestamp>,
+    /// In answers to `dry_run` alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub preview: Option<Preview>,
 }
 
 /// A guest's RAM with its sum.
@@ -244,6 +248,7 @@ impl From<GuestRecord> for Guest {
             error: record.error.map(Fault::from),
             created_at: record.created_at,
             started_at: record.started_at,
+            preview: None,
         }
     }
 }

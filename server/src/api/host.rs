@@ -1,10 +1,12 @@
 //! The host itself on the wire.
 
-use mirrorvm::host::{Capabilities, HostInfo};
+use mirrorvm::host::{Capabilities, HostInfo, HostSettings};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::Preview;
 use super::layout::HostLimitsBody;
 
 /// About this host.
@@ -37,6 +39,20 @@ pub struct Host {
     pub peer_address: Option<String>,
     /// What it has to do.
     pub load: HostLoad,
+    /// Free labels.
+    pub labels: BTreeMap<String, String>,
+    /// Whether nothing new is taken: no guest is defined, started or let in.
+    pub maintenance: bool,
+    /// Outgoing migrations that run at once; more wait as `queued`.
+    #[schema(example = 4)]
+    pub migration_slots: u32,
+    /// Goes up with every change of `labels`, `maintenance` and `migration_slots`; the ETag in quotes.
+    #[schema(example = 1)]
+    pub generation: u64,
+    /// In answers to `dry_run` alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub preview: Option<Preview>,
 }
 
 /// What a host has to do.
@@ -52,7 +68,7 @@ pub struct HostLoad {
 
 impl Host {
     /// From what the library says of the host.
-    pub fn new(info: HostInfo, capabilities: &Capabilities) -> Self {
+    pub fn new(info: HostInfo, capabilities: &Capabilities, settings: HostSettings) -> Self {
         Self {
             id: info.id,
             name: info.name,
@@ -69,6 +85,11 @@ impl Host {
                 mirrors: info.mirrors as u64,
                 active_migrations: info.active_migrations as u64,
             },
+            labels: settings.labels,
+            maintenance: settings.maintenance,
+            migration_slots: settings.migration_slots,
+            generation: settings.generation,
+            preview: None,
         }
     }
 }

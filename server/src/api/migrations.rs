@@ -10,9 +10,9 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::Fault;
 use super::decode::{Decode, Errors, Fields, Node, one_of};
 use super::strategies::{ShiftBody, StrategyBody};
+use super::{Fault, Preview};
 use crate::problem::{MAX_SAFE_INTEGER, ProblemError};
 
 /// What is to be moved, where and how.
@@ -69,6 +69,14 @@ pub enum DestinationBody {
         /// Its id or name.
         #[schema(example = "b")]
         host: String,
+    },
+    /// A host that gave a ticket for this migration (`POST /v1/incoming-migrations` there). The migration gets the
+    /// ticket's session as its id.
+    #[schema(title = "DestinationTicket")]
+    Ticket {
+        /// The ticket's text.
+        #[schema(example = "mvmt1.7b...", max_length = 4096)]
+        ticket: String,
     },
 }
 
@@ -177,10 +185,18 @@ impl Decode for MigrationCreate {
 impl Decode for DestinationBody {
     fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
         let mut f = Fields::open(node, errors)?;
-        f.kind(&["host"])?;
-        let host = f.required("host");
-        f.done()?;
-        Some(Self::Host { host: host? })
+        match f.kind(&["host", "ticket"])? {
+            "host" => {
+                let host = f.required("host");
+                f.done()?;
+                Some(Self::Host { host: host? })
+            }
+            _ => {
+                let ticket = f.required("ticket");
+                f.done()?;
+                Some(Self::Ticket { ticket: ticket? })
+            }
+        }
     }
 }
 
@@ -265,10 +281,12 @@ impl From<MigrationLimits> for LimitsBody {
 
 impl From<MigrationCreate> for MigrationSpec {
     fn from(body: MigrationCreate) -> Self {
-        let DestinationBody::Host { host } = body.destination;
         Self {
             guest: body.guest,
-            destination: Destination::Host(host),
+            destination: match body.destination {
+                DestinationBody::Host { host } => Destination::Host(host),
+                DestinationBody::Ticket { ticket } => Destination::Ticket(ticket),
+            },
             mode: match body.mode {
                 ModeBody::Precopy => MigrationMode::Precopy,
                 ModeBody::StopAndCopy => MigrationMode::StopAndCopy,
@@ -295,10 +313,12 @@ impl From<MigrationCreate> for MigrationSpec {
 
 impl From<MigrationSpec> for MigrationCreate {
     fn from(spec: MigrationSpec) -> Self {
-        let Destination::Host(host) = spec.destination;
         Self {
             guest: spec.guest,
-            destination: DestinationBody::Host { host },
+            destination: match spec.destination {
+                Destination::Host(host) => DestinationBody::Host { host },
+                Destination::Ticket(ticket) => DestinationBody::Ticket { ticket },
+            },
             mode: match spec.mode {
                 MigrationMode::Precopy => ModeBody::Precopy,
                 MigrationMode::StopAndCopy => ModeBody::StopAndCopy,
@@ -348,6 +368,8 @@ pub struct Migration {
     pub progress: MigrationProgress,
     /// The guest's state here after the end.
     pub guest_state_after: Option<&'static str>,
+    /// What can be said of how it goes: `Stalled`, `Converging`, `HelperUnresponsive`.
+    pub conditions: Vec<Condition>,
     /// Why it failed, or is in doubt.
     pub error: Option<Fault>,
     /// Whether `cancel` may still work.
@@ -360,6 +382,10 @@ pub struct Migration {
     pub started_at: Option<Timestamp>,
     /// When it ended.
     pub finished_at: Option<Timestamp>,
+    /// In answers to `dry_run` alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub preview: Option<Preview>,
 }
 
 /// How far a migration is.
@@ -430,6 +456,55 @@ pub struct HelperProgress {
     pub helper_errors: u64,
 }
 
+/// Something that can be said of how a migration goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Condition {
+    /// `Stalled`, `Converging` or `HelperUnresponsive`; more may come.
+    #[serde(rename = "type")]
+    #[schema(example = "Converging")]
+    pub kind: &'static str,
+    /// Whether it is so: `true`, `false` or `unknown`.
+    #[schema(example = "true")]
+    pub status: &'static str,
+    /// Why, for programs; `snake_case`, an open list.
+    #[schema(example = "dirty_rate_below_throughput")]
+    pub reason: &'static str,
+}
+
+impl Condition {
+    fn of(record: &MigrationRecord) -> Vec<Self> {
+        let p = &record.progress;
+        let moving = record.state == MigrationState::Precopy;
+        let code = record.error.as_ref().map_or("", |e| e.code.as_str());
+        let dirty = p.dirty_pages_per_second.saturating_mul(PAGE_SIZE);
+        let is = |kind, so: Option<bool>, reason| Self {
+            kind,
+            status: so.map_or("unknown", |so| if so { "true" } else { "false" }),
+            reason,
+        };
+        let measured = moving && p.iteration > 1 && p.throughput_bytes_per_second > 0;
+        let converging = match (code, measured) {
+            ("not_converging", _) => is("Converging", Some(false), "not_converging"),
+            (_, true) if dirty < p.throughput_bytes_per_second => {
+                is("Converging", Some(true), "dirty_rate_below_throughput")
+            }
+            (_, true) => is("Converging", Some(false), "dirty_rate_above_throughput"),
+            (_, false) => is("Converging", None, "not_measured"),
+        };
+        let stalled = match code {
+            "peer_lost" => is("Stalled", Some(true), "peer_lost"),
+            _ if record.state == MigrationState::InDoubt => is("Stalled", Some(true), "in_doubt"),
+            _ => is("Stalled", Some(false), "progress"),
+        };
+        let helper = is(
+            "HelperUnresponsive",
+            Some(code == "helper_failed"),
+            if code == "helper_failed" { "helper_failed" } else { "answers" },
+        );
+        vec![stalled, converging, helper]
+    }
+}
+
 impl MigrationProgress {
     fn new(state: &'static str, p: &Progress) -> Self {
         let moved = (p.pages_sealed + p.pages_shared).saturating_sub(p.pages_zero);
@@ -468,6 +543,7 @@ impl MigrationProgress {
 impl From<MigrationRecord> for Migration {
     fn from(record: MigrationRecord) -> Self {
         let state = record.state.name();
+        let conditions = Condition::of(&record);
         Self {
             id: record.id,
             direction: match record.direction {
@@ -489,6 +565,8 @@ impl From<MigrationRecord> for Migration {
             created_at: record.created_at,
             started_at: record.started_at,
             finished_at: record.finished_at,
+            conditions,
+            preview: None,
         }
     }
 }

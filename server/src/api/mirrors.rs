@@ -7,8 +7,9 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::decode::{Decode, Errors, Fields, Node};
+use super::patch::PlacementBody;
 use super::strategies::StrategyBody;
-use super::{Fault, sha256_text};
+use super::{Fault, Preview, sha256_text};
 
 /// What a mirror is to be.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -70,6 +71,12 @@ pub struct Mirror {
     pub created_at: Timestamp,
     /// Microseconds from the request to the helper's first idle doorbell.
     pub ready_after_us: u64,
+    /// Where its vCPU threads run.
+    pub placement: PlacementBody,
+    /// In answers to `dry_run` alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub preview: Option<Preview>,
 }
 
 /// A mirror vCPU.
@@ -102,6 +109,8 @@ impl From<MirrorRecord> for Mirror {
             error: record.error.map(Fault::from),
             created_at: record.created_at,
             ready_after_us: record.ready_after_us,
+            placement: PlacementBody { cpus: record.cpus },
+            preview: None,
         }
     }
 }

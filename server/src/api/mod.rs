@@ -3,21 +3,30 @@
 //! Owns: the shape of bodies, and the way from and to the library's values. Must not know: HTTP. Wire types do
 //! not travel: a body is decoded, turned into a library value and forgotten.
 
+pub mod audit;
 pub mod capabilities;
+pub mod checks;
 pub mod decode;
 pub mod driver;
 pub mod encryption;
+pub mod events;
 pub mod guests;
+pub mod helper_images;
 pub mod host;
 pub mod json;
+pub mod labels;
 pub mod layout;
 pub mod migrations;
 pub mod mirrors;
 pub mod page;
+pub mod patch;
 pub mod peers;
 pub mod problems;
 pub mod ram_blocks;
+pub mod stats;
 pub mod strategies;
+pub mod tickets;
+pub mod tokens;
 pub mod version;
 
 use serde::Serialize;
@@ -31,6 +40,34 @@ pub struct Fault {
     pub code: String,
     /// A sentence for people.
     pub detail: String,
+}
+
+/// Something that does not stand in the way, and may surprise.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Warning {
+    /// Stable code, `snake_case`; an open list.
+    #[schema(example = "memory_is_lost")]
+    pub code: String,
+    /// A sentence for people.
+    pub detail: String,
+}
+
+impl Warning {
+    /// A warning.
+    pub fn new(code: &str, detail: impl Into<String>) -> Self {
+        Self { code: code.to_owned(), detail: detail.into() }
+    }
+}
+
+/// What only the answer to a `dry_run` has. The resource around it is what would be; nothing was changed.
+#[derive(Clone, Debug, Default, Serialize, ToSchema)]
+pub struct Preview {
+    /// What does not stand in the way, and may surprise.
+    pub warnings: Vec<Warning>,
+    /// The address space of the mirror that would be made; absent where none would.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub address_space_plan: Option<layout::AddressSpacePlan>,
 }
 
 impl From<mirrorvm::host::Fault> for Fault {

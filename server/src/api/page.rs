@@ -1,12 +1,13 @@
-//! Pages of lists: `limit`, and a token that continues where the last page ended.
+//! Pages of lists: order, `limit`, and a token that continues where the last page ended.
 //!
-//! The token holds the last item's place in the order (creation time, then id), so that a page stays right when
-//! items come and go; and a digest of collection and filters, so that it cannot be used with others.
+//! The token holds the last item's place in the order (time or name, then id), so that a page stays right when items
+//! come and go, and a MAC over it with collection, filters and order, so that it holds for them alone and cannot be
+//! made up.
 
 use std::fmt::Write as _;
 
 use jiff::Timestamp;
-use sha2::{Digest, Sha256};
+use ring::hmac;
 use uuid::Uuid;
 
 use crate::problem::ProblemError;
@@ -16,48 +17,112 @@ pub const LIMIT_DEFAULT: usize = 100;
 /// Most items of a page.
 pub const LIMIT_MAX: usize = 1000;
 
-const VERSION: u8 = 1;
-const TOKEN_BYTES: usize = 1 + 8 + 16 + 16;
+const VERSION: u8 = 2;
+const MAC_BYTES: usize = 16;
+/// Version, MAC, id, and a key of 1 to 64 bytes.
+const TOKEN_MIN: usize = 1 + MAC_BYTES + 16 + 1;
+const TOKEN_MAX: usize = TOKEN_MIN + 64;
+
+/// What a list is sorted by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Order {
+    /// By name instead of creation.
+    pub by_name: bool,
+    /// The other way round.
+    pub descending: bool,
+}
+
+impl Order {
+    /// The order called `text`; `named` lists can be sorted by name, too.
+    pub fn parse(text: &str, named: bool) -> Option<Self> {
+        let (descending, field) = text.strip_prefix('-').map_or((false, text), |field| (true, field));
+        match field {
+            "created_at" => Some(Self { by_name: false, descending }),
+            "name" if named => Some(Self { by_name: true, descending }),
+            _ => None,
+        }
+    }
+
+    /// The API's name.
+    pub const fn name(self) -> &'static str {
+        match (self.by_name, self.descending) {
+            (false, false) => "created_at",
+            (false, true) => "-created_at",
+            (true, false) => "name",
+            (true, true) => "-name",
+        }
+    }
+}
 
 /// An item's place in the order of a list.
-pub type Place = (Timestamp, Uuid);
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    key: Vec<u8>,
+    id: Uuid,
+}
+
+impl Place {
+    /// The place of an item in a list of this order.
+    pub fn of(order: Order, created_at: Timestamp, name: &str, id: Uuid) -> Self {
+        let key = if order.by_name {
+            name.as_bytes().to_vec()
+        } else {
+            // The sign bit turned over, bytes compare as the numbers do.
+            ((created_at.as_nanosecond() as u128) ^ (1 << 127)).to_be_bytes().to_vec()
+        };
+        Self { key, id }
+    }
+}
 
 /// Which page is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PageRequest {
     /// Most items.
     pub limit: usize,
+    /// The order.
+    pub order: Order,
     /// The place that the page starts after.
     pub after: Option<Place>,
 }
 
-/// The collection and its filters, spelled out.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Scope([u8; 8]);
+/// The collection and its filters, spelled out, and the key of their tokens.
+#[derive(Clone, Debug)]
+pub struct Scope {
+    key: hmac::Key,
+    text: Vec<u8>,
+}
 
 impl Scope {
     /// A collection with filters as name and value; their order does not count.
-    pub fn new(collection: &str, filters: &[(&str, &str)]) -> Self {
+    pub fn new(key: &hmac::Key, collection: &str, filters: &[(&str, &str)]) -> Self {
         let mut filters = filters.to_vec();
         filters.sort_unstable();
-        let mut hash = Sha256::new();
+        let mut text = Vec::new();
         for part in [collection].into_iter().chain(filters.iter().flat_map(|(n, v)| [*n, *v])) {
-            hash.update((part.len() as u64).to_le_bytes());
-            hash.update(part.as_bytes());
+            text.extend((part.len() as u64).to_le_bytes());
+            text.extend(part.as_bytes());
         }
-        let digest = hash.finalize();
-        let mut scope = [0; 8];
-        scope.copy_from_slice(&digest[..8]);
-        Self(scope)
+        Self { key: key.clone(), text }
+    }
+
+    fn mac(&self, order: Order, place: &[u8]) -> hmac::Tag {
+        let mut context = hmac::Context::with_key(&self.key);
+        context.update(&[VERSION]);
+        context.update(&(self.text.len() as u64).to_le_bytes());
+        context.update(&self.text);
+        context.update(order.name().as_bytes());
+        context.update(b"\0");
+        context.update(place);
+        context.sign()
     }
 
     /// The token that continues after `place`.
-    pub fn token(&self, (time, id): Place) -> String {
-        let mut bytes = vec![VERSION];
-        bytes.extend(self.0);
-        bytes.extend(time.as_nanosecond().to_be_bytes());
-        bytes.extend(id.as_bytes());
-        bytes.iter().fold(String::with_capacity(2 * TOKEN_BYTES), |mut text, byte| {
+    pub fn token(&self, order: Order, place: &Place) -> String {
+        let mut content = place.id.as_bytes().to_vec();
+        content.extend(&place.key);
+        let mac = self.mac(order, &content);
+        let bytes = [VERSION].into_iter().chain(mac.as_ref()[..MAC_BYTES].iter().copied()).chain(content);
+        bytes.fold(String::new(), |mut text, byte| {
             // Writing to a String does not fail.
             let _ = write!(text, "{byte:02x}");
             text
@@ -68,51 +133,42 @@ impl Scope {
     ///
     /// # Errors
     /// A problem with the parameter `page_token`.
-    pub fn place(&self, token: &str) -> Result<Place, Box<ProblemError>> {
-        let bad =
-            |detail: &str| Box::new(ProblemError::at_parameter("page_token", "invalid_page_token", detail));
-        let bytes = unhex(token).ok_or_else(|| bad("this is not a token of this API"))?;
-        if bytes[0] != VERSION {
-            return Err(bad("this is not a token of this API"));
+    pub fn place(&self, order: Order, token: &str) -> Result<Place, Box<ProblemError>> {
+        let bad = || {
+            let detail = "this is not a token of this list with these filters and this order";
+            Box::new(ProblemError::at_parameter("page_token", "invalid_page_token", detail))
+        };
+        let bytes = unhex(token).filter(|b| b[0] == VERSION).ok_or_else(bad)?;
+        let (mac, content) = bytes[1..].split_at(MAC_BYTES);
+        let wanted = self.mac(order, content);
+        if !bool::from(subtle::ConstantTimeEq::ct_eq(mac, &wanted.as_ref()[..MAC_BYTES])) {
+            return Err(bad());
         }
-        if bytes[1..9] != self.0 {
-            return Err(bad("the token belongs to another list or other filters"));
-        }
-        let (mut nanos, mut id) = ([0; 16], [0; 16]);
-        nanos.copy_from_slice(&bytes[9..25]);
-        id.copy_from_slice(&bytes[25..41]);
-        let time = Timestamp::from_nanosecond(i128::from_be_bytes(nanos))
-            .map_err(|_| bad("this is not a token of this API"))?;
-        Ok((time, Uuid::from_bytes(id)))
+        let (id, key) = content.split_at(16);
+        Ok(Place { key: key.to_vec(), id: Uuid::from_slice(id).map_err(|_| bad())? })
     }
 }
 
-fn unhex(text: &str) -> Option<[u8; TOKEN_BYTES]> {
-    if text.len() != 2 * TOKEN_BYTES {
+fn unhex(text: &str) -> Option<Vec<u8>> {
+    if text.len() % 2 != 0 || !(TOKEN_MIN..=TOKEN_MAX).contains(&(text.len() / 2)) {
         return None;
     }
     let digit = |c: u8| char::from(c).to_digit(16).map(|d| d as u8);
-    let mut bytes = [0; TOKEN_BYTES];
-    for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
-    }
-    Some(bytes)
+    text.as_bytes().chunks_exact(2).map(|pair| Some(digit(pair[0])? << 4 | digit(pair[1])?)).collect()
 }
 
 /// Cuts `items` to the page asked for; also gives the place to continue after, when more follow.
-pub fn cut<T>(
-    mut items: Vec<T>,
-    request: &PageRequest,
-    place: impl Fn(&T) -> Place,
-) -> (Vec<T>, Option<Place>) {
-    items.sort_by_key(&place);
-    if let Some(after) = request.after {
-        items.retain(|item| place(item) > after);
+pub fn cut<T>(items: Vec<T>, request: &PageRequest, place: impl Fn(&T) -> Place) -> (Vec<T>, Option<Place>) {
+    let descending = request.order.descending;
+    let mut placed: Vec<(Place, T)> = items.into_iter().map(|item| (place(&item), item)).collect();
+    if let Some(after) = &request.after {
+        placed.retain(|(place, _)| if descending { place < after } else { place > after });
     }
-    let more = items.len() > request.limit;
-    items.truncate(request.limit);
-    let next = more.then(|| items.last().map(&place)).flatten();
-    (items, next)
+    placed.sort_by(|(a, _), (b, _)| if descending { b.cmp(a) } else { a.cmp(b) });
+    let more = placed.len() > request.limit;
+    placed.truncate(request.limit);
+    let next = if more { placed.last().map(|(place, _)| place.clone()) } else { None };
+    (placed.into_iter().map(|(_, item)| item).collect(), next)
 }
 
 #[cfg(test)]
@@ -121,42 +177,66 @@ mod tests {
 
     use super::*;
 
-    fn place(n: u8) -> Place {
-        (Timestamp::from_second(i64::from(n) / 3).unwrap(), Uuid::from_u128(u128::from(n)))
+    const ORDERS: [&str; 4] = ["created_at", "-created_at", "name", "-name"];
+
+    fn key() -> hmac::Key {
+        hmac::Key::new(hmac::HMAC_SHA256, &[7; 32])
+    }
+
+    fn item(n: u8) -> (Timestamp, String, Uuid) {
+        let time = Timestamp::from_second(i64::from(n) / 3 - 5).unwrap();
+        (time, format!("g{}", u32::from(n) * 7919 % 41), Uuid::from_u128(u128::from(n)))
     }
 
     proptest! {
         #[test]
-        fn pages_put_together_are_the_list(count in 0u8..40, limit in 1usize..12) {
-            let scope = Scope::new("guests", &[]);
-            let all: Vec<Place> = (0..count).map(place).collect();
+        fn pages_put_together_are_the_list(count in 0u8..40, limit in 1usize..12, order in 0usize..4) {
+            let order = Order::parse(ORDERS[order], true).unwrap();
+            let scope = Scope::new(&key(), "guests", &[]);
+            let place = |i: &(Timestamp, String, Uuid)| Place::of(order, i.0, &i.1, i.2);
+            let all: Vec<_> = (0..count).map(item).collect();
             let (mut seen, mut after) = (Vec::new(), None);
             loop {
-                let (items, next) = cut(all.clone(), &PageRequest { limit, after }, |p| *p);
+                let (items, next) = cut(all.clone(), &PageRequest { limit, order, after }, place);
                 seen.extend(items);
                 match next {
-                    Some(next) => after = Some(scope.place(&scope.token(next)).unwrap()),
+                    Some(next) => after = Some(scope.place(order, &scope.token(order, &next)).unwrap()),
                     None => break,
                 }
             }
-            prop_assert_eq!(seen, all);
+            let mut wanted = all;
+            wanted.sort_by(|a, b| if order.by_name { (&a.1, a.2).cmp(&(&b.1, b.2)) } else { (a.0, a.2).cmp(&(b.0, b.2)) });
+            if order.descending {
+                wanted.reverse();
+            }
+            prop_assert_eq!(seen, wanted);
         }
 
         #[test]
-        fn any_text_is_a_token_or_a_problem(text in "\\PC{0,90}", hex in "[0-9a-f]{82}") {
-            let scope = Scope::new("guests", &[]);
-            prop_assert!(scope.place(&text).is_err());
-            let _ = scope.place(&hex);
+        fn any_text_is_refused(text in "\\PC{0,90}", hex in "02[0-9a-f]{96}") {
+            let scope = Scope::new(&key(), "guests", &[]);
+            prop_assert!(scope.place(Order::default(), &text).is_err());
+            prop_assert!(scope.place(Order::default(), &hex).is_err());
         }
     }
 
     #[test]
-    fn a_token_holds_for_its_list_and_filters_alone() {
-        let token = Scope::new("migrations", &[("state", "failed"), ("guest", "g")]).token(place(7));
-        let same = Scope::new("migrations", &[("guest", "g"), ("state", "failed")]);
-        assert_eq!(same.place(&token), Ok(place(7)));
-        for other in [Scope::new("migrations", &[("guest", "g")]), Scope::new("mirrors", &[])] {
-            assert_eq!(other.place(&token).unwrap_err().code, "invalid_page_token");
+    fn a_token_holds_for_its_list_filters_order_and_key_alone() {
+        let order = Order::default();
+        let (time, name, id) = item(7);
+        let place = Place::of(order, time, &name, id);
+        let filters = [("state", "failed"), ("guest", "g")];
+        let token = Scope::new(&key(), "migrations", &filters).token(order, &place);
+        let same = Scope::new(&key(), "migrations", &[("guest", "g"), ("state", "failed")]);
+        assert_eq!(same.place(order, &token), Ok(place));
+        assert!(same.place(Order { descending: true, by_name: false }, &token).is_err());
+        let other_key = hmac::Key::new(hmac::HMAC_SHA256, &[8; 32]);
+        for other in [
+            Scope::new(&key(), "migrations", &[("guest", "g")]),
+            Scope::new(&key(), "mirrors", &filters),
+            Scope::new(&other_key, "migrations", &filters),
+        ] {
+            assert_eq!(other.place(order, &token).unwrap_err().code, "invalid_page_token");
         }
     }
 }

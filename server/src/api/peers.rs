@@ -9,6 +9,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::Preview;
 use super::decode::{Decode, Errors, Fields, Node};
 use crate::problem::ProblemError;
 
@@ -48,17 +49,22 @@ impl Decode for PeerHostCreate {
     }
 }
 
+/// An address of a peer listener.
+///
+/// # Errors
+/// What is wrong with `/address`.
+pub(crate) fn parse_address(text: &str) -> Result<SocketAddr, Vec<ProblemError>> {
+    text.parse().map_err(|_| {
+        let detail = "this is not an IP address with a port, as 192.0.2.7:7801 or [2001:db8::7]:7801";
+        vec![ProblemError::at_pointer("/address", "invalid_format", detail)]
+    })
+}
+
 impl TryFrom<PeerHostCreate> for PeerSpec {
     type Error = Vec<ProblemError>;
 
     fn try_from(body: PeerHostCreate) -> Result<Self, Self::Error> {
-        let address: SocketAddr = body.address.parse().map_err(|_| {
-            vec![ProblemError::at_pointer(
-                "/address",
-                "invalid_format",
-                "this is not an IP address with a port, as 192.0.2.7:7801 or [2001:db8::7]:7801",
-            )]
-        })?;
+        let address = parse_address(&body.address)?;
         Ok(Self { name: body.name, address, identity: body.identity, labels: body.labels })
     }
 }
@@ -81,6 +87,30 @@ pub struct PeerHost {
     pub generation: u64,
     /// When it was added.
     pub created_at: Timestamp,
+    /// In answers to `dry_run` alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub preview: Option<Preview>,
+}
+
+/// How a known host answers right now.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct PeerHostCapabilities {
+    /// The host.
+    pub host: Uuid,
+    /// Its name.
+    #[schema(example = "b")]
+    pub name: String,
+    /// Always true: a host that does not answer is the problem `peer_failed` or `peer_timed_out`.
+    pub reachable: bool,
+    /// Versions of the peer protocol that both hosts speak.
+    #[schema(example = json!([1]))]
+    pub protocol_versions: Vec<u32>,
+    /// From the first packet to the end of the TLS handshake and the agreement on a version.
+    #[schema(example = 1800)]
+    pub round_trip_us: u64,
+    /// When it was asked.
+    pub checked_at: Timestamp,
 }
 
 impl From<PeerRecord> for PeerHost {
@@ -93,6 +123,7 @@ impl From<PeerRecord> for PeerHost {
             labels: record.spec.labels,
             generation: record.generation,
             created_at: record.created_at,
+            preview: None,
         }
     }
 }

@@ -4,10 +4,32 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 /// Version of the API; goes up with every addition. The document's `info.version`.
-pub const API_VERSION: &str = "1.0.0";
+pub const API_VERSION: &str = "1.1.0";
 
 /// What this build of the API has beyond its first version. Clients test for names here, not for versions.
-pub const FEATURES: &[&str] = &["long_poll", "etags", "address_space_plans", "layout_svg", "page_digests"];
+pub const FEATURES: &[&str] = &[
+    "long_poll",
+    "etags",
+    "address_space_plans",
+    "layout_svg",
+    "page_digests",
+    "events",
+    "idempotency_keys",
+    "put_create",
+    "merge_patch",
+    "dry_run",
+    "label_selectors",
+    "sort_by",
+    "tokens",
+    "tls",
+    "audit_log",
+    "migration_checks",
+    "migration_tickets",
+    "helper_images",
+    "encryption_status",
+    "host_settings",
+    "metrics",
+];
 
 /// Version of API and daemon.
 #[derive(Clone, Debug, Serialize, ToSchema)]

@@ -82,7 +82,13 @@ async fn one(bytes: u64, streams: u16) -> Result<MigrationRecord, BenchError> {
 
 async fn open(dir: &std::path::Path, name: &str) -> Result<Host, BenchError> {
     let peer_listen = Some(std::net::SocketAddr::from(([127, 0, 0, 1], 0)));
-    Ok(Host::open(HostConfig { state_dir: dir.join("state"), name: Some(name.into()), peer_listen }).await?)
+    Ok(Host::open(HostConfig {
+        state_dir: dir.join("state"),
+        name: Some(name.into()),
+        peer_listen,
+        ..HostConfig::default()
+    })
+    .await?)
 }
 
 async fn introduce(here: &Host, there: &Host) -> Result<(), BenchError> {

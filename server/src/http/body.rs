@@ -10,24 +10,60 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use crate::api::decode::{Decode, decode};
 use crate::api::json;
 use crate::problem::{Problem, ProblemCode};
+use crate::state::AppState;
 
 /// Most bytes of a request body.
 pub const BODY_MAX: usize = 64 << 10;
-/// Longest time that a body may take to arrive.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Most bytes of a helper image.
+pub const CONTENT_MAX: usize = 16 << 20;
+const JSON: &str = "application/json";
+/// The media type of patches.
+pub const MERGE_PATCH: &str = "application/merge-patch+json";
+const OCTETS: &str = "application/octet-stream";
 
 /// A decoded JSON body.
 #[derive(Debug)]
 pub struct JsonBody<T>(pub T);
 
-impl<T: Decode, S: Sync> FromRequest<S> for JsonBody<T> {
+impl<T: Decode> FromRequest<AppState> for JsonBody<T> {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
-        check_media_type(request.headers())?;
-        let bytes = read(request.into_body()).await?;
+    async fn from_request(request: Request, state: &AppState) -> Result<Self, Problem> {
+        check_media_type(request.headers(), &[JSON], "accept-post")?;
+        let bytes = read(request.into_body(), BODY_MAX, timeout(state)).await?;
         parse(&bytes).map(Self)
     }
+}
+
+/// A decoded JSON merge patch (RFC 7396). Plain JSON is taken for one, too.
+#[derive(Debug)]
+pub struct PatchBody<T>(pub T);
+
+impl<T: Decode> FromRequest<AppState> for PatchBody<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &AppState) -> Result<Self, Problem> {
+        check_media_type(request.headers(), &[MERGE_PATCH, JSON], "accept-patch")?;
+        let bytes = read(request.into_body(), BODY_MAX, timeout(state)).await?;
+        parse(&bytes).map(Self)
+    }
+}
+
+/// Bytes of a helper image.
+#[derive(Debug)]
+pub struct ContentBody(pub bytes::Bytes);
+
+impl FromRequest<AppState> for ContentBody {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &AppState) -> Result<Self, Problem> {
+        check_media_type(request.headers(), &[OCTETS], "accept-post")?;
+        read(request.into_body(), CONTENT_MAX, timeout(state)).await.map(Self)
+    }
+}
+
+fn timeout(state: &AppState) -> Duration {
+    Duration::from_secs(state.config().limits.body_seconds.into())
 }
 
 /// Decodes the bytes of a body.
@@ -39,12 +75,14 @@ pub fn parse<T: Decode>(bytes: &[u8]) -> Result<T, Problem> {
     decode(&value).map_err(Problem::validation)
 }
 
-fn check_media_type(headers: &HeaderMap) -> Result<(), Problem> {
+fn check_media_type(
+    headers: &HeaderMap,
+    taken: &[&'static str],
+    accept: &'static str,
+) -> Result<(), Problem> {
     let unsupported = |detail: &str| {
-        Problem::new(ProblemCode::UnsupportedMediaType, detail).with_header(
-            header::HeaderName::from_static("accept-post"),
-            HeaderValue::from_static("application/json"),
-        )
+        Problem::new(ProblemCode::UnsupportedMediaType, detail)
+            .with_header(header::HeaderName::from_static(accept), HeaderValue::from_static(taken[0]))
     };
     if headers.get(header::CONTENT_ENCODING).is_some_and(|e| e != "identity") {
         return Err(unsupported("the body must not have a content encoding"));
@@ -55,26 +93,31 @@ fn check_media_type(headers: &HeaderMap) -> Result<(), Problem> {
     };
     let text = value.to_str().unwrap_or_default();
     let mut parts = text.split(';').map(str::trim);
-    let json = parts.next().is_some_and(|m| m.eq_ignore_ascii_case("application/json"));
+    let json = parts.next().is_some_and(|m| taken.iter().any(|t| m.eq_ignore_ascii_case(t)));
     let utf8 = parts.filter(|p| !p.is_empty()).all(|p| {
         let (name, value) = p.split_once('=').unwrap_or((p, ""));
         !name.trim().eq_ignore_ascii_case("charset")
             || value.trim().trim_matches('"').eq_ignore_ascii_case("utf-8")
     });
-    if json && utf8 { Ok(()) } else { Err(unsupported("Content-Type is not application/json in UTF-8")) }
+    let wanted = || format!("Content-Type is not {} (in UTF-8)", taken[0]);
+    if json && utf8 { Ok(()) } else { Err(unsupported(&wanted())) }
 }
 
-async fn read(body: Body) -> Result<bytes::Bytes, Problem> {
-    let collected = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, BODY_MAX).collect()).await;
+/// Reads a body of at most `max` bytes that is there within `limit`.
+///
+/// # Errors
+/// `payload_too_large`, `request_timeout`, `malformed_request`.
+pub async fn read(body: Body, max: usize, limit: Duration) -> Result<bytes::Bytes, Problem> {
+    let collected = tokio::time::timeout(limit, Limited::new(body, max).collect()).await;
     match collected {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(e)) if e.downcast_ref::<LengthLimitError>().is_some() => {
-            let detail = format!("the body has more than {BODY_MAX} bytes");
+            let detail = format!("the body has more than {max} bytes");
             Err(Problem::new(ProblemCode::PayloadTooLarge, detail)
                 .with_header(header::CONNECTION, HeaderValue::from_static("close")))
         }
         Ok(Err(_)) => Err(Problem::new(ProblemCode::MalformedRequest, "the body broke off")),
-        Err(_) => Err(Problem::new(ProblemCode::RequestTimeout, "the body took longer than 30 s")
+        Err(_) => Err(Problem::new(ProblemCode::RequestTimeout, "the body took too long")
             .with_header(header::CONNECTION, HeaderValue::from_static("close"))),
     }
 }
@@ -88,7 +131,8 @@ mod tests {
         for value in content_type {
             headers.append(header::CONTENT_TYPE, HeaderValue::from_static(value));
         }
-        check_media_type(&headers).map_or_else(|p| p.code().status().as_u16(), |()| 200)
+        check_media_type(&headers, &[JSON], "accept-post")
+            .map_or_else(|p| p.code().status().as_u16(), |()| 200)
     }
 
     #[test]

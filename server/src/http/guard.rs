@@ -20,6 +20,8 @@ pub enum Transport {
     Unix,
     /// TCP on a loopback address.
     LoopbackTcp,
+    /// TLS: the client has checked whom it talks to.
+    Tls,
 }
 
 /// Refuses requests over TCP that another site may have sent.

@@ -5,29 +5,35 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{MatchedPath, Request};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
-use axum::middleware::{Next, from_fn};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use tower_http::catch_panic::CatchPanicLayer;
 use uuid::Uuid;
 
-use super::guard;
+use super::{gate, guard, idempotency, trace};
+use crate::access::table;
 use crate::problem::{PROBLEM_JSON, Problem, ProblemCode};
+use crate::state::AppState;
 
 /// The header with the request's id.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Reads that take longer say how long they took.
+const SLOW: Duration = Duration::from_millis(10);
 /// Longest time for an answer: the longest long poll and some.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Puts the middleware around `router`.
-pub fn wrap(router: Router) -> Router {
+pub fn wrap(router: Router, state: &AppState) -> Router {
     // The last one is the outermost.
     router
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn(timeout))
+        .layer(from_fn_with_state(state.clone(), idempotency::layer))
+        .layer(from_fn_with_state(state.clone(), gate::layer))
         .layer(from_fn(guard::layer))
-        .layer(from_fn(finish))
+        .layer(from_fn_with_state(state.clone(), finish))
 }
 
 fn panicked(_: Box<dyn Any + Send + 'static>) -> Response {
@@ -44,12 +50,14 @@ async fn timeout(request: Request, next: Next) -> Response {
 }
 
 /// Gives the request an id, turns every failure into a problem, logs.
-async fn finish(mut request: Request, next: Next) -> Response {
+async fn finish(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
     let started = Instant::now();
     let id = request_id(request.headers());
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
     let route = request.extensions().get::<MatchedPath>().map(|m| m.as_str().to_owned());
+    let operation = route.as_deref().and_then(|r| table::find(&method, r)).map_or("none", |o| o.id);
+    let trace = trace::of(request.headers());
     request.extensions_mut().insert(RequestId(id.clone()));
     let response = next.run(request).await;
     let problem = problem_of(&response, &method);
@@ -61,18 +69,20 @@ async fn finish(mut request: Request, next: Next) -> Response {
     if let Ok(value) = HeaderValue::try_from(&id) {
         headers.insert(REQUEST_ID, value);
     }
+    headers.insert(trace::TRACEPARENT, trace.header());
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     if !headers.contains_key(header::CACHE_CONTROL) {
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     }
-    log(
-        &method,
-        route.as_deref().unwrap_or("-"),
-        &id,
-        response.status(),
-        started.elapsed(),
-        problem.as_ref(),
-    );
+    let took = started.elapsed();
+    if method == Method::GET && took >= SLOW {
+        let timing = format!("total;dur={:.1}", took.as_secs_f64() * 1e3);
+        if let Ok(value) = HeaderValue::try_from(timing) {
+            headers.insert(HeaderName::from_static("server-timing"), value);
+        }
+    }
+    state.metrics().answered(operation, response.status().as_u16(), took);
+    log(&method, operation, &id, trace.id(), response.status(), took, problem.as_ref());
     response
 }
 
@@ -133,8 +143,9 @@ fn render(problem: &Problem, below: &Response, path: &str, id: &str) -> Response
 
 fn log(
     method: &Method,
-    route: &str,
+    operation: &str,
     id: &str,
+    trace_id: &str,
     status: StatusCode,
     took: Duration,
     problem: Option<&Problem>,
@@ -144,11 +155,11 @@ fn log(
     let cause = problem.and_then(Problem::log).unwrap_or("");
     let status = status.as_u16();
     if status >= 500 {
-        tracing::error!(%method, route, status, code, cause, request_id = id, ms, "request failed");
+        tracing::error!(%method, operation, status, code, cause, request_id = id, trace_id, ms, "request failed");
     } else if status >= 400 {
-        tracing::info!(%method, route, status, code, cause, request_id = id, ms, "request refused");
+        tracing::info!(%method, operation, status, code, cause, request_id = id, trace_id, ms, "request refused");
     } else {
-        tracing::debug!(%method, route, status, request_id = id, ms, "request");
+        tracing::debug!(%method, operation, status, request_id = id, trace_id, ms, "request");
     }
 }
 

@@ -3,10 +3,15 @@
 //! Must not know: guests, mirrors, migrations.
 
 pub mod body;
+pub mod change;
+pub mod gate;
 pub mod guard;
+pub mod idempotency;
 pub mod middleware;
 pub mod negotiate;
 pub mod precondition;
 pub mod query;
 pub mod respond;
+pub mod stream;
+pub mod trace;
 pub mod wait;

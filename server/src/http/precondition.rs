@@ -2,6 +2,8 @@
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 
+use mirrorvm::host::Expected;
+
 use crate::problem::{Problem, ProblemCode, ProblemError};
 
 /// The strong ETag of a resource: its generation in quotes.
@@ -74,6 +76,21 @@ impl IfMatch {
         self.0 == Condition::Absent
     }
 
+    /// The same for the library, which checks it in the act. Weak tags and tags that are no generation match
+    /// nothing.
+    pub fn expected(&self) -> Expected {
+        match &self.0 {
+            Condition::Absent | Condition::Any => Expected::any(),
+            Condition::Tags(tags) => Expected::one_of(
+                tags.iter()
+                    .filter(|(weak, _)| !weak)
+                    // Only the one way in which a generation is written.
+                    .filter_map(|(_, tag)| tag.parse::<u64>().ok().filter(|n| n.to_string() == *tag))
+                    .collect(),
+            ),
+        }
+    }
+
     /// Holds the resource's `generation` against the header; weak tags never match.
     ///
     /// # Errors
@@ -103,6 +120,11 @@ impl IfNoneMatch {
     /// `validation_failed` naming it.
     pub fn read(headers: &HeaderMap) -> Result<Self, Problem> {
         read(headers, &header::IF_NONE_MATCH).map(Self)
+    }
+
+    /// Whether it is `*`: on a `PUT`, only a resource that is not there yet may be made.
+    pub fn is_any(&self) -> bool {
+        self.0 == Condition::Any
     }
 
     /// Whether the caller has this `generation` already.

@@ -8,7 +8,8 @@ use axum::extract::FromRequestParts;
 use axum::http::Uri;
 use axum::http::request::Parts;
 
-use crate::api::page::{LIMIT_DEFAULT, LIMIT_MAX, PageRequest, Scope};
+use crate::api::labels::Selector;
+use crate::api::page::{LIMIT_DEFAULT, LIMIT_MAX, Order, PageRequest, Scope};
 use crate::problem::{Problem, ProblemCode, ProblemError};
 
 /// Longest long poll, seconds.
@@ -29,6 +30,20 @@ impl<S: Sync> FromRequestParts<S> for Query {
 }
 
 impl Query {
+    /// As [`Query::read`], with a bare `name` read as `name=true`: how health checks are asked for details.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read_flag(&self, name: &str) -> Result<Parameters, Problem> {
+        let mut parameters = self.read()?;
+        for (n, value) in &mut parameters.pairs {
+            if n == name && value.is_empty() {
+                "true".clone_into(value);
+            }
+        }
+        Ok(parameters)
+    }
+
     /// Splits and decodes the query.
     ///
     /// # Errors
@@ -114,17 +129,71 @@ impl Parameters {
         Duration::from_secs(seconds.unwrap_or(0))
     }
 
-    /// Which page of the list `scope` is asked for.
-    pub fn page(&mut self, scope: &Scope) -> PageRequest {
+    /// `true` or `false`; absent is false.
+    pub fn flag(&mut self, name: &str) -> bool {
+        match self.one(name).as_deref() {
+            None | Some("false") => false,
+            Some("true") => true,
+            Some(_) => {
+                let detail = format!("{name} is not true or false");
+                self.problem(ProblemError::at_parameter(name, "invalid_format", detail));
+                false
+            }
+        }
+    }
+
+    /// Label selectors: `label=key=value` or `label=key`, repeatable, all must hold.
+    pub fn labels(&mut self) -> Vec<Selector> {
+        let mut selectors = Vec::new();
+        for text in self.all("label") {
+            match Selector::parse(&text) {
+                Some(selector) => selectors.push(selector),
+                None => {
+                    let detail = "label is not KEY=VALUE or KEY, with a key of 1 to 63 bytes";
+                    self.problem(ProblemError::at_parameter("label", "invalid_format", detail));
+                }
+            }
+        }
+        selectors
+    }
+
+    /// One of a closed list, repeatable.
+    pub fn each_of<T: Copy>(&mut self, name: &str, known: &[(&'static str, T)]) -> Vec<T> {
+        let mut found = Vec::new();
+        for text in self.all(name) {
+            match known.iter().find(|(n, _)| *n == text) {
+                Some((_, value)) => found.push(*value),
+                None => {
+                    let names: Vec<&str> = known.iter().map(|(n, _)| *n).collect();
+                    let shown: String = text.chars().take(64).collect();
+                    let detail = format!("{shown:?} is not one of {}", names.join(", "));
+                    self.problem(ProblemError::at_parameter(name, "unknown_value", detail));
+                }
+            }
+        }
+        found
+    }
+
+    /// Which page of the list `scope` is asked for; lists of `named` items can be sorted by name.
+    pub fn page(&mut self, scope: &Scope, named: bool) -> PageRequest {
         let limit = self.int("limit", 1, LIMIT_MAX).unwrap_or(LIMIT_DEFAULT);
-        let after = self.one("page_token").and_then(|token| match scope.place(&token) {
+        let order = match self.one("sort_by") {
+            None => Order::default(),
+            Some(text) => Order::parse(&text, named).unwrap_or_else(|| {
+                let names = if named { ", name or -name" } else { "" };
+                let detail = format!("sort_by is not created_at, -created_at{names}");
+                self.problem(ProblemError::at_parameter("sort_by", "unknown_value", detail));
+                Order::default()
+            }),
+        };
+        let after = self.one("page_token").and_then(|token| match scope.place(order, &token) {
             Ok(place) => Some(place),
             Err(error) => {
                 self.problem(*error);
                 None
             }
         });
-        PageRequest { limit, after }
+        PageRequest { limit, order, after }
     }
 
     /// Refuses what is left, and everything noted.
@@ -196,7 +265,12 @@ mod tests {
         for query in ["wait=61s", "wait=1", "wait=-1s", "wait=s", "wait=1m", "wait=", "wait=%31"] {
             assert_eq!(codes(query, |p| _ = p.wait()), ["invalid_format"], "{query}");
         }
-        let page = |p: &mut Parameters| _ = p.page(&Scope::new("x", &[]));
+        let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &[1]);
+        let page = |p: &mut Parameters| _ = p.page(&Scope::new(&key, "x", &[]), false);
+        assert_eq!(codes("sort_by=name", page), ["unknown_value"]);
+        assert!(codes("sort_by=-created_at", page).is_empty());
+        assert_eq!(codes("dry_run=yes", |p| _ = p.flag("dry_run")), ["invalid_format"]);
+        assert_eq!(codes("label==x&label=k&label=k=v=w", |p| _ = p.labels()), ["invalid_format"]);
         assert_eq!(codes("limit=0", page), ["out_of_range"]);
         assert_eq!(codes("limit=1&limit=2", page), ["duplicate"]);
         assert_eq!(codes("page_token=00&x=1", page), ["invalid_page_token", "unknown_parameter"]);
@@ -212,7 +286,7 @@ mod tests {
 
         #[test]
         fn no_query_panics(query in "[ -~]{0,60}") {
-            let _ = codes(&query, |p| { p.wait(); p.page(&Scope::new("x", &[])); });
+            let _ = codes(&query, |p| { p.wait(); p.labels(); p.flag("dry_run"); });
         }
     }
 }

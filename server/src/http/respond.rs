@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::precondition::etag;
 use super::query::escape;
-use crate::api::page::{PageRequest, Place, Scope};
+use crate::api::page::{Order, PageRequest, Place, Scope};
 use crate::problem::Problem;
 
 /// 200 with a resource.
@@ -48,8 +48,11 @@ pub fn next_page(
     next: Option<Place>,
 ) -> (Option<String>, Option<String>) {
     let Some(place) = next else { return (None, None) };
-    let token = scope.token(place);
-    let filters: String = filters.iter().map(|(n, v)| format!("{n}={}&", escape(v))).collect();
+    let token = scope.token(request.order, &place);
+    let mut filters: String = filters.iter().map(|(n, v)| format!("{n}={}&", escape(v))).collect();
+    if request.order != Order::default() {
+        filters.push_str(&format!("sort_by={}&", request.order.name()));
+    }
     let link = format!("<{path}?{filters}limit={}&page_token={token}>; rel=\"next\"", request.limit);
     (Some(token), Some(link))
 }
@@ -70,6 +73,16 @@ pub async fn detached<T: Send + 'static, E: Into<Problem> + Send + 'static>(
             Err(_) => Err(Problem::from(mirrorvm::host::HostError::ShuttingDown)),
         },
     }
+}
+
+/// As [`detached`], with the change's own error kept for the caller to look at.
+///
+/// # Errors
+/// `internal` when it panicked, `shutting_down`.
+pub async fn attempted<T: Send + 'static, E: Send + 'static>(
+    change: impl Future<Output = Result<T, E>> + Send + 'static,
+) -> Result<Result<T, E>, Problem> {
+    detached(async move { Ok::<_, Problem>(change.await) }).await
 }
 
 fn text(value: &str) -> HeaderValue {

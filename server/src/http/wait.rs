@@ -2,16 +2,71 @@
 
 use std::time::Duration;
 
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use mirrorvm::host::HostError;
 use serde::Serialize;
 use tokio::time::Instant;
 
 use super::precondition::{IfNoneMatch, etag};
+use super::query::WAIT_MAX;
 use super::respond;
 use crate::problem::Problem;
 use crate::state::AppState;
+
+/// Says that a preference was followed.
+pub const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
+const PREFER: HeaderName = HeaderName::from_static("prefer");
+
+/// How long a caller would wait for the outcome: `Prefer: wait=N` (RFC 7240, section 4.3), at most a long poll's time. A
+/// preference that cannot be read is none.
+pub fn preferred(headers: &HeaderMap) -> Duration {
+    let all = headers.get_all(PREFER).iter().filter_map(|v| v.to_str().ok());
+    let seconds = all.flat_map(|v| v.split(',')).find_map(|p| {
+        let (name, value) = p.trim().split_once('=')?;
+        name.trim().eq_ignore_ascii_case("wait").then(|| value.trim().parse::<u64>().ok()).flatten()
+    });
+    Duration::from_secs(seconds.unwrap_or(0).min(WAIT_MAX))
+}
+
+/// How it was followed.
+pub fn applied(patience: Duration) -> HeaderValue {
+    HeaderValue::try_from(format!("wait={}", patience.as_secs())).unwrap_or(HeaderValue::from_static("wait"))
+}
+
+/// Waits for `done` for as long as the caller would; gives the newest record, and whether there was any waiting.
+pub async fn end_of<T>(
+    state: &AppState,
+    mut record: T,
+    patience: Duration,
+    done: impl Fn(&T) -> bool,
+    read: impl Fn() -> Result<T, HostError>,
+) -> (T, bool) {
+    let Ok(host) = state.host() else { return (record, false) };
+    if patience.is_zero() {
+        return (record, false);
+    }
+    let (mut changes, mut closing) = (host.changes(), state.closing());
+    let deadline = Instant::now() + patience;
+    loop {
+        changes.mark_unchanged();
+        match read() {
+            Ok(newer) => record = newer,
+            Err(_) => return (record, true),
+        }
+        if done(&record) {
+            return (record, true);
+        }
+        let changed = tokio::select! {
+            changed = changes.changed() => changed.is_ok(),
+            _ = closing.wait_for(|closing| *closing) => false,
+            () = tokio::time::sleep_until(deadline) => false,
+        };
+        if !changed {
+            return (record, true);
+        }
+    }
+}
 
 /// Answers a GET: 200 with the resource, or 304 when the caller has it already and it did not change within
 /// `wait`. `read` gives the resource's generation and wire form.

@@ -68,6 +68,16 @@ catalogue! {
         "The Host or Origin is not this machine's",
         cause "Over loopback TCP, the Host header (or Origin, when there is one) names something other than a loopback address. That is what DNS rebinding and cross-site requests look like.",
         fix "Address the daemon as `localhost`, `127.0.0.1` or `[::1]`, or use its Unix socket.";
+    /// Nobody known asks.
+    Unauthenticated = "unauthenticated", UNAUTHORIZED, retry false,
+        "The caller is not known",
+        cause "The request carries no credentials that this daemon knows: no or an unknown, expired or withdrawn bearer token, a client certificate that maps to no role, or a local user that maps to none.",
+        fix "Send `Authorization: Bearer <token>` with a token from `POST /v1/tokens`, or connect as a user or with a certificate that the daemon's configuration maps to a role. `/v1/whoami` says who you are.";
+    /// The caller may not.
+    Forbidden = "forbidden", FORBIDDEN, retry false,
+        "The caller may not do this",
+        cause "The caller's role does not include the operation, or reaches only to resources of its own.",
+        fix "Use credentials with the role that the operation's description names.";
     /// There is no such resource.
     NotFound = "not_found", NOT_FOUND, retry false,
         "No such resource",
@@ -91,7 +101,7 @@ catalogue! {
     /// The body arrived too slowly.
     RequestTimeout = "request_timeout", REQUEST_TIMEOUT, retry true,
         "The body arrived too slowly",
-        cause "The request body was not complete within 30 seconds.",
+        cause "The request body was not complete within 30 seconds (`limits.body_seconds` of the daemon's configuration).",
         fix "Send it again over a better connection.";
     /// The name is taken.
     NameTaken = "name_taken", CONFLICT, retry false,
@@ -118,31 +128,71 @@ catalogue! {
         "The resource is in use",
         cause "Another resource depends on it.",
         fix "Remove what uses it first.";
+    /// The id is taken by something else.
+    IdTaken = "id_taken", CONFLICT, retry false,
+        "Another resource has this id",
+        cause "`PUT` with an id that exists, and with another definition than the resource was made from.",
+        fix "Choose another id. To change the resource use `PATCH`; to make sure that it exists send the definition that it was made from.";
+    /// The host takes nothing new.
+    HostInMaintenance = "host_in_maintenance", CONFLICT, retry true,
+        "The host is in maintenance",
+        cause "`maintenance` is set on `/v1/host`: guests may leave, none may be defined, started or let in.",
+        fix "Use another host, or unset `maintenance` with `PATCH /v1/host`.";
+    /// The first request with this key has not ended.
+    IdempotencyKeyInUse = "idempotency_key_in_use", CONFLICT, retry true,
+        "The first request with this key is still running",
+        cause "Another request with the same `Idempotency-Key` has not been answered yet.",
+        fix "Send it again after `Retry-After` seconds: the answer will be the first request's.";
     /// START has gone out.
     PastPointOfNoReturn = "past_point_of_no_return", CONFLICT, retry false,
         "The migration cannot be canceled any more",
         cause "The destination may already run the guest; calling it off here could leave two copies, or none.",
         fix "Wait for the migration to end. `in_doubt` is settled by the destination's token, never by a guess.";
+    /// What follows the cursor is gone.
+    EventCursorExpired = "event_cursor_expired", GONE, retry false,
+        "The events after this cursor are not kept any more",
+        cause "The cursor is older than the oldest event that is kept, or comes from another daemon's history.",
+        fix "Read the resources again, then continue from `latest` (or from `oldest`, to see what is still kept).";
     /// The resource is not what `If-Match` expects.
     PreconditionFailed = "precondition_failed", PRECONDITION_FAILED, retry false,
         "The resource has changed",
         cause "`If-Match` does not name the current ETag (the resource's `generation` in quotes).",
         fix "Read the resource again and decide anew.";
+    /// The change must be conditional.
+    PreconditionRequired = "precondition_required", PRECONDITION_REQUIRED, retry false,
+        "This daemon takes only conditional changes",
+        cause "`require_if_match` is set in the daemon's configuration, and the request has no `If-Match`.",
+        fix "Read the resource and send its ETag in `If-Match`; `If-Match: *` where any version will do.";
     /// The body is too large.
     PayloadTooLarge = "payload_too_large", PAYLOAD_TOO_LARGE, retry false,
         "The body is too large",
-        cause "Request bodies may have 65536 bytes.",
+        cause "Request bodies may have 65536 bytes; contents of helper images 16 MiB.",
         fix "Send less.";
     /// The body is not of a known media type.
     UnsupportedMediaType = "unsupported_media_type", UNSUPPORTED_MEDIA_TYPE, retry false,
         "The body's media type is not supported",
-        cause "`Content-Type` is missing, or is not `application/json`; or the body has a content encoding.",
-        fix "Send `Content-Type: application/json`; the `Accept-Post` header says what the route takes.";
+        cause "`Content-Type` is missing, or is not what the route takes; or the body has a content encoding.",
+        fix "Send what the `Accept-Post` or `Accept-Patch` header of the answer says: `application/json`, for `PATCH` `application/merge-patch+json`, for contents `application/octet-stream`.";
     /// The values cannot be used.
     ValidationFailed = "validation_failed", UNPROCESSABLE_ENTITY, retry false,
         "Some values cannot be used",
         cause "Well-formed, but fields or parameters are missing, unknown, of another type or out of range. `errors` names each.",
         fix "Correct what `errors` points at.";
+    /// The key came with another request before.
+    IdempotencyKeyReused = "idempotency_key_reused", UNPROCESSABLE_ENTITY, retry false,
+        "The idempotency key belongs to another request",
+        cause "The same principal has used this `Idempotency-Key` within 24 hours for a request with another method, path or body.",
+        fix "Use a new key for a new request; repeat the first request byte for byte to get its answer again.";
+    /// The bytes are no helper image.
+    HelperImageInvalid = "helper_image_invalid", UNPROCESSABLE_ENTITY, retry false,
+        "The bytes are not a helper image",
+        cause "The header of the content does not pass the checks. `errors` says which.",
+        fix "Upload an image built for this helper ABI; `/v1/host/capabilities` has the range.";
+    /// Too many requests.
+    TooManyRequests = "too_many_requests", TOO_MANY_REQUESTS, retry true,
+        "Too many requests",
+        cause "The principal has sent more requests than `limits.requests_per_second` of the daemon's configuration allows.",
+        fix "Wait for `Retry-After` seconds.";
     /// The planner refuses the address space.
     PlanRefused = "plan_refused", UNPROCESSABLE_ENTITY, retry false,
         "The address space cannot be laid out",
@@ -183,6 +233,16 @@ catalogue! {
         "This host cannot do it",
         cause "The hardware, the kernel or a program that the request needs is missing.",
         fix "`missing` in `/v1/host/capabilities` says what would help.";
+    /// The other host does not do its part.
+    PeerFailed = "peer_failed", BAD_GATEWAY, retry true,
+        "The other host did not answer as it should",
+        cause "The destination cannot be reached, has another identity than the pinned one, or refuses. `detail` says what.",
+        fix "Check the address and identity in `/v1/hosts`, and that the other daemon knows this host and has a peer listener.";
+    /// The other host is silent.
+    PeerTimedOut = "peer_timed_out", GATEWAY_TIMEOUT, retry true,
+        "The other host did not answer in time",
+        cause "A connection was there or begun, and nothing came over it in time.",
+        fix "Check the network between the hosts; try again.";
     /// The host has run out of something.
     NoResources = "no_resources", SERVICE_UNAVAILABLE, retry true,
         "The host has run out of something",

@@ -4,7 +4,10 @@
 use mirrorvm::address_space::Refusal;
 use mirrorvm::host::HostError;
 
-use super::{MAX_SAFE_INTEGER, Problem, ProblemCode, ProblemError};
+use axum::http::header;
+
+use super::{BlockedReason, MAX_SAFE_INTEGER, Problem, ProblemCode, ProblemError};
+use crate::http::precondition::etag;
 
 /// The code of a library error; its status is the catalogue's.
 const fn code_of(error: &HostError) -> ProblemCode {
@@ -15,6 +18,9 @@ const fn code_of(error: &HostError) -> ProblemCode {
         HostError::WrongState { .. } => ProblemCode::StateConflict,
         HostError::GuestMigrating { .. } => ProblemCode::GuestMigrating,
         HostError::GuestMoved { .. } => ProblemCode::GuestMoved,
+        HostError::GenerationMismatch { .. } => ProblemCode::PreconditionFailed,
+        HostError::IdTaken { .. } => ProblemCode::IdTaken,
+        HostError::Maintenance => ProblemCode::HostInMaintenance,
         HostError::InUse { .. } => ProblemCode::InUse,
         HostError::PastPointOfNoReturn => ProblemCode::PastPointOfNoReturn,
         HostError::PlanRefused(_) => ProblemCode::PlanRefused,
@@ -59,6 +65,21 @@ impl From<HostError> for Problem {
             HostError::WrongState { current, allowed, .. } => {
                 inner.current_state = Some(current);
                 inner.allowed_states = allowed;
+            }
+            HostError::GenerationMismatch { generation, .. } => {
+                inner.headers.push((header::ETAG, etag(generation)));
+            }
+            HostError::GuestMigrating { migration } => {
+                let detail = format!("/v1/migrations/{migration} has the guest");
+                inner.blocked_reasons.push(BlockedReason { code: "migration_active".into(), detail });
+            }
+            HostError::InUse { user, .. } => {
+                let detail = format!("{user} uses it");
+                inner.blocked_reasons.push(BlockedReason { code: "in_use".into(), detail });
+            }
+            HostError::CapabilityMissing { what, why } => {
+                let code = what.replace(' ', "_");
+                inner.blocked_reasons.push(BlockedReason { code, detail: why });
             }
             _ => {}
         }
@@ -110,6 +131,9 @@ mod tests {
             (HostError::GuestMigrating { migration: Uuid::nil() }, 409),
             (HostError::GuestMoved { peer: "b".into() }, 409),
             (HostError::InUse { kind: "guest", user: "a mirror".into() }, 409),
+            (HostError::GenerationMismatch { kind: "guest", generation: 7 }, 412),
+            (HostError::IdTaken { kind: "guest" }, 409),
+            (HostError::Maintenance, 409),
             (HostError::PastPointOfNoReturn, 409),
             (HostError::PlanRefused(vec![Refusal::new(RefusalCode::Wraps, "shift", u64::MAX)]), 422),
             (HostError::PolicyForbids { why: "NOSEND".into() }, 409),

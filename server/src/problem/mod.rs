@@ -89,6 +89,16 @@ impl ProblemError {
     }
 }
 
+/// Something that keeps a request from working now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct BlockedReason {
+    /// Stable code, `snake_case`; an open list.
+    #[schema(example = "migration_active")]
+    pub code: String,
+    /// What it is, for people.
+    pub detail: String,
+}
+
 #[derive(Clone, Debug)]
 struct Inner {
     code: ProblemCode,
@@ -96,6 +106,8 @@ struct Inner {
     errors: Vec<ProblemError>,
     current_state: Option<&'static str>,
     allowed_states: &'static [&'static str],
+    blocked_reasons: Vec<BlockedReason>,
+    cursors: Option<(String, String)>,
     headers: Vec<(HeaderName, HeaderValue)>,
     log: Option<String>,
 }
@@ -113,6 +125,8 @@ impl Problem {
             errors: Vec::new(),
             current_state: None,
             allowed_states: &[],
+            blocked_reasons: Vec::new(),
+            cursors: None,
             headers: Vec::new(),
             log: None,
         }))
@@ -145,6 +159,24 @@ impl Problem {
         self
     }
 
+    /// The same with the oldest and the newest place in the events.
+    pub fn with_cursors(mut self, oldest: String, latest: String) -> Self {
+        self.0.cursors = Some((oldest, latest));
+        self
+    }
+
+    /// The same with values at fault.
+    pub fn with_errors(mut self, errors: Vec<ProblemError>) -> Self {
+        self.0.errors = errors;
+        self
+    }
+
+    /// The same with something for the log that the caller does not see.
+    pub fn with_log(mut self, log: impl Into<String>) -> Self {
+        self.0.log = Some(log.into());
+        self
+    }
+
     /// What the log should say and the caller should not see.
     pub fn log(&self) -> Option<&str> {
         self.0.log.as_deref()
@@ -164,13 +196,16 @@ impl Problem {
             retryable: code.retryable(),
             errors: &self.0.errors,
             current_state: self.0.current_state,
+            blocked_reasons: &self.0.blocked_reasons,
+            oldest: self.0.cursors.as_ref().map(|(oldest, _)| oldest.as_str()),
+            latest: self.0.cursors.as_ref().map(|(_, latest)| latest.as_str()),
             allowed_states: (!self.0.allowed_states.is_empty()).then_some(self.0.allowed_states),
         };
         let mut response = (code.status(), axum::Json(body)).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if code.status() == axum::http::StatusCode::SERVICE_UNAVAILABLE {
+        if matches!(code.status().as_u16(), 429 | 503) || code == ProblemCode::IdempotencyKeyInUse {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         for (name, value) in &self.0.headers {
@@ -218,6 +253,16 @@ pub struct ProblemBody<'a> {
     pub retryable: bool,
     /// The values at fault, one entry each; empty when the problem is not about values.
     pub errors: &'a [ProblemError],
+    /// What keeps the request from working now; often empty.
+    pub blocked_reasons: &'a [BlockedReason],
+    /// The oldest place in the events that can be continued from, with `event_cursor_expired`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, example = "8f1c0a7d5be2460c-1")]
+    pub oldest: Option<&'a str>,
+    /// The newest event's place, with `event_cursor_expired`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, example = "8f1c0a7d5be2460c-42")]
+    pub latest: Option<&'a str>,
     /// State of the resource, with `state_conflict`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, example = "stopped")]
@@ -248,7 +293,8 @@ mod tests {
             let response = Problem::new(code, "x").render("/v1/guests", "id");
             assert_eq!(response.status(), status);
             assert_eq!(response.headers()[header::CONTENT_TYPE], PROBLEM_JSON);
-            assert_eq!(status.as_u16() == 503, response.headers().contains_key(header::RETRY_AFTER));
+            let waits = matches!(status.as_u16(), 429 | 503) || code == ProblemCode::IdempotencyKeyInUse;
+            assert_eq!(waits, response.headers().contains_key(header::RETRY_AFTER));
         }
     }
 }

@@ -25,6 +25,17 @@ pub async fn document(State(state): State<AppState>) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], bytes).into_response()
 }
 
+/// The OpenAPI document in version 3.0.3
+///
+/// Derived from `/v1/openapi.json` for tools that know no newer version: no `mutualTLS`, problems as
+/// `application/json`, one success response each.
+#[utoipa::path(get, path = "/v1/openapi-3.0.json", operation_id = "openapi_3_0_get", tag = "daemon",
+    responses((status = 200, description = "The document", body = serde_json::Value)))]
+pub async fn document_3_0(State(state): State<AppState>) -> Response {
+    let bytes: Bytes = state.document_3_0().bytes().clone();
+    ([(header::CONTENT_TYPE, "application/json")], bytes).into_response()
+}
+
 /// The documentation page
 ///
 /// Redirects to `/docs/`: the document in Swagger UI, served from the daemon alone.

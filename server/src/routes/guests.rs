@@ -4,14 +4,21 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use mirrorvm::host::{GuestAction, GuestSpec, HostError, PlanOptions};
+use mirrorvm::host::{Expected, GuestAction, GuestRecord, GuestSpec, GuestState, HostError, PlanOptions};
 
-use super::{IfMatchParam, IfNoneMatchParam, PageParams, WaitParams};
+use super::common::{
+    CreateOnlyParam, DryRunParam, IdempotencyKeyParam, IfMatchParam, IfNoneMatchParam, LabelParams,
+    NamedSortParams, PageParams, WaitParams, check_put, must_be_there, new_id,
+};
 use crate::api::guests::{Console, Guest, GuestCreate, GuestList};
+use crate::api::labels::{Selector, all_hold};
 use crate::api::layout::{AddressSpacePlan, AddressSpacePlanCreate};
-use crate::api::page::{Scope, cut};
-use crate::http::body::JsonBody;
-use crate::http::precondition::IfMatch;
+use crate::api::page::{Place, Scope, cut};
+use crate::api::patch::{GuestUpdate, relabel};
+use crate::api::stats::GuestStats;
+use crate::api::{Preview, Warning};
+use crate::http::body::{JsonBody, PatchBody};
+use crate::http::change::Change;
 use crate::http::query::Query;
 use crate::http::{negotiate, respond, wait};
 use crate::problem::{MAX_SAFE_INTEGER, Problem};
@@ -22,36 +29,123 @@ const PATH: &str = "/v1/guests";
 const CONSOLE_DEFAULT: usize = 64 << 10;
 const CONSOLE_MAX: usize = 1 << 20;
 
+/// States by name, for filters.
+const STATES: [(&str, GuestState); 8] = [
+    ("stopped", GuestState::Stopped),
+    ("starting", GuestState::Starting),
+    ("running", GuestState::Running),
+    ("paused", GuestState::Paused),
+    ("stopping", GuestState::Stopping),
+    ("incoming", GuestState::Incoming),
+    ("in_doubt", GuestState::InDoubt),
+    ("failed", GuestState::Failed),
+];
+
 /// List the guests
 ///
-/// Guests of this host, by creation.
-#[utoipa::path(get, path = "/v1/guests", operation_id = "guest_list", tag = "guests", params(PageParams),
+/// Guests of this host.
+#[utoipa::path(get, path = "/v1/guests", operation_id = "guest_list", tag = "guests",
+    params(
+        ("state" = Option<Vec<String>>, Query, description = "Only those in one of these states; may be repeated"),
+        LabelParams, NamedSortParams, PageParams,
+    ),
     responses((status = 200, description = "A page of guests", body = GuestList)))]
 pub async fn list(State(state): State<AppState>, query: Query) -> Result<Response, Problem> {
-    let scope = Scope::new("guests", &[]);
     let mut parameters = query.read()?;
-    let request = parameters.page(&scope);
+    let states = parameters.each_of("state", &STATES);
+    let labels = parameters.labels();
+    let texts: Vec<String> = labels.iter().map(Selector::text).collect();
+    let mut filters: Vec<(&str, &str)> = states.iter().map(|s| ("state", s.name())).collect();
+    filters.extend(texts.iter().map(|t| ("label", t.as_str())));
+    let scope = Scope::new(state.page_key(), "guests", &filters);
+    let request = parameters.page(&scope, true);
     parameters.done()?;
-    let (items, next) = cut(state.host()?.guests(), &request, |g| (g.created_at, g.id));
-    let (next_page_token, link) = respond::next_page(PATH, &[], &scope, &request, next);
+    let mut guests = state.host()?.guests();
+    guests.retain(|g| (states.is_empty() || states.contains(&g.state)) && all_hold(&labels, &g.spec.labels));
+    let place = |g: &GuestRecord| Place::of(request.order, g.created_at, &g.spec.name, g.id);
+    let (items, next) = cut(guests, &request, place);
+    let (next_page_token, link) = respond::next_page(PATH, &filters, &scope, &request, next);
     let items = items.into_iter().map(Guest::from).collect();
     Ok(respond::list(GuestList { items, next_page_token }, link))
+}
+
+fn made(record: GuestRecord) -> Response {
+    let (location, generation) = (format!("{PATH}/{}", record.id), record.generation);
+    respond::created(&location, generation, Guest::from(record))
+}
+
+fn previewed(record: GuestRecord, warnings: Vec<Warning>) -> Response {
+    let generation = record.generation;
+    let preview = Some(Preview { warnings, address_space_plan: None });
+    respond::ok(generation, Guest { preview, ..Guest::from(record) })
 }
 
 /// Define a guest
 ///
 /// It is `stopped` until it is started.
 #[utoipa::path(post, path = "/v1/guests", operation_id = "guest_create", tag = "guests", request_body = GuestCreate,
-    responses((status = 201, description = "The guest is defined", body = Guest)))]
+    params(DryRunParam, IdempotencyKeyParam),
+    responses(
+        (status = 200, description = "With `dry_run`: the guest that would be defined", body = Guest),
+        (status = 201, description = "The guest is defined", body = Guest),
+    ))]
 pub async fn create(
     State(state): State<AppState>,
+    change: Change,
     JsonBody(body): JsonBody<GuestCreate>,
 ) -> Result<Response, Problem> {
     let host = state.host()?.clone();
     let spec = GuestSpec::from(body);
-    let record = respond::detached(async move { host.define_guest(spec).await }).await?;
-    let (location, generation) = (format!("{PATH}/{}", record.id), record.generation);
-    Ok(respond::created(&location, generation, Guest::from(record)))
+    if change.dry_run {
+        return Ok(previewed(host.preview_guest(change.id(), spec)?, Vec::new()));
+    }
+    let id = change.id();
+    let defined = respond::attempted({
+        let host = host.clone();
+        async move { host.define_guest_as(id, spec).await }
+    });
+    match (defined.await?, id) {
+        (Ok(record), _) => Ok(made(record)),
+        // Defined by an earlier daemon that died over this very request.
+        (Err(HostError::IdTaken { .. }), Some(id)) if change.again() => {
+            Ok(made(host.guest(&id.to_string())?))
+        }
+        (Err(e), _) => Err(e.into()),
+    }
+}
+
+/// Define a guest under an id of your choice
+///
+/// Makes the guest, or finds it: the same definition again answers 200 and changes nothing, another one is refused with
+/// `id_taken`. With `If-None-Match: *` a guest that is there already is refused with 412.
+#[utoipa::path(put, path = "/v1/guests/{guest}", operation_id = "guest_put", tag = "guests", request_body = GuestCreate,
+    params(("guest" = Uuid, Path, description = "Id of the guest, a UUID"), DryRunParam, CreateOnlyParam, IfMatchParam),
+    responses(
+        (status = 200, description = "The guest is there already; or with `dry_run`, what would be defined", body = Guest),
+        (status = 201, description = "The guest is defined", body = Guest),
+    ))]
+pub async fn put(
+    State(state): State<AppState>,
+    Path(key): Path<String>,
+    change: Change,
+    JsonBody(body): JsonBody<GuestCreate>,
+) -> Result<Response, Problem> {
+    let host = state.host()?.clone();
+    let id = new_id(&key)?;
+    let spec = GuestSpec::from(body);
+    if let Ok(there) = host.guest(&id.to_string()) {
+        check_put(&change, "guest", there.generation)?;
+        // Labels may have changed since.
+        let same = GuestSpec { labels: spec.labels.clone(), ..there.spec.clone() } == spec;
+        let taken = || Err(HostError::IdTaken { kind: "guest" }.into());
+        return if same { Ok(respond::ok(there.generation, Guest::from(there))) } else { taken() };
+    }
+    must_be_there(&change, "guest")?;
+    if change.dry_run {
+        return Ok(previewed(host.preview_guest(Some(id), spec)?, Vec::new()));
+    }
+    let record = respond::detached(async move { host.define_guest_as(Some(id), spec).await }).await?;
+    Ok(made(record))
 }
 
 /// Get a guest
@@ -77,42 +171,70 @@ pub async fn get(
     .await
 }
 
+/// Change a guest
+///
+/// A JSON merge patch of its labels; works in every state.
+#[utoipa::path(patch, path = "/v1/guests/{guest}", operation_id = "guest_update", tag = "guests",
+    request_body(content = GuestUpdate, content_type = "application/merge-patch+json"),
+    params(("guest" = String, Path, description = "Id or name of the guest", example = "g1"), DryRunParam, IfMatchParam),
+    responses((status = 200, description = "The guest as it is now, or with `dry_run` as it would be", body = Guest)))]
+pub async fn update(
+    State(state): State<AppState>,
+    Path(key): Path<String>,
+    change: Change,
+    PatchBody(body): PatchBody<GuestUpdate>,
+) -> Result<Response, Problem> {
+    let host = state.host()?.clone();
+    let now = host.guest(&key)?;
+    let labels = relabel(&now.spec.labels, body.labels);
+    if change.dry_run {
+        return Ok(previewed(host.preview_relabel_guest(&key, labels, &change.expected)?, Vec::new()));
+    }
+    // Merged with what was read: without a condition of the caller's, that it is still so is our own.
+    let expected = if change.conditional { change.expected } else { Expected::one_of(vec![now.generation]) };
+    let id = now.id.to_string();
+    let record = respond::detached(async move { host.relabel_guest(&id, labels, expected).await }).await?;
+    Ok(respond::ok(record.generation, Guest::from(record)))
+}
+
 /// Undefine a guest
 ///
 /// Only a stopped or failed one.
 #[utoipa::path(delete, path = "/v1/guests/{guest}", operation_id = "guest_delete", tag = "guests",
-    params(("guest" = String, Path, description = "Id or name of the guest", example = "g1"), IfMatchParam),
-    responses((status = 204, description = "The guest is gone")))]
+    params(("guest" = String, Path, description = "Id or name of the guest", example = "g1"), DryRunParam, IfMatchParam),
+    responses(
+        (status = 200, description = "With `dry_run`: the guest that would go", body = Guest),
+        (status = 204, description = "The guest is gone"),
+    ))]
 pub async fn delete(
     State(state): State<AppState>,
-    Path(mut key): Path<String>,
-    headers: HeaderMap,
-) -> Result<StatusCode, Problem> {
-    let condition = IfMatch::read(&headers)?;
+    Path(key): Path<String>,
+    change: Change,
+) -> Result<Response, Problem> {
     let host = state.host()?.clone();
-    if !condition.is_absent() {
-        let record = host.guest(&key)?;
-        condition.check(record.generation)?;
-        key = record.id.to_string();
+    if change.dry_run {
+        return Ok(previewed(host.preview_delete_guest(&key, &change.expected)?, Vec::new()));
     }
-    respond::detached(async move { host.delete_guest(&key).await }).await?;
-    Ok(StatusCode::NO_CONTENT)
+    respond::detached(async move { host.delete_guest_at(&key, change.expected).await }).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
 }
 
 async fn act(
     state: &AppState,
-    mut key: String,
-    headers: &HeaderMap,
+    key: String,
+    change: Change,
     action: GuestAction,
 ) -> Result<Response, Problem> {
-    let condition = IfMatch::read(headers)?;
     let host = state.host()?.clone();
-    if !condition.is_absent() {
-        let record = host.guest(&key)?;
-        condition.check(record.generation)?;
-        key = record.id.to_string();
+    if change.dry_run {
+        let record = host.preview_action(&key, action, &change.expected)?;
+        let lost = "the guest's memory is lost: it is not shut down, it is switched off";
+        let warnings =
+            if action == GuestAction::Stop { vec![Warning::new("memory_is_lost", lost)] } else { Vec::new() };
+        return Ok(previewed(record, warnings));
     }
-    let record = respond::detached(async move { host.guest_action(&key, action).await }).await?;
+    let expected = change.expected;
+    let record = respond::detached(async move { host.guest_action_at(&key, action, expected).await }).await?;
     let (location, generation) = (format!("{PATH}/{}", record.id), record.generation);
     Ok(respond::accepted(&location, generation, Guest::from(record)))
 }
@@ -121,56 +243,72 @@ async fn act(
 ///
 /// `stopped` to `running`. Starting a running guest changes nothing.
 #[utoipa::path(post, path = "/v1/guests/{guest}/start", operation_id = "guest_start", tag = "guests",
-    params(("guest" = String, Path, description = "Id or name of the guest", example = "g1"), IfMatchParam),
-    responses((status = 202, description = "Accepted; `state` tells how it goes on", body = Guest)))]
+    params(("guest" = String, Path, description = "Id or name of the guest", example = "g1"),
+        DryRunParam, IdempotencyKeyParam, IfMatchParam),
+    responses(
+        (status = 200, description = "With `dry_run`: the guest as it would be", body = Guest),
+        (status = 202, description = "Accepted; `state` tells how it goes on", body = Guest),
+    ))]
 pub async fn start(
     State(state): State<AppState>,
     Path(key): Path<String>,
-    headers: HeaderMap,
+    change: Change,
 ) -> Result<Response, Problem> {
-    act(&state, key, &headers, GuestAction::Start).await
+    act(&state, key, change, GuestAction::Start).await
 }
 
 /// Pause a guest
 ///
 /// `running` to `paused`. Its memory stays.
 #[utoipa::path(post, path = "/v1/guests/{guest}/pause", operation_id = "guest_pause", tag = "guests",
-    params(("guest" = String, Path, description = "Id or name of the guest", example = "g1"), IfMatchParam),
-    responses((status = 202, description = "Accepted; `state` tells how it goes on", body = Guest)))]
+    params(("guest" = String, Path, description = "Id or name of the guest", example = "g1"),
+        DryRunParam, IdempotencyKeyParam, IfMatchParam),
+    responses(
+        (status = 200, description = "With `dry_run`: the guest as it would be", body = Guest),
+        (status = 202, description = "Accepted; `state` tells how it goes on", body = Guest),
+    ))]
 pub async fn pause(
     State(state): State<AppState>,
     Path(key): Path<String>,
-    headers: HeaderMap,
+    change: Change,
 ) -> Result<Response, Problem> {
-    act(&state, key, &headers, GuestAction::Pause).await
+    act(&state, key, change, GuestAction::Pause).await
 }
 
 /// Resume a guest
 ///
 /// `paused` to `running`.
 #[utoipa::path(post, path = "/v1/guests/{guest}/resume", operation_id = "guest_resume", tag = "guests",
-    params(("guest" = String, Path, description = "Id or name of the guest", example = "g1"), IfMatchParam),
-    responses((status = 202, description = "Accepted; `state` tells how it goes on", body = Guest)))]
+    params(("guest" = String, Path, description = "Id or name of the guest", example = "g1"),
+        DryRunParam, IdempotencyKeyParam, IfMatchParam),
+    responses(
+        (status = 200, description = "With `dry_run`: the guest as it would be", body = Guest),
+        (status = 202, description = "Accepted; `state` tells how it goes on", body = Guest),
+    ))]
 pub async fn resume(
     State(state): State<AppState>,
     Path(key): Path<String>,
-    headers: HeaderMap,
+    change: Change,
 ) -> Result<Response, Problem> {
-    act(&state, key, &headers, GuestAction::Resume).await
+    act(&state, key, change, GuestAction::Resume).await
 }
 
 /// Stop a guest
 ///
 /// Any state to `stopped`. Its memory is gone.
 #[utoipa::path(post, path = "/v1/guests/{guest}/stop", operation_id = "guest_stop", tag = "guests",
-    params(("guest" = String, Path, description = "Id or name of the guest", example = "g1"), IfMatchParam),
-    responses((status = 202, description = "Accepted; `state` tells how it goes on", body = Guest)))]
+    params(("guest" = String, Path, description = "Id or name of the guest", example = "g1"),
+        DryRunParam, IdempotencyKeyParam, IfMatchParam),
+    responses(
+        (status = 200, description = "With `dry_run`: the guest as it would be", body = Guest),
+        (status = 202, description = "Accepted; `state` tells how it goes on", body = Guest),
+    ))]
 pub async fn stop(
     State(state): State<AppState>,
     Path(key): Path<String>,
-    headers: HeaderMap,
+    change: Change,
 ) -> Result<Response, Problem> {
-    act(&state, key, &headers, GuestAction::Stop).await
+    act(&state, key, change, GuestAction::Stop).await
 }
 
 /// Get console output
@@ -211,13 +349,26 @@ pub async fn console(
     Ok((offsets, [(header::CONTENT_TYPE, "text/plain; charset=utf-8")], chunk.data).into_response())
 }
 
+/// Get a guest's counters
+///
+/// vCPUs, console and memory, as they are now.
+#[utoipa::path(get, path = "/v1/guests/{guest}/stats", operation_id = "guest_stats_get", tag = "guests",
+    params(("guest" = String, Path, description = "Id or name of the guest", example = "g1")),
+    responses((status = 200, description = "The counters", body = GuestStats)))]
+pub async fn stats(
+    State(state): State<AppState>,
+    Path(key): Path<String>,
+) -> Result<Json<GuestStats>, Problem> {
+    Ok(Json(state.host()?.guest_stats(&key)?.into()))
+}
+
 /// Plan an address space
 ///
 /// What a mirror of the guest would look like under a strategy. Changes nothing. When the strategy does not
 /// work for the guest, the problem `plan_refused` has every refusal.
 #[utoipa::path(post, path = "/v1/guests/{guest}/address-space-plans",
     operation_id = "address_space_plan_create", tag = "guests",
-    params(("guest" = String, Path, description = "Id or name of the guest", example = "g1")),
+    params(("guest" = String, Path, description = "Id or name of the guest", example = "g1"), IdempotencyKeyParam),
     request_body = AddressSpacePlanCreate,
     responses((status = 200, description = "The plan", body = AddressSpacePlan)))]
 pub async fn plan(

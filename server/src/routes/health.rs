@@ -2,9 +2,13 @@
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use mirrorvm::store::ledger::Log;
 
 use crate::api::version::Version;
-use crate::problem::Problem;
+use crate::http::query::Query;
+use crate::problem::{Problem, ProblemCode};
 use crate::state::AppState;
 
 /// Whether the daemon lives
@@ -18,12 +22,42 @@ pub async fn live() -> &'static str {
 
 /// Whether the daemon is ready
 ///
-/// 200 once the state directory is open and reconciled, until the daemon is told to end.
+/// 200 once the state directory is open and reconciled, until the daemon is told to end. With `verbose`, one line for
+/// each part that must work.
 #[utoipa::path(get, path = "/readyz", operation_id = "health_ready", tag = "daemon",
+    params(("verbose" = Option<bool>, Query, description = "One line for each part: `true` or `false`")),
     responses((status = 200, description = "It is ready", body = String, content_type = "text/plain", example = "ok")))]
-pub async fn ready(State(state): State<AppState>) -> Result<&'static str, Problem> {
+pub async fn ready(State(state): State<AppState>, query: Query) -> Result<String, Problem> {
+    let mut parameters = query.read_flag("verbose")?;
+    let verbose = parameters.flag("verbose");
+    parameters.done()?;
     state.ready()?;
-    Ok("ok\n")
+    if !verbose {
+        return Ok("ok\n".to_owned());
+    }
+    let host = state.host()?;
+    let storage = match host.ledger().bounds(Log::Event) {
+        Ok(_) => "ok",
+        Err(_) => return Err(Problem::new(ProblemCode::NotReady, "the database does not answer")),
+    };
+    let capabilities = host.capabilities();
+    let kvm = if capabilities.kvm_api_version.is_some() { "ok" } else { "absent" };
+    let qemu = if capabilities.drivers.contains(&"qemu") { "ok" } else { "absent" };
+    let peers = if host.info().peer_address.is_some() { "ok" } else { "off" };
+    Ok(format!("[+] database {storage}\n[+] kvm {kvm}\n[+] qemu {qemu}\n[+] peer listener {peers}\nok\n"))
+}
+
+/// Get the metrics
+///
+/// Counters for Prometheus, as OpenMetrics text.
+#[utoipa::path(get, path = "/metrics", operation_id = "metrics_get", tag = "daemon",
+    responses((status = 200, description = "The counters", body = String,
+        content_type = "application/openmetrics-text", example = "# EOF")))]
+pub async fn metrics(State(state): State<AppState>) -> Result<Response, Problem> {
+    let failed = |_| Problem::new(ProblemCode::Internal, "the daemon failed; its log has the reason");
+    let text = state.metrics().text(state.host().ok()).map_err(failed)?;
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
 }
 
 /// Version of API and daemon

@@ -2,22 +2,62 @@
 
 use axum::Json;
 use axum::extract::{Path, State};
-use mirrorvm::host::HostError;
+use axum::http::HeaderMap;
+use axum::response::Response;
+use mirrorvm::host::{HostError, HostSettings};
 
+use super::common::{DryRunParam, IfMatchParam, IfNoneMatchParam};
+use crate::api::Preview;
 use crate::api::capabilities::HostCapabilities;
 use crate::api::host::Host;
+use crate::api::patch::{HostUpdate, relabel};
 use crate::api::strategies::{StrategyInfo, StrategyList};
+use crate::http::body::PatchBody;
+use crate::http::change::Change;
+use crate::http::{respond, wait};
 use crate::problem::Problem;
 use crate::state::AppState;
 
+fn body(host: &mirrorvm::host::Host, settings: HostSettings) -> Host {
+    Host::new(host.info(), &host.capabilities(), settings)
+}
+
 /// Get this host
 ///
-/// What the host is, its identity on the peer link, and what it has to do.
-#[utoipa::path(get, path = "/v1/host", operation_id = "host_get", tag = "host",
+/// What the host is, its identity on the peer link, what it has to do, and what is set of it.
+#[utoipa::path(get, path = "/v1/host", operation_id = "host_get", tag = "host", params(IfNoneMatchParam),
     responses((status = 200, description = "The host", body = Host)))]
-pub async fn get(State(state): State<AppState>) -> Result<Json<Host>, Problem> {
+pub async fn get(State(state): State<AppState>, headers: HeaderMap) -> Result<Response, Problem> {
     let host = state.host()?;
-    Ok(Json(Host::new(host.info(), &host.capabilities())))
+    wait::get(&state, &headers, std::time::Duration::ZERO, || {
+        let settings = host.settings();
+        Ok((settings.generation, body(host, settings)))
+    })
+    .await
+}
+
+/// Change this host
+///
+/// A JSON merge patch of its labels, of `maintenance` and of `migration_slots`.
+#[utoipa::path(patch, path = "/v1/host", operation_id = "host_update", tag = "host",
+    request_body(content = HostUpdate, content_type = "application/merge-patch+json"),
+    params(DryRunParam, IfMatchParam),
+    responses((status = 200, description = "The host as it is now, or with `dry_run` as it would be", body = Host)))]
+pub async fn update(
+    State(state): State<AppState>,
+    change: Change,
+    PatchBody(patch): PatchBody<HostUpdate>,
+) -> Result<Response, Problem> {
+    let host = state.host()?;
+    let to = |settings: &mut HostSettings| {
+        settings.labels = relabel(&settings.labels, patch.labels);
+        settings.maintenance = patch.maintenance.unwrap_or(settings.maintenance);
+        settings.migration_slots = patch.migration_slots.unwrap_or(settings.migration_slots);
+    };
+    let settings = host.change_settings(to, &change.expected, !change.dry_run)?;
+    let generation = settings.generation;
+    let preview = change.dry_run.then(Preview::default);
+    Ok(respond::ok(generation, Host { preview, ..body(host, settings) }))
 }
 
 /// Get what this host can do

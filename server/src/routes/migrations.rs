@@ -5,16 +5,23 @@ use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use mirrorvm::host::{HostError, MigrationRecord, MigrationSpec, MigrationState};
+use mirrorvm::host::{Destination, HostError, MigrationRecord, MigrationSpec, MigrationState, Ticket};
 use uuid::Uuid;
 
-use super::{IfMatchParam, IfNoneMatchParam, PageParams, WaitParams};
+use super::common::{
+    CreateOnlyParam, DryRunParam, IdempotencyKeyParam, IfMatchParam, IfNoneMatchParam, PageParams,
+    PreferParam, SortParams, WaitParams, check_put, must_be_there, new_id,
+};
+use crate::api::checks::MigrationCheck;
+use crate::api::layout::AddressSpacePlan;
 use crate::api::migrations::{
     Migration, MigrationCreate, MigrationList, MigrationRound, MigrationRoundList, parse_state,
 };
-use crate::api::page::{Scope, cut};
-use crate::http::body::JsonBody;
-use crate::http::precondition::IfMatch;
+use crate::api::page::{Place, Scope, cut};
+use crate::api::patch::MigrationUpdate;
+use crate::api::{Preview, Warning};
+use crate::http::body::{JsonBody, PatchBody};
+use crate::http::change::Change;
 use crate::http::query::{Parameters, Query};
 use crate::http::{negotiate, respond, wait};
 use crate::problem::Problem;
@@ -47,12 +54,12 @@ fn is_of(record: &MigrationRecord, guest: &str) -> bool {
 
 /// List the migrations
 ///
-/// Migrations from and to this host, by creation; those that have ended stay until they are deleted.
+/// Migrations from and to this host; those that have ended stay until they are deleted.
 #[utoipa::path(get, path = "/v1/migrations", operation_id = "migration_list", tag = "migrations",
     params(
         ("state" = Option<Vec<String>>, Query, description = "Only those in one of these states; may be repeated"),
         ("guest" = Option<String>, Query, description = "Only those of this guest, by id or name"),
-        PageParams,
+        SortParams, PageParams,
     ),
     responses((status = 200, description = "A page of migrations", body = MigrationList)))]
 pub async fn list(State(state): State<AppState>, query: Query) -> Result<Response, Problem> {
@@ -61,34 +68,141 @@ pub async fn list(State(state): State<AppState>, query: Query) -> Result<Respons
     let guest = parameters.one("guest");
     let mut filters: Vec<(&str, &str)> = states.iter().map(|s| ("state", s.name())).collect();
     filters.extend(guest.iter().map(|g| ("guest", g.as_str())));
-    let scope = Scope::new("migrations", &filters);
-    let request = parameters.page(&scope);
+    let scope = Scope::new(state.page_key(), "migrations", &filters);
+    let request = parameters.page(&scope, false);
     parameters.done()?;
     let mut migrations = state.host()?.migrations();
     migrations.retain(|m| {
         (states.is_empty() || states.contains(&m.state)) && guest.as_ref().is_none_or(|g| is_of(m, g))
     });
-    let (items, next) = cut(migrations, &request, |m| (m.created_at, m.id));
+    let place = |m: &MigrationRecord| Place::of(request.order, m.created_at, "", m.id);
+    let (items, next) = cut(migrations, &request, place);
     let (next_page_token, link) = respond::next_page(PATH, &filters, &scope, &request, next);
     let items = items.into_iter().map(Migration::from).collect();
     Ok(respond::list(MigrationList { items, next_page_token }, link))
 }
 
+fn made(record: MigrationRecord) -> Response {
+    let (location, generation) = (format!("{PATH}/{}", record.id), record.generation);
+    respond::created(&location, generation, Migration::from(record))
+}
+
+/// The migration that would begin.
+fn previewed(state: &AppState, id: Option<Uuid>, spec: MigrationSpec) -> Result<Response, Problem> {
+    let (record, guest, plan) = state.host()?.preview_migration(id, spec)?;
+    let address_space_plan = Some(AddressSpacePlan::new(&plan, &guest.layout));
+    let warnings = vec![Warning::new(
+        "destination_not_asked",
+        "only this host was looked at; POST /v1/migration-checks asks the destination, too",
+    )];
+    let preview = Some(Preview { warnings, address_space_plan });
+    Ok(respond::ok(record.generation, Migration { preview, ..Migration::from(record) }))
+}
+
 /// Start a migration
 ///
-/// The answer comes when the migration is recorded; `state` and `progress` tell how it goes on.
+/// The answer comes when the migration is recorded; `state` and `progress` tell how it goes on. With `Prefer: wait=N`
+/// (RFC 7240) it comes when the migration has ended, or after N seconds.
 #[utoipa::path(post, path = "/v1/migrations", operation_id = "migration_create", tag = "migrations",
-    request_body = MigrationCreate,
-    responses((status = 201, description = "The migration is recorded", body = Migration)))]
+    request_body = MigrationCreate, params(DryRunParam, IdempotencyKeyParam, PreferParam),
+    responses(
+        (status = 200, description = "With `dry_run`: the migration that would begin, with its mirror's plan", body = Migration),
+        (status = 201, description = "The migration is recorded", body = Migration),
+    ))]
 pub async fn create(
     State(state): State<AppState>,
+    change: Change,
+    headers: HeaderMap,
     JsonBody(body): JsonBody<MigrationCreate>,
 ) -> Result<Response, Problem> {
     let host = state.host()?.clone();
     let spec = MigrationSpec::from(body);
-    let record = respond::detached(async move { host.create_migration(spec).await }).await?;
-    let (location, generation) = (format!("{PATH}/{}", record.id), record.generation);
-    Ok(respond::created(&location, generation, Migration::from(record)))
+    let patience = wait::preferred(&headers);
+    // A ticket brings its own id, the same every time.
+    let session = match &spec.destination {
+        Destination::Ticket(text) => Some(Ticket::parse(text)?.session),
+        Destination::Host(_) => None,
+    };
+    let id = if session.is_some() { None } else { change.id() };
+    if change.dry_run {
+        return previewed(&state, id, spec);
+    }
+    let begun = respond::attempted({
+        let host = host.clone();
+        async move { host.create_migration_as(id, spec).await }
+    });
+    let record = match (begun.await?, session.or(id)) {
+        (Ok(record), _) => record,
+        // Begun by an earlier daemon that died over this very request.
+        (Err(HostError::IdTaken { .. }), Some(id)) if change.again() => host.migration(id)?,
+        (Err(e), _) => return Err(e.into()),
+    };
+    let id = record.id;
+    let (record, waited) =
+        wait::end_of(&state, record, patience, |r| r.state.is_terminal(), || host.migration(id)).await;
+    let mut response = made(record);
+    if waited {
+        response.headers_mut().insert(wait::PREFERENCE_APPLIED, wait::applied(patience));
+    }
+    Ok(response)
+}
+
+/// Start a migration under an id of your choice
+///
+/// Starts the migration, or finds it: the same request again answers 200 and changes nothing, another one is refused
+/// with `id_taken`.
+#[utoipa::path(put, path = "/v1/migrations/{migration}", operation_id = "migration_put", tag = "migrations",
+    request_body = MigrationCreate,
+    params(("migration" = Uuid, Path, description = "Id of the migration, a UUID"), DryRunParam, CreateOnlyParam, IfMatchParam),
+    responses(
+        (status = 200, description = "The migration is there already; or with `dry_run`, what would begin", body = Migration),
+        (status = 201, description = "The migration is recorded", body = Migration),
+    ))]
+pub async fn put(
+    State(state): State<AppState>,
+    Path(key): Path<String>,
+    change: Change,
+    JsonBody(body): JsonBody<MigrationCreate>,
+) -> Result<Response, Problem> {
+    let host = state.host()?.clone();
+    let id = new_id(&key)?;
+    let spec = MigrationSpec::from(body);
+    if let Ok(there) = host.migration(id) {
+        check_put(&change, "migration", there.generation)?;
+        // Limits may have changed since.
+        let same =
+            there.spec.as_ref().is_some_and(|s| MigrationSpec { limits: spec.limits, ..s.clone() } == spec);
+        let taken = || Err(HostError::IdTaken { kind: "migration" }.into());
+        return if same { Ok(respond::ok(there.generation, Migration::from(there))) } else { taken() };
+    }
+    must_be_there(&change, "migration")?;
+    if change.dry_run {
+        return previewed(&state, Some(id), spec);
+    }
+    let record = respond::detached(async move { host.create_migration_as(Some(id), spec).await }).await?;
+    Ok(made(record))
+}
+
+/// Change a migration
+///
+/// A JSON merge patch of its limits, while it is `queued`; once it runs its limits are fixed.
+#[utoipa::path(patch, path = "/v1/migrations/{migration}", operation_id = "migration_update", tag = "migrations",
+    request_body(content = MigrationUpdate, content_type = "application/merge-patch+json"),
+    params(("migration" = String, Path, description = "Id of the migration"), DryRunParam, IfMatchParam),
+    responses((status = 200, description = "The migration as it is now, or with `dry_run` as it would be", body = Migration)))]
+pub async fn update(
+    State(state): State<AppState>,
+    Path(key): Path<String>,
+    change: Change,
+    PatchBody(body): PatchBody<MigrationUpdate>,
+) -> Result<Response, Problem> {
+    let (host, id) = (state.host()?, id_of(&key)?);
+    let now = host.migration(id)?;
+    let limits = now.spec.as_ref().map(|s| s.limits).unwrap_or_default();
+    let limits = body.limits.map_or(limits, |patch| patch.apply(limits));
+    let record = host.limit_migration(id, limits, &change.expected, !change.dry_run)?;
+    let preview = change.dry_run.then(Preview::default);
+    Ok(respond::ok(record.generation, Migration { preview, ..Migration::from(record) }))
 }
 
 /// Get a migration
@@ -118,20 +232,29 @@ pub async fn get(
 ///
 /// Only one that has ended.
 #[utoipa::path(delete, path = "/v1/migrations/{migration}", operation_id = "migration_delete", tag = "migrations",
-    params(("migration" = String, Path, description = "Id of the migration"), IfMatchParam),
-    responses((status = 204, description = "The migration is forgotten")))]
+    params(("migration" = String, Path, description = "Id of the migration"), DryRunParam, IfMatchParam),
+    responses(
+        (status = 200, description = "With `dry_run`: the migration that would be forgotten", body = Migration),
+        (status = 204, description = "The migration is forgotten"),
+    ))]
 pub async fn delete(
     State(state): State<AppState>,
     Path(key): Path<String>,
-    headers: HeaderMap,
-) -> Result<StatusCode, Problem> {
-    let condition = IfMatch::read(&headers)?;
+    change: Change,
+) -> Result<Response, Problem> {
     let (host, id) = (state.host()?.clone(), id_of(&key)?);
-    if !condition.is_absent() {
-        condition.check(host.migration(id)?.generation)?;
+    if change.dry_run {
+        let record = host.migration(id)?;
+        change.expected.check("migration", record.generation)?;
+        if !record.state.is_terminal() {
+            let (current, allowed) = (record.state.name(), &["succeeded", "failed", "canceled"]);
+            return Err(HostError::WrongState { kind: "migration", current, allowed }.into());
+        }
+        let preview = Some(Preview::default());
+        return Ok(respond::ok(record.generation, Migration { preview, ..Migration::from(record) }));
     }
-    respond::detached(async move { host.delete_migration(id).await }).await?;
-    Ok(StatusCode::NO_CONTENT)
+    respond::detached(async move { host.delete_migration_at(id, &change.expected).await }).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
 }
 
 /// Cancel a migration
@@ -139,28 +262,52 @@ pub async fn delete(
 /// 202: asked for, `state` tells the outcome. 200: it had ended already. 409 `past_point_of_no_return`: the
 /// destination may run the guest already.
 #[utoipa::path(post, path = "/v1/migrations/{migration}/cancel", operation_id = "migration_cancel", tag = "migrations",
-    params(("migration" = String, Path, description = "Id of the migration"), IfMatchParam),
+    params(("migration" = String, Path, description = "Id of the migration"), DryRunParam, IdempotencyKeyParam, IfMatchParam),
     responses(
-        (status = 200, description = "It had ended already", body = Migration),
+        (status = 200, description = "It had ended already; or with `dry_run`, it could be cancelled", body = Migration),
         (status = 202, description = "Cancellation is asked for", body = Migration),
     ))]
 pub async fn cancel(
     State(state): State<AppState>,
     Path(key): Path<String>,
-    headers: HeaderMap,
+    change: Change,
 ) -> Result<Response, Problem> {
-    let condition = IfMatch::read(&headers)?;
     let (host, id) = (state.host()?.clone(), id_of(&key)?);
-    if !condition.is_absent() {
-        condition.check(host.migration(id)?.generation)?;
+    let now = host.migration(id)?;
+    if change.dry_run {
+        change.expected.check("migration", now.generation)?;
+        let generation = now.generation;
+        let body = Migration::from(now);
+        if !body.cancelable && !["succeeded", "failed", "canceled"].contains(&body.state) {
+            return Err(HostError::PastPointOfNoReturn.into());
+        }
+        return Ok(respond::ok(generation, Migration { preview: Some(Preview::default()), ..body }));
     }
     // Ended before this request, not through it: a migration that cancellation ends at once is a 202.
-    let had_ended = host.migration(id)?.state.is_terminal();
-    let record = respond::detached(async move { host.cancel_migration(id).await }).await?;
+    let had_ended = now.state.is_terminal();
+    let record =
+        respond::detached(async move { host.cancel_migration_at(id, &change.expected).await }).await?;
     let (location, generation) = (format!("{PATH}/{}", record.id), record.generation);
     let ended = had_ended || (record.state.is_terminal() && record.state != MigrationState::Canceled);
     let body = Migration::from(record);
     Ok(if ended { respond::ok(generation, body) } else { respond::accepted(&location, generation, body) })
+}
+
+/// Check a migration
+///
+/// Looks whether a migration would work, at this host and by talking to the destination; starts none. Everything that
+/// stands in the way is in `blockers`, all at once.
+#[utoipa::path(post, path = "/v1/migration-checks", operation_id = "migration_check_create", tag = "migrations",
+    request_body = MigrationCreate, params(IdempotencyKeyParam),
+    responses((status = 200, description = "What was found", body = MigrationCheck)))]
+pub async fn check(
+    State(state): State<AppState>,
+    JsonBody(body): JsonBody<MigrationCreate>,
+) -> Result<Json<MigrationCheck>, Problem> {
+    let host = state.host()?.clone();
+    let spec = MigrationSpec::from(body);
+    let found = respond::detached(async move { host.check_migration(spec).await }).await?;
+    Ok(Json(found.into()))
 }
 
 /// List a migration's rounds

@@ -4,16 +4,26 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use mirrorvm::host::{HostError, MirrorSpec};
+use mirrorvm::host::events::Event;
+use mirrorvm::host::{HostError, MirrorRecord, MirrorSpec, MirrorState};
 use uuid::Uuid;
 
-use super::{IfMatchParam, IfNoneMatchParam, PageParams, WaitParams};
+use super::common::{
+    CreateOnlyParam, DryRunParam, IdempotencyKeyParam, IfMatchParam, IfNoneMatchParam, LabelParams,
+    PageParams, SortParams, WaitParams, check_put, must_be_there, new_id,
+};
+use super::events::expired;
+use crate::api::Preview;
+use crate::api::decode::Patch;
+use crate::api::labels::{Selector, all_hold};
 use crate::api::layout::AddressSpacePlan;
 use crate::api::mirrors::{Mirror, MirrorCreate, MirrorList};
-use crate::api::page::{Scope, cut};
+use crate::api::page::{LIMIT_MAX, Place, Scope, cut};
+use crate::api::patch::MirrorUpdate;
+use crate::api::stats::{MirrorLog, MirrorLogLine, MirrorStats};
 use crate::draw;
-use crate::http::body::JsonBody;
-use crate::http::precondition::IfMatch;
+use crate::http::body::{JsonBody, PatchBody};
+use crate::http::change::Change;
 use crate::http::query::Query;
 use crate::http::{negotiate, respond, wait};
 use crate::problem::Problem;
@@ -28,16 +38,25 @@ fn id_of(key: &str) -> Result<Uuid, Problem> {
 
 /// List the mirrors
 ///
-/// Mirrors of this host, by creation.
+/// Mirrors of this host.
 #[utoipa::path(get, path = "/v1/mirrors", operation_id = "mirror_list", tag = "mirrors",
-    params(("guest" = Option<String>, Query, description = "Only those of this guest, by id or name"), PageParams),
+    params(
+        ("guest" = Option<String>, Query, description = "Only those of this guest, by id or name"),
+        ("state" = Option<Vec<String>>, Query, description = "Only those in one of these states; may be repeated"),
+        LabelParams, SortParams, PageParams,
+    ),
     responses((status = 200, description = "A page of mirrors", body = MirrorList)))]
 pub async fn list(State(state): State<AppState>, query: Query) -> Result<Response, Problem> {
     let mut parameters = query.read()?;
     let guest = parameters.one("guest");
-    let filters: Vec<(&str, &str)> = guest.iter().map(|g| ("guest", g.as_str())).collect();
-    let scope = Scope::new("mirrors", &filters);
-    let request = parameters.page(&scope);
+    let states = parameters.each_of("state", &STATES);
+    let labels = parameters.labels();
+    let texts: Vec<String> = labels.iter().map(Selector::text).collect();
+    let mut filters: Vec<(&str, &str)> = guest.iter().map(|g| ("guest", g.as_str())).collect();
+    filters.extend(states.iter().map(|s| ("state", s.name())));
+    filters.extend(texts.iter().map(|t| ("label", t.as_str())));
+    let scope = Scope::new(state.page_key(), "mirrors", &filters);
+    let request = parameters.page(&scope, false);
     parameters.done()?;
     let host = state.host()?;
     let mut mirrors = host.mirrors();
@@ -46,27 +65,139 @@ pub async fn list(State(state): State<AppState>, query: Query) -> Result<Respons
         let id = host.guest(key).ok().map(|g| g.id);
         mirrors.retain(|m| Some(m.guest) == id);
     }
-    let (items, next) = cut(mirrors, &request, |m| (m.created_at, m.id));
+    mirrors.retain(|m| states.is_empty() || states.contains(&m.state));
+    if !labels.is_empty() {
+        let of = |id: Uuid| host.guest(&id.to_string()).map(|g| g.spec.labels).unwrap_or_default();
+        mirrors.retain(|m| all_hold(&labels, &of(m.guest)));
+    }
+    let place = |m: &MirrorRecord| Place::of(request.order, m.created_at, "", m.id);
+    let (items, next) = cut(mirrors, &request, place);
     let (next_page_token, link) = respond::next_page(PATH, &filters, &scope, &request, next);
     let items = items.into_iter().map(Mirror::from).collect();
     Ok(respond::list(MirrorList { items, next_page_token }, link))
+}
+
+/// States by name, for filters.
+const STATES: [(&str, MirrorState); 4] = [
+    ("creating", MirrorState::Creating),
+    ("ready", MirrorState::Ready),
+    ("busy", MirrorState::Busy),
+    ("failed", MirrorState::Failed),
+];
+
+fn made(record: MirrorRecord) -> Response {
+    let (location, generation) = (format!("{PATH}/{}", record.id), record.generation);
+    respond::created(&location, generation, Mirror::from(record))
+}
+
+/// The mirror that would be made.
+fn previewed(state: &AppState, id: Option<Uuid>, spec: &MirrorSpec) -> Result<Response, Problem> {
+    let host = state.host()?;
+    let (guest, plan) = host.preview_mirror(id, spec)?;
+    let measurement = host.capabilities().helper_measurement;
+    let plan_body = AddressSpacePlan::new(&plan, &guest.layout);
+    let record = MirrorRecord {
+        id: id.unwrap_or_else(Uuid::now_v7),
+        guest: guest.id,
+        strategy: spec.strategy,
+        state: MirrorState::Creating,
+        generation: 1,
+        plan: std::sync::Arc::new(plan),
+        workers: Vec::new(),
+        cpus: Vec::new(),
+        helper_measurement: measurement,
+        error: None,
+        created_at: jiff::Timestamp::now(),
+        ready_after_us: 0,
+    };
+    let preview = Preview { warnings: Vec::new(), address_space_plan: Some(plan_body) };
+    Ok(respond::ok(1, Mirror { preview: Some(preview), ..Mirror::from(record) }))
 }
 
 /// Make a mirror
 ///
 /// Of a running or paused guest; the answer comes when its helper is ready.
 #[utoipa::path(post, path = "/v1/mirrors", operation_id = "mirror_create", tag = "mirrors",
-    request_body = MirrorCreate,
-    responses((status = 201, description = "The mirror is ready", body = Mirror)))]
+    request_body = MirrorCreate, params(DryRunParam, IdempotencyKeyParam),
+    responses(
+        (status = 200, description = "With `dry_run`: the mirror that would be made, with its plan", body = Mirror),
+        (status = 201, description = "The mirror is ready", body = Mirror),
+    ))]
 pub async fn create(
     State(state): State<AppState>,
+    change: Change,
     JsonBody(body): JsonBody<MirrorCreate>,
 ) -> Result<Response, Problem> {
     let host = state.host()?.clone();
     let spec = MirrorSpec::from(body);
-    let record = respond::detached(async move { host.create_mirror(spec).await }).await?;
-    let (location, generation) = (format!("{PATH}/{}", record.id), record.generation);
-    Ok(respond::created(&location, generation, Mirror::from(record)))
+    let id = change.id();
+    if change.dry_run {
+        return previewed(&state, id, &spec);
+    }
+    let record = respond::detached(async move { host.create_mirror_as(id, spec).await }).await?;
+    Ok(made(record))
+}
+
+/// Make a mirror under an id of your choice
+///
+/// Makes the mirror, or finds it: for the same guest, strategy and number of workers it answers 200 and changes nothing,
+/// otherwise it is refused with `id_taken`.
+#[utoipa::path(put, path = "/v1/mirrors/{mirror}", operation_id = "mirror_put", tag = "mirrors",
+    request_body = MirrorCreate,
+    params(("mirror" = Uuid, Path, description = "Id of the mirror, a UUID"), DryRunParam, CreateOnlyParam, IfMatchParam),
+    responses(
+        (status = 200, description = "The mirror is there already; or with `dry_run`, what would be made", body = Mirror),
+        (status = 201, description = "The mirror is ready", body = Mirror),
+    ))]
+pub async fn put(
+    State(state): State<AppState>,
+    Path(key): Path<String>,
+    change: Change,
+    JsonBody(body): JsonBody<MirrorCreate>,
+) -> Result<Response, Problem> {
+    let host = state.host()?.clone();
+    let id = new_id(&key)?;
+    let spec = MirrorSpec::from(body);
+    if let Ok(there) = host.mirror(id) {
+        check_put(&change, "mirror", there.generation)?;
+        let guest = host.guest(&spec.guest).map(|g| g.id).ok();
+        let same = guest == Some(there.guest)
+            && spec.strategy == there.strategy
+            && spec.workers as usize == there.workers.len();
+        let taken = || Err(HostError::IdTaken { kind: "mirror" }.into());
+        return if same { Ok(respond::ok(there.generation, Mirror::from(there))) } else { taken() };
+    }
+    must_be_there(&change, "mirror")?;
+    if change.dry_run {
+        return previewed(&state, Some(id), &spec);
+    }
+    let record = respond::detached(async move { host.create_mirror_as(Some(id), spec).await }).await?;
+    Ok(made(record))
+}
+
+/// Change a mirror
+///
+/// A JSON merge patch of where its vCPU threads run; takes effect at once, also while a migration has it.
+#[utoipa::path(patch, path = "/v1/mirrors/{mirror}", operation_id = "mirror_update", tag = "mirrors",
+    request_body(content = MirrorUpdate, content_type = "application/merge-patch+json"),
+    params(("mirror" = String, Path, description = "Id of the mirror"), DryRunParam, IfMatchParam),
+    responses((status = 200, description = "The mirror as it is now, or with `dry_run` as it would be", body = Mirror)))]
+pub async fn update(
+    State(state): State<AppState>,
+    Path(key): Path<String>,
+    change: Change,
+    PatchBody(body): PatchBody<MirrorUpdate>,
+) -> Result<Response, Problem> {
+    let (host, id) = (state.host()?, id_of(&key)?);
+    let now = host.mirror(id)?;
+    let cpus = match body.placement {
+        Patch::Keep => now.cpus,
+        Patch::Clear => Vec::new(),
+        Patch::Set(placement) => placement.cpus,
+    };
+    let record = host.place_mirror(id, &cpus, &change.expected, !change.dry_run)?;
+    let preview = change.dry_run.then(Preview::default);
+    Ok(respond::ok(record.generation, Mirror { preview, ..Mirror::from(record) }))
 }
 
 /// Get a mirror
@@ -96,20 +227,59 @@ pub async fn get(
 ///
 /// Not while a migration has it.
 #[utoipa::path(delete, path = "/v1/mirrors/{mirror}", operation_id = "mirror_delete", tag = "mirrors",
-    params(("mirror" = String, Path, description = "Id of the mirror"), IfMatchParam),
-    responses((status = 204, description = "The mirror is gone")))]
+    params(("mirror" = String, Path, description = "Id of the mirror"), DryRunParam, IfMatchParam),
+    responses(
+        (status = 200, description = "With `dry_run`: the mirror that would go", body = Mirror),
+        (status = 204, description = "The mirror is gone"),
+    ))]
 pub async fn delete(
     State(state): State<AppState>,
     Path(key): Path<String>,
-    headers: HeaderMap,
-) -> Result<StatusCode, Problem> {
-    let condition = IfMatch::read(&headers)?;
+    change: Change,
+) -> Result<Response, Problem> {
     let (host, id) = (state.host()?.clone(), id_of(&key)?);
-    if !condition.is_absent() {
-        condition.check(host.mirror(id)?.generation)?;
+    if change.dry_run {
+        let record = host.mirror(id)?;
+        change.expected.check("mirror", record.generation)?;
+        if record.state == MirrorState::Busy {
+            return Err(HostError::InUse { kind: "mirror", user: "a migration".into() }.into());
+        }
+        let preview = Some(Preview::default());
+        return Ok(respond::ok(record.generation, Mirror { preview, ..Mirror::from(record) }));
     }
-    respond::detached(async move { host.delete_mirror(id).await }).await?;
-    Ok(StatusCode::NO_CONTENT)
+    respond::detached(async move { host.delete_mirror_at(id, change.expected).await }).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// Get a mirror's counters
+///
+/// Exits and CPU time of its vCPUs, as they are now.
+#[utoipa::path(get, path = "/v1/mirrors/{mirror}/stats", operation_id = "mirror_stats_get", tag = "mirrors",
+    params(("mirror" = String, Path, description = "Id of the mirror")),
+    responses((status = 200, description = "The counters", body = MirrorStats)))]
+pub async fn stats(
+    State(state): State<AppState>,
+    Path(key): Path<String>,
+) -> Result<Json<MirrorStats>, Problem> {
+    Ok(Json(state.host()?.mirror(id_of(&key)?)?.into()))
+}
+
+/// List what the host noted about a mirror
+///
+/// Its events as lines: states and failures, those of its helper included.
+#[utoipa::path(get, path = "/v1/mirrors/{mirror}/log", operation_id = "mirror_log_list", tag = "mirrors",
+    params(("mirror" = String, Path, description = "Id of the mirror")),
+    responses((status = 200, description = "The lines", body = MirrorLog)))]
+pub async fn log(State(state): State<AppState>, Path(key): Path<String>) -> Result<Json<MirrorLog>, Problem> {
+    let (host, id) = (state.host()?, id_of(&key)?);
+    let _ = host.mirror(id)?;
+    let page = host.events().page(None, LIMIT_MAX, |body| body.id == id).map_err(expired)?;
+    let line = |e: Event| {
+        let kind = e.body.kind();
+        let state = e.body.data.get("state").and_then(serde_json::Value::as_str).unwrap_or_default();
+        MirrorLogLine { id: e.cursor.to_string(), time: e.at, message: format!("{kind}: {state}") }
+    };
+    Ok(Json(MirrorLog { items: page.events.into_iter().map(line).collect() }))
 }
 
 /// Get a mirror's address space

@@ -3,10 +3,15 @@
 //! Must not know: how a guest runs or a page moves. Every route comes in by `routes!`, so that none can be
 //! without its entry in the document.
 
+mod access;
+mod common;
 mod docs;
+mod events;
 mod guests;
 mod health;
+mod helper_images;
 mod host;
+mod incoming;
 mod migrations;
 mod mirrors;
 mod peers;
@@ -15,10 +20,10 @@ mod ram;
 
 use axum::Router;
 use tokio::sync::watch;
-use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::config::Config;
 use crate::http::middleware;
 use crate::openapi::{self, Document};
 use crate::state::AppState;
@@ -28,19 +33,26 @@ pub fn documented() -> OpenApiRouter<AppState> {
     OpenApiRouter::with_openapi(openapi::base())
         .routes(routes!(health::live))
         .routes(routes!(health::ready))
+        .routes(routes!(health::metrics))
         .routes(routes!(health::version))
         .routes(routes!(docs::document))
+        .routes(routes!(docs::document_3_0))
         .routes(routes!(docs::page))
         .routes(routes!(problems::list))
         .routes(routes!(problems::get))
-        .routes(routes!(host::get))
+        .routes(routes!(access::whoami))
+        .routes(routes!(access::list_tokens, access::create_token))
+        .routes(routes!(access::delete_token))
+        .routes(routes!(access::audit_log))
+        .routes(routes!(host::get, host::update))
         .routes(routes!(host::capabilities))
         .routes(routes!(host::strategies))
         .routes(routes!(host::strategy))
         .routes(routes!(peers::list, peers::create))
-        .routes(routes!(peers::get, peers::delete))
+        .routes(routes!(peers::get, peers::update, peers::delete))
+        .routes(routes!(peers::capabilities))
         .routes(routes!(guests::list, guests::create))
-        .routes(routes!(guests::get, guests::delete))
+        .routes(routes!(guests::get, guests::put, guests::update, guests::delete))
         .routes(routes!(guests::start))
         .routes(routes!(guests::pause))
         .routes(routes!(guests::resume))
@@ -50,66 +62,46 @@ pub fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(ram::plug))
         .routes(routes!(ram::unplug))
         .routes(routes!(ram::status, ram::report))
+        .routes(routes!(guests::stats))
         .routes(routes!(guests::plan))
+        .routes(routes!(helper_images::list, helper_images::create))
+        .routes(routes!(helper_images::get, helper_images::delete))
+        .routes(routes!(helper_images::put_content))
         .routes(routes!(mirrors::list, mirrors::create))
-        .routes(routes!(mirrors::get, mirrors::delete))
+        .routes(routes!(mirrors::get, mirrors::put, mirrors::update, mirrors::delete))
         .routes(routes!(mirrors::layout))
+        .routes(routes!(mirrors::stats))
+        .routes(routes!(mirrors::log))
+        .routes(routes!(migrations::check))
         .routes(routes!(migrations::list, migrations::create))
-        .routes(routes!(migrations::get, migrations::delete))
+        .routes(routes!(migrations::get, migrations::put, migrations::update, migrations::delete))
         .routes(routes!(migrations::cancel))
         .routes(routes!(migrations::rounds))
         .routes(routes!(migrations::page_digests))
+        .routes(routes!(incoming::create))
+        .routes(routes!(events::list))
+        .routes(routes!(events::stream))
 }
 
-/// The whole service and its state. The state has no host yet.
+/// The whole service and its state, with nothing configured. The state has no host yet.
 ///
 /// # Errors
 /// When the document cannot be written as JSON, which a test rules out.
 pub fn service(closing: watch::Receiver<bool>) -> Result<(Router, AppState), serde_json::Error> {
+    service_with(Config::default(), closing)
+}
+
+/// The same with a configuration.
+///
+/// # Errors
+/// As [`service`].
+pub fn service_with(
+    config: Config,
+    closing: watch::Receiver<bool>,
+) -> Result<(Router, AppState), serde_json::Error> {
     let (router, api) = documented().split_for_parts();
-    let state = AppState::new(Document::new(&api)?, closing);
+    let documents = (Document::new(&api)?, Document::new_3_0(&api)?);
+    let state = AppState::new(documents, config, closing);
     let router = router.merge(docs::assets()).with_state(state.clone());
-    Ok((middleware::wrap(router), state))
-}
-
-/// Which page of a list.
-#[derive(Debug, IntoParams)]
-#[into_params(parameter_in = Query)]
-#[expect(dead_code, reason = "documentation of parameters that `http::query` reads")]
-struct PageParams {
-    /// Most items of the page.
-    #[param(minimum = 1, maximum = 1000, default = 100)]
-    limit: Option<u32>,
-    /// `next_page_token` of the page before, with the same filters.
-    page_token: Option<String>,
-}
-
-/// A long poll.
-#[derive(Debug, IntoParams)]
-#[into_params(parameter_in = Query)]
-#[expect(dead_code, reason = "documentation of parameters that `http::query` reads")]
-struct WaitParams {
-    /// With `If-None-Match`: how long to wait for a change, 0 to 60 seconds with the unit. 304 when there was none.
-    #[param(pattern = "^([0-9]|[1-5][0-9]|60)s$", example = "30s")]
-    wait: Option<String>,
-}
-
-/// A conditional read.
-#[derive(Debug, IntoParams)]
-#[into_params(parameter_in = Header)]
-#[expect(dead_code, reason = "documentation of headers that `http::precondition` reads")]
-struct IfNoneMatchParam {
-    /// ETag that the caller has; 304 when it is still the resource's.
-    #[param(rename = "If-None-Match", example = "\"3\"")]
-    if_none_match: Option<String>,
-}
-
-/// A conditional change.
-#[derive(Debug, IntoParams)]
-#[into_params(parameter_in = Header)]
-#[expect(dead_code, reason = "documentation of headers that `http::precondition` reads")]
-struct IfMatchParam {
-    /// ETag that the resource must have; 412 when it has another.
-    #[param(rename = "If-Match", example = "\"3\"")]
-    if_match: Option<String>,
+    Ok((middleware::wrap(router, &state), state))
 }

@@ -1,53 +1,144 @@
 //! Other hosts that this one knows.
 
+use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
-use axum::response::Response;
-use mirrorvm::host::PeerSpec;
+use axum::response::{IntoResponse, Response};
+use jiff::Timestamp;
+use mirrorvm::host::{HostError, PeerRecord, PeerSpec};
 
-use super::{IfMatchParam, IfNoneMatchParam, PageParams};
-use crate::api::page::{Scope, cut};
-use crate::api::peers::{PeerHost, PeerHostCreate, PeerHostList};
-use crate::http::body::JsonBody;
-use crate::http::precondition::IfMatch;
+use super::common::{
+    DryRunParam, IdempotencyKeyParam, IfMatchParam, IfNoneMatchParam, LabelParams, NamedSortParams,
+    PageParams,
+};
+use crate::api::Preview;
+use crate::api::labels::{Selector, all_hold};
+use crate::api::page::{Place, Scope, cut};
+use crate::api::patch::PeerHostUpdate;
+use crate::api::peers::{PeerHost, PeerHostCapabilities, PeerHostCreate, PeerHostList};
+use crate::http::body::{JsonBody, PatchBody};
+use crate::http::change::Change;
 use crate::http::query::Query;
 use crate::http::{respond, wait};
-use crate::problem::Problem;
+use crate::problem::{Problem, ProblemCode};
 use crate::state::AppState;
 
 const PATH: &str = "/v1/hosts";
 
 /// List the known hosts
 ///
-/// Hosts that a migration can go to, by creation.
-#[utoipa::path(get, path = "/v1/hosts", operation_id = "peer_host_list", tag = "hosts", params(PageParams),
+/// Hosts that a migration can go to.
+#[utoipa::path(get, path = "/v1/hosts", operation_id = "peer_host_list", tag = "hosts",
+    params(LabelParams, NamedSortParams, PageParams),
     responses((status = 200, description = "A page of hosts", body = PeerHostList)))]
 pub async fn list(State(state): State<AppState>, query: Query) -> Result<Response, Problem> {
-    let scope = Scope::new("hosts", &[]);
     let mut parameters = query.read()?;
-    let request = parameters.page(&scope);
+    let labels = parameters.labels();
+    let texts: Vec<String> = labels.iter().map(Selector::text).collect();
+    let filters: Vec<(&str, &str)> = texts.iter().map(|t| ("label", t.as_str())).collect();
+    let scope = Scope::new(state.page_key(), "hosts", &filters);
+    let request = parameters.page(&scope, true);
     parameters.done()?;
-    let (items, next) = cut(state.host()?.peers(), &request, |p| (p.created_at, p.id));
-    let (next_page_token, link) = respond::next_page(PATH, &[], &scope, &request, next);
+    let mut peers = state.host()?.peers();
+    peers.retain(|p| all_hold(&labels, &p.spec.labels));
+    let place = |p: &PeerRecord| Place::of(request.order, p.created_at, &p.spec.name, p.id);
+    let (items, next) = cut(peers, &request, place);
+    let (next_page_token, link) = respond::next_page(PATH, &filters, &scope, &request, next);
     let items = items.into_iter().map(PeerHost::from).collect();
     Ok(respond::list(PeerHostList { items, next_page_token }, link))
+}
+
+fn made(record: PeerRecord) -> Response {
+    let (location, generation) = (format!("{PATH}/{}", record.id), record.generation);
+    respond::created(&location, generation, PeerHost::from(record))
+}
+
+fn previewed(record: PeerRecord) -> Response {
+    let preview = Some(Preview::default());
+    respond::ok(record.generation, PeerHost { preview, ..PeerHost::from(record) })
 }
 
 /// Add a host
 ///
 /// Its identity is pinned: a host that does not hold the key is never talked to.
 #[utoipa::path(post, path = "/v1/hosts", operation_id = "peer_host_create", tag = "hosts",
-    request_body = PeerHostCreate,
-    responses((status = 201, description = "The host is known now", body = PeerHost)))]
+    request_body = PeerHostCreate, params(DryRunParam, IdempotencyKeyParam),
+    responses(
+        (status = 200, description = "With `dry_run`: the host that would be known", body = PeerHost),
+        (status = 201, description = "The host is known now", body = PeerHost),
+    ))]
 pub async fn create(
     State(state): State<AppState>,
+    change: Change,
     JsonBody(body): JsonBody<PeerHostCreate>,
 ) -> Result<Response, Problem> {
     let spec = PeerSpec::try_from(body).map_err(Problem::validation)?;
     let host = state.host()?.clone();
-    let record = respond::detached(async move { host.add_peer(spec).await }).await?;
-    let (location, generation) = (format!("{PATH}/{}", record.id), record.generation);
-    Ok(respond::created(&location, generation, PeerHost::from(record)))
+    let id = change.id();
+    if change.dry_run {
+        return Ok(previewed(host.preview_peer(id, spec)?));
+    }
+    let added = respond::attempted({
+        let host = host.clone();
+        async move { host.add_peer_as(id, spec).await }
+    });
+    match (added.await?, id) {
+        (Ok(record), _) => Ok(made(record)),
+        (Err(HostError::IdTaken { .. }), Some(id)) if change.again() => Ok(made(host.peer(&id.to_string())?)),
+        (Err(e), _) => Err(e.into()),
+    }
+}
+
+/// Change a known host
+///
+/// A JSON merge patch of its address, identity and labels.
+#[utoipa::path(patch, path = "/v1/hosts/{host}", operation_id = "peer_host_update", tag = "hosts",
+    request_body(content = PeerHostUpdate, content_type = "application/merge-patch+json"),
+    params(("host" = String, Path, description = "Id or name of the host", example = "b"), DryRunParam, IfMatchParam),
+    responses((status = 200, description = "The host as it is now, or with `dry_run` as it would be", body = PeerHost)))]
+pub async fn update(
+    State(state): State<AppState>,
+    Path(key): Path<String>,
+    change: Change,
+    PatchBody(body): PatchBody<PeerHostUpdate>,
+) -> Result<Response, Problem> {
+    let host = state.host()?;
+    let to = body.change().map_err(Problem::validation)?;
+    let record = host.change_peer(&key, to, &change.expected, !change.dry_run)?;
+    if change.dry_run {
+        return Ok(previewed(record));
+    }
+    Ok(respond::ok(record.generation, PeerHost::from(record)))
+}
+
+/// Ask a known host how it answers
+///
+/// Connects, checks its identity and agrees on a version of the peer protocol. `peer_failed` and `peer_timed_out` say why
+/// not.
+#[utoipa::path(get, path = "/v1/hosts/{host}/capabilities", operation_id = "peer_host_capabilities_get", tag = "hosts",
+    params(("host" = String, Path, description = "Id or name of the host", example = "b")),
+    responses((status = 200, description = "It answers", body = PeerHostCapabilities)))]
+pub async fn capabilities(
+    State(state): State<AppState>,
+    Path(key): Path<String>,
+) -> Result<Json<PeerHostCapabilities>, Problem> {
+    let host = state.host()?;
+    let peer = host.peer(&key)?;
+    let protocol_versions = host.capabilities().protocol_versions;
+    match host.probe_peer(&key).await? {
+        Ok(answer) => Ok(Json(PeerHostCapabilities {
+            host: peer.id,
+            name: peer.spec.name,
+            reachable: true,
+            protocol_versions,
+            round_trip_us: answer.round_trip.as_micros() as u64,
+            checked_at: Timestamp::now(),
+        })),
+        Err(silence) => {
+            let code = if silence.timed_out { ProblemCode::PeerTimedOut } else { ProblemCode::PeerFailed };
+            Err(Problem::new(code, format!("{}: {}", silence.code, silence.detail)))
+        }
+    }
 }
 
 /// Get a known host
@@ -73,20 +164,18 @@ pub async fn get(
 ///
 /// Not while an active migration uses it.
 #[utoipa::path(delete, path = "/v1/hosts/{host}", operation_id = "peer_host_delete", tag = "hosts",
-    params(("host" = String, Path, description = "Id or name of the host", example = "b"), IfMatchParam),
-    responses((status = 204, description = "The host is forgotten")))]
+    params(("host" = String, Path, description = "Id or name of the host", example = "b"), DryRunParam, IfMatchParam),
+    responses(
+        (status = 200, description = "With `dry_run`: the host that would be forgotten", body = PeerHost),
+        (status = 204, description = "The host is forgotten"),
+    ))]
 pub async fn delete(
     State(state): State<AppState>,
-    Path(mut key): Path<String>,
-    headers: HeaderMap,
-) -> Result<StatusCode, Problem> {
-    let condition = IfMatch::read(&headers)?;
+    Path(key): Path<String>,
+    change: Change,
+) -> Result<Response, Problem> {
     let host = state.host()?.clone();
-    if !condition.is_absent() {
-        let record = host.peer(&key)?;
-        condition.check(record.generation)?;
-        key = record.id.to_string();
-    }
-    respond::detached(async move { host.delete_peer(&key).await }).await?;
-    Ok(StatusCode::NO_CONTENT)
+    let (expected, act) = (change.expected, !change.dry_run);
+    let record = respond::detached(async move { host.delete_peer_at(&key, &expected, act).await }).await?;
+    Ok(if act { StatusCode::NO_CONTENT.into_response() } else { previewed(record) })
 }

@@ -3,19 +3,17 @@
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use axum::response::Response;
-use jiff::Timestamp;
-use mirrorvm::addr::{Gpa, RamAddr};
-use uuid::Uuid;
+use mirrorvm::addr::{Gpa, PAGE_SIZE, RamAddr};
 
-use super::PageParams;
-use crate::api::encryption::{EncryptionExtentList, EncryptionStatusUpdate, Extent, RamBlockPlug};
-use crate::api::page::Scope;
+use super::common::{DryRunParam, IdempotencyKeyParam};
+use crate::api::encryption::{EncryptionStatusList, EncryptionStatusUpdate, Extent, RamBlockPlug};
+use crate::api::page::{LIMIT_DEFAULT, LIMIT_MAX};
 use crate::api::ram_blocks::{RamBlock, RamBlockList};
 use crate::http::body::JsonBody;
+use crate::http::change::Change;
 use crate::http::query::Query;
 use crate::http::respond;
-use crate::problem::Problem;
+use crate::problem::{MAX_SAFE_INTEGER, Problem};
 use crate::state::AppState;
 
 /// List a guest's RAM blocks
@@ -41,15 +39,20 @@ pub async fn list(
     params(
         ("guest" = String, Path, description = "Id or name of the guest", example = "g1"),
         ("block" = String, Path, description = "Name of the block", example = "ram1"),
+        DryRunParam, IdempotencyKeyParam,
     ),
     request_body = RamBlockPlug,
     responses((status = 200, description = "The block is plugged", body = RamBlock)))]
 pub async fn plug(
     State(state): State<AppState>,
     Path((key, block)): Path<(String, String)>,
+    change: Change,
     JsonBody(body): JsonBody<RamBlockPlug>,
 ) -> Result<Json<RamBlock>, Problem> {
     let host = state.host()?.clone();
+    if change.dry_run {
+        return Ok(Json(host.preview_replug(&key, &block, Some(Gpa::new(body.gpa)))?.into()));
+    }
     let info = respond::detached(async move { host.plug(&key, &block, Gpa::new(body.gpa)).await }).await?;
     Ok(Json(info.into()))
 }
@@ -64,44 +67,52 @@ pub async fn plug(
     params(
         ("guest" = String, Path, description = "Id or name of the guest", example = "g1"),
         ("block" = String, Path, description = "Name of the block", example = "ram1"),
+        DryRunParam, IdempotencyKeyParam,
     ),
     responses((status = 200, description = "The block is unplugged", body = RamBlock)))]
 pub async fn unplug(
     State(state): State<AppState>,
     Path((key, block)): Path<(String, String)>,
+    change: Change,
 ) -> Result<Json<RamBlock>, Problem> {
     let host = state.host()?.clone();
+    if change.dry_run {
+        return Ok(Json(host.preview_replug(&key, &block, None)?.into()));
+    }
     let info = respond::detached(async move { host.unplug(&key, &block).await }).await?;
     Ok(Json(info.into()))
 }
 
 /// List the encryption status of a guest's RAM
 ///
-/// Runs of pages with one status, by RAM address, also of RAM that is not plugged. Empty while the guest has no machine.
+/// Runs of pages with one status, by RAM address, also of RAM that is not plugged; the helper's block is left out. One run of
+/// status `unknown` while the guest has no machine.
 #[utoipa::path(get, path = "/v1/guests/{guest}/encryption-status", operation_id = "encryption_status_list", tag = "guests",
-    params(("guest" = String, Path, description = "Id or name of the guest", example = "g1"), PageParams),
-    responses((status = 200, description = "A page of extents", body = EncryptionExtentList)))]
+    params(
+        ("guest" = String, Path, description = "Id or name of the guest", example = "g1"),
+        ("from" = Option<u64>, Query, description = "RAM address to begin at; rounded down to a page"),
+        ("limit" = Option<u32>, Query, description = "Most runs", minimum = 1, maximum = 1000),
+    ),
+    responses((status = 200, description = "A page of runs", body = EncryptionStatusList)))]
 pub async fn status(
     State(state): State<AppState>,
     Path(key): Path<String>,
     query: Query,
-) -> Result<Response, Problem> {
-    let scope = Scope::new("encryption-status", &[("guest", &key)]);
+) -> Result<Json<EncryptionStatusList>, Problem> {
     let mut parameters = query.read()?;
-    let request = parameters.page(&scope);
+    let from = parameters.int("from", 0, MAX_SAFE_INTEGER).unwrap_or(0);
+    let limit = parameters.int("limit", 1, LIMIT_MAX).unwrap_or(LIMIT_DEFAULT);
     parameters.done()?;
-    // A place in a list is a time and an id; here it is the address that the page before ended at.
-    let from = request.after.map_or(0, |(_, id)| id.as_u128() as u64);
-    let found = state.host()?.encryption_extents(&key, RamAddr::new(from), request.limit + 1)?;
-    let mut items = found.unwrap_or_default();
-    let more = items.len() > request.limit;
-    items.truncate(request.limit);
-    let end = items.last().map(|e| e.range.end()).filter(|_| more);
-    let next = end.map(|end| (Timestamp::UNIX_EPOCH, Uuid::from_u128(u128::from(end))));
-    let path = format!("/v1/guests/{}/encryption-status", crate::http::query::escape(&key));
-    let (next_page_token, link) = respond::next_page(&path, &[], &scope, &request, next);
-    let items = items.into_iter().map(Extent::from).collect();
-    Ok(respond::list(EncryptionExtentList { items, next_page_token }, link))
+    let host = state.host()?;
+    let end = host.guest(&key)?.layout.guest_end().get();
+    let Some(found) = host.encryption_extents(&key, RamAddr::new(from), limit)? else {
+        let start = from / PAGE_SIZE * PAGE_SIZE;
+        let items = if start < end { vec![Extent::unknown(start, end - start)] } else { Vec::new() };
+        return Ok(Json(EncryptionStatusList { items, next_from: None }));
+    };
+    let next_from = found.last().map(|e| e.range.end()).filter(|next| *next < end);
+    let items = found.into_iter().map(Extent::from).collect();
+    Ok(Json(EncryptionStatusList { items, next_from }))
 }
 
 /// Report the encryption status of pages
@@ -109,14 +120,19 @@ pub async fn status(
 /// What a guest's KVM_HC_MAP_GPA_RANGE says, in guest physical addresses; it is kept by RAM address. All or nothing.
 #[utoipa::path(post, path = "/v1/guests/{guest}/encryption-status", operation_id = "encryption_status_update",
     tag = "guests",
-    params(("guest" = String, Path, description = "Id or name of the guest", example = "g1")),
+    params(
+        ("guest" = String, Path, description = "Id or name of the guest", example = "g1"),
+        DryRunParam, IdempotencyKeyParam,
+    ),
     request_body = EncryptionStatusUpdate,
     responses((status = 204, description = "The report was taken")))]
 pub async fn report(
     State(state): State<AppState>,
     Path(key): Path<String>,
+    change: Change,
     JsonBody(body): JsonBody<EncryptionStatusUpdate>,
 ) -> Result<StatusCode, Problem> {
-    state.host()?.report_encryption(&key, Gpa::new(body.gpa), body.pages, body.encrypted)?;
+    let host = state.host()?;
+    host.report_encryption(&key, Gpa::new(body.gpa), body.pages, body.encrypted, change.dry_run)?;
     Ok(StatusCode::NO_CONTENT)
 }

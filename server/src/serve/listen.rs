@@ -4,9 +4,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use listenfd::ListenFd;
 use tokio::net::{TcpListener, UnixListener};
+use tokio_rustls::TlsAcceptor;
 
 use super::ServeError;
+use super::tls::{self, TlsError, TlsFiles};
 use super::unix::{self, SocketGuard};
 
 /// A place to listen at.
@@ -14,20 +17,35 @@ use super::unix::{self, SocketGuard};
 pub enum Listen {
     /// A Unix socket.
     Unix(PathBuf),
-    /// TCP, on a loopback address.
+    /// TCP in the clear, on a loopback address. Callers are who the kernel says has the other end of the connection.
     Tcp(SocketAddr),
+    /// TLS 1.3, on any address.
+    Tls(SocketAddr),
+    /// Sockets that the service manager opened and passed on (`LISTEN_FDS`): Unix sockets, or TCP on loopback.
+    Systemd,
+}
+
+impl std::fmt::Display for Listen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Tcp(address) => write!(f, "tcp:{address}"),
+            Self::Tls(address) => write!(f, "tls:{address}"),
+            Self::Systemd => f.write_str("systemd"),
+        }
+    }
 }
 
 /// Why a place is none.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ListenError {
     /// It is neither form.
-    #[error("this is neither unix:PATH nor tcp:ADDR:PORT")]
+    #[error("this is none of unix:PATH, tcp:ADDR:PORT, tls:ADDR:PORT and systemd")]
     Form,
     /// Plain TCP would lay the API open to the network.
     #[error(
-        "{0} is not a loopback address: there is no TLS yet, and the API is not served in the clear beyond \
-         this machine; use unix:PATH or tcp:127.0.0.1:PORT"
+        "{0} is not a loopback address, and the API is not served in the clear beyond this machine; use \
+         tls:{0}, or tcp:127.0.0.1:PORT"
     )]
     NotLoopback(SocketAddr),
 }
@@ -46,16 +64,19 @@ impl FromStr for Listen {
                     Err(ListenError::NotLoopback(address))
                 }
             }
+            Some(("tls", address)) => address.parse().map(Self::Tls).map_err(|_| ListenError::Form),
+            None if text == "systemd" => Ok(Self::Systemd),
             _ => Err(ListenError::Form),
         }
     }
 }
 
 /// An open socket.
-#[derive(Debug)]
 pub(super) enum Listener {
     Unix(UnixListener, SocketGuard),
+    Passed(UnixListener, String),
     Tcp(TcpListener, SocketAddr),
+    Tls(TcpListener, SocketAddr, TlsAcceptor),
 }
 
 impl Listener {
@@ -63,24 +84,61 @@ impl Listener {
     pub(super) fn address(&self) -> String {
         match self {
             Self::Unix(_, guard) => format!("unix:{}", guard.path().display()),
+            Self::Passed(_, path) => format!("unix:{path}"),
             Self::Tcp(_, address) => format!("tcp:{address}"),
+            Self::Tls(_, address, _) => format!("tls:{address}"),
         }
     }
 }
 
-pub(super) async fn open(place: Listen) -> Result<Listener, ServeError> {
+pub(super) async fn open(place: Listen, tls: Option<&TlsFiles>) -> Result<Vec<Listener>, ServeError> {
     match place {
         Listen::Unix(path) => match unix::bind(&path) {
-            Ok((listener, guard)) => Ok(Listener::Unix(listener, guard)),
+            Ok((listener, guard)) => Ok(vec![Listener::Unix(listener, guard)]),
             Err(source) => Err(ServeError::Unix { path, source }),
         },
         Listen::Tcp(address) => {
             let tcp = |source| ServeError::Tcp { address, source };
             let listener = TcpListener::bind(address).await.map_err(tcp)?;
             let bound = listener.local_addr().map_err(tcp)?;
-            Ok(Listener::Tcp(listener, bound))
+            Ok(vec![Listener::Tcp(listener, bound)])
         }
+        Listen::Tls(address) => {
+            let failed = |source| ServeError::Tls { address, source };
+            let acceptor = tls.ok_or(TlsError::NoKeys).and_then(tls::acceptor).map_err(failed)?;
+            let tcp = |source| ServeError::Tcp { address, source };
+            let listener = TcpListener::bind(address).await.map_err(tcp)?;
+            let bound = listener.local_addr().map_err(tcp)?;
+            Ok(vec![Listener::Tls(listener, bound, acceptor)])
+        }
+        Listen::Systemd => passed().map_err(ServeError::Passed),
     }
+}
+
+/// Sockets that the service manager passed on (sd_listen_fds(3)).
+fn passed() -> std::io::Result<Vec<Listener>> {
+    let mut descriptors = ListenFd::from_env();
+    let mut listeners = Vec::new();
+    for index in 0..descriptors.len() {
+        if let Ok(Some(listener)) = descriptors.take_unix_listener(index) {
+            listener.set_nonblocking(true)?;
+            let address = listener.local_addr()?;
+            let path = address.as_pathname().map_or_else(String::new, |p| p.display().to_string());
+            listeners.push(Listener::Passed(UnixListener::from_std(listener)?, path));
+            continue;
+        }
+        let Some(listener) = descriptors.take_tcp_listener(index)? else { continue };
+        let address = listener.local_addr()?;
+        if !address.ip().is_loopback() {
+            return Err(std::io::Error::other(format!("{}", ListenError::NotLoopback(address))));
+        }
+        listener.set_nonblocking(true)?;
+        listeners.push(Listener::Tcp(TcpListener::from_std(listener)?, address));
+    }
+    if listeners.is_empty() {
+        return Err(std::io::Error::other("the service manager passed no sockets"));
+    }
+    Ok(listeners)
 }
 
 #[cfg(test)]
@@ -91,6 +149,10 @@ mod tests {
     fn places_are_unix_sockets_or_loopback() {
         assert_eq!("unix:/run/x.sock".parse(), Ok(Listen::Unix("/run/x.sock".into())));
         assert_eq!("tcp:[::1]:0".parse(), Ok(Listen::Tcp("[::1]:0".parse().unwrap())));
+        assert_eq!("tls:0.0.0.0:7800".parse(), Ok(Listen::Tls("0.0.0.0:7800".parse().unwrap())));
+        for text in ["unix:/a", "tcp:127.0.0.1:1", "tls:[::]:1", "systemd"] {
+            assert_eq!(text.parse::<Listen>().unwrap().to_string(), text);
+        }
         assert!(matches!("tcp:0.0.0.0:80".parse::<Listen>(), Err(ListenError::NotLoopback(_))));
         for bad in ["", "unix:", "tcp:localhost:80", "/run/x.sock", "tcp:127.0.0.1"] {
             assert_eq!(bad.parse::<Listen>(), Err(ListenError::Form), "{bad}");

@@ -4,6 +4,7 @@
 
 mod accept;
 mod listen;
+mod tls;
 mod unix;
 
 use std::io::{self, Write as _};
@@ -11,20 +12,20 @@ use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::time::Duration;
 
 use mirrorvm::host::{Host, HostConfig, OpenError};
+use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 pub use listen::{Listen, ListenError};
+pub use tls::{TlsError, TlsFiles};
 pub use unix::SocketError;
 
+use crate::config::Config;
 use crate::routes;
 
-/// Longest time that requests in flight get to end.
-const DRAIN: Duration = Duration::from_secs(10);
 /// Name of the default socket in the state directory.
 const SOCKET: &str = "mirrorvmd.sock";
 
@@ -39,6 +40,10 @@ pub struct Options {
     pub peer_listen: Option<SocketAddr>,
     /// Name of the host.
     pub name: Option<String>,
+    /// Keys of the API over TLS.
+    pub tls: Option<TlsFiles>,
+    /// What handlers go by.
+    pub config: Config,
     /// Whether the end of stdin ends the daemon as SIGTERM does.
     pub exit_with_stdin: bool,
 }
@@ -79,6 +84,18 @@ pub enum ServeError {
         #[source]
         source: io::Error,
     },
+    /// TLS cannot be served.
+    #[error("cannot serve tls:{address}")]
+    Tls {
+        /// Which.
+        address: SocketAddr,
+        /// What happened.
+        #[source]
+        source: TlsError,
+    },
+    /// The service manager's sockets cannot be served.
+    #[error("cannot serve the sockets of the service manager")]
+    Passed(#[source] io::Error),
     /// The OpenAPI document cannot be made.
     #[error("cannot make the OpenAPI document")]
     Document(#[from] serde_json::Error),
@@ -104,21 +121,31 @@ pub async fn run(options: Options) -> Result<(), ServeError> {
     let mut parent_gone = pin!(end_of_stdin(options.exit_with_stdin));
     make_state_dir(&options.state_dir)?;
     let (close, closing) = watch::channel(false);
-    let (router, state) = routes::service(closing.clone())?;
+    let (router, state) = routes::service_with(options.config.clone(), closing.clone())?;
 
     let mut listeners = Vec::new();
     for place in places(&options) {
-        listeners.push(listen::open(place).await?);
+        listeners.extend(listen::open(place, options.tls.as_ref()).await?);
     }
     let addresses: Vec<String> = listeners.iter().map(|l| l.address()).collect();
     let mut loops = JoinSet::new();
     for listener in listeners {
-        loops.spawn(accept::run(listener, router.clone(), closing.clone(), DRAIN));
+        let service = accept::Service {
+            router: router.clone(),
+            limits: options.config.limits,
+            metrics: Some(state.clone()),
+            closing: closing.clone(),
+        };
+        loops.spawn(accept::run(listener, service));
     }
 
     // Requests are answered already, `not_ready` where they need the host.
-    let config =
-        HostConfig { state_dir: options.state_dir, name: options.name, peer_listen: options.peer_listen };
+    let config = HostConfig {
+        state_dir: options.state_dir,
+        name: options.name,
+        peer_listen: options.peer_listen,
+        events_kept: Some(options.config.limits.events_kept),
+    };
     let opened = tokio::select! {
         opened = Host::open(config) => Some(opened),
         _ = terminate.recv() => None,
@@ -129,6 +156,7 @@ pub async fn run(options: Options) -> Result<(), ServeError> {
         Some(Ok(host)) => {
             state.set_host(host.clone());
             let said = say_ready(&addresses, &host).map_err(ServeError::Stdout);
+            tell_manager(&[NotifyState::Ready]);
             if said.is_ok() {
                 tokio::select! {
                     _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
@@ -136,6 +164,7 @@ pub async fn run(options: Options) -> Result<(), ServeError> {
                     () = &mut parent_gone => tracing::info!("stdin has ended: draining"),
                 }
             }
+            tell_manager(&[NotifyState::Stopping]);
             let _ = close.send(true);
             while loops.join_next().await.is_some() {}
             host.shutdown().await;
@@ -147,6 +176,13 @@ pub async fn run(options: Options) -> Result<(), ServeError> {
     let _ = close.send(true);
     while loops.join_next().await.is_some() {}
     result
+}
+
+/// Tells the service manager, where there is one (sd_notify(3)).
+fn tell_manager(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::warn!(%error, "the service manager could not be told");
+    }
 }
 
 /// Ends when stdin does; never, when that is not wanted. Reads on a thread of its own, which no runtime waits for:

@@ -3,14 +3,19 @@
 //! Problem responses, headers of creations and the bounds of integers are added here, once, so that no route
 //! can forget them.
 
+pub mod compat;
+pub mod downgrade;
+
 use axum::body::Bytes;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use utoipa::OpenApi;
 
+use crate::access::Access;
+use crate::access::table::{self, Operation};
 use crate::api::sha256_text;
 use crate::api::version::API_VERSION;
-use crate::problem::{MAX_SAFE_INTEGER, PROBLEM_JSON, ProblemBody, ProblemCode, ProblemError};
+use crate::problem::{BlockedReason, MAX_SAFE_INTEGER, PROBLEM_JSON, ProblemBody, ProblemCode, ProblemError};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -22,19 +27,21 @@ use crate::problem::{MAX_SAFE_INTEGER, PROBLEM_JSON, ProblemBody, ProblemCode, P
             responses that are documented as open lists may grow; clients must not fail on new ones.",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
-    security(()),
     servers((url = "/", description = "The daemon that serves this document")),
     tags(
+        (name = "access", description = "Callers: who one is, bearer tokens, the audit log"),
         (name = "daemon", description = "The daemon itself: health, version, this document"),
         (name = "problems", description = "The catalogue of problems"),
         (name = "host", description = "This host: identity, capabilities, load"),
         (name = "hosts", description = "Other hosts that this one knows, with pinned identities"),
         (name = "strategies", description = "Ways to lay out a mirror's address space"),
+        (name = "helper-images", description = "Migration helpers: the built-in one and those that were uploaded"),
+        (name = "events", description = "What happened, in order and on disk, as pages and as a stream"),
         (name = "guests", description = "Guests: definition, lifecycle, console, RAM"),
         (name = "mirrors", description = "Mirror VMs that share a guest's memory and run the migration helper"),
         (name = "migrations", description = "Migrations of guests between hosts"),
     ),
-    components(schemas(ProblemBody, ProblemError, ProblemCode)),
+    components(schemas(ProblemBody, ProblemError, ProblemCode, BlockedReason)),
 )]
 struct Base;
 
@@ -60,10 +67,33 @@ impl Document {
     pub fn new(api: &utoipa::openapi::OpenApi) -> Result<Self, serde_json::Error> {
         let mut document = serde_json::to_value(api)?;
         complete(&mut document);
-        let mut text = serde_json::to_string_pretty(&document)?;
+        Self::of(&document)
+    }
+
+    /// The same in OpenAPI 3.0.3.
+    ///
+    /// # Errors
+    /// When it cannot be written as JSON.
+    pub fn new_3_0(api: &utoipa::openapi::OpenApi) -> Result<Self, serde_json::Error> {
+        let mut document = serde_json::to_value(api)?;
+        complete(&mut document);
+        downgrade::to_3_0(&mut document);
+        Self::of(&document)
+    }
+
+    fn of(document: &Value) -> Result<Self, serde_json::Error> {
+        let mut text = serde_json::to_string_pretty(document)?;
         text.push('\n');
         let sha256 = sha256_text(&Sha256::digest(text.as_bytes()));
         Ok(Self { bytes: text.into(), sha256 })
+    }
+
+    /// The document of this build in OpenAPI 3.0.3.
+    ///
+    /// # Errors
+    /// As [`Document::new`].
+    pub fn of_this_build_3_0() -> Result<Self, serde_json::Error> {
+        Self::new_3_0(&crate::routes::documented().split_for_parts().1)
     }
 
     /// The document of this build.
@@ -91,19 +121,53 @@ fn complete(document: &mut Value) {
         lift_descriptions(schemas);
         close_unions(schemas);
     }
+    add_security(document);
     let Some(Value::Object(paths)) = document.get_mut("paths") else { return };
     for (path, item) in paths {
         let Value::Object(item) = item else { continue };
         for (method, operation) in item.iter_mut() {
             bound_integers(operation);
+            let known =
+                table::OPERATIONS.iter().find(|o| o.method.eq_ignore_ascii_case(method) && o.path == path);
+            if let (Some(known), Value::Object(operation)) = (known, &mut *operation) {
+                add_access(operation, known);
+            }
             for parameter in operation["parameters"].as_array_mut().into_iter().flatten() {
                 forbid_null(&mut parameter["schema"]);
             }
             if let Value::Object(operation) = operation {
-                add_headers(operation);
+                add_headers(operation, method == "get");
                 add_problems(path, method, operation);
             }
         }
+    }
+}
+
+/// How callers are recognized. A local caller needs nothing: the kernel says who it is.
+fn add_security(document: &mut Value) {
+    document["components"]["securitySchemes"] = json!({
+        "bearerAuth": {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "A token of `POST /v1/tokens`. Over a Unix socket or loopback TCP a caller without one is who \
+                the kernel says it is, with the role that the daemon's configuration gives that user.",
+        },
+        "mutualTLS": {
+            "type": "mutualTLS",
+            "description": "A client certificate whose alternative names the daemon's configuration gives a role.",
+        },
+    });
+    // One of them, or neither for local callers.
+    document["security"] = json!([{"bearerAuth": []}, {"mutualTLS": []}, {}]);
+}
+
+fn add_access(operation: &mut Map<String, Value>, known: &Operation) {
+    if known.access == Access::Public {
+        operation.insert("security".into(), json!([]));
+    }
+    if let Some(Value::String(text)) = operation.get_mut("description") {
+        text.push_str("\n\n");
+        text.push_str(known.access.text());
     }
 }
 
@@ -166,11 +230,11 @@ fn close_unions(schemas: &mut Value) {
 }
 
 /// Headers that go with a status.
-fn add_headers(operation: &mut Map<String, Value>) {
+fn add_headers(operation: &mut Map<String, Value>, reads: bool) {
     let is_resource = |content: &Value| {
         let schema = content.pointer("/content/application~1json/schema/$ref").and_then(Value::as_str);
         schema.is_some_and(|s| {
-            ["Guest", "Mirror", "Migration", "PeerHost"]
+            ["Guest", "Mirror", "Migration", "PeerHost", "Host", "HelperImage", "Token"]
                 .iter()
                 .any(|r| s == format!("#/components/schemas/{r}"))
         })
@@ -178,7 +242,7 @@ fn add_headers(operation: &mut Map<String, Value>) {
     let is_list = |content: &Value| {
         let schema = content.pointer("/content/application~1json/schema/$ref").and_then(Value::as_str);
         schema.is_some_and(|s| {
-            ["GuestList", "MirrorList", "MigrationList", "PeerHostList"]
+            ["GuestList", "MirrorList", "MigrationList", "PeerHostList", "HelperImageList", "TokenList"]
                 .iter()
                 .any(|r| s.ends_with(&format!("/{r}")))
         })
@@ -186,7 +250,11 @@ fn add_headers(operation: &mut Map<String, Value>) {
     let conditional = operation
         .get("parameters")
         .and_then(Value::as_array)
-        .is_some_and(|list| list.iter().any(|p| p["name"] == "If-None-Match"));
+        .is_some_and(|list| list.iter().any(|p| p["name"] == "If-None-Match" && reads));
+    let repeatable = operation
+        .get("parameters")
+        .and_then(Value::as_array)
+        .is_some_and(|list| list.iter().any(|p| p["name"] == "Idempotency-Key"));
     let Some(Value::Object(responses)) = operation.get_mut("responses") else { return };
     let header = |text: &str| json!({"description": text, "schema": {"type": "string"}});
     for (status, response) in responses.iter_mut() {
@@ -195,6 +263,10 @@ fn add_headers(operation: &mut Map<String, Value>) {
             headers.insert("ETag".into(), header("The resource's `generation` in quotes"));
             if status == "201" || status == "202" {
                 headers.insert("Location".into(), header("Path of the resource"));
+            }
+            if repeatable && status != "200" {
+                let text = "`true`: the answer to an earlier request with the same key";
+                headers.insert("Idempotency-Replayed".into(), header(text));
             }
             if status == "202" {
                 headers.insert("Retry-After".into(), header("Seconds after which to look again"));
@@ -226,7 +298,23 @@ fn add_problems(path: &str, method: &str, operation: &mut Map<String, Value>) {
     let needs_host = !["/livez", "/docs"].contains(&path)
         && !["/v1/openapi", "/v1/problems", "/v1/version"].iter().any(|p| path.starts_with(p));
     let negotiates = ["/layout", "/console", "/page-digests"].iter().any(|p| path.ends_with(p));
-    let mut list = vec![(400, "The request cannot be parsed"), (403, "Host or Origin is not this machine's")];
+    let public = operation.get("security").is_some_and(|s| *s == json!([]));
+    let mut list = vec![
+        (400, "The request cannot be parsed"),
+        (403, "The caller may not, or Host or Origin is not this machine's"),
+    ];
+    if !public {
+        list.extend([(401, "The caller is not known"), (429, "Too many requests")]);
+    }
+    if path.starts_with("/v1/events") || path.ends_with("/log") {
+        list.push((410, "What follows the cursor is not kept any more"));
+    }
+    if path == "/v1/hosts/{host}/capabilities" {
+        list.extend([
+            (502, "The other host did not answer as it should"),
+            (504, "The other host did not answer in time"),
+        ]);
+    }
     if path.contains('{') {
         list.push((404, "No such resource"));
     }
@@ -237,8 +325,8 @@ fn add_problems(path: &str, method: &str, operation: &mut Map<String, Value>) {
         list.push((409, "The state does not allow it, or the name is taken"));
         list.push((501, "This host cannot do it"));
     }
-    if is_change && !has_body {
-        list.push((412, "The resource has changed"));
+    if is_change {
+        list.extend([(412, "The resource has changed"), (428, "This daemon takes only conditional changes")]);
     }
     if has_body {
         list.extend([

@@ -1,0 +1,486 @@
+//! Changes as careful callers make them: with an id of their own, an expected generation, or only to see what would come.
+//!
+//! Owns: these forms of the host's requests. Must not know: what a machine or a mirror is.
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use super::events::Change;
+use super::guest_task::{self, Command};
+use super::{
+    Expected, FieldError, GuestAction, GuestRecord, GuestSpec, GuestState, Host, HostError, Labels,
+    MigrationLimits, MigrationRecord, MigrationSpec, MigrationState, MirrorRecord, MirrorSpec, MirrorState,
+    PeerRecord, PeerSpec, PlanOptions, outgoing, validate,
+};
+use crate::address_space::MirrorPlan;
+use crate::store::Kind;
+
+impl Host {
+    /// Defines a guest under an id of the caller's choice (`None`: a new one).
+    ///
+    /// # Errors
+    /// As [`Host::define_guest`]; [`HostError::IdTaken`].
+    pub async fn define_guest_as(&self, id: Option<Uuid>, spec: GuestSpec) -> Result<GuestRecord, HostError> {
+        let record = self.new_guest(id, spec)?;
+        let mut guests = self.inner.guests_mut();
+        // Looked at again under the lock: nobody else gets the name or the id between the two looks.
+        if guests.contains_key(&record.id) {
+            return Err(HostError::IdTaken { kind: "guest" });
+        }
+        if guests.values().any(|g| g.is_named(&record.spec.name)) {
+            return Err(HostError::NameTaken { kind: "guest", name: record.spec.name });
+        }
+        // In place before it is stored, so that the sync of the disk happens outside the lock and others share it.
+        let entry = guest_task::spawn(&self.inner, record.clone(), GuestState::Stopped);
+        guests.insert(entry.id, entry);
+        drop(guests);
+        let stored = self.inner.store.put(Kind::Guest, record.id, Some(&record.spec.name), &record);
+        if let Err(e) = stored {
+            if let Some(entry) = self.inner.guests_mut().remove(&record.id) {
+                entry.dismiss();
+            }
+            return Err(HostError::internal("storing the guest", e));
+        }
+        self.inner.events.guest(&record, None, Change::Created);
+        self.inner.changed();
+        Ok(record)
+    }
+
+    /// The guest that a definition would make; makes none.
+    ///
+    /// # Errors
+    /// As [`Host::define_guest`].
+    pub fn preview_guest(&self, id: Option<Uuid>, spec: GuestSpec) -> Result<GuestRecord, HostError> {
+        self.new_guest(id, spec)
+    }
+
+    fn new_guest(&self, id: Option<Uuid>, spec: GuestSpec) -> Result<GuestRecord, HostError> {
+        self.inner.check_running()?;
+        self.check_not_in_maintenance()?;
+        let bare = validate::guest(&spec)?;
+        let layout = self.inner.layout_for(&spec.driver, &bare)?;
+        let guests = self.inner.guests();
+        if id.is_some_and(|id| guests.contains_key(&id)) {
+            return Err(HostError::IdTaken { kind: "guest" });
+        }
+        if guests.values().any(|g| g.is_named(&spec.name)) {
+            return Err(HostError::NameTaken { kind: "guest", name: spec.name });
+        }
+        drop(guests);
+        let protection = spec.driver.protection();
+        Ok(GuestRecord {
+            id: id.unwrap_or_else(Uuid::now_v7),
+            spec,
+            layout,
+            state: GuestState::Stopped,
+            generation: 1,
+            protection,
+            readiness: None,
+            migration: None,
+            moved_to: None,
+            error: None,
+            created_at: Timestamp::now(),
+            started_at: None,
+        })
+    }
+
+    /// As [`Host::guest_action`], of a guest at the expected generation.
+    ///
+    /// # Errors
+    /// As there; [`HostError::GenerationMismatch`], [`HostError::Maintenance`].
+    pub async fn guest_action_at(
+        &self,
+        key: &str,
+        action: GuestAction,
+        expected: Expected,
+    ) -> Result<GuestRecord, HostError> {
+        let guest = self.inner.find_guest(key)?;
+        self.check_action(&guest.record(), action)?;
+        guest.ask(|reply| Command::Act(action, expected, reply)).await
+    }
+
+    /// The guest as an action would leave it; does nothing.
+    ///
+    /// # Errors
+    /// As [`Host::guest_action_at`].
+    pub fn preview_action(
+        &self,
+        key: &str,
+        action: GuestAction,
+        expected: &Expected,
+    ) -> Result<GuestRecord, HostError> {
+        let mut record = self.guest(key)?;
+        expected.check("guest", record.generation)?;
+        self.check_action(&record, action)?;
+        if let Some(migration) = record.migration {
+            return Err(HostError::GuestMigrating { migration });
+        }
+        record.state = guest_task::after(&record, action)?;
+        Ok(record)
+    }
+
+    fn check_action(&self, record: &GuestRecord, action: GuestAction) -> Result<(), HostError> {
+        if action != GuestAction::Start {
+            return Ok(());
+        }
+        self.inner.check_running()?;
+        if record.state == GuestState::Stopped {
+            self.check_not_in_maintenance()?;
+        }
+        self.check_driver(&record.spec.driver)
+    }
+
+    /// As [`Host::delete_guest`], of a guest at the expected generation.
+    ///
+    /// # Errors
+    /// As there; [`HostError::GenerationMismatch`].
+    pub async fn delete_guest_at(&self, key: &str, expected: Expected) -> Result<(), HostError> {
+        self.inner.find_guest(key)?.ask(|reply| Command::Undefine(expected, reply)).await
+    }
+
+    /// The guest that a deletion would remove; removes none.
+    ///
+    /// # Errors
+    /// As [`Host::delete_guest_at`].
+    pub fn preview_delete_guest(&self, key: &str, expected: &Expected) -> Result<GuestRecord, HostError> {
+        let record = self.guest(key)?;
+        expected.check("guest", record.generation)?;
+        match (record.migration, record.state) {
+            (Some(migration), _) => Err(HostError::GuestMigrating { migration }),
+            (None, GuestState::Stopped | GuestState::Failed) => Ok(record),
+            (None, state) => Err(HostError::WrongState {
+                kind: "guest",
+                current: state.name(),
+                allowed: &["stopped", "failed"],
+            }),
+        }
+    }
+
+    /// Gives a guest other labels. Works in every state; a migration takes along the labels of its beginning.
+    ///
+    /// # Errors
+    /// No such guest, labels that cannot be, [`HostError::GenerationMismatch`].
+    pub async fn relabel_guest(
+        &self,
+        key: &str,
+        labels: Labels,
+        expected: Expected,
+    ) -> Result<GuestRecord, HostError> {
+        validate::labels(&labels)?;
+        self.inner.find_guest(key)?.ask(|reply| Command::Relabel(labels, expected, reply)).await
+    }
+
+    /// The guest with other labels; changes nothing.
+    ///
+    /// # Errors
+    /// As [`Host::relabel_guest`].
+    pub fn preview_relabel_guest(
+        &self,
+        key: &str,
+        labels: Labels,
+        expected: &Expected,
+    ) -> Result<GuestRecord, HostError> {
+        let mut record = self.guest(key)?;
+        expected.check("guest", record.generation)?;
+        validate::labels(&labels)?;
+        record.spec.labels = labels;
+        Ok(record)
+    }
+
+    /// Makes a mirror under an id of the caller's choice (`None`: a new one).
+    ///
+    /// # Errors
+    /// As [`Host::create_mirror`]; [`HostError::IdTaken`].
+    pub async fn create_mirror_as(
+        &self,
+        id: Option<Uuid>,
+        spec: MirrorSpec,
+    ) -> Result<MirrorRecord, HostError> {
+        self.inner.check_running()?;
+        validate::mirror(&spec)?;
+        if id.is_some_and(|id| self.inner.mirror_entry(id).is_some()) {
+            return Err(HostError::IdTaken { kind: "mirror" });
+        }
+        let guest = self.inner.find_guest(&spec.guest)?;
+        guest.ask(|reply| Command::CreateMirror(spec, id, reply)).await
+    }
+
+    /// The guest and the plan that a mirror would have; makes none.
+    ///
+    /// # Errors
+    /// As [`Host::create_mirror_as`].
+    pub fn preview_mirror(
+        &self,
+        id: Option<Uuid>,
+        spec: &MirrorSpec,
+    ) -> Result<(GuestRecord, MirrorPlan), HostError> {
+        validate::mirror(spec)?;
+        if id.is_some_and(|id| self.inner.mirror_entry(id).is_some()) {
+            return Err(HostError::IdTaken { kind: "mirror" });
+        }
+        let record = self.guest(&spec.guest)?;
+        if let Some(migration) = record.migration {
+            return Err(HostError::GuestMigrating { migration });
+        }
+        if let Some(other) = self.inner.mirror_entries().iter().find(|m| m.guest == record.id) {
+            return Err(HostError::InUse { kind: "guest", user: format!("mirror {}", other.id) });
+        }
+        if !matches!(record.state, GuestState::Running | GuestState::Paused) {
+            let current = record.state.name();
+            return Err(HostError::WrongState { kind: "guest", current, allowed: &["running", "paused"] });
+        }
+        self.inner.check_driver(&record.spec.driver)?;
+        let guest = self.inner.find_guest(&record.id.to_string())?;
+        let plan = self.inner.plan(&guest, spec.strategy, spec.workers, &PlanOptions::default())?;
+        Ok((record, plan))
+    }
+
+    /// As [`Host::delete_mirror`], of a mirror at the expected generation.
+    ///
+    /// # Errors
+    /// As there; [`HostError::GenerationMismatch`].
+    pub async fn delete_mirror_at(&self, id: Uuid, expected: Expected) -> Result<(), HostError> {
+        let record = self.mirror(id)?;
+        let guest = self.inner.find_guest(&record.guest.to_string())?;
+        guest.ask(|reply| Command::DeleteMirror(id, expected, reply)).await
+    }
+
+    /// Binds a mirror's vCPU threads to processors of the host; none: to all.
+    ///
+    /// # Errors
+    /// No such mirror or processor, [`HostError::GenerationMismatch`], the kernel's refusal.
+    pub fn place_mirror(
+        &self,
+        id: Uuid,
+        cpus: &[u32],
+        expected: &Expected,
+        act: bool,
+    ) -> Result<MirrorRecord, HostError> {
+        let missing = || HostError::NotFound { kind: "mirror", key: id.to_string() };
+        let entry = self.inner.mirror_entry(id).ok_or_else(missing)?;
+        let record = entry.record();
+        expected.check("mirror", record.generation)?;
+        if record.state == MirrorState::Failed {
+            let allowed = &["creating", "ready", "busy"];
+            return Err(HostError::WrongState { kind: "mirror", current: "failed", allowed });
+        }
+        let there = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u32;
+        let bad = |(i, cpu): (usize, &u32)| {
+            let detail = format!("{cpu} is not 0 to {}", there - 1);
+            (*cpu >= there).then(|| FieldError::new(format!("/placement/cpus/{i}"), "out_of_range", detail))
+        };
+        let errors: Vec<FieldError> = cpus.iter().enumerate().filter_map(bad).collect();
+        if !errors.is_empty() {
+            return Err(HostError::Invalid(errors));
+        }
+        if !act {
+            return Ok(MirrorRecord { cpus: cpus.to_vec(), ..record });
+        }
+        let mut set = rustix::thread::CpuSet::new();
+        let all: Vec<u32> = (0..there).collect();
+        for cpu in if cpus.is_empty() { &all } else { cpus } {
+            set.set(*cpu as usize);
+        }
+        for worker in &record.workers {
+            let thread = rustix::thread::Pid::from_raw(worker.tid as i32);
+            rustix::thread::sched_setaffinity(thread, &set)
+                .map_err(|e| HostError::internal("placing a mirror's threads", std::io::Error::from(e)))?;
+        }
+        let record = entry.place(cpus.to_vec());
+        self.inner.tell_mirror(&entry, Change::Updated);
+        self.inner.changed();
+        Ok(record)
+    }
+
+    /// Starts a migration under an id of the caller's choice (`None`: a new one).
+    ///
+    /// # Errors
+    /// As [`Host::create_migration`]; [`HostError::IdTaken`].
+    pub async fn create_migration_as(
+        &self,
+        id: Option<Uuid>,
+        spec: MigrationSpec,
+    ) -> Result<MigrationRecord, HostError> {
+        outgoing::create(&self.inner, id, spec)
+    }
+
+    /// The record that a migration would begin with, the guest and the plan of its mirror; starts none.
+    ///
+    /// # Errors
+    /// As [`Host::create_migration_as`].
+    pub fn preview_migration(
+        &self,
+        id: Option<Uuid>,
+        spec: MigrationSpec,
+    ) -> Result<(MigrationRecord, GuestRecord, MirrorPlan), HostError> {
+        let streams = u32::from(spec.streams);
+        let prepared = outgoing::prepare(&self.inner, id, spec)?;
+        let guest = prepared.guest.record();
+        let strategy = prepared.record.strategy;
+        let plan = self.inner.plan(&prepared.guest, strategy, streams, &PlanOptions::default())?;
+        Ok((prepared.record, guest, plan))
+    }
+
+    /// As [`Host::cancel_migration`], of a migration at the expected generation.
+    ///
+    /// # Errors
+    /// As there; [`HostError::GenerationMismatch`].
+    pub async fn cancel_migration_at(
+        &self,
+        id: Uuid,
+        expected: &Expected,
+    ) -> Result<MigrationRecord, HostError> {
+        expected.check("migration", self.migration(id)?.generation)?;
+        self.cancel_migration(id).await
+    }
+
+    /// As [`Host::delete_migration`], of a migration at the expected generation. One that has ended does not change
+    /// any more, so the check holds until it is gone.
+    ///
+    /// # Errors
+    /// As there; [`HostError::GenerationMismatch`].
+    pub async fn delete_migration_at(&self, id: Uuid, expected: &Expected) -> Result<(), HostError> {
+        expected.check("migration", self.migration(id)?.generation)?;
+        self.delete_migration(id).await
+    }
+
+    /// Gives a migration that waits in the queue other limits. Once it runs, its limits are fixed.
+    ///
+    /// # Errors
+    /// No such migration, another state, limits that cannot be, [`HostError::GenerationMismatch`].
+    pub fn limit_migration(
+        &self,
+        id: Uuid,
+        limits: MigrationLimits,
+        expected: &Expected,
+        act: bool,
+    ) -> Result<MigrationRecord, HostError> {
+        let entry = self.migration_entry(id)?;
+        let now = entry.record();
+        expected.check("migration", now.generation)?;
+        let spec = now.spec.clone().filter(|_| now.state == MigrationState::Queued);
+        let Some(spec) = spec else {
+            let current = now.state.name();
+            return Err(HostError::WrongState { kind: "migration", current, allowed: &["queued"] });
+        };
+        let spec = MigrationSpec { limits, ..spec };
+        validate::migration(&spec)?;
+        if !act {
+            return Ok(MigrationRecord { spec: Some(spec), ..now });
+        }
+        let record = entry.change(|r| r.spec = Some(spec));
+        self.inner.store_migration(&record)?;
+        self.inner.migration_changed(id);
+        Ok(record)
+    }
+
+    /// The peer that would be added; adds none.
+    ///
+    /// # Errors
+    /// As [`Host::add_peer`].
+    pub fn preview_peer(&self, id: Option<Uuid>, spec: PeerSpec) -> Result<PeerRecord, HostError> {
+        self.inner.check_running()?;
+        let identity = validate::peer(&spec)?;
+        // In one spelling, so that a pin can be compared as text.
+        let spec = PeerSpec { identity: identity.to_string(), ..spec };
+        if id.is_some_and(|id| self.inner.peers().contains_key(&id)) {
+            return Err(HostError::IdTaken { kind: "host" });
+        }
+        if self.inner.peers().values().any(|p| p.spec.name == spec.name) {
+            return Err(HostError::NameTaken { kind: "host", name: spec.name });
+        }
+        let id = id.unwrap_or_else(Uuid::now_v7);
+        Ok(PeerRecord { id, spec, generation: 1, created_at: Timestamp::now() })
+    }
+
+    /// Adds a peer under an id of the caller's choice (`None`: a new one).
+    ///
+    /// # Errors
+    /// As [`Host::add_peer`]; [`HostError::IdTaken`].
+    pub async fn add_peer_as(&self, id: Option<Uuid>, spec: PeerSpec) -> Result<PeerRecord, HostError> {
+        let record = self.preview_peer(id, spec)?;
+        let mut peers = self.inner.peers_mut();
+        if peers.contains_key(&record.id) {
+            return Err(HostError::IdTaken { kind: "host" });
+        }
+        if peers.values().any(|p| p.spec.name == record.spec.name) {
+            return Err(HostError::NameTaken { kind: "host", name: record.spec.name });
+        }
+        self.inner
+            .store
+            .put(Kind::Peer, record.id, Some(&record.spec.name), &record)
+            .map_err(|e| HostError::internal("storing the peer", e))?;
+        peers.insert(record.id, record.clone());
+        drop(peers);
+        self.inner.events.peer(&record, Change::Created);
+        self.inner.changed();
+        Ok(record)
+    }
+
+    /// Says other things of a peer: everything but its name.
+    ///
+    /// # Errors
+    /// No such peer, values that cannot be, [`HostError::GenerationMismatch`].
+    pub fn change_peer(
+        &self,
+        key: &str,
+        change: impl FnOnce(PeerSpec) -> PeerSpec,
+        expected: &Expected,
+        act: bool,
+    ) -> Result<PeerRecord, HostError> {
+        let id = self.inner.find_peer(key)?.id;
+        let missing = || HostError::NotFound { kind: "host", key: key.to_owned() };
+        let mut peers = self.inner.peers_mut();
+        let now = peers.get(&id).ok_or_else(missing)?;
+        expected.check("host", now.generation)?;
+        let spec = change(now.spec.clone());
+        let identity = validate::peer(&spec)?;
+        let spec = PeerSpec { identity: identity.to_string(), name: now.spec.name.clone(), ..spec };
+        let record = PeerRecord { spec, generation: now.generation + 1, ..now.clone() };
+        if !act {
+            return Ok(record);
+        }
+        self.inner
+            .store
+            .put(Kind::Peer, id, Some(&record.spec.name), &record)
+            .map_err(|e| HostError::internal("storing the peer", e))?;
+        peers.insert(id, record.clone());
+        drop(peers);
+        self.inner.events.peer(&record, Change::Updated);
+        self.inner.changed();
+        Ok(record)
+    }
+
+    /// As [`Host::delete_peer`], of a peer at the expected generation.
+    ///
+    /// # Errors
+    /// As there; [`HostError::GenerationMismatch`].
+    pub async fn delete_peer_at(
+        &self,
+        key: &str,
+        expected: &Expected,
+        act: bool,
+    ) -> Result<PeerRecord, HostError> {
+        let peer = self.inner.find_peer(key)?;
+        let user = self.migrations().into_iter().find(|m| m.peer == peer.spec.name && !m.state.is_terminal());
+        if let Some(m) = user {
+            return Err(HostError::InUse { kind: "host", user: format!("migration {}", m.id) });
+        }
+        let missing = || HostError::NotFound { kind: "host", key: key.to_owned() };
+        let mut peers = self.inner.peers_mut();
+        let now = peers.get(&peer.id).ok_or_else(missing)?.clone();
+        expected.check("host", now.generation)?;
+        if !act {
+            return Ok(now);
+        }
+        self.inner
+            .store
+            .delete(Kind::Peer, peer.id)
+            .map_err(|e| HostError::internal("deleting the peer", e))?;
+        peers.remove(&peer.id);
+        drop(peers);
+        self.inner.events.peer(&now, Change::Deleted);
+        self.inner.changed();
+        Ok(now)
+    }
+}

@@ -1,0 +1,364 @@
+//! What happened, in order and on disk: every change of every resource, for readers that come back.
+//!
+//! Owns: the form of an event, cursors, reading and filtering. Must not know: who reads, over what.
+//!
+//! An event is numbered when it is appended and shown when it is on disk. Appending does not wait for the disk (a
+//! guest's pause must not), so a crash can lose the events of its last moments; `host.started` is then the sign to look
+//! at the resources again. Nothing is lost in an orderly end.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use super::{GuestRecord, HostError, Labels, MigrationRecord, MigrationState, MirrorRecord, PeerRecord};
+use crate::store::Ledger;
+use crate::store::ledger::{Entry, Log, LookError};
+
+/// Kinds of resources that events tell of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ResourceKind {
+    /// This host.
+    Host,
+    /// A known peer.
+    PeerHost,
+    /// A guest.
+    Guest,
+    /// A mirror.
+    Mirror,
+    /// A migration.
+    Migration,
+    /// A helper image.
+    HelperImage,
+}
+
+impl ResourceKind {
+    /// The API's name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Host => "host",
+            Self::PeerHost => "peer_host",
+            Self::Guest => "guest",
+            Self::Mirror => "mirror",
+            Self::Migration => "migration",
+            Self::HelperImage => "helper_image",
+        }
+    }
+}
+
+/// What happened to a resource.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Change {
+    /// It is there.
+    Created,
+    /// Something of it changed, its state did not.
+    Updated,
+    /// Its state changed.
+    StateChanged,
+    /// It is gone.
+    Deleted,
+    /// A round of a migration is over.
+    RoundFinished,
+    /// The host was opened.
+    Started,
+    /// The host is about to end.
+    Stopping,
+}
+
+impl Change {
+    /// The API's name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Updated => "updated",
+            Self::StateChanged => "state_changed",
+            Self::Deleted => "deleted",
+            Self::RoundFinished => "round_finished",
+            Self::Started => "started",
+            Self::Stopping => "stopping",
+        }
+    }
+}
+
+/// What an event tells.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventBody {
+    /// Kind of the resource.
+    pub resource: ResourceKind,
+    /// What happened to it.
+    pub change: Change,
+    /// Its id.
+    pub id: Uuid,
+    /// Its name, where it has one.
+    pub name: Option<String>,
+    /// Its generation after the change.
+    pub generation: u64,
+    /// Its labels; of a mirror or migration, its guest's.
+    pub labels: Labels,
+    /// More, by kind: `state`, `previous_state`, `guest`, ...
+    pub data: Map<String, Value>,
+}
+
+impl EventBody {
+    /// A change of a resource without more to say.
+    pub fn new(resource: ResourceKind, change: Change, id: Uuid, generation: u64) -> Self {
+        Self { resource, change, id, name: None, generation, labels: Labels::new(), data: Map::new() }
+    }
+
+    /// The type, `<resource>.<change>`.
+    pub fn kind(&self) -> String {
+        format!("{}.{}", self.resource.name(), self.change.name())
+    }
+
+    fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.data.insert(name.to_owned(), value.into());
+        self
+    }
+}
+
+/// An event's place in this host's history.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventCursor {
+    /// Made with the database.
+    pub epoch: String,
+    /// Counts from 1; 0 is before the first.
+    pub seq: u64,
+}
+
+impl fmt::Display for EventCursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.epoch, self.seq)
+    }
+}
+
+/// The text is no cursor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoCursor;
+
+impl FromStr for EventCursor {
+    type Err = NoCursor;
+
+    fn from_str(text: &str) -> Result<Self, NoCursor> {
+        let (epoch, seq) = text.split_once('-').ok_or(NoCursor)?;
+        let hex = epoch.len() == 16 && epoch.bytes().all(|b| b.is_ascii_hexdigit());
+        let digits = (1..=16).contains(&seq.len()) && seq.bytes().all(|b| b.is_ascii_digit());
+        let seq = seq.parse().ok().filter(|s| *s < 1 << 53);
+        match seq {
+            Some(seq) if hex && digits => Ok(Self { epoch: epoch.to_ascii_lowercase(), seq }),
+            _ => Err(NoCursor),
+        }
+    }
+}
+
+/// An event on disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Its place.
+    pub cursor: EventCursor,
+    /// When it happened.
+    pub at: Timestamp,
+    /// What it tells.
+    pub body: EventBody,
+}
+
+/// Some events, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventPage {
+    /// Those that were wanted.
+    pub events: Vec<Event>,
+    /// Where to go on: beyond events that were not wanted, too.
+    pub next: EventCursor,
+    /// Whether more follow already.
+    pub more: bool,
+}
+
+/// Why there is no page.
+#[derive(Debug, thiserror::Error)]
+pub enum EventsError {
+    /// What follows the cursor is not kept any more, or the cursor is of another history.
+    #[error("events {oldest} to {latest} are kept")]
+    Expired {
+        /// The oldest place that can be continued from.
+        oldest: EventCursor,
+        /// The newest event.
+        latest: EventCursor,
+    },
+    /// Storage.
+    #[error(transparent)]
+    Host(#[from] HostError),
+}
+
+/// The host's events.
+#[derive(Clone, Debug)]
+pub struct Events {
+    ledger: Arc<Ledger>,
+}
+
+impl Events {
+    pub(super) fn new(ledger: Arc<Ledger>) -> Self {
+        Self { ledger }
+    }
+
+    /// Tells of a change.
+    pub fn emit(&self, body: &EventBody) {
+        match serde_json::to_string(body) {
+            Ok(text) => self.ledger.append(Log::Event, text),
+            Err(error) => tracing::error!(%error, "an event cannot be written"),
+        }
+    }
+
+    /// The newest event on disk.
+    pub fn latest(&self) -> EventCursor {
+        self.cursor(*self.ledger.watch(Log::Event).borrow())
+    }
+
+    /// Changes when events come.
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.ledger.watch(Log::Event)
+    }
+
+    /// Up to `limit` wanted events that follow `after` (`None`: from the oldest that is kept).
+    ///
+    /// # Errors
+    /// [`EventsError::Expired`], storage.
+    pub fn page(
+        &self,
+        after: Option<&EventCursor>,
+        limit: usize,
+        mut wanted: impl FnMut(&EventBody) -> bool,
+    ) -> Result<EventPage, EventsError> {
+        let broken = |e| EventsError::Host(HostError::internal("reading events", e));
+        let bounds = self.ledger.bounds(Log::Event).map_err(broken)?;
+        let start = bounds.oldest.saturating_sub(1);
+        let expired = |oldest: u64, latest: u64| EventsError::Expired {
+            oldest: self.cursor(oldest),
+            latest: self.cursor(latest),
+        };
+        let seq = match after {
+            Some(after) if after.epoch != self.ledger.epoch() => return Err(expired(start, bounds.latest)),
+            Some(after) => after.seq,
+            None => start,
+        };
+        let mut bodies = Vec::new();
+        let look = self.ledger.look(Log::Event, seq, limit, |entry: &Entry| {
+            // One that cannot be read is of a later version: nothing this one could tell.
+            let body = serde_json::from_str::<EventBody>(&entry.body).ok().filter(|b| wanted(b));
+            let fits = body.is_some();
+            bodies.extend(body);
+            fits
+        });
+        match look {
+            Ok(look) => {
+                let both = look.entries.into_iter().zip(bodies);
+                let events =
+                    both.map(|(e, body)| Event { cursor: self.cursor(e.seq), at: e.at, body }).collect();
+                Ok(EventPage { events, next: self.cursor(look.seen), more: look.more })
+            }
+            Err(LookError::Expired(b)) => Err(expired(b.oldest.saturating_sub(1), b.latest)),
+            Err(LookError::Store(e)) => Err(broken(e)),
+        }
+    }
+
+    fn cursor(&self, seq: u64) -> EventCursor {
+        EventCursor { epoch: self.ledger.epoch().to_owned(), seq }
+    }
+
+    pub(super) fn host(&self, id: Uuid, name: &str, change: Change) {
+        self.emit(&EventBody {
+            name: Some(name.into()),
+            ..EventBody::new(ResourceKind::Host, change, id, 1)
+        });
+    }
+
+    /// A guest came or went, or (`before`) is another than it was.
+    pub(super) fn guest(&self, record: &GuestRecord, before: Option<&GuestRecord>, change: Change) {
+        let change = match (change, before) {
+            (Change::Updated, Some(b)) if b.state != record.state => Change::StateChanged,
+            (change, _) => change,
+        };
+        let mut body = EventBody::new(ResourceKind::Guest, change, record.id, record.generation)
+            .with("state", record.state.name())
+            .with("migration", record.migration.map(|m| m.to_string()))
+            .with("moved_to", record.moved_to.clone());
+        if let Some(before) = before.filter(|b| b.state != record.state) {
+            body = body.with("previous_state", before.state.name());
+        }
+        if let Some(error) = &record.error {
+            body = body.with("error", error.code.clone());
+        }
+        self.emit(&EventBody {
+            name: Some(record.spec.name.clone()),
+            labels: record.spec.labels.clone(),
+            ..body
+        });
+    }
+
+    pub(super) fn mirror(&self, record: &MirrorRecord, labels: Labels, change: Change) {
+        let body = EventBody::new(ResourceKind::Mirror, change, record.id, record.generation)
+            .with("state", record.state.name())
+            .with("guest", record.guest.to_string());
+        self.emit(&EventBody { labels, ..body });
+    }
+
+    pub(super) fn migration(&self, record: &MigrationRecord, labels: Labels, change: Change) {
+        let mut body = EventBody::new(ResourceKind::Migration, change, record.id, record.generation)
+            .with("state", record.state.name())
+            .with("guest", record.guest.to_string())
+            .with("guest_name", record.guest_name.clone())
+            .with("peer", record.peer.clone());
+        if let Some(error) = &record.error {
+            body = body.with("error", error.code.clone());
+        }
+        if let (Change::RoundFinished, Some(round)) = (change, record.rounds.last()) {
+            body = body
+                .with("round", round.number)
+                .with("bytes", round.bytes)
+                .with("dirtied_pages", round.dirtied_pages);
+        }
+        self.emit(&EventBody { labels, ..body });
+    }
+
+    pub(super) fn peer(&self, record: &PeerRecord, change: Change) {
+        let body = EventBody::new(ResourceKind::PeerHost, change, record.id, record.generation);
+        let labels = record.spec.labels.clone();
+        self.emit(&EventBody { name: Some(record.spec.name.clone()), labels, ..body });
+    }
+}
+
+/// What has been told of a migration already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Told {
+    pub state: MigrationState,
+    pub rounds: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cursors_are_read_as_they_are_written() {
+        let cursor = EventCursor { epoch: "0123456789abcdef".into(), seq: 42 };
+        assert_eq!(cursor.to_string().parse(), Ok(cursor));
+        for bad in [
+            "",
+            "-",
+            "0123456789abcdef",
+            "0123456789abcdef-",
+            "0123456789abcdef--1",
+            "0123456789abcdeg-1",
+            "0123456789abcdef-+1",
+            "0123456789abcdef-99999999999999999",
+            "123-4",
+        ] {
+            assert_eq!(bad.parse::<EventCursor>(), Err(NoCursor), "{bad}");
+        }
+    }
+}

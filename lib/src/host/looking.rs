@@ -1,0 +1,259 @@
+//! Looking closely, changing nothing: a guest's counters and page status, whether a migration would work, whether a peer
+//! answers.
+
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use super::{
+    Destination, DriverSpec, GuestRecord, GuestState, Host, HostError, MigrationSpec, MigrationState,
+    PeerRecord, Ticket, outgoing,
+};
+use crate::addr::PAGE_SIZE;
+use crate::migration::wire::Purpose;
+use crate::migration::{MigrationFault, open_control};
+use crate::transport::{LinkError, PeerIdentity};
+
+/// Longest time that a peer has to answer a look.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Page content per second that is assumed before any migration was measured here.
+const THROUGHPUT: u64 = 300_000_000;
+
+/// A guest's counters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestStats {
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Since it last began to run here; `None` when it has no machine.
+    pub uptime_ms: Option<u64>,
+    /// Bytes that it ever printed.
+    pub console_bytes: u64,
+    /// Bytes of its RAM.
+    pub total_bytes: u64,
+    /// Of these, bytes whose pages it shares with the host; `None` when it has no machine.
+    pub shared_bytes: Option<u64>,
+}
+
+/// What a peer answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerAnswer {
+    /// Time from the first packet to the end of the handshake and the agreement on a version.
+    pub round_trip: Duration,
+}
+
+/// Why a peer does not answer as it should.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerSilence {
+    /// Stable code, as migrations have it.
+    pub code: String,
+    /// What happened.
+    pub detail: String,
+    /// Whether it was a matter of time.
+    pub timed_out: bool,
+}
+
+/// Something that a look at a migration found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Stable code.
+    pub code: String,
+    /// What it is.
+    pub detail: String,
+    /// What would help.
+    pub fix: String,
+}
+
+/// What a migration would take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Estimate {
+    /// Time until the guest would be paused, milliseconds.
+    pub precopy_ms: u64,
+    /// Pause, milliseconds; `None`: not known.
+    pub downtime_ms: Option<u64>,
+    /// Whether pre-copy would get done; `None`: the guest's rate of writing is not known.
+    pub converges: Option<bool>,
+    /// Page content per second that this is reckoned with.
+    pub throughput_bytes_per_second: u64,
+}
+
+/// Whether a migration would work.
+#[derive(Clone, Debug)]
+pub struct MigrationCheck {
+    /// What stands in its way, all at once.
+    pub blockers: Vec<Finding>,
+    /// What does not, and may surprise.
+    pub warnings: Vec<Finding>,
+    /// What it would take; `None` without a guest.
+    pub estimate: Option<Estimate>,
+    /// The guest.
+    pub guest: Uuid,
+}
+
+impl Host {
+    /// A guest's counters.
+    ///
+    /// # Errors
+    /// [`HostError::NotFound`].
+    pub fn guest_stats(&self, key: &str) -> Result<GuestStats, HostError> {
+        let guest = self.inner.find_guest(key)?;
+        let record = guest.record();
+        let live = has_machine(record.state);
+        let since =
+            |t: Timestamp| Timestamp::now().as_millisecond().saturating_sub(t.as_millisecond()).max(0);
+        let shared =
+            guest.encryption().filter(|_| live).map(|e| e.shared().iter().count() as u64 * PAGE_SIZE);
+        Ok(GuestStats {
+            vcpus: record.spec.driver.vcpus(),
+            uptime_ms: record.started_at.filter(|_| live).map(|t| since(t) as u64),
+            console_bytes: guest.console(Some(u64::MAX), 1).end,
+            total_bytes: record.layout.ram_bytes(),
+            shared_bytes: shared,
+        })
+    }
+
+    /// Connects to a known peer and agrees on a version; nothing else.
+    ///
+    /// # Errors
+    /// [`HostError::NotFound`]; within, why the peer does not answer as it should.
+    pub async fn probe_peer(&self, key: &str) -> Result<Result<PeerAnswer, PeerSilence>, HostError> {
+        let peer = self.inner.find_peer(key)?;
+        Ok(self.probe(peer).await)
+    }
+
+    async fn probe(&self, peer: PeerRecord) -> Result<PeerAnswer, PeerSilence> {
+        let inner = std::sync::Arc::clone(&self.inner);
+        let asked = tokio::task::spawn_blocking(move || {
+            let unreadable = |_| PeerSilence {
+                code: "peer_identity".into(),
+                detail: "the peer's stored identity cannot be read".into(),
+                timed_out: false,
+            };
+            let identity: PeerIdentity = peer.spec.identity.parse().map_err(unreadable)?;
+            let begun = Instant::now();
+            // A session that nobody has: the question ends with the agreement on a version.
+            let purpose = Purpose::Resolve { session: Uuid::new_v4() };
+            let address = (peer.spec.address, identity);
+            let link = open_control(&address, &inner.identity, &inner.name, purpose, PATIENCE, None);
+            match link {
+                Ok(_) => Ok(PeerAnswer { round_trip: begun.elapsed() }),
+                Err(fault) => Err(silence(&fault, begun.elapsed())),
+            }
+        });
+        let gone =
+            |_| PeerSilence { code: "internal".into(), detail: "the look failed".into(), timed_out: false };
+        asked.await.map_err(gone)?
+    }
+
+    /// Looks whether a migration would work, at both hosts; starts none. Everything that stands in the way is in the
+    /// answer, not in the error.
+    ///
+    /// # Errors
+    /// No such guest, values that cannot be.
+    pub async fn check_migration(&self, spec: MigrationSpec) -> Result<MigrationCheck, HostError> {
+        let guest = self.guest(&spec.guest)?;
+        super::validate::migration(&spec)?;
+        let (mut blockers, mut warnings) = (Vec::new(), Vec::new());
+        match outgoing::prepare(&self.inner, None, spec.clone()) {
+            Ok(_) => {}
+            Err(HostError::Invalid(fields)) => return Err(HostError::Invalid(fields)),
+            Err(e) => blockers.extend(findings(&e)),
+        }
+        let peer = match &spec.destination {
+            Destination::Host(key) => self.inner.find_peer(key).ok(),
+            Destination::Ticket(text) => Ticket::parse(text).and_then(|t| t.peer()).ok(),
+        };
+        if let Some(peer) = peer
+            && let Err(silence) = self.probe(peer).await
+        {
+            let fix = "check address, identity and that the other daemon knows this host";
+            blockers.push(Finding { code: silence.code, detail: silence.detail, fix: fix.into() });
+        }
+        let estimate = self.estimate(&guest, &spec);
+        if estimate.converges == Some(false) {
+            warnings.push(Finding {
+                code: "not_converging".into(),
+                detail: "the guest may write faster than pages move".into(),
+                fix:
+                    "raise the bandwidth limit or allow a longer downtime, add streams, or use stop_and_copy"
+                        .into(),
+            });
+        }
+        if self.inner.outgoing_slots.available_permits() == 0 {
+            warnings.push(Finding {
+                code: "queued".into(),
+                detail: "all migration slots of this host are taken; the migration would wait".into(),
+                fix: "wait, or raise migration_slots of the host".into(),
+            });
+        }
+        Ok(MigrationCheck { blockers, warnings, estimate: Some(estimate), guest: guest.id })
+    }
+
+    fn estimate(&self, guest: &GuestRecord, spec: &MigrationSpec) -> Estimate {
+        let ended = |m: &super::MigrationRecord| {
+            m.state == MigrationState::Succeeded && m.progress.throughput_bytes_per_second > 0
+        };
+        let measured = self.migrations().into_iter().rev().find(ended);
+        let measured = measured.map_or(THROUGHPUT, |m| m.progress.throughput_bytes_per_second);
+        let throughput = spec.limits.bandwidth_bytes_per_second.map_or(measured, |b| b.min(measured)).max(1);
+        let total = guest.layout.ram_bytes();
+        let ms =
+            |bytes: u64| u64::try_from(u128::from(bytes) * 1000 / u128::from(throughput)).unwrap_or(u64::MAX);
+        // Of other drivers nothing is known before the first round.
+        let rate = if let DriverSpec::Embedded { workload, .. } = &guest.spec.driver {
+            Some((workload.dirty_bytes_per_second, workload.working_set_bytes))
+        } else {
+            None
+        };
+        if spec.mode == super::MigrationMode::StopAndCopy {
+            let all = ms(total);
+            return Estimate {
+                precopy_ms: 0,
+                downtime_ms: Some(all),
+                converges: Some(true),
+                throughput_bytes_per_second: throughput,
+            };
+        }
+        // Each round leaves what was written during it; rounds shrink by the ratio of the two rates.
+        let converges = rate.map(|(dirty, set)| dirty < throughput || ms(set) <= spec.limits.downtime_ms);
+        let downtime_ms = rate.map(|(dirty, set)| ms(set.min(dirty / 10)).max(5));
+        Estimate { precopy_ms: ms(total), downtime_ms, converges, throughput_bytes_per_second: throughput }
+    }
+}
+
+const fn has_machine(state: GuestState) -> bool {
+    matches!(state, GuestState::Running | GuestState::Paused | GuestState::InDoubt)
+}
+
+fn silence(fault: &MigrationFault, took: Duration) -> PeerSilence {
+    let timed_out = took >= PATIENCE || matches!(fault, MigrationFault::Connect(LinkError::Deadline(_)));
+    PeerSilence { code: fault.code().to_owned(), detail: fault.chain(), timed_out }
+}
+
+/// An error of a request as what stands in its way.
+fn findings(e: &HostError) -> Vec<Finding> {
+    let one =
+        |code: &str, fix: &str| vec![Finding { code: code.into(), detail: e.to_string(), fix: fix.into() }];
+    match e {
+        HostError::PlanRefused(refusals) => refusals
+            .iter()
+            .map(|r| Finding {
+                code: r.code.as_str().into(),
+                detail: r.to_string(),
+                fix: "choose another strategy or shift; address-space-plans previews them".into(),
+            })
+            .collect(),
+        HostError::NotFound { kind, .. } => one(
+            if *kind == "host" { "peer_unknown" } else { "not_found" },
+            "add the destination with POST /v1/hosts, or name a mirror that exists",
+        ),
+        HostError::WrongState { .. } => one("state_conflict", "start the guest first"),
+        HostError::GuestMigrating { .. } => one("guest_migrating", "wait for its migration, or cancel it"),
+        HostError::CapabilityMissing { what, .. } => {
+            one(&what.replace(' ', "_"), "`missing` of /v1/host/capabilities says what would help")
+        }
+        HostError::InUse { .. } => one("in_use", "remove what uses it first"),
+        HostError::ShuttingDown => one("shutting_down", "try again when the daemon runs again"),
+        _ => one("host_failed", "look into the daemon's log"),
+    }
+}

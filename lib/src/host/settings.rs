@@ -1,0 +1,122 @@
+//! What an administrator sets of this host: labels, maintenance, migration slots. Kept in the database.
+
+use std::sync::{Arc, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use super::events::{Change, EventBody, ResourceKind};
+use super::{Expected, FieldError, Host, HostError, Labels, validate};
+
+/// Most outgoing migrations at once.
+const SLOTS_MAX: u32 = 16;
+const KEY: &str = "host_settings";
+
+/// What can be set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostSettings {
+    /// Free labels.
+    pub labels: Labels,
+    /// No guest is defined, started or let in; those that are here go on and may leave.
+    pub maintenance: bool,
+    /// Outgoing migrations that run at once, 1 to 16; more wait as `queued`.
+    pub migration_slots: u32,
+    /// Goes up with every change.
+    pub generation: u64,
+}
+
+impl Default for HostSettings {
+    fn default() -> Self {
+        Self { labels: Labels::new(), maintenance: false, migration_slots: 4, generation: 1 }
+    }
+}
+
+impl Host {
+    /// What is set.
+    pub fn settings(&self) -> HostSettings {
+        self.inner.settings.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Sets something else.
+    ///
+    /// # Errors
+    /// Values that cannot be, [`HostError::GenerationMismatch`], storage.
+    pub fn change_settings(
+        &self,
+        change: impl FnOnce(&mut HostSettings),
+        expected: &Expected,
+        act: bool,
+    ) -> Result<HostSettings, HostError> {
+        let mut settings = self.inner.settings.write().unwrap_or_else(PoisonError::into_inner);
+        expected.check("host", settings.generation)?;
+        let mut next = settings.clone();
+        change(&mut next);
+        next.generation = settings.generation + 1;
+        validate::labels(&next.labels)?;
+        if !(1..=SLOTS_MAX).contains(&next.migration_slots) {
+            let detail = format!("{} is not 1 to {SLOTS_MAX}", next.migration_slots);
+            return Err(HostError::Invalid(vec![FieldError::new(
+                "/migration_slots",
+                "out_of_range",
+                detail,
+            )]));
+        }
+        if !act {
+            return Ok(next);
+        }
+        self.inner.store.meta_put(KEY, &next).map_err(|e| HostError::internal("storing the settings", e))?;
+        self.resize_slots(settings.migration_slots, next.migration_slots);
+        *settings = next.clone();
+        drop(settings);
+        let mut body = EventBody::new(ResourceKind::Host, Change::Updated, self.inner.id, next.generation);
+        body.name = Some(self.inner.name.clone());
+        body.labels = next.labels.clone();
+        body.data.insert("maintenance".into(), next.maintenance.into());
+        self.inner.events.emit(&body);
+        self.inner.changed();
+        Ok(next)
+    }
+
+    /// A secret of this host's, kept with the database: for marks that its API hands out and takes back.
+    pub fn page_secret(&self) -> [u8; 32] {
+        self.inner.page_secret
+    }
+
+    /// Fewer slots take effect as migrations end: none is called off.
+    fn resize_slots(&self, before: u32, after: u32) {
+        let slots = Arc::clone(&self.inner.outgoing_slots);
+        if after > before {
+            slots.add_permits((after - before) as usize);
+        } else if before > after {
+            self.inner.runtime.spawn(async move {
+                if let Ok(permits) = slots.acquire_many_owned(before - after).await {
+                    permits.forget();
+                }
+            });
+        }
+    }
+
+    pub(super) fn check_not_in_maintenance(&self) -> Result<(), HostError> {
+        if self.inner.in_maintenance() { Err(HostError::Maintenance) } else { Ok(()) }
+    }
+}
+
+impl super::inner::Inner {
+    pub(super) fn in_maintenance(&self) -> bool {
+        self.settings.read().unwrap_or_else(PoisonError::into_inner).maintenance
+    }
+
+    /// What an earlier daemon was told.
+    pub(super) fn load_settings(&self) -> Result<(), crate::store::StoreError> {
+        if let Some(stored) = self.store.meta_get::<HostSettings>(KEY)? {
+            let default = HostSettings::default().migration_slots;
+            let (more, fewer) = (
+                stored.migration_slots.saturating_sub(default),
+                default.saturating_sub(stored.migration_slots),
+            );
+            self.outgoing_slots.add_permits(more as usize);
+            self.outgoing_slots.forget_permits(fewer as usize);
+            *self.settings.write().unwrap_or_else(PoisonError::into_inner) = stored;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,230 @@
+//! Tickets: leave for one migration into this host, for a source that is no known peer.
+//!
+//! A ticket's secret is the session's id: 122 random bits that only this host and the ticket's bearer know, good for one
+//! session, from one source identity, until it expires. The identity is checked in the TLS handshake, so a stolen
+//! ticket is of no use without the source's private key.
+//!
+//! Owns: the ticket's text and record. Must not know: how a migration goes.
+
+use std::net::SocketAddr;
+
+use jiff::{Timestamp, ToSpan as _};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::inner::Inner;
+use super::{FieldError, Host, HostError, PeerRecord, PeerSpec, validate};
+use crate::migration::wire::PROTOCOL_VERSIONS;
+use crate::store::ledger::Space;
+use crate::transport::PeerIdentity;
+
+/// Longest text of a ticket.
+pub const TICKET_MAX: usize = 2048;
+/// How long a used ticket's source may still ask what became of its session.
+const AFTERMATH_DAYS: i64 = 30;
+const PREFIX: &str = "mvmt1.";
+
+/// What a caller wants of a ticket.
+#[derive(Clone, Debug)]
+pub struct TicketSpec {
+    /// Name of the source, for records; shaped as a host's name.
+    pub source_name: String,
+    /// Identity of the source, which no other may use the ticket with.
+    pub source_identity: String,
+    /// How long it is good, 1 to 86,400 seconds.
+    pub expires_in_seconds: u64,
+}
+
+/// What a ticket says to its bearer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ticket {
+    /// Name of the destination.
+    pub host: String,
+    /// Where the destination's peer listener is.
+    pub address: SocketAddr,
+    /// Its pinned identity.
+    pub identity: String,
+    /// The one session that it is good for: the migration's id.
+    pub session: Uuid,
+    /// Until when the migration must have begun.
+    pub expires_at: Timestamp,
+    /// Versions of the peer protocol that the destination speaks.
+    pub protocol_versions: Vec<u32>,
+}
+
+/// What the destination keeps.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Kept {
+    source_name: String,
+    source_identity: String,
+    /// Whether its session has begun.
+    used: bool,
+    good_until: Timestamp,
+}
+
+impl Ticket {
+    /// The text that a caller carries to the source.
+    pub fn text(&self) -> String {
+        let json = serde_json::to_vec(self).unwrap_or_default();
+        json.iter().fold(PREFIX.to_owned(), |mut text, byte| {
+            use std::fmt::Write as _;
+            // Writing to a String does not fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+    }
+
+    /// Reads a ticket's text.
+    ///
+    /// # Errors
+    /// A problem with `/destination/ticket`.
+    pub fn parse(text: &str) -> Result<Self, HostError> {
+        let bad = |code, detail: &str| {
+            HostError::Invalid(vec![FieldError::new("/destination/ticket", code, detail)])
+        };
+        let digits = text.strip_prefix(PREFIX).filter(|d| d.len() <= TICKET_MAX && d.len() % 2 == 0);
+        let digit = |c: u8| char::from(c).to_digit(16).map(|d| d as u8);
+        let bytes: Option<Vec<u8>> = digits.and_then(|d| {
+            d.as_bytes().chunks_exact(2).map(|pair| Some(digit(pair[0])? << 4 | digit(pair[1])?)).collect()
+        });
+        bytes
+            .and_then(|b| serde_json::from_slice(&b).ok())
+            .ok_or_else(|| bad("invalid_ticket", "this is not a ticket of this version"))
+    }
+
+    /// The destination as a peer that is known for the ticket's session alone.
+    pub(super) fn peer(&self) -> Result<PeerRecord, HostError> {
+        let spec = PeerSpec {
+            name: self.host.clone(),
+            address: self.address,
+            identity: self.identity.clone(),
+            labels: super::Labels::new(),
+        };
+        validate::peer(&spec)?;
+        Ok(PeerRecord { id: Uuid::nil(), spec, generation: 1, created_at: Timestamp::now() })
+    }
+}
+
+impl Host {
+    /// Gives leave for one migration into this host; without `act` it only checks whether it would.
+    ///
+    /// # Errors
+    /// Values that cannot be, a host without a peer listener, maintenance, storage.
+    pub async fn create_ticket(&self, spec: TicketSpec, act: bool) -> Result<Ticket, HostError> {
+        self.inner.check_running()?;
+        self.check_not_in_maintenance()?;
+        let info = self.info();
+        let address = info.peer_address.ok_or_else(|| HostError::CapabilityMissing {
+            what: "peer listener",
+            why: "the daemon was started without --peer-listen".to_owned(),
+        })?;
+        let peer = PeerSpec {
+            name: spec.source_name,
+            // A source's own address plays no part.
+            address,
+            identity: spec.source_identity,
+            labels: super::Labels::new(),
+        };
+        let identity = validate::peer(&peer)?;
+        let now = Timestamp::now();
+        let lifetime = i64::try_from(spec.expires_in_seconds.clamp(1, 86_400)).unwrap_or(86_400);
+        let expires_at = now + lifetime.seconds();
+        let ticket = Ticket {
+            host: info.name,
+            address,
+            identity: info.identity,
+            session: Uuid::new_v4(),
+            expires_at,
+            protocol_versions: PROTOCOL_VERSIONS.to_vec(),
+        };
+        if !act {
+            return Ok(ticket);
+        }
+        let kept = Kept {
+            source_name: peer.name,
+            source_identity: identity.to_string(),
+            used: false,
+            good_until: expires_at,
+        };
+        let body = serde_json::to_string(&kept).map_err(|e| HostError::internal("writing a ticket", e))?;
+        let until = now + (AFTERMATH_DAYS * 24).hours();
+        self.inner
+            .ledger
+            .put(Space::Ticket, ticket.session.to_string(), Some(until), body)
+            .await
+            .map_err(|e| HostError::internal("storing a ticket", e))?;
+        Ok(ticket)
+    }
+}
+
+impl Inner {
+    /// The name of a source that has a ticket, used or not: it may connect.
+    pub(super) fn ticket_holder(&self, identity: &PeerIdentity) -> Option<String> {
+        let text = identity.to_string();
+        let now = Timestamp::now();
+        let all = self.ledger.all(Space::Ticket).unwrap_or_default();
+        all.into_iter().find_map(|(_, body)| {
+            let kept: Kept = serde_json::from_str(&body).ok()?;
+            (kept.source_identity == text && (kept.used || kept.good_until > now)).then_some(kept.source_name)
+        })
+    }
+
+    /// Uses up the ticket of `session`, if there is one for this source; false when there is none that is good.
+    pub(super) fn use_ticket(&self, session: Uuid, identity: &PeerIdentity) -> bool {
+        let text = identity.to_string();
+        let key = session.to_string();
+        let good = |body: &str| {
+            let kept: Option<Kept> = serde_json::from_str(body).ok();
+            kept.filter(|k| !k.used && k.source_identity == text && k.good_until > Timestamp::now())
+        };
+        // Looked at before it is taken: a stranger's guess must not cost its owner the ticket.
+        if self.ledger.find(Space::Ticket, &key).ok().flatten().is_none_or(|b| good(&b).is_none()) {
+            return false;
+        }
+        // Of several at once only one gets it.
+        let taken = self.ledger.take_blocking(Space::Ticket, key.clone()).ok().flatten();
+        let Some(kept) = taken.and_then(|b| good(&b)) else { return false };
+        let used = Kept { used: true, ..kept };
+        let until = Timestamp::now() + (AFTERMATH_DAYS * 24).hours();
+        match serde_json::to_string(&used) {
+            Ok(body) => self.ledger.put_soon(Space::Ticket, key, until, body),
+            Err(error) => tracing::error!(%error, "a used ticket cannot be written"),
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ticket() -> Ticket {
+        Ticket {
+            host: "b".into(),
+            address: "192.0.2.7:7801".parse().unwrap(),
+            identity: format!("sha256:{}", "5a".repeat(32)),
+            session: Uuid::from_u128(7),
+            expires_at: Timestamp::from_second(1_800_000_000).unwrap(),
+            protocol_versions: vec![1],
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_ticket_or_a_refusal(text in "\\PC{0,60}", hex in "mvmt1\\.[0-9a-f]{0,80}") {
+            prop_assert!(Ticket::parse(&text).is_err());
+            prop_assert!(Ticket::parse(&hex).is_err());
+        }
+    }
+
+    #[test]
+    fn a_ticket_is_read_as_it_is_written() {
+        let text = ticket().text();
+        assert!(text.len() < TICKET_MAX && text.is_ascii());
+        assert_eq!(Ticket::parse(&text).unwrap(), ticket());
+        assert!(ticket().peer().is_ok());
+        assert!(Ticket { identity: "x".into(), ..ticket() }.peer().is_err());
+    }
+}

@@ -1,0 +1,278 @@
+//! Bodies of `PATCH`: JSON merge patches (RFC 7396) of what can change while a resource lives.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use mirrorvm::host::{Labels, MigrationLimits, PeerSpec};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::decode::{Decode, Errors, Fields, Node, Patch};
+use super::migrations::LimitsBody;
+use crate::problem::{MAX_SAFE_INTEGER, ProblemError};
+
+/// Labels to set, and with null to remove; what is not named stays. Null instead of the object removes all.
+pub type LabelsPatch = Patch<BTreeMap<String, Option<String>>>;
+
+/// Applies a patch to labels.
+pub fn relabel(labels: &Labels, patch: LabelsPatch) -> Labels {
+    let mut labels = labels.clone();
+    match patch {
+        Patch::Keep => {}
+        Patch::Clear => labels.clear(),
+        Patch::Set(changes) => {
+            for (key, value) in changes {
+                match value {
+                    Some(value) => _ = labels.insert(key, value),
+                    None => _ = labels.remove(&key),
+                }
+            }
+        }
+    }
+    labels
+}
+
+/// What to change of a guest.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"labels": {"rack": "r2", "old": null}}))]
+pub struct GuestUpdate {
+    /// Labels to set, and with null to remove; others stay. Null removes all.
+    #[schema(value_type = Option<BTreeMap<String, Option<String>>>, required = false)]
+    pub labels: LabelsPatch,
+}
+
+impl Decode for GuestUpdate {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        let mut f = Fields::open(node, errors)?;
+        let labels = f.patch("labels");
+        f.done()?;
+        Some(Self { labels: labels? })
+    }
+}
+
+/// What to change of a mirror.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"placement": {"cpus": [0, 1]}}))]
+pub struct MirrorUpdate {
+    /// Where its vCPU threads run; null: anywhere.
+    #[schema(value_type = Option<PlacementBody>, required = false)]
+    pub placement: Patch<PlacementBody>,
+}
+
+/// Where a mirror's vCPU threads run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = Placement)]
+#[serde(deny_unknown_fields)]
+pub struct PlacementBody {
+    /// Logical processors of the host; empty: any.
+    #[schema(max_items = 1024, example = json!([0, 1]))]
+    pub cpus: Vec<u32>,
+}
+
+impl Decode for PlacementBody {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        let mut f = Fields::open(node, errors)?;
+        let cpus: Option<Vec<u64>> = f.required("cpus");
+        f.done()?;
+        // What is no processor of any machine is refused by the host, which knows how many there are.
+        Some(Self { cpus: cpus?.into_iter().map(|c| u32::try_from(c).unwrap_or(u32::MAX)).collect() })
+    }
+}
+
+impl Decode for MirrorUpdate {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        let mut f = Fields::open(node, errors)?;
+        let placement = f.patch("placement");
+        f.done()?;
+        Some(Self { placement: placement? })
+    }
+}
+
+/// What to change of a migration.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"limits": {"bandwidth_bytes_per_second": 104857600}}))]
+pub struct MigrationUpdate {
+    /// Limits to set; those that are not named stay.
+    #[schema(required = false, nullable = false)]
+    pub limits: Option<LimitsUpdate>,
+}
+
+/// Limits to set; null sets a limit's default.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LimitsUpdate {
+    /// Bytes of page content per second over all streams; null: as fast as it goes.
+    #[schema(value_type = Option<u64>, required = false, minimum = 1, maximum = 9007199254740991u64)]
+    pub bandwidth_bytes_per_second: Patch<u64>,
+    /// Longest pause that pre-copy aims for.
+    #[schema(value_type = Option<u64>, required = false, minimum = 0, maximum = 3600000)]
+    pub downtime_ms: Patch<u64>,
+    /// Longest time before hand-over.
+    #[schema(value_type = Option<u64>, required = false, minimum = 1, maximum = 604800000)]
+    pub timeout_ms: Patch<u64>,
+    /// Longest silence of the peer.
+    #[schema(value_type = Option<u64>, required = false, minimum = 1, maximum = 3600000)]
+    pub stall_timeout_ms: Patch<u64>,
+}
+
+impl Decode for LimitsUpdate {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        let mut f = Fields::open(node, errors)?;
+        let bandwidth = f.patch_int("bandwidth_bytes_per_second", 1..=MAX_SAFE_INTEGER);
+        let downtime_ms = f.patch_int("downtime_ms", 0..=3_600_000);
+        let timeout_ms = f.patch_int("timeout_ms", 1..=604_800_000);
+        let stall_timeout_ms = f.patch_int("stall_timeout_ms", 1..=3_600_000);
+        f.done()?;
+        Some(Self {
+            bandwidth_bytes_per_second: bandwidth?,
+            downtime_ms: downtime_ms?,
+            timeout_ms: timeout_ms?,
+            stall_timeout_ms: stall_timeout_ms?,
+        })
+    }
+}
+
+impl Decode for MigrationUpdate {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        let mut f = Fields::open(node, errors)?;
+        let limits = f.optional_not_null("limits");
+        f.done()?;
+        Some(Self { limits: limits? })
+    }
+}
+
+impl LimitsUpdate {
+    /// The limits as they would be.
+    pub fn apply(&self, now: MigrationLimits) -> MigrationLimits {
+        let (now, default) = (LimitsBody::from(now), MigrationLimits::default());
+        MigrationLimits {
+            bandwidth_bytes_per_second: match self.bandwidth_bytes_per_second {
+                Patch::Keep => now.bandwidth_bytes_per_second,
+                Patch::Clear => None,
+                Patch::Set(value) => Some(value),
+            },
+            downtime_ms: self.downtime_ms.clone().over(now.downtime_ms, default.downtime_ms),
+            timeout_ms: self.timeout_ms.clone().over(now.timeout_ms, default.timeout_ms),
+            stall_timeout_ms: self
+                .stall_timeout_ms
+                .clone()
+                .over(now.stall_timeout_ms, default.stall_timeout_ms),
+        }
+    }
+}
+
+/// What to change of a known host.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"address": "192.0.2.8:7801"}))]
+pub struct PeerHostUpdate {
+    /// Where its peer listener is: IP address and port.
+    #[schema(required = false, nullable = false, example = "192.0.2.8:7801")]
+    pub address: Option<String>,
+    /// Its pinned identity.
+    #[schema(required = false, nullable = false, pattern = "^sha256:[0-9a-f]{64}$")]
+    pub identity: Option<String>,
+    /// Labels to set, and with null to remove; others stay. Null removes all.
+    #[schema(value_type = Option<BTreeMap<String, Option<String>>>, required = false)]
+    pub labels: LabelsPatch,
+}
+
+impl Decode for PeerHostUpdate {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        let mut f = Fields::open(node, errors)?;
+        let address = f.optional_not_null("address");
+        let identity = f.optional_not_null("identity");
+        let labels = f.patch("labels");
+        f.done()?;
+        Some(Self { address: address?, identity: identity?, labels: labels? })
+    }
+}
+
+impl PeerHostUpdate {
+    /// What the host would be, as a change of what is known of it.
+    ///
+    /// # Errors
+    /// An address that is none.
+    pub fn change(self) -> Result<impl FnOnce(PeerSpec) -> PeerSpec, Vec<ProblemError>> {
+        let address: Option<SocketAddr> = match &self.address {
+            Some(text) => Some(super::peers::parse_address(text)?),
+            None => None,
+        };
+        Ok(move |now: PeerSpec| PeerSpec {
+            address: address.unwrap_or(now.address),
+            identity: self.identity.unwrap_or(now.identity),
+            labels: relabel(&now.labels, self.labels),
+            name: now.name,
+        })
+    }
+}
+
+/// What to change of this host.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"maintenance": true}))]
+pub struct HostUpdate {
+    /// Labels to set, and with null to remove; others stay. Null removes all.
+    #[schema(value_type = Option<BTreeMap<String, Option<String>>>, required = false)]
+    pub labels: LabelsPatch,
+    /// Whether nothing new is taken: no guest is defined, started or let in.
+    #[schema(required = false, nullable = false)]
+    pub maintenance: Option<bool>,
+    /// Outgoing migrations that run at once; more wait as `queued`.
+    #[schema(required = false, nullable = false, minimum = 1, maximum = 16)]
+    pub migration_slots: Option<u32>,
+}
+
+impl Decode for HostUpdate {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        let mut f = Fields::open(node, errors)?;
+        let labels = f.patch("labels");
+        let maintenance = f.optional_not_null("maintenance");
+        let migration_slots = f.patch_int("migration_slots", 1..=16);
+        f.done()?;
+        let slots = match migration_slots? {
+            Patch::Set(slots) => u32::try_from(slots).ok(),
+            Patch::Keep | Patch::Clear => None,
+        };
+        Some(Self { labels: labels?, maintenance: maintenance?, migration_slots: slots })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::api::decode::decode;
+
+    #[test]
+    fn labels_merge() {
+        let now = Labels::from([("a".to_owned(), "1".to_owned()), ("b".into(), "2".into())]);
+        let after = |patch: serde_json::Value| {
+            let labels = relabel(&now, decode::<GuestUpdate>(&patch).unwrap().labels);
+            serde_json::to_value(labels).unwrap()
+        };
+        assert_eq!(after(json!({})), json!({"a": "1", "b": "2"}));
+        assert_eq!(after(json!({"labels": {"a": null, "c": "3"}})), json!({"b": "2", "c": "3"}));
+        assert_eq!(after(json!({"labels": null})), json!({}));
+        let errors = decode::<GuestUpdate>(&json!({"labels": {"a": 1}, "name": "x"})).unwrap_err();
+        let places: Vec<_> = errors.iter().filter_map(|e| e.pointer.as_deref()).collect();
+        assert_eq!(places, ["/labels/a", "/name"]);
+    }
+
+    #[test]
+    fn limits_merge() {
+        let now = MigrationLimits { bandwidth_bytes_per_second: Some(7), ..MigrationLimits::default() };
+        let after = |patch: serde_json::Value| {
+            decode::<MigrationUpdate>(&json!({"limits": patch})).unwrap().limits.unwrap().apply(now)
+        };
+        assert_eq!(after(json!({})), now);
+        assert_eq!(after(json!({"bandwidth_bytes_per_second": null})).bandwidth_bytes_per_second, None);
+        assert_eq!(after(json!({"downtime_ms": 5})).downtime_ms, 5);
+        assert_eq!(after(json!({"downtime_ms": null})).downtime_ms, 300);
+        assert!(decode::<MigrationUpdate>(&json!({"limits": null})).is_err());
+    }
+}

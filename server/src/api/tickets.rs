@@ -1,0 +1,106 @@
+//! Tickets for incoming migrations on the wire.
+
+use jiff::Timestamp;
+use mirrorvm::host::{Ticket, TicketSpec};
+use serde::Serialize;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::decode::{Decode, Errors, Fields, Node};
+
+/// Whom a ticket is for.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({
+    "source": {
+        "name": "a",
+        "identity": "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+    },
+    "expires_in_seconds": 600
+}))]
+pub struct IncomingMigrationCreate {
+    /// The host that the guest comes from.
+    pub source: TicketSource,
+    /// How long the ticket is good.
+    #[serde(default)]
+    #[schema(default = 600, minimum = 1, maximum = 86400)]
+    pub expires_in_seconds: u64,
+}
+
+/// The host that a guest comes from.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TicketSource {
+    /// Its name, for the records of this host.
+    #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", example = "a")]
+    pub name: String,
+    /// Its identity, `identity` of its `/v1/host`: no other host may use the ticket.
+    #[schema(pattern = "^sha256:[0-9a-f]{64}$")]
+    pub identity: String,
+}
+
+impl Decode for TicketSource {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        let mut f = Fields::open(node, errors)?;
+        let name = f.required("name");
+        let identity = f.required("identity");
+        f.done()?;
+        Some(Self { name: name?, identity: identity? })
+    }
+}
+
+impl Decode for IncomingMigrationCreate {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        let mut f = Fields::open(node, errors)?;
+        let source = f.required("source");
+        let expires_in_seconds = f.int_or("expires_in_seconds", 1..=86_400, 600);
+        f.done()?;
+        Some(Self { source: source?, expires_in_seconds: expires_in_seconds? })
+    }
+}
+
+impl From<IncomingMigrationCreate> for TicketSpec {
+    fn from(body: IncomingMigrationCreate) -> Self {
+        Self {
+            source_name: body.source.name,
+            source_identity: body.source.identity,
+            expires_in_seconds: body.expires_in_seconds,
+        }
+    }
+}
+
+/// Leave for one migration into this host.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct IncomingMigration {
+    /// The migration's id, once it has begun.
+    pub migration: Uuid,
+    /// What to send as `destination.ticket` to the source. A secret: whoever holds it and the source's key may bring a
+    /// guest here. Absent in the answer to a repeated request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub ticket: Option<String>,
+    /// Where this host's peer listener is.
+    #[schema(example = "192.0.2.7:7801")]
+    pub address: String,
+    /// This host's identity, which the source pins.
+    #[schema(pattern = "^sha256:[0-9a-f]{64}$")]
+    pub identity: String,
+    /// Until when the migration must have begun.
+    pub expires_at: Timestamp,
+    /// Versions of the peer protocol that this host speaks.
+    #[schema(example = json!([1]))]
+    pub protocol_versions: Vec<u32>,
+}
+
+impl From<Ticket> for IncomingMigration {
+    fn from(ticket: Ticket) -> Self {
+        Self {
+            migration: ticket.session,
+            ticket: Some(ticket.text()),
+            address: ticket.address.to_string(),
+            identity: ticket.identity,
+            expires_at: ticket.expires_at,
+            protocol_versions: ticket.protocol_versions,
+        }
+    }
+}

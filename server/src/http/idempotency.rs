@@ -1,0 +1,300 @@
+//! `Idempotency-Key` on every POST (draft-ietf-httpapi-idempotency-key-header-07): the first answer again, not the work.
+//!
+//! Owns: keys, fingerprints, what of an answer is kept. Must not know: what requests do.
+//!
+//! The key is claimed on disk before the work begins, together with the id that a creation will use. A daemon that
+//! is killed in between leaves the claim; the same request then runs again with the same id, and a creation that
+//! finds its own resource there answers with it. So a request with a key takes effect once, whatever dies.
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use http_body_util::BodyExt as _;
+use jiff::{Timestamp, ToSpan as _};
+use mirrorvm::host::{Host, HostError};
+use mirrorvm::store::StoreError;
+use mirrorvm::store::ledger::Space;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use uuid::Uuid;
+
+use super::body;
+use super::middleware::RequestId;
+use crate::access::caller::Caller;
+use crate::api::sha256_text;
+use crate::problem::{Problem, ProblemCode, ProblemError};
+use crate::state::AppState;
+
+/// The header with the key.
+pub const KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// On an answer that was given before.
+pub const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
+/// Longest key.
+const KEY_MAX: usize = 255;
+/// Headers of an answer that are kept.
+const KEPT: [HeaderName; 5] =
+    [header::CONTENT_TYPE, header::ETAG, header::LOCATION, header::RETRY_AFTER, header::CACHE_CONTROL];
+
+/// The id that a creation uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChosenId {
+    /// The id.
+    pub id: Uuid,
+    /// Whether an earlier daemon may have begun the same request: a resource with the id is then this request's own.
+    pub again: bool,
+}
+
+/// Marks an answer that must not be kept as it is: it holds a secret.
+#[derive(Clone, Debug)]
+pub struct KeepInstead(pub Bytes);
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Claim {
+    fingerprint: String,
+    /// The daemon that works on it.
+    boot: Uuid,
+    resource: Uuid,
+    answer: Option<Answer>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Answer {
+    status: u16,
+    headers: Vec<(String, String)>,
+    body: String,
+}
+
+/// Answers repeated requests from what the first was answered.
+pub async fn layer(State(state): State<AppState>, request: Request, next: Next) -> Response {
+    if request.method() != Method::POST || !request.headers().contains_key(KEY) {
+        return next.run(request).await;
+    }
+    match run(&state, request, next).await {
+        Ok(response) => response,
+        Err(problem) => problem.into_response(),
+    }
+}
+
+async fn run(state: &AppState, request: Request, next: Next) -> Result<Response, Problem> {
+    let host = state.host()?.clone();
+    let (parts, body) = request.into_parts();
+    let key = key_of(&parts.headers)?;
+    let principal = parts.extensions.get::<Caller>().map_or("", |c| c.principal.as_str());
+    let key = format!("{principal}\n{key}");
+    let limit = std::time::Duration::from_secs(state.config().limits.body_seconds.into());
+    let bytes = body::read(body, body::BODY_MAX, limit).await?;
+    let target = parts.uri.path_and_query().map_or("", |p| p.as_str());
+    let fingerprint = fingerprint(parts.method.as_str(), target, &parts.headers, &bytes);
+    let mine = claim(&host, &key, fingerprint, state.boot()).await?;
+    let (claim, again) = match mine {
+        Turn::Answered(answer) => return Ok(answer.replay()),
+        Turn::Ours { claim, again } => (claim, again),
+    };
+    let mut request = Request::from_parts(parts, Body::from(bytes));
+    request.extensions_mut().insert(ChosenId { id: claim.resource, again });
+    let path = request.uri().path().to_owned();
+    let id = request.extensions().get::<RequestId>().map_or_else(String::new, |r| r.0.clone());
+    // To the end even when the caller goes away: the key must not stay claimed.
+    let work = tokio::spawn(async move {
+        let response = next.run(request).await;
+        settle(&host, key, claim, response, &path, &id).await
+    });
+    work.await.map_err(|_| Problem::new(ProblemCode::Internal, "the daemon failed; its log has the reason"))
+}
+
+enum Turn {
+    Answered(Answer),
+    Ours { claim: Claim, again: bool },
+}
+
+async fn claim(host: &Host, key: &str, fingerprint: String, boot: Uuid) -> Result<Turn, Problem> {
+    let mut claim = Claim { fingerprint, boot, resource: Uuid::now_v7(), answer: None };
+    let mut again = false;
+    loop {
+        let text = text_of(&claim)?;
+        let ledger = host.ledger();
+        let Some(there) =
+            ledger.claim(Space::Idempotency, key.to_owned(), Some(expiry()), text).await.map_err(storage)?
+        else {
+            return Ok(Turn::Ours { claim, again });
+        };
+        let there: Claim =
+            serde_json::from_str(&there).map_err(|e| HostError::internal("reading a key", e))?;
+        if there.fingerprint != claim.fingerprint {
+            let detail = "the key came with another method, path or body before";
+            return Err(Problem::new(ProblemCode::IdempotencyKeyReused, detail));
+        }
+        if let Some(answer) = there.answer {
+            return Ok(Turn::Answered(answer));
+        }
+        if there.boot == boot {
+            let detail = "the first request with this key has not been answered yet";
+            return Err(Problem::new(ProblemCode::IdempotencyKeyInUse, detail));
+        }
+        // An earlier daemon's. Whoever takes it away takes it over.
+        if ledger.take(Space::Idempotency, key.to_owned()).await.map_err(storage)?.is_some() {
+            claim.resource = there.resource;
+            again = true;
+        }
+    }
+}
+
+/// Keeps the answer if it is final; gives the key free otherwise.
+async fn settle(
+    host: &Host,
+    key: String,
+    mut claim: Claim,
+    response: Response,
+    path: &str,
+    id: &str,
+) -> Response {
+    let problem = response.extensions().get::<Problem>().cloned();
+    let (parts, body) = match &problem {
+        Some(problem) => problem.render(path, id).into_parts(),
+        None => response.into_parts(),
+    };
+    // Our own bodies are whole already.
+    let bytes = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+    let kept = if is_final(parts.status, problem.as_ref()) {
+        let shown = parts.extensions.get::<KeepInstead>().map_or(&bytes, |k| &k.0);
+        claim.answer = Some(Answer::of(parts.status, &parts.headers, shown));
+        match text_of(&claim) {
+            Ok(text) => host.ledger().put(Space::Idempotency, key, Some(expiry()), text).await,
+            Err(_) => Ok(()),
+        }
+    } else {
+        host.ledger().take(Space::Idempotency, key).await.map(|_| ())
+    };
+    if let Err(error) = kept {
+        tracing::error!(%error, "an answer could not be kept for its idempotency key");
+    }
+    let mut response = Response::from_parts(parts, Body::from(bytes));
+    if let Some(problem) = problem {
+        response.extensions_mut().insert(problem);
+    }
+    response
+}
+
+/// An answer stays when the same request could not be answered better later.
+fn is_final(status: StatusCode, problem: Option<&Problem>) -> bool {
+    let passing = matches!(status.as_u16(), 400 | 401 | 403 | 408 | 413 | 415) || status.is_server_error();
+    !passing && problem.is_none_or(|p| !p.code().retryable())
+}
+
+impl Answer {
+    fn of(status: StatusCode, headers: &HeaderMap, body: &Bytes) -> Self {
+        let kept = KEPT.iter().filter_map(|name| {
+            let value = headers.get(name)?.to_str().ok()?;
+            Some((name.as_str().to_owned(), value.to_owned()))
+        });
+        let body = String::from_utf8_lossy(body).into_owned();
+        Self { status: status.as_u16(), headers: kept.collect(), body }
+    }
+
+    fn replay(self) -> Response {
+        let mut response = Body::from(self.body).into_response();
+        *response.status_mut() = StatusCode::from_u16(self.status).unwrap_or(StatusCode::OK);
+        for (name, value) in self.headers {
+            if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+                response.headers_mut().insert(name, value);
+            }
+        }
+        response.headers_mut().insert(REPLAYED, HeaderValue::from_static("true"));
+        response
+    }
+}
+
+fn key_of(headers: &HeaderMap) -> Result<String, Problem> {
+    let mut given = headers.get_all(KEY).iter();
+    let text = match (given.next(), given.next()) {
+        (Some(value), None) => value.to_str().ok(),
+        _ => None,
+    };
+    // The draft has a quoted string (RFC 9651); most clients send it bare.
+    let text =
+        text.map(str::trim).map(|t| t.strip_prefix('"').and_then(|t| t.strip_suffix('"')).unwrap_or(t));
+    let printable =
+        |t: &&str| (1..=KEY_MAX).contains(&t.len()) && t.bytes().all(|b| (b' '..=b'~').contains(&b));
+    text.filter(printable).map(str::to_owned).ok_or_else(|| {
+        let detail =
+            format!("idempotency-key is not given once with 1 to {KEY_MAX} printable ASCII characters");
+        Problem::validation(vec![ProblemError::at_header(&KEY, "invalid_format", detail)])
+    })
+}
+
+fn fingerprint(method: &str, target: &str, headers: &HeaderMap, body: &[u8]) -> String {
+    let mut hash = Sha256::new();
+    let conditions = [header::CONTENT_TYPE, header::IF_MATCH];
+    let values = conditions.iter().map(|name| headers.get(name).map_or(&b""[..], |v| v.as_bytes()));
+    for part in [method.as_bytes(), target.as_bytes()].into_iter().chain(values).chain([body]) {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    sha256_text(&hash.finalize())
+}
+
+fn expiry() -> Timestamp {
+    Timestamp::now() + 24.hours()
+}
+
+fn text_of(claim: &Claim) -> Result<String, Problem> {
+    serde_json::to_string(claim).map_err(|e| HostError::internal("writing a key", e).into())
+}
+
+fn storage(e: StoreError) -> Problem {
+    HostError::internal("keeping idempotency keys", e).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_short_printable_and_given_once() {
+        let key = |values: &[&str]| {
+            let headers: HeaderMap =
+                values.iter().map(|v| (KEY, HeaderValue::from_str(v).unwrap())).collect();
+            key_of(&headers).ok()
+        };
+        assert_eq!(key(&["abc"]).as_deref(), Some("abc"));
+        assert_eq!(key(&["\"abc\""]).as_deref(), Some("abc"));
+        assert_eq!(key(&[&"k".repeat(255)]).map(|k| k.len()), Some(255));
+        for bad in [&["", "x"][..], &[""], &["\"\""], &["a\tb"], &["a", "b"]] {
+            assert_eq!(key(bad), None, "{bad:?}");
+        }
+        assert_eq!(key(&[&"k".repeat(256)]), None);
+    }
+
+    #[test]
+    fn fingerprints_tell_requests_apart() {
+        let none = HeaderMap::new();
+        let one = fingerprint("POST", "/v1/guests", &none, b"{}");
+        assert_eq!(one, fingerprint("POST", "/v1/guests", &none, b"{}"));
+        assert_ne!(one, fingerprint("POST", "/v1/guests?dry_run=true", &none, b"{}"));
+        assert_ne!(one, fingerprint("POST", "/v1/guest", &none, b"s{}"));
+        assert_ne!(one, fingerprint("POST", "/v1/guests", &none, b"{} "));
+        let conditional = [(header::IF_MATCH, HeaderValue::from_static("\"1\""))].into_iter().collect();
+        assert_ne!(one, fingerprint("POST", "/v1/guests", &conditional, b"{}"));
+    }
+
+    #[test]
+    fn answers_stay_unless_a_later_one_may_be_better() {
+        let problem = |code| Some(Problem::new(code, "x"));
+        for (code, stays) in [
+            (ProblemCode::NotFound, true),
+            (ProblemCode::NameTaken, true),
+            (ProblemCode::GuestMigrating, false),
+            (ProblemCode::ValidationFailed, true),
+            (ProblemCode::Internal, false),
+            (ProblemCode::NotReady, false),
+            (ProblemCode::PayloadTooLarge, false),
+        ] {
+            let p = problem(code);
+            assert_eq!(is_final(code.status(), p.as_ref()), stays, "{code:?}");
+        }
+        assert!(is_final(StatusCode::CREATED, None));
+    }
+}

@@ -1,0 +1,157 @@
+//! What the daemon counts, for Prometheus (OpenMetrics text).
+//!
+//! Owns: names and labels of metrics. Labels are bounded: operation ids, status classes, states; never ids or names.
+
+use std::time::Duration;
+
+use mirrorvm::host::Host;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{EncodeLabelSet, LabelSetEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+/// Operation and class of its answer.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Asked {
+    operation: &'static str,
+    class: &'static str,
+}
+
+impl EncodeLabelSet for Asked {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), std::fmt::Error> {
+        [("operation", self.operation), ("status", self.class)].encode(encoder)
+    }
+}
+
+/// A state.
+type State = [(&'static str, &'static str); 1];
+
+/// Counters of one daemon.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    requests: Family<Asked, Counter>,
+    latency: Histogram,
+    connections: Gauge,
+    streams: Gauge,
+    guests: Family<State, Gauge>,
+    mirrors: Family<State, Gauge>,
+    migrations: Family<State, Gauge>,
+    events: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("mirrorvm");
+        // 50 microseconds to about 26 seconds.
+        let latency = Histogram::new(exponential_buckets(5e-5, 4.0, 10));
+        let metrics = Self {
+            registry: Registry::default(),
+            requests: Family::default(),
+            latency,
+            connections: Gauge::default(),
+            streams: Gauge::default(),
+            guests: Family::default(),
+            mirrors: Family::default(),
+            migrations: Family::default(),
+            events: Gauge::default(),
+        };
+        registry.register("http_requests", "Requests answered", metrics.requests.clone());
+        registry.register("http_request_duration_seconds", "Time to the answer", metrics.latency.clone());
+        registry.register("http_connections", "Open connections", metrics.connections.clone());
+        registry.register("event_streams", "Open event streams", metrics.streams.clone());
+        registry.register("guests", "Guests by state", metrics.guests.clone());
+        registry.register("mirrors", "Mirrors by state", metrics.mirrors.clone());
+        registry.register("migrations", "Migrations by state", metrics.migrations.clone());
+        registry.register("events_latest", "Number of the newest event", metrics.events.clone());
+        Self { registry, ..metrics }
+    }
+}
+
+impl Metrics {
+    /// One request was answered.
+    pub fn answered(&self, operation: &'static str, status: u16, took: Duration) {
+        let class = match status / 100 {
+            1 => "1xx",
+            2 => "2xx",
+            3 => "3xx",
+            4 => "4xx",
+            _ => "5xx",
+        };
+        self.requests.get_or_create(&Asked { operation, class }).inc();
+        self.latency.observe(took.as_secs_f64());
+    }
+
+    /// A connection is open until the guard goes.
+    pub fn connection(&self) -> Open {
+        self.connections.inc();
+        Open(self.connections.clone())
+    }
+
+    /// An event stream is open until the guard goes.
+    pub fn stream(&self) -> Open {
+        self.streams.inc();
+        Open(self.streams.clone())
+    }
+
+    /// Everything as text, the resources counted now.
+    ///
+    /// # Errors
+    /// None that a String gives.
+    pub fn text(&self, host: Option<&Host>) -> Result<String, std::fmt::Error> {
+        if let Some(host) = host {
+            count(&self.guests, host.guests().iter().map(|g| g.state.name()));
+            count(&self.mirrors, host.mirrors().iter().map(|m| m.state.name()));
+            count(&self.migrations, host.migrations().iter().map(|m| m.state.name()));
+            self.events.set(host.events().latest().seq as i64);
+        }
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+fn count(family: &Family<State, Gauge>, states: impl Iterator<Item = &'static str>) {
+    family.clear();
+    for state in states {
+        family.get_or_create(&[("state", state)]).inc();
+    }
+}
+
+/// Something is open as long as this lives.
+#[derive(Debug)]
+pub struct Open(Gauge);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_happened_is_counted() {
+        let metrics = Metrics::default();
+        metrics.answered("guest_get", 200, Duration::from_millis(1));
+        metrics.answered("guest_get", 404, Duration::from_millis(1));
+        let open = metrics.connection();
+        let text = metrics.text(None).unwrap();
+        for line in [
+            "mirrorvm_http_requests_total{operation=\"guest_get\",status=\"2xx\"} 1",
+            "mirrorvm_http_requests_total{operation=\"guest_get\",status=\"4xx\"} 1",
+            "mirrorvm_http_connections 1",
+            "mirrorvm_http_request_duration_seconds_count 2",
+            "# EOF",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line}\n{text}");
+        }
+        drop(open);
+        assert!(metrics.text(None).unwrap().contains("mirrorvm_http_connections 0"));
+    }
+}

@@ -1,0 +1,168 @@
+//! Callers: who one is, tokens, the audit log.
+
+use axum::extract::{Extension, Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::{Json, body::Bytes};
+use jiff::{Timestamp, ToSpan as _};
+use mirrorvm::host::HostError;
+use mirrorvm::store::ledger::Log;
+use uuid::Uuid;
+
+use super::common::{DryRunParam, IdempotencyKeyParam, PageParams, SortParams};
+use crate::access::caller::Caller;
+use crate::access::tokens::{self, NewToken, TokenRecord};
+use crate::api::audit::{AuditEntry, AuditLog};
+use crate::api::page::{LIMIT_DEFAULT, LIMIT_MAX, Place, Scope, cut};
+use crate::api::tokens::{Token, TokenCreate, TokenList, Whoami};
+use crate::http::body::JsonBody;
+use crate::http::change::Change;
+use crate::http::gate::AuditRecord;
+use crate::http::idempotency::KeepInstead;
+use crate::http::query::Query;
+use crate::http::respond;
+use crate::problem::{MAX_SAFE_INTEGER, Problem};
+use crate::state::AppState;
+
+const PATH: &str = "/v1/tokens";
+
+/// Get who you are
+///
+/// The caller as the daemon knows it: by the local user behind a Unix or loopback socket, a client certificate, or a
+/// bearer token.
+#[utoipa::path(get, path = "/v1/whoami", operation_id = "whoami_get", tag = "access",
+    responses((status = 200, description = "The caller", body = Whoami)))]
+pub async fn whoami(Extension(caller): Extension<Caller>) -> Json<Whoami> {
+    Json(caller.into())
+}
+
+/// List the bearer tokens
+///
+/// Those that are good, without their secrets.
+#[utoipa::path(get, path = "/v1/tokens", operation_id = "token_list", tag = "access", params(SortParams, PageParams),
+    responses((status = 200, description = "A page of tokens", body = TokenList)))]
+pub async fn list_tokens(State(state): State<AppState>, query: Query) -> Result<Response, Problem> {
+    let mut parameters = query.read()?;
+    let scope = Scope::new(state.page_key(), "tokens", &[]);
+    let request = parameters.page(&scope, false);
+    parameters.done()?;
+    let all = tokens::list(state.host()?)?;
+    let place = |t: &TokenRecord| Place::of(request.order, t.created_at, "", t.id);
+    let (items, next) = cut(all, &request, place);
+    let (next_page_token, link) = respond::next_page(PATH, &[], &scope, &request, next);
+    let items = items.into_iter().map(Token::from).collect();
+    Ok(respond::list(TokenList { items, next_page_token }, link))
+}
+
+/// Make a bearer token
+///
+/// The answer has the secret, once: it is kept as a hash alone.
+#[utoipa::path(post, path = "/v1/tokens", operation_id = "token_create", tag = "access",
+    request_body = TokenCreate, params(DryRunParam, IdempotencyKeyParam),
+    responses(
+        (status = 200, description = "With `dry_run`: the token that would be made, without a secret", body = Token),
+        (status = 201, description = "The token is good", body = Token),
+    ))]
+pub async fn create_token(
+    State(state): State<AppState>,
+    change: Change,
+    JsonBody(body): JsonBody<TokenCreate>,
+) -> Result<Response, Problem> {
+    body.check().map_err(Problem::validation)?;
+    let host = state.host()?.clone();
+    let guest = match &body.guest {
+        Some(key) => Some(host.guest(key)?.id),
+        None => None,
+    };
+    let lifetime = i64::try_from(body.expires_in_seconds).unwrap_or(i64::MAX).clamp(1, 31_622_400);
+    let new = NewToken {
+        id: change.id().unwrap_or_else(Uuid::now_v7),
+        name: body.name,
+        role: body.role,
+        guest,
+        expires_at: Timestamp::now() + lifetime.seconds(),
+        created_by: change.principal,
+    };
+    if change.dry_run {
+        let token = Token {
+            id: new.id,
+            name: new.name,
+            role: new.role,
+            guest,
+            created_at: Timestamp::now(),
+            expires_at: new.expires_at,
+            created_by: new.created_by,
+            secret: None,
+        };
+        return Ok(respond::ok(1, token));
+    }
+    let (record, secret) = respond::detached(async move { tokens::create(&host, new).await }).await?;
+    let location = format!("{PATH}/{}", record.id);
+    let shown = Token::from(record);
+    let kept = serde_json::to_vec(&shown).map_err(|e| HostError::internal("writing a token", e))?;
+    let token = Token { secret: Some(secret.to_string()), ..shown };
+    let mut response = respond::created(&location, 1, token);
+    response.extensions_mut().insert(KeepInstead(Bytes::from(kept)));
+    Ok(response)
+}
+
+/// Withdraw a bearer token
+///
+/// It is refused from now on.
+#[utoipa::path(delete, path = "/v1/tokens/{token}", operation_id = "token_delete", tag = "access",
+    params(("token" = String, Path, description = "Id of the token"), DryRunParam),
+    responses(
+        (status = 200, description = "With `dry_run`: the token that would be withdrawn", body = Token),
+        (status = 204, description = "The token is withdrawn"),
+    ))]
+pub async fn delete_token(
+    State(state): State<AppState>,
+    Path(key): Path<String>,
+    change: Change,
+) -> Result<Response, Problem> {
+    let host = state.host()?.clone();
+    let missing =
+        || Problem::from(HostError::NotFound { kind: "token", key: key.chars().take(80).collect() });
+    let id = Uuid::try_parse(&key).map_err(|_| missing())?;
+    if change.dry_run {
+        let there = tokens::list(&host)?.into_iter().find(|t| t.id == id).ok_or_else(missing)?;
+        return Ok(respond::ok(1, Token::from(there)));
+    }
+    let gone = respond::detached(async move { tokens::withdraw(&host, id).await }).await?;
+    gone.map(|_| StatusCode::NO_CONTENT.into_response()).ok_or_else(missing)
+}
+
+/// List the audit log
+///
+/// Every change that was asked for, the newest first, refused ones included.
+#[utoipa::path(get, path = "/v1/audit-log", operation_id = "audit_log_list", tag = "access",
+    params(
+        ("before" = Option<u64>, Query, description = "Only entries before this number", minimum = 1),
+        ("limit" = Option<u32>, Query, description = "Most entries", minimum = 1, maximum = 1000),
+        ("principal" = Option<String>, Query, description = "Only those of this principal", example = "unix:0"),
+        ("operation" = Option<String>, Query, description = "Only this operation", example = "guest_create"),
+    ),
+    responses((status = 200, description = "A page of entries", body = AuditLog)))]
+pub async fn audit_log(State(state): State<AppState>, query: Query) -> Result<Json<AuditLog>, Problem> {
+    let mut parameters = query.read()?;
+    let before = parameters.int("before", 1, MAX_SAFE_INTEGER);
+    let limit = parameters.int("limit", 1, LIMIT_MAX).unwrap_or(LIMIT_DEFAULT);
+    let principal = parameters.one("principal");
+    let operation = parameters.one("operation");
+    parameters.done()?;
+    let wanted = |r: &AuditRecord| {
+        principal.as_ref().is_none_or(|p| r.principal.as_ref() == Some(p))
+            && operation.as_ref().is_none_or(|o| r.operation == *o)
+    };
+    let mut records = Vec::new();
+    let look = state.host()?.ledger().look_back(Log::Audit, before, limit, |entry| {
+        let record = serde_json::from_str::<AuditRecord>(&entry.body).ok().filter(wanted);
+        let fits = record.is_some();
+        records.extend(record);
+        fits
+    });
+    let look = look.map_err(|e| HostError::internal("reading the audit log", e))?;
+    let both = look.entries.into_iter().zip(records);
+    let items = both.map(|(e, record)| AuditEntry::new(e.seq, e.at, record)).collect();
+    Ok(Json(AuditLog { items, next_before: look.more.then_some(look.seen) }))
+}
