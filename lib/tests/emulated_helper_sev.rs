@@ -7,7 +7,9 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use mirrorvm::addr::{PAGE_SIZE, RamAddr, RamPage};
-use mirrorvm::address_space::{MailboxSize, MirrorPlan, Shift, SlotBacking, Strategy, plan};
+use mirrorvm::address_space::{
+    Confidentiality, MailboxSize, MirrorPlan, PlanRequest, Shift, SlotBacking, Strategy, plan,
+};
 use mirrorvm::hypervisor::emulated::EmulatedHost;
 use mirrorvm::hypervisor::{Exit, Hypervisor, NoPorts, Slot, SlotId, UserEntry, Vcpu, Vm};
 use mirrorvm::memory::{GuestRam, Mapping};
@@ -49,6 +51,7 @@ fn slots(vm: &mut dyn Vm, plan: &MirrorPlan, ram: &GuestRam, mailbox: &Arc<Mappi
     for (slot, id) in plan.slots.iter().zip(0..) {
         let (memory, offset) = match slot.backing {
             SlotBacking::Mailbox => (mailbox, 0),
+            SlotBacking::Private { .. } => panic!("not under this strategy"),
             SlotBacking::Ram { ram_addr } => ram.locate(ram_addr, slot.len).unwrap(),
         };
         let slot = Slot {
@@ -65,7 +68,8 @@ fn slots(vm: &mut dyn Vm, plan: &MirrorPlan, ram: &GuestRam, mailbox: &Arc<Mappi
 
 /// Loads and measures the helper with the guest. The guest's RAM is not: nobody has written it yet.
 fn launch(sev: &dyn Context, plan: &MirrorPlan, ram: &GuestRam, fault: Fault) {
-    let block = ram.layout().helper().unwrap();
+    let layout = ram.layout();
+    let block = layout.helper().unwrap();
     let memory = ram.mapping(block).unwrap();
     let p = &plan.placement;
     let image = HelperImage::built_in();
@@ -76,6 +80,8 @@ fn launch(sev: &dyn Context, plan: &MirrorPlan, ram: &GuestRam, fault: Fault) {
         slots: plan.mailbox.slots,
         pages: ranges.last().unwrap().end() / PAGE_SIZE,
         ranges: ranges.len() as u32,
+        protection: config::PROTECTION_MODELLED,
+        policy: config::POLICY_NODBG,
     };
     memory.write(p.config_at, &fixed.encode());
     for (r, i) in ranges.iter().zip(0u64..) {
@@ -96,8 +102,14 @@ fn launch(sev: &dyn Context, plan: &MirrorPlan, ram: &GuestRam, fault: Fault) {
     memory.write(p.tables_at, &tables);
     let data_end = image.header().data_end - image.header().base;
     let spans = match fault {
-        Fault::DataLeftPlain => vec![(0, data_end), (p.config_at, block.size - p.config_at)],
-        Fault::ConfigLeftPlain => vec![(0, p.config_at), (p.secret_at, block.size - p.secret_at)],
+        Fault::DataLeftPlain => {
+            let end = image.header().footprint();
+            vec![(0, data_end), (end, block.size - end)]
+        }
+        Fault::ConfigLeftPlain => {
+            let end = p.config_at + PAGE_SIZE;
+            vec![(0, p.config_at), (end, block.size - end)]
+        }
         _ => vec![(0, block.size)],
     };
     for (at, len) in spans {
@@ -111,7 +123,10 @@ impl Hand {
         let image = HelperImage::built_in();
         let size = MailboxSize { workers: 1, slots: 1 };
         let strategy = Strategy::Shifted { shift: Shift::MaxPhys };
-        let plan = plan(ram.layout(), image.header(), &host.limits(), strategy, size).unwrap();
+        let (layout, limits) = (ram.layout(), host.limits());
+        let mut request = PlanRequest::new(&layout, image.header(), &limits, strategy, size);
+        request.confidentiality = if es { Confidentiality::SevEs } else { Confidentiality::Sev };
+        let plan = plan(&request).unwrap();
         let mailbox = Mapping::anonymous(size.bytes()).unwrap();
 
         let guest = host.create_vm().unwrap();
@@ -254,7 +269,9 @@ fn pages_of_an_sev_es_guest_too_by_a_vcpu_that_was_measured_with_it() {
 fn a_helper_that_was_launched_wrongly_does_not_start() {
     let host = EmulatedHost::new(ModelPlatform::seeded(1, AsidLimits::default()));
     let first = |fault| Hand::new(&host, false, fault).run();
-    assert_eq!(first(Fault::DataLeftPlain), Exit::Shutdown);
+    // The first worker clears the helper's data, so that garbage there does not matter.
+    let idle = Exit::PortWrite { port: DOORBELL_PORT, value: Doorbell::Idle as u32 };
+    assert_eq!(first(Fault::DataLeftPlain), idle);
     // Code and tables are private in any case; data is where the C-bit says.
     assert_eq!(first(Fault::NoCBit), Exit::Shutdown);
     let fatal = Doorbell::Fatal as u32 | (Fatal::BadConfig as u32) << 8;

@@ -5,6 +5,7 @@
 mod support;
 
 use mirrorvm::address_space::{PspVia, Shift, Strategy};
+use mirrorvm::guest::ReadinessReason;
 use mirrorvm::host::*;
 use mirrorvm::sev::Policy;
 
@@ -79,4 +80,181 @@ async fn every_strategy_moves_a_guest_with_encrypted_registers() {
         let mirror = LaunchMirror { strategy, workers: 2 };
         each(modelled(Policy::NODBG | Policy::ES, Some(mirror)), &[strategy]).await;
     }
+}
+
+/// What a guest's state says to a strategy, and the host's words for it.
+async fn refused(two: &Two, strategy: Strategy) -> HostError {
+    let error = two.a.create_migration(migration("b", strategy, 1)).await.unwrap_err();
+    assert_eq!(two.a.guest("g1").unwrap().state, GuestState::Running, "nothing changed");
+    assert!(two.a.migrations().iter().all(|m| m.state.is_terminal()));
+    error
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn unplugged_ram_moves_with_its_content_where_the_helper_goes_by_ram_addr() {
+    let drivers =
+        [modelled(Policy::NODBG, None), DriverSpec::Emulated { vcpus: 1, workload: WORKLOAD, sev: None }];
+    let kvm = support::kvm().map(|_| EMBEDDED);
+    for driver in drivers.into_iter().chain(kvm) {
+        for strategy in [SHIFTED, MAX_PHYS, DECLARED, LAUNCH_UPDATE] {
+            unplugged(driver.clone(), strategy).await;
+        }
+    }
+}
+
+async fn unplugged(driver: DriverSpec, strategy: Strategy) {
+    const HOME: u64 = 0x1_4000_0000;
+    let two = two().await;
+    run(&two, guest(driver, &BLOCKS)).await;
+    // The guest has filled the block and checks it all the time; it lets go of it, and it has no address any more.
+    let block = two.a.unplug("g1", "ram1").await.unwrap();
+    assert_eq!(
+        (block.block.gpa(), block.private_bytes),
+        (None, 8 << 20),
+        "{strategy:?}: private and unplugged"
+    );
+    let extents = two.a.encryption_extents("g1", mirrorvm::addr::RamAddr::new(0), 99).unwrap().unwrap();
+    assert_eq!(
+        extents.iter().map(|e| e.range.len()).sum::<u64>(),
+        two.a.guest("g1").unwrap().layout.ram_bytes()
+    );
+    // Addressed by GPA it cannot be named: refused, with the range.
+    let HostError::PlanRefused(list) = refused(&two, IDENTITY).await else {
+        panic!("a refusal by the planner")
+    };
+    let at = two.a.guest("g1").unwrap().layout.block("ram1").unwrap().ram_addr.get();
+    assert!(
+        list.iter().any(|r| (r.code.as_str(), r.value, r.bound) == ("unplugged_private", at, Some(8 << 20))),
+        "{list:?}"
+    );
+    moved(&two.a, &two.b, migration("b", strategy, 2)).await;
+    assert_eq!(two.b.guest("g1").unwrap().layout.block("ram1").unwrap().plugs, [], "it arrives unplugged");
+    let block = two.b.plug("g1", "ram1", mirrorvm::addr::Gpa::new(HOME)).await.unwrap();
+    assert_eq!(block.block.gpa().map(mirrorvm::addr::Gpa::get), Some(HOME));
+    // The guest uses it again, and goes through it: a page in error would be counted.
+    let before = ticks(&two.b).unwrap();
+    let after = until(&two.b, "ticks there", || ticks(&two.b).filter(|t| t.0 > before.0 + 100)).await;
+    assert_eq!(after.1, 0, "{strategy:?}: the block's content is what it was");
+    two.a.shutdown().await;
+    two.b.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn blocks_are_plugged_and_unplugged_by_the_rules() {
+    use mirrorvm::addr::Gpa;
+    use mirrorvm::guest::PlugError as P;
+    let two = two().await;
+    run(&two, guest(modelled(Policy::NODBG, None), &[(32, Some(0)), (8, Some(0x1_4000_0000)), (8, None)]))
+        .await;
+    let a = &two.a;
+    let plug = async |name: &str, gpa: u64| match a.plug("g1", name, Gpa::new(gpa)).await {
+        Err(HostError::PlugRefused(e)) => Some(e),
+        Ok(_) => None,
+        Err(e) => panic!("{e:?}"),
+    };
+    let unplug = async |name: &str| match a.unplug("g1", name).await {
+        Err(HostError::PlugRefused(e)) => Some(e),
+        Ok(_) => None,
+        Err(e) => panic!("{e:?}"),
+    };
+    assert_eq!(unplug("ram0").await, Some(P::Needed), "the guest runs from it");
+    assert_eq!(unplug("mirrorvm.helper").await, Some(P::Needed));
+    assert_eq!(plug("ram1", 0x1_8000_0000).await, Some(P::Elsewhere { gpa: Gpa::new(0x1_4000_0000) }));
+    assert!(matches!(plug("ram2", 0x1_4000_0000).await, Some(P::Layout(_))), "another block is there");
+    assert!(matches!(plug("ram2", 0x1_8000_0001).await, Some(P::Layout(_))), "no multiple of a page");
+    assert!(matches!(plug("ram2", u64::MAX - 4095).await, Some(P::Layout(_))), "past 2^64");
+    assert!(matches!(a.plug("g1", "ram9", Gpa::new(0)).await, Err(HostError::NotFound { .. })));
+    assert_eq!(plug("ram2", 0x1_8000_0000).await, None);
+    assert_eq!(plug("ram2", 0x1_8000_0000).await, None, "again changes nothing");
+    assert_eq!((unplug("ram2").await, unplug("ram2").await), (None, None));
+    // A paused guest cannot let go of what it uses.
+    a.guest_action("g1", GuestAction::Pause).await.unwrap();
+    assert_eq!(unplug("ram1").await, Some(P::InUse));
+    assert_eq!(a.guest("g1").unwrap().layout.block("ram1").unwrap().plugs.len(), 1, "it stays");
+    a.guest_action("g1", GuestAction::Resume).await.unwrap();
+    assert_eq!(unplug("ram1").await, None);
+    let mirror = MirrorSpec { guest: "g1".into(), strategy: SHIFTED, workers: 1 };
+    a.create_mirror(mirror).await.unwrap();
+    assert!(
+        matches!(a.unplug("g1", "ram2").await, Err(HostError::InUse { .. })),
+        "a mirror shows what was plugged"
+    );
+    a.guest_action("g1", GuestAction::Stop).await.unwrap();
+    assert!(matches!(a.unplug("g1", "ram1").await, Err(HostError::WrongState { .. })));
+    two.a.shutdown().await;
+    two.b.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_policy_is_obeyed_before_anything_is_made() {
+    for (policy, mirrors) in
+        [(Policy::NOSEND | Policy::NODBG, true), (Policy::DOMAIN, false), (Policy::NOKS, false)]
+    {
+        let two = two().await;
+        run(&two, guest(modelled(policy, None), &BLOCKS)).await;
+        let error = refused(&two, SHIFTED).await;
+        assert!(matches!(error, HostError::PolicyForbids { .. }), "{policy:#x}: {error:?}");
+        let spec = MirrorSpec { guest: "g1".into(), strategy: SHIFTED, workers: 1 };
+        let mirror = two.a.create_mirror(spec).await;
+        assert_eq!(mirror.is_ok(), mirrors, "{policy:#x}: {mirror:?}");
+        two.a.shutdown().await;
+        two.b.shutdown().await;
+    }
+    // NOKS alone closes one way only.
+    let two = two().await;
+    run(&two, guest(modelled(Policy::NODBG | Policy::NOKS, None), &BLOCKS)).await;
+    let error = refused(&two, SEND_RECEIVE).await;
+    assert!(matches!(error, HostError::PolicyForbids { .. }), "{error:?}");
+    moved(&two.a, &two.b, migration("b", LAUNCH_UPDATE, 1)).await;
+    two.a.shutdown().await;
+    two.b.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn readiness_that_is_lost_is_explained_and_stops_a_migration() {
+    let workload = WorkloadSpec { withdraws_readiness_after_ms: Some(300), ..WORKLOAD };
+    let kvm = support::kvm().map(|_| DriverSpec::Embedded { vcpus: 1, workload, sev: None });
+    let emulated = DriverSpec::Emulated { vcpus: 1, workload, sev: None };
+    for driver in [emulated].into_iter().chain(kvm) {
+        let two = two().await;
+        two.a.define_guest(guest(driver, &BLOCKS)).await.unwrap();
+        two.a.guest_action("g1", GuestAction::Start).await.unwrap();
+        let readiness = || two.a.guest("g1").unwrap().readiness;
+        let announced =
+            until(&two.a, "the guest's word", || readiness().filter(|r| r.declaration.is_some())).await;
+        assert!(announced.ready && announced.reason == ReadinessReason::Announced, "{announced:?}");
+        assert!(announced.declaration.unwrap().tuples().len() > 1, "in several pieces");
+        let generation = two.a.guest("g1").unwrap().generation;
+        let lost = until(&two.a, "the loss", || readiness().filter(|r| !r.ready)).await;
+        assert_eq!(lost.reason, ReadinessReason::Withdrawn);
+        until(&two.a, "a new generation", || {
+            Some(two.a.guest("g1").unwrap().generation).filter(|g| *g > generation)
+        })
+        .await;
+        let HostError::GuestNotReady { why } = refused(&two, SHIFTED).await else { panic!("not ready") };
+        assert!(why.contains("CPU goes offline"), "{why}");
+        two.a.shutdown().await;
+        two.b.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_mirror_of_a_guest_with_encrypted_registers_comes_with_its_launch() {
+    let two = two().await;
+    let driver = modelled(Policy::NODBG | Policy::ES, Some(LaunchMirror { strategy: DECLARED, workers: 1 }));
+    run(&two, guest(driver, &BLOCKS)).await;
+    let a = &two.a;
+    let mirrors = a.mirrors();
+    assert_eq!(mirrors.iter().map(|m| m.strategy).collect::<Vec<_>>(), [DECLARED]);
+    let spec = MirrorSpec { guest: "g1".into(), strategy: SHIFTED, workers: 1 };
+    assert!(matches!(a.create_mirror(spec).await, Err(HostError::MirrorAtLaunch)));
+    assert!(matches!(a.delete_mirror(mirrors[0].id).await, Err(HostError::MirrorAtLaunch)));
+    // Another strategy than the launched one finds no mirror.
+    let id = a.create_migration(migration("b", SHIFTED, 1)).await.unwrap().id;
+    let end = until(a, "the end", || Some(a.migration(id).unwrap()).filter(|m| m.state.is_terminal())).await;
+    assert_eq!(end.error.unwrap().code, "mirror_at_launch");
+    moved(a, &two.b, migration("b", DECLARED, 1)).await;
+    assert_eq!(two.b.mirrors().len(), 1, "and arrives with one");
+    two.a.shutdown().await;
+    two.b.shutdown().await;
 }

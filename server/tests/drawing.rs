@@ -124,9 +124,9 @@ fn what_sets_a_strategy_apart_is_seen() {
     assert!(identity.contains("out of the helper") && !shifted.contains("out of the helper"));
     assert!(declared.contains("declared: maps") && declared.contains("declared: config, tables"));
     assert!(declared.contains("6 pieces"));
-    assert!(psp.contains("private: the helper") && psp.contains("(not in the mirror)"));
+    assert!(psp.contains("private: the helper") && psp.contains("mirrorvm.helper (unused)"));
     let code = drawn(PC, Strategy::Declared, Confidentiality::Sev).0;
-    assert!(code.contains("declared: code (code, read only)"));
+    assert!(code.contains("declared: code, read only"));
 }
 
 #[test]

@@ -73,11 +73,42 @@ pub enum TableError {
     },
 }
 
+/// A page of tables, kept as the span of entries that is in use: a guest with ten thousand blocks of odd sizes has as many
+/// pages with an entry or two, and zeroing and touching all of them would take longer than everything else in a plan.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Table {
+    first: usize,
+    entries: Vec<u64>,
+}
+
+impl Table {
+    fn get(&self, slot: usize) -> u64 {
+        slot.checked_sub(self.first).and_then(|i| self.entries.get(i)).copied().unwrap_or(0)
+    }
+
+    /// The `count` entries from `slot` on, to be written.
+    fn span(&mut self, slot: usize, count: usize) -> &mut [u64] {
+        if self.entries.is_empty() {
+            self.first = slot;
+        }
+        let before = self.first.saturating_sub(slot);
+        if before > 0 {
+            self.entries.splice(0..0, std::iter::repeat_n(0, before));
+            self.first = slot;
+        }
+        let from = slot - self.first;
+        if self.entries.len() < from + count {
+            self.entries.resize(from + count, 0);
+        }
+        &mut self.entries[from..from + count]
+    }
+}
+
 /// Finished page tables: 512 entries a page, the root first, to be placed at consecutive addresses from `base`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PageTables {
     base: MirrorGpa,
-    pages: Vec<[u64; 512]>,
+    pages: Vec<Table>,
     c_bit: u64,
     /// Pages of 4 KiB, 2 MiB and 1 GiB.
     leaves: [u64; 3],
@@ -125,7 +156,8 @@ impl PageTables {
 
     /// What the tables cover; bytes of windows are the planner's to add.
     pub fn coverage(&self) -> Coverage {
-        let pml4 = self.pages.first().map_or(0, |root| root.iter().filter(|e| **e & PRESENT != 0).count());
+        let pml4 =
+            self.pages.first().map_or(0, |root| root.entries.iter().filter(|e| **e & PRESENT != 0).count());
         let [kib4_leaves, mib2_leaves, gib_leaves] = self.leaves;
         Coverage {
             pml4_entries: pml4 as u64,
@@ -139,9 +171,12 @@ impl PageTables {
 
     /// The tables as they must lie in memory.
     pub fn bytes(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(self.pages.len() * PAGE_SIZE as usize);
-        for entry in self.pages.iter().flatten() {
-            bytes.extend_from_slice(&entry.to_le_bytes());
+        let mut bytes = vec![0; self.pages.len() * PAGE_SIZE as usize];
+        for (table, page) in self.pages.iter().zip(bytes.chunks_exact_mut(PAGE_SIZE as usize)) {
+            let (slots, _) = page.as_chunks_mut::<8>();
+            for (slot, entry) in slots[table.first..].iter_mut().zip(&table.entries) {
+                *slot = entry.to_le_bytes();
+            }
         }
         bytes
     }
@@ -150,7 +185,7 @@ impl PageTables {
     pub fn entry_at(&self, at: MirrorGpa) -> Option<u64> {
         let offset = at.offset_from(self.base)?;
         let page = self.pages.get(usize::try_from(offset / PAGE_SIZE).ok()?)?;
-        page.get((offset % PAGE_SIZE / 8) as usize).copied()
+        Some(page.get((offset % PAGE_SIZE / 8) as usize))
     }
 
     fn map(&mut self, index: usize, m: &Mapping, gib_pages: bool, room: usize) -> Result<(), TableError> {
@@ -169,7 +204,7 @@ impl PageTables {
             let first = slot_of(va, level);
             let count = (left / size).min(512 - first as u64) as usize;
             let entry = leaf(gpa, m, level, self.c_bit);
-            for (i, slot) in self.pages[table][first..first + count].iter_mut().enumerate() {
+            for (i, slot) in self.pages[table].span(first, count).iter_mut().enumerate() {
                 if *slot & PRESENT != 0 {
                     let va = HelperVa::new(va + i as u64 * size);
                     return Err(TableError::Conflict { index, va });
@@ -187,11 +222,11 @@ impl PageTables {
         let mut page = 0usize;
         for above in ((level + 1)..=3).rev() {
             let slot = slot_of(va, above);
-            let existing = self.pages[page][slot];
+            let existing = self.pages[page].get(slot);
             page = if existing & PRESENT == 0 {
                 let new = self.new_page(room)?;
                 let at = self.base.get() + new as u64 * PAGE_SIZE;
-                self.pages[page][slot] = at | self.c_bit | PRESENT | WRITABLE | USER | ACCESSED;
+                self.pages[page].span(slot, 1)[0] = at | self.c_bit | PRESENT | WRITABLE | USER | ACCESSED;
                 new
             } else if existing & LARGE != 0 && above < 3 {
                 return Err(TableError::Conflict { index, va: HelperVa::new(va) });
@@ -207,7 +242,7 @@ impl PageTables {
         if self.pages.len() >= room {
             return Err(TableError::NoRoom { room });
         }
-        self.pages.push([0; 512]);
+        self.pages.push(Table::default());
         Ok(self.pages.len() - 1)
     }
 }

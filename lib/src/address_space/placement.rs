@@ -16,7 +16,7 @@ use super::{GuestLayout, Shift, Strategy};
 use crate::addr::{PAGE_1G, PAGE_2M, PAGE_SIZE, align_up};
 
 /// Bytes of guest-physical space above the end of `RamAddr`s that the page maps cover: `identity-cbit` calls pages by
-/// their frame numbers, and a PC leaves a hole below 4 GiB.
+/// their frame numbers, and a guest's map has holes: below 4 GiB, and where blocks may be plugged later.
 const GPA_HEAD_ROOM: u64 = 16 << 30;
 /// Table pages for the helper's own parts but the maps, and for the mailbox: 26 counted from the addresses in
 /// `mirrorvm_abi::layout`, and room to grow.

@@ -141,7 +141,6 @@ impl EncryptionStatus {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 mod tests {
     use std::collections::BTreeSet;
 

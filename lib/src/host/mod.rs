@@ -21,9 +21,9 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use crate::addr::Gpa;
+use crate::addr::{Gpa, RamAddr};
 use crate::address_space::{MirrorPlan, Strategy};
-use crate::guest::MachineError;
+use crate::guest::{MachineError, StatusExtent};
 use crate::store::Kind;
 use crate::transport::PeerListener;
 
@@ -246,16 +246,21 @@ impl Host {
         self.ram_blocks(key)?.into_iter().find(|b| b.block.name == block).ok_or_else(missing)
     }
 
-    /// Runs of pages with one encryption status, by `RamAddr`, unplugged RAM included; `None` while the guest has no
-    /// machine and nothing is known.
+    /// Runs of pages with one encryption status, by `RamAddr` from `from` on, unplugged RAM included, at most `max`;
+    /// `None` while the guest has no machine and nothing is known.
     ///
     /// # Errors
     /// [`HostError::NotFound`].
-    pub fn encryption_extents(&self, key: &str) -> Result<Option<Vec<EncryptionExtent>>, HostError> {
+    pub fn encryption_extents(
+        &self,
+        key: &str,
+        from: RamAddr,
+        max: usize,
+    ) -> Result<Option<Vec<StatusExtent>>, HostError> {
         let guest = self.inner.find_guest(key)?;
         let record = guest.record();
         let live = matches!(record.state, GuestState::Running | GuestState::Paused | GuestState::InDoubt);
-        Ok(guest.encryption().filter(|_| live).map(|e| types::extents(&record.layout, &e.shared())))
+        Ok(guest.encryption().filter(|_| live).map(|e| e.extents(&record.layout, from, max)))
     }
 
     /// Takes a report of page status as a guest makes it: what a KVM_HC_MAP_GPA_RANGE would say. All or nothing.

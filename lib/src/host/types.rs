@@ -8,11 +8,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::addr::{PAGE_SIZE, RamAddr};
 use crate::address_space::{BlockSpec, GuestLayout, HostLimits, MirrorPlan, Strategy};
 use crate::guest::Readiness;
 pub use crate::guest::lifecycle::GuestState;
-use crate::pages::PageSet;
 use crate::sev::Policy;
 
 /// Labels of a resource: at most 64, keys 1 to 63 and values 0 to 255 bytes.
@@ -261,50 +259,6 @@ pub struct RamBlockInfo {
     pub shared_bytes: u64,
     /// Bytes of unknown status (the guest is not running).
     pub unknown_bytes: u64,
-}
-
-/// Pages in a row with one encryption status.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EncryptionExtent {
-    /// First byte.
-    pub ram_addr: RamAddr,
-    /// Bytes, whole pages.
-    pub len: u64,
-    /// Whether the guest shares them with its host.
-    pub shared: bool,
-}
-
-/// The status of all RAM that moves with a guest, as few extents as it takes.
-pub(super) fn extents(layout: &GuestLayout, shared: &PageSet) -> Vec<EncryptionExtent> {
-    let mut list: Vec<EncryptionExtent> = Vec::new();
-    let mut push = |from: u64, to: u64, shared: bool| {
-        if from == to {
-            return;
-        }
-        match list.last_mut() {
-            Some(last) if last.shared == shared && last.ram_addr.get() + last.len == from => {
-                last.len += to - from
-            }
-            _ => list.push(EncryptionExtent { ram_addr: RamAddr::new(from), len: to - from, shared }),
-        }
-    };
-    let runs = shared.runs();
-    for block in layout.ram() {
-        let range = block.ram_range();
-        let mut at = range.start();
-        let first = runs.partition_point(|(page, count)| (page + count) * PAGE_SIZE <= at);
-        for (page, count) in &runs[first..] {
-            let (from, to) = ((page * PAGE_SIZE).max(at), ((page + count) * PAGE_SIZE).min(range.end()));
-            if from >= to {
-                break;
-            }
-            push(at, from, false);
-            push(from, to, true);
-            at = to;
-        }
-        push(at, range.end(), false);
-    }
-    list
 }
 
 /// What a caller wants a mirror to be.

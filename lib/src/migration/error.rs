@@ -64,6 +64,9 @@ pub enum MigrationFault {
         /// Its number.
         page: u64,
     },
+    /// The guest shares its pages in more pieces than a migration carries.
+    #[error("the guest shares its pages in too many pieces")]
+    Fragmented,
     /// The journal could not be written, so START was not sent.
     #[error("the journal could not be written")]
     Journal(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -75,6 +78,7 @@ impl MigrationFault {
         match self {
             Self::Canceled => "canceled",
             Self::Unreachable { .. } => "page_unreachable",
+            Self::Fragmented => "page_status_fragmented",
             Self::Connect(LinkError::PeerRefused(_) | LinkError::RefusedByPeer { alert: Some(_) }) => {
                 "peer_identity"
             }

@@ -13,12 +13,15 @@ use super::peer::{PeerAddress, open_control};
 use super::pump::{Limiter, Stream, Work};
 use super::rounds::{Decision, Observation, decide};
 use super::wire::{self, Prepare, Prepared, Purpose, Settled, StateHead, kind};
-use crate::addr::PAGE_SIZE;
+use crate::addr::{PAGE_SIZE, RamAddr};
 use crate::guest::Machine;
 use crate::host::{GuestRecord, MigrationMode, MigrationSpec, MigrationState, ProtectionLevel, Round};
 use crate::mirror::{HelperImage, Mirror};
 use crate::pages::PageSet;
 use crate::transport::{Identity, Link};
+
+/// Most runs of shared pages that travel with a guest's state: a few MiB of message.
+const SHARED_RUNS_MAX: usize = 1 << 18;
 
 /// Durable notes of a source.
 pub trait Journal {
@@ -340,12 +343,22 @@ impl Course<'_, '_> {
             console_bytes: console.len() as u32,
             machine_bytes: u32::try_from(state.len())
                 .map_err(|_| MigrationFault::Protocol("state too large"))?,
-            shared: self.machine.encryption().shared().runs(),
+            shared: self.shared_runs()?,
         };
         let head = serde_json::to_vec(&head).map_err(|_| MigrationFault::Protocol("unsendable state"))?;
         let len = (head.len() as u32).to_le_bytes();
         link.send_parts(kind::STATE, &[&len, &head, &console, state])?;
         Ok(sha256(state))
+    }
+
+    /// Which pages the guest shares, as runs. A guest may make them as many as it likes; what goes on the wire is bounded.
+    fn shared_runs(&self) -> Result<Vec<(u64, u64)>, MigrationFault> {
+        let layout = self.machine.ram().layout();
+        let extents = self.machine.encryption().extents(&layout, RamAddr::new(0), 2 * SHARED_RUNS_MAX + 1);
+        let shared =
+            extents.iter().filter(|e| e.shared).map(|e| (e.range.start() / PAGE_SIZE, e.range.pages()));
+        let runs: Vec<_> = shared.collect();
+        if runs.len() > SHARED_RUNS_MAX { Err(MigrationFault::Fragmented) } else { Ok(runs) }
     }
 
     /// After START: the answer decides, and only the answer.

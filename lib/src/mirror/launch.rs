@@ -243,6 +243,11 @@ impl Mirror {
         &self.plan
     }
 
+    /// What host and helper share: rings and buffers. The only memory of a mirror that is not encrypted.
+    pub const fn mailbox(&self) -> &Arc<Mapping> {
+        &self.mailbox
+    }
+
     /// The lanes, one a worker.
     pub fn lanes(&mut self) -> &mut [Lane] {
         &mut self.lanes

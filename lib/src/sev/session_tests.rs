@@ -1,6 +1,8 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::sev::PdhCert;
+use crate::sev::certificate::{CERTIFICATE_BYTES, DhKey};
 
 fn hex(text: &str) -> Vec<u8> {
     let text: String = text.split_whitespace().collect();
@@ -50,6 +52,40 @@ fn the_published_vector_of_a_measurement() {
     ] {
         assert_eq!(keys.verify(&wrong, &measurement), Err(FirmwareError::BadMeasurement));
     }
+}
+
+/// Made with the `sev` crate 8.0.0 (`Session::start_pdh`, NODBG and NOKS, over OpenSSL) for the certificate of the key
+/// below: that crate's encoding of its own certificate, its session, and the TEK and TIK that are in it.
+#[test]
+fn a_session_that_another_implementation_made() {
+    let ours = DhKey::generate(&mut Random::seeded(1));
+    let mut cert = vec![0; CERTIFICATE_BYTES];
+    cert[..20].copy_from_slice(&hex("0100000000000000031000000300000002000000"));
+    let (x, y) = (
+        hex(
+            "92d7e4ac145b3d979deeb67aae2979fd0d5cfcc128b21cce83d97eedd38a0476052c853182fc3acac461944c6ab722f1",
+        ),
+        hex(
+            "afd643bbee06bb105ec31f364f4a34149439b7c5a9161d3533aa5c8c5ad2d47a3f4c14ad1874888bcd3197450ff7c30e",
+        ),
+    );
+    cert[20..68].copy_from_slice(&x);
+    cert[92..140].copy_from_slice(&y);
+    cert[0x414..0x418].copy_from_slice(&0x1000u32.to_le_bytes());
+    cert[0x61c..0x620].copy_from_slice(&0x1000u32.to_le_bytes());
+    let session = Session::from_bytes(&part(
+        &hex(
+            "7d816a20b36bff9532f8d933a2a22c3bbf82a7308c7bdf941f9af1799dd150d990ffd10eeb365dafe3eb93320fa408ac \
+         4940e6a98265e502c4eb3536cde12973dd3894951328a9c398234c80845e89e99a301bffc0aafcbc31b443b9ded371ac \
+         a132c4df6c411ca281ece813748304a53ba0c8ab9cf779cb1879f286f78a2f21",
+        ),
+        0,
+    ));
+    let z = ours.agree(&PdhCert(cert)).unwrap();
+    let with = WrappingKeys::derive(&*z, &session.nonce);
+    let keys = TransportKeys::unwrap(&with, &session, Policy(Policy::NODBG | Policy::NOKS)).unwrap();
+    assert_eq!(keys.tek.0[..], hex("3b84301308b0d642a3380ce4faf14027"));
+    assert_eq!(keys.tik.0[..], hex("ea9e2305438c33561cda9e74383465a1"));
 }
 
 #[test]

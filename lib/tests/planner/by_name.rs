@@ -10,6 +10,7 @@ use mirrorvm::pages::PageSet;
 use mirrorvm_abi::header::Header;
 
 use crate::generate::{header, spec};
+use crate::oracle::HEAD_ROOM;
 use crate::{GIB, TIB};
 
 pub const LIMITS: HostLimits = HostLimits {
@@ -248,11 +249,11 @@ fn what_identity_needs_of_the_guest_s_map() {
     // The stacks of the configured workers are in the first 2 MiB, the maps are not: their first byte is named.
     let maps = HelperPlacement::new(&image(), &bare, HelperSet::IdentityCbit).unwrap().maps_at;
     assert_eq!(ask(&half, &LIMITS, Kind::IdentityCbit), [(C::HelperUnplugged, None, maps, None)]);
-    // The maps have bits for 4 GiB above the end of RAM.
+    // The maps have bits for 16 GiB above the end of RAM.
     let high = |gpa: u64| with_helper(&GuestLayout::assign(&[spec("ram0", 64 << 20, Some(gpa))]).unwrap());
-    assert_eq!(ask(&high(FOUR_GIB), &LIMITS, Kind::IdentityCbit), []);
-    let end = FOUR_GIB + (64 << 20);
-    let refused = ask(&high(FOUR_GIB + PAGE_SIZE), &LIMITS, Kind::IdentityCbit);
+    assert_eq!(ask(&high(HEAD_ROOM), &LIMITS, Kind::IdentityCbit), []);
+    let end = HEAD_ROOM + (64 << 20);
+    let refused = ask(&high(HEAD_ROOM + PAGE_SIZE), &LIMITS, Kind::IdentityCbit);
     assert_eq!(refused, [(C::GpaAboveMaps, None, end + PAGE_SIZE, Some(end))]);
     // Tables in two pieces, cut where they lie.
     let p = HelperPlacement::new(&image(), &bare, HelperSet::IdentityCbit).unwrap();

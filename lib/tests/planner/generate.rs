@@ -33,6 +33,8 @@ pub enum Place {
     Low,
     Straddling,
     High,
+    /// Above a hole, up to further than the helper's maps may reach.
+    Far(u64),
     /// The middle third, below or above 4 GiB.
     Part(bool),
     /// First and last third, the wrong way round.
@@ -74,6 +76,7 @@ pub fn places() -> impl Strategy<Value = Place> {
         3 => Just(Place::Low),
         2 => Just(Place::Straddling),
         3 => Just(Place::High),
+        1 => (1u64..24).prop_map(Place::Far),
         1 => any::<bool>().prop_map(Place::Part),
         1 => Just(Place::Halves),
     ]
@@ -421,6 +424,10 @@ pub fn blocks_of(wanted: &[(u64, u64, Place)]) -> Vec<RamBlock> {
         let plugs = match place {
             Place::Low => whole(at(size, true)),
             Place::High => whole(at(size, false)),
+            Place::Far(hole) => {
+                high += hole * GIB + size;
+                whole(Gpa::new(high - size))
+            }
             Place::Part(below) if third > 0 => {
                 vec![Plug { offset: third, gpa: at(third, below), len: third }]
             }

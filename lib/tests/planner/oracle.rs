@@ -13,7 +13,7 @@ use mirrorvm_abi::{header::Header, layout as abi};
 use crate::generate::Case;
 
 /// Where the helper's parts lie, by the prose of the design: image, secret, TSS, sixteen worker areas, two bits for every
-/// page of RAM and for 4 GiB more.
+/// page of RAM and for 16 GiB more.
 #[derive(Clone, Copy, Debug)]
 pub struct Offsets {
     pub secret: u64,
@@ -28,12 +28,15 @@ impl Offsets {
         let secret = header.bss_end - header.base;
         let workers = secret + 2 * 4096;
         let behind = workers + 16 * (128 << 10);
-        let covered = (guest_end + FOUR_GIB).min(64 << 40);
+        let covered = (guest_end + HEAD_ROOM).min(64 << 40);
         let maps_len = (covered.div_ceil(4096).div_ceil(64) * 2 * 8).next_multiple_of(4096);
         let maps = if maps_len >= PAGE_2M { behind.next_multiple_of(PAGE_2M) } else { behind };
         Self { secret, tss: secret + 4096, workers, maps, maps_len }
     }
 }
+
+/// Bytes above the end of RAM addresses that the helper's maps cover.
+pub const HEAD_ROOM: u64 = 16 << 30;
 
 /// A slot in numbers that cannot wrap.
 #[derive(Clone, Copy, Debug)]
@@ -398,7 +401,7 @@ impl<'a> Oracle<'a> {
 
     /// Whether RAM is where the helper's maps have no bits.
     fn above_maps(&self) -> bool {
-        let covered = u128::from((guest_end(self.case) + FOUR_GIB).min(64 << 40));
+        let covered = u128::from((guest_end(self.case) + HEAD_ROOM).min(64 << 40));
         let ram = self.case.layout.blocks().iter().filter(|b| b.role != BlockRole::Helper);
         let plugged = ram.flat_map(|b| &b.plugs).map(|p| u128::from(p.gpa.get()) + u128::from(p.len));
         let vmsa = self.case.layout.blocks().iter().find(|b| b.role == BlockRole::Vmsa);

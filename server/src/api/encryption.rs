@@ -1,6 +1,6 @@
 //! Encryption status and plugging of RAM, on the wire.
 
-use mirrorvm::host::EncryptionExtent;
+use mirrorvm::guest::StatusExtent;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -68,11 +68,11 @@ pub struct Extent {
     pub status: &'static str,
 }
 
-impl From<EncryptionExtent> for Extent {
-    fn from(e: EncryptionExtent) -> Self {
+impl From<StatusExtent> for Extent {
+    fn from(e: StatusExtent) -> Self {
         Self {
-            ram_addr: e.ram_addr.get(),
-            size_bytes: e.len,
+            ram_addr: e.range.start(),
+            size_bytes: e.range.len(),
             status: if e.shared { "shared" } else { "private" },
         }
     }

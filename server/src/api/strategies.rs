@@ -261,7 +261,7 @@ const fn facts(kind: &str) -> Facts {
             ],
             cannot_reach: &[
                 "private RAM that is not plugged (virtio-mem, PCI BARs): a plan names each range as refused",
-                "RAM that is plugged more than 4 GiB above the end of all RAM addresses",
+                "RAM that is plugged more than 16 GiB above the end of all RAM addresses",
             ],
             when_to_use: "To compare with IBM's prototype, for guests whose RAM is all plugged; the only layout that \
                           SEV-SNP's rules would ever allow, as no page gets a second address.",

@@ -32,6 +32,9 @@ const STYLE: &str = "text{font:12px ui-monospace,Menlo,Consolas,monospace;fill:#
     .b{fill-opacity:.22;stroke-opacity:.55;stroke-width:.8}\
     .b.ram{stroke:#2f6fd0}.b.helper,.b.code{stroke:#c2690a}.b.low{stroke:#5b45c9}.b.vmsa{stroke:#b02a8f}";
 
+/// From where to where something is drawn, downwards.
+type Span = (f64, f64);
+
 /// The drawing of `plan` for a guest called `name`.
 pub fn layout(plan: &MirrorPlan, layout: &GuestLayout, name: &str) -> String {
     let guest = Bar::new(pieces::guest(layout), TOP);
@@ -90,7 +93,7 @@ fn bands(
 ) {
     // Closer than what an eye tells apart.
     const CLOSE: f64 = 0.75;
-    let mut open: Option<(&str, (f64, f64), (f64, f64))> = None;
+    let mut open: Option<(&str, Span, Span)> = None;
     for b in list {
         let (from, to) = sides(b);
         let (Some(l), Some(r)) = (left.0.span(from, b.len), right.0.span(to, b.len)) else { continue };
@@ -116,7 +119,7 @@ fn bands(
 }
 
 /// A band from the right edge of one bar to the left edge of the next; each side has an x and a span of y.
-fn band(svg: &mut String, left: (f64, (f64, f64)), right: (f64, (f64, f64)), class: &str) {
+fn band(svg: &mut String, left: (f64, Span), right: (f64, Span), class: &str) {
     let ((x0, (a0, a1)), (x1, (b0, b1))) = (left, right);
     let middle = f64::midpoint(x0, x1);
     // Writing to a String does not fail.

@@ -47,7 +47,7 @@ pub(super) fn ram(plan: &MirrorPlan, layout: &GuestLayout) -> Vec<Piece> {
         if b.role != BlockRole::Ram {
             let unused = matches!(plan.strategy, Strategy::PspCopied { .. }) && b.role == BlockRole::Helper;
             let note = match (unused, b.plugs.is_empty()) {
-                (true, _) => " (not in the mirror)",
+                (true, _) => " (unused)",
                 (false, true) => " (unplugged)",
                 (false, false) => "",
             };
@@ -72,20 +72,25 @@ pub(super) fn ram(plan: &MirrorPlan, layout: &GuestLayout) -> Vec<Piece> {
 
 /// What the mirror sees.
 pub(super) fn mirror(plan: &MirrorPlan, layout: &GuestLayout) -> Vec<Piece> {
-    let name = |ram| layout.block_at(ram).map_or("", |b| b.name.as_str());
+    let name = |ram| layout.block_at(ram).map_or_else(String::new, |b| b.name.clone());
     let piece = |s: &MirrorSlot| {
+        let what = |otherwise: &dyn Fn() -> String| {
+            if s.read_only { "code, read only".to_owned() } else { otherwise() }
+        };
         let label = match (s.backing, s.purpose) {
             (SlotBacking::Mailbox, _) if plan.addressing == Addressing::Gpa => {
                 "mailbox (plain alias)".to_owned()
             }
             (SlotBacking::Mailbox, _) => "mailbox".to_owned(),
-            (SlotBacking::Private { .. }, _) => format!("private: {}", parts(plan, s)),
-            (SlotBacking::Ram { .. }, Purpose::DeclaredPiece) => format!("declared: {}", parts(plan, s)),
-            (SlotBacking::Ram { ram_addr }, Purpose::LowWindow) => format!("low: {}", name(ram_addr)),
-            (SlotBacking::Ram { ram_addr }, Purpose::RamWindow) => format!("window: {}", name(ram_addr)),
-            (SlotBacking::Ram { ram_addr }, _) => name(ram_addr).to_owned(),
+            (SlotBacking::Private { .. }, _) => format!("private: {}", what(&|| parts(plan, s))),
+            (SlotBacking::Ram { .. }, Purpose::DeclaredPiece) => {
+                format!("declared: {}", what(&|| parts(plan, s)))
+            }
+            (SlotBacking::Ram { ram_addr }, purpose) => {
+                let prefix = if purpose == Purpose::LowWindow { "low" } else { "window" };
+                format!("{prefix}: {}", what(&|| name(ram_addr)))
+            }
         };
-        let label = if s.read_only { format!("{label} (code, read only)") } else { label };
         Piece::new(s.gpa.get(), s.len, label, slot_class(s, layout))
     };
     plan.slots.iter().map(piece).collect()

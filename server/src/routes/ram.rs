@@ -5,12 +5,12 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use jiff::Timestamp;
-use mirrorvm::addr::Gpa;
+use mirrorvm::addr::{Gpa, RamAddr};
 use uuid::Uuid;
 
 use super::PageParams;
 use crate::api::encryption::{EncryptionExtentList, EncryptionStatusUpdate, Extent, RamBlockPlug};
-use crate::api::page::{Scope, cut};
+use crate::api::page::Scope;
 use crate::api::ram_blocks::{RamBlock, RamBlockList};
 use crate::http::body::JsonBody;
 use crate::http::query::Query;
@@ -90,12 +90,14 @@ pub async fn status(
     let mut parameters = query.read()?;
     let request = parameters.page(&scope);
     parameters.done()?;
-    let extents = state.host()?.encryption_extents(&key)?.unwrap_or_default();
-    // A place in a list is a time and an id; the order here is the address.
-    let place = |e: &mirrorvm::host::EncryptionExtent| {
-        (Timestamp::UNIX_EPOCH, Uuid::from_u128(u128::from(e.ram_addr.get())))
-    };
-    let (items, next) = cut(extents, &request, place);
+    // A place in a list is a time and an id; here it is the address that the page before ended at.
+    let from = request.after.map_or(0, |(_, id)| id.as_u128() as u64);
+    let found = state.host()?.encryption_extents(&key, RamAddr::new(from), request.limit + 1)?;
+    let mut items = found.unwrap_or_default();
+    let more = items.len() > request.limit;
+    items.truncate(request.limit);
+    let end = items.last().map(|e| e.range.end()).filter(|_| more);
+    let next = end.map(|end| (Timestamp::UNIX_EPOCH, Uuid::from_u128(u128::from(end))));
     let path = format!("/v1/guests/{}/encryption-status", crate::http::query::escape(&key));
     let (next_page_token, link) = respond::next_page(&path, &[], &scope, &request, next);
     let items = items.into_iter().map(Extent::from).collect();

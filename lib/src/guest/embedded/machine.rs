@@ -128,6 +128,10 @@ impl Embedded {
         };
         let mut machine = Self { threads: Vec::new(), vm, logging: false, plan, devices, secret, sev };
         machine.plug_all()?;
+        if boot {
+            // What it may use it does use, from its first instruction on.
+            machine.tell_plugged(&[w::PLUGGED_AT, w::IN_USE_AT]);
+        }
         if let Some(sev) = &mut machine.sev {
             let launched = if boot { machine.plan.launched().to_vec() } else { Vec::new() };
             sev.add(&machine.devices.ram, &launched)?;
@@ -140,7 +144,6 @@ impl Embedded {
         for index in 0..self.devices.ram.layout().blocks().len() {
             self.show_block(index)?;
         }
-        self.tell_plugged();
         Ok(())
     }
 
@@ -187,14 +190,16 @@ impl Embedded {
     }
 
     /// Tells the guest which of its pieces it may use: those that are plugged where its page tables expect them.
-    fn tell_plugged(&self) {
+    fn tell_plugged(&self, words: &[usize]) {
         let layout = self.devices.ram.layout();
         let plugged = self.plan.pieces().iter().enumerate().fold(0u64, |bits, (i, (at, _, home))| {
             let there = layout.ram_to_gpa(*at) == Some(*home);
             bits | u64::from(there) << i
         });
-        let at = RamAddr::new(self.devices.shared.get() + w::PLUGGED_AT as u64);
-        self.devices.ram.write(at, &plugged.to_le_bytes()).expect("the shared pages are RAM");
+        for word in words {
+            let at = RamAddr::new(self.devices.shared.get() + *word as u64);
+            self.devices.ram.write(at, &plugged.to_le_bytes()).expect("the shared pages are RAM");
+        }
     }
 
     /// Whether the guest says that it uses its piece `index`.
@@ -283,7 +288,7 @@ impl Machine for Embedded {
             self.devices.ram.replug(layout).map_err(|_| PlugError::NoBlock)?;
             return Err(e);
         }
-        self.tell_plugged();
+        self.tell_plugged(&[w::PLUGGED_AT]);
         Ok(())
     }
 
@@ -301,13 +306,13 @@ impl Machine for Embedded {
         let ram_addr = block.ram_addr;
         // Asked first, as virtio-mem does: the guest stops using it, then it goes.
         self.devices.ram.replug(Arc::new(next)).map_err(|_| PlugError::NoBlock)?;
-        self.tell_plugged();
+        self.tell_plugged(&[w::PLUGGED_AT]);
         let piece = self.plan.pieces().iter().position(|(at, ..)| *at == ram_addr);
         let by = Instant::now() + UNPLUG_PATIENCE;
         while piece.is_some_and(|p| self.in_use(p)) {
             if !self.devices.gate.is_open() || Instant::now() >= by {
                 self.devices.ram.replug(Arc::clone(&layout)).map_err(|_| PlugError::NoBlock)?;
-                self.tell_plugged();
+                self.tell_plugged(&[w::PLUGGED_AT]);
                 return Err(PlugError::InUse.into());
             }
             // The guest looks at every tick, a hundredth of a second.

@@ -16,6 +16,7 @@ use mirrorvm_helper::{Cursors, Env, PageMaps, Region, Scratch, Shared, Step, Wor
 use ring::rand::{SecureRandom, SystemRandom};
 
 use super::mmu::{Access, Fault, Mmu};
+use super::programs::clear_helper_data;
 use crate::addr::HelperVa;
 use crate::hypervisor::Exit;
 
@@ -37,8 +38,11 @@ pub(super) enum Start {
     BadConfig,
 }
 
-/// What a worker does before its first request: reads its configuration.
+/// What a worker does before its first request: the first one clears the helper's data, each reads its configuration.
 pub(super) fn start(mmu: &Mmu<'_>, place: &HelperPlace, index: u64) -> Result<Start, Fault> {
+    if index == 0 {
+        clear_helper_data(mmu)?;
+    }
     let mut raw = [0; FIXED_BYTES];
     mmu.read(HelperVa::new(abi::CONFIG_VA), &mut raw)?;
     let Some(config) = Config::decode(&raw).filter(|c| index < u64::from(c.workers)) else {

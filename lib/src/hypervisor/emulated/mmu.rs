@@ -6,6 +6,10 @@
 //!
 //! With a key, table walks and instruction fetches are always private, whatever the C-bit says; data is private when
 //! the last entry has the C-bit. Without a key the C-bit is no part of the address and has no effect.
+//!
+//! A private write of less than a cipher block (16 bytes) reads, changes and writes that block: two vCPUs that write
+//! different words of one private block at the same time may lose one, which hardware's caches prevent. No program here
+//! does that; what several write at once lies in shared pages.
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 

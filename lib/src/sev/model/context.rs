@@ -25,7 +25,7 @@ pub struct ModelContext {
     /// KVM's `migration_in_progress`: this VM takes part in a copy.
     copying: AtomicBool,
     vm: Mutex<VmState>,
-    save_areas: Mutex<Option<SaveAreas>>,
+    save_areas: Mutex<Option<Arc<SaveAreas>>>,
 }
 
 /// What KVM keeps for a VM, under the VM's lock.
@@ -109,7 +109,8 @@ impl ModelContext {
 
     /// Where the save areas are now.
     pub(super) fn areas(&self) -> Vec<(Arc<Mapping>, u64)> {
-        self.save_areas.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map_or_else(Vec::new, |f| f())
+        let hook = self.save_areas.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        hook.map_or_else(Vec::new, |hook| hook())
     }
 
     /// The VM's ASID, from KVM_SEV_INIT2 or the copy on.
@@ -142,11 +143,11 @@ impl ModelContext {
     /// Tells where the save areas of the vCPUs created so far are, for LAUNCH_UPDATE_VMSA. The hook must not hold
     /// the context strongly: that would never be dropped. It is called without a lock of the context's.
     pub fn set_save_areas(&self, areas: SaveAreas) {
-        *self.save_areas.lock().unwrap_or_else(PoisonError::into_inner) = Some(areas);
+        *self.save_areas.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(areas));
     }
 
     /// Whether all of `len` bytes at `offset` are registered, and so pinned. Encrypted memory that is not may become
-    /// garbage at any time on real hardware, as the kernel may move it. A mirror's memory is registered by its owner.
+    /// garbage at any time on real hardware: the kernel may move it. A mirror's memory is registered by its owner.
     pub fn is_registered(&self, memory: &Mapping, offset: u64, len: u64) -> bool {
         let vm = self.vm();
         match vm.sev.as_ref() {

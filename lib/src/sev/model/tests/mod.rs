@@ -218,6 +218,8 @@ fn copy_rules_error_by_error() {
     assert_eq!(copy(&mirror, &owner), None);
     assert_eq!(copy(&platform.context(), &mirror), Some(CopyRefusal::SourceIsMirror));
     assert_eq!(copy(&mirror, &owner), Some(CopyRefusal::AlreadyEncrypted));
+    // A mirror is no key sharing for the firmware.
+    assert_eq!(copy(&platform.context(), &running(&platform, &memory, Policy::NOKS)), None);
     let snp = platform.context();
     snp.init(true).unwrap();
     snp.mark_snp();
@@ -298,7 +300,12 @@ fn save_areas_are_encrypted_and_measured_once_by_owner_and_mirror() {
         let memory = Arc::clone(&memory);
         Box::new(move || vec![(Arc::clone(&memory), page * PAGE_SIZE)]) as SaveAreas
     };
-    owner.set_save_areas(area(1));
+    // The hook may ask the context, if it does not keep it.
+    let (weak, areas) = (Arc::downgrade(&owner), area(1));
+    owner.set_save_areas(Box::new(move || {
+        assert!(weak.upgrade().unwrap().is_es());
+        areas()
+    }));
     owner.launch_update_vmsa().unwrap();
     assert_eq!(errno(owner.launch_update_vmsa()), Some(libc::EINVAL), "once for a vCPU");
     let mirror = platform.context();
