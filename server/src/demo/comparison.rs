@@ -277,18 +277,21 @@ mod tests {
     #[test]
     fn the_table_has_a_column_for_each_run_and_names_what_was_refused() {
         let text = comparison().table();
-        for part in [
-            "strategy             shifted   identity-cbit",
-            "guest writes helper  no        yes",
-            "mirror ready         1.5 ms    1.5 ms",
-            "pages verified       2         2",
-            "exposed besides      -         plain alias",
-            "out of reach         nothing   8 KiB: beyond window",
+        let lines: Vec<String> =
+            text.lines().map(|l| l.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+        for line in [
+            "strategy shifted identity-cbit",
+            "guest writes helper no yes",
+            "mirror ready 1.5 ms 1.5 ms",
+            "pages verified 2 2",
+            "exposed besides - plain alias",
+            "out of reach nothing 8 KiB: beyond window",
             "exposed by all: host sees everything",
-            "refused: psp-copied send-receive\n  no context (422 plan_refused)",
-            "shifted        Always.",
+            "refused: psp-copied send-receive",
+            "no context (422 plan_refused)",
+            "shifted Always.",
         ] {
-            assert!(text.contains(part), "{part} is not in\n{text}");
+            assert!(lines.iter().any(|l| l == line), "{line} is no line of\n{text}");
         }
     }
 

@@ -42,10 +42,10 @@ pub(super) fn text(plan: &Value) -> String {
         (0 | 1, Some(at)) => format!("from {at:#x}"),
         (pieces, _) => format!("in {pieces} pieces of its block"),
     };
-    let _ = writeln!(out, "    helper       {} mappings of its own, {} {place}", own.len(), size(bytes));
+    let _ = writeln!(out, "    helper         {} mappings of its own, {} {place}", own.len(), size(bytes));
     let tables = &plan["page_tables"];
     let (pages, root) = (number(&tables["pages"]), number(&tables["root"]));
-    let _ = writeln!(out, "    page tables  {pages} pages, root at {root:#x}");
+    let _ = writeln!(out, "    page tables    {pages} pages, root at {root:#x}");
     for range in list(&plan["unreachable"]) {
         let (at, len) = (number(&range["ram_addr"]), size(number(&range["size_bytes"])));
         let _ = writeln!(out, "  out of reach: {len} at RAM address {at:#x}: {}", word(range, "code"));
@@ -95,7 +95,7 @@ impl Facts {
 fn line(out: &mut String, item: &Value, start: &str, what: &str) {
     let purpose = word(item, "purpose").replace('_', " ");
     let (at, len) = (number(&item[start]), size(number(&item["size_bytes"])));
-    let _ = writeln!(out, "    {purpose:<12} {at:#015x} {len:>9}  {what}");
+    let _ = writeln!(out, "    {purpose:<14} {at:#015x} {len:>9}  {what}");
 }
 
 fn list(value: &Value) -> impl Iterator<Item = &Value> {
@@ -141,11 +141,11 @@ mod tests {
         let text = text(&plan);
         for part in [
             "shifted, RAM window at RAM address + 0x100000000",
-            "ram window   0x0000100000000    64 MiB  ram0 from RAM address 0x0",
-            "mailbox      0x0000200000000     8 KiB  shared with the daemon",
-            "ram window   0x0000000002000    64 MiB  -> 0x100000000 read_write",
-            "helper       1 mappings of its own, 4 KiB from 0x3000",
-            "page tables  3 pages, root at 0x1000",
+            "ram window     0x0000100000000    64 MiB  ram0 from RAM address 0x0",
+            "mailbox        0x0000200000000     8 KiB  shared with the daemon",
+            "ram window     0x0000000002000    64 MiB  -> 0x100000000 read_write",
+            "helper         1 mappings of its own, 4 KiB from 0x3000",
+            "page tables    3 pages, root at 0x1000",
             "lays open: the window",
         ] {
             assert!(text.contains(part), "{part} is not in\n{text}");
