@@ -7,6 +7,7 @@ use std::sync::LazyLock;
 
 use mirrorvmd::access::table::OPERATIONS;
 use mirrorvmd::openapi::{Document, compat};
+use mirrorvmd::problem::ProblemCode;
 use serde_json::{Value, json};
 
 fn document() -> Value {
@@ -71,6 +72,12 @@ fn the_table_of_operations_is_the_documents() {
         .map(|(p, m, o)| (m, p, o["operationId"].as_str().unwrap().to_owned()))
         .collect();
     assert_eq!(found, wanted);
+}
+
+#[test]
+fn codes_are_documented_as_they_are_sent() {
+    let codes: Vec<&str> = ProblemCode::ALL.iter().map(|c| c.as_str()).collect();
+    assert_eq!(document()["components"]["schemas"]["ProblemCode"]["enum"], json!(codes));
 }
 
 #[test]

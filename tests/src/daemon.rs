@@ -36,8 +36,12 @@ pub fn daemon_binary() -> PathBuf {
 pub struct Daemon {
     child: Option<Child>,
     dir: tempfile::TempDir,
+    environment: Vec<(String, String)>,
+    arguments: Vec<String>,
     /// Its name, also as a peer.
     pub name: String,
+    /// What it said when it was ready.
+    pub ready: String,
     /// Its pinned identity.
     pub identity: String,
     /// Where its peers connect.
@@ -62,11 +66,28 @@ pub struct Census {
 impl Daemon {
     /// Starts one with a state directory of its own and waits until it is ready.
     pub fn start(name: &str) -> Self {
+        Self::start_with(name, &[])
+    }
+
+    /// The same with environment variables, among them what its configuration reads.
+    pub fn start_with(name: &str, environment: &[(&str, &str)]) -> Self {
+        Self::start_as(name, environment, |_| Vec::new())
+    }
+
+    /// The same with more arguments, which may name files in its directory.
+    pub fn start_as(
+        name: &str,
+        environment: &[(&str, &str)],
+        arguments: impl FnOnce(&Path) -> Vec<String>,
+    ) -> Self {
         let dir = tempfile::Builder::new().prefix("mirrorvm-t").tempdir().unwrap();
         let mut daemon = Self {
             child: None,
+            arguments: arguments(dir.path()),
             dir,
+            environment: environment.iter().map(|(n, v)| ((*n).into(), (*v).into())).collect(),
             name: name.into(),
+            ready: String::new(),
             identity: String::new(),
             peer_address: "127.0.0.1:0".into(),
         };
@@ -89,7 +110,9 @@ impl Daemon {
             .args(["serve", "--name", &self.name, "--peer-listen", &self.peer_address])
             .arg("--state-dir")
             .arg(self.dir.path().join("state"))
+            .args(&self.arguments)
             .env_remove("MIRRORVM_STATE_DIR")
+            .envs(self.environment.iter().cloned())
             .env("NO_COLOR", "1")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -110,7 +133,10 @@ impl Daemon {
             let found = line.split_whitespace().find_map(|w| w.strip_prefix(start));
             found.unwrap_or_else(|| panic!("no {start} in {line:?}")).to_owned()
         };
-        assert_eq!(word("unix:"), self.socket().to_string_lossy());
+        if self.arguments.is_empty() {
+            assert_eq!(word("unix:"), self.socket().to_string_lossy());
+        }
+        self.ready = line.trim().to_owned();
         self.peer_address = word("peer:");
         let identity = word("identity:");
         assert!(self.identity.is_empty() || self.identity == identity, "the identity changed");
@@ -129,6 +155,20 @@ impl Daemon {
     /// Its socket.
     pub fn socket(&self) -> PathBuf {
         self.dir.path().join("state/mirrorvmd.sock")
+    }
+
+    /// The directory that all of it is in.
+    pub fn directory(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The address after `start` in what it said when it was ready, as `tcp:`.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn listens(&self, start: &str) -> String {
+        let found = self.ready.split_whitespace().find_map(|w| w.strip_prefix(start));
+        found.unwrap_or_else(|| panic!("no {start} in {:?}", self.ready)).to_owned()
     }
 
     /// Its state directory.

@@ -407,7 +407,7 @@ fn ids_paths_methods_and_parameters() {
     }
     for (name, target) in [
         ("PUT", "/v1/guests"),
-        ("PATCH", "/v1/guests/g0"),
+        ("PUT", "/v1/guests/g0/start"),
         ("DELETE", "/v1/guests"),
         ("GET", "/v1/guests/g0/start"),
         ("POST", "/v1/version"),
@@ -578,7 +578,11 @@ fn mirrors_plans_migrations_and_hosts_that_cannot_be() {
         ("/guest", None, "/guest missing"),
         ("/guest", Some(Value::Null), "/guest wrong_type"),
         ("/destination", None, "/destination missing"),
-        ("/destination", Some(json!({"kind": "ticket", "ticket": "t"})), "/destination/kind unknown_value"),
+        (
+            "/destination",
+            Some(json!({"kind": "ticket", "ticket": "t"})),
+            "/destination/ticket invalid_ticket",
+        ),
         ("/destination", Some(json!({"kind": "host"})), "/destination/host missing"),
         ("/mode", Some(json!("postcopy")), "/mode unknown_value"),
         ("/streams", Some(json!(0)), "/streams out_of_range"),

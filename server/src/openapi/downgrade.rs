@@ -25,6 +25,32 @@ pub fn to_3_0(document: &mut Value) {
         }
     }
     schemas(document);
+    let kinds: Map<String, Value> = document
+        .pointer("/components/schemas")
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten()
+        // Our unions are of objects.
+        .map(|(name, s)| (name.clone(), s.get("type").cloned().unwrap_or_else(|| json!("object"))))
+        .collect();
+    type_nullables(document, &kinds);
+}
+
+/// `nullable` counts only beside a `type`.
+fn type_nullables(value: &mut Value, kinds: &Map<String, Value>) {
+    match value {
+        Value::Array(list) => list.iter_mut().for_each(|v| type_nullables(v, kinds)),
+        Value::Object(map) => {
+            map.values_mut().for_each(|v| type_nullables(v, kinds));
+            if map.contains_key("nullable") && !map.contains_key("type") {
+                let name =
+                    map.get("allOf").and_then(|a| a[0]["$ref"].as_str()).and_then(|r| r.rsplit('/').next());
+                let kind = name.and_then(|n| kinds.get(n)).cloned().unwrap_or_else(|| json!("object"));
+                map.insert("type".into(), kind);
+            }
+        }
+        _ => {}
+    }
 }
 
 fn drop_mutual_tls(document: &mut Value) {
@@ -106,6 +132,10 @@ fn schema(map: &mut Map<String, Value>) {
                 _ => _ = map.insert("oneOf".into(), others.into()),
             }
         }
+    }
+    // Keys of JSON objects are strings anyway.
+    if map.get("propertyNames").is_some_and(Value::is_object) {
+        map.remove("propertyNames");
     }
     if let Some(value) = map.remove("const") {
         map.insert("enum".into(), json!([value]));

@@ -25,6 +25,7 @@ use crate::problem::{BlockedReason, MAX_SAFE_INTEGER, PROBLEM_JSON, ProblemBody,
             through them. Every response of 400 and above is an RFC 9457 problem with a code from \
             `/v1/problems`. Sizes are bytes, addresses are integers, times are RFC 3339 in UTC. Values of \
             responses that are documented as open lists may grow; clients must not fail on new ones.",
+        contact(name = "mirrorvm", url = "https://github.com/mirrorvm/mirrorvm"),
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
     servers((url = "/", description = "The daemon that serves this document")),
@@ -116,6 +117,10 @@ impl Document {
 }
 
 fn complete(document: &mut Value) {
+    if let Some(code) = document.pointer_mut("/components/schemas/ProblemCode/enum") {
+        // The derive does not see through the catalogue's macro to the names that the API uses.
+        *code = ProblemCode::ALL.iter().map(|c| c.as_str()).collect();
+    }
     if let Some(schemas) = document.pointer_mut("/components/schemas") {
         bound_integers(schemas);
         lift_descriptions(schemas);
@@ -132,7 +137,9 @@ fn complete(document: &mut Value) {
             if let (Some(known), Value::Object(operation)) = (known, &mut *operation) {
                 add_access(operation, known);
             }
-            for parameter in operation["parameters"].as_array_mut().into_iter().flatten() {
+            let parameters = operation.get_mut("parameters").and_then(Value::as_array_mut);
+            for parameter in parameters.into_iter().flatten() {
+                merge_inline(&mut parameter["schema"]);
                 forbid_null(&mut parameter["schema"]);
             }
             if let Value::Object(operation) = operation {
@@ -203,6 +210,18 @@ fn lift_descriptions(value: &mut Value) {
         Value::Array(list) => list.iter_mut().for_each(lift_descriptions),
         _ => {}
     }
+}
+
+/// `allOf` of schemas that are all written out is one schema.
+fn merge_inline(schema: &mut Value) {
+    let Some(parts) = schema.get("allOf").and_then(Value::as_array) else { return };
+    if parts.iter().any(|p| p.get("$ref").is_some()) {
+        return;
+    }
+    // The later ones add to the first; the type is the first's.
+    let all = parts.iter().rev().filter_map(Value::as_object).flatten();
+    let merged: Map<String, Value> = all.map(|(k, v)| (k.clone(), v.clone())).collect();
+    *schema = Value::Object(merged);
 }
 
 /// A parameter is there or absent; there is no way to write null.
