@@ -17,7 +17,7 @@ use mirrorvm::guest::embedded::{Embedded, EmbeddedSetup, EmbeddedSpec, SevSetup,
 use mirrorvm::hypervisor::Hypervisor;
 use mirrorvm::hypervisor::emulated::EmulatedHost;
 use mirrorvm::memory::{GuestRam, Mapping};
-use mirrorvm::mirror::{HelperImage, HelperSource, Mirror};
+use mirrorvm::mirror::{HelperImage, HelperSource, Mirror, MirrorError};
 use mirrorvm::sev::Policy;
 use mirrorvm::sev::model::{AsidLimits, ModelPlatform};
 use mirrorvm_abi::mailbox::BATCH_MAX;
@@ -184,4 +184,24 @@ fn the_host_sees_no_plaintext_while_a_guest_moves() {
     ] {
         moves_unseen(strategy);
     }
+}
+
+#[test]
+fn helper_memory_that_nobody_pinned_makes_no_mirror() {
+    let host = host();
+    let strategy = Strategy::PspCopied { via: PspVia::LaunchUpdate };
+    let a = machine(&host, strategy, true);
+    let launched = a.launched_helper().unwrap();
+    launched.context.unregister_region(&launched.private, 0, launched.private.len()).unwrap();
+    let plan = Arc::new(planned(&host, a.ram(), strategy));
+    let made = Mirror::launch(
+        &host,
+        "t",
+        plan,
+        1,
+        a.ram(),
+        &HelperImage::built_in(),
+        HelperSource::Launched(&launched),
+    );
+    assert!(matches!(made.err(), Some(MirrorError::Unpinned)));
 }

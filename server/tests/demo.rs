@@ -163,7 +163,7 @@ fn what_cannot_work_is_refused_with_the_reason_and_what_to_do() {
     for (args, parts) in [
         (&["--driver", "qemu"][..], &["--kernel", "build-linux-guest"][..]),
         (&["--driver", "qemu", "--kernel", "/nowhere", "--initrd", "/nowhere"], &["--kernel /nowhere"]),
-        (&["--strategy", "identity-cbit"], &["identity-cbit", "does not execute"]),
+        (&["--driver", "embedded", "--strategy", "psp-copied", "--via", "send-receive"], &["not encrypted"]),
         (&["--shift", "5"], &["/strategy"]),
     ] {
         let output = demo(&dir, args).output().unwrap();

@@ -5,6 +5,7 @@ use super::{Capabilities, Host, HostInfo, MissingCapability};
 use crate::hypervisor::kvm::KvmHost;
 use crate::migration::wire::PROTOCOL_VERSIONS;
 use crate::qemu::{Accel, pick_accel};
+use crate::sev::kernel::probe;
 
 impl Host {
     /// About this host.
@@ -75,14 +76,23 @@ impl Host {
                 fix: "install QEMU (Debian: qemu-system-x86)".into(),
             });
         }
+        let support = probe();
+        let lacking = match &support {
+            Err(missing) => Some(missing),
+            Ok(support) => support.es.as_ref().err(),
+        };
+        list.extend(lacking.map(|m| MissingCapability {
+            code: m.code,
+            why: m.why.to_string(),
+            fix: format!("{}; the driver `emulated` has a model of SEV, which protects nothing", m.fix),
+        }));
+        // Whatever there is: the kernel has no mirrors of such guests.
         list.push(MissingCapability {
-            code: "sev",
-            why: if std::path::Path::new("/dev/sev").exists() {
-                "this build does not drive SEV".into()
-            } else {
-                "there is no /dev/sev: this kernel or processor has no SEV".into()
-            },
-            fix: "guests run at protection level none; the host can read their memory".into(),
+            code: "sev-snp",
+            why: "KVM refuses to share the context of an SEV-SNP guest: sev_vm_copy_enc_context_from does not copy its VMSA \
+                  features"
+                .into(),
+            fix: "use SEV or SEV-ES; nothing on this host can change it".into(),
         });
         list
     }

@@ -131,12 +131,10 @@ pub enum Exit {
         /// What was written.
         value: u64,
     },
-    /// It made a hypercall that leaves to the host (KVM_EXIT_HYPERCALL).
+    /// It made a hypercall that leaves to the host (KVM_EXIT_HYPERCALL); it was carried out, see [`Ports::hypercall`].
     Hypercall {
         /// The number, `KVM_HC_*`.
         nr: u64,
-        /// Its arguments.
-        args: [u64; 6],
     },
     /// It halted.
     Halt,
@@ -155,7 +153,16 @@ pub enum Exit {
 pub trait Ports {
     /// The value of `port`.
     fn read(&mut self, port: u16) -> u32;
+
+    /// Carries out a hypercall that leaves to the host; gives what the guest finds in RAX.
+    fn hypercall(&mut self, nr: u64, args: &[u64; 6]) -> u64 {
+        let _ = (nr, args);
+        KVM_ENOSYS.wrapping_neg()
+    }
 }
+
+/// A hypercall that is not known (include/uapi/linux/kvm_para.h); negated in RAX.
+pub const KVM_ENOSYS: u64 = 1000;
 
 /// Ports of a machine that has none to read.
 pub struct NoPorts;

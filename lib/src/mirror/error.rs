@@ -39,6 +39,9 @@ pub enum MirrorError {
         /// Offset in the helper's block.
         offset: u64,
     },
+    /// The helper's private memory is not registered through the guest.
+    #[error("unpinned encrypted memory: the helper's private memory is not registered through the guest")]
+    Unpinned,
     /// This way of `psp-copied` is closed.
     #[error("psp-copied cannot go this way: {0}")]
     Via(&'static str),

@@ -14,7 +14,7 @@ use crate::guest::embedded::add_save_areas;
 use crate::guest::{LaunchedHelper, helper_block};
 use crate::hypervisor::{Hypervisor, Kicker, Slot, SlotId, UserEntry, Vcpu, Vm};
 use crate::memory::{GuestRam, Mapping};
-use crate::sev::Policy;
+use crate::sev::{CopySource, Policy};
 
 /// Longest time to the helper's first idle doorbell, and for any one request.
 const HELPER_DEADLINE: Duration = Duration::from_secs(20);
@@ -334,13 +334,30 @@ fn helper_memory(
                 Strategy::PspCopied { via } => {
                     launched.check_via(via).map_err(MirrorError::Via)?;
                     match via {
-                        PspVia::LaunchUpdate => Ok(Some(Arc::clone(&launched.private))),
+                        PspVia::LaunchUpdate => {
+                            check_pinned(launched)?;
+                            Ok(Some(Arc::clone(&launched.private)))
+                        }
                         PspVia::SendReceive => Ok(Some(Mapping::memfd("mirrorvm.private", block.size)?)),
                     }
                 }
                 _ => Ok(None),
             }
         }
+    }
+}
+
+/// A mirror cannot register memory itself (KVM answers EINVAL): what only it maps is pinned through the guest or not at
+/// all, and encrypted pages that the kernel moves are garbage.
+fn check_pinned(launched: &LaunchedHelper) -> Result<(), MirrorError> {
+    match launched.context.copy_source() {
+        CopySource::Model(context)
+            if !context.is_registered(&launched.private, 0, launched.private.len()) =>
+        {
+            Err(MirrorError::Unpinned)
+        }
+        // The kernel does not tell; the launch has registered it.
+        CopySource::Model(_) | CopySource::Kernel(_) => Ok(()),
     }
 }
 

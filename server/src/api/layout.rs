@@ -324,8 +324,8 @@ pub struct Mapping {
 /// Where the helper lies.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct HelperPlace {
-    /// Where its block starts in the mirror; null when that part of it is not there.
-    pub mirror_gpa: Option<u64>,
+    /// Where its block starts in the mirror, with the first page of its image; `pieces` has the rest.
+    pub mirror_gpa: u64,
     /// The pieces of its block that the mirror has, by offset.
     pub pieces: Vec<HelperPieceBody>,
     /// Offset of the configuration pages in the block.
@@ -471,7 +471,8 @@ impl AddressSpacePlan {
                 })
                 .collect(),
             helper: HelperPlace {
-                mirror_gpa: plan.helper_at(0).map(MirrorGpa::get),
+                // The image's first page is what every accepted plan has.
+                mirror_gpa: plan.helper_at(0).map_or(0, MirrorGpa::get),
                 pieces: plan
                     .helper
                     .iter()

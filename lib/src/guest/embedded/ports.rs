@@ -9,13 +9,16 @@ use super::vcpu::Gate;
 use crate::addr::{Gpa, PAGE_SIZE, RamAddr};
 use crate::address_space::{Declaration, Refusal};
 use crate::guest::{Console, EncryptionStatus, MachineEnd, MigrationControl, OnEnd};
-use crate::hypervisor::Ports;
+use crate::hypervisor::{KVM_ENOSYS, Ports};
 use crate::memory::GuestRam;
 
 /// KVM_HC_MAP_GPA_RANGE (include/uapi/linux/kvm_para.h).
 const KVM_HC_MAP_GPA_RANGE: u64 = 12;
 /// Its third argument, bit 4: the pages are encrypted.
 const MAP_GPA_RANGE_ENCRYPTED: u64 = 1 << 4;
+
+/// Arguments that make no sense (include/uapi/linux/kvm_para.h); negated in RAX.
+const KVM_EINVAL: u64 = 22;
 
 /// Says what is wrong with a declaration; empty when it can be used.
 pub type CheckDeclaration = Arc<dyn Fn(&Declaration) -> Vec<Refusal> + Send + Sync>;
@@ -89,13 +92,6 @@ impl VcpuPorts {
             self.devices.control.announce(|| self.declaration());
         }
         (self.devices.on_readiness)();
-    }
-
-    /// A hypercall that leaves to us.
-    pub fn hypercall(&self, nr: u64, args: &[u64; 6]) {
-        if nr == KVM_HC_MAP_GPA_RANGE {
-            self.report(Gpa::new(args[0]), args[1], args[2] & MAP_GPA_RANGE_ENCRYPTED != 0);
-        }
     }
 
     /// What the firmware left in the shared pages: copied once, then checked.
@@ -183,5 +179,104 @@ impl Ports for VcpuPorts {
             w::PORT_FIRMWARE => self.firmware(),
             _ => u32::MAX,
         }
+    }
+
+    fn hypercall(&mut self, nr: u64, args: &[u64; 6]) -> u64 {
+        if nr != KVM_HC_MAP_GPA_RANGE {
+            return KVM_ENOSYS.wrapping_neg();
+        }
+        // Bits 0 to 3 name the size of page that the guest has there; the count is of 4 KiB pages in any case.
+        let taken = self.report(Gpa::new(args[0]), args[1], args[2] & MAP_GPA_RANGE_ENCRYPTED != 0);
+        if taken { 0 } else { KVM_EINVAL.wrapping_neg() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::address_space::{BlockSpec, GuestLayout};
+    use crate::hypervisor::{Exit, HypervisorError, Kicker, UserEntry, Vcpu};
+
+    const GIB: u64 = 1 << 30;
+
+    fn ports() -> VcpuPorts {
+        let block = |name: &str, gpa| BlockSpec { name: name.into(), size_bytes: 4 << 20, gpa };
+        let specs = [
+            block("low", Some(Gpa::new(0))),
+            block("high", Some(Gpa::new(5 * GIB))),
+            block("unplugged", None),
+        ];
+        let layout = GuestLayout::assign(&specs).unwrap().with_helper(2 << 20, true).unwrap();
+        VcpuPorts::new(Devices {
+            ram: GuestRam::allocate(Arc::new(layout)).unwrap(),
+            shared: RamAddr::new(0x2000),
+            console: Arc::default(),
+            encryption: Arc::default(),
+            gate: Gate::new(1),
+            on_end: Arc::new(|_| ()),
+            control: Arc::new(MigrationControl::new(true)),
+            check_declaration: Arc::new(|_| Vec::new()),
+            on_readiness: Arc::new(|| ()),
+            withdraw_at: None,
+        })
+    }
+
+    /// A vCPU that comes back with hypercalls, as KVM_EXIT_HYPERCALL does; no KVM here passes the instruction on.
+    struct Caller(Vec<(u64, [u64; 6])>, Vec<u64>);
+
+    impl Vcpu for Caller {
+        fn enter_user_mode(&mut self, _: &UserEntry) -> Result<(), HypervisorError> {
+            unreachable!()
+        }
+        fn enter_supervisor_mode(&mut self, _: &UserEntry) -> Result<(), HypervisorError> {
+            unreachable!()
+        }
+        fn run(&mut self, ports: &mut dyn Ports) -> Result<Exit, HypervisorError> {
+            let (nr, args) = self.0.remove(0);
+            self.1.push(ports.hypercall(nr, &args));
+            Ok(Exit::Hypercall { nr })
+        }
+        fn settle(&mut self) -> Result<(), HypervisorError> {
+            Ok(())
+        }
+        fn save(&mut self) -> Result<Vec<u8>, HypervisorError> {
+            unreachable!()
+        }
+        fn restore(&mut self, _: &[u8]) -> Result<(), HypervisorError> {
+            unreachable!()
+        }
+        fn kicker(&self) -> Kicker {
+            unreachable!()
+        }
+    }
+
+    #[test]
+    fn a_guest_s_hypercalls_change_the_status_by_ram_addr() {
+        let mut ports = ports();
+        let map = |gpa: u64, pages: u64, attributes: u64| (12, [gpa, pages, attributes, 0, 0, 0]);
+        let helper = ports.devices.ram.layout().helper().unwrap().gpa().unwrap().get();
+        let calls = vec![
+            map(5 * GIB + 0x1000, 3, 0),
+            // 2 MiB pages, still counted in 4 KiB.
+            map(0, 512, 1),
+            map(0x1000, 2, 1 << 4),
+            // Refused, each as a whole: a hole, past the end, the helper's, no pages, unaligned, past 2^64.
+            map(GIB, 1, 0),
+            map(5 * GIB, 1025, 0),
+            map(helper, 1, 0),
+            map(0, 0, 0),
+            map(0x10, 1, 0),
+            map(u64::MAX - 0xfff, 2, 0),
+            map(0, u64::MAX, 0),
+            (5, [0; 6]),
+        ];
+        let mut vcpu = Caller(calls, Vec::new());
+        while !vcpu.0.is_empty() {
+            assert!(matches!(vcpu.run(&mut ports), Ok(Exit::Hypercall { .. })));
+        }
+        let (bad, unknown) = ((-22i64) as u64, (-1000i64) as u64);
+        assert_eq!(vcpu.1, [0, 0, 0, bad, bad, bad, bad, bad, bad, bad, unknown]);
+        let high = (4 << 20) / 4096;
+        assert_eq!(ports.devices.encryption.shared().runs(), [(0, 1), (3, 509), (high + 1, 3)]);
     }
 }

@@ -179,10 +179,9 @@ fn turn(vcpu: &mut dyn Vcpu, gate: &Gate, ports: &mut VcpuPorts) -> Option<Machi
                     return Some(end);
                 }
             }
-            Ok(Exit::PortRead { .. } | Exit::Interrupted) => {}
+            Ok(Exit::PortRead { .. } | Exit::Hypercall { .. } | Exit::Interrupted) => {}
             Ok(Exit::Mmio { .. }) => return crashed("access to an address without memory"),
             Ok(Exit::MsrWrite { msr, value }) => ports.write_msr(msr, value),
-            Ok(Exit::Hypercall { nr, args }) => ports.hypercall(nr, &args),
             Ok(Exit::Halt) => return crashed("it halted"),
             Ok(Exit::Shutdown) => return crashed("triple fault"),
             Ok(Exit::Unexpected { what }) => return crashed(what),

@@ -100,8 +100,8 @@ impl Vcpu for KvmVcpu {
                 Ok(Exit::MsrWrite { msr: exit.index, value: exit.data })
             }
             Ok(VcpuExit::Hypercall(exit)) => {
-                *exit.ret = 0;
-                Ok(Exit::Hypercall { nr: exit.nr, args: exit.args })
+                *exit.ret = ports.hypercall(exit.nr, &exit.args);
+                Ok(Exit::Hypercall { nr: exit.nr })
             }
             Ok(VcpuExit::Hlt) => Ok(Exit::Halt),
             Ok(VcpuExit::Shutdown) => Ok(Exit::Shutdown),
