@@ -9,7 +9,9 @@ mod api {
 }
 
 use api::Client;
-use api::types::{Guest, GuestCreate, MigrationCreate, MirrorCreate, Problem, ProblemCode, Strategy};
+use api::types::{
+    AddressSpacePlanCreate, Guest, GuestCreate, MigrationCreate, MirrorCreate, Problem, ProblemCode, Strategy,
+};
 use progenitor_client::{Error, ResponseValue};
 use serde_json::json;
 
@@ -65,8 +67,7 @@ async fn main() -> Result<(), Anything> {
     let shifted = json!({"kind": "shifted", "shift": {"kind": "4gib"}});
     for strategy in [shifted.clone(), json!({"kind": "identity-cbit"})] {
         let typed: Strategy = body(strategy.clone())?;
-        let plan = body(json!({ "strategy": typed }))?;
-        let plan = plan as api::types::AddressSpacePlanCreate;
+        let plan: AddressSpacePlanCreate = body(json!({ "strategy": typed }))?;
         match a.address_space_plan_create().guest(&name).body(plan).send().await {
             Ok(plan) => println!("{}: {} slots", strategy["kind"], plan.slots.len()),
             // A host may not execute a strategy; the plan says why.

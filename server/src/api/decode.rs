@@ -231,6 +231,18 @@ impl<'v, 'e> Fields<'v, 'e> {
         }
     }
 
+    /// An integer in `range` that may be absent, and is not null when it is there.
+    pub fn optional_int_not_null<T: TryFrom<u64>>(
+        &mut self,
+        name: &'static str,
+        range: RangeInclusive<u64>,
+    ) -> Option<Option<T>> {
+        match self.node(name) {
+            Some(node) => self.ranged(&node, range).map(Some),
+            None => Some(None),
+        }
+    }
+
     fn ranged<T: TryFrom<u64>>(&mut self, node: &Node<'_>, range: RangeInclusive<u64>) -> Option<T> {
         let value = u64::decode(node, self.errors)?;
         let fitting = range.contains(&value).then(|| T::try_from(value).ok()).flatten();

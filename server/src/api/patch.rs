@@ -231,13 +231,9 @@ impl Decode for HostUpdate {
         let mut f = Fields::open(node, errors)?;
         let labels = f.patch("labels");
         let maintenance = f.optional_not_null("maintenance");
-        let migration_slots = f.patch_int("migration_slots", 1..=16);
+        let migration_slots = f.optional_int_not_null("migration_slots", 1..=16);
         f.done()?;
-        let slots = match migration_slots? {
-            Patch::Set(slots) => u32::try_from(slots).ok(),
-            Patch::Keep | Patch::Clear => None,
-        };
-        Some(Self { labels: labels?, maintenance: maintenance?, migration_slots: slots })
+        Some(Self { labels: labels?, maintenance: maintenance?, migration_slots: migration_slots? })
     }
 }
 
@@ -273,6 +269,9 @@ mod tests {
         assert_eq!(after(json!({"bandwidth_bytes_per_second": null})).bandwidth_bytes_per_second, None);
         assert_eq!(after(json!({"downtime_ms": 5})).downtime_ms, 5);
         assert_eq!(after(json!({"downtime_ms": null})).downtime_ms, 300);
+        for null in [json!({"maintenance": null}), json!({"migration_slots": null})] {
+            assert!(decode::<HostUpdate>(&null).is_err(), "{null}");
+        }
         assert!(decode::<MigrationUpdate>(&json!({"limits": null})).is_err());
     }
 }

@@ -1,12 +1,13 @@
 //! OpenAPI 3.1 to 3.0.3, as far as our own document goes: for generators that know no newer version.
 //!
 //! Null unions become `nullable`, `const` an `enum` of one, `examples` of a schema the first of them; `mutualTLS` and the
-//! licence's identifier have no place there. Problems become `application/json`, so that generators which type JSON
+//! licence's identifier have no place there. Problems and patches become `application/json`, so that generators which type JSON
 //! alone type them; and of several success answers with different bodies only the plain one stays (the answers to
 //! `dry_run` of deletions go), as some generators take one type of success alone.
 
 use serde_json::{Map, Value, json};
 
+use crate::http::body::MERGE_PATCH;
 use crate::problem::PROBLEM_JSON;
 
 /// Rewrites `document` in place.
@@ -22,6 +23,7 @@ pub fn to_3_0(document: &mut Value) {
         for operation in item.values_mut().filter_map(Value::as_object_mut) {
             one_success(operation);
             plain_problems(operation);
+            plain_patches(operation);
         }
     }
     schemas(document);
@@ -93,6 +95,16 @@ fn plain_problems(operation: &mut Map<String, Value>) {
         if let Some(problem) = content.remove(PROBLEM_JSON) {
             content.insert("application/json".into(), problem);
         }
+    }
+}
+
+/// `PATCH` takes plain JSON for a merge patch, too, and some generators know nothing else.
+fn plain_patches(operation: &mut Map<String, Value>) {
+    let content = operation.get_mut("requestBody").and_then(|b| b.get_mut("content"));
+    if let Some(Value::Object(content)) = content
+        && let Some(patch) = content.remove(MERGE_PATCH)
+    {
+        content.insert("application/json".into(), patch);
     }
 }
 

@@ -137,6 +137,7 @@ fn complete(document: &mut Value) {
             if let (Some(known), Value::Object(operation)) = (known, &mut *operation) {
                 add_access(operation, known);
             }
+            octets(operation);
             let parameters = operation.get_mut("parameters").and_then(Value::as_array_mut);
             for parameter in parameters.into_iter().flatten() {
                 merge_inline(&mut parameter["schema"]);
@@ -208,6 +209,20 @@ fn lift_descriptions(value: &mut Value) {
             map.values_mut().for_each(lift_descriptions);
         }
         Value::Array(list) => list.iter_mut().for_each(lift_descriptions),
+        _ => {}
+    }
+}
+
+/// Bytes are bytes, not arrays of numbers.
+fn octets(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            if let Some(media) = map.get_mut("application/octet-stream") {
+                media["schema"] = json!({"type": "string", "format": "binary"});
+            }
+            map.values_mut().for_each(octets);
+        }
+        Value::Array(list) => list.iter_mut().for_each(octets),
         _ => {}
     }
 }
