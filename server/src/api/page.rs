@@ -150,7 +150,7 @@ impl Scope {
 }
 
 fn unhex(text: &str) -> Option<Vec<u8>> {
-    if text.len() % 2 != 0 || !(TOKEN_MIN..=TOKEN_MAX).contains(&(text.len() / 2)) {
+    if !text.len().is_multiple_of(2) || !(TOKEN_MIN..=TOKEN_MAX).contains(&(text.len() / 2)) {
         return None;
     }
     let digit = |c: u8| char::from(c).to_digit(16).map(|d| d as u8);
