@@ -1,8 +1,9 @@
 //! `mirrorvmd bench`: what the parts that matter cost, as ratios measured in one run.
 //!
-//! Owns: scenarios, medians, the table. Must not know: HTTP. These machines are noisy: every figure is a median of
-//! several runs with its smallest and largest beside it, and is set against the raw operation in the same run.
+//! Owns: scenarios, medians, the table. Must not know: the library's inside. These machines are noisy: every figure is
+//! a median of several runs with its smallest and largest beside it, and is set against the raw operation in the same run.
 
+mod api;
 mod create;
 mod migrate;
 mod plan;
@@ -40,6 +41,8 @@ enum Scenario {
     Plan,
     /// A running guest over loopback between two hosts, every page compared.
     Migrate,
+    /// The REST API against libvirt's RPC: one guest, a list of 1,000, durable definitions.
+    Api,
 }
 
 /// One figure.
@@ -66,7 +69,7 @@ type BenchError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Runs what was asked for and prints it.
 pub(crate) fn run(args: &BenchArgs) -> Result<(), BenchError> {
-    let all = [Scenario::Seal, Scenario::Create, Scenario::Plan, Scenario::Migrate];
+    let all = [Scenario::Seal, Scenario::Create, Scenario::Plan, Scenario::Migrate, Scenario::Api];
     let wanted: &[Scenario] = if args.scenarios.is_empty() { &all } else { &args.scenarios };
     let mut rows = Vec::new();
     for scenario in wanted {
@@ -75,6 +78,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), BenchError> {
             Scenario::Create => create::measure(args)?,
             Scenario::Plan => plan::measure(args)?,
             Scenario::Migrate => migrate::measure(args)?,
+            Scenario::Api => api::measure(args)?,
         });
     }
     let conditions = setting::conditions(args);
