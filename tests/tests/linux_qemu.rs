@@ -44,11 +44,13 @@ fn definition(kernel: &Path, initrd: &Path) -> Value {
     })
 }
 
-fn moves(from: &Daemon, to: &Daemon) {
+fn moves(from: &Daemon, to: &Daemon, strategy: &Value) {
     let last = console(from).last().unwrap().clone();
     let process = children(from.pid());
     assert_eq!(process.len(), 1, "one QEMU at the source");
-    let m = from.migrate(&migration("linux", &to.name, "stop_and_copy"));
+    let mut body = migration("linux", &to.name, "stop_and_copy");
+    body["mirror"] = json!({"kind": "template", "strategy": strategy});
+    let m = from.migrate(&body);
     let end = from.migration_end(&m);
     assert_eq!(end["state"], "succeeded", "{end}");
     println!("{} to {}: {}", from.name, to.name, end["progress"]);
@@ -114,8 +116,14 @@ fn a_linux_guest_moves_there_and_back() {
     until("Linux goes on at the source", 60, || console(a).last().unwrap().0 > before + 3);
     std::fs::rename(&hidden, &kernel).unwrap();
 
-    moves(a, b);
-    moves(b, a);
+    // What a Linux guest does not do for its helper is refused by name.
+    let plans = "/v1/guests/linux/address-space-plans";
+    for (kind, code) in [("identity-cbit", "helper_unplugged"), ("declared", "no_declaration")] {
+        let refused = a.post(plans, &json!({"strategy": {"kind": kind}})).expect(422).json();
+        assert!(refused["errors"].as_array().unwrap().iter().any(|e| e["code"] == code), "{kind}: {refused}");
+    }
+    moves(a, b, &json!({"kind": "shifted", "shift": {"kind": "4gib"}}));
+    moves(b, a, &json!({"kind": "psp-copied", "via": "launch-update"}));
 
     // A paused guest whose migration breaks down after its state was saved stays paused, and can be tried again.
     let _ = a.act("/v1/guests/linux/pause").expect(202);
