@@ -106,6 +106,12 @@ fn everything_is_described() {
             }
         }
         assert_eq!(operation["tags"].as_array().map(Vec::len), Some(1), "{method} {path}");
+        for (status, response) in operation["responses"].as_object().unwrap() {
+            let json = response.pointer("/content/application~1json");
+            if status.starts_with('2') && json.is_some_and(|j| j.get("example").is_none()) {
+                bare.push(format!("{method} {path}: example of {status}"));
+            }
+        }
         for parameter in operation["parameters"].as_array().into_iter().flatten() {
             if parameter["description"].as_str().is_none_or(str::is_empty) {
                 bare.push(format!("{method} {path}: parameter {}", parameter["name"]));

@@ -5,6 +5,7 @@
 
 pub mod compat;
 pub mod downgrade;
+mod examples;
 
 use axum::body::Bytes;
 use serde_json::{Map, Value, json};
@@ -127,6 +128,7 @@ fn complete(document: &mut Value) {
         close_unions(schemas);
     }
     add_security(document);
+    examples::add(document);
     let Some(Value::Object(paths)) = document.get_mut("paths") else { return };
     for (path, item) in paths {
         let Value::Object(item) = item else { continue };

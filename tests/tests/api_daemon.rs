@@ -1,0 +1,139 @@
+//! The daemon beside its API: configuration with its sources, systemd's sockets and readiness, the end of streams.
+
+#![allow(clippy::unwrap_used, reason = "the helpers of a test are test code")]
+
+use std::os::unix::net::UnixDatagram;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use mirrorvm_tests::{Daemon, Request, daemon_binary, repository, until};
+use serde_json::Value;
+
+fn config(arguments: &[&str], environment: &[(&str, &str)]) -> (bool, String, String) {
+    let output = Command::new(daemon_binary())
+        .args(["config", "--json"])
+        .args(arguments)
+        .env_remove("MIRRORVM_STATE_DIR")
+        .envs(environment.iter().copied())
+        .output()
+        .unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.success(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn each_value_says_where_it_comes_from() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("c.toml");
+    std::fs::write(&file, "name = \"f\"\npeer_listen = \"127.0.0.1:1\"\n[limits]\nstreams = 7\n").unwrap();
+    let file = file.to_str().unwrap();
+    let environment = [("MIRRORVM_PEER_LISTEN", "127.0.0.1:2"), ("MIRRORVM_LIMITS_CONNECTIONS", "9")];
+    let (good, out, err) = config(&["--config", file, "--state-dir", "/x"], &environment);
+    assert!(good, "{err}");
+    let settings: Vec<Value> = serde_json::from_str(&out).unwrap();
+    let of = |name: &str| {
+        let s = settings.iter().find(|s| s["name"] == name).unwrap();
+        (s["value"].as_str().unwrap_or("-").to_owned(), s["source"].as_str().unwrap().to_owned())
+    };
+    for (name, value, source) in [
+        ("state_dir", "/x", "flag"),
+        ("name", "f", "file"),
+        ("peer_listen", "127.0.0.1:2", "environment"),
+        ("limits.streams", "7", "file"),
+        ("limits.connections", "9", "environment"),
+        ("limits.drain_seconds", "10", "default"),
+        ("listen", "-", "default"),
+    ] {
+        assert_eq!(of(name), (value.to_owned(), source.to_owned()), "{name}");
+    }
+    for (text, named) in [
+        ("colour = 1", "colour"),
+        ("[limits]\nstreams = 99999999", "limits.streams"),
+        ("listen = [\"tcp:0.0.0.0:1\"]", "listen"),
+    ] {
+        std::fs::write(file, text).unwrap();
+        let (good, _, err) = config(&["--config", file], &[]);
+        assert!(!good && (err.contains(named)), "{text}: {err}");
+    }
+    // The example has every key, and says nothing but defaults.
+    let example = repository().join("server/systemd/mirrorvmd.toml");
+    let (good, out, err) = config(&["--config", example.to_str().unwrap()], &[]);
+    assert!(good, "{err}");
+    assert!(!out.contains("\"file\""), "{out}");
+    let text = std::fs::read_to_string(example).unwrap();
+    for setting in serde_json::from_str::<Vec<Value>>(&out).unwrap() {
+        let key = setting["name"].as_str().unwrap().rsplit('.').next().unwrap().to_owned();
+        assert!(text.contains(&format!("# {key} = ")), "{key} is not in the example");
+    }
+}
+
+#[test]
+fn the_service_manager_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let mut d = Daemon::start_with("a", &[("NOTIFY_SOCKET", path.to_str().unwrap())]);
+    let mut told = || {
+        let mut buffer = [0; 256];
+        let read = manager.recv(&mut buffer).unwrap();
+        String::from_utf8_lossy(&buffer[..read]).into_owned()
+    };
+    assert!(told().contains("READY=1"));
+    assert!(d.terminate().success());
+    assert!(told().contains("STOPPING=1"));
+}
+
+#[test]
+fn sockets_of_the_service_manager_are_served() {
+    let Some(activate) = ["/usr/bin", "/bin"]
+        .iter()
+        .map(|d| format!("{d}/systemd-socket-activate"))
+        .find(|p| std::path::Path::new(p).is_file())
+    else {
+        println!("SKIPPED (no systemd-socket-activate): sockets of the service manager");
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("api.sock");
+    let mut manager = Command::new(activate)
+        .arg("-l")
+        .arg(&socket)
+        .arg(daemon_binary())
+        .args(["serve", "--listen", "systemd", "--state-dir"])
+        .arg(dir.path().join("state"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    until("the socket", 20, || socket.exists());
+    // The first connection starts the daemon, and is served.
+    until("an answer", 30, || {
+        Request::new("GET", "/readyz").try_send(&socket).is_ok_and(|r| r.status == 200)
+    });
+    let who = Request::new("GET", "/v1/whoami").send(&socket).json();
+    assert_eq!(who["method"], "local_user");
+    manager.kill().unwrap();
+    manager.wait().unwrap();
+}
+
+#[test]
+fn without_a_service_manager_its_sockets_are_a_named_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = Command::new(daemon_binary())
+        .args(["serve", "--listen", "systemd", "--state-dir"])
+        .arg(dir.path().join("state"))
+        .output()
+        .unwrap();
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && err.contains("service manager"), "{err}");
+}
+
+#[test]
+fn both_documents_are_printed_as_they_are_served() {
+    let d = Daemon::start("a");
+    for (version, path) in [("3.1", "/v1/openapi.json"), ("3.0", "/v1/openapi-3.0.json")] {
+        let output = Command::new(daemon_binary()).args(["openapi", "--version", version]).output().unwrap();
+        assert_eq!(output.stdout, d.get(path).expect(200).body, "{version}");
+    }
+}
