@@ -213,12 +213,15 @@ fn a_reader_that_takes_nothing_is_disconnected_and_others_go_on() {
     let mut stalled = UnixStream::connect(d.socket()).unwrap();
     let head = format!("GET /v1/events/stream?after={begin} HTTP/1.1\r\nhost: localhost\r\n\r\n");
     stalled.write_all(head.as_bytes()).unwrap();
+    let streams = |n: u64| d.get("/metrics").text().contains(&format!("mirrorvm_event_streams {n}\n"));
+    until("the stream is open", 20, || streams(1));
     let connections = d.census().fds;
     // More than the socket and the daemon buffer.
     for n in 0..2500 {
         let patch = json!({"labels": {"padding": format!("{n:0255}")}});
         let _ = d.send(&Request::new("PATCH", "/v1/guests/g1").json(&patch)).expect(200);
     }
+    until("the stalled reader is given up", 20, || streams(0));
     until("the stalled reader's descriptor goes", 20, || d.census().fds < connections);
     let mut reader = Stream::open(&d, &format!("?after={begin}&type=guest.updated"), None);
     for n in 0..2500 {
