@@ -74,7 +74,7 @@ fn the_service_manager_is_told() {
     let manager = UnixDatagram::bind(&path).unwrap();
     manager.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     let mut d = Daemon::start_with("a", &[("NOTIFY_SOCKET", path.to_str().unwrap())]);
-    let mut told = || {
+    let told = || {
         let mut buffer = [0; 256];
         let read = manager.recv(&mut buffer).unwrap();
         String::from_utf8_lossy(&buffer[..read]).into_owned()
