@@ -181,8 +181,8 @@ impl Host {
         expected: &Expected,
     ) -> Result<GuestRecord, HostError> {
         let mut record = self.guest(key)?;
-        expected.check("guest", record.generation)?;
         validate::labels(&labels)?;
+        expected.check("guest", record.generation)?;
         record.spec.labels = labels;
         Ok(record)
     }
@@ -259,7 +259,6 @@ impl Host {
         let missing = || HostError::NotFound { kind: "mirror", key: id.to_string() };
         let entry = self.inner.mirror_entry(id).ok_or_else(missing)?;
         let record = entry.record();
-        expected.check("mirror", record.generation)?;
         if record.state == MirrorState::Failed {
             let allowed = &["creating", "ready", "busy"];
             return Err(HostError::WrongState { kind: "mirror", current: "failed", allowed });
@@ -273,6 +272,7 @@ impl Host {
         if !errors.is_empty() {
             return Err(HostError::Invalid(errors));
         }
+        expected.check("mirror", record.generation)?;
         if !act {
             return Ok(MirrorRecord { cpus: cpus.to_vec(), ..record });
         }
@@ -357,7 +357,6 @@ impl Host {
     ) -> Result<MigrationRecord, HostError> {
         let entry = self.migration_entry(id)?;
         let now = entry.record();
-        expected.check("migration", now.generation)?;
         let spec = now.spec.clone().filter(|_| now.state == MigrationState::Queued);
         let Some(spec) = spec else {
             let current = now.state.name();
@@ -365,6 +364,7 @@ impl Host {
         };
         let spec = MigrationSpec { limits, ..spec };
         validate::migration(&spec)?;
+        expected.check("migration", now.generation)?;
         if !act {
             return Ok(MigrationRecord { spec: Some(spec), ..now });
         }
@@ -432,9 +432,10 @@ impl Host {
         let missing = || HostError::NotFound { kind: "host", key: key.to_owned() };
         let mut peers = self.inner.peers_mut();
         let now = peers.get(&id).ok_or_else(missing)?;
-        expected.check("host", now.generation)?;
         let spec = change(now.spec.clone());
+        // Conditions come last: a request that cannot work is told so, whatever it expects (RFC 9110, section 13.2.1).
         let identity = validate::peer(&spec)?;
+        expected.check("host", now.generation)?;
         let spec = PeerSpec { identity: identity.to_string(), name: now.spec.name.clone(), ..spec };
         let record = PeerRecord { spec, generation: now.generation + 1, ..now.clone() };
         if !act {

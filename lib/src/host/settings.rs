@@ -47,7 +47,6 @@ impl Host {
         act: bool,
     ) -> Result<HostSettings, HostError> {
         let mut settings = self.inner.settings.write().unwrap_or_else(PoisonError::into_inner);
-        expected.check("host", settings.generation)?;
         let mut next = settings.clone();
         change(&mut next);
         next.generation = settings.generation + 1;
@@ -60,6 +59,7 @@ impl Host {
                 detail,
             )]));
         }
+        expected.check("host", settings.generation)?;
         if !act {
             return Ok(next);
         }
