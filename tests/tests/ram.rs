@@ -141,3 +141,29 @@ fn policies_and_levels_are_obeyed_over_rest() {
     let layout = a.read(&format!("/v1/mirrors/{id}/layout"));
     assert!(layout["slots"].as_array().unwrap().iter().any(|s| s["backing"] == "private"), "{layout}");
 }
+
+#[test]
+fn what_a_launch_decided_stays_decided() {
+    let pair = Pair::start();
+    let a = &pair.a;
+    // An encrypted guest's helper was loaded for the strategies as they are listed, and no host can load it again.
+    a.run_guest(&guest("plain", &json!({})));
+    let shift = |bytes: u64| json!({"kind": "shifted", "shift": {"kind": "explicit", "bytes": bytes}});
+    let mirror = json!({"guest": "plain", "strategy": shift(8 << 30)});
+    assert_eq!(a.post("/v1/mirrors", &mirror).expect(409).problem(), "helper_not_launched");
+    // The mirror of a guest with encrypted registers came with it.
+    a.run_guest(&guest("es", &json!({"es": true, "mirror": {"strategy": {"kind": "declared"}}})));
+    let mirrors = a.items("/v1/mirrors");
+    assert_eq!(mirrors.len(), 1);
+    let id = mirrors[0]["id"].as_str().unwrap();
+    assert_eq!(a.delete(&format!("/v1/mirrors/{id}")).expect(409).problem(), "mirror_at_launch");
+    // A guest that takes its word back.
+    let mut fickle = guest("fickle", &json!({}));
+    fickle["driver"]["workload"]["withdraws_readiness_after_ms"] = json!(10);
+    a.run_guest(&fickle);
+    let lost = a.follow("/v1/guests/fickle", 30, |g| g["migration_readiness"]["ready"] == false);
+    assert_eq!(lost["migration_readiness"]["reason"], "withdrawn");
+    let refused = a.post("/v1/migrations", &migration("fickle", "b", "precopy")).expect(409);
+    assert_eq!(refused.problem(), "guest_not_ready");
+    assert!(refused.json()["detail"].as_str().unwrap().contains("CPU goes offline"));
+}
