@@ -16,7 +16,7 @@ use super::records::Mask;
 use super::rounds::{Convergence, Decision, Observation};
 use super::wire::{self, Prepare, Prepared, Purpose, Settled, StateHead, kind};
 use crate::addr::{PAGE_SIZE, RamAddr};
-use crate::guest::Machine;
+use crate::guest::{DirtyRanges, Machine, MachineError};
 use crate::host::{
     GuestRecord, MigrationMode, MigrationSpec, MigrationState, OnTimeout, ProtectionLevel, Round,
     StreamTransport,
@@ -118,6 +118,8 @@ struct Sent {
     /// Pages that went as they are at least once.
     ever_shared: PageSet,
     limiter: Limiter,
+    /// Where pages are taken off the dirty log one batch after the other.
+    dirty: Option<DirtyRanges>,
 }
 
 impl Course<'_, '_> {
@@ -135,6 +137,7 @@ impl Course<'_, '_> {
             ever_sealed: PageSet::new(),
             ever_shared: PageSet::new(),
             limiter: Limiter::new(),
+            dirty: None,
         };
         let mut left = PageSet::new();
         for block in self.machine.ram().layout().ram() {
@@ -217,6 +220,7 @@ impl Course<'_, '_> {
         let control = self.out.control;
         control.enter(MigrationState::Precopy);
         self.machine.log_dirty(true)?;
+        sent.dirty = self.machine.dirty_ranges();
         let begun = Instant::now();
         let mut course = Convergence::default();
         loop {
@@ -224,7 +228,7 @@ impl Course<'_, '_> {
             let until = self.round_ends_at(begun);
             let mut round = self.round(link, streams, sent, left, Some(until))?;
             let untaken = left.len();
-            self.machine.take_dirty(left)?;
+            self.find_dirty(sent, left)?;
             let duration = Duration::from_micros(round.duration_us);
             let seen = Observation {
                 moved_pages: round.pages_sealed + round.pages_shared,
@@ -251,6 +255,15 @@ impl Course<'_, '_> {
                 }
             }
         }
+    }
+
+    /// Adds what the guest has written.
+    fn find_dirty(&mut self, sent: &Sent, left: &mut PageSet) -> Result<(), MigrationFault> {
+        match &sent.dirty {
+            Some(ranges) => ranges.look(left).map_err(MachineError::from)?,
+            None => self.machine.take_dirty(left)?,
+        }
+        Ok(())
     }
 
     /// When a round has to end even if pages are left: at the deadline, unless the guest is only slowed then.
@@ -291,7 +304,8 @@ impl Course<'_, '_> {
         // Saving may touch memory (drivers say so), hence before the last look at the dirty log.
         let state = self.machine.save_state()?;
         if logged {
-            self.machine.take_dirty(&mut left)?;
+            self.find_dirty(sent, &mut left)?;
+            sent.dirty = None;
             self.machine.log_dirty(false)?;
         }
         // Registers are written to the save areas when the vCPUs stop: whatever went before, they go again, last.
@@ -340,7 +354,8 @@ impl Course<'_, '_> {
         let (ram, plan) = (self.machine.ram(), self.mirror.plan());
         let plan = std::sync::Arc::clone(plan);
         let limits = (control, &sent.limiter);
-        let work = Work::new(sent.epoch, &sealed, &shared, (ram, &plan), limits, until);
+        let work =
+            Work::new(sent.epoch, &sealed, &shared, (ram, &plan), limits, (until, sent.dirty.as_ref()));
         pump_all(self.mirror, streams, &work).map_err(|fault| reason(link, fault))?;
         send_shared(link, &work).map_err(|fault| reason(link, fault))?;
         let token = self.mirror.end_epoch()?;
@@ -487,7 +502,7 @@ impl Course<'_, '_> {
         if self.out.control.is_cancelled() {
             return Err(MigrationFault::Canceled);
         }
-        self.machine.ended().map_or(Ok(()), |end| Err(crate::guest::MachineError::Ended(end).into()))
+        self.machine.ended().map_or(Ok(()), |end| Err(MachineError::Ended(end).into()))
     }
 }
 
