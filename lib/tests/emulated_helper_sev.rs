@@ -83,6 +83,7 @@ fn launch(sev: &dyn Context, plan: &MirrorPlan, ram: &GuestRam, fault: Fault) {
         ranges: ranges.len() as u32,
         protection: config::PROTECTION_MODELLED,
         policy: config::POLICY_NODBG,
+        digests: 0,
     };
     memory.write(p.config_at, &fixed.encode());
     for (r, i) in ranges.iter().zip(0u64..) {

@@ -21,6 +21,7 @@
 mod control;
 mod destination;
 mod error;
+mod finder;
 mod peer;
 mod pump;
 mod rounds;

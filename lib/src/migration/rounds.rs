@@ -12,6 +12,8 @@ pub struct Observation {
     pub moved_pages: u64,
     /// How long it took.
     pub duration: Duration,
+    /// How long it took to find the pages that wait now: the pause begins with another such look.
+    pub look: Duration,
     /// Pages that wait to be sent now.
     pub dirty_pages: u64,
     /// Since the migration began to move pages.
@@ -48,13 +50,13 @@ pub fn decide(seen: &Observation, limits: &MigrationLimits) -> Decision {
     let by_link = seen.moved_pages as f64 / seconds;
     let by_limit = limits.bandwidth_bytes_per_second.map_or(f64::INFINITY, |b| b as f64 / PAGE_SIZE as f64);
     let rate = by_link.min(by_limit).max(1.0);
-    let expected = FIXED + Duration::from_secs_f64((seen.dirty_pages as f64 / rate).min(1e9));
+    let expected = FIXED + seen.look + Duration::from_secs_f64((seen.dirty_pages as f64 / rate).min(1e9));
     let short = expected <= Duration::from_millis(limits.downtime_ms) || seen.dirty_pages <= FEW_PAGES;
     if short {
         Decision::Switchover { expected }
     } else if seen.elapsed >= Duration::from_millis(limits.timeout_ms) {
         Decision::NotConverging {
-            dirty_pages_per_second: (seen.dirty_pages as f64 / seconds) as u64,
+            dirty_pages_per_second: (seen.dirty_pages as f64 / (seconds + seen.look.as_secs_f64())) as u64,
             pages_per_second: rate as u64,
         }
     } else {
@@ -71,11 +73,11 @@ mod tests {
     proptest! {
         #[test]
         fn switchover_keeps_the_limit_and_the_deadline_ends_it(
-            moved in 0u64..1 << 28, ms in 0u64..100_000, dirty in 0u64..1 << 28, elapsed in 0u64..100_000,
+            moved in 0u64..1 << 28, ms in 0u64..100_000, look in 0u64..2_000, dirty in 0u64..1 << 28, elapsed in 0u64..100_000,
             downtime in 0u64..10_000, timeout in 0u64..100_000, bandwidth in prop::option::of(1u64 << 20..1 << 34),
         ) {
             let seen = Observation {
-                moved_pages: moved, duration: Duration::from_millis(ms), dirty_pages: dirty,
+                moved_pages: moved, duration: Duration::from_millis(ms), look: Duration::from_millis(look), dirty_pages: dirty,
                 elapsed: Duration::from_millis(elapsed),
             };
             let limits = MigrationLimits {
@@ -97,6 +99,7 @@ mod tests {
         let seen = Observation {
             moved_pages: 1 << 18,
             duration: Duration::from_secs(1),
+            look: Duration::ZERO,
             dirty_pages: 0,
             elapsed: Duration::from_secs(1),
         };

@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::MigrationFault;
 use super::control::Control;
+use super::finder::Finder;
 use super::peer::{PeerAddress, open_control};
 use super::pump::{Limiter, Stream, Work};
 use super::rounds::{Decision, Observation, decide};
@@ -136,12 +137,12 @@ impl Course<'_, '_> {
             left.insert_range(block.ram_range());
         }
         // Shared pages that the helper cannot reach go as they are; private ones were refused by the planner.
-        let live =
-            self.out.spec.mode == MigrationMode::Precopy && self.machine.can_log_dirty() && self.was_running;
-        if live {
-            self.precopy(&mut link, &mut streams, &mut sent, &mut left)?;
+        let live = self.out.spec.mode == MigrationMode::Precopy && self.was_running;
+        let finder = if live { Finder::choose(self.machine, self.mirror) } else { None };
+        if let Some(finder) = &finder {
+            self.precopy(&mut link, &mut streams, &mut sent, &mut left, finder)?;
         }
-        self.switchover(&mut link, &mut streams, &mut sent, left, live)?;
+        self.switchover(&mut link, &mut streams, &mut sent, left, finder.as_ref())?;
         Ok((link, streams))
     }
 
@@ -199,23 +200,30 @@ impl Course<'_, '_> {
         streams: &mut [Stream],
         sent: &mut Sent,
         left: &mut PageSet,
+        finder: &Finder,
     ) -> Result<(), MigrationFault> {
         self.out.control.enter(MigrationState::Precopy);
-        self.machine.log_dirty(true)?;
+        finder.begin(self.machine)?;
         let begun = Instant::now();
         loop {
             self.check()?;
             let mut round = self.round(link, streams, sent, left, false)?;
             left.clone_from(&PageSet::new());
-            self.machine.take_dirty(left)?;
+            let lanes = (streams.len(), sent.epoch);
+            let look = finder.look(self.machine, self.mirror, lanes, self.out.control, left)?;
             round.dirtied_pages = left.len();
             let duration = Duration::from_micros(round.duration_us);
             let moved_pages = round.pages_sealed + round.pages_shared;
-            let seen =
-                Observation { moved_pages, duration, dirty_pages: left.len(), elapsed: begun.elapsed() };
+            let seen = Observation {
+                moved_pages,
+                duration,
+                look,
+                dirty_pages: left.len(),
+                elapsed: begun.elapsed(),
+            };
             let decision = decide(&seen, &self.out.spec.limits);
             self.out.control.update(|l| {
-                l.progress.dirty_pages_per_second = per_second(left.len(), duration);
+                l.progress.dirty_pages_per_second = per_second(left.len(), duration + look);
                 l.progress.expected_downtime_ms = match decision {
                     Decision::Switchover { expected } => Some(expected.as_millis() as u64),
                     Decision::Round | Decision::NotConverging { .. } => None,
@@ -239,7 +247,7 @@ impl Course<'_, '_> {
         streams: &mut [Stream],
         sent: &mut Sent,
         mut left: PageSet,
-        logged: bool,
+        finder: Option<&Finder>,
     ) -> Result<(), MigrationFault> {
         self.check()?;
         let control = self.out.control;
@@ -249,9 +257,10 @@ impl Course<'_, '_> {
         self.mirror.paused()?;
         // Saving may touch memory (drivers say so), hence before the last look at the dirty log.
         let state = self.machine.save_state()?;
-        if logged {
-            self.machine.take_dirty(&mut left)?;
-            self.machine.log_dirty(false)?;
+        if let Some(finder) = finder {
+            let lanes = (streams.len(), sent.epoch);
+            finder.look(self.machine, self.mirror, lanes, control, &mut left)?;
+            finder.end(self.machine)?;
         }
         // Registers are written to the save areas when the vCPUs stop: whatever went before, they go again, last.
         if let Some(areas) = self.machine.ram().layout().save_areas() {

@@ -198,6 +198,7 @@ impl Side {
             ranges: ranges.len() as u32,
             protection,
             policy,
+            digests: 0,
         };
         assert_eq!(Config::decode(&config.encode()), Some(config), "what the image would accept");
         let machine = Rc::new(Machine {
