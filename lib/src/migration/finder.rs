@@ -29,6 +29,15 @@ pub(super) enum Finder {
     Scan(Pieces),
 }
 
+/// What a look has shown, beside the pages.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Look {
+    /// Pages that it added to those that were left over from the last round.
+    pub written_pages: u64,
+    /// How long it took.
+    pub took: Duration,
+}
+
 impl Finder {
     /// The best one for this machine under this mirror, if there is any.
     pub fn choose(machine: &dyn Machine, mirror: &Mirror) -> Option<Self> {
@@ -49,9 +58,9 @@ impl Finder {
         }
     }
 
-    /// Brings `left`, the pages that are still to be sent, up to date; tells how long it took. The log adds what was
-    /// written since the last look; a scan finds all that differs from what was sent, and that alone. It uses the first
-    /// `streams` lanes, which must be idle, in the session's present `epoch`.
+    /// Brings `left`, the pages that are still to be sent, up to date. The log adds what was written since the last look;
+    /// a scan finds all that differs from what was sent, and that alone. It uses the first `streams` lanes, which must
+    /// be idle, in the session's present `epoch`.
     pub fn look(
         &self,
         machine: &mut dyn Machine,
@@ -59,17 +68,26 @@ impl Finder {
         (streams, epoch): (usize, u32),
         control: &Control,
         left: &mut PageSet,
-    ) -> Result<Duration, MigrationFault> {
+    ) -> Result<Look, MigrationFault> {
         let begun = Instant::now();
-        match self {
-            Self::Log => machine.take_dirty(left)?,
-            Self::Scan(pieces) => {
-                *left = pieces.scan(mirror, streams, epoch, control)?;
-                // The helper does not digest what goes unsealed: it goes again, every time.
-                left.union(&machine.encryption().shared());
+        let written_pages = match self {
+            Self::Log => {
+                let before = left.len();
+                machine.take_dirty(left)?;
+                left.len() - before
             }
-        }
-        Ok(begun.elapsed())
+            Self::Scan(pieces) => {
+                let mut found = pieces.scan(mirror, streams, epoch, control)?;
+                // The helper does not digest what goes unsealed: it goes again, every time.
+                found.union(&machine.encryption().shared());
+                let untaken = found.take(left);
+                let written = found.len();
+                found.union(&untaken);
+                *left = found;
+                written
+            }
+        };
+        Ok(Look { written_pages, took: begun.elapsed() })
     }
 
     /// After the last look.

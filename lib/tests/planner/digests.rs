@@ -80,7 +80,7 @@ fn every_strategy_maps_digests_of_all_pages_where_the_block_has_room() {
                 assert!(apart(m.gpa.get(), other.gpa.get()), "{strategy:?}: {purpose:?}");
             }
             let c_bit = if level == Confidentiality::None { 0 } else { limits.c_bit_mask() };
-            for offset in [0, PAGE_SIZE, m.len / 2 & !(PAGE_SIZE - 1), m.len - PAGE_SIZE] {
+            for offset in [0, PAGE_SIZE, (m.len / 2) & !(PAGE_SIZE - 1), m.len - PAGE_SIZE] {
                 let at = walk(
                     HelperVa::new(m.va.get() + offset),
                     plan.tables.root(),

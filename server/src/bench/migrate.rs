@@ -7,7 +7,7 @@ use mirrorvm::address_space::{BlockSpec, Shift, Strategy};
 use mirrorvm::host::{
     Destination, DriverSpec, Fill, GuestAction, GuestSpec, Host, HostConfig, Labels, MigrationLimits,
     MigrationMode, MigrationRecord, MigrationSpec, MigrationState, MirrorChoice, PeerSpec, SourceAfter,
-    WorkloadSpec,
+    StreamTransport, WorkloadSpec,
 };
 
 use super::{BenchArgs, BenchError, Row};
@@ -63,6 +63,7 @@ async fn one(bytes: u64, streams: u16) -> Result<MigrationRecord, BenchError> {
         mode: MigrationMode::Precopy,
         mirror: MirrorChoice::Template(Strategy::Shifted { shift: Shift::FourGib }),
         streams,
+        stream_transport: StreamTransport::Sealed,
         limits: MigrationLimits::default(),
         source_after: SourceAfter::KeepStopped,
         verify: true,
