@@ -27,6 +27,7 @@
 mod control;
 mod destination;
 mod error;
+mod finder;
 mod landing;
 mod peer;
 mod pump;

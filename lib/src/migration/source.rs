@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::MigrationFault;
 use super::control::Control;
+use super::finder::Finder;
 use super::peer::{PeerAddress, open_control};
 use super::pump::{Limiter, Stream, Work, send_shared};
 use super::records::Mask;
@@ -144,12 +145,12 @@ impl Course<'_, '_> {
             left.insert_range(block.ram_range());
         }
         // Shared pages that the helper cannot reach go as they are; private ones were refused by the planner.
-        let live =
-            self.out.spec.mode == MigrationMode::Precopy && self.machine.can_log_dirty() && self.was_running;
-        if live {
-            self.precopy(&mut link, &mut streams, &mut sent, &mut left)?;
+        let live = self.out.spec.mode == MigrationMode::Precopy && self.was_running;
+        let mut finder = if live { Finder::choose(self.machine, self.mirror) } else { None };
+        if let Some(finder) = &mut finder {
+            self.precopy(&mut link, &mut streams, &mut sent, &mut left, finder)?;
         }
-        self.switchover(&mut link, &mut streams, &mut sent, left, live)?;
+        self.switchover(&mut link, &mut streams, &mut sent, left, finder.as_ref())?;
         Ok((link, streams))
     }
 
@@ -216,32 +217,34 @@ impl Course<'_, '_> {
         streams: &mut [Stream],
         sent: &mut Sent,
         left: &mut PageSet,
+        finder: &mut Finder,
     ) -> Result<(), MigrationFault> {
         let control = self.out.control;
         control.enter(MigrationState::Precopy);
-        self.machine.log_dirty(true)?;
-        sent.dirty = self.machine.dirty_ranges();
+        finder.begin(self.machine)?;
+        sent.dirty = finder.ranges().cloned();
         let begun = Instant::now();
         let mut course = Convergence::default();
         loop {
             self.check()?;
             let until = self.round_ends_at(begun);
             let mut round = self.round(link, streams, sent, left, Some(until))?;
-            let untaken = left.len();
-            self.find_dirty(sent, left)?;
+            let lanes = (streams.len(), sent.epoch);
+            let look = finder.look(self.machine, self.mirror, lanes, control, left)?;
             let duration = Duration::from_micros(round.duration_us);
             let seen = Observation {
                 moved_pages: round.pages_sealed + round.pages_shared,
                 duration,
+                look: look.took,
                 dirty_pages: left.len(),
-                written_pages: left.len() - untaken,
+                written_pages: look.written_pages,
                 elapsed: begun.elapsed(),
                 asked: control.wants_switchover(),
             };
             round.dirtied_pages = seen.written_pages;
             let decision = course.decide(&seen, &control.limits());
             control.update(|l| {
-                l.progress.dirty_pages_per_second = per_second(seen.written_pages, duration);
+                l.progress.dirty_pages_per_second = per_second(seen.written_pages, duration + look.took);
                 if let Decision::Round { expected, .. } | Decision::Switchover { expected } = decision {
                     l.progress.expected_downtime_ms = Some(expected.as_millis() as u64);
                 }
@@ -255,15 +258,6 @@ impl Course<'_, '_> {
                 }
             }
         }
-    }
-
-    /// Adds what the guest has written.
-    fn find_dirty(&mut self, sent: &Sent, left: &mut PageSet) -> Result<(), MigrationFault> {
-        match &sent.dirty {
-            Some(ranges) => ranges.look(left).map_err(MachineError::from)?,
-            None => self.machine.take_dirty(left)?,
-        }
-        Ok(())
     }
 
     /// When a round has to end even if pages are left: at the deadline, unless the guest is only slowed then.
@@ -293,7 +287,7 @@ impl Course<'_, '_> {
         streams: &mut [Stream],
         sent: &mut Sent,
         mut left: PageSet,
-        logged: bool,
+        finder: Option<&Finder>,
     ) -> Result<(), MigrationFault> {
         self.check()?;
         let control = self.out.control;
@@ -303,10 +297,11 @@ impl Course<'_, '_> {
         self.mirror.paused()?;
         // Saving may touch memory (drivers say so), hence before the last look at the dirty log.
         let state = self.machine.save_state()?;
-        if logged {
-            self.find_dirty(sent, &mut left)?;
+        if let Some(finder) = finder {
+            let lanes = (streams.len(), sent.epoch);
+            finder.look(self.machine, self.mirror, lanes, control, &mut left)?;
             sent.dirty = None;
-            self.machine.log_dirty(false)?;
+            finder.end(self.machine)?;
         }
         // Registers are written to the save areas when the vCPUs stop: whatever went before, they go again, last.
         if let Some(areas) = self.machine.ram().layout().save_areas() {

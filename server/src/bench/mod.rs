@@ -7,6 +7,7 @@ mod api;
 mod create;
 mod migrate;
 mod plan;
+mod scan;
 mod seal;
 mod setting;
 
@@ -35,6 +36,8 @@ pub(crate) struct BenchArgs {
 enum Scenario {
     /// The helper's seal and open rate on a mirror vCPU against ring on a host thread.
     Seal,
+    /// The helper's scan for changed pages, and what their digests cost an export.
+    Scan,
     /// Mirror creation up to "helper ready" against the raw KVM calls.
     Create,
     /// Plans, page tables, translations and encryption status of guests up to 1 TiB.
@@ -69,12 +72,14 @@ type BenchError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Runs what was asked for and prints it.
 pub(crate) fn run(args: &BenchArgs) -> Result<(), BenchError> {
-    let all = [Scenario::Seal, Scenario::Create, Scenario::Plan, Scenario::Migrate, Scenario::Api];
+    let all =
+        [Scenario::Seal, Scenario::Scan, Scenario::Create, Scenario::Plan, Scenario::Migrate, Scenario::Api];
     let wanted: &[Scenario] = if args.scenarios.is_empty() { &all } else { &args.scenarios };
     let mut rows = Vec::new();
     for scenario in wanted {
         rows.extend(match scenario {
             Scenario::Seal => seal::measure(args)?,
+            Scenario::Scan => scan::measure(args)?,
             Scenario::Create => create::measure(args)?,
             Scenario::Plan => plan::measure(args)?,
             Scenario::Migrate => migrate::measure(args)?,
