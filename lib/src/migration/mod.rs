@@ -26,6 +26,7 @@ mod pump;
 mod rounds;
 mod sink;
 mod source;
+pub mod stages;
 pub mod wire;
 
 pub use control::{Control, Live, PastPointOfNoReturn};
