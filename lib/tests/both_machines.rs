@@ -13,7 +13,7 @@ use mirrorvm::address_space::{
 };
 use mirrorvm::hypervisor::Hypervisor;
 use mirrorvm::hypervisor::emulated::EmulatedHost;
-use mirrorvm::memory::GuestRam;
+use mirrorvm::memory::{Backing, GuestRam};
 use mirrorvm::mirror::{HelperImage, HelperSource, LaneError, Mirror, WorkerEnd};
 use mirrorvm_abi::mailbox::BATCH_MAX;
 use mirrorvm_abi::op::Begin;
@@ -104,7 +104,7 @@ fn export(mirror: &mut Mirror, pages: &[u64]) -> Result<Vec<u8>, LaneError> {
 
 /// Sealed on one machine, opened on the other, by the same plan: all of RAM arrives where it belongs.
 fn carries(from: &dyn Hypervisor, to: &dyn Hypervisor, plan: &MirrorPlan, layout: &GuestLayout, seed: u64) {
-    let ram = || GuestRam::allocate(Arc::new(layout.clone())).unwrap();
+    let ram = || GuestRam::allocate(Arc::new(layout.clone()), Backing::Anonymous).unwrap();
     let (here, there) = (ram(), ram());
     random_fill(&here, seed);
     let (mut source, mut destination) = (launch(from, plan, &here), launch(to, plan, &there));
@@ -131,7 +131,7 @@ fn carries(from: &dyn Hypervisor, to: &dyn Hypervisor, plan: &MirrorPlan, layout
 
 /// Without the slot that a page lies in, the helper ends in the same way on both.
 fn misses(on: &dyn Hypervisor, plan: &MirrorPlan, layout: &GuestLayout, which: usize) -> Option<WorkerEnd> {
-    let ram = GuestRam::allocate(Arc::new(layout.clone())).unwrap();
+    let ram = GuestRam::allocate(Arc::new(layout.clone()), Backing::Anonymous).unwrap();
     let windows: Vec<usize> =
         (0..plan.slots.len()).filter(|i| plan.slots[*i].purpose == Purpose::RamWindow).collect();
     let gone = windows[which % windows.len()];
@@ -144,7 +144,7 @@ fn misses(on: &dyn Hypervisor, plan: &MirrorPlan, layout: &GuestLayout, which: u
     let mut less = plan.clone();
     less.slots.remove(gone);
     let (mut mirror, mut peer) = (launch(on, &less, &ram), {
-        let other = GuestRam::allocate(Arc::new(layout.clone())).unwrap();
+        let other = GuestRam::allocate(Arc::new(layout.clone()), Backing::Anonymous).unwrap();
         launch(on, plan, &other)
     });
     begin(&mut mirror, &mut peer);

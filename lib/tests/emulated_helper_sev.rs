@@ -12,7 +12,7 @@ use mirrorvm::address_space::{
 };
 use mirrorvm::hypervisor::emulated::EmulatedHost;
 use mirrorvm::hypervisor::{Exit, Hypervisor, NoPorts, Slot, SlotId, UserEntry, Vcpu, Vm};
-use mirrorvm::memory::{GuestRam, Mapping};
+use mirrorvm::memory::{GuestRam, Mapping, View};
 use mirrorvm::mirror::HelperImage;
 use mirrorvm::sev::model::{AsidLimits, ModelPlatform};
 use mirrorvm::sev::{Context, Policy};
@@ -59,6 +59,7 @@ fn slots(vm: &mut dyn Vm, plan: &MirrorPlan, ram: &GuestRam, mailbox: &Arc<Mappi
             len: slot.len,
             memory: Arc::clone(memory),
             offset,
+            view: View::Guest,
             dirty_log: false,
             read_only: false,
         };

@@ -13,6 +13,7 @@ use super::{
     PageDigests, WorkerInfo,
 };
 use crate::guest::{Console, EncryptionStatus, Machine, MigrationControl, Readiness};
+use crate::memory::Backing;
 use crate::migration::Control;
 use crate::mirror::MirrorWatch;
 
@@ -22,6 +23,7 @@ struct Senses {
     console: Arc<Console>,
     encryption: Arc<EncryptionStatus>,
     control: Arc<MigrationControl>,
+    backings: Arc<[Backing]>,
 }
 
 /// A guest as others reach it.
@@ -57,12 +59,18 @@ impl GuestEntry {
             console: Arc::clone(machine.console()),
             encryption: Arc::clone(machine.encryption()),
             control: Arc::clone(machine.migration_control()),
+            backings: machine.ram().backings(),
         };
         *self.senses.write().unwrap_or_else(PoisonError::into_inner) = Some(senses);
     }
 
     pub fn encryption(&self) -> Option<Arc<EncryptionStatus>> {
         self.senses().map(|s| s.encryption)
+    }
+
+    /// What the blocks of the guest's last machine lie on, in the layout's order.
+    pub fn backings(&self) -> Option<Arc<[Backing]>> {
+        self.senses().map(|s| s.backings)
     }
 
     /// What the guest's last machine said of being migrated.

@@ -17,7 +17,7 @@ use crate::guest::embedded::{Embedded, EmbeddedSetup, EmbeddedSpec, SevSetup, le
 use crate::guest::qemu::{QEMU_RESERVED, QemuMachine, QemuMachineSpec};
 use crate::guest::{CarriedReadiness, Machine, MachineError};
 use crate::hypervisor::Hypervisor;
-use crate::memory::{GuestRam, MemoryError};
+use crate::memory::{Backing, GuestRam, MemoryError, free_huge_bytes};
 use crate::mirror::{HelperSource, Mirror, MirrorError};
 use crate::pages::PageSet;
 use crate::qemu;
@@ -112,7 +112,8 @@ impl Inner {
         entry: &GuestEntry,
         incoming: Option<IncomingMachine<'_>>,
     ) -> Result<Made, MakeError> {
-        let ram = GuestRam::allocate(Arc::new(record.layout.clone())).map_err(MachineError::from)?;
+        let backing = backing_of(record);
+        let ram = GuestRam::allocate(Arc::new(record.layout.clone()), backing).map_err(MachineError::from)?;
         let boot = incoming.is_none();
         let (secret, machine_type, readiness, mirror) = match incoming {
             Some(i) => (i.secret, i.machine_type.map(str::to_owned), Some(i.readiness), Some(i.mirror)),
@@ -463,5 +464,20 @@ fn choose_accel(choice: AccelChoice) -> qemu::Accel {
         AccelChoice::Auto => qemu::pick_accel().0,
         AccelChoice::Kvm => qemu::Accel::Kvm,
         AccelChoice::Tcg => qemu::Accel::Tcg,
+    }
+}
+
+/// What a guest's RAM lies on: what was asked for, or transparent huge pages where guest and mirror are of one process, and
+/// for QEMU a file, on reserved huge pages if there are enough of them now.
+pub(super) fn backing_of(record: &GuestRecord) -> Backing {
+    if let Some(chosen) = record.spec.backing {
+        return chosen;
+    }
+    match record.spec.driver {
+        DriverSpec::Embedded { .. } | DriverSpec::Emulated { .. } => Backing::Anonymous,
+        DriverSpec::Qemu { .. } => {
+            let need: u64 = record.layout.ram().map(|b| b.size).sum();
+            if need <= free_huge_bytes() { Backing::Hugetlb } else { Backing::Memfd }
+        }
     }
 }

@@ -171,15 +171,18 @@ impl Host {
         let record = guest.record();
         let live = matches!(record.state, GuestState::Running | GuestState::Paused | GuestState::InDoubt);
         let shared = guest.encryption().filter(|_| live).map(|e| e.shared());
-        let blocks = record.layout.blocks().iter().map(|block| {
+        let backings = guest.backings().filter(|_| live);
+        let blocks = record.layout.blocks().iter().enumerate().map(|(i, block)| {
+            let backing = backings.as_ref().and_then(|b| b.get(i).copied());
+            let backing = backing.unwrap_or_else(|| make::backing_of(&record));
             let range = block.ram_range();
             let shared_pages =
                 shared.as_ref().map(|s| s.iter().filter(|p| range.contains(p.get() * 4096)).count() as u64);
             let shared_bytes = shared_pages.map_or(0, |n| n * 4096);
             RamBlockInfo {
                 block: block.clone(),
-                backing: "memfd",
-                page_size: 4096,
+                backing,
+                page_size: backing.page_size(),
                 private_bytes: if live { block.size - shared_bytes } else { 0 },
                 shared_bytes,
                 unknown_bytes: if live { 0 } else { block.size },

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use crate::address_space::{BlockSpec, GuestLayout, HostLimits, MirrorPlan, Strategy};
 use crate::guest::Readiness;
 pub use crate::guest::lifecycle::GuestState;
+use crate::memory::Backing;
 use crate::sev::Policy;
 
 /// Labels of a resource: at most 64, keys 1 to 63 and values 0 to 255 bytes.
@@ -25,6 +26,9 @@ pub struct GuestSpec {
     pub driver: DriverSpec,
     /// Its RAM blocks.
     pub blocks: Vec<BlockSpec>,
+    /// What RAM lies on; `None`: the fastest that the host has for the driver. Another host may choose another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backing: Option<Backing>,
     /// Free labels.
     pub labels: Labels,
 }
@@ -249,9 +253,9 @@ pub struct ConsoleChunk {
 pub struct RamBlockInfo {
     /// The block.
     pub block: crate::address_space::RamBlock,
-    /// What backs it: `memfd` or `anonymous`.
-    pub backing: &'static str,
-    /// Bytes in a page of its backing.
+    /// What it lies on; of a guest without a machine, what the host would choose now.
+    pub backing: Backing,
+    /// Bytes of the largest pages that the host gives such memory.
     pub page_size: u64,
     /// Bytes whose pages are private.
     pub private_bytes: u64,

@@ -7,8 +7,9 @@ use uuid::Uuid;
 use super::{
     DriverSpec, FieldError, GuestSpec, HostError, Labels, MigrationSpec, MirrorSpec, PeerSpec, SevSpec,
 };
-use crate::addr::PAGE_SIZE;
+use crate::addr::{PAGE_2M, PAGE_SIZE};
 use crate::address_space::{GuestLayout, LayoutError, PspVia, Strategy};
+use crate::memory::Backing;
 use crate::sev::Policy;
 
 /// vCPUs and workers that one guest or mirror may have.
@@ -24,6 +25,14 @@ pub(super) fn guest(spec: &GuestSpec) -> Result<GuestLayout, HostError> {
     if !(1..=CPUS_MAX).contains(&spec.driver.vcpus()) {
         let detail = format!("{} is not 1 to {CPUS_MAX}", spec.driver.vcpus());
         errors.push(FieldError::new("/driver/vcpus", "out_of_range", detail));
+    }
+    if spec.backing == Some(Backing::Hugetlb) {
+        for (i, block) in
+            spec.blocks.iter().enumerate().filter(|(_, b)| !b.size_bytes.is_multiple_of(PAGE_2M))
+        {
+            let detail = format!("{} is not a multiple of 2 MiB, which hugetlb needs", block.size_bytes);
+            errors.push(FieldError::new(format!("/memory/blocks/{i}/size_bytes"), "misaligned", detail));
+        }
     }
     let layout =
         GuestLayout::assign(&spec.blocks).map_err(|list| errors.extend(list.iter().map(block_error)));
@@ -45,6 +54,10 @@ pub(super) fn guest(spec: &GuestSpec) -> Result<GuestLayout, HostError> {
             }
         }
         DriverSpec::Qemu { kernel, initrd, append, .. } => {
+            if spec.backing == Some(Backing::Anonymous) {
+                let detail = "anonymous memory cannot be shared with QEMU's process; take memfd or hugetlb";
+                errors.push(FieldError::new("/memory/backing", "impossible", detail));
+            }
             check_qemu(spec, kernel, initrd.as_deref(), append, &mut errors);
         }
     }

@@ -14,7 +14,7 @@ pub use error::HypervisorError;
 pub use kick::Kicker;
 
 use crate::address_space::HostLimits;
-use crate::memory::Mapping;
+use crate::memory::{Mapping, View};
 use crate::sev;
 
 /// Something that makes virtual machines: `/dev/kvm`, or the software machine.
@@ -50,6 +50,8 @@ pub struct Slot {
     pub memory: Arc<Mapping>,
     /// Where in that memory the slot starts.
     pub offset: u64,
+    /// Through which view of it: a guest's own, or the one that never waits, for mirrors.
+    pub view: View,
     /// Whether writes are logged. Never for a mirror.
     pub dirty_log: bool,
     /// Whether the VM may only read it; a write leaves to the host.

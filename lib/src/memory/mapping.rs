@@ -1,12 +1,16 @@
 //! One mapping of shared or anonymous memory, and copies in and out of it.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{MemfdFlags, SealFlags};
-use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
+use serde::{Deserialize, Serialize};
+use vm_memory::{
+    Bytes, FileOffset, MmapRegion, ReadVolatile, VolatileMemory, VolatileMemoryError, WriteVolatile,
+};
 
 use crate::addr::{PAGE_1G, PAGE_2M, PAGE_SIZE};
 
@@ -47,10 +51,64 @@ pub enum MemoryError {
     },
 }
 
+/// What lies behind memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Backing {
+    /// Anonymous memory of this process, on transparent huge pages where the kernel gives them. No other process can
+    /// map it.
+    Anonymous,
+    /// A memfd; on transparent huge pages where the kernel gives them to shared memory, which few hosts do.
+    Memfd,
+    /// A memfd on reserved 2 MiB pages (`vm.nr_hugepages`).
+    Hugetlb,
+}
+
+impl Backing {
+    /// The API's name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Anonymous => "anonymous",
+            Self::Memfd => "memfd",
+            Self::Hugetlb => "hugetlb",
+        }
+    }
+
+    /// Bytes of the largest pages that this host gives such memory, by what the kernel says of itself: whether a
+    /// certain span got one is the kernel's decision at its first touch.
+    pub fn page_size(self) -> u64 {
+        let setting = |file: &str| {
+            let text = std::fs::read_to_string(format!("/sys/kernel/mm/transparent_hugepage/{file}"));
+            text.ok().and_then(|t| Some(t.split_once('[')?.1.split_once(']')?.0.to_owned()))
+        };
+        let huge = match self {
+            Self::Hugetlb => true,
+            Self::Anonymous => setting("enabled").is_some_and(|s| s != "never"),
+            Self::Memfd => setting("shmem_enabled").is_some_and(|s| s != "never" && s != "deny"),
+        };
+        if huge { PAGE_2M } else { PAGE_SIZE }
+    }
+}
+
+/// Which of a mapping's two views an access goes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum View {
+    /// The guest's. Post-copy would let accesses through it wait for a page.
+    Guest,
+    /// The helper's, which never waits. Of anonymous memory there is one view for both.
+    Helper,
+}
+
 /// Memory that this process has mapped, shared with whoever holds a clone of the `Arc`.
 #[derive(Debug)]
 pub struct Mapping {
     region: MmapRegion,
+    /// The same file once more, for helpers.
+    second: Option<MmapRegion>,
+    /// Where the memory starts in `region`: on a boundary that huge pages can begin at.
+    base: usize,
+    len: usize,
+    backing: Backing,
     memfd: Option<Arc<File>>,
     /// Where the software machine pretends that it lies in system-physical memory.
     physical: u64,
@@ -65,23 +123,48 @@ fn give_physical(bytes: u64) -> u64 {
 }
 
 impl Mapping {
+    /// New memory of `bytes`; its content is zero.
+    ///
+    /// # Errors
+    /// [`MemoryError`].
+    pub fn new(name: &str, bytes: u64, backing: Backing) -> Result<Arc<Self>, MemoryError> {
+        match backing {
+            Backing::Anonymous => Self::anonymous(bytes),
+            Backing::Memfd => Self::file(name, bytes, MemfdFlags::empty(), backing),
+            Backing::Hugetlb if !bytes.is_multiple_of(PAGE_2M) => Err(MemoryError::Size { bytes }),
+            Backing::Hugetlb => Self::file(name, bytes, MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB, backing),
+        }
+    }
+
     /// A new memfd of `bytes`, mapped. The content is zero. The file can neither shrink nor grow: a
     /// process that it is passed to cannot pull the memory away.
     ///
     /// # Errors
     /// [`MemoryError`].
     pub fn memfd(name: &str, bytes: u64) -> Result<Arc<Self>, MemoryError> {
+        Self::new(name, bytes, Backing::Memfd)
+    }
+
+    fn file(name: &str, bytes: u64, flags: MemfdFlags, backing: Backing) -> Result<Arc<Self>, MemoryError> {
         let len = size(bytes)?;
         let system = |what| move |source| MemoryError::System { what, source };
-        let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
-            .map_err(system("memfd_create"))?;
+        let flags = flags | MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let fd = rustix::fs::memfd_create(name, flags).map_err(system("memfd_create"))?;
         rustix::fs::ftruncate(&fd, bytes).map_err(system("ftruncate"))?;
         rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
             .map_err(system("fcntl(F_ADD_SEALS)"))?;
         let file = Arc::new(File::from(fd));
-        let region = MmapRegion::from_file(FileOffset::from_arc(Arc::clone(&file), 0), len)
-            .map_err(|source| MemoryError::Map { bytes, source })?;
-        Ok(Arc::new(Self { region, memfd: Some(file), physical: give_physical(bytes) }))
+        let view = || {
+            MmapRegion::from_file(FileOffset::from_arc(Arc::clone(&file), 0), len)
+                .map_err(|source| MemoryError::Map { bytes, source })
+        };
+        let (region, second) = (view()?, Some(view()?));
+        let (memfd, physical) = (Some(file), give_physical(bytes));
+        let mapping = Self { region, second, base: 0, len, backing, memfd, physical };
+        if backing == Backing::Memfd {
+            mapping.advise_huge();
+        }
+        Ok(Arc::new(mapping))
     }
 
     /// Anonymous memory of `bytes`, on huge pages where the kernel gives them.
@@ -90,20 +173,29 @@ impl Mapping {
     /// [`MemoryError`].
     pub fn anonymous(bytes: u64) -> Result<Arc<Self>, MemoryError> {
         let len = size(bytes)?;
-        let region = MmapRegion::new(len).map_err(|source| MemoryError::Map { bytes, source })?;
-        let mapping = Self { region, memfd: None, physical: give_physical(bytes) };
+        // A huge page begins at a multiple of its size in the host's, the guest's and the mirror's addresses alike.
+        let spare = if bytes < PAGE_2M { 0 } else { PAGE_2M as usize };
+        let region = MmapRegion::new(len + spare).map_err(|source| MemoryError::Map { bytes, source })?;
+        let base = if spare == 0 { 0 } else { (region.as_ptr() as usize).wrapping_neg() % spare };
+        let (backing, physical) = (Backing::Anonymous, give_physical(bytes));
+        let mapping = Self { region, second: None, base, len, backing, memfd: None, physical };
         mapping.advise_huge();
         Ok(Arc::new(mapping))
     }
 
+    /// What it lies on.
+    pub const fn backing(&self) -> Backing {
+        self.backing
+    }
+
     /// Bytes of the mapping.
-    pub fn len(&self) -> u64 {
-        self.region.size() as u64
+    pub const fn len(&self) -> u64 {
+        self.len as u64
     }
 
     /// Whether the mapping is empty; it never is.
-    pub fn is_empty(&self) -> bool {
-        self.region.size() == 0
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
     }
 
     /// The file behind it, for processes that map it too.
@@ -111,9 +203,9 @@ impl Mapping {
         self.memfd.as_deref().map(AsFd::as_fd)
     }
 
-    /// Where it is mapped in this process: for the kernel, never for dereferencing.
-    pub fn host_address(&self) -> u64 {
-        self.region.as_ptr() as u64
+    /// Where a view of it is mapped in this process: for the kernel, never for dereferencing.
+    pub fn host_address(&self, view: View) -> u64 {
+        self.region_of(view).as_ptr() as u64 + self.base as u64
     }
 
     /// Where it starts in the system-physical memory that the model of SEV pretends to have: a page's place there is
@@ -138,6 +230,28 @@ impl Mapping {
         self.slice(offset, from.len()).copy_from(from);
     }
 
+    /// Writes up to `len` bytes at `offset` into a socket or file, without a copy in between; gives how many it took.
+    ///
+    /// # Errors
+    /// The system's, `WouldBlock` included.
+    ///
+    /// # Panics
+    /// As [`Mapping::read`].
+    pub fn write_to(&self, offset: u64, len: usize, fd: BorrowedFd<'_>) -> io::Result<usize> {
+        volatile_result((&fd).write_volatile(&self.slice(offset, len)))
+    }
+
+    /// Reads up to `len` bytes from a socket or file to `offset`, without a copy in between; gives how many came.
+    ///
+    /// # Errors
+    /// The system's, `WouldBlock` included.
+    ///
+    /// # Panics
+    /// As [`Mapping::read`].
+    pub fn read_from(&self, offset: u64, len: usize, fd: BorrowedFd<'_>) -> io::Result<usize> {
+        volatile_result((&fd).read_volatile(&mut self.slice(offset, len)))
+    }
+
     /// Reads an aligned `u32`, with acquire ordering.
     pub fn load_u32(&self, offset: u64) -> u32 {
         self.slice(offset, 4).load(0, Ordering::Acquire).expect("cursors are aligned")
@@ -148,31 +262,75 @@ impl Mapping {
         self.slice(offset, 4).store(value, 0, Ordering::Release).expect("cursors are aligned");
     }
 
-    /// Gives `len` bytes at `offset` back to the host; they read as zero from then on.
+    /// Gives `len` bytes at `offset` back to the host; they read as zero from then on. On reserved huge pages a piece of
+    /// one is zeroed and kept.
     ///
     /// # Errors
-    /// [`MemoryError::System`] for anonymous memory or a refusing kernel.
+    /// A refusing kernel.
     pub fn discard(&self, offset: u64, len: u64) -> Result<(), MemoryError> {
+        let Some(file) = self.memfd.as_deref() else {
+            let refused = |source| MemoryError::System { what: "madvise(MADV_DONTNEED)", source };
+            return self.advise(offset, len, rustix::mm::Advice::LinuxDontNeed).map_err(refused);
+        };
         let refused = |source| MemoryError::System { what: "fallocate", source };
-        let file = self.memfd.as_deref().ok_or(refused(rustix::io::Errno::BADF))?;
         let flags = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
         rustix::fs::fallocate(file, flags, offset, len).map_err(refused)
     }
 
+    /// Makes the pages of a span present and writable in the helper's view, in one call instead of a fault a page. Their
+    /// content stays. A refusal only costs speed.
+    ///
+    /// # Panics
+    /// As [`Mapping::read`].
+    pub fn populate(&self, offset: u64, len: u64) {
+        if let Err(error) = self.advise(offset, len, rustix::mm::Advice::LinuxPopulateWrite) {
+            tracing::debug!(%error, offset, len, "memory could not be populated");
+        }
+    }
+
+    const fn region_of(&self, view: View) -> &MmapRegion {
+        match (view, &self.second) {
+            (View::Helper, Some(second)) => second,
+            (View::Helper, None) | (View::Guest, _) => &self.region,
+        }
+    }
+
     fn slice(&self, offset: u64, len: usize) -> vm_memory::VolatileSlice<'_> {
-        usize::try_from(offset)
-            .ok()
-            .and_then(|o| self.region.get_slice(o, len).ok())
-            .unwrap_or_else(|| panic!("{len} bytes at {offset:#x} leave a mapping of {:#x}", self.len()))
+        self.check(offset, len as u64);
+        self.region.get_slice(self.base + offset as usize, len).expect("the span was checked")
+    }
+
+    fn check(&self, offset: u64, len: u64) {
+        let inside = offset.checked_add(len).is_some_and(|end| end <= self.len());
+        assert!(inside, "{len} bytes at {offset:#x} leave a mapping of {:#x}", self.len());
+    }
+
+    #[expect(unsafe_code, reason = "UNSAFETY: madvise takes an address range")]
+    fn advise(&self, offset: u64, len: u64, advice: rustix::mm::Advice) -> Result<(), rustix::io::Errno> {
+        self.check(offset, len);
+        let at = self.region_of(View::Helper).as_ptr().wrapping_add(self.base + offset as usize);
+        // SAFETY: the range is inside this mapping, which we own and which nothing reads through references. Populating
+        // changes no content; DONTNEED makes the span read as zero, which is what its caller asks for.
+        unsafe { rustix::mm::madvise(at.cast(), len as usize, advice) }
     }
 
     #[expect(unsafe_code, reason = "UNSAFETY: madvise takes an address range")]
     fn advise_huge(&self) {
-        let at = self.region.as_ptr().cast();
-        // SAFETY: the range is this mapping, which we own; MADV_HUGEPAGE changes no content. A refusal only
-        // costs speed.
-        let _ = unsafe { rustix::mm::madvise(at, self.region.size(), rustix::mm::Advice::LinuxHugepage) };
+        for region in std::iter::once(&self.region).chain(&self.second) {
+            // SAFETY: the range is a mapping that we own; MADV_HUGEPAGE changes no content. A refusal only costs
+            // speed.
+            let _ = unsafe {
+                rustix::mm::madvise(region.as_ptr().cast(), region.size(), rustix::mm::Advice::LinuxHugepage)
+            };
+        }
     }
+}
+
+fn volatile_result(result: Result<usize, VolatileMemoryError>) -> io::Result<usize> {
+    result.map_err(|e| match e {
+        VolatileMemoryError::IOError(error) => error,
+        other => io::Error::other(other),
+    })
 }
 
 /// Bytes of memory that the host could give without swapping (`MemAvailable`), `None` when it does not say.
@@ -180,6 +338,21 @@ pub fn available_bytes() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// Bytes of reserved 2 MiB pages that nobody has taken or been promised.
+pub fn free_huge_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let field = |name: &str| {
+        let line = text.lines().find_map(|l| l.strip_prefix(name))?;
+        line.trim_start_matches(':').split_whitespace().next()?.parse::<u64>().ok()
+    };
+    // Sizes other than the default one are not in this file.
+    if field("Hugepagesize") != Some(PAGE_2M / 1024) {
+        return 0;
+    }
+    let free = field("HugePages_Free").unwrap_or(0).saturating_sub(field("HugePages_Rsvd").unwrap_or(0));
+    free.saturating_mul(PAGE_2M)
 }
 
 fn size(bytes: u64) -> Result<usize, MemoryError> {
@@ -204,6 +377,45 @@ mod tests {
         m.read(2 * PAGE_SIZE - 2, &mut page[..4]);
         assert_eq!(page[..4], [7; 4]);
         assert!(rustix::fs::ftruncate(m.memfd_fd().unwrap(), 1).is_err(), "the size is sealed");
+    }
+
+    #[test]
+    fn anonymous_memory_starts_where_a_huge_page_can_and_can_be_given_back() {
+        let m = Mapping::anonymous(3 * PAGE_2M).unwrap();
+        assert_eq!(m.host_address(View::Guest) % PAGE_2M, 0);
+        assert_eq!(m.host_address(View::Guest), m.host_address(View::Helper), "one view");
+        m.populate(0, m.len());
+        m.write(m.len() - 4, &[9; 4]);
+        m.write(PAGE_2M - 2, &[8; 4]);
+        m.discard(0, PAGE_2M).unwrap();
+        let mut four = [1; 4];
+        m.read(PAGE_2M - 2, &mut four);
+        assert_eq!(four, [0, 0, 8, 8]);
+        m.read(m.len() - 4, &mut four);
+        assert_eq!(four, [9; 4]);
+    }
+
+    #[test]
+    fn a_file_has_two_views_of_the_same_bytes() {
+        let m = Mapping::memfd("t", 2 * PAGE_2M).unwrap();
+        assert_ne!(m.host_address(View::Guest), m.host_address(View::Helper));
+        m.populate(PAGE_SIZE, PAGE_SIZE);
+        assert!(m.memfd_fd().is_some());
+    }
+
+    #[test]
+    fn bytes_cross_a_socket_without_a_buffer() {
+        let (a, b) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (from, to) = (Mapping::anonymous(PAGE_SIZE).unwrap(), Mapping::memfd("t", PAGE_SIZE).unwrap());
+        from.write(10, b"sealed");
+        assert_eq!(from.write_to(10, 6, a.as_fd()).unwrap(), 6);
+        assert_eq!(to.read_from(100, 6, b.as_fd()).unwrap(), 6);
+        let mut six = [0; 6];
+        to.read(100, &mut six);
+        assert_eq!(&six, b"sealed");
+        b.set_nonblocking(true).unwrap();
+        let empty = to.read_from(0, 6, b.as_fd()).unwrap_err();
+        assert_eq!(empty.kind(), io::ErrorKind::WouldBlock);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Host memory behind guests and mirrors: memfds, mappings, and the RAM of a guest by `RamAddr`.
+//! Host memory behind guests and mirrors: backings, mappings, and the RAM of a guest by `RamAddr`.
 //!
 //! Owns: backings, mappings, access to them. Must not know: KVM, drivers, what the bytes mean. Guest memory
 //! changes under our feet: it is reached through volatile copies only, never through a Rust reference.
@@ -8,5 +8,5 @@ mod mapping;
 mod ram;
 
 pub use digests::page_digests;
-pub use mapping::{Mapping, MemoryError};
+pub use mapping::{Backing, Mapping, MemoryError, View, free_huge_bytes};
 pub use ram::{GuestRam, OtherBlocks, OutsideRam};

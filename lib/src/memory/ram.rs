@@ -3,8 +3,8 @@
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::mapping::available_bytes;
-use super::{Mapping, MemoryError};
-use crate::addr::{PAGE_SIZE, RamAddr, RamPage};
+use super::{Backing, Mapping, MemoryError};
+use crate::addr::{PAGE_2M, PAGE_SIZE, RamAddr, RamPage};
 use crate::address_space::{GuestLayout, RamBlock};
 
 /// The span is not RAM.
@@ -33,17 +33,23 @@ pub struct GuestRam {
 pub struct OtherBlocks;
 
 impl GuestRam {
-    /// A memfd for every block of `layout`.
+    /// Memory for every block of `layout`. Blocks that reserved huge pages cannot hold because of their size, the
+    /// helper's for one, lie on a memfd then.
     ///
     /// # Errors
     /// [`MemoryError::NotEnough`] when the host has visibly less; otherwise what the system says.
-    pub fn allocate(layout: Arc<GuestLayout>) -> Result<Self, MemoryError> {
-        let bytes = layout.blocks().iter().map(|b| b.size).sum();
+    pub fn allocate(layout: Arc<GuestLayout>, backing: Backing) -> Result<Self, MemoryError> {
+        let fits = |b: &RamBlock| backing != Backing::Hugetlb || b.size.is_multiple_of(PAGE_2M);
+        // Reserved pages are not part of what is available to others.
+        let bytes =
+            layout.blocks().iter().filter(|b| backing != Backing::Hugetlb || !fits(b)).map(|b| b.size);
+        let bytes = bytes.sum();
         if let Some(available) = available_bytes().filter(|a| *a < bytes) {
             return Err(MemoryError::NotEnough { bytes, available });
         }
-        let mappings =
-            layout.blocks().iter().map(|b| Mapping::memfd(&b.name, b.size)).collect::<Result<_, _>>()?;
+        let make =
+            |b: &RamBlock| Mapping::new(&b.name, b.size, if fits(b) { backing } else { Backing::Memfd });
+        let mappings = layout.blocks().iter().map(make).collect::<Result<_, _>>()?;
         Ok(Self { now: Arc::new(RwLock::new(Arc::clone(&layout))), blocks: layout, mappings })
     }
 
@@ -66,6 +72,11 @@ impl GuestRam {
         }
         *self.now.write().unwrap_or_else(PoisonError::into_inner) = layout;
         Ok(())
+    }
+
+    /// What the blocks lie on, in the layout's order.
+    pub fn backings(&self) -> Arc<[Backing]> {
+        self.mappings.iter().map(|m| m.backing()).collect()
     }
 
     /// The mapping behind a block.

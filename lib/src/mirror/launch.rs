@@ -13,7 +13,7 @@ use crate::address_space::{MirrorPlan, PspVia, SlotBacking, Strategy};
 use crate::guest::embedded::add_save_areas;
 use crate::guest::{LaunchedHelper, helper_block};
 use crate::hypervisor::{Hypervisor, Kicker, Slot, SlotId, UserEntry, Vcpu, Vm};
-use crate::memory::{GuestRam, Mapping};
+use crate::memory::{GuestRam, Mapping, View};
 use crate::sev::{CopySource, Policy};
 
 /// Longest time to the helper's first idle doorbell, and for any one request.
@@ -207,7 +207,10 @@ impl Mirror {
             };
             let (memory, read_only) = (Arc::clone(memory), slot.read_only);
             let (gpa, len) = (slot.gpa.get(), slot.len);
-            self.vm.set_slot(SlotId(id), Slot { gpa, len, memory, offset, dirty_log: false, read_only })?;
+            self.vm.set_slot(
+                SlotId(id),
+                Slot { gpa, len, memory, offset, view: View::Helper, dirty_log: false, read_only },
+            )?;
         }
         Ok(())
     }

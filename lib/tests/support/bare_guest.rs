@@ -8,7 +8,7 @@ use mirrorvm::addr::{HelperVa, MirrorGpa, PAGE_SIZE};
 use mirrorvm::address_space::{Access, Mapping as Span, PageTables};
 use mirrorvm::guest::embedded::WORKLOAD_IMAGE;
 use mirrorvm::hypervisor::{Exit, Hypervisor, HypervisorError, Ports, Slot, SlotId, UserEntry, Vcpu, Vm};
-use mirrorvm::memory::Mapping;
+use mirrorvm::memory::{Mapping, View};
 use mirrorvm::sev::{Context, Policy};
 use mirrorvm_workload as w;
 
@@ -66,6 +66,7 @@ pub fn slot(memory: &Arc<Mapping>) -> Slot {
         len: memory.len(),
         memory: Arc::clone(memory),
         offset: 0,
+        view: View::Guest,
         dirty_log: false,
         read_only: false,
     }

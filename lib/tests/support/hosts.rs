@@ -52,7 +52,7 @@ pub fn guest(driver: DriverSpec, blocks: &[(u64, Option<u64>)]) -> GuestSpec {
         gpa: gpa.map(Gpa::new),
     };
     let blocks = blocks.iter().enumerate().map(block).collect();
-    GuestSpec { name: "g1".into(), driver, blocks, labels: Labels::new() }
+    GuestSpec { name: "g1".into(), driver, blocks, backing: None, labels: Labels::new() }
 }
 
 pub const SHIFTED: Strategy = Strategy::Shifted { shift: Shift::FourGib };

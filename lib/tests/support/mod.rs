@@ -11,7 +11,7 @@ use mirrorvm::address_space::{
 };
 use mirrorvm::hypervisor::Hypervisor;
 use mirrorvm::hypervisor::kvm::KvmHost;
-use mirrorvm::memory::GuestRam;
+use mirrorvm::memory::{Backing, GuestRam};
 use mirrorvm::mirror::{HelperImage, HelperSource, LaneError, Mirror};
 use mirrorvm_abi::op::Begin;
 
@@ -32,7 +32,7 @@ pub fn ram(bytes: u64) -> GuestRam {
     let block = BlockSpec { name: "ram0".into(), size_bytes: bytes, gpa: Some(Gpa::new(0)) };
     let bare = GuestLayout::assign(&[block]).unwrap();
     let size = HelperPlacement::block_size(HelperImage::built_in().header(), &bare).unwrap();
-    GuestRam::allocate(Arc::new(bare.with_helper(size, true).unwrap())).unwrap()
+    GuestRam::allocate(Arc::new(bare.with_helper(size, true).unwrap()), Backing::Anonymous).unwrap()
 }
 
 /// A mirror over `ram`.

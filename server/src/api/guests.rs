@@ -7,11 +7,12 @@ use mirrorvm::addr::{Gpa, PAGE_SIZE};
 use mirrorvm::address_space::BlockSpec;
 use mirrorvm::guest::{Readiness, ReadinessReason};
 use mirrorvm::host::{ConsoleChunk, GuestRecord, GuestSpec};
+use mirrorvm::memory::Backing;
 use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::decode::{Decode, Errors, Fields, Node};
+use super::decode::{Decode, Errors, Fields, Node, one_of};
 use super::driver::{DriverBody, driver_spec};
 use super::{Fault, Preview};
 use crate::problem::MAX_SAFE_INTEGER;
@@ -46,6 +47,64 @@ pub struct MemoryBody {
     /// RAM blocks, in the order of their RAM addresses.
     #[schema(min_items = 1)]
     pub blocks: Vec<BlockBody>,
+    /// What it lies on.
+    #[serde(default)]
+    #[schema(default = "auto")]
+    pub backing: BackingBody,
+}
+
+/// What RAM lies on. `auto`: the fastest that the host has for the driver (`anonymous`; for `qemu` `hugetlb` when enough
+/// reserved huge pages are free, else `memfd`). `ram-blocks` shows what it came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = Backing)]
+#[serde(rename_all = "snake_case")]
+pub enum BackingBody {
+    /// The host chooses.
+    #[default]
+    Auto,
+    /// Anonymous memory of the daemon on transparent huge pages; not for `qemu`.
+    Anonymous,
+    /// A memfd, on huge pages where the host gives them to shared memory.
+    Memfd,
+    /// A memfd on reserved 2 MiB pages.
+    Hugetlb,
+}
+
+impl Decode for BackingBody {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        one_of(
+            node,
+            errors,
+            &[
+                ("auto", Self::Auto),
+                ("anonymous", Self::Anonymous),
+                ("memfd", Self::Memfd),
+                ("hugetlb", Self::Hugetlb),
+            ],
+        )
+    }
+}
+
+impl From<BackingBody> for Option<Backing> {
+    fn from(body: BackingBody) -> Self {
+        match body {
+            BackingBody::Auto => None,
+            BackingBody::Anonymous => Some(Backing::Anonymous),
+            BackingBody::Memfd => Some(Backing::Memfd),
+            BackingBody::Hugetlb => Some(Backing::Hugetlb),
+        }
+    }
+}
+
+impl From<Option<Backing>> for BackingBody {
+    fn from(backing: Option<Backing>) -> Self {
+        match backing {
+            None => Self::Auto,
+            Some(Backing::Anonymous) => Self::Anonymous,
+            Some(Backing::Memfd) => Self::Memfd,
+            Some(Backing::Hugetlb) => Self::Hugetlb,
+        }
+    }
 }
 
 /// A RAM block.
@@ -80,8 +139,9 @@ impl Decode for MemoryBody {
     fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
         let mut f = Fields::open(node, errors)?;
         let blocks = f.required("blocks");
+        let backing = f.or("backing", BackingBody::Auto);
         f.done()?;
-        Some(Self { blocks: blocks? })
+        Some(Self { blocks: blocks?, backing: backing? })
     }
 }
 
@@ -108,6 +168,7 @@ impl From<GuestCreate> for GuestSpec {
                 .into_iter()
                 .map(|b| BlockSpec { name: b.name, size_bytes: b.size_bytes, gpa: b.gpa.map(Gpa::new) })
                 .collect(),
+            backing: body.memory.backing.into(),
             labels: body.labels,
         }
     }
@@ -160,6 +221,8 @@ pub struct GuestMemory {
     pub total_bytes: u64,
     /// RAM blocks as they were asked for; `ram-blocks` has them with their RAM addresses.
     pub blocks: Vec<BlockBody>,
+    /// What it lies on, as it was asked for.
+    pub backing: BackingBody,
 }
 
 /// What a guest says of being migrated (MSR_KVM_MIGRATION_CONTROL), and what its helper declared with it.
@@ -237,6 +300,7 @@ impl From<GuestRecord> for Guest {
                     .into_iter()
                     .map(|b| BlockBody { name: b.name, size_bytes: b.size_bytes, gpa: b.gpa.map(Gpa::get) })
                     .collect(),
+                backing: record.spec.backing.into(),
             },
             labels: record.spec.labels,
             state: record.state.name(),

@@ -23,10 +23,10 @@ pub struct RamBlock {
     /// `ram`: the guest's memory. `helper`: home of the migration helper, never moved.
     #[schema(example = "ram")]
     pub role: &'static str,
-    /// What backs it: `memfd` or `anonymous`.
-    #[schema(example = "memfd")]
+    /// What it lies on: `anonymous`, `memfd` or `hugetlb`; of a guest that does not run, what the host would choose now.
+    #[schema(example = "anonymous")]
     pub backing: &'static str,
-    /// Bytes in a page of its backing.
+    /// Bytes of the largest pages that the host gives such memory.
     #[schema(example = 4096)]
     pub page_size_bytes: u64,
     /// Encryption status of its pages.
@@ -78,7 +78,7 @@ impl From<RamBlockInfo> for RamBlock {
             ram_addr: block.ram_addr.get(),
             size_bytes: block.size,
             name: block.name,
-            backing: info.backing,
+            backing: info.backing.name(),
             page_size_bytes: info.page_size,
             encryption: BlockEncryption {
                 private_bytes: info.private_bytes,

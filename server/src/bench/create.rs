@@ -7,7 +7,7 @@ use mirrorvm::address_space::SlotBacking;
 use mirrorvm::hypervisor::Hypervisor as _;
 use mirrorvm::hypervisor::kvm::KvmHost;
 use mirrorvm::hypervisor::{Slot, SlotId, UserEntry};
-use mirrorvm::memory::{GuestRam, Mapping};
+use mirrorvm::memory::{GuestRam, Mapping, View};
 
 use super::setting::{mirror, mirror_plan, ram};
 use super::{BenchArgs, BenchError, Row};
@@ -49,7 +49,15 @@ fn raw_calls(kvm: &KvmHost, ram: &GuestRam) -> Result<f64, BenchError> {
         let memory = Arc::clone(memory);
         vm.set_slot(
             SlotId(id),
-            Slot { gpa: slot.gpa.get(), len: slot.len, memory, offset, dirty_log: false, read_only: false },
+            Slot {
+                gpa: slot.gpa.get(),
+                len: slot.len,
+                memory,
+                offset,
+                view: View::Helper,
+                dirty_log: false,
+                read_only: false,
+            },
         )?;
     }
     let mut vcpu = vm.create_vcpu(0)?;

@@ -47,6 +47,7 @@ async fn one(bytes: u64, streams: u16) -> Result<MigrationRecord, BenchError> {
         name: "g".into(),
         driver: DriverSpec::Embedded { vcpus: 1, workload, sev: None },
         blocks: vec![BlockSpec { name: "ram0".into(), size_bytes: bytes, gpa: Some(Gpa::new(0)) }],
+        backing: None,
         labels: Labels::new(),
     })
     .await?;

@@ -8,7 +8,7 @@ use mirrorvm::address_space::{
 };
 use mirrorvm::hypervisor::Hypervisor as _;
 use mirrorvm::hypervisor::kvm::KvmHost;
-use mirrorvm::memory::GuestRam;
+use mirrorvm::memory::{Backing, GuestRam};
 use mirrorvm::mirror::{HelperImage, HelperSource, Mirror};
 
 use super::{BenchArgs, BenchError};
@@ -19,7 +19,7 @@ pub(super) fn ram(bytes: u64) -> Result<GuestRam, BenchError> {
     let first = |mut e: Vec<mirrorvm::address_space::LayoutError>| e.swap_remove(0);
     let bare = GuestLayout::assign(&[block]).map_err(first)?;
     let size = HelperPlacement::block_size(HelperImage::built_in().header(), &bare).ok_or("RAM too large")?;
-    Ok(GuestRam::allocate(Arc::new(bare.with_helper(size, true).map_err(first)?))?)
+    Ok(GuestRam::allocate(Arc::new(bare.with_helper(size, true).map_err(first)?), Backing::Anonymous)?)
 }
 
 /// Fills all of it with data that does not compress.
@@ -65,7 +65,7 @@ pub(super) fn conditions(args: &BenchArgs) -> String {
         .trim_start_matches(['\t', ' ', ':']);
     let pvm = std::path::Path::new("/sys/module/kvm_pvm").exists();
     format!(
-        "{} CPUs ({model}), Linux {}, KVM {}, RAM on a 4 KiB memfd, {} MiB, median of {} runs",
+        "{} CPUs ({model}), Linux {}, KVM {}, RAM anonymous on transparent huge pages, {} MiB, median of {} runs",
         std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         uname.release().to_string_lossy(),
         if pvm { "without hardware virtualization (PVM)" } else { "with hardware virtualization" },

@@ -18,7 +18,7 @@ use crate::guest::{
     PlugError, helper_block,
 };
 use crate::hypervisor::{Hypervisor, Kicker, Slot, SlotId, Vm};
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, View};
 use crate::pages::PageSet;
 
 /// What an embedded guest is made from.
@@ -158,7 +158,10 @@ impl Embedded {
                 let memory = Arc::clone(self.devices.ram.mapping(block).ok_or(MachineError::NothingPlugged)?);
                 let (gpa, len, offset) = (plug.gpa.get(), plug.len, plug.offset);
                 let dirty_log = self.logging && Some(block.ram_addr) != layout.helper().map(|b| b.ram_addr);
-                self.vm.set_slot(id, Slot { gpa, len, memory, offset, dirty_log, read_only: false })?;
+                self.vm.set_slot(
+                    id,
+                    Slot { gpa, len, memory, offset, view: View::Guest, dirty_log, read_only: false },
+                )?;
             }
             _ => return Err(MachineError::Unsupported { what: "plug a block in several parts" }),
         }

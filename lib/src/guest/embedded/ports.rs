@@ -196,6 +196,7 @@ mod tests {
     use super::*;
     use crate::address_space::{BlockSpec, GuestLayout};
     use crate::hypervisor::{Exit, HypervisorError, Kicker, UserEntry, Vcpu};
+    use crate::memory::Backing;
 
     const GIB: u64 = 1 << 30;
 
@@ -208,7 +209,7 @@ mod tests {
         ];
         let layout = GuestLayout::assign(&specs).unwrap().with_helper(2 << 20, true).unwrap();
         VcpuPorts::new(Devices {
-            ram: GuestRam::allocate(Arc::new(layout)).unwrap(),
+            ram: GuestRam::allocate(Arc::new(layout), Backing::Memfd).unwrap(),
             shared: RamAddr::new(0x2000),
             console: Arc::default(),
             encryption: Arc::default(),

@@ -8,7 +8,7 @@ use super::*;
 use crate::addr::{HelperVa, MirrorGpa, PAGE_SIZE};
 use crate::address_space::{self as space, Access as Rights, PageTables, WalkError, walk};
 use crate::hypervisor::{Exit, Slot, SlotId};
-use crate::memory::Mapping;
+use crate::memory::{Mapping, View};
 use crate::sev::model::MemoryKey;
 use std::sync::RwLock;
 
@@ -51,6 +51,7 @@ fn slot(memory: &Arc<Mapping>, pages: std::ops::Range<u64>) -> Slot {
         len: (pages.end - pages.start) * PAGE_SIZE,
         memory: Arc::clone(memory),
         offset: pages.start * PAGE_SIZE,
+        view: View::Guest,
         dirty_log: false,
         read_only: false,
     }

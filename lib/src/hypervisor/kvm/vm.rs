@@ -59,7 +59,7 @@ impl Vm for KvmVm {
             flags: logged | protected,
             guest_phys_addr: slot.gpa,
             memory_size: slot.len,
-            userspace_addr: slot.memory.host_address() + slot.offset,
+            userspace_addr: slot.memory.host_address(slot.view) + slot.offset,
         };
         // SAFETY: the region lies inside `slot.memory` (checked above), which is plain memory reached by
         // volatile access only, and which `self.slots` keeps mapped until the VM is gone.
@@ -81,7 +81,7 @@ impl Vm for KvmVm {
             flags: 0,
             guest_phys_addr: slot.gpa,
             memory_size: 0,
-            userspace_addr: slot.memory.host_address() + slot.offset,
+            userspace_addr: slot.memory.host_address(slot.view) + slot.offset,
         };
         // SAFETY: the VM loses access; its memory is released after the kernel has let go of it.
         unsafe { self.fd.set_user_memory_region(region) }

@@ -25,7 +25,7 @@ use kvm_bindings::{
 };
 
 use super::ioctls::{Ioctls, Request};
-use crate::memory::Mapping;
+use crate::memory::{Mapping, View};
 use crate::sev::{
     FirmwareError, HEADER_BYTES, MEASUREMENT_BYTES, PlatformCerts, Policy, SESSION_BYTES, SevError,
 };
@@ -58,7 +58,7 @@ impl<'a> Span<'a> {
     }
 
     fn address(self) -> u64 {
-        self.memory.host_address() + self.offset
+        self.memory.host_address(View::Guest) + self.offset
     }
 }
 

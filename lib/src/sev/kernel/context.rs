@@ -11,7 +11,7 @@ use super::call::{Call, Plain, Span, plain, run, try_run};
 use super::ioctls::Ioctls;
 use super::source::{KernelSource, Known};
 use crate::addr::PAGE_SIZE;
-use crate::memory::Mapping;
+use crate::memory::{Mapping, View};
 use crate::sev::copy::check;
 use crate::sev::{
     Context, CopyRefusal, CopySource, GuestState, GuestStatus, HEADER_BYTES, MEASUREMENT_BYTES, Measurement,
@@ -111,7 +111,7 @@ impl KernelContext {
     ) -> Result<kvm_enc_region, SevError> {
         let end = offset.checked_add(len).filter(|end| len != 0 && *end <= memory.len());
         end.ok_or_else(|| SevError::Kernel { command, source: io::Error::from_raw_os_error(libc::EINVAL) })?;
-        Ok(kvm_enc_region { addr: memory.host_address() + offset, size: len })
+        Ok(kvm_enc_region { addr: memory.host_address(View::Guest) + offset, size: len })
     }
 }
 

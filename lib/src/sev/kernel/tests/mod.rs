@@ -11,7 +11,7 @@ use super::ioctls::Request;
 use super::platform::KernelPlatform;
 use super::source::KernelSource;
 use crate::addr::PAGE_SIZE;
-use crate::memory::Mapping;
+use crate::memory::{Mapping, View};
 use crate::sev::copy::CopyFacts;
 use crate::sev::{
     Context, CopyRefusal, FirmwareError, GuestState, OwnerSession, PacketHeader, PdhCert, Platform,
@@ -76,7 +76,7 @@ fn a_launch_is_this_sequence_of_these_structures() {
     assert_eq!((status.handle, status.policy.0, status.state), (9, 0x0105_0001, GuestState::Running));
     vm.unregister_region(&memory, PAGE_SIZE, 2 * PAGE_SIZE).unwrap();
 
-    let at = memory.host_address();
+    let at = memory.host_address(View::Guest);
     let region = |request| Seen {
         request,
         id: 0,
@@ -120,7 +120,7 @@ fn a_launch_without_an_owner_names_no_buffers() {
 #[test]
 fn sending_and_receiving_are_these_structures() {
     let (recorder, vm, memory) = setup();
-    let at = memory.host_address();
+    let at = memory.host_address(View::Guest);
     let target = PlatformCerts { pdh: PdhCert(vec![1; 2084]), chain: vec![2; 6252], amd: vec![3; 100] };
     recorder.answer(Answer { put: vec![(0, words(&[9, 0x20, 3]))], ..Answer::default() });
     recorder.answer(Answer { write: vec![vec![0xab; 128]], ..Answer::default() });
