@@ -254,6 +254,19 @@ pub trait Machine: Send {
     /// When logging is off, or the kernel fails.
     fn take_dirty(&mut self, dirty: &mut PageSet) -> Result<(), MachineError>;
 
+    /// Holds the vCPUs for `percent` of their time, 0 to 99, so that the guest writes less; 0 ends it.
+    ///
+    /// # Errors
+    /// [`MachineError::Unsupported`] when it cannot.
+    fn throttle(&mut self, percent: u8) -> Result<(), MachineError> {
+        if percent == 0 { Ok(()) } else { Err(MachineError::Unsupported { what: "hold back its vCPUs" }) }
+    }
+
+    /// Whether it can.
+    fn can_throttle(&self) -> bool {
+        false
+    }
+
     /// vCPU and device state, while paused. What follows on `pause` before pages are moved a last time: saving may
     /// touch memory.
     ///

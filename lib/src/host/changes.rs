@@ -15,6 +15,12 @@ use super::{
 use crate::address_space::MirrorPlan;
 use crate::store::Kind;
 
+/// States in which a migration's course can still be changed.
+const MOVING: [MigrationState; 4] =
+    [MigrationState::Queued, MigrationState::Preparing, MigrationState::Precopy, MigrationState::Switchover];
+/// Their names.
+const MOVING_NAMES: [&str; 4] = [MOVING[0].name(), MOVING[1].name(), MOVING[2].name(), MOVING[3].name()];
+
 impl Host {
     /// Defines a guest under an id of the caller's choice (`None`: a new one).
     ///
@@ -344,7 +350,8 @@ impl Host {
         self.delete_migration(id).await
     }
 
-    /// Gives a migration that waits in the queue other limits. Once it runs, its limits are fixed.
+    /// Gives a migration other limits, also while it runs: bandwidth holds from the next batch on, the rest from the next
+    /// look at it. How long the destination waits in silence was told to it at the start and stays.
     ///
     /// # Errors
     /// No such migration, another state, limits that cannot be, [`HostError::GenerationMismatch`].
@@ -357,10 +364,10 @@ impl Host {
     ) -> Result<MigrationRecord, HostError> {
         let entry = self.migration_entry(id)?;
         let now = entry.record();
-        let spec = now.spec.clone().filter(|_| now.state == MigrationState::Queued);
+        let spec = now.spec.clone().filter(|_| MOVING.contains(&now.state));
         let Some(spec) = spec else {
             let current = now.state.name();
-            return Err(HostError::WrongState { kind: "migration", current, allowed: &["queued"] });
+            return Err(HostError::WrongState { kind: "migration", current, allowed: &MOVING_NAMES });
         };
         let spec = MigrationSpec { limits, ..spec };
         validate::migration(&spec)?;
@@ -368,10 +375,36 @@ impl Host {
         if !act {
             return Ok(MigrationRecord { spec: Some(spec), ..now });
         }
+        entry.control.set_limits(limits);
         let record = entry.change(|r| r.spec = Some(spec));
         self.inner.store_migration(&record)?;
         self.inner.migration_changed(id);
         Ok(record)
+    }
+
+    /// Asks a migration that copies while its guest runs for the switchover now, whatever pause it costs. Asking again
+    /// changes nothing. Without `act` it is only checked whether that could be asked.
+    ///
+    /// # Errors
+    /// No such migration, another state, [`HostError::GenerationMismatch`].
+    pub fn switch_over_migration(
+        &self,
+        id: Uuid,
+        expected: &Expected,
+        act: bool,
+    ) -> Result<MigrationRecord, HostError> {
+        let entry = self.migration_entry(id)?;
+        let now = entry.record();
+        expected.check("migration", now.generation)?;
+        if now.spec.is_none() || !MOVING.contains(&now.state) {
+            let current = now.state.name();
+            return Err(HostError::WrongState { kind: "migration", current, allowed: &MOVING_NAMES });
+        }
+        if act {
+            entry.control.switch_over().map_err(|_| HostError::PastPointOfNoReturn)?;
+            self.inner.migration_changed(id);
+        }
+        Ok(entry.record())
     }
 
     /// The peer that would be added; adds none.

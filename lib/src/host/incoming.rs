@@ -227,7 +227,12 @@ impl Destination<'_> {
                 .make_mirror(&record, machine.as_ref(), prepare.strategy, u32::from(prepare.streams))
                 .map_err(|e| refused_by(&e))?,
         };
-        let control = Arc::new(new_control(inner, prepare.session, MigrationState::Preparing));
+        let control = Arc::new(new_control(
+            inner,
+            prepare.session,
+            MigrationState::Preparing,
+            super::MigrationLimits::default(),
+        ));
         let migration = MigrationRecord {
             id: prepare.session,
             direction: MigrationDirection::Incoming,

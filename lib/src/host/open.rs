@@ -179,7 +179,8 @@ fn reconcile_migration(inner: &Arc<Inner>, mut record: MigrationRecord) -> Resul
         record.generation += 1;
         inner.store.put(Kind::Migration, record.id, None, &record)?;
     }
-    let control = Arc::new(outgoing::new_control(inner, record.id, record.state));
+    let control =
+        Arc::new(outgoing::new_control(inner, record.id, record.state, super::MigrationLimits::default()));
     control.update(|l| {
         l.progress = record.progress;
         l.rounds.clone_from(&record.rounds);

@@ -10,9 +10,9 @@ use super::entries::{GuestEntry, MigrationEntry};
 use super::guest_task::{Command, GiveBack, Lease};
 use super::inner::Inner;
 use super::{
-    Destination, Fault, GuestRecord, GuestState, HostError, MigrationDirection, MigrationMode,
-    MigrationRecord, MigrationSpec, MigrationState, MirrorChoice, PeerRecord, PlanOptions, Progress,
-    ProtectionLevel, SourceAfter, Ticket, validate,
+    Destination, Fault, GuestRecord, GuestState, HostError, MigrationDirection, MigrationLimits,
+    MigrationMode, MigrationRecord, MigrationSpec, MigrationState, MirrorChoice, PeerRecord, PlanOptions,
+    Progress, ProtectionLevel, SourceAfter, Ticket, validate,
 };
 use crate::address_space::Strategy;
 use crate::guest::Machine;
@@ -124,8 +124,11 @@ pub(super) fn create(
     let Prepared { record: migration, guest, peer } = prepare(inner, id, spec)?;
     inner.store_migration(&migration)?;
     let id = migration.id;
-    let entry =
-        Arc::new(MigrationEntry::new(migration, Arc::new(new_control(inner, id, MigrationState::Queued))));
+    let limits = migration.spec.as_ref().map(|s| s.limits).unwrap_or_default();
+    let entry = Arc::new(MigrationEntry::new(
+        migration,
+        Arc::new(new_control(inner, id, MigrationState::Queued, limits)),
+    ));
     inner.add_migration(Arc::clone(&entry), true);
     let record = entry.record();
     let (theirs, slots) = (Arc::clone(inner), Arc::clone(&inner.outgoing_slots));
@@ -190,14 +193,19 @@ fn existing_mirror(inner: &Inner, id: Uuid, guest: Uuid) -> Result<Strategy, Hos
 }
 
 /// A handle whose changes the host's watchers see.
-pub(super) fn new_control(inner: &Arc<Inner>, id: Uuid, state: MigrationState) -> Control {
+pub(super) fn new_control(
+    inner: &Arc<Inner>,
+    id: Uuid,
+    state: MigrationState,
+    limits: MigrationLimits,
+) -> Control {
     let weak = Arc::downgrade(inner);
     let changed = move || {
         if let Some(inner) = weak.upgrade() {
             inner.migration_changed(id);
         }
     };
-    Control::new(state, Box::new(changed))
+    Control::new(state, limits, Box::new(changed))
 }
 
 struct Run {

@@ -380,17 +380,47 @@ pub enum SourceAfter {
     Delete,
 }
 
+/// What happens when a migration has not come to its switchover in time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnTimeout {
+    /// It is given up as `not_converging`; the guest goes on here.
+    #[default]
+    Cancel,
+    /// The guest is paused and the rest is sent, however long that takes.
+    Force,
+    /// The guest's vCPUs are held back step by step until it converges; given up when even that does not help.
+    Throttle,
+}
+
+/// How the streams of sealed pages cross between hosts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StreamTransport {
+    /// As they are, once mutual TLS has shown both ends who the other is: records are sealed helper to helper, and their
+    /// headers are masked. Control messages and pages that the guest shares stay inside TLS.
+    #[default]
+    Sealed,
+    /// Inside TLS as well: everything is encrypted twice.
+    Tls,
+}
+
 /// Limits of a migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct MigrationLimits {
     /// Bytes of page content per second over all streams; `None`: as fast as it goes.
     pub bandwidth_bytes_per_second: Option<u64>,
     /// Longest pause that pre-copy aims for, milliseconds.
     pub downtime_ms: u64,
-    /// Longest time before hand-over, milliseconds.
+    /// Longest time from the first page to the switchover, milliseconds.
     pub timeout_ms: u64,
     /// Longest silence of the peer, milliseconds.
     pub stall_timeout_ms: u64,
+    /// What happens then.
+    pub on_timeout: OnTimeout,
+    /// Whether the guest's vCPUs are held back, step by step, as soon as rounds do not shrink.
+    pub auto_throttle: bool,
 }
 
 impl Default for MigrationLimits {
@@ -400,6 +430,8 @@ impl Default for MigrationLimits {
             downtime_ms: 300,
             timeout_ms: 3_600_000,
             stall_timeout_ms: 30_000,
+            on_timeout: OnTimeout::Cancel,
+            auto_throttle: false,
         }
     }
 }
@@ -417,6 +449,9 @@ pub struct MigrationSpec {
     pub mirror: MirrorChoice,
     /// Helper workers and connections, 1 to 16.
     pub streams: u16,
+    /// How they cross.
+    #[serde(default)]
+    pub stream_transport: StreamTransport,
     /// Limits.
     pub limits: MigrationLimits,
     /// What becomes of the source's guest.
@@ -542,6 +577,9 @@ pub struct Progress {
     pub downtime_bytes: u64,
     /// Refusals that the helper answered.
     pub helper_errors: u64,
+    /// Share of their time that the guest's vCPUs are held, percent.
+    #[serde(default)]
+    pub throttle_percent: u8,
 }
 
 /// A migration as one host knows it.

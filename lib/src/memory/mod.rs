@@ -6,7 +6,9 @@
 mod digests;
 mod mapping;
 mod ram;
+mod span;
 
 pub use digests::page_digests;
 pub use mapping::{Backing, Mapping, MemoryError, View, free_huge_bytes};
 pub use ram::{GuestRam, OtherBlocks, OutsideRam};
+pub use span::Span;

@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::host::{MigrationState, Progress, Round};
+use crate::host::{MigrationLimits, MigrationState, Progress, Round};
 use crate::transport::LinkCanceller;
 
 /// What can be seen of a migration while it runs; stays as it was after the end.
@@ -26,6 +26,7 @@ pub struct PastPointOfNoReturn;
 pub struct Control {
     live: Mutex<Live>,
     gate: Mutex<Gate>,
+    limits: Mutex<MigrationLimits>,
     changed: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -33,14 +34,15 @@ pub struct Control {
 struct Gate {
     cancelled: bool,
     past: bool,
+    switchover: bool,
     links: Vec<LinkCanceller>,
 }
 
 impl Control {
-    /// A migration that starts in `state`; `changed` is called after every change, without locks held.
-    pub fn new(state: MigrationState, changed: Box<dyn Fn() + Send + Sync>) -> Self {
+    /// A migration that starts in `state` under `limits`; `changed` is called after every change, without locks held.
+    pub fn new(state: MigrationState, limits: MigrationLimits, changed: Box<dyn Fn() + Send + Sync>) -> Self {
         let live = Live { state, progress: Progress::default(), rounds: Vec::new(), version: 1 };
-        Self { live: Mutex::new(live), gate: Mutex::default(), changed }
+        Self { live: Mutex::new(live), gate: Mutex::default(), limits: Mutex::new(limits), changed }
     }
 
     /// A snapshot.
@@ -56,6 +58,34 @@ impl Control {
             live.version += 1;
         }
         (self.changed)();
+    }
+
+    /// The limits as they are now.
+    pub fn limits(&self) -> MigrationLimits {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the limits: bandwidth from the next batch on, the rest from the next look at it.
+    pub fn set_limits(&self, limits: MigrationLimits) {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
+    }
+
+    /// Asks for the switchover now, whatever pause it costs.
+    ///
+    /// # Errors
+    /// When START may have gone out.
+    pub fn switch_over(&self) -> Result<(), PastPointOfNoReturn> {
+        let mut gate = self.gate();
+        if gate.past {
+            return Err(PastPointOfNoReturn);
+        }
+        gate.switchover = true;
+        Ok(())
+    }
+
+    /// Whether the switchover was asked for.
+    pub fn wants_switchover(&self) -> bool {
+        self.gate().switchover
     }
 
     /// Moves to another state.

@@ -1,18 +1,19 @@
 //! The destination's course: admit, import, commit or abort.
 
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use mirrorvm_abi::op::Begin;
 use mirrorvm_abi::record::TOKEN_BYTES;
 
-use super::sink::{Received, Sink};
+use super::records::Mask;
+use super::sink::{Received, Sink, receive_shared};
 use super::source::{sha256, transcript};
 use super::wire::{self, Prepare, Prepared, Refused, STATE_MAX, Settled, StateHead, kind};
 use super::{Control, MigrationFault};
 use crate::addr::{PAGE_SIZE, PageRange};
 use crate::guest::Machine;
-use crate::host::{MigrationState, ProtectionLevel, Round};
+use crate::host::{MigrationState, ProtectionLevel, Round, StreamTransport};
 use crate::mirror::{Mirror, SealedToken};
 use crate::pages::PageSet;
 use crate::transport::Link;
@@ -24,7 +25,7 @@ pub struct Arrival {
     /// Its mirror.
     pub mirror: Mirror,
     /// The handle.
-    pub control: std::sync::Arc<Control>,
+    pub control: Arc<Control>,
     /// Streams as they connect: index and link.
     pub streams: mpsc::Receiver<(u16, Link)>,
 }
@@ -113,7 +114,7 @@ struct Import<'a> {
     host: &'a dyn Receiver,
     machine: Box<dyn Machine>,
     mirror: Mirror,
-    control: std::sync::Arc<Control>,
+    control: Arc<Control>,
     streams: mpsc::Receiver<(u16, Link)>,
     stall: Duration,
     verify_us: u64,
@@ -167,7 +168,7 @@ impl Import<'_> {
             let (index, link) = self.streams.recv_timeout(left).map_err(|_| MigrationFault::PeerGone)?;
             self.control.register(link.canceller());
             match places.get_mut(usize::from(index)) {
-                Some(place @ None) => *place = Some(Sink::new(link)),
+                Some(place @ None) => *place = Some(self.sink(index, link)?),
                 Some(Some(_)) | None => {
                     return Err(MigrationFault::Protocol("a stream that was not expected"));
                 }
@@ -176,26 +177,36 @@ impl Import<'_> {
         Ok(places.into_iter().flatten().collect())
     }
 
+    fn sink(&self, index: u16, mut link: Link) -> Result<Sink, MigrationFault> {
+        let mask = match self.prepare.stream_transport {
+            StreamTransport::Sealed => {
+                link.leave_tls()?;
+                Some(Mask::new(&self.prepare.mask, index))
+            }
+            StreamTransport::Tls => None,
+        };
+        Ok(Sink::new(link, mask))
+    }
+
     fn epoch(&mut self, epoch: u32, sinks: &mut [Sink]) -> Result<(), MigrationFault> {
         let begun = Instant::now();
         let got = self.receive_all(epoch, sinks)?;
-        self.arm();
-        let (_, payload) = wire::expect(&mut self.link, &[kind::EPOCH_TOKEN], 4096)?;
+        let (shared, payload) = self.shared_pages(epoch)?;
         self.mirror.check_epoch(&token(&payload)?)?;
         self.link.send(kind::EPOCH_ACK, &[])?;
-        let bytes = (got.sealed - got.zero + got.shared) * PAGE_SIZE;
+        let bytes = (got.sealed - got.zero + shared) * PAGE_SIZE;
         self.control.update(|l| {
             let p = &mut l.progress;
             p.iteration = epoch;
             p.processed_bytes += bytes;
             p.pages_sealed += got.sealed;
-            p.pages_shared += got.shared;
+            p.pages_shared += shared;
             p.pages_zero += got.zero;
             if l.rounds.len() < 4096 {
                 l.rounds.push(Round {
                     number: epoch,
                     pages_sealed: got.sealed,
-                    pages_shared: got.shared,
+                    pages_shared: shared,
                     pages_zero: got.zero,
                     bytes,
                     duration_us: begun.elapsed().as_micros() as u64,
@@ -207,14 +218,39 @@ impl Import<'_> {
         Ok(())
     }
 
+    /// What comes on the control link after the streams' part: shared pages, then the token, which is given.
+    fn shared_pages(&mut self, epoch: u32) -> Result<(u64, Vec<u8>), MigrationFault> {
+        let mut pages = 0;
+        loop {
+            self.arm();
+            let header = self.link.recv_header(wire::DATA_MAX)?.ok_or(MigrationFault::PeerGone)?;
+            match header.kind {
+                kind::SHARED => {
+                    pages += receive_shared(&mut self.link, self.machine.ram(), header.len, epoch)?;
+                }
+                kind::EPOCH_TOKEN => {
+                    let mut token = [0; TOKEN_BYTES];
+                    if header.len as usize != token.len() {
+                        return Err(MigrationFault::Protocol("a token of another length"));
+                    }
+                    self.link.read_payload(&mut token)?;
+                    return Ok((pages, token.to_vec()));
+                }
+                _ => return Err(MigrationFault::Protocol("a message that does not belong here")),
+            }
+        }
+    }
+
     fn receive_all(&mut self, epoch: u32, sinks: &mut [Sink]) -> Result<Received, MigrationFault> {
         let (ram, stall) = (self.machine.ram(), self.stall);
+        let plan = Arc::clone(self.mirror.plan());
+        let plan = &*plan;
         let lanes = self.mirror.lanes().iter_mut();
         std::thread::scope(|scope| {
             let threads: Vec<_> = sinks
                 .iter_mut()
                 .zip(lanes)
-                .map(|(sink, lane)| scope.spawn(move || sink.receive(lane, ram, epoch, stall)))
+                .map(|(sink, lane)| scope.spawn(move || sink.receive(lane, (ram, plan), epoch, stall)))
                 .collect();
             let mut total = Received::default();
             let mut first = None;
@@ -225,7 +261,6 @@ impl Import<'_> {
                     Ok(r) => {
                         total.sealed += r.sealed;
                         total.zero += r.zero;
-                        total.shared += r.shared;
                     }
                     Err(fault) => first = first.or(Some(fault)),
                 }

@@ -9,7 +9,8 @@
 //!   Hello, Prepare{layout, nonce} ---->    admits, makes machine and mirror
 //!                      <---- Prepared{nonce}
 //!   per epoch: EpochBegin ------------->
-//!     streams: Records*, Shared*, EpochEnd
+//!     streams: Records*, EpochEnd
+//!   Shared* --------------------------->   pages that the guest shares, and only here: this link has TLS
 //!   EpochToken ------------------------>   totals agree
 //!                      <---- EpochAck
 //!   (pause, last epoch) State --------->   vCPU and device state
@@ -17,12 +18,19 @@
 //!                      <---- Committed{token}   or   Aborted{token}
 //!   COMMIT token opens: the source's guest is done
 //! ```
+//!
+//! Every link begins as mutual TLS 1.3 between pinned identities. Streams then go on without it, unless the caller wants
+//! otherwise: what they carry is sealed helper to helper, and its headers are masked (`records`). Somebody on the path can
+//! break such a stream, as he can break any connection, and gets nothing else: a record that he made or changed does not open,
+//! one that he dropped is missed by the epoch's token, and either way the destination gives up before START.
 
 mod control;
 mod destination;
 mod error;
+mod landing;
 mod peer;
 mod pump;
+mod records;
 mod rounds;
 mod sink;
 mod source;
@@ -33,5 +41,5 @@ pub use control::{Control, Live, PastPointOfNoReturn};
 pub use destination::{Arrival, Arrived, Receiver, serve_import};
 pub use error::MigrationFault;
 pub use peer::{accept_hello, open_control, resolve};
-pub use rounds::{Decision, Observation, decide};
+pub use rounds::{Convergence, Decision, Observation};
 pub use source::{Journal, Outgoing, SourceEnd, run_source};

@@ -4,15 +4,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use mirrorvm_abi::mailbox::{BATCH_MAX, PAYLOAD_BYTES};
+use mirrorvm_abi::mailbox::BATCH_MAX;
 
+use super::records::{Mask, Pass, pass};
 use super::wire::{SHARED_PAGE_BYTES, data_header, kind};
 use super::{Control, MigrationFault};
-use crate::addr::{PAGE_SIZE, RamPage};
+use crate::addr::{PAGE_SIZE, PageRange, RamPage};
 use crate::address_space::MirrorPlan;
 use crate::host::Progress;
 use crate::memory::GuestRam;
-use crate::mirror::Lane;
+use crate::mirror::{Done, Lane, LaneError};
 use crate::pages::PageSet;
 use crate::transport::Link;
 
@@ -31,6 +32,8 @@ pub(super) struct Work<'a> {
     plan: &'a MirrorPlan,
     pub control: &'a Control,
     pub limiter: &'a Limiter,
+    /// When the round ends even if pages are left; a switchover that was asked for ends it too. `None`: it is the last.
+    until: Option<Instant>,
     cursor: Mutex<u64>,
     failed: AtomicBool,
     pub counts: Counts,
@@ -66,8 +69,8 @@ impl<'a> Work<'a> {
         sealed: &'a PageSet,
         shared: &'a PageSet,
         (ram, plan): (&'a GuestRam, &'a MirrorPlan),
-        control: &'a Control,
-        limiter: &'a Limiter,
+        (control, limiter): (&'a Control, &'a Limiter),
+        until: Option<Instant>,
     ) -> Self {
         let (cursor, failed, counts) = (Mutex::new(0), AtomicBool::new(false), Counts::default());
         let begun = Instant::now();
@@ -80,6 +83,7 @@ impl<'a> Work<'a> {
             plan,
             control,
             limiter,
+            until,
             cursor,
             failed,
             counts,
@@ -90,8 +94,27 @@ impl<'a> Work<'a> {
     }
 
     fn next(&self, batch: &mut Vec<RamPage>) {
+        batch.clear();
+        if self.is_cut() {
+            return;
+        }
         let mut cursor = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
         self.sealed.next_batch(&mut cursor, BATCH_MAX, batch);
+    }
+
+    /// Whether the round is over although pages may be left.
+    pub fn is_cut(&self) -> bool {
+        self.until.is_some_and(|until| self.control.wants_switchover() || Instant::now() >= until)
+    }
+
+    /// Pages that no stream took, because the round was cut.
+    pub fn untaken(&self) -> PageSet {
+        let cursor = *self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut left = self.sealed.clone();
+        if let Ok(taken) = PageRange::new(0, cursor.saturating_mul(PAGE_SIZE)) {
+            left.remove_range(taken);
+        }
+        left
     }
 
     /// Puts `batch` into `pages` by the names that the helper knows them by.
@@ -148,34 +171,32 @@ impl<'a> Work<'a> {
     }
 }
 
-/// One stream's buffers, kept over rounds.
+/// One stream's link and buffers, kept over rounds.
 pub(super) struct Stream {
     pub link: Link,
-    buffer: Vec<u8>,
+    /// Hides headers on a link without TLS.
+    mask: Option<Mask>,
     batch: Vec<RamPage>,
     pages: Vec<u64>,
 }
 
 impl Stream {
-    pub fn new(link: Link) -> Self {
-        Self { link, buffer: Vec::new(), batch: Vec::new(), pages: Vec::new() }
+    pub fn new(link: Link, mask: Option<Mask>) -> Self {
+        Self { link, mask, batch: Vec::new(), pages: Vec::new() }
     }
 
-    /// Sends this stream's part of a round. `first`: it also takes the shared pages.
-    pub fn send(&mut self, lane: &mut Lane, work: &Work<'_>, first: bool) -> Result<(), MigrationFault> {
-        let sent = self.send_sealed(lane, work).and_then(|()| {
-            if first {
-                self.send_shared(work)?;
-            }
-            Ok(self.link.send(kind::EPOCH_END, &work.epoch.to_le_bytes())?)
-        });
+    /// Sends this stream's part of a round.
+    pub fn send(&mut self, lane: &mut Lane, work: &Work<'_>) -> Result<(), MigrationFault> {
+        let sent = self
+            .send_sealed(lane, work)
+            .and_then(|()| Ok(self.link.send(kind::EPOCH_END, &work.epoch.to_le_bytes())?));
         if sent.is_err() {
             work.failed.store(true, Relaxed);
             // The helper still works on what it has; it must be idle before anything else is asked of it.
             while lane.in_flight() > 0 {
                 match lane.wait() {
                     Ok(done) => lane.release(done.slot),
-                    Err(crate::mirror::LaneError::Refused { .. }) => {}
+                    Err(LaneError::Refused { .. }) => {}
                     Err(_) => break,
                 }
             }
@@ -184,14 +205,13 @@ impl Stream {
     }
 
     fn send_sealed(&mut self, lane: &mut Lane, work: &Work<'_>) -> Result<(), MigrationFault> {
-        self.buffer.resize(PAYLOAD_BYTES, 0);
         loop {
             while lane.in_flight() < PIPELINE {
                 work.next(&mut self.batch);
                 if self.batch.is_empty() {
                     break;
                 }
-                let slot = lane.acquire().ok_or(crate::mirror::LaneError::NoSlot)?;
+                let slot = lane.acquire().ok_or(LaneError::NoSlot)?;
                 if let Err(fault) = work.name(&self.batch, &mut self.pages) {
                     lane.release(slot);
                     return Err(fault);
@@ -202,66 +222,79 @@ impl Stream {
                 return Ok(());
             }
             let done = lane.wait()?;
-            // Out of the mailbox first: the helper may rewrite it, and TLS must seal what was counted.
-            lane.read_payload(done.slot, 0, &mut self.buffer[..done.len]);
+            let sent = self.send_batch(lane, work, &done);
             lane.release(done.slot);
-            work.check()?;
-            let content = u64::from(done.pages - done.zero) * PAGE_SIZE;
-            work.limiter.take(content, work.control)?;
-            let header = data_header(work.epoch, done.pages);
-            self.link.send_parts(kind::RECORDS, &[&header, &self.buffer[..done.len]])?;
+            sent?;
             work.counts.sealed.fetch_add(u64::from(done.pages), Relaxed);
             work.counts.zero.fetch_add(u64::from(done.zero), Relaxed);
             work.show();
         }
     }
 
-    fn send_shared(&mut self, work: &Work<'_>) -> Result<(), MigrationFault> {
-        let mut cursor = 0;
-        loop {
-            work.shared.next_batch(&mut cursor, BATCH_MAX - 8, &mut self.batch);
-            if self.batch.is_empty() {
-                return Ok(());
-            }
-            work.check()?;
-            self.buffer.clear();
-            let mut page = [0; 4096];
-            for p in &self.batch {
-                work.ram
-                    .read_page(*p, &mut page)
-                    .map_err(|_| MigrationFault::Protocol("a shared page is no RAM"))?;
-                self.buffer.extend_from_slice(&p.get().to_le_bytes());
-                self.buffer.extend_from_slice(&page);
-            }
-            debug_assert_eq!(self.buffer.len(), self.batch.len() * SHARED_PAGE_BYTES);
-            let count = self.batch.len() as u64;
-            work.limiter.take(count * PAGE_SIZE, work.control)?;
-            let header = data_header(work.epoch, count as u32);
-            self.link.send_parts(kind::SHARED, &[&header, &self.buffer])?;
-            work.counts.shared.fetch_add(count, Relaxed);
+    fn send_batch(&mut self, lane: &Lane, work: &Work<'_>, done: &Done) -> Result<(), MigrationFault> {
+        work.check()?;
+        work.limiter.take(u64::from(done.pages - done.zero) * PAGE_SIZE, work.control)?;
+        let records = lane.payload(done.slot, done.len);
+        let mut header = data_header(work.epoch, done.pages);
+        if let Some(mask) = &mut self.mask {
+            mask.apply(&mut header);
+            // Our own helper's records; one that writes others gets no further than here.
+            pass(&records, done.pages, Pass::Hide(mask), |_| {})
+                .map_err(|_| LaneError::Broken("its records are none"))?;
         }
+        Ok(self.link.send_span(kind::RECORDS, &header, &records)?)
     }
 }
 
-/// Holds all streams together to a rate.
+/// Sends the pages that the guest shares with its host, as they are: over a link with TLS.
+pub(super) fn send_shared(link: &mut Link, work: &Work<'_>) -> Result<(), MigrationFault> {
+    let (mut cursor, mut batch, mut buffer) = (0, Vec::new(), Vec::new());
+    loop {
+        work.shared.next_batch(&mut cursor, BATCH_MAX - 8, &mut batch);
+        if batch.is_empty() {
+            return Ok(());
+        }
+        work.check()?;
+        buffer.clear();
+        let mut page = [0; 4096];
+        for p in &batch {
+            work.ram
+                .read_page(*p, &mut page)
+                .map_err(|_| MigrationFault::Protocol("a shared page is no RAM"))?;
+            buffer.extend_from_slice(&p.get().to_le_bytes());
+            buffer.extend_from_slice(&page);
+        }
+        debug_assert_eq!(buffer.len(), batch.len() * SHARED_PAGE_BYTES);
+        let count = batch.len() as u64;
+        work.limiter.take(count * PAGE_SIZE, work.control)?;
+        let header = data_header(work.epoch, count as u32);
+        link.send_parts(kind::SHARED, &[&header, &buffer])?;
+        work.counts.shared.fetch_add(count, Relaxed);
+    }
+}
+
+/// Holds all streams together to the rate that the limits say at the moment.
 pub(super) struct Limiter {
-    rate: Option<u64>,
     /// When everything that was taken so far will have been paid for.
     paid_at: Mutex<Instant>,
 }
 
+/// Time that may be made up for: waits end late, and what is lost so must not lower the rate.
+const CREDIT: Duration = Duration::from_millis(50);
+
 impl Limiter {
-    pub fn new(rate: Option<u64>) -> Self {
-        Self { rate, paid_at: Mutex::new(Instant::now()) }
+    pub fn new() -> Self {
+        Self { paid_at: Mutex::new(Instant::now()) }
     }
 
-    /// Waits until `bytes` more may be sent. Cancelling ends the wait within a few milliseconds.
+    /// Waits until `bytes` more may be sent. Cancelling ends the wait within a few milliseconds, and so does another
+    /// limit.
     fn take(&self, bytes: u64, control: &Control) -> Result<(), MigrationFault> {
-        let Some(rate) = self.rate else { return Ok(()) };
+        let Some(rate) = control.limits().bandwidth_bytes_per_second else { return Ok(()) };
         let due = {
             let mut paid_at = self.paid_at.lock().unwrap_or_else(PoisonError::into_inner);
-            // Unused time is not saved up for a burst, but for the length of one frame.
-            let start = (*paid_at).max(Instant::now());
+            let now = Instant::now();
+            let start = (*paid_at).max(now.checked_sub(CREDIT).unwrap_or(now));
             *paid_at = start + Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64);
             start
         };
@@ -272,6 +305,11 @@ impl Limiter {
             }
             if control.is_cancelled() {
                 return Err(MigrationFault::Canceled);
+            }
+            if control.limits().bandwidth_bytes_per_second != Some(rate) {
+                // What was promised under the old limit is forgotten with it.
+                *self.paid_at.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+                return Ok(());
             }
             std::thread::sleep(left.min(Duration::from_millis(5)));
         }

@@ -1,20 +1,24 @@
-//! The destination's side of a stream: records go from the peer to the helper, shared pages into RAM.
+//! The destination's side of a stream: records go from the peer to the helper; and of shared pages: into RAM.
 
 use std::time::{Duration, Instant};
 
 use mirrorvm_abi::mailbox::{BATCH_MAX, PAYLOAD_BYTES};
 
 use super::MigrationFault;
+use super::landing::Landing;
+use super::records::{Mask, Pass, pass};
 use super::wire::{DATA_HEADER_BYTES, DATA_MAX, SHARED_PAGE_BYTES, kind, parse_data_header};
 use crate::addr::RamPage;
+use crate::address_space::MirrorPlan;
 use crate::memory::GuestRam;
 use crate::mirror::Lane;
 use crate::transport::Link;
 
-/// One stream's link and buffer, kept over rounds.
+/// One stream's link, kept over rounds.
 pub(super) struct Sink {
     pub link: Link,
-    buffer: Vec<u8>,
+    /// Shows headers that came on a link without TLS.
+    mask: Option<Mask>,
 }
 
 /// What an epoch brought on one stream.
@@ -22,23 +26,24 @@ pub(super) struct Sink {
 pub(super) struct Received {
     pub sealed: u64,
     pub zero: u64,
-    pub shared: u64,
 }
 
 impl Sink {
-    pub fn new(link: Link) -> Self {
-        Self { link, buffer: Vec::new() }
+    pub const fn new(link: Link, mask: Option<Mask>) -> Self {
+        Self { link, mask }
     }
 
     /// Takes everything of `epoch` that comes on this stream.
     pub fn receive(
         &mut self,
         lane: &mut Lane,
-        ram: &GuestRam,
+        (ram, plan): (&GuestRam, &MirrorPlan),
         epoch: u32,
         stall: Duration,
     ) -> Result<Received, MigrationFault> {
         let mut got = Received::default();
+        // Later epochs bring pages that are there.
+        let mut landing = (epoch == 1).then(|| Landing::new(ram, plan));
         loop {
             self.link.set_deadline(Some(Instant::now() + stall));
             let header = self.link.recv_header(DATA_MAX)?.ok_or(MigrationFault::PeerGone)?;
@@ -54,8 +59,7 @@ impl Sink {
                     }
                     break;
                 }
-                kind::RECORDS => self.records(lane, header.len, epoch, &mut got)?,
-                kind::SHARED => self.shared(ram, header.len, epoch, &mut got)?,
+                kind::RECORDS => self.records(lane, header.len, epoch, landing.as_mut(), &mut got)?,
                 _ => return Err(MigrationFault::Protocol("a message that does not belong on a stream")),
             }
         }
@@ -71,12 +75,10 @@ impl Sink {
             return Err(MigrationFault::Protocol("a data frame without its header"));
         }
         self.link.read_payload(&mut raw)?;
-        let (theirs, count) = parse_data_header(&raw);
-        let left = len as usize - raw.len();
-        if theirs != epoch || count == 0 || count as usize > BATCH_MAX || left > PAYLOAD_BYTES {
-            return Err(MigrationFault::Protocol("a data frame with an impossible header"));
+        if let Some(mask) = &mut self.mask {
+            mask.apply(&mut raw);
         }
-        Ok((left, count))
+        check_header(&raw, len, epoch)
     }
 
     fn records(
@@ -84,6 +86,7 @@ impl Sink {
         lane: &mut Lane,
         len: u32,
         epoch: u32,
+        landing: Option<&mut Landing<'_>>,
         got: &mut Received,
     ) -> Result<(), MigrationFault> {
         let (left, count) = self.header(len, epoch)?;
@@ -93,38 +96,60 @@ impl Sink {
                 None => finish_one(lane, got)?,
             }
         };
-        self.buffer.resize(left.max(self.buffer.len()), 0);
-        self.link.read_payload(&mut self.buffer[..left])?;
-        lane.write_payload(slot, 0, &self.buffer[..left]);
+        let records = lane.payload(slot, left);
+        self.link.read_span(&records)?;
+        let what = self.mask.as_mut().map_or(Pass::Look, Pass::Show);
+        match landing {
+            Some(landing) => {
+                pass(&records, count, what, |header| landing.expect(header))?;
+                landing.prepare();
+            }
+            None if matches!(what, Pass::Look) => {}
+            None => pass(&records, count, what, |_| {})?,
+        }
         lane.submit_import(slot, count, left as u32, epoch);
         Ok(())
     }
+}
 
-    fn shared(
-        &mut self,
-        ram: &GuestRam,
-        len: u32,
-        epoch: u32,
-        got: &mut Received,
-    ) -> Result<(), MigrationFault> {
-        let (left, count) = self.header(len, epoch)?;
-        if left != count as usize * SHARED_PAGE_BYTES {
-            return Err(MigrationFault::Protocol("shared pages of another length"));
-        }
-        let (mut number, mut page) = ([0; 8], [0; 4096]);
-        let layout = ram.layout();
-        for _ in 0..count {
-            self.link.read_payload(&mut number)?;
-            self.link.read_payload(&mut page)?;
-            let at = RamPage::new(u64::from_le_bytes(number));
-            let inside = layout.ram().any(|b| b.ram_range().contains(at.get().saturating_mul(4096)));
-            if !inside || ram.write_page(at, &page).is_err() {
-                return Err(MigrationFault::Protocol("a shared page that is no RAM"));
-            }
-        }
-        got.shared += u64::from(count);
-        Ok(())
+/// Bytes of records and their number, from a data frame's header.
+fn check_header(raw: &[u8; DATA_HEADER_BYTES], len: u32, epoch: u32) -> Result<(usize, u32), MigrationFault> {
+    let (theirs, count) = parse_data_header(raw);
+    let left = len as usize - raw.len();
+    if theirs != epoch || count == 0 || count as usize > BATCH_MAX || left > PAYLOAD_BYTES {
+        return Err(MigrationFault::Protocol("a data frame with an impossible header"));
     }
+    Ok((left, count))
+}
+
+/// Writes shared pages, a frame of which has begun on a link with TLS; gives their number.
+pub(super) fn receive_shared(
+    link: &mut Link,
+    ram: &GuestRam,
+    len: u32,
+    epoch: u32,
+) -> Result<u64, MigrationFault> {
+    let mut raw = [0; DATA_HEADER_BYTES];
+    if (len as usize) < raw.len() {
+        return Err(MigrationFault::Protocol("a data frame without its header"));
+    }
+    link.read_payload(&mut raw)?;
+    let (left, count) = check_header(&raw, len, epoch)?;
+    if left != count as usize * SHARED_PAGE_BYTES {
+        return Err(MigrationFault::Protocol("shared pages of another length"));
+    }
+    let (mut number, mut page) = ([0; 8], [0; 4096]);
+    let layout = ram.layout();
+    for _ in 0..count {
+        link.read_payload(&mut number)?;
+        link.read_payload(&mut page)?;
+        let at = RamPage::new(u64::from_le_bytes(number));
+        let inside = layout.ram().any(|b| b.ram_range().contains(at.get().saturating_mul(4096)));
+        if !inside || ram.write_page(at, &page).is_err() {
+            return Err(MigrationFault::Protocol("a shared page that is no RAM"));
+        }
+    }
+    Ok(u64::from(count))
 }
 
 fn finish_one(lane: &mut Lane, got: &mut Received) -> Result<(), MigrationFault> {

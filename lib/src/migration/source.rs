@@ -5,17 +5,22 @@ use std::time::{Duration, Instant};
 use mirrorvm_abi::op::{Begin, Start};
 use mirrorvm_abi::record::TOKEN_BYTES;
 use ring::digest;
+use ring::rand::{SecureRandom, SystemRandom};
 use uuid::Uuid;
 
 use super::MigrationFault;
 use super::control::Control;
 use super::peer::{PeerAddress, open_control};
-use super::pump::{Limiter, Stream, Work};
-use super::rounds::{Decision, Observation, decide};
+use super::pump::{Limiter, Stream, Work, send_shared};
+use super::records::Mask;
+use super::rounds::{Convergence, Decision, Observation};
 use super::wire::{self, Prepare, Prepared, Purpose, Settled, StateHead, kind};
 use crate::addr::{PAGE_SIZE, RamAddr};
 use crate::guest::Machine;
-use crate::host::{GuestRecord, MigrationMode, MigrationSpec, MigrationState, ProtectionLevel, Round};
+use crate::host::{
+    GuestRecord, MigrationMode, MigrationSpec, MigrationState, OnTimeout, ProtectionLevel, Round,
+    StreamTransport,
+};
 use crate::mirror::{HelperImage, Mirror};
 use crate::pages::PageSet;
 use crate::transport::{Identity, Link};
@@ -129,7 +134,7 @@ impl Course<'_, '_> {
             epoch: 1,
             ever_sealed: PageSet::new(),
             ever_shared: PageSet::new(),
-            limiter: Limiter::new(self.out.spec.limits.bandwidth_bytes_per_second),
+            limiter: Limiter::new(),
         };
         let mut left = PageSet::new();
         for block in self.machine.ram().layout().ram() {
@@ -158,6 +163,8 @@ impl Course<'_, '_> {
             layout: out.guest.layout.clone(),
             strategy: self.mirror.plan().strategy,
             streams: out.spec.streams,
+            stream_transport: out.spec.stream_transport,
+            mask: fresh_key()?,
             helper_measurement: out.image.measurement(),
             nonce,
             secret: *self.machine.migration_secret(),
@@ -186,8 +193,15 @@ impl Course<'_, '_> {
         let mut streams = Vec::new();
         for index in 0..out.spec.streams {
             let purpose = Purpose::Stream { session: out.id, index };
-            let link = open_control(&out.peer, out.identity, out.host, purpose, stall, watched)?;
-            streams.push(Stream::new(link));
+            let mut link = open_control(&out.peer, out.identity, out.host, purpose, stall, watched)?;
+            let mask = match out.spec.stream_transport {
+                StreamTransport::Sealed => {
+                    link.leave_tls()?;
+                    Some(Mask::new(&prepare.mask, index))
+                }
+                StreamTransport::Tls => None,
+            };
+            streams.push(Stream::new(link, mask));
         }
         Ok((link, streams))
     }
@@ -200,36 +214,63 @@ impl Course<'_, '_> {
         sent: &mut Sent,
         left: &mut PageSet,
     ) -> Result<(), MigrationFault> {
-        self.out.control.enter(MigrationState::Precopy);
+        let control = self.out.control;
+        control.enter(MigrationState::Precopy);
         self.machine.log_dirty(true)?;
         let begun = Instant::now();
+        let mut course = Convergence::default();
         loop {
             self.check()?;
-            let mut round = self.round(link, streams, sent, left, false)?;
-            left.clone_from(&PageSet::new());
+            let until = self.round_ends_at(begun);
+            let mut round = self.round(link, streams, sent, left, Some(until))?;
+            let untaken = left.len();
             self.machine.take_dirty(left)?;
-            round.dirtied_pages = left.len();
             let duration = Duration::from_micros(round.duration_us);
-            let moved_pages = round.pages_sealed + round.pages_shared;
-            let seen =
-                Observation { moved_pages, duration, dirty_pages: left.len(), elapsed: begun.elapsed() };
-            let decision = decide(&seen, &self.out.spec.limits);
-            self.out.control.update(|l| {
-                l.progress.dirty_pages_per_second = per_second(left.len(), duration);
-                l.progress.expected_downtime_ms = match decision {
-                    Decision::Switchover { expected } => Some(expected.as_millis() as u64),
-                    Decision::Round | Decision::NotConverging { .. } => None,
-                };
+            let seen = Observation {
+                moved_pages: round.pages_sealed + round.pages_shared,
+                duration,
+                dirty_pages: left.len(),
+                written_pages: left.len() - untaken,
+                elapsed: begun.elapsed(),
+                asked: control.wants_switchover(),
+            };
+            round.dirtied_pages = seen.written_pages;
+            let decision = course.decide(&seen, &control.limits());
+            control.update(|l| {
+                l.progress.dirty_pages_per_second = per_second(seen.written_pages, duration);
+                if let Decision::Round { expected, .. } | Decision::Switchover { expected } = decision {
+                    l.progress.expected_downtime_ms = Some(expected.as_millis() as u64);
+                }
                 l.rounds.push(round);
             });
             match decision {
-                Decision::Round => {}
+                Decision::Round { throttle_percent, .. } => self.throttle(throttle_percent)?,
                 Decision::Switchover { .. } => return Ok(()),
                 Decision::NotConverging { dirty_pages_per_second, pages_per_second } => {
                     return Err(MigrationFault::NotConverging { dirty_pages_per_second, pages_per_second });
                 }
             }
         }
+    }
+
+    /// When a round has to end even if pages are left: at the deadline, unless the guest is only slowed then.
+    fn round_ends_at(&self, begun: Instant) -> Instant {
+        let limits = self.out.control.limits();
+        let far = begun + Duration::from_secs(10 * 365 * 86_400);
+        match limits.on_timeout {
+            OnTimeout::Cancel | OnTimeout::Force => {
+                begun.checked_add(Duration::from_millis(limits.timeout_ms)).unwrap_or(far).min(far)
+            }
+            OnTimeout::Throttle => far,
+        }
+    }
+
+    fn throttle(&mut self, percent: u8) -> Result<(), MigrationFault> {
+        if self.out.control.live().progress.throttle_percent != percent {
+            self.machine.throttle(percent)?;
+            self.out.control.update(|l| l.progress.throttle_percent = percent);
+        }
+        Ok(())
     }
 
     /// Pause, the last pages, the state, START.
@@ -257,7 +298,7 @@ impl Course<'_, '_> {
         if let Some(areas) = self.machine.ram().layout().save_areas() {
             left.insert_range(areas.ram_range());
         }
-        let round = self.round(link, streams, sent, &left, true)?;
+        let round = self.round(link, streams, sent, &mut left, None)?;
         control.update(|l| l.rounds.push(round));
         let state_digest = self.send_state(link, &state)?;
         // What the helper may export, less what it did: the rest went as shared pages.
@@ -277,18 +318,19 @@ impl Course<'_, '_> {
         Ok(())
     }
 
-    /// One epoch over all streams.
+    /// One epoch over all streams: sends `left`, and leaves in it what there was no time for. Without `until` it is the
+    /// last, and takes the time that it takes.
     fn round(
         &mut self,
         link: &mut Link,
         streams: &mut [Stream],
         sent: &mut Sent,
-        left: &PageSet,
-        paused: bool,
+        left: &mut PageSet,
+        until: Option<Instant>,
     ) -> Result<Round, MigrationFault> {
         let begun = Instant::now();
         let status = self.machine.encryption().shared();
-        let (sealed, shared) = split(left, &status);
+        let (mut sealed, shared) = split(left, &status);
         let control = self.out.control;
         control.update(|l| {
             l.progress.iteration = sent.epoch;
@@ -297,8 +339,10 @@ impl Course<'_, '_> {
         link.send(kind::EPOCH_BEGIN, &sent.epoch.to_le_bytes())?;
         let (ram, plan) = (self.machine.ram(), self.mirror.plan());
         let plan = std::sync::Arc::clone(plan);
-        let work = Work::new(sent.epoch, &sealed, &shared, (ram, &plan), control, &sent.limiter);
+        let limits = (control, &sent.limiter);
+        let work = Work::new(sent.epoch, &sealed, &shared, (ram, &plan), limits, until);
         pump_all(self.mirror, streams, &work).map_err(|fault| reason(link, fault))?;
+        send_shared(link, &work).map_err(|fault| reason(link, fault))?;
         let token = self.mirror.end_epoch()?;
         link.send(kind::EPOCH_TOKEN, &token)?;
         wire::expect(link, &[kind::EPOCH_ACK], 64)?;
@@ -312,9 +356,12 @@ impl Course<'_, '_> {
             bytes,
             duration_us: duration.as_micros() as u64,
             dirtied_pages: 0,
-            paused,
+            paused: until.is_none(),
         };
         let before = *work.before();
+        let untaken = work.untaken();
+        left.clone_from(&untaken);
+        sealed.take(&untaken);
         sent.epoch += 1;
         sent.ever_sealed.union(&sealed);
         sent.ever_shared.union(&shared);
@@ -329,7 +376,7 @@ impl Course<'_, '_> {
             if bytes >= 1 << 20 {
                 p.throughput_bytes_per_second = per_second(bytes, duration);
             }
-            let total = if paused { &mut p.downtime_bytes } else { &mut p.precopy_bytes };
+            let total = if until.is_none() { &mut p.downtime_bytes } else { &mut p.precopy_bytes };
             *total += bytes;
             p.elapsed_ms = self.begun.elapsed().as_millis() as u64;
         });
@@ -421,6 +468,9 @@ impl Course<'_, '_> {
         {
             tracing::warn!(%error, "the helper's session could not be cancelled");
         }
+        if let Err(error) = self.throttle(0) {
+            tracing::warn!(fault = %error.chain(), "the guest stays throttled");
+        }
         if let Err(error) = self.machine.log_dirty(false) {
             tracing::debug!(%error, "dirty logging could not be switched off");
         }
@@ -460,8 +510,7 @@ fn pump_all(mirror: &mut Mirror, streams: &mut [Stream], work: &Work<'_>) -> Res
         let threads: Vec<_> = streams
             .iter_mut()
             .zip(lanes)
-            .enumerate()
-            .map(|(i, (stream, lane))| scope.spawn(move || stream.send(lane, work, i == 0)))
+            .map(|(stream, lane)| scope.spawn(move || stream.send(lane, work)))
             .collect();
         let results: Vec<_> = threads
             .into_iter()
@@ -491,6 +540,11 @@ pub(super) fn transcript(p: &Prepare) -> [u8; 32] {
     context.update(&p.helper_measurement);
     context.update(p.guest.as_bytes());
     context.update(&p.streams.to_le_bytes());
+    context.update(&[match p.stream_transport {
+        StreamTransport::Sealed => 1,
+        StreamTransport::Tls => 2,
+    }]);
+    context.update(&p.mask);
     context.update(&serde_json::to_vec(&p.layout).unwrap_or_default());
     let mut out = [0; 32];
     out.copy_from_slice(context.finish().as_ref());
@@ -502,6 +556,15 @@ pub(super) fn sha256(bytes: &[u8]) -> [u8; 32] {
     let mut out = [0; 32];
     out.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
     out
+}
+
+/// A key that nothing else has.
+fn fresh_key() -> Result<[u8; 32], MigrationFault> {
+    let mut key = [0; 32];
+    SystemRandom::new()
+        .fill(&mut key)
+        .map_err(|_| MigrationFault::Protocol("the system has no randomness"))?;
+    Ok(key)
 }
 
 fn per_second(n: u64, duration: Duration) -> u64 {

@@ -8,8 +8,8 @@
 //! let mut clock = Clock::start();
 //! let done = lane.wait()?;
 //! clock.lap(Stage::Seal);
-//! lane.read_payload(done.slot, 0, &mut buffer);
-//! clock.lap(Stage::CopyOut);
+//! link.send_span(kind, &header, &lane.payload(done.slot, done.len))?;
+//! clock.lap(Stage::Send);
 //! ```
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -24,14 +24,14 @@ pub enum Stage {
     Submit,
     /// Source: waiting for the helper to seal.
     Seal,
-    /// Source: moving sealed records out of the mailbox.
-    CopyOut,
-    /// Source: TLS and the socket.
+    /// Source: masking the headers of sealed records, or copying records out of the mailbox where they go through TLS.
+    Hide,
+    /// Source: the socket, TLS where it is asked for, waiting for the destination included.
     Send,
-    /// Destination: the socket and TLS, waiting for the source included.
+    /// Destination: the socket, TLS where it is asked for, waiting for the source included.
     Receive,
-    /// Destination: moving sealed records into the mailbox.
-    CopyIn,
+    /// Destination: showing and walking the headers of sealed records.
+    Show,
     /// Destination: waiting for the helper to open.
     Open,
     /// Destination: touching RAM ahead of what arrives.
@@ -43,10 +43,10 @@ impl Stage {
     pub const ALL: [Self; 8] = [
         Self::Submit,
         Self::Seal,
-        Self::CopyOut,
+        Self::Hide,
         Self::Send,
         Self::Receive,
-        Self::CopyIn,
+        Self::Show,
         Self::Open,
         Self::Fault,
     ];
@@ -57,10 +57,10 @@ impl Stage {
         match self {
             Self::Submit => "submit",
             Self::Seal => "seal",
-            Self::CopyOut => "copy_out",
+            Self::Hide => "hide",
             Self::Send => "send",
             Self::Receive => "receive",
-            Self::CopyIn => "copy_in",
+            Self::Show => "show",
             Self::Open => "open",
             Self::Fault => "fault",
         }
@@ -167,13 +167,13 @@ mod tests {
         while thread_cpu() - busy < Duration::from_millis(20) {
             std::hint::spin_loop();
         }
-        clock.lap(Stage::CopyOut);
+        clock.lap(Stage::Hide);
         let (_tell, told) = std::sync::mpsc::channel::<()>();
         assert!(told.recv_timeout(Duration::from_millis(30)).is_err());
         clock.lap(Stage::Seal);
         let spent = read().since(&before);
-        let (copy, seal) = (spent.of(Stage::CopyOut), spent.of(Stage::Seal));
-        assert!(copy.cpu >= Duration::from_millis(20) && copy.wall >= copy.cpu, "{copy:?}");
+        let (hide, seal) = (spent.of(Stage::Hide), spent.of(Stage::Seal));
+        assert!(hide.cpu >= Duration::from_millis(20) && hide.wall >= hide.cpu, "{hide:?}");
         assert!(seal.wall >= Duration::from_millis(30), "{seal:?}");
         assert!(seal.cpu < Duration::from_millis(20), "waiting costs no CPU time: {seal:?}");
     }

@@ -11,11 +11,14 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 use super::MigrationFault;
 use crate::address_space::{GuestLayout, Strategy};
 use crate::guest::CarriedReadiness;
-use crate::host::GuestSpec;
+use crate::host::{GuestSpec, StreamTransport};
 use crate::transport::Link;
 
 /// Versions of this protocol that this build speaks, oldest first.
-pub const PROTOCOL_VERSIONS: [u32; 1] = [1];
+///
+/// Version 1 had shared pages on the streams and every stream inside TLS. It is not spoken any more: hosts of different
+/// builds have different helper images, and those refuse each other anyway.
+pub const PROTOCOL_VERSIONS: [u32; 1] = [2];
 /// Longest control message: a layout of 32,768 blocks fits.
 pub const MESSAGE_MAX: u32 = 16 << 20;
 /// Longest data frame: a full batch with its header.
@@ -41,7 +44,7 @@ pub mod kind {
     pub const REFUSED: u8 = 5;
     /// Sealed records: data header, records.
     pub const RECORDS: u8 = 6;
-    /// Pages that the guest shares: data header, numbered pages.
+    /// Pages that the guest shares: data header, numbered pages. On the control link alone.
     pub const SHARED: u8 = 7;
     /// A stream has sent all of its epoch.
     pub const EPOCH_END: u8 = 8;
@@ -126,6 +129,11 @@ pub struct Prepare {
     pub strategy: Strategy,
     /// Streams.
     pub streams: u16,
+    /// How they cross.
+    #[zeroize(skip)]
+    pub stream_transport: StreamTransport,
+    /// Key of the mask over their records' headers; see `records`.
+    pub mask: [u8; 32],
     /// The source helper's image, which the destination's must equal.
     pub helper_measurement: [u8; 32],
     /// The source helper's nonce.

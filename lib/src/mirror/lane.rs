@@ -1,5 +1,7 @@
 //! A lane: one worker's rings and slots from the host's side.
 
+use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
@@ -14,6 +16,7 @@ use mirrorvm_abi::{
 
 use super::LaneError;
 use super::worker::WorkerShared;
+use crate::memory::{Mapping, Span};
 
 /// A request that was answered with success.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +51,45 @@ enum SlotState {
         id: u64,
         count: u32,
     },
+}
+
+/// Payload of a slot: memory that the helper can change at any time.
+#[derive(Clone, Copy, Debug)]
+pub struct Payload<'a> {
+    mailbox: &'a Mapping,
+    at: u64,
+    len: usize,
+}
+
+impl Payload<'_> {
+    /// Where `len` bytes at `at` lie in the mailbox.
+    fn place(&self, at: usize, len: usize) -> u64 {
+        let inside = at.checked_add(len).is_some_and(|end| end <= self.len);
+        assert!(inside, "{len} bytes at {at} leave a payload of {}", self.len);
+        self.at + at as u64
+    }
+}
+
+impl Span for Payload<'_> {
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn write_to(&self, at: usize, fd: BorrowedFd<'_>) -> io::Result<usize> {
+        self.mailbox.write_to(self.place(at, self.len - at), self.len - at, fd)
+    }
+
+    fn read_from(&self, at: usize, fd: BorrowedFd<'_>) -> io::Result<usize> {
+        self.mailbox.read_from(self.place(at, self.len - at), self.len - at, fd)
+    }
+
+    fn copy_out(&self, at: usize, to: &mut [u8]) {
+        self.mailbox.read(self.place(at, to.len()), to);
+    }
+
+    fn copy_in(&self, at: usize, from: &[u8]) {
+        self.mailbox.write(self.place(at, from.len()), from);
+    }
 }
 
 impl Lane {
@@ -90,6 +132,15 @@ impl Lane {
     pub fn read_payload(&self, slot: u32, at: usize, bytes: &mut [u8]) {
         assert!(at + bytes.len() <= PAYLOAD_BYTES, "a payload has {PAYLOAD_BYTES} bytes");
         self.shared.mailbox.read(self.payload_at(slot) + at as u64, bytes);
+    }
+
+    /// A slot's payload up to `len` bytes, as memory that a socket reads and writes.
+    ///
+    /// # Panics
+    /// When `len` is more than a payload has.
+    pub fn payload(&self, slot: u32, len: usize) -> Payload<'_> {
+        assert!(len <= PAYLOAD_BYTES, "a payload has {PAYLOAD_BYTES} bytes");
+        Payload { mailbox: &self.shared.mailbox, at: self.payload_at(slot), len }
     }
 
     /// Asks for an export of `pages` (at most [`BATCH_MAX`]) in a slot that was acquired.

@@ -15,6 +15,6 @@ mod worker;
 
 pub use error::{LaneError, MirrorError, WorkerEnd};
 pub use image::HelperImage;
-pub use lane::{Done, Lane};
+pub use lane::{Done, Lane, Payload};
 pub use launch::{HelperSource, Mirror, MirrorStats, MirrorWatch};
 pub use session::{Nonce, SealedToken};

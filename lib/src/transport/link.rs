@@ -21,6 +21,7 @@ use super::link_error::{LinkError, link_error, not_admitted};
 use super::session::{Session, SessionError};
 use super::socket::{LinkCanceller, Socket, SocketError, Waiting};
 use super::tls;
+use crate::memory::Span;
 
 /// How long each step may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -213,6 +214,83 @@ impl Link {
             return Err(LinkError::Misuse("frame kind 0 is reserved"));
         }
         self.transmit(kind, parts)
+    }
+
+    /// From here on frames cross without TLS, both ways: see the module. Both ends call it at the same frame boundary, with
+    /// nothing under way.
+    ///
+    /// # Errors
+    /// [`LinkError::Misuse`] when the peer's bytes are here already; the link is as before.
+    pub fn leave_tls(&mut self) -> Result<(), LinkError> {
+        self.check()?;
+        let idle = self.left == 0 && self.header_len == 0;
+        if !idle || !self.session.leave_tls() {
+            return Err(LinkError::Misuse("frames are under way"));
+        }
+        Ok(())
+    }
+
+    /// Sends one frame whose payload is `head` and `span`; without TLS the span goes to the socket as it lies.
+    pub fn send_span(&mut self, kind: u8, head: &[u8], span: &dyn Span) -> Result<(), LinkError> {
+        if kind == KIND_ADMITTED {
+            return Err(LinkError::Misuse("frame kind 0 is reserved"));
+        }
+        if !self.session.is_bare() {
+            // Out of the shared memory first: TLS must seal one version of it.
+            let mut buffer = std::mem::take(&mut self.buffer);
+            buffer.resize(span.len(), 0);
+            span.copy_out(0, &mut buffer);
+            let sent = self.transmit(kind, &[head, &buffer]);
+            self.buffer = buffer;
+            return sent;
+        }
+        self.check()?;
+        let Some(len) = u32::try_from(span.len()).ok().and_then(|l| l.checked_add(head.len() as u32)) else {
+            return Err(LinkError::Misuse("payload longer than a frame can declare"));
+        };
+        let header = FrameHeader { kind, len }.encode();
+        let by = self.by(Instant::now(), Some(self.deadlines.frame));
+        let head = [header.as_slice(), head].concat();
+        let sent = self.session.write(&[&head], by).and_then(|()| self.session.write_span(span, by));
+        sent.map_err(|error| self.fail(error, Waiting::Send, 0))?;
+        self.frames_out += 1;
+        Ok(())
+    }
+
+    /// Fills `span` with the next bytes of the current frame's payload, as [`read_payload`](Self::read_payload).
+    pub fn read_span(&mut self, span: &dyn Span) -> Result<(), LinkError> {
+        if !self.session.is_bare() {
+            let mut buffer = std::mem::take(&mut self.buffer);
+            if buffer.len() < span.len() {
+                buffer.resize(span.len(), 0);
+            }
+            let read = self.read_payload(&mut buffer[..span.len()]);
+            if read.is_ok() {
+                span.copy_in(0, &buffer[..span.len()]);
+            }
+            self.buffer = buffer;
+            return read;
+        }
+        self.check()?;
+        let Some(after) = u32::try_from(span.len()).ok().and_then(|len| self.left.checked_sub(len)) else {
+            return Err(LinkError::Misuse("more payload asked for than the frame has"));
+        };
+        let started = Instant::now();
+        let by = self.by(started, Some(self.budget.unwrap_or(self.deadlines.frame)));
+        match self.session.read_span(span, by) {
+            Ok(count) if count == span.len() => {}
+            Ok(count) => {
+                let missing = self.left - count as u32;
+                return Err(self.fail(SessionError::Truncated, Waiting::Frame, missing));
+            }
+            Err(error) => return Err(self.fail(error, Waiting::Frame, self.left)),
+        }
+        self.left = after;
+        self.spend(started);
+        if after == 0 {
+            self.budget = None;
+        }
+        Ok(())
     }
 
     /// Waits for a frame of at most `max_len` payload bytes and reads it whole into the link's own buffer. `None`: the

@@ -12,6 +12,10 @@
 //! in both directions. Kind 0 is the link's own: the server's first frame, empty, tells the client that it has been
 //! admitted (in TLS 1.3 the client cannot see otherwise whether its certificate was accepted). The end of a stream is a
 //! TLS `close_notify` at a frame boundary; any other end is an error.
+//!
+//! A link whose frames carry what is sealed end to end anyway may go on without TLS ([`Link::leave_tls`]) once both ends
+//! know each other: the same frames, as they are. From there on the network can read and change them, so that nothing may
+//! cross that would matter to: see `migration` for what does.
 
 mod frame;
 mod identity;

@@ -17,6 +17,7 @@ use rustls::{CommonState, Error};
 
 use super::records::{Outgoing, Plain, Put, Step, Traffic, advance};
 use super::socket::{LinkCanceller, Socket, SocketError};
+use crate::memory::Span;
 
 /// Ciphertext buffer before the peer is known. More than any handshake flight of ours, and all that a stranger
 /// can make us hold.
@@ -67,6 +68,8 @@ pub(super) struct Session {
     /// Plaintext that does not fill a record yet; empty between calls, kept for its memory.
     gathered: Vec<u8>,
     peer_closed: bool,
+    /// Whether bytes cross as they are, see [`Session::leave_tls`].
+    bare: bool,
     wire_in: u64,
     wire_out: u64,
 }
@@ -89,6 +92,7 @@ impl Session {
             plain: Plain::default(),
             gathered: Vec::new(),
             peer_closed: false,
+            bare: false,
             wire_in: 0,
             wire_out: 0,
         }
@@ -139,6 +143,44 @@ impl Session {
         Ok(())
     }
 
+    /// From here on bytes cross as they are. Nothing of the peer's may be on its way: false, and nothing changes, when
+    /// something is.
+    pub(super) fn leave_tls(&mut self) -> bool {
+        if self.has_input() || self.peer_closed || self.outgoing.len != 0 {
+            return false;
+        }
+        self.bare = true;
+        self.incoming = Incoming { bytes: Vec::new(), start: 0, end: 0 };
+        self.outgoing = Outgoing::default();
+        true
+    }
+
+    pub(super) const fn is_bare(&self) -> bool {
+        self.bare
+    }
+
+    /// Bare: writes all of `span`, straight from its memory.
+    pub(super) fn write_span(
+        &mut self,
+        span: &dyn Span,
+        deadline: Option<Instant>,
+    ) -> Result<(), SessionError> {
+        self.socket.write_span(span, deadline)?;
+        self.wire_out += span.len() as u64;
+        Ok(())
+    }
+
+    /// Bare: fills `span`, straight into its memory; gives the bytes that came before the peer's end.
+    pub(super) fn read_span(
+        &mut self,
+        span: &dyn Span,
+        deadline: Option<Instant>,
+    ) -> Result<usize, SessionError> {
+        let count = self.socket.read_span(span, deadline)?;
+        self.wire_in += count as u64;
+        Ok(count)
+    }
+
     /// Decrypts at least one byte into `into` (not empty); 0 means that the peer has closed the session properly.
     pub(super) fn read(&mut self, into: &mut [u8], deadline: Option<Instant>) -> Result<usize, SessionError> {
         loop {
@@ -155,6 +197,11 @@ impl Session {
         into: &mut [u8],
         deadline: Option<Instant>,
     ) -> Result<Option<usize>, SessionError> {
+        if self.bare {
+            let count = self.socket.read(into, deadline)?;
+            self.wire_in += count as u64;
+            return Ok(Some(count));
+        }
         let kept = self.plain.take(into);
         if kept > 0 {
             return Ok(Some(kept));
@@ -173,6 +220,13 @@ impl Session {
 
     /// Encrypts and writes all of `parts`.
     pub(super) fn write(&mut self, parts: &[&[u8]], deadline: Option<Instant>) -> Result<(), SessionError> {
+        if self.bare {
+            for part in parts {
+                self.socket.write_all(part, deadline)?;
+                self.wire_out += part.len() as u64;
+            }
+            return Ok(());
+        }
         let mut gathered = std::mem::take(&mut self.gathered);
         let written = self.write_records(parts, &mut gathered, deadline);
         gathered.clear();
@@ -210,13 +264,17 @@ impl Session {
 
     /// Sends `close_notify` and ends our direction.
     pub(super) fn close(&mut self, deadline: Option<Instant>) -> Result<(), SessionError> {
+        if self.bare {
+            self.socket.finish();
+            return Ok(());
+        }
         self.outgoing(OVERHEAD, deadline, |traffic, out| traffic.queue_close_notify(out))?;
         self.flush(deadline)?;
         self.socket.finish();
         Ok(())
     }
 
-    /// After a failure: sends the alert if there is one, and lets it arrive. Closing a socket with unread bytes resets
+    /// After a failure of TLS: sends the alert if there is one, and lets it arrive. Closing a socket with unread bytes resets
     /// the connection, and the reset may overtake the alert; so what still comes is read and dropped, within bounds.
     pub(super) fn say_why(&mut self, deadline: Option<Instant>) {
         // rustls must not look at ciphertext again after an error (it may panic); it hands out what it wants written

@@ -4,12 +4,15 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt;
+
+use crate::memory::Span;
 
 /// Silence after which the kernel asks whether the peer is still there, and between its questions.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(20);
@@ -118,6 +121,32 @@ impl Socket {
             bytes = bytes.get(taken..).unwrap_or_default();
         }
         Ok(())
+    }
+
+    /// Writes all of `span`.
+    pub(super) fn write_span(&self, span: &dyn Span, deadline: Option<Instant>) -> Result<(), SocketError> {
+        let mut at = 0;
+        while at < span.len() {
+            let taken =
+                self.attempt(PollFlags::OUT, deadline, || span.write_to(at, self.0.stream.as_fd()))?;
+            if taken == 0 {
+                return Err(SocketError::Io(io::ErrorKind::WriteZero.into()));
+            }
+            at += taken;
+        }
+        Ok(())
+    }
+
+    /// Fills `span`; gives less than its length when the peer's side of the connection ends before.
+    pub(super) fn read_span(&self, span: &dyn Span, deadline: Option<Instant>) -> Result<usize, SocketError> {
+        let mut at = 0;
+        while at < span.len() {
+            match self.attempt(PollFlags::IN, deadline, || span.read_from(at, self.0.stream.as_fd()))? {
+                0 => break,
+                count => at += count,
+            }
+        }
+        Ok(at)
     }
 
     /// Says that nothing more will be written.

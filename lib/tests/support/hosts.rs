@@ -64,6 +64,7 @@ pub fn migration(peer: &str, strategy: Strategy, streams: u16) -> MigrationSpec 
         mode: MigrationMode::Precopy,
         mirror: MirrorChoice::Template(strategy),
         streams,
+        stream_transport: StreamTransport::Sealed,
         limits: MigrationLimits::default(),
         source_after: SourceAfter::KeepStopped,
         verify: true,

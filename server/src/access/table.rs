@@ -91,6 +91,7 @@ operations! {
     Operate PATCH "/v1/migrations/{migration}" migration_update,
     Operate DELETE "/v1/migrations/{migration}" migration_delete,
     Operate POST "/v1/migrations/{migration}/cancel" migration_cancel,
+    Operate POST "/v1/migrations/{migration}/switchover" migration_switchover,
     Read GET "/v1/migrations/{migration}/rounds" migration_round_list,
     Read GET "/v1/migrations/{migration}/page-digests" migration_page_digests_get,
     LetIn POST "/v1/incoming-migrations" incoming_migration_create,

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use mirrorvm::addr::PAGE_SIZE;
 use mirrorvm::host::{
     Destination, MigrationDirection, MigrationLimits, MigrationMode, MigrationRecord, MigrationSpec,
-    MigrationState, MirrorChoice, Progress, Round, SourceAfter,
+    MigrationState, MirrorChoice, OnTimeout, Progress, Round, SourceAfter, StreamTransport,
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -41,10 +41,14 @@ pub struct MigrationCreate {
     /// Through which mirror; absent: a template of `shifted` with `4gib`.
     #[serde(default)]
     pub mirror: MirrorChoiceBody,
-    /// Helper workers and connections.
+    /// Helper workers and connections; absent: by the number of this host's processors.
     #[serde(default)]
-    #[schema(default = 1, minimum = 1, maximum = 16)]
+    #[schema(minimum = 1, maximum = 16)]
     pub streams: u16,
+    /// How the streams of sealed pages cross.
+    #[serde(default)]
+    #[schema(default = "sealed")]
+    pub stream_transport: StreamTransportBody,
     /// Limits.
     #[serde(default)]
     pub limits: LimitsBody,
@@ -110,6 +114,34 @@ pub enum MirrorChoiceBody {
     },
 }
 
+/// How the streams of sealed pages cross between hosts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = StreamTransport)]
+#[serde(rename_all = "snake_case")]
+pub enum StreamTransportBody {
+    /// As they are, once mutual TLS has shown both hosts who the other is: records are sealed helper to helper, and their
+    /// headers are masked. Control messages and pages that the guest shares stay inside TLS.
+    #[default]
+    Sealed,
+    /// Inside TLS as well: everything is encrypted twice.
+    Tls,
+}
+
+/// What happens when a migration has not come to its switchover in time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = OnTimeout)]
+#[serde(rename_all = "snake_case")]
+pub enum OnTimeoutBody {
+    /// It fails as `not_converging`; the guest goes on here.
+    #[default]
+    Cancel,
+    /// The guest is paused and the rest is sent, however long that takes.
+    Force,
+    /// The guest's vCPUs are held back step by step until it converges; it fails as `not_converging` when even that does
+    /// not help. Not for `qemu` guests.
+    Throttle,
+}
+
 /// Limits of a migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[schema(as = MigrationLimits)]
@@ -122,7 +154,7 @@ pub struct LimitsBody {
     #[serde(default)]
     #[schema(default = 300, minimum = 0, maximum = 3600000)]
     pub downtime_ms: u64,
-    /// Longest time before hand-over.
+    /// Longest time from the first page to the switchover.
     #[serde(default)]
     #[schema(default = 3600000, minimum = 1, maximum = 604800000)]
     pub timeout_ms: u64,
@@ -130,6 +162,14 @@ pub struct LimitsBody {
     #[serde(default)]
     #[schema(default = 30000, minimum = 1, maximum = 3600000)]
     pub stall_timeout_ms: u64,
+    /// What happens after `timeout_ms`.
+    #[serde(default)]
+    #[schema(default = "cancel")]
+    pub on_timeout: OnTimeoutBody,
+    /// Whether the guest's vCPUs are held back, step by step, as soon as rounds do not shrink. Not for `qemu` guests.
+    #[serde(default)]
+    #[schema(default = false)]
+    pub auto_throttle: bool,
 }
 
 /// What happens after success.
@@ -164,7 +204,8 @@ impl Decode for MigrationCreate {
         let destination = f.required("destination");
         let mode = f.or("mode", ModeBody::Precopy);
         let mirror = f.or("mirror", DEFAULT_MIRROR);
-        let streams = f.int_or("streams", 1..=16, 1);
+        let streams = f.int_or("streams", 1..=16, default_streams());
+        let stream_transport = f.or("stream_transport", StreamTransportBody::Sealed);
         let limits = f.or("limits", LimitsBody::from(MigrationLimits::default()));
         let on_success = f.or("on_success", OnSuccessBody { source: SourceAfterBody::KeepStopped });
         let verify = f.or("verify", false);
@@ -175,10 +216,50 @@ impl Decode for MigrationCreate {
             mode: mode?,
             mirror: mirror?,
             streams: streams?,
+            stream_transport: stream_transport?,
             limits: limits?,
             on_success: on_success?,
             verify: verify?,
         })
+    }
+}
+
+/// Half of the processors, the other half is the connections'; more than eight keep no memory bus busier.
+fn default_streams() -> u16 {
+    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    (cpus / 2).clamp(1, 8) as u16
+}
+
+impl Decode for StreamTransportBody {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        one_of(node, errors, &[("sealed", Self::Sealed), ("tls", Self::Tls)])
+    }
+}
+
+impl Decode for OnTimeoutBody {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        let known = [("cancel", Self::Cancel), ("force", Self::Force), ("throttle", Self::Throttle)];
+        one_of(node, errors, &known)
+    }
+}
+
+impl From<OnTimeoutBody> for OnTimeout {
+    fn from(body: OnTimeoutBody) -> Self {
+        match body {
+            OnTimeoutBody::Cancel => Self::Cancel,
+            OnTimeoutBody::Force => Self::Force,
+            OnTimeoutBody::Throttle => Self::Throttle,
+        }
+    }
+}
+
+impl From<OnTimeout> for OnTimeoutBody {
+    fn from(what: OnTimeout) -> Self {
+        match what {
+            OnTimeout::Cancel => Self::Cancel,
+            OnTimeout::Force => Self::Force,
+            OnTimeout::Throttle => Self::Throttle,
+        }
     }
 }
 
@@ -243,12 +324,16 @@ impl Decode for LimitsBody {
         let downtime_ms = f.int_or("downtime_ms", 0..=3_600_000, d.downtime_ms);
         let timeout_ms = f.int_or("timeout_ms", 1..=604_800_000, d.timeout_ms);
         let stall_timeout_ms = f.int_or("stall_timeout_ms", 1..=3_600_000, d.stall_timeout_ms);
+        let on_timeout = f.or("on_timeout", OnTimeoutBody::Cancel);
+        let auto_throttle = f.or("auto_throttle", d.auto_throttle);
         f.done()?;
         Some(Self {
             bandwidth_bytes_per_second: bandwidth?,
             downtime_ms: downtime_ms?,
             timeout_ms: timeout_ms?,
             stall_timeout_ms: stall_timeout_ms?,
+            on_timeout: on_timeout?,
+            auto_throttle: auto_throttle?,
         })
     }
 }
@@ -275,6 +360,21 @@ impl From<MigrationLimits> for LimitsBody {
             downtime_ms: limits.downtime_ms,
             timeout_ms: limits.timeout_ms,
             stall_timeout_ms: limits.stall_timeout_ms,
+            on_timeout: limits.on_timeout.into(),
+            auto_throttle: limits.auto_throttle,
+        }
+    }
+}
+
+impl From<LimitsBody> for MigrationLimits {
+    fn from(body: LimitsBody) -> Self {
+        Self {
+            bandwidth_bytes_per_second: body.bandwidth_bytes_per_second,
+            downtime_ms: body.downtime_ms,
+            timeout_ms: body.timeout_ms,
+            stall_timeout_ms: body.stall_timeout_ms,
+            on_timeout: body.on_timeout.into(),
+            auto_throttle: body.auto_throttle,
         }
     }
 }
@@ -296,12 +396,11 @@ impl From<MigrationCreate> for MigrationSpec {
                 MirrorChoiceBody::Existing { mirror } => MirrorChoice::Existing(mirror),
             },
             streams: body.streams,
-            limits: MigrationLimits {
-                bandwidth_bytes_per_second: body.limits.bandwidth_bytes_per_second,
-                downtime_ms: body.limits.downtime_ms,
-                timeout_ms: body.limits.timeout_ms,
-                stall_timeout_ms: body.limits.stall_timeout_ms,
+            stream_transport: match body.stream_transport {
+                StreamTransportBody::Sealed => StreamTransport::Sealed,
+                StreamTransportBody::Tls => StreamTransport::Tls,
             },
+            limits: body.limits.into(),
             source_after: match body.on_success.source {
                 SourceAfterBody::Delete => SourceAfter::Delete,
                 SourceAfterBody::KeepStopped => SourceAfter::KeepStopped,
@@ -328,6 +427,10 @@ impl From<MigrationSpec> for MigrationCreate {
                 MirrorChoice::Existing(mirror) => MirrorChoiceBody::Existing { mirror },
             },
             streams: spec.streams,
+            stream_transport: match spec.stream_transport {
+                StreamTransport::Sealed => StreamTransportBody::Sealed,
+                StreamTransport::Tls => StreamTransportBody::Tls,
+            },
             limits: spec.limits.into(),
             on_success: OnSuccessBody {
                 source: match spec.source_after {
@@ -407,6 +510,9 @@ pub struct MigrationProgress {
     pub setup_ms: u64,
     /// Time that verification added to the pause.
     pub verify_ms: Option<f64>,
+    /// Share of their time that the guest's vCPUs are held back.
+    #[schema(minimum = 0, maximum = 99)]
+    pub throttle_percent: u8,
     /// Guest memory.
     pub memory: MemoryProgress,
     /// The helper's work.
@@ -516,6 +622,7 @@ impl MigrationProgress {
             downtime_ms: p.downtime_ms,
             setup_ms: p.setup_ms,
             verify_ms: p.verify_ms,
+            throttle_percent: p.throttle_percent,
             memory: MemoryProgress {
                 total_bytes: p.total_bytes,
                 processed_bytes: p.processed_bytes,

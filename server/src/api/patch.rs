@@ -8,7 +8,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::decode::{Decode, Errors, Fields, Node, Patch};
-use super::migrations::LimitsBody;
+use super::migrations::{LimitsBody, OnTimeoutBody};
 use crate::problem::{MAX_SAFE_INTEGER, ProblemError};
 
 /// Labels to set, and with null to remove; what is not named stays. Null instead of the object removes all.
@@ -116,6 +116,12 @@ pub struct LimitsUpdate {
     /// Longest silence of the peer.
     #[schema(value_type = Option<u64>, required = false, minimum = 1, maximum = 3600000)]
     pub stall_timeout_ms: Patch<u64>,
+    /// What happens after `timeout_ms`.
+    #[schema(value_type = Option<OnTimeoutBody>, required = false)]
+    pub on_timeout: Patch<OnTimeoutBody>,
+    /// Whether the guest's vCPUs are held back, step by step, as soon as rounds do not shrink.
+    #[schema(value_type = Option<bool>, required = false)]
+    pub auto_throttle: Patch<bool>,
 }
 
 impl Decode for LimitsUpdate {
@@ -125,12 +131,16 @@ impl Decode for LimitsUpdate {
         let downtime_ms = f.patch_int("downtime_ms", 0..=3_600_000);
         let timeout_ms = f.patch_int("timeout_ms", 1..=604_800_000);
         let stall_timeout_ms = f.patch_int("stall_timeout_ms", 1..=3_600_000);
+        let on_timeout = f.patch("on_timeout");
+        let auto_throttle = f.patch("auto_throttle");
         f.done()?;
         Some(Self {
             bandwidth_bytes_per_second: bandwidth?,
             downtime_ms: downtime_ms?,
             timeout_ms: timeout_ms?,
             stall_timeout_ms: stall_timeout_ms?,
+            on_timeout: on_timeout?,
+            auto_throttle: auto_throttle?,
         })
     }
 }
@@ -160,6 +170,8 @@ impl LimitsUpdate {
                 .stall_timeout_ms
                 .clone()
                 .over(now.stall_timeout_ms, default.stall_timeout_ms),
+            on_timeout: self.on_timeout.clone().over(now.on_timeout, default.on_timeout.into()).into(),
+            auto_throttle: self.auto_throttle.clone().over(now.auto_throttle, default.auto_throttle),
         }
     }
 }

@@ -1,8 +1,9 @@
-//! Where the time of a migration goes: fault, seal, copy, socket, open, of CPU time; and what streams wait for.
+//! Where the time of a migration goes: fault, seal, headers, socket, open, of CPU time; and what streams wait for.
 //!
 //! The guest of vs-qemu's smallest size, paused. Helpers are threads of their own: what they compute in the guest is
 //! sealing and opening, what the kernel does for them is faults of RAM that nobody touched before (and exits, which are few).
-//! Streams keep a clock ([`mirrorvm::migration::stages`]): their copies in and out of the mailbox, and TLS with the socket.
+//! Streams keep a clock ([`mirrorvm::migration::stages`]): records go from the mailbox to the socket and from the socket to
+//! the mailbox, so that the only copies are the kernel's and count as the socket's; what streams do themselves is headers.
 
 use mirrorvm::migration::stages::{self, Reading, Stage};
 
@@ -18,7 +19,7 @@ const HELPER: &str = "mir";
 struct Spent {
     fault: f64,
     seal: f64,
-    copy: f64,
+    headers: f64,
     socket: f64,
     open: f64,
 }
@@ -40,26 +41,26 @@ impl Spent {
         Ok(Self {
             fault: helpers.iter().map(|t| t.system).sum::<f64>() + cpu(&[Stage::Fault]),
             seal: user(source) + cpu(&[Stage::Submit, Stage::Seal]),
-            copy: cpu(&[Stage::CopyOut, Stage::CopyIn]),
+            headers: cpu(&[Stage::Hide, Stage::Show]),
             socket,
             open: user(destination) + cpu(&[Stage::Open]),
         })
     }
 
     fn shares(&self) -> [(&'static str, f64); 5] {
-        let all = self.fault + self.seal + self.copy + self.socket + self.open;
+        let all = self.fault + self.seal + self.headers + self.socket + self.open;
         [
             ("fault: first touch of RAM, exits", self.fault),
             ("seal: the source's helpers", self.seal),
-            ("copy: in and out of the mailbox", self.copy),
-            ("socket: TLS and loopback, both ends", self.socket),
+            ("headers: hidden, shown, walked over", self.headers),
+            ("socket: loopback and its copies, both ends", self.socket),
             ("open: the destination's helpers", self.open),
         ]
         .map(|(name, seconds)| (name, seconds / all * 100.0))
     }
 
     fn seconds(&self) -> f64 {
-        self.fault + self.seal + self.copy + self.socket + self.open
+        self.fault + self.seal + self.headers + self.socket + self.open
     }
 }
 

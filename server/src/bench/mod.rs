@@ -103,7 +103,7 @@ enum Scenario {
     Create,
     /// What two daemons need beyond the guest's RAM during a migration.
     Memory,
-    /// Where the time of a migration goes: fault, seal, copy, socket, open.
+    /// Where the time of a migration goes: fault, seal, headers, socket, open.
     Stages,
     /// Plans, page tables, translations and encryption status of guests up to 1 TiB.
     Plan,

@@ -9,7 +9,7 @@ use mirrorvm::address_space::{BlockSpec, Shift, Strategy};
 use mirrorvm::host::{
     Destination, DriverSpec, Fill, GuestAction, GuestSpec, Host, HostConfig, Labels, MigrationLimits,
     MigrationMode, MigrationRecord, MigrationSpec, MigrationState, MirrorChoice, PeerSpec, SourceAfter,
-    WorkloadSpec,
+    StreamTransport, WorkloadSpec,
 };
 use mirrorvm_abi::PAGE_BYTES as PAGE;
 
@@ -91,6 +91,7 @@ impl Pair {
             mode: MigrationMode::Precopy,
             mirror: MirrorChoice::Template(Strategy::Shifted { shift: Shift::FourGib }),
             streams: self.course.streams,
+            stream_transport: StreamTransport::Sealed,
             limits: MigrationLimits { downtime_ms: self.course.downtime_ms, ..MigrationLimits::default() },
             source_after: SourceAfter::KeepStopped,
             verify: true,

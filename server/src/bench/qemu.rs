@@ -22,7 +22,9 @@ use super::{BenchError, certificates};
 pub(super) const BINARY: &str = "qemu-system-x86_64";
 /// What firmware and its tables may use: neither filled nor compared.
 const LOW: u64 = 16 << 20;
-/// The same where firmware never runs.
+/// The same at RAM's end, for firmware that runs.
+const HIGH: u64 = 24 << 20;
+/// The same at its beginning where firmware never runs.
 const LOW_PAUSED: u64 = 1 << 20;
 /// How long anything of a QEMU may take.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -230,7 +232,7 @@ pub(super) fn migrate(course: &Course<'_>) -> Result<Moved, BenchError> {
         Some(writer) => {
             let (memory, at) = destination.memory()?;
             writer.await_load(&memory, at)?;
-            for range in writer.outside(low..course.bytes) {
+            for range in writer.outside(low..course.bytes - HIGH) {
                 same(&mut destination, &random, range)?;
             }
         }

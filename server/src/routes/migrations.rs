@@ -185,7 +185,8 @@ pub async fn put(
 
 /// Change a migration
 ///
-/// A JSON merge patch of its limits, while it is `queued`; once it runs its limits are fixed.
+/// A JSON merge patch of its limits, until its end is near (`finishing`): bandwidth holds from the next batch of pages on,
+/// the rest from the next look at it.
 #[utoipa::path(patch, path = "/v1/migrations/{migration}", operation_id = "migration_update", tag = "migrations",
     request_body(content = MigrationUpdate, content_type = "application/merge-patch+json"),
     params(("migration" = String, Path, description = "Id of the migration"), DryRunParam, IfMatchParam),
@@ -291,6 +292,31 @@ pub async fn cancel(
     let ended = had_ended || (record.state.is_terminal() && record.state != MigrationState::Canceled);
     let body = Migration::from(record);
     Ok(if ended { respond::ok(generation, body) } else { respond::accepted(&location, generation, body) })
+}
+
+/// Switch a migration over now
+///
+/// The guest is paused and what is left is sent, whatever pause that costs. 409: it has not begun, has ended, or is past the
+/// point where that could be asked.
+#[utoipa::path(post, path = "/v1/migrations/{migration}/switchover", operation_id = "migration_switchover", tag = "migrations",
+    params(("migration" = String, Path, description = "Id of the migration"), DryRunParam, IdempotencyKeyParam, IfMatchParam),
+    responses(
+        (status = 200, description = "With `dry_run`: it could be asked for", body = Migration),
+        (status = 202, description = "The switchover is asked for", body = Migration),
+    ))]
+pub async fn switchover(
+    State(state): State<AppState>,
+    Path(key): Path<String>,
+    change: Change,
+) -> Result<Response, Problem> {
+    let (host, id) = (state.host()?, id_of(&key)?);
+    let record = host.switch_over_migration(id, &change.expected, !change.dry_run)?;
+    let (location, generation) = (format!("{PATH}/{}", record.id), record.generation);
+    let body = Migration::from(record);
+    if change.dry_run {
+        return Ok(respond::ok(generation, Migration { preview: Some(Preview::default()), ..body }));
+    }
+    Ok(respond::accepted(&location, generation, body))
 }
 
 /// Check a migration

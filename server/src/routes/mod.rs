@@ -76,6 +76,7 @@ pub fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(migrations::list, migrations::create))
         .routes(routes!(migrations::get, migrations::put, migrations::update, migrations::delete))
         .routes(routes!(migrations::cancel))
+        .routes(routes!(migrations::switchover))
         .routes(routes!(migrations::rounds))
         .routes(routes!(migrations::page_digests))
         .routes(routes!(incoming::create))
