@@ -11,8 +11,10 @@ use super::pair::{Course, Pair};
 use super::threads::{Sampler, Thread};
 use super::{BenchArgs, BenchError, Found, Row};
 
-/// How the names of helpers' threads begin.
-const HELPER: &str = "mir";
+/// Helpers' threads are called `mir` and their number.
+fn is_helper(thread: &Thread) -> bool {
+    thread.name.strip_prefix("mir").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+}
 
 /// CPU seconds of one migration.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -27,7 +29,7 @@ struct Spent {
 impl Spent {
     /// `streams`: how many helpers each side has; the source's are older.
     fn new(threads: &[Thread], streams: usize, clocks: &Reading) -> Result<Self, BenchError> {
-        let helpers: Vec<_> = threads.iter().filter(|t| t.name.starts_with(HELPER)).collect();
+        let helpers: Vec<_> = threads.iter().filter(|t| is_helper(t)).collect();
         if helpers.len() != 2 * streams {
             return Err(format!("{} helpers were seen, not {}", helpers.len(), 2 * streams).into());
         }
@@ -91,7 +93,7 @@ pub(super) fn measure(args: &BenchArgs) -> Result<Found, BenchError> {
         for (stage, values) in &mut waits {
             values.push(clocks.of(*stage).wall.as_secs_f64() / gib * 1e3 / f64::from(course.streams));
         }
-        let helpers = threads.iter().filter(|t| t.name.starts_with(HELPER));
+        let helpers = threads.iter().filter(|t| is_helper(t));
         faults.push(helpers.map(|t| t.faults).sum::<u64>() as f64 / gib);
         seconds.push(moved.seconds / gib);
         cpu.push(spent.seconds() / gib);
@@ -126,7 +128,7 @@ mod tests {
         std::hint::black_box((0..2_000_000u64).fold(0u64, |a, b| a.wrapping_mul(31) ^ b));
         clock.lap(Stage::Send);
         let clocks = stages::read().since(&before);
-        let threads = [thread("mir0-g", 3.0, 1.0), thread("tokio", 9.0, 9.0), thread("mir0-g", 2.0, 0.5)];
+        let threads = [thread("mir0-g", 3.0, 1.0), thread("mirrorvmd", 9.0, 9.0), thread("mir0-g", 2.0, 0.5)];
         let spent = Spent::new(&threads, 1, &clocks).unwrap();
         assert!((spent.seal - 3.0).abs() < 1e-9 && (spent.open - 2.0).abs() < 1e-9);
         assert!((spent.fault - 1.5).abs() < 1e-9 && spent.socket > 0.0);

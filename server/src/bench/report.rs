@@ -31,6 +31,13 @@ pub(super) enum Target {
 }
 
 impl Target {
+    fn stricter(self, times: f64) -> Self {
+        match self {
+            Self::AtMost(most) => Self::AtMost(most / times),
+            Self::AtLeast(least) => Self::AtLeast(least * times),
+        }
+    }
+
     /// A figure that is no number meets nothing.
     fn is_met_by(self, value: f64) -> bool {
         match self {
@@ -92,9 +99,10 @@ pub(super) struct Report {
 }
 
 impl Report {
-    /// Rows whose promise was not kept.
-    pub fn missed(&self) -> impl Iterator<Item = &Row> {
-        self.rows.iter().filter(|r| r.met == Some(false))
+    /// Rows that are not so many times better than their promise; 1: that do not keep it.
+    pub fn missed(&self, strictness: f64) -> impl Iterator<Item = &Row> {
+        let kept = move |r: &Row| r.target.is_none_or(|t| t.stricter(strictness).is_met_by(r.median));
+        self.rows.iter().filter(move |r| !kept(r))
     }
 
     /// Columns, for people.
@@ -161,7 +169,10 @@ mod tests {
             Row::new("plain", "ms", vec![3.0]),
         ];
         let report = Report { conditions: serde_json::Map::new(), rows, skipped: vec!["x: no x".into()] };
-        assert_eq!(report.missed().map(|r| r.name.as_str()).collect::<Vec<_>>(), ["bad"]);
+        let missed = |times| report.missed(times).map(|r| r.name.as_str()).collect::<Vec<_>>();
+        assert_eq!(missed(1.0), ["bad"]);
+        assert_eq!(missed(10.0), ["good", "bad"]);
+        assert!(missed(0.5).is_empty());
         let table = report.table();
         assert!(
             table.contains("<= 2 met") && table.contains("<= 2 MISSED") && table.contains("SKIPPED x: no x")
