@@ -35,6 +35,7 @@ mod records;
 mod rounds;
 mod sink;
 mod source;
+pub mod stages;
 pub mod wire;
 
 pub use control::{Control, Live, PastPointOfNoReturn};
