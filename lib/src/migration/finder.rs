@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use mirrorvm_abi::op::{SCAN_MAX, Scan};
 
+use super::threads::{all, side_by_side};
 use super::{Control, MigrationFault};
 use crate::addr::{PAGE_SIZE, RamPage};
 use crate::address_space::MirrorPlan;
@@ -155,15 +156,8 @@ impl Pieces {
             failed: AtomicBool::new(false),
         };
         let found = Mutex::new(PageSet::new());
-        let results: Vec<_> = std::thread::scope(|scope| {
-            let lanes = mirror.lanes().iter_mut().take(streams);
-            let threads: Vec<_> = lanes.map(|lane| scope.spawn(|| pass.run(lane, &found))).collect();
-            threads
-                .into_iter()
-                .map(|t| t.join().unwrap_or(Err(MigrationFault::Protocol("a scan's thread panicked"))))
-                .collect()
-        });
-        results.into_iter().find(Result::is_err).unwrap_or(Ok(()))?;
+        let lanes = mirror.lanes().iter_mut().take(streams);
+        all(side_by_side("scan", lanes, |lane| pass.run(lane, &found)))?;
         Ok(found.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 }

@@ -36,6 +36,7 @@ mod rounds;
 mod sink;
 mod source;
 pub mod stages;
+mod threads;
 pub mod wire;
 
 pub use control::{Control, Live, PastPointOfNoReturn};

@@ -254,6 +254,7 @@ impl Stream {
         clock: &mut Clock,
     ) -> Result<(), MigrationFault> {
         work.check()?;
+        self.link.set_patience(work.control.patience());
         work.limiter.take(u64::from(done.pages - done.zero) * PAGE_SIZE, work.control)?;
         clock.skip();
         let records = lane.payload(done.slot, done.len);

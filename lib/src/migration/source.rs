@@ -15,6 +15,7 @@ use super::peer::{PeerAddress, open_control};
 use super::pump::{Limiter, Stream, Work, send_shared};
 use super::records::Mask;
 use super::rounds::{Convergence, Decision, Observation};
+use super::threads::{all, side_by_side};
 use super::wire::{self, Prepare, Prepared, Purpose, Settled, StateHead, kind};
 use crate::addr::{PAGE_SIZE, RamAddr};
 use crate::guest::{DirtyRanges, Machine, MachineError};
@@ -345,6 +346,7 @@ impl Course<'_, '_> {
             l.progress.iteration = sent.epoch;
             l.progress.remaining_bytes = left.len() * PAGE_SIZE;
         });
+        link.set_patience(control.patience());
         link.send(kind::EPOCH_BEGIN, &sent.epoch.to_le_bytes())?;
         let (ram, plan) = (self.machine.ram(), self.mirror.plan());
         let plan = std::sync::Arc::clone(plan);
@@ -515,22 +517,8 @@ fn reason(link: &mut Link, fault: MigrationFault) -> MigrationFault {
 
 /// Every stream sends its part, each on its own thread; the first error counts.
 fn pump_all(mirror: &mut Mirror, streams: &mut [Stream], work: &Work<'_>) -> Result<(), MigrationFault> {
-    std::thread::scope(|scope| {
-        let lanes = mirror.lanes().iter_mut();
-        let threads: Vec<_> = streams
-            .iter_mut()
-            .zip(lanes)
-            .map(|(stream, lane)| scope.spawn(move || stream.send(lane, work)))
-            .collect();
-        let results: Vec<_> = threads
-            .into_iter()
-            .map(|t| t.join().unwrap_or(Err(MigrationFault::Protocol("a stream's thread panicked"))))
-            .collect();
-        // A stream that only stopped because another failed says PeerGone: the real reason comes first.
-        let (soft, hard): (Vec<_>, Vec<_>) =
-            results.into_iter().filter_map(Result::err).partition(|e| matches!(e, MigrationFault::PeerGone));
-        hard.into_iter().chain(soft).next().map_or(Ok(()), Err)
-    })
+    let parts = streams.iter_mut().zip(mirror.lanes());
+    all(side_by_side("out", parts, |(stream, lane)| stream.send(lane, work))).map(|_| ())
 }
 
 /// The pages of `left` that go sealed, and those that the guest shares.
