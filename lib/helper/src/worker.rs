@@ -5,7 +5,7 @@ use mirrorvm_abi::{
     config::Config,
     mailbox::{
         BATCH_MAX, CQ_AT, CQ_HEAD, CQ_TAIL, Completion, Doorbell, ENTRY_BYTES, Fatal, RING_ENTRIES, SQ_AT,
-        SQ_HEAD, SQ_TAIL, Submission, WANT_COMPLETION, entry_at,
+        SQ_HEAD, SQ_TAIL, Submission, WANT_AT, WANT_COMPLETION, entry_at,
     },
     op::{Op, Status},
     record::TAG_BYTES,
@@ -168,7 +168,10 @@ impl<'a, E: Env> Worker<'a, E> {
         // The host sets its wish, then looks at the cursor; we move the cursor, then look at the wish. Without
         // the fence both could look first, and the host would sleep for ever.
         core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
-        if self.env.load(Region(WANT_COMPLETION)) != 0 {
+        // At that one alone: until the host has woken up, its wish stands, and every doorbell is an exit.
+        if self.env.load(Region(WANT_COMPLETION)) != 0
+            && self.env.load(Region(WANT_AT)) == self.cursors.answered
+        {
             self.env.doorbell(Doorbell::Completion);
         }
         Step::Worked

@@ -15,7 +15,7 @@ use mirrorvm_abi::{
     PAGE_BYTES, config,
     mailbox::{
         BATCH_MAX, CQ_HEAD, Completion, Doorbell, Fatal, PAYLOAD_BYTES, RING_ENTRIES, SQ_TAIL, Submission,
-        WANT_COMPLETION, slot_at,
+        WANT_AT, WANT_COMPLETION, slot_at,
     },
     op::{BEGIN_BYTES, Begin, Op, START_BYTES, Status},
     record::{Direction, HEADER_BYTES, Header, Kind, TAG_BYTES, TOKEN_BYTES, Token},
@@ -830,8 +830,13 @@ fn impossible_cursors_end_the_worker() {
         assert_eq!(side.workers[0].as_mut().unwrap().step(), Step::Idle);
     }
     assert!(side.machine.bells.borrow().is_empty(), "nobody wished for bells");
+    // The second answer from now on, and no other.
+    cursor(&side, WANT_AT, RING_ENTRIES * 3 + 2);
     cursor(&side, WANT_COMPLETION, 1);
-    side.call(0, Submission { op: u32::MAX, ..Default::default() }, &[]);
+    for bells in [0, 1, 1] {
+        side.call(0, Submission { op: u32::MAX, ..Default::default() }, &[]);
+        assert_eq!(side.machine.bells.borrow().len(), bells);
+    }
     assert_eq!(*side.machine.bells.borrow(), [Doorbell::Completion]);
 }
 

@@ -23,8 +23,8 @@ use crate::pages::PageSet;
 use crate::qemu;
 use crate::sev::Policy;
 
-/// Slots of a worker: the helper seals one batch, one is being sent, and there is room.
-const SLOTS: u32 = 4;
+/// Slots of a worker: the helper seals half of them while the others are being sent.
+const SLOTS: u32 = 8;
 /// The strategies that an encrypted guest's helper is loaded for at launch.
 const LAUNCHED: [Strategy; 5] = [
     Strategy::Shifted { shift: Shift::FourGib },

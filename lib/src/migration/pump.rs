@@ -19,8 +19,11 @@ use crate::mirror::{Done, Lane, LaneError};
 use crate::pages::PageSet;
 use crate::transport::Link;
 
-/// Requests that are with the helper at once: it seals the next batch while the last one is being sent.
-const PIPELINE: usize = 3;
+/// Requests that are with the helper at once: it seals the next ones while those before are being sent.
+const PIPELINE: usize = 7;
+/// Pages that a stream takes at a time. More than a batch: taking them off the dirty log costs a call to the kernel and a
+/// flush of the guest's translations.
+const CLAIM: usize = 512;
 
 /// What a round sends, shared by its streams.
 pub(super) struct Work<'a> {
@@ -104,7 +107,7 @@ impl<'a> Work<'a> {
             return;
         }
         let mut cursor = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
-        self.sealed.next_batch(&mut cursor, BATCH_MAX, batch);
+        self.sealed.next_batch(&mut cursor, CLAIM, batch);
     }
 
     /// Whether the round is over although pages may be left.
@@ -187,13 +190,16 @@ pub(super) struct Stream {
     pub link: Link,
     /// Hides headers on a link without TLS.
     mask: Option<Mask>,
-    batch: Vec<RamPage>,
+    /// Pages that are this stream's to send.
+    claim: Vec<RamPage>,
+    /// How many of them are with the helper or sent.
+    begun: usize,
     pages: Vec<u64>,
 }
 
 impl Stream {
     pub fn new(link: Link, mask: Option<Mask>) -> Self {
-        Self { link, mask, batch: Vec::new(), pages: Vec::new() }
+        Self { link, mask, claim: Vec::new(), begun: 0, pages: Vec::new() }
     }
 
     /// Sends this stream's part of a round.
@@ -217,19 +223,19 @@ impl Stream {
 
     fn send_sealed(&mut self, lane: &mut Lane, work: &Work<'_>) -> Result<(), MigrationFault> {
         let mut clock = Clock::start();
+        // A round that failed may have left some.
+        self.claim.clear();
+        self.begun = 0;
         loop {
-            while lane.in_flight() < PIPELINE {
-                work.next(&mut self.batch);
-                if self.batch.is_empty() {
-                    break;
-                }
-                let slot = lane.acquire().ok_or(LaneError::NoSlot)?;
-                let named = work.name(&self.batch, &mut self.pages);
-                if let Err(fault) = named.and_then(|()| work.log_again(&self.batch)) {
+            while lane.in_flight() < PIPELINE && self.has_pages(work)? {
+                let Some(slot) = lane.acquire() else { break };
+                let end = self.claim.len().min(self.begun + BATCH_MAX);
+                if let Err(fault) = work.name(&self.claim[self.begun..end], &mut self.pages) {
                     lane.release(slot);
                     return Err(fault);
                 }
                 lane.submit_export(slot, &self.pages, work.epoch);
+                self.begun = end;
             }
             if lane.in_flight() == 0 {
                 return Ok(());
@@ -244,6 +250,16 @@ impl Stream {
             work.counts.zero.fetch_add(u64::from(done.zero), Relaxed);
             work.show();
         }
+    }
+
+    /// Whether there are pages to be sealed; claims more where there are not.
+    fn has_pages(&mut self, work: &Work<'_>) -> Result<bool, MigrationFault> {
+        if self.begun == self.claim.len() {
+            self.begun = 0;
+            work.next(&mut self.claim);
+            work.log_again(&self.claim)?;
+        }
+        Ok(!self.claim.is_empty())
     }
 
     fn send_batch(

@@ -19,18 +19,35 @@ use crate::memory::Span;
 
 /// Hides the headers of one stream. Both ends apply it to the same bytes in the same order; a keystream byte is used once,
 /// because a session's key is fresh and a stream has an initial counter block of its own.
-pub(super) struct Mask(Ctr128BE<Aes256>);
+pub(super) struct Mask {
+    cipher: Ctr128BE<Aes256>,
+    /// Keystream for a batch: made at once, because ciphers are fast on many blocks and slow on two.
+    ahead: Vec<u8>,
+}
 
 impl Mask {
     pub fn new(key: &[u8; 32], stream: u16) -> Self {
         let mut block = [0; 16];
         block[..2].copy_from_slice(&stream.to_le_bytes());
-        Self(Ctr128BE::new(key.into(), &block.into()))
+        Self { cipher: Ctr128BE::new(key.into(), &block.into()), ahead: Vec::new() }
     }
 
     /// Hides bytes that are seen, or shows bytes that are hidden.
     pub fn apply(&mut self, bytes: &mut [u8]) {
-        self.0.apply_keystream(bytes);
+        self.cipher.apply_keystream(bytes);
+    }
+
+    /// Makes the keystream for `count` headers.
+    fn prepare(&mut self, count: u32) {
+        self.ahead.clear();
+        self.ahead.resize(count as usize * HEADER_BYTES, 0);
+        self.cipher.apply_keystream(&mut self.ahead);
+    }
+
+    /// Applies the prepared keystream of header `index`.
+    fn apply_at(&self, index: u32, header: &mut [u8; HEADER_BYTES]) {
+        let at = index as usize * HEADER_BYTES;
+        header.iter_mut().zip(&self.ahead[at..at + HEADER_BYTES]).for_each(|(h, k)| *h ^= k);
     }
 }
 
@@ -44,7 +61,7 @@ pub(super) enum Pass<'a> {
     Look,
 }
 
-/// Goes over the `count` records that fill `span`; `seen` gets each header. The span is shared with a helper: every
+/// Goes over the `count` records that fill `span` (the caller has bounded it); `seen` gets each header. The span is shared with a helper: every
 /// header is copied out once, and what was copied is what counts.
 ///
 /// # Errors
@@ -56,20 +73,23 @@ pub(super) fn pass(
     mut seen: impl FnMut(&Header),
 ) -> Result<(), MigrationFault> {
     let broken = || MigrationFault::Protocol("a batch that is not the records it declares");
+    if let Pass::Hide(mask) | Pass::Show(mask) = &mut what {
+        mask.prepare(count);
+    }
     let mut at = 0;
-    for _ in 0..count {
+    for index in 0..count {
         let mut raw = [0; HEADER_BYTES];
         if span.len() - at < HEADER_BYTES {
             return Err(broken());
         }
         span.copy_out(at, &mut raw);
-        if let Pass::Show(mask) = &mut what {
-            mask.apply(&mut raw);
+        if let Pass::Show(mask) = &what {
+            mask.apply_at(index, &mut raw);
             span.copy_in(at, &raw);
         }
         let header = Header::decode(&raw).ok_or_else(broken)?;
-        if let Pass::Hide(mask) = &mut what {
-            mask.apply(&mut raw);
+        if let Pass::Hide(mask) = &what {
+            mask.apply_at(index, &mut raw);
             span.copy_in(at, &raw);
         }
         let len = HEADER_BYTES + header.kind.body_bytes() + TAG_BYTES;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use mirrorvm_abi::{
     mailbox::{
         BATCH_MAX, CQ_AT, CQ_HEAD, CQ_TAIL, Completion, ENTRY_BYTES, PAYLOAD_AT, PAYLOAD_BYTES, RING_ENTRIES,
-        SQ_AT, SQ_TAIL, Submission, WANT_COMPLETION, entry_at, slot_at,
+        SQ_AT, SQ_TAIL, Submission, WANT_AT, WANT_COMPLETION, entry_at, slot_at,
     },
     op::{Op, Status},
 };
@@ -189,12 +189,16 @@ impl Lane {
         if let Some(completion) = self.next_completion() {
             return self.accept(completion);
         }
+        // One doorbell for half of what is under way: the helper works on the rest meanwhile.
+        let enough = (self.in_flight() as u32 / 2).max(1);
+        self.shared.set_cursor(WANT_AT, self.cq_head.wrapping_add(enough));
         self.shared.set_cursor(WANT_COMPLETION, 1);
         // Pairs with the helper's fence between its cursor and its look at our wish.
         fence(Ordering::SeqCst);
         let shared = Arc::clone(&self.shared);
         let head = self.cq_head;
-        let waited = shared.wait(Instant::now() + self.deadline, || shared.cursor(CQ_TAIL) != head);
+        let waited = shared
+            .wait(Instant::now() + self.deadline, || shared.cursor(CQ_TAIL).wrapping_sub(head) >= enough);
         self.shared.set_cursor(WANT_COMPLETION, 0);
         match waited {
             Ok(()) => {

@@ -14,6 +14,7 @@ use mirrorvm::host::{
 use mirrorvm_abi::PAGE_BYTES as PAGE;
 
 use super::BenchError;
+use super::setting::warm;
 
 /// A guest and how it moves. Its RAM is one block of random data, backed as the host does by itself.
 #[derive(Clone, Copy, Debug)]
@@ -102,6 +103,7 @@ impl Pair {
             source_after: SourceAfter::KeepStopped,
             verify: true,
         };
+        warm(self.course.bytes)?;
         let asked = Instant::now();
         let id = a.create_migration(spec).await?.id;
         // Its own clock starts where the mirror is there: what came before is counted here.

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use mirrorvm::qemu::Qmp;
 use serde_json::{Value, json};
 
+use super::setting::warm;
 use super::{BenchError, certificates};
 
 /// The program.
@@ -221,6 +222,7 @@ pub(super) fn migrate(course: &Course<'_>) -> Result<Moved, BenchError> {
     let listening = destination.say("query-migrate", json!({}))?;
     let port =
         listening["socket-address"][0]["port"].as_str().ok_or("QEMU does not tell its port")?.to_owned();
+    warm(course.bytes)?;
     let begun = Instant::now();
     source.say("migrate", json!({ "uri": format!("tcp:127.0.0.1:{port}") }))?;
     let seconds = (source.ended()? - begun).as_secs_f64();
