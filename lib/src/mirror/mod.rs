@@ -9,6 +9,7 @@ mod lane;
 #[cfg(test)]
 mod lane_tests;
 mod launch;
+mod placement;
 mod psp;
 mod session;
 mod worker;
@@ -17,4 +18,5 @@ pub use error::{LaneError, MirrorError, WorkerEnd};
 pub use image::HelperImage;
 pub use lane::{Done, Lane, Payload};
 pub use launch::{HelperSource, Mirror, MirrorStats, MirrorWatch};
+pub use placement::{FIFO_PRIORITIES, NICE, Placement, PlacementError, Scheduler};
 pub use session::{Nonce, SealedToken};
