@@ -118,6 +118,9 @@ pub enum HostError {
         /// Offset in the helper's block.
         offset: u64,
     },
+    /// An encrypted guest has the helper that it was launched with, and no other.
+    #[error("the guest was launched and measured with the built-in helper image; no host can load another now")]
+    ImageNotLaunched,
     /// The guest does not say that it can be migrated.
     #[error("the guest is not ready to be migrated: {why}")]
     GuestNotReady {

@@ -15,13 +15,14 @@ use super::events::Change;
 use super::inner::Inner;
 use super::make::Made;
 use super::{
-    Expected, Fault, GuestAction, GuestRecord, GuestState, HostError, Labels, MirrorChoice, MirrorRecord,
-    MirrorSpec, MirrorState,
+    Expected, Fault, GuestAction, GuestRecord, GuestState, HostError, Labels, MirrorChoice, MirrorOptions,
+    MirrorRecord, MirrorSpec, MirrorState,
 };
 use crate::addr::Gpa;
 use crate::guest::lifecycle::Event;
 use crate::guest::{Machine, MachineEnd, MachineError, PlugError, Readiness};
-use crate::mirror::Mirror;
+use crate::address_space::Strategy;
+use crate::mirror::{Mirror, Placement};
 use crate::store::Kind;
 
 /// Messages that wait at most; more make senders wait.
@@ -51,6 +52,7 @@ pub(super) enum Command {
     Lend {
         migration: Uuid,
         choice: MirrorChoice,
+        template: MirrorOptions,
         streams: u16,
         reply: Reply<Lease>,
     },
@@ -188,8 +190,8 @@ impl Owner {
             Command::Replug { block, gpa, reply } => {
                 let _ = reply.send(self.replug(&block, gpa));
             }
-            Command::Lend { migration, choice, streams, reply } => {
-                let lease = self.lend(migration, &choice, streams);
+            Command::Lend { migration, choice, template, streams, reply } => {
+                let lease = self.lend(migration, &choice, template, streams);
                 if let Err(Ok(lease)) = reply.send(lease) {
                     self.take_back(lease.machine, lease.mirror, lease.mirror_id, !lease.transient);
                 }
@@ -313,7 +315,7 @@ impl Owner {
 
     /// Takes the mirror that an SEV-ES guest was launched with.
     fn keep_mirror(&mut self, mirror: Mirror) {
-        let entry = self.inner.register_mirror(&self.entry.record(), &mirror, false, None);
+        let entry = self.inner.register_mirror(&self.entry.record(), &mirror, false, None, Placement::default());
         self.mirrors.insert(entry.id, mirror);
     }
 
@@ -399,8 +401,9 @@ impl Owner {
         if self.has_launch_mirror() {
             return Err(HostError::MirrorAtLaunch);
         }
-        // One at a time: a helper's memory is one block, and two mirrors would run over each other in it.
-        if let Some(other) = self.mirrors.keys().next() {
+        // One in each place: a helper's memory is one block, and two mirrors would run over each other in it.
+        let private = matches!(spec.strategy, Strategy::PspCopied { .. });
+        if let Some((other, _)) = self.mirrors.iter().find(|(_, m)| m.is_private() == private) {
             return Err(HostError::InUse { kind: "guest", user: format!("mirror {other}") });
         }
         let machine =
@@ -411,8 +414,12 @@ impl Owner {
             allowed: &["running", "paused"],
         })?;
         let record = self.entry.record();
-        let mirror = self.inner.make_mirror(&record, machine.as_ref(), spec.strategy, spec.workers)?;
-        let entry = self.inner.register_mirror(&record, &mirror, transient, id);
+        let options = &spec.options;
+        let image = self.inner.helper_image(&record.spec.driver, options.helper_image.as_deref())?;
+        let mirror =
+            self.inner.make_mirror(&record, machine.as_ref(), spec.strategy, spec.workers, &image)?;
+        mirror.place(&options.placement).map_err(super::placement_error)?;
+        let entry = self.inner.register_mirror(&record, &mirror, transient, id, options.placement.clone());
         self.mirrors.insert(entry.id, mirror);
         Ok(entry)
     }
@@ -436,7 +443,13 @@ impl Owner {
         }
     }
 
-    fn lend(&mut self, migration: Uuid, choice: &MirrorChoice, streams: u16) -> Result<Lease, HostError> {
+    fn lend(
+        &mut self,
+        migration: Uuid,
+        choice: &MirrorChoice,
+        template: MirrorOptions,
+        streams: u16,
+    ) -> Result<Lease, HostError> {
         if let Some(migration) = self.lent {
             return Err(HostError::GuestMigrating { migration });
         }
@@ -455,13 +468,24 @@ impl Owner {
                 (*made.ok_or(HostError::MirrorAtLaunch)?.0, false)
             }
             MirrorChoice::Template(strategy) => {
-                let spec =
-                    MirrorSpec { guest: String::new(), strategy: *strategy, workers: u32::from(streams) };
+                let spec = MirrorSpec {
+                    guest: String::new(),
+                    strategy: *strategy,
+                    workers: u32::from(streams),
+                    options: template,
+                };
+                if let Some(other) = self.mirrors.keys().next() {
+                    return Err(HostError::InUse { kind: "guest", user: format!("mirror {other}") });
+                }
                 (self.create_mirror(&spec, true, None)?.id, true)
             }
         };
         let missing = || HostError::NotFound { kind: "mirror", key: mirror_id.to_string() };
         let mirror = self.mirrors.get(&mirror_id).ok_or_else(missing)?;
+        // Nothing else may look into a guest that leaves.
+        if let Some(other) = self.mirrors.keys().find(|id| **id != mirror_id) {
+            return Err(HostError::InUse { kind: "guest", user: format!("mirror {other}") });
+        }
         if mirror.worker_count() < u32::from(streams) {
             let detail = format!("the mirror has {} workers", mirror.worker_count());
             return Err(HostError::Invalid(vec![super::FieldError::new("/streams", "out_of_range", detail)]));

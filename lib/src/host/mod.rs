@@ -30,6 +30,7 @@ use uuid::Uuid;
 
 use crate::addr::{Gpa, RamAddr};
 use crate::address_space::{MirrorPlan, Plug, Strategy};
+use crate::mirror::PlacementError;
 use crate::guest::{EncryptionStatus, MachineError, PlugError, StatusError, StatusExtent};
 use crate::store::{Kind, Ledger};
 use crate::transport::PeerListener;
@@ -203,7 +204,12 @@ impl Host {
         options: &PlanOptions,
     ) -> Result<MirrorPlan, HostError> {
         let guest = self.inner.find_guest(key)?;
-        validate::mirror(&MirrorSpec { guest: String::new(), strategy, workers })?;
+        validate::mirror(&MirrorSpec {
+            guest: String::new(),
+            strategy,
+            workers,
+            options: MirrorOptions::default(),
+        })?;
         self.inner.plan(&guest, strategy, workers, options)
     }
 
@@ -464,6 +470,21 @@ impl Host {
     }
 }
 
+/// Why threads are not where a caller wants them.
+fn placement_error(e: PlacementError) -> HostError {
+    match e {
+        PlacementError::NoSuchCpu => HostError::Invalid(vec![FieldError::new(
+            "/placement/cpus",
+            "out_of_range",
+            e.to_string(),
+        )]),
+        PlacementError::Forbidden => {
+            HostError::CapabilityMissing { what: "scheduling of threads", why: e.to_string() }
+        }
+        PlacementError::Kernel(_) => HostError::internal("placing a mirror's threads", e),
+    }
+}
+
 /// An error with its causes, for the log.
 fn chain(e: &dyn std::error::Error) -> String {
     let mut text = e.to_string();
@@ -508,7 +529,7 @@ fn host_fault(e: &HostError) -> Fault {
         HostError::Invalid(_) => "invalid",
         HostError::PolicyForbids { .. } => "policy_forbids",
         HostError::MirrorAtLaunch => "mirror_at_launch",
-        HostError::NotLaunched { .. } => "helper_not_launched",
+        HostError::NotLaunched { .. } | HostError::ImageNotLaunched => "helper_not_launched",
         HostError::GuestNotReady { .. } => "guest_not_ready",
         HostError::PlugRefused(_)
         | HostError::NameTaken { .. }

@@ -62,6 +62,7 @@ async fn one(bytes: u64, streams: u16) -> Result<MigrationRecord, BenchError> {
         destination: Destination::Host("b".into()),
         mode: MigrationMode::Precopy,
         mirror: MirrorChoice::Template(Strategy::Shifted { shift: Shift::FourGib }),
+        template: mirrorvm::host::MirrorOptions::default(),
         streams,
         stream_transport: StreamTransport::Sealed,
         limits: MigrationLimits::default(),
