@@ -3,6 +3,7 @@
 //! Owns: registries of guests, mirrors, migrations and peers, their durable records, and who may do what when. Must not
 //! know: HTTP, JSON bodies, users. Each guest has one owning task; each migration one thread.
 
+mod batches;
 mod capabilities;
 mod changes;
 mod entries;
@@ -35,6 +36,7 @@ use crate::guest::{EncryptionStatus, MachineError, PlugError, StatusError, Statu
 use crate::store::{Kind, Ledger};
 use crate::transport::PeerListener;
 
+pub use batches::{BatchRefusal, ExportSpec, ImportReport, ImportStep, SealedBatch};
 pub use error::{FieldError, HostError};
 pub use expected::Expected;
 pub use images::{BUILT_IN_ID, ContentError, ImageFacts, ImageRecord};
@@ -532,6 +534,7 @@ fn host_fault(e: &HostError) -> Fault {
         HostError::NotLaunched { .. } | HostError::ImageNotLaunched => "helper_not_launched",
         HostError::GuestNotReady { .. } => "guest_not_ready",
         HostError::PlugRefused(_)
+        | HostError::BatchRefused(_)
         | HostError::NameTaken { .. }
         | HostError::GuestMoved { .. }
         | HostError::GenerationMismatch { .. }

@@ -3,6 +3,7 @@
 //! Owns: the mirror VM, its threads, mailbox access. Must not know: peers, rounds, storage. The helper is code of
 //! the guest and not trusted: what comes from the mailbox is copied, then checked.
 
+mod batches;
 mod error;
 mod image;
 mod lane;
@@ -14,6 +15,7 @@ mod psp;
 mod session;
 mod worker;
 
+pub use batches::{BATCH_BYTES_MAX, BATCH_PAGES_MAX, BatchFault, BatchTerms, NotRecords, parse_records};
 pub use error::{LaneError, MirrorError, WorkerEnd};
 pub use image::HelperImage;
 pub use lane::{Done, Lane, Payload};
