@@ -7,11 +7,11 @@ use std::sync::Arc;
 use mirrorvm_abi::op::Status;
 use uuid::Uuid;
 
+use super::guest_task::Command;
 use super::{Expected, FieldError, GuestState, Host, HostError};
-use crate::addr::{PAGE_SIZE, RamPage, RamAddr};
+use crate::addr::{PAGE_SIZE, RamAddr, RamPage};
 use crate::address_space::Addressing;
 use crate::mirror::{BATCH_BYTES_MAX, BATCH_PAGES_MAX, Nonce, SealedToken};
-use super::guest_task::Command;
 
 /// What is to be sealed, and for whom.
 #[derive(Clone, Debug)]
@@ -177,9 +177,7 @@ impl Host {
             return Err(HostError::Invalid(vec![FieldError::new("/ranges", "out_of_range", detail)]));
         }
         let guest = self.inner.find_guest(&record.guest.to_string())?;
-        guest
-            .ask(|reply| Command::Export { mirror, spec, pages, expected, act, reply })
-            .await
+        guest.ask(|reply| Command::Export { mirror, spec, pages, expected, act, reply }).await
     }
 
     /// One step of an import into a paused guest.

@@ -8,9 +8,9 @@ use uuid::Uuid;
 use super::events::Change;
 use super::guest_task::{self, Command};
 use super::{
-    Expected, GuestAction, GuestRecord, GuestSpec, GuestState, Host, HostError, Labels,
-    MigrationLimits, MigrationRecord, MigrationSpec, MigrationState, MirrorRecord, MirrorSpec, MirrorState,
-    PeerRecord, PeerSpec, PlanOptions, outgoing, validate,
+    Expected, GuestAction, GuestRecord, GuestSpec, GuestState, Host, HostError, Labels, MigrationLimits,
+    MigrationRecord, MigrationSpec, MigrationState, MirrorRecord, MirrorSpec, MirrorState, PeerRecord,
+    PeerSpec, PlanOptions, outgoing, validate,
 };
 use crate::address_space::{MirrorPlan, Strategy};
 use crate::mirror::Placement;

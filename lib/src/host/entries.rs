@@ -184,10 +184,8 @@ impl MirrorEntry {
             record.state = MirrorState::Failed;
             record.error = Some(Fault { code: "helper_failed".into(), detail: end.to_string() });
         }
-        record.workers = stats
-            .iter()
-            .map(|s| WorkerInfo { tid: s.tid, exits: s.exits, cpu_ns: s.cpu_ns })
-            .collect();
+        record.workers =
+            stats.iter().map(|s| WorkerInfo { tid: s.tid, exits: s.exits, cpu_ns: s.cpu_ns }).collect();
         record
     }
 }
@@ -229,7 +227,14 @@ pub(super) struct MigrationEntry {
 impl MigrationEntry {
     pub fn new(record: MigrationRecord, control: Arc<Control>) -> Self {
         let told = Mutex::new(Told { state: record.state, rounds: record.rounds.len() });
-        Self { id: record.id, record: RwLock::new(record), control, told, workers: RwLock::default(), digests: RwLock::default() }
+        Self {
+            id: record.id,
+            record: RwLock::new(record),
+            control,
+            told,
+            workers: RwLock::default(),
+            digests: RwLock::default(),
+        }
     }
 
     /// The record with the live part as it is now.

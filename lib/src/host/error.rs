@@ -119,7 +119,9 @@ pub enum HostError {
         offset: u64,
     },
     /// An encrypted guest has the helper that it was launched with, and no other.
-    #[error("the guest was launched and measured with the built-in helper image; no host can load another now")]
+    #[error(
+        "the guest was launched and measured with the built-in helper image; no host can load another now"
+    )]
     ImageNotLaunched,
     /// An importing helper does not take a sealed batch; the import is over.
     #[error("the helper does not take the batch; the import is over")]

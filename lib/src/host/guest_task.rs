@@ -10,21 +10,22 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
+use super::batches::BatchSession;
 use super::entries::{GuestEntry, MirrorEntry};
 use super::events::Change;
 use super::inner::Inner;
 use super::make::Made;
-use super::batches::BatchSession;
 use super::{
-    BatchRefusal, Expected, ExportSpec, Fault, FieldError, ImportReport, ImportStep, ProtectionLevel, SealedBatch, GuestAction, GuestRecord, GuestState, HostError, Labels, MirrorChoice, MirrorOptions,
-    MirrorRecord, MirrorSpec, MirrorState,
+    BatchRefusal, Expected, ExportSpec, Fault, FieldError, GuestAction, GuestRecord, GuestState, HostError,
+    ImportReport, ImportStep, Labels, MirrorChoice, MirrorOptions, MirrorRecord, MirrorSpec, MirrorState,
+    ProtectionLevel, SealedBatch,
 };
 use mirrorvm_abi::op::Status;
 
 use crate::addr::{Gpa, RamPage};
+use crate::address_space::{Addressing, GuestLayout, Strategy};
 use crate::guest::lifecycle::Event;
 use crate::guest::{Machine, MachineEnd, MachineError, PlugError, Readiness};
-use crate::address_space::{Addressing, GuestLayout, Strategy};
 use crate::mirror::{BatchFault, BatchTerms, LaneError, Mirror, Placement, parse_records};
 use crate::pages::PageSet;
 use crate::store::Kind;
@@ -345,7 +346,8 @@ impl Owner {
 
     /// Takes the mirror that an SEV-ES guest was launched with.
     fn keep_mirror(&mut self, mirror: Mirror) {
-        let entry = self.inner.register_mirror(&self.entry.record(), &mirror, false, None, Placement::default());
+        let entry =
+            self.inner.register_mirror(&self.entry.record(), &mirror, false, None, Placement::default());
         self.mirrors.insert(entry.id, mirror);
     }
 
@@ -609,9 +611,9 @@ impl Owner {
             ImportStep::Close(import) => {
                 let session = self.batches.get(&id).copied();
                 match session {
-                    Some(BatchSession::Opened { import: i, .. } | BatchSession::Receiving { import: i, .. })
-                        if i == import =>
-                    {
+                    Some(
+                        BatchSession::Opened { import: i, .. } | BatchSession::Receiving { import: i, .. },
+                    ) if i == import => {
                         if act {
                             self.renew_helper(id, &record)?;
                         }
@@ -647,15 +649,16 @@ impl Owner {
         act: bool,
     ) -> Result<ImportReport, HostError> {
         let missing = || HostError::NotFound { kind: "import", key: batch.import.to_string() };
-        let bad = |at: &str, code, detail: String| HostError::Invalid(vec![FieldError::new(at, code, detail)]);
+        let bad =
+            |at: &str, code, detail: String| HostError::Invalid(vec![FieldError::new(at, code, detail)]);
         let session = self.batches.get(&id).copied().filter(|s| s.import() == batch.import);
         let (begun, epoch, open) = match session.ok_or_else(missing)? {
             BatchSession::Opened { nonce, .. } => (None, 1, Some(nonce)),
             BatchSession::Receiving { exporter, epoch, .. } => (Some(exporter), epoch, None),
             BatchSession::Exporting { .. } => return Err(missing()),
         };
-        let headers = parse_records(&batch.records)
-            .map_err(|e| bad("/batch/records", "not_records", e.to_string()))?;
+        let headers =
+            parse_records(&batch.records).map_err(|e| bad("/batch/records", "not_records", e.to_string()))?;
         let mirror = self.mirrors.get_mut(&id).ok_or_else(missing)?;
         let plan = Arc::clone(mirror.plan());
         if batch.addressing != plan.addressing {
@@ -679,8 +682,7 @@ impl Owner {
                 mirror.begin_import(&terms, batch.nonce).map_err(BatchFault::Lane)
             }
         };
-        let done =
-            begin.and_then(|()| mirror.import_batch((&batch.records, &headers), epoch, &batch.token));
+        let done = begin.and_then(|()| mirror.import_batch((&batch.records, &headers), epoch, &batch.token));
         let refused = match done {
             Ok(()) if !batch.last => {
                 let (import, exporter) = (batch.import, begun.unwrap_or(batch.nonce));
@@ -724,8 +726,7 @@ impl Owner {
         drop(old);
         let made = machine.ok_or_else(missing).and_then(|machine| {
             let image = self.inner.image_measuring(&shown.helper_measurement)?.ok_or_else(missing)?;
-            let mirror =
-                self.inner.make_mirror(record, machine.as_ref(), shown.strategy, workers, &image)?;
+            let mirror = self.inner.make_mirror(record, machine.as_ref(), shown.strategy, workers, &image)?;
             mirror.place(&shown.placement).map_err(super::placement_error)?;
             Ok(mirror)
         });
@@ -952,11 +953,13 @@ fn helper_error(e: LaneError) -> HostError {
         LaneError::Refused { status: Status::PolicyForbids, .. } => {
             HostError::PolicyForbids { why: "the guest must not leave its platform, in no part".to_owned() }
         }
-        LaneError::Refused { status: Status::PageRefused, index } => HostError::Invalid(vec![FieldError::new(
-            "/ranges",
-            "not_reachable",
-            format!("the helper refuses page {index} of the ranges"),
-        )]),
+        LaneError::Refused { status: Status::PageRefused, index } => {
+            HostError::Invalid(vec![FieldError::new(
+                "/ranges",
+                "not_reachable",
+                format!("the helper refuses page {index} of the ranges"),
+            )])
+        }
         e => HostError::internal("an operation of the helper", e),
     }
 }

@@ -115,7 +115,8 @@ impl Inner {
             return Err(HostError::ImageNotLaunched);
         }
         if matches!(driver, DriverSpec::Emulated { .. }) {
-            let why = "the software machine knows the built-in helper by its bytes and runs it natively".to_owned();
+            let why =
+                "the software machine knows the built-in helper by its bytes and runs it natively".to_owned();
             return Err(HostError::CapabilityMissing { what: "other helper images", why });
         }
         Ok(())
@@ -125,9 +126,8 @@ impl Inner {
         if record.id == BUILT_IN_ID {
             return Ok(Arc::clone(&self.image));
         }
-        let failed = |e: Box<dyn std::error::Error + Send + Sync>| {
-            HostError::internal("reading a helper image", e)
-        };
+        let failed =
+            |e: Box<dyn std::error::Error + Send + Sync>| HostError::internal("reading a helper image", e);
         let dir = PrivateDir::open(&self.state_dir.join("helper-images")).map_err(|e| failed(e.into()))?;
         let name = format!("{}.bin", record.id.simple());
         let bytes = dir.read(&name, FILE_MAX as u64).map_err(|e| failed(e.into()))?;

@@ -232,13 +232,7 @@ impl Destination<'_> {
         let mirror = match made.mirror {
             Some(mirror) => mirror,
             None => inner
-                .make_mirror(
-                    &record,
-                    machine.as_ref(),
-                    prepare.strategy,
-                    u32::from(prepare.streams),
-                    &image,
-                )
+                .make_mirror(&record, machine.as_ref(), prepare.strategy, u32::from(prepare.streams), &image)
                 .map_err(|e| refused_by(&e))?,
         };
         let control = Arc::new(new_control(
@@ -252,6 +246,7 @@ impl Destination<'_> {
             direction: MigrationDirection::Incoming,
             guest: prepare.guest,
             guest_name: prepare.spec.name.clone(),
+            labels: prepare.spec.labels.clone(),
             peer: peer.to_owned(),
             spec: None,
             strategy: prepare.strategy,

@@ -235,9 +235,14 @@ impl Inner {
         let mut sets = Vec::new();
         for strategy in LAUNCHED {
             // What cannot be planned now cannot be made later either; the refusal comes when somebody asks for it.
-            if let Ok(plan) =
-                address_space::plan(&self.request(driver, home, strategy, 1, declaration.as_ref(), &self.image))
-            {
+            if let Ok(plan) = address_space::plan(&self.request(
+                driver,
+                home,
+                strategy,
+                1,
+                declaration.as_ref(),
+                &self.image,
+            )) {
                 sets.extend(plan.set_contents(level, sev.policy.0));
             }
         }
@@ -329,8 +334,7 @@ impl Inner {
         let declaration = options.declaration.clone().or_else(known);
         let shared = entry.encryption().map(|e| e.shared());
         let image = self.helper_image(driver, options.helper_image.as_deref())?;
-        let request =
-            self.request(driver, &record.layout, strategy, workers, declaration.as_ref(), &image);
+        let request = self.request(driver, &record.layout, strategy, workers, declaration.as_ref(), &image);
         self.plan_request(PlanRequest {
             limits: options.limits.as_ref().unwrap_or(request.limits),
             shared: shared.as_ref(),

@@ -31,8 +31,8 @@ use uuid::Uuid;
 
 use crate::addr::{Gpa, RamAddr};
 use crate::address_space::{MirrorPlan, Plug, Strategy};
-use crate::mirror::PlacementError;
 use crate::guest::{EncryptionStatus, MachineError, PlugError, StatusError, StatusExtent};
+use crate::mirror::PlacementError;
 use crate::store::{Kind, Ledger};
 use crate::transport::PeerListener;
 
@@ -475,11 +475,9 @@ impl Host {
 /// Why threads are not where a caller wants them.
 fn placement_error(e: PlacementError) -> HostError {
     match e {
-        PlacementError::NoSuchCpu => HostError::Invalid(vec![FieldError::new(
-            "/placement/cpus",
-            "out_of_range",
-            e.to_string(),
-        )]),
+        PlacementError::NoSuchCpu => {
+            HostError::Invalid(vec![FieldError::new("/placement/cpus", "out_of_range", e.to_string())])
+        }
         PlacementError::Forbidden => {
             HostError::CapabilityMissing { what: "scheduling of threads", why: e.to_string() }
         }

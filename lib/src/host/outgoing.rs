@@ -79,6 +79,7 @@ pub(super) fn prepare(
         direction: MigrationDirection::Outgoing,
         guest: record.id,
         guest_name: record.spec.name,
+        labels: record.spec.labels,
         peer: peer.spec.name.clone(),
         spec: Some(spec),
         strategy,

@@ -609,6 +609,9 @@ pub struct MigrationRecord {
     pub guest: Uuid,
     /// The guest's name.
     pub guest_name: String,
+    /// The guest's labels when it began.
+    #[serde(default)]
+    pub labels: Labels,
     /// Name of the other host.
     pub peer: String,
     /// What was asked for; `None` at the destination.

@@ -136,7 +136,8 @@ impl Mirror {
         let beyond = LaneError::Refused { status: Status::PageRefused, index: 0 };
         let named: Option<Vec<u64>> = pages.iter().map(|p| plan.helper_page(*p)).collect();
         let named = named.ok_or(beyond)?;
-        let mut records = Vec::with_capacity(BATCH_BYTES_MAX.min(named.len() * (BATCH_BYTES_MAX / BATCH_PAGES_MAX)));
+        let mut records =
+            Vec::with_capacity(BATCH_BYTES_MAX.min(named.len() * (BATCH_BYTES_MAX / BATCH_PAGES_MAX)));
         for chunk in named.chunks(BATCH_MAX) {
             let lane = self.control_lane();
             let slot = lane.acquire().ok_or(LaneError::NoSlot)?;
@@ -187,7 +188,9 @@ impl Mirror {
 /// An index within a slot's batch is one within the whole.
 fn fault(e: LaneError, before: usize) -> BatchFault {
     match e {
-        LaneError::Refused { status, index } => BatchFault::Refused { status, index: before + index as usize },
+        LaneError::Refused { status, index } => {
+            BatchFault::Refused { status, index: before + index as usize }
+        }
         e => BatchFault::Lane(e),
     }
 }

@@ -20,5 +20,6 @@ pub use error::{LaneError, MirrorError, WorkerEnd};
 pub use image::HelperImage;
 pub use lane::{Done, Lane, Payload};
 pub use launch::{HelperSource, Mirror, MirrorStats, MirrorWatch};
+pub use mirrorvm_abi::record::TOKEN_BYTES;
 pub use placement::{FIFO_PRIORITIES, NICE, Placement, PlacementError, Scheduler};
 pub use session::{Nonce, SealedToken};

@@ -64,7 +64,8 @@ impl From<HostError> for Problem {
                     "record {} is refused as {}; {written} pages before it were written, and the import is over",
                     refusal.index, refusal.code
                 );
-                let mut error = ProblemError::at_pointer("/batch/records", refusal.code, inner.detail.clone());
+                let mut error =
+                    ProblemError::at_pointer("/batch/records", refusal.code, inner.detail.clone());
                 error.index = Some(refusal.index as u64);
                 inner.errors = vec![error];
             }
