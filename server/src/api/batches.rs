@@ -195,7 +195,7 @@ impl Decode for Batch {
 
 /// A step of an import.
 #[derive(Clone, Debug, Serialize, ToSchema)]
-#[schema(as = MirrorImportCreate)]
+#[schema(as = MirrorImportCreate, example = json!({"kind": "open"}))]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum ImportBody {
     /// Begin an import: the helper draws a nonce for the exporter.
