@@ -344,6 +344,14 @@ fn mirrors_run_the_image_that_was_uploaded() {
     assert_eq!(a.delete("/v1/helper-images/other").expect(409).problem(), "in_use");
     let _ = a.delete(&format!("/v1/mirrors/{}", made["id"].as_str().unwrap())).expect(204);
 
+    // A declaration of as many tuples as there may be fits its body.
+    let tuples: Vec<Value> = (0..4096_u64)
+        .map(|i| json!({"guest_gpa": i << 40, "size_bytes": 1_u64 << 40, "mirror_gpa": i << 40}))
+        .collect();
+    let plan = json!({"strategy": {"kind": "declared"}, "declaration": tuples});
+    assert!(plan.to_string().len() > 64 << 10);
+    assert_eq!(a.post("/v1/guests/g1/address-space-plans", &plan).problem(), "plan_refused");
+
     // Migrations with it: refused where the destination has not got it, and done where it has, under any name.
     let mut with = migration("g1", "b", "precopy");
     with["mirror"] = json!({"kind": "template", "strategy": strategy, "helper_image": "other"});
@@ -354,6 +362,11 @@ fn mirrors_run_the_image_that_was_uploaded() {
     let end = a.migration_end(&a.migrate(&with));
     assert_eq!(end["state"], "succeeded", "{end}");
     assert_eq!(end["request"]["mirror"]["helper_image"], "other");
+    // Migrations are found by their guest's labels.
+    let labels = Request::new("PATCH", "/v1/guests/g1").json(&json!({"labels": {"rack": "r1"}}));
+    let _ = a.send(&labels).expect(200);
+    assert_eq!(a.items("/v1/migrations?label=rack=r1").len(), 2);
+    assert_eq!(a.items("/v1/migrations?label=rack=r2").len(), 0);
     let _ = b.ticks_on("g1");
 
     // An encrypted guest has the helper that it was launched with; the software machine has its own.
