@@ -173,7 +173,8 @@ async fn blocks_are_plugged_and_unplugged_by_the_rules() {
     assert_eq!(a.guest("g1").unwrap().layout.block("ram1").unwrap().plugs.len(), 1, "it stays");
     a.guest_action("g1", GuestAction::Resume).await.unwrap();
     assert_eq!(unplug("ram1").await, None);
-    let mirror = MirrorSpec { guest: "g1".into(), strategy: SHIFTED, workers: 1 };
+    let mirror =
+        MirrorSpec { guest: "g1".into(), strategy: SHIFTED, workers: 1, options: MirrorOptions::default() };
     a.create_mirror(mirror).await.unwrap();
     assert!(
         matches!(a.unplug("g1", "ram2").await, Err(HostError::InUse { .. })),
@@ -194,7 +195,12 @@ async fn a_policy_is_obeyed_before_anything_is_made() {
         run(&two, guest(modelled(policy, None), &BLOCKS)).await;
         let error = refused(&two, SHIFTED).await;
         assert!(matches!(error, HostError::PolicyForbids { .. }), "{policy:#x}: {error:?}");
-        let spec = MirrorSpec { guest: "g1".into(), strategy: SHIFTED, workers: 1 };
+        let spec = MirrorSpec {
+            guest: "g1".into(),
+            strategy: SHIFTED,
+            workers: 1,
+            options: MirrorOptions::default(),
+        };
         let mirror = two.a.create_mirror(spec).await;
         assert_eq!(mirror.is_ok(), mirrors, "{policy:#x}: {mirror:?}");
         two.a.shutdown().await;
@@ -246,7 +252,8 @@ async fn the_mirror_of_a_guest_with_encrypted_registers_comes_with_its_launch() 
     let a = &two.a;
     let mirrors = a.mirrors();
     assert_eq!(mirrors.iter().map(|m| m.strategy).collect::<Vec<_>>(), [DECLARED]);
-    let spec = MirrorSpec { guest: "g1".into(), strategy: SHIFTED, workers: 1 };
+    let spec =
+        MirrorSpec { guest: "g1".into(), strategy: SHIFTED, workers: 1, options: MirrorOptions::default() };
     assert!(matches!(a.create_mirror(spec).await, Err(HostError::MirrorAtLaunch)));
     assert!(matches!(a.delete_mirror(mirrors[0].id).await, Err(HostError::MirrorAtLaunch)));
     // Another strategy than the launched one finds no mirror.

@@ -117,6 +117,69 @@ fn sockets_of_the_service_manager_are_served() {
     manager.wait().unwrap();
 }
 
+/// The protocol of sd_listen_fds(3) by hand, so that it is tested without systemd, too.
+#[test]
+fn a_socket_that_is_passed_on_is_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("api.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    // The shell has the pid that the daemon will have.
+    let script = "exec 3<&0 0</dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$@\"";
+    let mut daemon = Command::new("sh")
+        .args(["-c", script, "sh"])
+        .arg(daemon_binary())
+        .args(["serve", "--listen", "systemd", "--state-dir"])
+        .arg(dir.path().join("state"))
+        .stdin(Stdio::from(std::os::fd::OwnedFd::from(listener)))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    until("an answer", 30, || {
+        Request::new("GET", "/readyz").try_send(&socket).is_ok_and(|r| r.status == 200)
+    });
+    assert_eq!(Request::new("GET", "/v1/whoami").send(&socket).json()["method"], "local_user");
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+}
+
+#[test]
+fn the_units_are_what_systemd_takes() {
+    let Some(analyze) = ["/usr/bin/systemd-analyze", "/bin/systemd-analyze"]
+        .into_iter()
+        .find(|p| std::path::Path::new(p).is_file())
+    else {
+        println!("SKIPPED (no systemd-analyze): the units");
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let units = repository().join("server/systemd");
+    let service = std::fs::read_to_string(units.join("mirrorvmd.service")).unwrap();
+    let installed = "ExecStart=/usr/bin/mirrorvmd ";
+    assert!(service.contains(installed), "where it is installed");
+    let here = service.replace(installed, &format!("ExecStart={} ", daemon_binary().display()));
+    std::fs::write(dir.path().join("mirrorvmd.service"), &here).unwrap();
+    std::fs::copy(units.join("mirrorvmd.socket"), dir.path().join("mirrorvmd.socket")).unwrap();
+    let verify = || {
+        let output = Command::new(analyze)
+            .args(["verify", "--man=no"])
+            .args(["mirrorvmd.service", "mirrorvmd.socket"].map(|u| dir.path().join(u)))
+            .output()
+            .unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    // Of units of this machine that ours pulls in nothing is asked here.
+    let ours =
+        |text: &str| text.lines().filter(|l| l.contains("mirrorvmd")).map(str::to_owned).collect::<Vec<_>>();
+    let (_, said) = verify();
+    assert_eq!(ours(&said), [] as [String; 0], "{said}");
+    // And it does look.
+    std::fs::write(dir.path().join("mirrorvmd.service"), here.replace("Type=notify", "Type=nothing"))
+        .unwrap();
+    let (_, said) = verify();
+    assert!(!ours(&said).is_empty(), "{said}");
+}
+
 #[test]
 fn without_a_service_manager_its_sockets_are_a_named_error() {
     let dir = tempfile::tempdir().unwrap();

@@ -245,3 +245,21 @@ fn there_are_only_so_many_streams() {
         status.starts_with("HTTP/1.1 200")
     });
 }
+
+#[test]
+fn what_was_acknowledged_has_its_event_after_a_kill() {
+    let mut d = Daemon::start("a");
+    for round in 0..8 {
+        let name = format!("g{round}");
+        let made = d.post("/v1/guests", &embedded(&name, 8, 0)).expect(201).json();
+        // Nothing in between: the answer is all that the caller has.
+        d.kill();
+        d.restart();
+        let id = made["id"].as_str().unwrap();
+        let page = d.read("/v1/events?limit=1000");
+        let events = page["items"].as_array().unwrap();
+        let found = events.iter().filter(|e| e["data"]["id"] == id || e["subject"].to_string().contains(id));
+        assert!(found.count() >= 1, "no event of {name} in {page}");
+        assert_eq!(d.read(&format!("/v1/guests/{id}"))["name"], name.as_str());
+    }
+}

@@ -8,11 +8,12 @@ use uuid::Uuid;
 use super::events::Change;
 use super::guest_task::{self, Command};
 use super::{
-    Expected, FieldError, GuestAction, GuestRecord, GuestSpec, GuestState, Host, HostError, Labels,
-    MigrationLimits, MigrationRecord, MigrationSpec, MigrationState, MirrorRecord, MirrorSpec, MirrorState,
-    PeerRecord, PeerSpec, PlanOptions, outgoing, validate,
+    Expected, GuestAction, GuestRecord, GuestSpec, GuestState, Host, HostError, Labels, MigrationLimits,
+    MigrationRecord, MigrationSpec, MigrationState, MirrorRecord, MirrorSpec, MirrorState, PeerRecord,
+    PeerSpec, PlanOptions, outgoing, validate,
 };
-use crate::address_space::MirrorPlan;
+use crate::address_space::{MirrorPlan, Strategy};
+use crate::mirror::Placement;
 use crate::store::Kind;
 
 /// States in which a migration's course can still be changed.
@@ -228,7 +229,11 @@ impl Host {
         if let Some(migration) = record.migration {
             return Err(HostError::GuestMigrating { migration });
         }
-        if let Some(other) = self.inner.mirror_entries().iter().find(|m| m.guest == record.id) {
+        let private = |s: Strategy| matches!(s, Strategy::PspCopied { .. });
+        let same_place = |m: &MirrorRecord| private(m.strategy) == private(spec.strategy);
+        let others = self.inner.mirror_entries();
+        let other = others.iter().find(|m| m.guest == record.id && same_place(&m.record()));
+        if let Some(other) = other {
             return Err(HostError::InUse { kind: "guest", user: format!("mirror {}", other.id) });
         }
         if !matches!(record.state, GuestState::Running | GuestState::Paused) {
@@ -237,7 +242,9 @@ impl Host {
         }
         self.inner.check_driver(&record.spec.driver)?;
         let guest = self.inner.find_guest(&record.id.to_string())?;
-        let plan = self.inner.plan(&guest, spec.strategy, spec.workers, &PlanOptions::default())?;
+        let helper_image = spec.options.helper_image.clone();
+        let options = PlanOptions { helper_image, ..PlanOptions::default() };
+        let plan = self.inner.plan(&guest, spec.strategy, spec.workers, &options)?;
         Ok((record, plan))
     }
 
@@ -251,14 +258,14 @@ impl Host {
         guest.ask(|reply| Command::DeleteMirror(id, expected, reply)).await
     }
 
-    /// Binds a mirror's vCPU threads to processors of the host; none: to all.
+    /// Sets where a mirror's vCPU threads run and how they are scheduled.
     ///
     /// # Errors
     /// No such mirror or processor, [`HostError::GenerationMismatch`], the kernel's refusal.
     pub fn place_mirror(
         &self,
         id: Uuid,
-        cpus: &[u32],
+        placement: Placement,
         expected: &Expected,
         act: bool,
     ) -> Result<MirrorRecord, HostError> {
@@ -269,30 +276,15 @@ impl Host {
             let allowed = &["creating", "ready", "busy"];
             return Err(HostError::WrongState { kind: "mirror", current: "failed", allowed });
         }
-        let there = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u32;
-        let bad = |(i, cpu): (usize, &u32)| {
-            let detail = format!("{cpu} is not 0 to {}", there - 1);
-            (*cpu >= there).then(|| FieldError::new(format!("/placement/cpus/{i}"), "out_of_range", detail))
-        };
-        let errors: Vec<FieldError> = cpus.iter().enumerate().filter_map(bad).collect();
+        let errors = validate::placement("/placement", &placement);
         if !errors.is_empty() {
             return Err(HostError::Invalid(errors));
         }
         expected.check("mirror", record.generation)?;
         if !act {
-            return Ok(MirrorRecord { cpus: cpus.to_vec(), ..record });
+            return Ok(MirrorRecord { placement, ..record });
         }
-        let mut set = rustix::thread::CpuSet::new();
-        let all: Vec<u32> = (0..there).collect();
-        for cpu in if cpus.is_empty() { &all } else { cpus } {
-            set.set(*cpu as usize);
-        }
-        for worker in &record.workers {
-            let thread = rustix::thread::Pid::from_raw(worker.tid as i32);
-            rustix::thread::sched_setaffinity(thread, &set)
-                .map_err(|e| HostError::internal("placing a mirror's threads", std::io::Error::from(e)))?;
-        }
-        let record = entry.place(cpus.to_vec());
+        let record = entry.place(placement).map_err(super::placement_error)?;
         self.inner.tell_mirror(&entry, Change::Updated);
         self.inner.changed();
         Ok(record)
@@ -323,7 +315,9 @@ impl Host {
         let prepared = outgoing::prepare(&self.inner, id, spec)?;
         let guest = prepared.guest.record();
         let strategy = prepared.record.strategy;
-        let plan = self.inner.plan(&prepared.guest, strategy, streams, &PlanOptions::default())?;
+        let helper_image = prepared.record.spec.as_ref().and_then(|s| s.template.helper_image.clone());
+        let options = PlanOptions { helper_image, ..PlanOptions::default() };
+        let plan = self.inner.plan(&prepared.guest, strategy, streams, &options)?;
         Ok((prepared.record, guest, plan))
     }
 

@@ -1,6 +1,7 @@
 //! What readers see of guests, mirrors and migrations without asking their owners.
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Instant;
 
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
@@ -15,7 +16,7 @@ use super::{
 use crate::guest::{Console, EncryptionStatus, Machine, MigrationControl, Readiness};
 use crate::memory::Backing;
 use crate::migration::Control;
-use crate::mirror::MirrorWatch;
+use crate::mirror::{MirrorStats, MirrorWatch, Placement, PlacementError};
 
 /// What can be seen of a guest's machine without asking its owner.
 #[derive(Clone)]
@@ -138,12 +139,12 @@ pub(super) struct MirrorEntry {
     pub id: Uuid,
     pub guest: Uuid,
     record: RwLock<MirrorRecord>,
-    watch: MirrorWatch,
+    watch: RwLock<MirrorWatch>,
 }
 
 impl MirrorEntry {
     pub fn new(record: MirrorRecord, watch: MirrorWatch) -> Self {
-        Self { id: record.id, guest: record.guest, record: RwLock::new(record), watch }
+        Self { id: record.id, guest: record.guest, record: RwLock::new(record), watch: RwLock::new(watch) }
     }
 
     pub fn set_state(&self, state: MirrorState, error: Option<Fault>) {
@@ -153,36 +154,63 @@ impl MirrorEntry {
         record.generation += 1;
     }
 
-    /// Notes where its threads run.
-    pub fn place(&self, cpus: Vec<u32>) -> MirrorRecord {
+    /// Sets where its threads run, and notes it.
+    pub fn place(&self, placement: Placement) -> Result<MirrorRecord, PlacementError> {
+        self.watch().place(&placement)?;
         {
             let mut record = self.record.write().unwrap_or_else(PoisonError::into_inner);
-            record.cpus = cpus;
+            record.placement = placement;
             record.generation += 1;
         }
-        self.record()
+        Ok(self.record())
+    }
+
+    /// A view of its workers.
+    pub fn watch(&self) -> MirrorWatch {
+        self.watch.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Its helper was started anew: other threads.
+    pub fn revive(&self, watch: MirrorWatch) {
+        *self.watch.write().unwrap_or_else(PoisonError::into_inner) = watch;
+        self.set_state(MirrorState::Ready, None);
     }
 
     /// The record with the workers as they are now.
     pub fn record(&self) -> MirrorRecord {
         let mut record = self.record.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let stats = self.watch.stats();
+        let stats = self.watch().stats();
         if let Some(end) = stats.iter().find_map(|s| s.ended) {
             record.state = MirrorState::Failed;
             record.error = Some(Fault { code: "helper_failed".into(), detail: end.to_string() });
         }
-        record.workers = stats
-            .iter()
-            .map(|s| WorkerInfo { tid: s.tid, exits: s.exits, cpu_ns: cpu_ns(s.tid).unwrap_or(0) })
-            .collect();
+        record.workers =
+            stats.iter().map(|s| WorkerInfo { tid: s.tid, exits: s.exits, cpu_ns: s.cpu_ns }).collect();
         record
     }
 }
 
-/// CPU time of one of our threads, from the scheduler (Documentation/scheduler/sched-stats.rst).
-fn cpu_ns(tid: u32) -> Option<u64> {
-    let text = std::fs::read_to_string(format!("/proc/self/task/{tid}/schedstat")).ok()?;
-    text.split(' ').next()?.parse().ok()
+/// A migration's view of its mirror's workers.
+struct Workers {
+    watch: MirrorWatch,
+    /// CPU time of each when the migration got it.
+    base: Vec<u64>,
+    since: Instant,
+}
+
+impl Workers {
+    fn show(&self, record: &mut MigrationRecord) {
+        let stats = self.watch.stats();
+        let spent = |(s, base): (&MirrorStats, &u64)| WorkerInfo {
+            tid: s.tid,
+            exits: s.exits,
+            cpu_ns: s.cpu_ns.saturating_sub(*base),
+        };
+        record.workers = stats.iter().zip(&self.base).map(spent).collect();
+        let spent: u64 = record.workers.iter().map(|w| w.cpu_ns).sum();
+        let there = self.since.elapsed().as_nanos() as u64 * record.workers.len() as u64;
+        record.helper_busy_percent = (spent * 100).checked_div(there).map(|p| p.min(100) as u8);
+    }
 }
 
 /// A migration as others see it.
@@ -191,13 +219,22 @@ pub(super) struct MigrationEntry {
     record: RwLock<MigrationRecord>,
     pub control: Arc<Control>,
     told: Mutex<Told>,
+    /// The mirror's workers, while the migration has them.
+    workers: RwLock<Option<Workers>>,
     pub digests: RwLock<Option<Arc<PageDigests>>>,
 }
 
 impl MigrationEntry {
     pub fn new(record: MigrationRecord, control: Arc<Control>) -> Self {
         let told = Mutex::new(Told { state: record.state, rounds: record.rounds.len() });
-        Self { id: record.id, record: RwLock::new(record), control, told, digests: RwLock::default() }
+        Self {
+            id: record.id,
+            record: RwLock::new(record),
+            control,
+            told,
+            workers: RwLock::default(),
+            digests: RwLock::default(),
+        }
     }
 
     /// The record with the live part as it is now.
@@ -209,6 +246,9 @@ impl MigrationEntry {
             record.progress = live.progress;
             record.rounds = live.rounds;
             record.generation += live.version;
+            if let Some(workers) = &*self.workers.read().unwrap_or_else(PoisonError::into_inner) {
+                workers.show(&mut record);
+            }
             if let Ok(since) = record.created_at.duration_until(Timestamp::now()).try_into() {
                 let since: std::time::Duration = since;
                 record.progress.elapsed_ms = since.as_millis() as u64;
@@ -222,8 +262,18 @@ impl MigrationEntry {
         let mut next = self.record();
         next.generation += 1;
         change(&mut next);
+        if next.state.is_terminal() {
+            *self.workers.write().unwrap_or_else(PoisonError::into_inner) = None;
+        }
         *self.record.write().unwrap_or_else(PoisonError::into_inner) = next.clone();
         next
+    }
+
+    /// Shows what a mirror's workers do for this migration from now on, until it ends.
+    pub fn attach(&self, watch: MirrorWatch) {
+        let base = watch.stats().iter().map(|s| s.cpu_ns).collect();
+        let workers = Workers { watch, base, since: Instant::now() };
+        *self.workers.write().unwrap_or_else(PoisonError::into_inner) = Some(workers);
     }
 
     /// Calls `tell` for what changed since it was called last.

@@ -118,6 +118,14 @@ pub enum HostError {
         /// Offset in the helper's block.
         offset: u64,
     },
+    /// An encrypted guest has the helper that it was launched with, and no other.
+    #[error(
+        "the guest was launched and measured with the built-in helper image; no host can load another now"
+    )]
+    ImageNotLaunched,
+    /// An importing helper does not take a sealed batch; the import is over.
+    #[error("the helper does not take the batch; the import is over")]
+    BatchRefused(super::BatchRefusal),
     /// The guest does not say that it can be migrated.
     #[error("the guest is not ready to be migrated: {why}")]
     GuestNotReady {

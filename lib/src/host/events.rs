@@ -206,7 +206,9 @@ impl Events {
         Self { ledger }
     }
 
-    /// Tells of a change.
+    /// Tells of a change. Does not wait for the disk: events are written in the order of this, by the ledger's one thread.
+    /// Who must know that they are written waits for an entry of his own, or for [`Ledger::flush`]; the daemon's audit
+    /// entry of a change is such an entry, so whoever has the answer to a change finds its events even after a power cut.
     pub fn emit(&self, body: &EventBody) {
         match serde_json::to_string(body) {
             Ok(text) => self.ledger.append(Log::Event, text),

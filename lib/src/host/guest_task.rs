@@ -10,18 +10,24 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
+use super::batches::BatchSession;
 use super::entries::{GuestEntry, MirrorEntry};
 use super::events::Change;
 use super::inner::Inner;
 use super::make::Made;
 use super::{
-    Expected, Fault, GuestAction, GuestRecord, GuestState, HostError, Labels, MirrorChoice, MirrorRecord,
-    MirrorSpec, MirrorState,
+    BatchRefusal, Expected, ExportSpec, Fault, FieldError, GuestAction, GuestRecord, GuestState, HostError,
+    ImportReport, ImportStep, Labels, MirrorChoice, MirrorOptions, MirrorRecord, MirrorSpec, MirrorState,
+    ProtectionLevel, SealedBatch,
 };
-use crate::addr::Gpa;
+use mirrorvm_abi::op::Status;
+
+use crate::addr::{Gpa, RamPage};
+use crate::address_space::{Addressing, GuestLayout, Strategy};
 use crate::guest::lifecycle::Event;
 use crate::guest::{Machine, MachineEnd, MachineError, PlugError, Readiness};
-use crate::mirror::Mirror;
+use crate::mirror::{BatchFault, BatchTerms, LaneError, Mirror, Placement, parse_records};
+use crate::pages::PageSet;
 use crate::store::Kind;
 
 /// Messages that wait at most; more make senders wait.
@@ -47,10 +53,28 @@ pub(super) enum Command {
         gpa: Option<Gpa>,
         reply: Reply<()>,
     },
+    /// Seals pages through a mirror.
+    Export {
+        mirror: Uuid,
+        spec: ExportSpec,
+        pages: Vec<RamPage>,
+        expected: Expected,
+        act: bool,
+        reply: Reply<SealedBatch>,
+    },
+    /// Goes on with an import through a mirror.
+    Import {
+        mirror: Uuid,
+        step: ImportStep,
+        expected: Expected,
+        act: bool,
+        reply: Reply<ImportReport>,
+    },
     /// A migration takes machine and mirror.
     Lend {
         migration: Uuid,
         choice: MirrorChoice,
+        template: MirrorOptions,
         streams: u16,
         reply: Reply<Lease>,
     },
@@ -110,6 +134,8 @@ struct Owner {
     state: GuestState,
     machine: Option<Box<dyn Machine>>,
     mirrors: HashMap<Uuid, Mirror>,
+    /// Exports and imports under way, by mirror.
+    batches: HashMap<Uuid, BatchSession>,
     lent: Option<Uuid>,
     /// The guest's readiness as of the last generation.
     shown: Option<Readiness>,
@@ -125,6 +151,7 @@ pub(super) fn spawn(inner: &Arc<Inner>, record: GuestRecord, state: GuestState) 
         state,
         machine: None,
         mirrors: HashMap::new(),
+        batches: HashMap::new(),
         lent: None,
         shown: None,
     };
@@ -188,8 +215,14 @@ impl Owner {
             Command::Replug { block, gpa, reply } => {
                 let _ = reply.send(self.replug(&block, gpa));
             }
-            Command::Lend { migration, choice, streams, reply } => {
-                let lease = self.lend(migration, &choice, streams);
+            Command::Export { mirror, spec, pages, expected, act, reply } => {
+                let _ = reply.send(self.export(mirror, &spec, &pages, &expected, act));
+            }
+            Command::Import { mirror, step, expected, act, reply } => {
+                let _ = reply.send(self.import(mirror, step, &expected, act));
+            }
+            Command::Lend { migration, choice, template, streams, reply } => {
+                let lease = self.lend(migration, &choice, template, streams);
                 if let Err(Ok(lease)) = reply.send(lease) {
                     self.take_back(lease.machine, lease.mirror, lease.mirror_id, !lease.transient);
                 }
@@ -313,7 +346,8 @@ impl Owner {
 
     /// Takes the mirror that an SEV-ES guest was launched with.
     fn keep_mirror(&mut self, mirror: Mirror) {
-        let entry = self.inner.register_mirror(&self.entry.record(), &mirror, false, None);
+        let entry =
+            self.inner.register_mirror(&self.entry.record(), &mirror, false, None, Placement::default());
         self.mirrors.insert(entry.id, mirror);
     }
 
@@ -399,8 +433,9 @@ impl Owner {
         if self.has_launch_mirror() {
             return Err(HostError::MirrorAtLaunch);
         }
-        // One at a time: a helper's memory is one block, and two mirrors would run over each other in it.
-        if let Some(other) = self.mirrors.keys().next() {
+        // One in each place: a helper's memory is one block, and two mirrors would run over each other in it.
+        let private = matches!(spec.strategy, Strategy::PspCopied { .. });
+        if let Some((other, _)) = self.mirrors.iter().find(|(_, m)| m.is_private() == private) {
             return Err(HostError::InUse { kind: "guest", user: format!("mirror {other}") });
         }
         let machine =
@@ -411,8 +446,12 @@ impl Owner {
             allowed: &["running", "paused"],
         })?;
         let record = self.entry.record();
-        let mirror = self.inner.make_mirror(&record, machine.as_ref(), spec.strategy, spec.workers)?;
-        let entry = self.inner.register_mirror(&record, &mirror, transient, id);
+        let options = &spec.options;
+        let image = self.inner.helper_image(&record.spec.driver, options.helper_image.as_deref())?;
+        let mirror =
+            self.inner.make_mirror(&record, machine.as_ref(), spec.strategy, spec.workers, &image)?;
+        mirror.place(&options.placement).map_err(super::placement_error)?;
+        let entry = self.inner.register_mirror(&record, &mirror, transient, id, options.placement.clone());
         self.mirrors.insert(entry.id, mirror);
         Ok(entry)
     }
@@ -425,6 +464,7 @@ impl Owner {
             return Err(HostError::MirrorAtLaunch);
         }
         if self.mirrors.remove(&id).is_some() {
+            self.batches.remove(&id);
             self.inner.forget_mirror(id);
             return Ok(());
         }
@@ -436,7 +476,282 @@ impl Owner {
         }
     }
 
-    fn lend(&mut self, migration: Uuid, choice: &MirrorChoice, streams: u16) -> Result<Lease, HostError> {
+    /// A mirror that is here, and not with a migration.
+    fn own_mirror(&self, id: Uuid, expected: &Expected) -> Result<&Mirror, HostError> {
+        if let Some(entry) = self.inner.mirror_entry(id) {
+            if let Some(migration) = self.lent {
+                return Err(HostError::GuestMigrating { migration });
+            }
+            expected.check("mirror", entry.record().generation)?;
+            if entry.record().state == MirrorState::Failed {
+                let allowed = &["ready", "busy"];
+                return Err(HostError::WrongState { kind: "mirror", current: "failed", allowed });
+            }
+        }
+        let missing = || HostError::NotFound { kind: "mirror", key: id.to_string() };
+        self.mirrors.get(&id).ok_or_else(missing)
+    }
+
+    fn terms<'a>(
+        session: Uuid,
+        record: &'a GuestRecord,
+        layout: &'a GuestLayout,
+        addressing: Addressing,
+    ) -> BatchTerms<'a> {
+        BatchTerms { session, guest: record.id, layout, addressing }
+    }
+
+    fn export(
+        &mut self,
+        id: Uuid,
+        spec: &ExportSpec,
+        pages: &[RamPage],
+        expected: &Expected,
+        act: bool,
+    ) -> Result<SealedBatch, HostError> {
+        let mirror = self.own_mirror(id, expected)?;
+        let plan = Arc::clone(mirror.plan());
+        super::batches::check_reach(&plan, &self.shared_pages(), spec)?;
+        let in_use = |session: &BatchSession| {
+            let user = format!("the export or import {}", session.import());
+            HostError::InUse { kind: "mirror", user }
+        };
+        let running = match self.batches.get(&id) {
+            Some(BatchSession::Exporting { import, importer, nonce, epoch })
+                if *import == spec.import && *importer == spec.nonce =>
+            {
+                Some((*nonce, *epoch))
+            }
+            Some(other) => return Err(in_use(other)),
+            None => None,
+        };
+        let mut batch = SealedBatch {
+            import: spec.import,
+            epoch: running.map_or(1, |(_, epoch)| epoch),
+            nonce: running.map_or([0; 32], |(nonce, _)| nonce),
+            addressing: plan.addressing,
+            pages: pages.len() as u32,
+            records: Vec::new(),
+            token: [0; mirrorvm_abi::record::TOKEN_BYTES],
+            last: spec.last,
+            guest_state: self.state,
+        };
+        if !act {
+            return Ok(batch);
+        }
+        let record = self.entry.record();
+        let missing = || HostError::NotFound { kind: "mirror", key: id.to_string() };
+        let mirror = self.mirrors.get_mut(&id).ok_or_else(missing)?;
+        let sealed = match running {
+            Some(_) => Ok(batch.nonce),
+            None => {
+                let layout = record.layout.clone();
+                let terms = Self::terms(spec.import, &record, &layout, plan.addressing);
+                mirror.begin_export(&terms, spec.nonce)
+            }
+        };
+        let sealed = sealed.and_then(|nonce| Ok((nonce, mirror.export_batch(pages, batch.epoch)?)));
+        let (nonce, (records, token)) = match sealed {
+            Ok(done) => done,
+            Err(e) => {
+                // A session half open is of no use to anybody.
+                let _ = mirror.cancel();
+                self.end_batches(id);
+                return Err(helper_error(e));
+            }
+        };
+        batch.nonce = nonce;
+        batch.records = records;
+        batch.token = token;
+        if spec.last {
+            let ended = mirror.cancel();
+            self.end_batches(id);
+            ended.map_err(helper_error)?;
+        } else {
+            let (import, importer, epoch) = (spec.import, spec.nonce, batch.epoch + 1);
+            self.batches.insert(id, BatchSession::Exporting { import, importer, nonce, epoch });
+            if running.is_none() {
+                self.inner.set_mirror_state(id, MirrorState::Busy, None);
+            }
+        }
+        Ok(batch)
+    }
+
+    fn end_batches(&mut self, id: Uuid) {
+        if self.batches.remove(&id).is_some() {
+            self.inner.set_mirror_state(id, MirrorState::Ready, None);
+        }
+    }
+
+    /// Pages that the guest shares with its host: never sealed.
+    fn shared_pages(&self) -> PageSet {
+        self.machine.as_ref().map(|m| m.encryption().shared()).unwrap_or_default()
+    }
+
+    fn import(
+        &mut self,
+        id: Uuid,
+        step: ImportStep,
+        expected: &Expected,
+        act: bool,
+    ) -> Result<ImportReport, HostError> {
+        let _ = self.own_mirror(id, expected)?;
+        let record = self.entry.record();
+        if record.protection != ProtectionLevel::None {
+            let why = "writing earlier pages into an encrypted guest is a rollback, to which its owner has not agreed";
+            return Err(HostError::PolicyForbids { why: why.to_owned() });
+        }
+        if self.state != GuestState::Paused && !matches!(step, ImportStep::Close(_)) {
+            let current = self.state.name();
+            return Err(HostError::WrongState { kind: "guest", current, allowed: &["paused"] });
+        }
+        match step {
+            ImportStep::Open => self.open_import(id, act),
+            ImportStep::Batch(batch) => self.import_batch(id, &record, &batch, act),
+            ImportStep::Close(import) => {
+                let session = self.batches.get(&id).copied();
+                match session {
+                    Some(
+                        BatchSession::Opened { import: i, .. } | BatchSession::Receiving { import: i, .. },
+                    ) if i == import => {
+                        if act {
+                            self.renew_helper(id, &record)?;
+                        }
+                        Ok(ImportReport { import, state: "closed", nonce: None, written: Vec::new() })
+                    }
+                    _ => Err(HostError::NotFound { kind: "import", key: import.to_string() }),
+                }
+            }
+        }
+    }
+
+    fn open_import(&mut self, id: Uuid, act: bool) -> Result<ImportReport, HostError> {
+        if let Some(session) = self.batches.get(&id) {
+            let user = format!("the export or import {}", session.import());
+            return Err(HostError::InUse { kind: "mirror", user });
+        }
+        let import = Uuid::now_v7();
+        if !act {
+            return Ok(ImportReport { import, state: "open", nonce: None, written: Vec::new() });
+        }
+        let missing = || HostError::NotFound { kind: "mirror", key: id.to_string() };
+        let nonce = self.mirrors.get_mut(&id).ok_or_else(missing)?.hello().map_err(helper_error)?;
+        self.batches.insert(id, BatchSession::Opened { import, nonce });
+        self.inner.set_mirror_state(id, MirrorState::Busy, None);
+        Ok(ImportReport { import, state: "open", nonce: Some(nonce), written: Vec::new() })
+    }
+
+    fn import_batch(
+        &mut self,
+        id: Uuid,
+        record: &GuestRecord,
+        batch: &SealedBatch,
+        act: bool,
+    ) -> Result<ImportReport, HostError> {
+        let missing = || HostError::NotFound { kind: "import", key: batch.import.to_string() };
+        let bad =
+            |at: &str, code, detail: String| HostError::Invalid(vec![FieldError::new(at, code, detail)]);
+        let session = self.batches.get(&id).copied().filter(|s| s.import() == batch.import);
+        let (begun, epoch, open) = match session.ok_or_else(missing)? {
+            BatchSession::Opened { nonce, .. } => (None, 1, Some(nonce)),
+            BatchSession::Receiving { exporter, epoch, .. } => (Some(exporter), epoch, None),
+            BatchSession::Exporting { .. } => return Err(missing()),
+        };
+        let headers =
+            parse_records(&batch.records).map_err(|e| bad("/batch/records", "not_records", e.to_string()))?;
+        let mirror = self.mirrors.get_mut(&id).ok_or_else(missing)?;
+        let plan = Arc::clone(mirror.plan());
+        if batch.addressing != plan.addressing {
+            let detail = "the mirror's strategy calls pages by other addresses than the exporting one's";
+            return Err(bad("/batch/addressing", "other_addressing", detail.to_owned()));
+        }
+        if headers.len() != batch.pages as usize {
+            let detail = format!("the batch has {} records", headers.len());
+            return Err(bad("/batch/pages", "out_of_range", detail));
+        }
+        // As far as the host can tell; the helper says whether they may be written.
+        let named: Vec<RamPage> = headers.iter().map_while(|h| plan.ram_page(h.page)).collect();
+        if !act {
+            let state = if begun.is_some() { "receiving" } else { "open" };
+            return Ok(ImportReport { import: batch.import, state, nonce: open, written: Vec::new() });
+        }
+        let begin = match begun {
+            Some(_) => Ok(()),
+            None => {
+                let terms = Self::terms(batch.import, record, &record.layout, plan.addressing);
+                mirror.begin_import(&terms, batch.nonce).map_err(BatchFault::Lane)
+            }
+        };
+        let done = begin.and_then(|()| mirror.import_batch((&batch.records, &headers), epoch, &batch.token));
+        let refused = match done {
+            Ok(()) if !batch.last => {
+                let (import, exporter) = (batch.import, begun.unwrap_or(batch.nonce));
+                let next = BatchSession::Receiving { import, exporter, epoch: epoch + 1 };
+                self.batches.insert(id, next);
+                None
+            }
+            Ok(()) => {
+                self.renew_helper(id, record)?;
+                None
+            }
+            Err(BatchFault::Refused { status, index }) => {
+                self.renew_helper(id, record)?;
+                Some((super::batches::code_of(status), index))
+            }
+            Err(BatchFault::Lane(e)) => {
+                self.renew_helper(id, record)?;
+                return Err(helper_error(e));
+            }
+        };
+        let written = refused.map_or(named.len(), |(_, index)| index.min(named.len()));
+        let written = super::batches::runs(named.into_iter().take(written));
+        match refused {
+            None => {
+                let state = if batch.last { "closed" } else { "receiving" };
+                Ok(ImportReport { import: batch.import, state, nonce: None, written })
+            }
+            Some((code, index)) => Err(HostError::BatchRefused(BatchRefusal { code, index, written })),
+        }
+    }
+
+    /// A helper that has imported is never a source again: the mirror gets a fresh one, with the session's keys gone.
+    fn renew_helper(&mut self, id: Uuid, record: &GuestRecord) -> Result<(), HostError> {
+        self.batches.remove(&id);
+        let missing = || HostError::NotFound { kind: "mirror", key: id.to_string() };
+        let entry = self.inner.mirror_entry(id).ok_or_else(missing)?;
+        let shown = entry.record();
+        let (old, machine) = (self.mirrors.remove(&id), self.machine.as_ref());
+        let workers = old.as_ref().map_or(1, Mirror::worker_count);
+        // Before the next one: they may use the same memory.
+        drop(old);
+        let made = machine.ok_or_else(missing).and_then(|machine| {
+            let image = self.inner.image_measuring(&shown.helper_measurement)?.ok_or_else(missing)?;
+            let mirror = self.inner.make_mirror(record, machine.as_ref(), shown.strategy, workers, &image)?;
+            mirror.place(&shown.placement).map_err(super::placement_error)?;
+            Ok(mirror)
+        });
+        match made {
+            Ok(mirror) => {
+                entry.revive(mirror.watch());
+                self.mirrors.insert(id, mirror);
+                self.inner.tell_mirror(&entry, Change::StateChanged);
+                self.inner.changed();
+                Ok(())
+            }
+            Err(e) => {
+                self.inner.forget_mirror(id);
+                Err(e)
+            }
+        }
+    }
+
+    fn lend(
+        &mut self,
+        migration: Uuid,
+        choice: &MirrorChoice,
+        template: MirrorOptions,
+        streams: u16,
+    ) -> Result<Lease, HostError> {
         if let Some(migration) = self.lent {
             return Err(HostError::GuestMigrating { migration });
         }
@@ -455,13 +770,28 @@ impl Owner {
                 (*made.ok_or(HostError::MirrorAtLaunch)?.0, false)
             }
             MirrorChoice::Template(strategy) => {
-                let spec =
-                    MirrorSpec { guest: String::new(), strategy: *strategy, workers: u32::from(streams) };
+                let spec = MirrorSpec {
+                    guest: String::new(),
+                    strategy: *strategy,
+                    workers: u32::from(streams),
+                    options: template,
+                };
+                if let Some(other) = self.mirrors.keys().next() {
+                    return Err(HostError::InUse { kind: "guest", user: format!("mirror {other}") });
+                }
                 (self.create_mirror(&spec, true, None)?.id, true)
             }
         };
         let missing = || HostError::NotFound { kind: "mirror", key: mirror_id.to_string() };
         let mirror = self.mirrors.get(&mirror_id).ok_or_else(missing)?;
+        // Nothing else may look into a guest that leaves.
+        if let Some(other) = self.mirrors.keys().find(|id| **id != mirror_id) {
+            return Err(HostError::InUse { kind: "guest", user: format!("mirror {other}") });
+        }
+        if let Some(session) = self.batches.get(&mirror_id) {
+            let user = format!("the export or import {}", session.import());
+            return Err(HostError::InUse { kind: "mirror", user });
+        }
         if mirror.worker_count() < u32::from(streams) {
             let detail = format!("the mirror has {} workers", mirror.worker_count());
             return Err(HostError::Invalid(vec![super::FieldError::new("/streams", "out_of_range", detail)]));
@@ -577,6 +907,7 @@ impl Owner {
     }
 
     fn drop_body(&mut self) {
+        self.batches.clear();
         for (id, mirror) in self.mirrors.drain() {
             drop(mirror);
             self.inner.forget_mirror(id);
@@ -610,6 +941,26 @@ impl Owner {
         self.inner.events.guest(&record, Some(&before), Change::Updated);
         self.inner.changed();
         record
+    }
+}
+
+/// What a helper's refusal of a control operation, or its failure, is to a caller.
+fn helper_error(e: LaneError) -> HostError {
+    match e {
+        LaneError::Refused { status: Status::WrongState | Status::Busy, .. } => {
+            HostError::WrongState { kind: "helper", current: "in a session", allowed: &["idle"] }
+        }
+        LaneError::Refused { status: Status::PolicyForbids, .. } => {
+            HostError::PolicyForbids { why: "the guest must not leave its platform, in no part".to_owned() }
+        }
+        LaneError::Refused { status: Status::PageRefused, index } => {
+            HostError::Invalid(vec![FieldError::new(
+                "/ranges",
+                "not_reachable",
+                format!("the helper refuses page {index} of the ranges"),
+            )])
+        }
+        e => HostError::internal("an operation of the helper", e),
     }
 }
 

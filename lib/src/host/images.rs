@@ -1,16 +1,19 @@
 //! Helper images that were uploaded, beside the built-in one.
 //!
 //! Owns: their records and files. A record is made first and gets its content once; content that does not pass the
-//! header's checks is never written. Mirrors run the built-in image: which of the others a mirror may run is for the
-//! pair of hosts to agree on, and no protocol says it yet.
+//! header's checks is never written. A mirror of a guest that is not encrypted runs whichever of them its maker names; a
+//! migration's destination takes the image with the measurement of the source's.
+
+use std::sync::Arc;
 
 use jiff::Timestamp;
-use mirrorvm_abi::header::HeaderError;
+use mirrorvm_abi::header::{FILE_MAX, HeaderError};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::events::{Change, EventBody, ResourceKind};
-use super::{Host, HostError, validate};
+use super::inner::Inner;
+use super::{DriverSpec, FieldError, Host, HostError, validate};
 use crate::mirror::HelperImage;
 use crate::private_files::PrivateDir;
 use crate::store::Kind;
@@ -68,25 +71,101 @@ fn facts(image: &HelperImage) -> ImageFacts {
     }
 }
 
+impl Inner {
+    /// The helper image that a caller names (`None`: the built-in one), for guests of `driver`.
+    ///
+    /// # Errors
+    /// No such image, or none with content; one that the guest cannot have; storage.
+    pub fn helper_image(
+        &self,
+        driver: &DriverSpec,
+        key: Option<&str>,
+    ) -> Result<Arc<HelperImage>, HostError> {
+        let Some(key) = key else { return Ok(Arc::clone(&self.image)) };
+        let record = self.image_record(key)?;
+        let Some(content) = &record.content else {
+            let detail = "the image has no content yet; PUT it first";
+            let error = FieldError::new("/helper_image", "no_content", detail);
+            return Err(HostError::Invalid(vec![error]));
+        };
+        let image = self.load_image(&record, content)?;
+        self.check_image(driver, &image)?;
+        Ok(image)
+    }
+
+    /// The image with this measurement, if there is one.
+    ///
+    /// # Errors
+    /// Storage.
+    pub fn image_measuring(&self, measurement: &[u8; 32]) -> Result<Option<Arc<HelperImage>>, HostError> {
+        let same = |r: &ImageRecord| r.content.as_ref().is_some_and(|c| c.measurement == *measurement);
+        let Some(record) = self.image_records()?.into_iter().find(same) else { return Ok(None) };
+        record.content.as_ref().map(|content| self.load_image(&record, content)).transpose()
+    }
+
+    /// Whether guests of `driver` can have a helper of this image.
+    ///
+    /// # Errors
+    /// [`HostError::ImageNotLaunched`], [`HostError::CapabilityMissing`].
+    pub fn check_image(&self, driver: &DriverSpec, image: &HelperImage) -> Result<(), HostError> {
+        if image.measurement() == self.image.measurement() {
+            return Ok(());
+        }
+        if driver.sev().is_some() {
+            return Err(HostError::ImageNotLaunched);
+        }
+        if matches!(driver, DriverSpec::Emulated { .. }) {
+            let why =
+                "the software machine knows the built-in helper by its bytes and runs it natively".to_owned();
+            return Err(HostError::CapabilityMissing { what: "other helper images", why });
+        }
+        Ok(())
+    }
+
+    fn load_image(&self, record: &ImageRecord, content: &ImageFacts) -> Result<Arc<HelperImage>, HostError> {
+        if record.id == BUILT_IN_ID {
+            return Ok(Arc::clone(&self.image));
+        }
+        let failed =
+            |e: Box<dyn std::error::Error + Send + Sync>| HostError::internal("reading a helper image", e);
+        let dir = PrivateDir::open(&self.state_dir.join("helper-images")).map_err(|e| failed(e.into()))?;
+        let name = format!("{}.bin", record.id.simple());
+        let bytes = dir.read(&name, FILE_MAX as u64).map_err(|e| failed(e.into()))?;
+        let image = HelperImage::parse(bytes.to_vec()).map_err(|e| failed(e.to_string().into()))?;
+        // What was measured is what is run: a file that changed behind the daemon's back is not.
+        if facts(&image) != *content {
+            return Err(failed("the file is not what was uploaded".into()));
+        }
+        Ok(Arc::new(image))
+    }
+
+    fn image_records(&self) -> Result<Vec<ImageRecord>, HostError> {
+        let stored = self.store.list::<ImageRecord>(Kind::HelperImage);
+        let stored = stored.map_err(|e| HostError::internal("listing helper images", e))?;
+        let built_in = ImageRecord {
+            id: BUILT_IN_ID,
+            name: "built-in".into(),
+            generation: 1,
+            content: Some(facts(&self.image)),
+            created_at: Timestamp::UNIX_EPOCH,
+        };
+        Ok(std::iter::once(built_in).chain(stored.into_iter().map(|(_, r)| r)).collect())
+    }
+
+    fn image_record(&self, key: &str) -> Result<ImageRecord, HostError> {
+        let id = Uuid::try_parse(key).ok();
+        let found = self.image_records()?.into_iter().find(|i| Some(i.id) == id || i.name == key);
+        found.ok_or_else(|| HostError::NotFound { kind: "helper image", key: key.chars().take(80).collect() })
+    }
+}
+
 impl Host {
     /// Every image, the built-in one first.
     ///
     /// # Errors
     /// Storage.
     pub fn images(&self) -> Result<Vec<ImageRecord>, HostError> {
-        let stored = self.inner.store.list::<ImageRecord>(Kind::HelperImage);
-        let stored = stored.map_err(|e| HostError::internal("listing helper images", e))?;
-        Ok(std::iter::once(self.built_in()).chain(stored.into_iter().map(|(_, r)| r)).collect())
-    }
-
-    fn built_in(&self) -> ImageRecord {
-        ImageRecord {
-            id: BUILT_IN_ID,
-            name: "built-in".into(),
-            generation: 1,
-            content: Some(facts(&self.inner.image)),
-            created_at: Timestamp::UNIX_EPOCH,
-        }
+        self.inner.image_records()
     }
 
     /// One image by id or name.
@@ -94,9 +173,7 @@ impl Host {
     /// # Errors
     /// [`HostError::NotFound`], storage.
     pub fn image(&self, key: &str) -> Result<ImageRecord, HostError> {
-        let id = Uuid::try_parse(key).ok();
-        let found = self.images()?.into_iter().find(|i| Some(i.id) == id || i.name == key);
-        found.ok_or_else(|| HostError::NotFound { kind: "helper image", key: key.chars().take(80).collect() })
+        self.inner.image_record(key)
     }
 
     /// Makes a record without content, under an id of the caller's choice (`None`: a new one).
@@ -173,6 +250,13 @@ impl Host {
         let record = self.image(key)?;
         if record.id == BUILT_IN_ID {
             return Err(HostError::InUse { kind: "helper image", user: "the daemon itself".into() });
+        }
+        let measured = record.content.as_ref().map(|c| c.measurement);
+        let measured = measured.filter(|m| *m != self.inner.image.measurement());
+        let mirrors = self.mirrors();
+        if let Some(mirror) = mirrors.iter().find(|m| measured == Some(m.helper_measurement)) {
+            let user = format!("mirror {}", mirror.id);
+            return Err(HostError::InUse { kind: "helper image", user });
         }
         if act {
             let failed = "deleting a helper image";

@@ -20,7 +20,7 @@ use crate::guest::MachineError;
 use crate::memory::MemoryError;
 use crate::migration::wire::{self, Outcome, Prepare, Purpose, Refused, kind};
 use crate::migration::{Arrival, Arrived, MigrationFault, Receiver, accept_hello, serve_import};
-use crate::mirror::SealedToken;
+use crate::mirror::{HelperImage, SealedToken};
 use crate::store::Kind;
 use crate::transport::{Link, PeerIdentity};
 
@@ -127,9 +127,7 @@ impl Destination<'_> {
         if inner.in_maintenance() {
             return Err(refuse("maintenance", "the destination is in maintenance"));
         }
-        if prepare.helper_measurement != inner.image.measurement() {
-            return Err(refuse("helper_mismatch", "the hosts have different helper images"));
-        }
+        let image = self.image(prepare)?;
         if inner.migration_entry(prepare.session).is_some()
             || matches!(inner.store.get::<HandOver>(Kind::HandOver, prepare.session), Ok(Some(_)))
         {
@@ -150,7 +148,7 @@ impl Destination<'_> {
         let driver = &prepare.spec.driver;
         let (streams, declared) = (u32::from(prepare.streams), prepare.readiness.declaration.as_ref());
         inner
-            .plan_arrival(driver, &prepare.layout, prepare.strategy, streams, declared)
+            .plan_arrival(driver, &prepare.layout, prepare.strategy, streams, declared, &image)
             .map_err(|e| refused_by(&e))?;
         inner.check_driver(driver).map_err(|e| refused_by(&e))?;
         if let Some(sev) = driver.sev() {
@@ -163,6 +161,15 @@ impl Destination<'_> {
             return Err(refuse("ticket_invalid", "no ticket for this session and source"));
         }
         Ok(())
+    }
+
+    /// The image that the source's helper is: the built-in one, or one that was uploaded here, too.
+    fn image(&self, prepare: &Prepare) -> Result<Arc<HelperImage>, Refused> {
+        let found = self.inner.image_measuring(&prepare.helper_measurement).map_err(|e| refused_by(&e))?;
+        let image =
+            found.ok_or_else(|| refuse("helper_mismatch", "the destination has no such helper image"))?;
+        self.inner.check_image(&prepare.spec.driver, &image).map_err(|e| refused_by(&e))?;
+        Ok(image)
     }
 
     /// Takes the guest's id and name, also from a record of a guest that left for another host earlier.
@@ -216,6 +223,7 @@ impl Destination<'_> {
             readiness: prepare.readiness.clone(),
             mirror: LaunchMirror { strategy: prepare.strategy, workers: u32::from(prepare.streams) },
         };
+        let image = self.image(prepare)?;
         let made = inner.make_machine(&record, entry, Some(incoming)).map_err(|e| match e {
             MakeError::Machine(e) => machine_refusal(&e),
             MakeError::Host(e) => refused_by(&e),
@@ -224,7 +232,7 @@ impl Destination<'_> {
         let mirror = match made.mirror {
             Some(mirror) => mirror,
             None => inner
-                .make_mirror(&record, machine.as_ref(), prepare.strategy, u32::from(prepare.streams))
+                .make_mirror(&record, machine.as_ref(), prepare.strategy, u32::from(prepare.streams), &image)
                 .map_err(|e| refused_by(&e))?,
         };
         let control = Arc::new(new_control(
@@ -238,6 +246,7 @@ impl Destination<'_> {
             direction: MigrationDirection::Incoming,
             guest: prepare.guest,
             guest_name: prepare.spec.name.clone(),
+            labels: prepare.spec.labels.clone(),
             peer: peer.to_owned(),
             spec: None,
             strategy: prepare.strategy,
@@ -245,6 +254,8 @@ impl Destination<'_> {
             generation: 1,
             progress: Progress::default(),
             rounds: Vec::new(),
+            workers: Vec::new(),
+            helper_busy_percent: None,
             guest_state_after: None,
             error: None,
             cancel_requested_at: None,
@@ -263,7 +274,9 @@ impl Destination<'_> {
         })?;
         let (sender, streams) = mpsc::channel();
         inner.streams().insert(prepare.session, (self.identity, sender));
-        inner.add_migration(Arc::new(MigrationEntry::new(migration, Arc::clone(&control))), true);
+        let entry = Arc::new(MigrationEntry::new(migration, Arc::clone(&control)));
+        entry.attach(mirror.watch());
+        inner.add_migration(entry, true);
         Ok(Arrival { machine, mirror, control, streams })
     }
 

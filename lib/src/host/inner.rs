@@ -20,7 +20,7 @@ use crate::guest::MachineError;
 use crate::hypervisor::Hypervisor;
 use crate::hypervisor::emulated::EmulatedHost;
 use crate::hypervisor::kvm::KvmHost;
-use crate::mirror::{HelperImage, Mirror};
+use crate::mirror::{HelperImage, Mirror, Placement};
 use crate::sev::model::ModelPlatform;
 use crate::store::{Kind, Ledger, Store};
 use crate::transport::{Identity, Link, PeerIdentity};
@@ -57,7 +57,8 @@ pub(super) struct Inner {
     /// The software machine: always there.
     pub emulated: EmulatedHost,
     limits: KnownLimits,
-    pub image: HelperImage,
+    /// The built-in image.
+    pub image: Arc<HelperImage>,
     pub runtime: tokio::runtime::Handle,
     pub page_secret: [u8; 32],
     images: Mutex<()>,
@@ -104,7 +105,7 @@ impl Inner {
             kvm,
             emulated,
             limits,
-            image: HelperImage::built_in(),
+            image: Arc::new(HelperImage::built_in()),
             runtime: tokio::runtime::Handle::current(),
             page_secret,
             images: Mutex::default(),
@@ -222,6 +223,7 @@ impl Inner {
         mirror: &Mirror,
         busy: bool,
         id: Option<Uuid>,
+        placement: Placement,
     ) -> Arc<MirrorEntry> {
         let record = MirrorRecord {
             id: id.unwrap_or_else(Uuid::now_v7),
@@ -231,8 +233,8 @@ impl Inner {
             generation: 1,
             plan: Arc::clone(mirror.plan()),
             workers: Vec::new(),
-            cpus: Vec::new(),
-            helper_measurement: self.image.measurement(),
+            placement,
+            helper_measurement: mirror.helper_measurement(),
             error: None,
             created_at: Timestamp::now(),
             ready_after_us: mirror.ready_after().as_micros() as u64,

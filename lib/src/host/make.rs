@@ -18,7 +18,7 @@ use crate::guest::qemu::{QEMU_RESERVED, QemuMachine, QemuMachineSpec};
 use crate::guest::{CarriedReadiness, Machine, MachineError};
 use crate::hypervisor::Hypervisor;
 use crate::memory::{Backing, GuestRam, MemoryError, free_huge_bytes};
-use crate::mirror::{HelperSource, Mirror, MirrorError};
+use crate::mirror::{HelperImage, HelperSource, Mirror, MirrorError};
 use crate::pages::PageSet;
 use crate::qemu;
 use crate::sev::Policy;
@@ -82,6 +82,8 @@ pub struct PlanOptions {
     pub confidentiality: Option<Confidentiality>,
     /// Whether the helper's text is in a read-only slot.
     pub read_only_text: bool,
+    /// The helper image, by id or name; `None`: the built-in one.
+    pub helper_image: Option<String>,
 }
 
 impl Inner {
@@ -210,7 +212,7 @@ impl Inner {
     ) -> Result<Made, MakeError> {
         let mut made = None;
         if let Some(m) = mirror {
-            made = Some(self.build_mirror(record, &machine, m.strategy, m.workers, true)?);
+            made = Some(self.build_mirror(record, &machine, (m.strategy, m.workers), &self.image, true)?);
         }
         let areas = made.as_ref().map_or(&[][..], Mirror::launched_areas);
         machine.finish_launch(areas)?;
@@ -239,9 +241,14 @@ impl Inner {
         let mut sets = Vec::new();
         for strategy in LAUNCHED {
             // What cannot be planned now cannot be made later either; the refusal comes when somebody asks for it.
-            if let Ok(plan) =
-                address_space::plan(&self.request(driver, home, strategy, 1, declaration.as_ref()))
-            {
+            if let Ok(plan) = address_space::plan(&self.request(
+                driver,
+                home,
+                strategy,
+                1,
+                declaration.as_ref(),
+                &self.image,
+            )) {
                 sets.extend(plan.set_contents(level, sev.policy.0));
             }
         }
@@ -260,7 +267,7 @@ impl Inner {
         driver: &DriverSpec,
         home: &GuestLayout,
     ) -> crate::guest::embedded::CheckDeclaration {
-        let request = self.request(driver, home, Strategy::Declared, 1, None);
+        let request = self.request(driver, home, Strategy::Declared, 1, None, &self.image);
         let (layout, helper) = (home.clone(), *request.helper);
         let (limits, mailbox, confidentiality) =
             (*self.limits_of(driver), request.mailbox, request.confidentiality);
@@ -289,6 +296,7 @@ impl Inner {
         strategy: Strategy,
         workers: u32,
         declaration: Option<&'a Declaration>,
+        image: &'a HelperImage,
     ) -> PlanRequest<'a> {
         let confidentiality = match driver.sev() {
             None => Confidentiality::None,
@@ -299,7 +307,7 @@ impl Inner {
         let workers = if driver.sev().is_some() { mirrorvm_abi::layout::WORKERS_MAX } else { workers };
         PlanRequest {
             layout,
-            helper: self.image.header(),
+            helper: image.header(),
             limits: self.limits_of(driver),
             strategy,
             mailbox: MailboxSize { workers, slots: SLOTS },
@@ -331,7 +339,8 @@ impl Inner {
         };
         let declaration = options.declaration.clone().or_else(known);
         let shared = entry.encryption().map(|e| e.shared());
-        let request = self.request(driver, &record.layout, strategy, workers, declaration.as_ref());
+        let image = self.helper_image(driver, options.helper_image.as_deref())?;
+        let request = self.request(driver, &record.layout, strategy, workers, declaration.as_ref(), &image);
         self.plan_request(PlanRequest {
             limits: options.limits.as_ref().unwrap_or(request.limits),
             shared: shared.as_ref(),
@@ -381,9 +390,10 @@ impl Inner {
         strategy: Strategy,
         workers: u32,
         declaration: Option<&Declaration>,
+        image: &HelperImage,
     ) -> Result<MirrorPlan, HostError> {
         self.check_strategy(driver, strategy)?;
-        self.plan_request(self.request(driver, layout, strategy, workers, declaration))
+        self.plan_request(self.request(driver, layout, strategy, workers, declaration, image))
     }
 
     fn plan_request(&self, request: PlanRequest<'_>) -> Result<MirrorPlan, HostError> {
@@ -397,8 +407,9 @@ impl Inner {
         machine: &dyn Machine,
         strategy: Strategy,
         workers: u32,
+        image: &HelperImage,
     ) -> Result<Mirror, HostError> {
-        let mut mirror = self.build_mirror(record, machine, strategy, workers, false)?;
+        let mut mirror = self.build_mirror(record, machine, (strategy, workers), image, false)?;
         mirror.wake().map_err(mirror_error)?;
         Ok(mirror)
     }
@@ -407,8 +418,8 @@ impl Inner {
         &self,
         record: &GuestRecord,
         machine: &dyn Machine,
-        strategy: Strategy,
-        workers: u32,
+        (strategy, workers): (Strategy, u32),
+        image: &HelperImage,
         launching: bool,
     ) -> Result<Mirror, HostError> {
         let driver = &record.spec.driver;
@@ -420,14 +431,14 @@ impl Inner {
         let reference = || self.reference_declaration(driver, &layout).filter(|_| launching);
         let declaration = live.as_deref().cloned().or_else(reference);
         let shared: PageSet = machine.encryption().shared();
-        let request = self.request(driver, &layout, strategy, workers, declaration.as_ref());
+        let request = self.request(driver, &layout, strategy, workers, declaration.as_ref(), image);
         let plan = self.plan_request(PlanRequest { shared: Some(&shared), ..request })?;
         let launched = machine.launched_helper();
         let helper = match &launched {
             Some(launched) => HelperSource::Launched(launched),
             None => HelperSource::Loaded { secret: machine.migration_secret() },
         };
-        let (ram, image) = (machine.ram(), &self.image);
+        let ram = machine.ram();
         Mirror::build(hypervisor, &short_name(record), Arc::new(plan), workers, ram, image, helper)
             .map_err(mirror_error)
     }

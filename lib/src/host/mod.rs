@@ -3,6 +3,7 @@
 //! Owns: registries of guests, mirrors, migrations and peers, their durable records, and who may do what when. Must not
 //! know: HTTP, JSON bodies, users. Each guest has one owning task; each migration one thread.
 
+mod batches;
 mod capabilities;
 mod changes;
 mod entries;
@@ -31,9 +32,11 @@ use uuid::Uuid;
 use crate::addr::{Gpa, RamAddr};
 use crate::address_space::{MirrorPlan, Plug, Strategy};
 use crate::guest::{EncryptionStatus, MachineError, PlugError, StatusError, StatusExtent};
+use crate::mirror::PlacementError;
 use crate::store::{Kind, Ledger};
 use crate::transport::PeerListener;
 
+pub use batches::{BatchRefusal, ExportSpec, ImportReport, ImportStep, SealedBatch};
 pub use error::{FieldError, HostError};
 pub use expected::Expected;
 pub use images::{BUILT_IN_ID, ContentError, ImageFacts, ImageRecord};
@@ -203,7 +206,12 @@ impl Host {
         options: &PlanOptions,
     ) -> Result<MirrorPlan, HostError> {
         let guest = self.inner.find_guest(key)?;
-        validate::mirror(&MirrorSpec { guest: String::new(), strategy, workers })?;
+        validate::mirror(&MirrorSpec {
+            guest: String::new(),
+            strategy,
+            workers,
+            options: MirrorOptions::default(),
+        })?;
         self.inner.plan(&guest, strategy, workers, options)
     }
 
@@ -464,6 +472,19 @@ impl Host {
     }
 }
 
+/// Why threads are not where a caller wants them.
+fn placement_error(e: PlacementError) -> HostError {
+    match e {
+        PlacementError::NoSuchCpu => {
+            HostError::Invalid(vec![FieldError::new("/placement/cpus", "out_of_range", e.to_string())])
+        }
+        PlacementError::Forbidden => {
+            HostError::CapabilityMissing { what: "scheduling of threads", why: e.to_string() }
+        }
+        PlacementError::Kernel(_) => HostError::internal("placing a mirror's threads", e),
+    }
+}
+
 /// An error with its causes, for the log.
 fn chain(e: &dyn std::error::Error) -> String {
     let mut text = e.to_string();
@@ -508,9 +529,10 @@ fn host_fault(e: &HostError) -> Fault {
         HostError::Invalid(_) => "invalid",
         HostError::PolicyForbids { .. } => "policy_forbids",
         HostError::MirrorAtLaunch => "mirror_at_launch",
-        HostError::NotLaunched { .. } => "helper_not_launched",
+        HostError::NotLaunched { .. } | HostError::ImageNotLaunched => "helper_not_launched",
         HostError::GuestNotReady { .. } => "guest_not_ready",
         HostError::PlugRefused(_)
+        | HostError::BatchRefused(_)
         | HostError::NameTaken { .. }
         | HostError::GuestMoved { .. }
         | HostError::GenerationMismatch { .. }

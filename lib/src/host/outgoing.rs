@@ -62,7 +62,9 @@ pub(super) fn prepare(
     let strategy = match &spec.mirror {
         MirrorChoice::Template(strategy) => {
             // Refused now rather than after the lease.
-            inner.plan(&guest, *strategy, u32::from(spec.streams), &PlanOptions::default())?;
+            let helper_image = spec.template.helper_image.clone();
+            let options = PlanOptions { helper_image, ..PlanOptions::default() };
+            inner.plan(&guest, *strategy, u32::from(spec.streams), &options)?;
             *strategy
         }
         MirrorChoice::Existing(id) => existing_mirror(inner, *id, record.id)?,
@@ -74,6 +76,7 @@ pub(super) fn prepare(
         direction: MigrationDirection::Outgoing,
         guest: record.id,
         guest_name: record.spec.name,
+        labels: record.spec.labels,
         peer: peer.spec.name.clone(),
         spec: Some(spec),
         strategy,
@@ -81,6 +84,8 @@ pub(super) fn prepare(
         generation: 1,
         progress: Progress { total_bytes: record.layout.ram_bytes(), ..Progress::default() },
         rounds: Vec::new(),
+        workers: Vec::new(),
+        helper_busy_percent: None,
         guest_state_after: None,
         error: None,
         cancel_requested_at: None,
@@ -242,6 +247,7 @@ impl Run {
         let lease = self.guest.ask_blocking(|reply| Command::Lend {
             migration: self.entry.id,
             choice: spec.mirror.clone(),
+            template: spec.template.clone(),
             streams: spec.streams,
             reply,
         });
@@ -257,6 +263,7 @@ impl Run {
 
     fn with_lease(&self, spec: &MigrationSpec, lease: Lease) {
         let Lease { mut machine, mut mirror, mirror_id, transient, was_running, record } = lease;
+        self.entry.attach(mirror.watch());
         let (end, peer) = match self.peer.spec.identity.parse::<PeerIdentity>() {
             Err(_) => {
                 let fault = MigrationFault::Protocol("the peer's stored identity cannot be read");
@@ -271,7 +278,7 @@ impl Run {
                     peer,
                     identity: &self.inner.identity,
                     host: &self.inner.name,
-                    image: &self.inner.image,
+                    helper_measurement: mirror.helper_measurement(),
                     machine_type: machine.machine_type().ok().flatten(),
                     control: &self.entry.control,
                     journal: self,

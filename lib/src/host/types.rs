@@ -12,6 +12,7 @@ use crate::address_space::{BlockSpec, GuestLayout, HostLimits, MirrorPlan, Strat
 use crate::guest::Readiness;
 pub use crate::guest::lifecycle::GuestState;
 use crate::memory::Backing;
+use crate::mirror::Placement;
 use crate::sev::Policy;
 
 /// Labels of a resource: at most 64, keys 1 to 63 and values 0 to 255 bytes.
@@ -274,6 +275,18 @@ pub struct MirrorSpec {
     pub strategy: Strategy,
     /// Mirror vCPUs, 1 to 16.
     pub workers: u32,
+    /// The rest.
+    pub options: MirrorOptions,
+}
+
+/// What a caller may leave out of a mirror.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MirrorOptions {
+    /// Where its vCPU threads run.
+    pub placement: Placement,
+    /// The helper image, by id or name; `None`: the built-in one.
+    pub helper_image: Option<String>,
 }
 
 /// A mirror's state.
@@ -303,7 +316,7 @@ impl MirrorState {
 }
 
 /// One mirror vCPU.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkerInfo {
     /// Kernel thread id, from our own thread.
     pub tid: u32,
@@ -330,8 +343,8 @@ pub struct MirrorRecord {
     pub plan: std::sync::Arc<MirrorPlan>,
     /// Its vCPUs.
     pub workers: Vec<WorkerInfo>,
-    /// Processors of the host that its vCPUs are bound to; none: any.
-    pub cpus: Vec<u32>,
+    /// Where its vCPU threads run.
+    pub placement: Placement,
     /// SHA-256 of the helper image.
     pub helper_measurement: [u8; 32],
     /// Why it failed.
@@ -447,6 +460,9 @@ pub struct MigrationSpec {
     pub mode: MigrationMode,
     /// Through which mirror.
     pub mirror: MirrorChoice,
+    /// More of the mirror that is made for the migration.
+    #[serde(default)]
+    pub template: MirrorOptions,
     /// Helper workers and connections, 1 to 16.
     pub streams: u16,
     /// How they cross.
@@ -593,6 +609,9 @@ pub struct MigrationRecord {
     pub guest: Uuid,
     /// The guest's name.
     pub guest_name: String,
+    /// The guest's labels when it began.
+    #[serde(default)]
+    pub labels: Labels,
     /// Name of the other host.
     pub peer: String,
     /// What was asked for; `None` at the destination.
@@ -607,6 +626,12 @@ pub struct MigrationRecord {
     pub progress: Progress,
     /// Rounds so far.
     pub rounds: Vec<Round>,
+    /// The mirror's workers: CPU time and exits for this migration.
+    #[serde(default)]
+    pub workers: Vec<WorkerInfo>,
+    /// Share of the time that the workers used, percent; `None`: there was no mirror yet.
+    #[serde(default)]
+    pub helper_busy_percent: Option<u8>,
     /// The guest's state here after the end.
     pub guest_state_after: Option<GuestState>,
     /// Why it failed, or is in doubt.

@@ -10,6 +10,7 @@ use super::{
 use crate::addr::{PAGE_2M, PAGE_SIZE};
 use crate::address_space::{GuestLayout, LayoutError, PspVia, Strategy};
 use crate::memory::Backing;
+use crate::mirror::{FIFO_PRIORITIES, NICE, Placement, Scheduler};
 use crate::sev::Policy;
 
 /// vCPUs and workers that one guest or mirror may have.
@@ -145,11 +146,36 @@ fn block_error(e: &LayoutError) -> FieldError {
 
 /// What a caller wants of a mirror.
 pub(super) fn mirror(spec: &MirrorSpec) -> Result<(), HostError> {
-    if (1..=CPUS_MAX).contains(&spec.workers) {
-        return Ok(());
+    let mut errors = placement("/placement", &spec.options.placement);
+    if !(1..=CPUS_MAX).contains(&spec.workers) {
+        let detail = format!("{} is not 1 to {CPUS_MAX}", spec.workers);
+        errors.push(FieldError::new("/workers", "out_of_range", detail));
     }
-    let detail = format!("{} is not 1 to {CPUS_MAX}", spec.workers);
-    Err(HostError::Invalid(vec![FieldError::new("/workers", "out_of_range", detail)]))
+    if errors.is_empty() { Ok(()) } else { Err(HostError::Invalid(errors)) }
+}
+
+/// Where threads are to run: what is wrong with it, if anything.
+pub(super) fn placement(at: &str, placement: &Placement) -> Vec<FieldError> {
+    let there = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u32;
+    let bad = |(i, cpu): (usize, &u32)| {
+        let detail = format!("{cpu} is not 0 to {}", there - 1);
+        (*cpu >= there).then(|| FieldError::new(format!("{at}/cpus/{i}"), "out_of_range", detail))
+    };
+    let mut errors: Vec<FieldError> = placement.cpus.iter().enumerate().filter_map(bad).collect();
+    let wrong = match placement.scheduler {
+        Some(Scheduler::Other { nice } | Scheduler::Batch { nice }) if !NICE.contains(&nice) => {
+            Some(("nice", format!("{nice} is not {} to {}", NICE.start(), NICE.end())))
+        }
+        Some(Scheduler::Fifo { priority }) if !FIFO_PRIORITIES.contains(&priority) => {
+            let (low, high) = (FIFO_PRIORITIES.start(), FIFO_PRIORITIES.end());
+            Some(("priority", format!("{priority} is not {low} to {high}")))
+        }
+        _ => None,
+    };
+    if let Some((field, detail)) = wrong {
+        errors.push(FieldError::new(format!("{at}/scheduler/{field}"), "out_of_range", detail));
+    }
+    errors
 }
 
 /// What a caller wants of a migration.
@@ -168,6 +194,7 @@ pub(super) fn migration(spec: &MigrationSpec) -> Result<(), HostError> {
     if let Some(b) = spec.limits.bandwidth_bytes_per_second {
         bound("/limits/bandwidth_bytes_per_second", b, BANDWIDTH_MIN, 1 << 50);
     }
+    errors.extend(placement("/mirror/placement", &spec.template.placement));
     if errors.is_empty() { Ok(()) } else { Err(HostError::Invalid(errors)) }
 }
 

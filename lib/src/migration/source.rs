@@ -23,7 +23,7 @@ use crate::host::{
     GuestRecord, MigrationMode, MigrationSpec, MigrationState, OnTimeout, ProtectionLevel, Round,
     StreamTransport,
 };
-use crate::mirror::{HelperImage, Mirror};
+use crate::mirror::Mirror;
 use crate::pages::PageSet;
 use crate::transport::{Identity, Link};
 
@@ -41,6 +41,8 @@ pub trait Journal {
 
 /// What a source needs.
 pub struct Outgoing<'a> {
+    /// SHA-256 of the helper image that the mirror runs.
+    pub helper_measurement: [u8; 32],
     /// The migration's id.
     pub id: Uuid,
     /// The guest.
@@ -53,8 +55,6 @@ pub struct Outgoing<'a> {
     pub identity: &'a Identity,
     /// What we are called.
     pub host: &'a str,
-    /// The helper image that the mirror runs.
-    pub image: &'a HelperImage,
     /// QEMU's machine type.
     pub machine_type: Option<String>,
     /// The handle.
@@ -170,7 +170,7 @@ impl Course<'_, '_> {
             streams: out.spec.streams,
             stream_transport: out.spec.stream_transport,
             mask: fresh_key()?,
-            helper_measurement: out.image.measurement(),
+            helper_measurement: out.helper_measurement,
             nonce,
             secret: *self.machine.migration_secret(),
             paused: !self.was_running,

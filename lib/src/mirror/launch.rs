@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use mirrorvm_abi::{config, layout as abi, mailbox};
 
 use super::worker::{self, WorkerShared};
-use super::{HelperImage, Lane, LaneError, MirrorError, WorkerEnd, psp};
+use super::{HelperImage, Lane, LaneError, MirrorError, Placement, PlacementError, WorkerEnd, psp};
 use crate::address_space::{MirrorPlan, PspVia, SlotBacking, Strategy};
 use crate::guest::embedded::add_save_areas;
 use crate::guest::{LaunchedHelper, helper_block};
@@ -32,7 +32,10 @@ pub struct Mirror {
     vm: Box<dyn Vm>,
     ram: GuestRam,
     launched_areas: Vec<Vec<u8>>,
-    /// Whether the host may empty the helper's block.
+    measurement: [u8; 32],
+    /// Whether the helper's memory is the mirror's alone, and not the guest's block for it.
+    private: bool,
+    /// Whether the host may empty the helper's block, and has filled it for this mirror.
     wipes: bool,
     begun: Instant,
     ready_after: Duration,
@@ -51,6 +54,8 @@ pub struct MirrorStats {
     pub tid: u32,
     /// Exits of the mirror vCPU.
     pub exits: u64,
+    /// CPU time of its thread, nanoseconds.
+    pub cpu_ns: u64,
     /// Whether it still runs.
     pub ended: Option<WorkerEnd>,
 }
@@ -62,13 +67,31 @@ pub struct MirrorWatch(Vec<Arc<WorkerShared>>);
 impl MirrorWatch {
     /// What the workers have done.
     pub fn stats(&self) -> Vec<MirrorStats> {
-        let stat = |w: &Arc<WorkerShared>| MirrorStats {
-            tid: w.tid.load(Ordering::Relaxed),
-            exits: w.exits.load(Ordering::Relaxed),
-            ended: w.ended(),
+        let stat = |w: &Arc<WorkerShared>| {
+            let (tid, ended) = (w.tid.load(Ordering::Relaxed), w.ended());
+            // A thread that has ended has left its time behind: its id may be somebody else's by now.
+            let cpu_ns = match ended {
+                None => cpu_ns(tid).unwrap_or(0),
+                Some(_) => w.cpu_ns.load(Ordering::Relaxed),
+            };
+            MirrorStats { tid, exits: w.exits.load(Ordering::Relaxed), cpu_ns, ended }
         };
         self.0.iter().map(stat).collect()
     }
+
+    /// Sets where the workers' threads run.
+    ///
+    /// # Errors
+    /// [`PlacementError`]; some threads may be placed.
+    pub fn place(&self, placement: &Placement) -> Result<(), PlacementError> {
+        self.0.iter().try_for_each(|w| placement.apply_to(w.tid.load(Ordering::Relaxed)))
+    }
+}
+
+/// CPU time of one of our threads, from the scheduler (Documentation/scheduler/sched-stats.rst).
+fn cpu_ns(tid: u32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/self/task/{tid}/schedstat")).ok()?;
+    text.split(' ').next()?.parse().ok()
 }
 
 /// Where a helper's memory comes from.
@@ -133,7 +156,9 @@ impl Mirror {
             vm,
             ram: ram.clone(),
             launched_areas: Vec::new(),
-            wipes: matches!(helper, HelperSource::Loaded { .. }),
+            measurement: image.measurement(),
+            private: private.is_some(),
+            wipes: matches!(helper, HelperSource::Loaded { .. }) && private.is_none(),
             begun,
             ready_after: Duration::ZERO,
         };
@@ -234,6 +259,24 @@ impl Mirror {
     /// SEV-ES: what was measured of its vCPUs.
     pub fn launched_areas(&self) -> &[Vec<u8>] {
         &self.launched_areas
+    }
+
+    /// SHA-256 of the helper image that it runs.
+    pub const fn helper_measurement(&self) -> [u8; 32] {
+        self.measurement
+    }
+
+    /// Whether its helper's memory is its own. Of mirrors whose helper lies in the guest's block there can be one at a time.
+    pub const fn is_private(&self) -> bool {
+        self.private
+    }
+
+    /// Sets where its vCPU threads run.
+    ///
+    /// # Errors
+    /// [`PlacementError`]; some threads may be placed.
+    pub fn place(&self, placement: &Placement) -> Result<(), PlacementError> {
+        self.watch().place(placement)
     }
 
     /// Mirror vCPUs.

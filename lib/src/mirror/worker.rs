@@ -20,6 +20,8 @@ pub(super) struct WorkerShared {
     pub sq_tail: AtomicU32,
     pub exits: AtomicU64,
     pub tid: AtomicU32,
+    /// CPU time of the thread, nanoseconds: set at its end.
+    pub cpu_ns: AtomicU64,
     quit: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
@@ -39,6 +41,7 @@ impl WorkerShared {
             sq_tail: AtomicU32::new(0),
             exits: AtomicU64::new(0),
             tid: AtomicU32::new(0),
+            cpu_ns: AtomicU64::new(0),
             quit: AtomicBool::new(false),
             state: Mutex::default(),
             changed: Condvar::new(),
@@ -138,6 +141,9 @@ pub(super) fn run(shared: &WorkerShared, mut vcpu: Box<dyn Vcpu>) {
     let how = turns(shared, vcpu.as_mut());
     // The vCPU goes before anybody learns of the end, so that the VM can go after it.
     drop(vcpu);
+    let used = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    let used = used.tv_sec.unsigned_abs() * 1_000_000_000 + used.tv_nsec.unsigned_abs();
+    shared.cpu_ns.store(used, Ordering::Relaxed);
     shared.end(how);
 }
 

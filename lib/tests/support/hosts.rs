@@ -63,6 +63,7 @@ pub fn migration(peer: &str, strategy: Strategy, streams: u16) -> MigrationSpec 
         destination: Destination::Host(peer.into()),
         mode: MigrationMode::Precopy,
         mirror: MirrorChoice::Template(strategy),
+        template: MirrorOptions::default(),
         streams,
         stream_transport: StreamTransport::Sealed,
         limits: MigrationLimits::default(),

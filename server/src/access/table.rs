@@ -80,6 +80,8 @@ operations! {
     Operate PUT "/v1/mirrors/{mirror}" mirror_put,
     Operate PATCH "/v1/mirrors/{mirror}" mirror_update,
     Operate DELETE "/v1/mirrors/{mirror}" mirror_delete,
+    Operate POST "/v1/mirrors/{mirror}/exports" mirror_export,
+    Operate POST "/v1/mirrors/{mirror}/imports" mirror_import,
     Read GET "/v1/mirrors/{mirror}/layout" mirror_layout_get,
     Read GET "/v1/mirrors/{mirror}/stats" mirror_stats_get,
     Read GET "/v1/mirrors/{mirror}/log" mirror_log_list,

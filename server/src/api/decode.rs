@@ -208,6 +208,23 @@ impl<'v, 'e> Fields<'v, 'e> {
         }
     }
 
+    /// An integer in `range`, which may be negative; absent stands for `default`.
+    pub fn signed_or(&mut self, name: &'static str, range: RangeInclusive<i8>, default: i8) -> Option<i8> {
+        let Some(node) = self.node(name) else { return Some(default) };
+        let Value::Number(number) = node.value else {
+            self.errors.wrong_type(&node, "an integer");
+            return None;
+        };
+        let (low, high) = (*range.start(), *range.end());
+        let value = number.as_f64().filter(|f| f.fract() == 0.0);
+        let fitting = value.filter(|f| (f64::from(low)..=f64::from(high)).contains(f)).map(|f| f as i8);
+        if fitting.is_none() {
+            let detail = format!("{number} is not an integer between {low} and {high}");
+            self.errors.add(&node.pointer, "out_of_range", detail);
+        }
+        fitting
+    }
+
     /// An integer in `range`, which must be there.
     pub fn int<T: TryFrom<u64>>(&mut self, name: &'static str, range: RangeInclusive<u64>) -> Option<T> {
         match self.node(name) {

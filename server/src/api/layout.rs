@@ -34,6 +34,8 @@ pub struct AddressSpacePlanCreate {
     #[serde(default)]
     #[schema(default = false)]
     pub read_only_text: bool,
+    /// The helper image, by id or name; null or absent: the built-in one.
+    pub helper_image: Option<String>,
 }
 
 impl AddressSpacePlanCreate {
@@ -109,6 +111,7 @@ impl Decode for AddressSpacePlanCreate {
         let declaration = f.optional("declaration");
         let confidentiality = f.optional("confidentiality");
         let read_only_text = f.or("read_only_text", false);
+        let helper_image = f.optional("helper_image");
         f.done()?;
         Some(Self {
             strategy: strategy?,
@@ -117,6 +120,7 @@ impl Decode for AddressSpacePlanCreate {
             declaration: declaration?,
             confidentiality: confidentiality?,
             read_only_text: read_only_text?,
+            helper_image: helper_image?,
         })
     }
 }

@@ -4,13 +4,16 @@ use jiff::Timestamp;
 use mirrorvm::addr::PAGE_SIZE;
 use mirrorvm::host::{
     Destination, MigrationDirection, MigrationLimits, MigrationMode, MigrationRecord, MigrationSpec,
-    MigrationState, MirrorChoice, OnTimeout, Progress, Round, SourceAfter, StreamTransport,
+    MigrationState, MirrorChoice, MirrorOptions, OnTimeout, Round, SourceAfter, StreamTransport,
 };
+use mirrorvm::mirror::Placement;
 use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::decode::{Decode, Errors, Fields, Node, one_of};
+use super::mirrors::Worker;
+use super::patch::PlacementBody;
 use super::strategies::{ShiftBody, StrategyBody};
 use super::{Fault, Preview};
 use crate::problem::{MAX_SAFE_INTEGER, ProblemError};
@@ -96,7 +99,7 @@ pub enum ModeBody {
 }
 
 /// The mirror that a migration uses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[schema(as = MirrorChoice)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum MirrorChoiceBody {
@@ -105,6 +108,12 @@ pub enum MirrorChoiceBody {
     Template {
         /// Layout of its address space.
         strategy: StrategyBody,
+        /// Where its vCPU threads run; null or absent: as the daemon.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        placement: Option<PlacementBody>,
+        /// The helper image, by id or name; null or absent: the built-in one. The destination must have it, too.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        helper_image: Option<String>,
     },
     /// One that exists.
     #[schema(title = "MirrorExisting")]
@@ -194,8 +203,11 @@ pub enum SourceAfterBody {
     KeepStopped,
 }
 
-const DEFAULT_MIRROR: MirrorChoiceBody =
-    MirrorChoiceBody::Template { strategy: StrategyBody::Shifted { shift: ShiftBody::FourGib {} } };
+const DEFAULT_MIRROR: MirrorChoiceBody = MirrorChoiceBody::Template {
+    strategy: StrategyBody::Shifted { shift: ShiftBody::FourGib {} },
+    placement: None,
+    helper_image: None,
+};
 
 impl Decode for MigrationCreate {
     fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
@@ -293,8 +305,14 @@ impl Decode for MirrorChoiceBody {
         match f.kind(&["template", "existing"])? {
             "template" => {
                 let strategy = f.required("strategy");
+                let placement = f.optional("placement");
+                let helper_image = f.optional("helper_image");
                 f.done()?;
-                Some(Self::Template { strategy: strategy? })
+                Some(Self::Template {
+                    strategy: strategy?,
+                    placement: placement?,
+                    helper_image: helper_image?,
+                })
             }
             _ => {
                 let mirror = f.required("mirror");
@@ -381,6 +399,15 @@ impl From<LimitsBody> for MigrationLimits {
 
 impl From<MigrationCreate> for MigrationSpec {
     fn from(body: MigrationCreate) -> Self {
+        let (mirror, template) = match body.mirror {
+            MirrorChoiceBody::Template { strategy, placement, helper_image } => {
+                let placement = placement.map(Placement::from).unwrap_or_default();
+                (MirrorChoice::Template(strategy.into()), MirrorOptions { placement, helper_image })
+            }
+            MirrorChoiceBody::Existing { mirror } => {
+                (MirrorChoice::Existing(mirror), MirrorOptions::default())
+            }
+        };
         Self {
             guest: body.guest,
             destination: match body.destination {
@@ -391,10 +418,8 @@ impl From<MigrationCreate> for MigrationSpec {
                 ModeBody::Precopy => MigrationMode::Precopy,
                 ModeBody::StopAndCopy => MigrationMode::StopAndCopy,
             },
-            mirror: match body.mirror {
-                MirrorChoiceBody::Template { strategy } => MirrorChoice::Template(strategy.into()),
-                MirrorChoiceBody::Existing { mirror } => MirrorChoice::Existing(mirror),
-            },
+            mirror,
+            template,
             streams: body.streams,
             stream_transport: match body.stream_transport {
                 StreamTransportBody::Sealed => StreamTransport::Sealed,
@@ -423,7 +448,12 @@ impl From<MigrationSpec> for MigrationCreate {
                 MigrationMode::StopAndCopy => ModeBody::StopAndCopy,
             },
             mirror: match spec.mirror {
-                MirrorChoice::Template(strategy) => MirrorChoiceBody::Template { strategy: strategy.into() },
+                MirrorChoice::Template(strategy) => MirrorChoiceBody::Template {
+                    strategy: strategy.into(),
+                    placement: (spec.template.placement != Placement::default())
+                        .then(|| spec.template.placement.into()),
+                    helper_image: spec.template.helper_image,
+                },
                 MirrorChoice::Existing(mirror) => MirrorChoiceBody::Existing { mirror },
             },
             streams: spec.streams,
@@ -560,6 +590,11 @@ pub struct HelperProgress {
     pub pages_plain: u64,
     /// Refusals that it answered.
     pub helper_errors: u64,
+    /// Share of their time that its vCPU threads used the processor for this migration; null: there was no mirror yet.
+    #[schema(minimum = 0, maximum = 100)]
+    pub helper_busy_percent: Option<u8>,
+    /// Its vCPUs: CPU time for this migration, exits since they were made.
+    pub per_worker: Vec<Worker>,
 }
 
 /// Something that can be said of how a migration goes.
@@ -612,7 +647,8 @@ impl Condition {
 }
 
 impl MigrationProgress {
-    fn new(state: &'static str, p: &Progress) -> Self {
+    fn new(state: &'static str, record: &MigrationRecord) -> Self {
+        let p = &record.progress;
         let moved = (p.pages_sealed + p.pages_shared).saturating_sub(p.pages_zero);
         Self {
             state,
@@ -642,6 +678,8 @@ impl MigrationProgress {
                 pages_encrypted: p.pages_sealed,
                 pages_plain: p.pages_shared,
                 helper_errors: p.helper_errors,
+                helper_busy_percent: record.helper_busy_percent,
+                per_worker: record.workers.iter().cloned().map(Worker::from).collect(),
             },
         }
     }
@@ -651,6 +689,7 @@ impl From<MigrationRecord> for Migration {
     fn from(record: MigrationRecord) -> Self {
         let state = record.state.name();
         let conditions = Condition::of(&record);
+        let progress = MigrationProgress::new(state, &record);
         Self {
             id: record.id,
             direction: match record.direction {
@@ -664,7 +703,7 @@ impl From<MigrationRecord> for Migration {
             strategy: record.strategy.into(),
             state,
             generation: record.generation,
-            progress: MigrationProgress::new(state, &record.progress),
+            progress,
             guest_state_after: record.guest_state_after.map(|s| s.name()),
             error: record.error.map(Fault::from),
             cancelable: cancelable(record.state),

@@ -1,7 +1,8 @@
 //! Mirrors on the wire.
 
 use jiff::Timestamp;
-use mirrorvm::host::{MirrorRecord, MirrorSpec, WorkerInfo};
+use mirrorvm::host::{MirrorOptions, MirrorRecord, MirrorSpec, WorkerInfo};
+use mirrorvm::mirror::Placement;
 use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -27,6 +28,12 @@ pub struct MirrorCreate {
     #[serde(default)]
     #[schema(default = 1, minimum = 1, maximum = 16)]
     pub workers: u32,
+    /// Where its vCPU threads run; null or absent: as the daemon.
+    pub placement: Option<PlacementBody>,
+    /// The helper image, by id or name; null or absent: the built-in one. An encrypted guest has the one that it was
+    /// launched with.
+    #[schema(example = "helper-2")]
+    pub helper_image: Option<String>,
 }
 
 impl Decode for MirrorCreate {
@@ -35,14 +42,24 @@ impl Decode for MirrorCreate {
         let guest = f.required("guest");
         let strategy = f.required("strategy");
         let workers = f.int_or("workers", 1..=16, 1);
+        let placement = f.optional("placement");
+        let helper_image = f.optional("helper_image");
         f.done()?;
-        Some(Self { guest: guest?, strategy: strategy?, workers: workers? })
+        Some(Self {
+            guest: guest?,
+            strategy: strategy?,
+            workers: workers?,
+            placement: placement?,
+            helper_image: helper_image?,
+        })
     }
 }
 
 impl From<MirrorCreate> for MirrorSpec {
     fn from(body: MirrorCreate) -> Self {
-        Self { guest: body.guest, strategy: body.strategy.into(), workers: body.workers }
+        let placement = body.placement.map(Placement::from).unwrap_or_default();
+        let options = MirrorOptions { placement, helper_image: body.helper_image };
+        Self { guest: body.guest, strategy: body.strategy.into(), workers: body.workers, options }
     }
 }
 
@@ -109,7 +126,7 @@ impl From<MirrorRecord> for Mirror {
             error: record.error.map(Fault::from),
             created_at: record.created_at,
             ready_after_us: record.ready_after_us,
-            placement: PlacementBody { cpus: record.cpus },
+            placement: record.placement.into(),
             preview: None,
         }
     }

@@ -4,6 +4,7 @@
 //! not travel: a body is decoded, turned into a library value and forgotten.
 
 pub mod audit;
+pub mod batches;
 pub mod capabilities;
 pub mod checks;
 pub mod decode;

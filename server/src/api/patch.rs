@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use mirrorvm::host::{Labels, MigrationLimits, PeerSpec};
+use mirrorvm::mirror::{NICE, Placement, Scheduler};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -69,15 +70,96 @@ pub struct PlacementBody {
     /// Logical processors of the host; empty: any.
     #[schema(max_items = 1024, example = json!([0, 1]))]
     pub cpus: Vec<u32>,
+    /// How they are scheduled; null or absent: as the daemon.
+    pub scheduler: Option<SchedulerBody>,
+}
+
+/// How the kernel schedules threads, sched(7). `capability_missing` says that the kernel does not let the daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = Scheduler)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum SchedulerBody {
+    /// `SCHED_OTHER`, as most.
+    #[schema(title = "SchedulerOther")]
+    Other {
+        /// -20 (most of a processor) to 19.
+        #[serde(default)]
+        #[schema(default = 0, minimum = -20, maximum = 19)]
+        nice: i8,
+    },
+    /// `SCHED_BATCH`: for work that nobody waits for.
+    #[schema(title = "SchedulerBatch")]
+    Batch {
+        /// -20 (most of a processor) to 19.
+        #[serde(default)]
+        #[schema(default = 0, minimum = -20, maximum = 19)]
+        nice: i8,
+    },
+    /// `SCHED_IDLE`: what is left over.
+    #[schema(title = "SchedulerIdle")]
+    Idle {},
+    /// `SCHED_FIFO`: before all others, until it sleeps.
+    #[schema(title = "SchedulerFifo")]
+    Fifo {
+        /// 1 to 99 (first of all).
+        #[schema(minimum = 1, maximum = 99)]
+        priority: u8,
+    },
+}
+
+impl Decode for SchedulerBody {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        let mut f = Fields::open(node, errors)?;
+        match f.kind(&["other", "batch", "idle", "fifo"])? {
+            "idle" => f.done().map(|()| Self::Idle {}),
+            "fifo" => {
+                let priority = f.int("priority", 1..=99);
+                f.done()?;
+                Some(Self::Fifo { priority: priority? })
+            }
+            kind => {
+                let nice = f.signed_or("nice", NICE, 0);
+                f.done()?;
+                let nice = nice?;
+                Some(if kind == "batch" { Self::Batch { nice } } else { Self::Other { nice } })
+            }
+        }
+    }
+}
+
+impl From<PlacementBody> for Placement {
+    fn from(body: PlacementBody) -> Self {
+        let scheduler = body.scheduler.map(|s| match s {
+            SchedulerBody::Other { nice } => Scheduler::Other { nice },
+            SchedulerBody::Batch { nice } => Scheduler::Batch { nice },
+            SchedulerBody::Idle {} => Scheduler::Idle,
+            SchedulerBody::Fifo { priority } => Scheduler::Fifo { priority },
+        });
+        Self { cpus: body.cpus, scheduler }
+    }
+}
+
+impl From<Placement> for PlacementBody {
+    fn from(placement: Placement) -> Self {
+        let scheduler = placement.scheduler.map(|s| match s {
+            Scheduler::Other { nice } => SchedulerBody::Other { nice },
+            Scheduler::Batch { nice } => SchedulerBody::Batch { nice },
+            Scheduler::Idle => SchedulerBody::Idle {},
+            Scheduler::Fifo { priority } => SchedulerBody::Fifo { priority },
+        });
+        Self { cpus: placement.cpus, scheduler }
+    }
 }
 
 impl Decode for PlacementBody {
     fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
         let mut f = Fields::open(node, errors)?;
         let cpus: Option<Vec<u64>> = f.required("cpus");
+        let scheduler = f.optional("scheduler");
         f.done()?;
         // What is no processor of any machine is refused by the host, which knows how many there are.
-        Some(Self { cpus: cpus?.into_iter().map(|c| u32::try_from(c).unwrap_or(u32::MAX)).collect() })
+        let cpus = cpus?.into_iter().map(|c| u32::try_from(c).unwrap_or(u32::MAX)).collect();
+        Some(Self { cpus, scheduler: scheduler? })
     }
 }
 

@@ -93,6 +93,7 @@ impl Pair {
             destination: Destination::Host("b".into()),
             mode: MigrationMode::Precopy,
             mirror: MirrorChoice::Template(Strategy::Shifted { shift: Shift::FourGib }),
+            template: mirrorvm::host::MirrorOptions::default(),
             streams: self.course.streams,
             stream_transport: StreamTransport::Sealed,
             limits: MigrationLimits {

@@ -243,6 +243,11 @@ catalogue! {
         "The other host did not answer in time",
         cause "A connection was there or begun, and nothing came over it in time.",
         fix "Check the network between the hosts; try again.";
+    /// A sealed batch was not taken.
+    BatchRefused = "batch_refused", UNPROCESSABLE_ENTITY, retry false,
+        "The helper does not take the sealed batch",
+        cause "A record does not open (`unsealed`: changed, sealed for another import, taken twice or out of order), is of a page that the helper may not write (`page_refused`) or has written already (`page_repeated`), or the batch is not whole (`incomplete`). The import is over; `errors[0].index` is the record, and the pages before it were written.",
+        fix "Open a new import and export the pages again for it. Give batches in the order in which they were sealed, each once.";
     /// The host has run out of something.
     NoResources = "no_resources", SERVICE_UNAVAILABLE, retry true,
         "The host has run out of something",

@@ -26,7 +26,8 @@ const fn code_of(error: &HostError) -> ProblemCode {
         HostError::PlanRefused(_) => ProblemCode::PlanRefused,
         HostError::PolicyForbids { .. } => ProblemCode::PolicyForbids,
         HostError::MirrorAtLaunch => ProblemCode::MirrorAtLaunch,
-        HostError::NotLaunched { .. } => ProblemCode::HelperNotLaunched,
+        HostError::NotLaunched { .. } | HostError::ImageNotLaunched => ProblemCode::HelperNotLaunched,
+        HostError::BatchRefused(_) => ProblemCode::BatchRefused,
         HostError::GuestNotReady { .. } => ProblemCode::GuestNotReady,
         HostError::PlugRefused(_) => ProblemCode::PlugRefused,
         HostError::CapabilityMissing { .. } => ProblemCode::CapabilityMissing,
@@ -56,6 +57,17 @@ impl From<HostError> for Problem {
             }
             HostError::PlanRefused(refusals) => {
                 inner.errors = refusals.into_iter().map(ProblemError::from).collect();
+            }
+            HostError::BatchRefused(refusal) => {
+                let written: u64 = refusal.written.iter().map(|(_, len)| len / 4096).sum();
+                inner.detail = format!(
+                    "record {} is refused as {}; {written} pages before it were written, and the import is over",
+                    refusal.index, refusal.code
+                );
+                let mut error =
+                    ProblemError::at_pointer("/batch/records", refusal.code, inner.detail.clone());
+                error.index = Some(refusal.index as u64);
+                inner.errors = vec![error];
             }
             // The cause is the answer here; it names no more than the caller's own block.
             HostError::PlugRefused(cause) => {
@@ -139,7 +151,16 @@ mod tests {
             (HostError::PolicyForbids { why: "NOSEND".into() }, 409),
             (HostError::MirrorAtLaunch, 409),
             (HostError::NotLaunched { offset: 4096 }, 409),
+            (HostError::ImageNotLaunched, 409),
             (HostError::GuestNotReady { why: "it said so" }, 409),
+            (
+                HostError::BatchRefused(mirrorvm::host::BatchRefusal {
+                    code: "unsealed",
+                    index: 3,
+                    written: vec![(0, 3 * 4096)],
+                }),
+                422,
+            ),
             (HostError::PlugRefused(mirrorvm::guest::PlugError::InUse), 409),
             (HostError::CapabilityMissing { what: "kvm", why: "no device".into() }, 501),
             (HostError::NoResources { what: "memory", source: None }, 503),

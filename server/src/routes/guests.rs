@@ -383,6 +383,7 @@ pub async fn plan(
         declaration: body.declared().map_err(|refusal| HostError::PlanRefused(vec![refusal]))?,
         confidentiality: body.confidentiality.map(Into::into),
         read_only_text: body.read_only_text,
+        helper_image: body.helper_image,
     };
     let plan = host.plan(&key, body.strategy.into(), body.workers, &options)?;
     Ok(Json(AddressSpacePlan::new(&plan, &layout)))

@@ -9,10 +9,11 @@ use mirrorvm::host::{Destination, HostError, MigrationRecord, MigrationSpec, Mig
 use uuid::Uuid;
 
 use super::common::{
-    CreateOnlyParam, DryRunParam, IdempotencyKeyParam, IfMatchParam, IfNoneMatchParam, PageParams,
-    PreferParam, SortParams, WaitParams, check_put, must_be_there, new_id,
+    CreateOnlyParam, DryRunParam, IdempotencyKeyParam, IfMatchParam, IfNoneMatchParam, LabelParams,
+    PageParams, PreferParam, SortParams, WaitParams, check_put, must_be_there, new_id,
 };
 use crate::api::checks::MigrationCheck;
+use crate::api::labels::{Selector, all_hold};
 use crate::api::layout::AddressSpacePlan;
 use crate::api::migrations::{
     Migration, MigrationCreate, MigrationList, MigrationRound, MigrationRoundList, parse_state,
@@ -59,7 +60,7 @@ fn is_of(record: &MigrationRecord, guest: &str) -> bool {
     params(
         ("state" = Option<Vec<String>>, Query, description = "Only those in one of these states; may be repeated"),
         ("guest" = Option<String>, Query, description = "Only those of this guest, by id or name"),
-        SortParams, PageParams,
+        LabelParams, SortParams, PageParams,
     ),
     responses((status = 200, description = "A page of migrations", body = MigrationList)))]
 pub async fn list(State(state): State<AppState>, query: Query) -> Result<Response, Problem> {
@@ -68,6 +69,9 @@ pub async fn list(State(state): State<AppState>, query: Query) -> Result<Respons
     let guest = parameters.one("guest");
     let mut filters: Vec<(&str, &str)> = states.iter().map(|s| ("state", s.name())).collect();
     filters.extend(guest.iter().map(|g| ("guest", g.as_str())));
+    let labels = parameters.labels();
+    let texts: Vec<String> = labels.iter().map(Selector::text).collect();
+    filters.extend(texts.iter().map(|t| ("label", t.as_str())));
     let scope = Scope::new(state.page_key(), "migrations", &filters);
     let request = parameters.page(&scope, false);
     parameters.done()?;
@@ -75,6 +79,12 @@ pub async fn list(State(state): State<AppState>, query: Query) -> Result<Respons
     migrations.retain(|m| {
         (states.is_empty() || states.contains(&m.state)) && guest.as_ref().is_none_or(|g| is_of(m, g))
     });
+    if !labels.is_empty() {
+        // The labels that the guest has here now; of one that is gone, those that it had when it left.
+        let host = state.host()?;
+        let of = |id: Uuid| host.guest(&id.to_string()).map(|g| g.spec.labels);
+        migrations.retain(|m| all_hold(&labels, &of(m.guest).unwrap_or_else(|_| m.labels.clone())));
+    }
     let place = |m: &MigrationRecord| Place::of(request.order, m.created_at, "", m.id);
     let (items, next) = cut(migrations, &request, place);
     let (next_page_token, link) = respond::next_page(PATH, &filters, &scope, &request, next);

@@ -13,7 +13,10 @@ use super::common::{
     PageParams, SortParams, WaitParams, check_put, must_be_there, new_id,
 };
 use super::events::expired;
+use mirrorvm::mirror::Placement;
+
 use crate::api::Preview;
+use crate::api::batches::{BatchBody, ExportBody, ImportBody, ImportRequest, MirrorImport};
 use crate::api::decode::Patch;
 use crate::api::labels::{Selector, all_hold};
 use crate::api::layout::AddressSpacePlan;
@@ -94,7 +97,8 @@ fn made(record: MirrorRecord) -> Response {
 fn previewed(state: &AppState, id: Option<Uuid>, spec: &MirrorSpec) -> Result<Response, Problem> {
     let host = state.host()?;
     let (guest, plan) = host.preview_mirror(id, spec)?;
-    let measurement = host.capabilities().helper_measurement;
+    let image = host.image(spec.options.helper_image.as_deref().unwrap_or("built-in"))?;
+    let measurement = image.content.map_or([0; 32], |c| c.measurement);
     let plan_body = AddressSpacePlan::new(&plan, &guest.layout);
     let record = MirrorRecord {
         id: id.unwrap_or_else(Uuid::now_v7),
@@ -104,7 +108,7 @@ fn previewed(state: &AppState, id: Option<Uuid>, spec: &MirrorSpec) -> Result<Re
         generation: 1,
         plan: std::sync::Arc::new(plan),
         workers: Vec::new(),
-        cpus: Vec::new(),
+        placement: spec.options.placement.clone(),
         helper_measurement: measurement,
         error: None,
         created_at: jiff::Timestamp::now(),
@@ -140,7 +144,7 @@ pub async fn create(
 
 /// Make a mirror under an id of your choice
 ///
-/// Makes the mirror, or finds it: for the same guest, strategy and number of workers it answers 200 and changes nothing,
+/// Makes the mirror, or finds it: for the same guest, strategy, workers, placement and image it answers 200 and changes nothing,
 /// otherwise it is refused with `id_taken`.
 #[utoipa::path(put, path = "/v1/mirrors/{mirror}", operation_id = "mirror_put", tag = "mirrors",
     request_body = MirrorCreate,
@@ -163,7 +167,11 @@ pub async fn put(
         let guest = host.guest(&spec.guest).map(|g| g.id).ok();
         let same = guest == Some(there.guest)
             && spec.strategy == there.strategy
-            && spec.workers as usize == there.workers.len();
+            && spec.workers as usize == there.workers.len()
+            && spec.options.placement == there.placement
+            && host
+                .image(spec.options.helper_image.as_deref().unwrap_or("built-in"))
+                .is_ok_and(|i| i.content.is_some_and(|c| c.measurement == there.helper_measurement));
         let taken = || Err(HostError::IdTaken { kind: "mirror" }.into());
         return if same { Ok(respond::ok(there.generation, Mirror::from(there))) } else { taken() };
     }
@@ -177,7 +185,7 @@ pub async fn put(
 
 /// Change a mirror
 ///
-/// A JSON merge patch of where its vCPU threads run; takes effect at once, also while a migration has it.
+/// A JSON merge patch of where its vCPU threads run and how they are scheduled; takes effect at once, also while a migration has it.
 #[utoipa::path(patch, path = "/v1/mirrors/{mirror}", operation_id = "mirror_update", tag = "mirrors",
     request_body(content = MirrorUpdate, content_type = "application/merge-patch+json"),
     params(("mirror" = String, Path, description = "Id of the mirror"), DryRunParam, IfMatchParam),
@@ -190,12 +198,12 @@ pub async fn update(
 ) -> Result<Response, Problem> {
     let (host, id) = (state.host()?, id_of(&key)?);
     let now = host.mirror(id)?;
-    let cpus = match body.placement {
-        Patch::Keep => now.cpus,
-        Patch::Clear => Vec::new(),
-        Patch::Set(placement) => placement.cpus,
+    let placement = match body.placement {
+        Patch::Keep => now.placement,
+        Patch::Clear => Placement::default(),
+        Patch::Set(placement) => placement.into(),
     };
-    let record = host.place_mirror(id, &cpus, &change.expected, !change.dry_run)?;
+    let record = host.place_mirror(id, placement, &change.expected, !change.dry_run)?;
     let preview = change.dry_run.then(Preview::default);
     Ok(respond::ok(record.generation, Mirror { preview, ..Mirror::from(record) }))
 }
@@ -249,6 +257,55 @@ pub async fn delete(
     }
     respond::detached(async move { host.delete_mirror_at(id, change.expected).await }).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// Seal RAM for an import
+///
+/// The mirror's helper seals pages of its guest for one import of another mirror of the same guest (helpers of one guest
+/// share its secret; make one of the two `psp-copied`, as a guest has one mirror in its helper's block). Batches go on in
+/// one session until `last`; meanwhile the mirror is `busy`. Pages of a running guest are sealed one by one as they are; for
+/// a picture of one moment pause it first. Refused with `state_conflict` or `guest_migrating` when the helper has other work,
+/// and with `validation_failed` for ranges that are no RAM, that the mirror does not reach, the helper's own, or shared by the
+/// guest with its host.
+#[utoipa::path(post, path = "/v1/mirrors/{mirror}/exports", operation_id = "mirror_export", tag = "mirrors",
+    request_body = ExportBody,
+    params(("mirror" = String, Path, description = "Id of the mirror"), DryRunParam, IfMatchParam, IdempotencyKeyParam),
+    responses((status = 200, description = "The sealed batch; with `dry_run`, without its records", body = BatchBody)))]
+pub async fn export(
+    State(state): State<AppState>,
+    Path(key): Path<String>,
+    change: Change,
+    JsonBody(body): JsonBody<ExportBody>,
+) -> Result<Json<BatchBody>, Problem> {
+    let (host, id) = (state.host()?.clone(), id_of(&key)?);
+    let (expected, act) = (change.expected, !change.dry_run);
+    let batch =
+        respond::detached(async move { host.export_batch(id, body.into(), expected, act).await }).await?;
+    let preview = change.dry_run.then(Preview::default);
+    Ok(Json(BatchBody { preview, ..batch.into() }))
+}
+
+/// Take a sealed batch back
+///
+/// In three steps: `open` gives an id and a nonce, which `POST …/exports` of the other mirror takes; `batch` writes what it
+/// sealed, in order, into the paused guest's RAM; `close` gives up. An import ends with its last batch or with the first that
+/// is refused (`batch_refused`), and its helper with it: the mirror gets a fresh one, under the same id. Encrypted guests
+/// take nothing back: that would be a rollback to which their owner has not agreed.
+#[utoipa::path(post, path = "/v1/mirrors/{mirror}/imports", operation_id = "mirror_import", tag = "mirrors",
+    request_body = ImportBody,
+    params(("mirror" = String, Path, description = "Id of the mirror"), DryRunParam, IfMatchParam, IdempotencyKeyParam),
+    responses((status = 200, description = "How the import is", body = MirrorImport)))]
+pub async fn import(
+    State(state): State<AppState>,
+    Path(key): Path<String>,
+    change: Change,
+    JsonBody(body): JsonBody<ImportRequest>,
+) -> Result<Json<MirrorImport>, Problem> {
+    let (host, id) = (state.host()?.clone(), id_of(&key)?);
+    let (expected, act) = (change.expected, !change.dry_run);
+    let report = respond::detached(async move { host.import_step(id, body.0, expected, act).await }).await?;
+    let preview = change.dry_run.then(Preview::default);
+    Ok(Json(MirrorImport { preview, ..report.into() }))
 }
 
 /// Get a mirror's counters

@@ -69,6 +69,8 @@ pub fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(helper_images::put_content))
         .routes(routes!(mirrors::list, mirrors::create))
         .routes(routes!(mirrors::get, mirrors::put, mirrors::update, mirrors::delete))
+        .routes(routes!(mirrors::export))
+        .routes(routes!(mirrors::import))
         .routes(routes!(mirrors::layout))
         .routes(routes!(mirrors::stats))
         .routes(routes!(mirrors::log))

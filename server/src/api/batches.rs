@@ -1,0 +1,335 @@
+//! Sealed batches on the wire: exports and imports through mirrors.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use mirrorvm::address_space::Addressing;
+use mirrorvm::host::{ExportSpec, GuestState, ImportReport, ImportStep, SealedBatch};
+use serde::Serialize;
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+use super::Preview;
+use super::decode::{Decode, Errors, Fields, Node, one_of};
+use crate::problem::MAX_SAFE_INTEGER;
+
+/// A range of RAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RamRange {
+    /// RAM address of the first byte, a multiple of 4096.
+    #[schema(example = 1048576, multiple_of = 4096, maximum = 9007199254740991u64)]
+    pub ram_addr: u64,
+    /// Bytes, a multiple of 4096.
+    #[schema(example = 65536, multiple_of = 4096, minimum = 4096, maximum = 1048576)]
+    pub size_bytes: u64,
+}
+
+impl Decode for RamRange {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        let mut f = Fields::open(node, errors)?;
+        let ram_addr = f.int("ram_addr", 0..=MAX_SAFE_INTEGER);
+        let size_bytes = f.int("size_bytes", 4096..=1 << 20);
+        f.done()?;
+        Some(Self { ram_addr: ram_addr?, size_bytes: size_bytes? })
+    }
+}
+
+/// What is to be sealed, and for whom.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = MirrorExportCreate)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({
+    "import": "01941f29-7c00-7000-8000-000000000001",
+    "nonce": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    "ranges": [{"ram_addr": 1048576, "size_bytes": 65536}]
+}))]
+pub struct ExportBody {
+    /// The import that it is for, from `POST …/imports` of the importing mirror.
+    pub import: Uuid,
+    /// The nonce of that import.
+    #[schema(pattern = "^[0-9a-f]{64}$")]
+    pub nonce: String,
+    /// Which RAM: ranges that are apart, of at most 1 MiB together. None only ends the session.
+    #[schema(max_items = 256)]
+    pub ranges: Vec<RamRange>,
+    /// Whether this is the session's last batch.
+    #[serde(default)]
+    #[schema(default = true)]
+    pub last: bool,
+}
+
+impl Decode for ExportBody {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        let mut f = Fields::open(node, errors)?;
+        let import = f.required("import");
+        let nonce: Option<Hex<32>> = f.required("nonce");
+        let ranges: Option<Vec<RamRange>> = f.required("ranges");
+        let last = f.or("last", true);
+        f.done()?;
+        Some(Self { import: import?, nonce: hex(&nonce?.0), ranges: ranges?, last: last? })
+    }
+}
+
+impl From<ExportBody> for ExportSpec {
+    fn from(body: ExportBody) -> Self {
+        Self {
+            import: body.import,
+            nonce: unhex(&body.nonce).unwrap_or([0; 32]),
+            ranges: body.ranges.iter().map(|r| (r.ram_addr, r.size_bytes)).collect(),
+            last: body.last,
+        }
+    }
+}
+
+/// Pages of RAM, sealed by a helper for one import. Opens there alone, once, and after the batches before it.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = SealedBatch)]
+#[serde(deny_unknown_fields)]
+pub struct BatchBody {
+    /// The import that it is for.
+    pub import: Uuid,
+    /// Which of its batches this is, from 1.
+    #[schema(minimum = 1, maximum = 4294967295u64)]
+    pub epoch: u32,
+    /// The exporting helper's nonce.
+    #[schema(pattern = "^[0-9a-f]{64}$")]
+    pub nonce: String,
+    /// What its records call pages: `ram_addr` or `gpa`, by the exporting mirror's strategy.
+    pub addressing: AddressingBody,
+    /// How many.
+    #[schema(minimum = 0, maximum = 256)]
+    pub pages: u32,
+    /// Sealed records, one a page, in base64.
+    #[schema(format = "byte", max_length = 1419264)]
+    pub records: String,
+    /// The helper's word that nothing is missing and nothing added, in base64.
+    #[schema(format = "byte", max_length = 256)]
+    pub token: String,
+    /// Whether it is the last of its session.
+    pub last: bool,
+    /// What the guest did meanwhile. Pages of a `paused` guest are of one moment; of a `running` one each is as it was when
+    /// it was read.
+    #[schema(example = "paused")]
+    pub guest_state: String,
+    /// In answers to `dry_run` alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false, read_only)]
+    pub preview: Option<Preview>,
+}
+
+/// What records call pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = PageAddressing)]
+#[serde(rename_all = "snake_case")]
+pub enum AddressingBody {
+    /// By their place in RAM.
+    RamAddr,
+    /// By the address where the guest sees them.
+    Gpa,
+}
+
+impl Decode for AddressingBody {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        one_of(node, errors, &[("ram_addr", Self::RamAddr), ("gpa", Self::Gpa)])
+    }
+}
+
+impl From<SealedBatch> for BatchBody {
+    fn from(batch: SealedBatch) -> Self {
+        Self {
+            import: batch.import,
+            epoch: batch.epoch,
+            nonce: hex(&batch.nonce),
+            addressing: match batch.addressing {
+                Addressing::RamAddr => AddressingBody::RamAddr,
+                Addressing::Gpa => AddressingBody::Gpa,
+            },
+            pages: batch.pages,
+            records: STANDARD.encode(&batch.records),
+            token: STANDARD.encode(batch.token),
+            last: batch.last,
+            guest_state: batch.guest_state.name().to_owned(),
+            preview: None,
+        }
+    }
+}
+
+/// A batch as it came, decoded.
+struct Batch(SealedBatch);
+
+impl Decode for Batch {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        let mut f = Fields::open(node, errors)?;
+        let import = f.required("import");
+        let epoch = f.int("epoch", 1..=u64::from(u32::MAX));
+        let nonce: Option<Hex<32>> = f.required("nonce");
+        let addressing = f.required("addressing");
+        let pages = f.int("pages", 0..=256);
+        let records: Option<Base64> = f.required("records");
+        let token: Option<Base64> = f.required("token");
+        let last = f.required("last");
+        // What the exporting end noted for people.
+        let _: Option<String> = f.required("guest_state");
+        f.done()?;
+        // Another length is no token; the helper says so.
+        let mut sealed = [0; mirrorvm::mirror::TOKEN_BYTES];
+        if let Ok(token) = <[u8; mirrorvm::mirror::TOKEN_BYTES]>::try_from(token?.0) {
+            sealed = token;
+        }
+        Some(Self(SealedBatch {
+            import: import?,
+            epoch: epoch?,
+            nonce: nonce?.0,
+            addressing: match addressing? {
+                AddressingBody::RamAddr => Addressing::RamAddr,
+                AddressingBody::Gpa => Addressing::Gpa,
+            },
+            pages: pages?,
+            records: records?.0,
+            token: sealed,
+            last: last?,
+            guest_state: GuestState::Paused,
+        }))
+    }
+}
+
+/// A step of an import.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = MirrorImportCreate, example = json!({"kind": "open"}))]
+#[serde(tag = "kind", rename_all = "snake_case")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "documents a union that `ImportRequest` decodes; none is ever made"
+)]
+pub enum ImportBody {
+    /// Begin an import: the helper draws a nonce for the exporter.
+    #[schema(title = "ImportOpen")]
+    Open {},
+    /// Take a sealed batch.
+    #[schema(title = "ImportBatch")]
+    Batch {
+        /// The batch as `POST …/exports` gave it.
+        batch: BatchBody,
+    },
+    /// Give an import up.
+    #[schema(title = "ImportClose")]
+    Close {
+        /// Its id.
+        import: Uuid,
+    },
+}
+
+/// A step of an import, decoded.
+#[derive(Clone, Debug)]
+pub struct ImportRequest(pub ImportStep);
+
+impl Decode for ImportRequest {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        let mut f = Fields::open(node, errors)?;
+        Some(Self(match f.kind(&["open", "batch", "close"])? {
+            "open" => {
+                f.done()?;
+                ImportStep::Open
+            }
+            "batch" => {
+                let batch: Option<Batch> = f.required("batch");
+                f.done()?;
+                ImportStep::Batch(Box::new(batch?.0))
+            }
+            _ => {
+                let import = f.required("import");
+                f.done()?;
+                ImportStep::Close(import?)
+            }
+        }))
+    }
+}
+
+/// How an import is.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct MirrorImport {
+    /// Its id.
+    pub import: Uuid,
+    /// `open`: no batch has come; `receiving`; `closed`. An import that is closed takes no more.
+    #[schema(example = "open")]
+    pub state: &'static str,
+    /// The importing helper's nonce, for exporters; null when batches have come.
+    #[schema(pattern = "^[0-9a-f]{64}$")]
+    pub nonce: Option<String>,
+    /// What became of the batch's pages, as runs by RAM address.
+    pub pages: Vec<ImportedRange>,
+    /// In answers to `dry_run` alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub preview: Option<Preview>,
+}
+
+/// A run of pages of a batch.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct ImportedRange {
+    /// RAM address of the first byte.
+    #[schema(example = 1048576)]
+    pub ram_addr: u64,
+    /// Bytes.
+    #[schema(example = 65536)]
+    pub size_bytes: u64,
+    /// `written`; of a batch that is refused, `batch_refused` says which record and how many pages went before.
+    #[schema(example = "written")]
+    pub status: &'static str,
+}
+
+impl From<ImportReport> for MirrorImport {
+    fn from(report: ImportReport) -> Self {
+        let run = |(ram_addr, size_bytes)| ImportedRange { ram_addr, size_bytes, status: "written" };
+        Self {
+            import: report.import,
+            state: report.state,
+            nonce: report.nonce.map(|n| hex(&n)),
+            pages: report.written.into_iter().map(run).collect(),
+            preview: None,
+        }
+    }
+}
+
+/// Bytes in lower-case hex.
+struct Hex<const N: usize>([u8; N]);
+
+impl<const N: usize> Decode for Hex<N> {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        let text = String::decode(node, errors)?;
+        let bytes = unhex(&text);
+        if bytes.is_none() {
+            node.invalid(errors, "this is not as many hex digits as it should be");
+        }
+        bytes.map(Self)
+    }
+}
+
+/// Bytes in base64, with padding.
+struct Base64(Vec<u8>);
+
+impl Decode for Base64 {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        let text = String::decode(node, errors)?;
+        let bytes = STANDARD.decode(text).ok();
+        if bytes.is_none() {
+            node.invalid(errors, "this is not base64 with padding (RFC 4648, section 4)");
+        }
+        bytes.map(Self)
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
+    if text.len() != 2 * N || !text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+        return None;
+    }
+    let mut bytes = [0; N];
+    for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    Some(bytes)
+}
