@@ -14,7 +14,7 @@ use mirrorvm_abi::op::{SCAN_MAX, Scan};
 use super::{Control, MigrationFault};
 use crate::addr::{PAGE_SIZE, RamPage};
 use crate::address_space::MirrorPlan;
-use crate::guest::Machine;
+use crate::guest::{DirtyRanges, Machine, MachineError};
 use crate::mirror::{Lane, LaneError, Mirror};
 use crate::pages::PageSet;
 
@@ -23,14 +23,14 @@ const PIPELINE: usize = 2;
 
 /// Who finds changed pages.
 pub(super) enum Finder {
-    /// The machine logs its guest's writes.
-    Log,
+    /// The machine logs its guest's writes; pages are taken off the log one batch after the other where it can do that.
+    Log(Option<DirtyRanges>),
     /// The helper scans.
     Scan(Pieces),
 }
 
 /// What a look has shown, beside the pages.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Look {
     /// Pages that it added to those that were left over from the last round.
     pub written_pages: u64,
@@ -39,22 +39,24 @@ pub(super) struct Look {
 }
 
 impl Finder {
-    /// The best one for this machine under this mirror, if there is any.
-    pub fn choose(machine: &dyn Machine, mirror: &Mirror) -> Option<Self> {
-        if machine.can_log_dirty() {
-            Some(Self::Log)
+    /// The best one for this machine under this mirror, if there is any; it has begun to watch. To be called before the
+    /// first page moves.
+    pub fn choose(machine: &mut dyn Machine, mirror: &Mirror) -> Result<Option<Self>, MigrationFault> {
+        Ok(if machine.can_log_dirty() {
+            machine.log_dirty(true)?;
+            Some(Self::Log(machine.dirty_ranges()))
         } else if mirror.plan().can_scan() {
             Some(Self::Scan(Pieces::of(mirror.plan())))
         } else {
             None
-        }
+        })
     }
 
-    /// Before the first page moves.
-    pub fn begin(&self, machine: &mut dyn Machine) -> Result<(), MigrationFault> {
+    /// Where pages are to be taken off the log right before they are read.
+    pub const fn ranges(&self) -> Option<&DirtyRanges> {
         match self {
-            Self::Log => Ok(machine.log_dirty(true)?),
-            Self::Scan(_) => Ok(()),
+            Self::Log(ranges) => ranges.as_ref(),
+            Self::Scan(_) => None,
         }
     }
 
@@ -71,9 +73,12 @@ impl Finder {
     ) -> Result<Look, MigrationFault> {
         let begun = Instant::now();
         let written_pages = match self {
-            Self::Log => {
+            Self::Log(ranges) => {
                 let before = left.len();
-                machine.take_dirty(left)?;
+                match ranges {
+                    Some(ranges) => ranges.look(left).map_err(MachineError::from)?,
+                    None => machine.take_dirty(left)?,
+                }
                 left.len() - before
             }
             Self::Scan(pieces) => {
@@ -91,9 +96,9 @@ impl Finder {
     }
 
     /// After the last look.
-    pub fn end(&self, machine: &mut dyn Machine) -> Result<(), MigrationFault> {
+    pub fn end(self, machine: &mut dyn Machine) -> Result<(), MigrationFault> {
         match self {
-            Self::Log => Ok(machine.log_dirty(false)?),
+            Self::Log(_) => Ok(machine.log_dirty(false)?),
             Self::Scan(_) => Ok(()),
         }
     }

@@ -10,14 +10,14 @@ use uuid::Uuid;
 
 use super::MigrationFault;
 use super::control::Control;
-use super::finder::Finder;
+use super::finder::{Finder, Look};
 use super::peer::{PeerAddress, open_control};
 use super::pump::{Limiter, Stream, Work, send_shared};
 use super::records::Mask;
 use super::rounds::{Convergence, Decision, Observation};
 use super::wire::{self, Prepare, Prepared, Purpose, Settled, StateHead, kind};
 use crate::addr::{PAGE_SIZE, RamAddr};
-use crate::guest::Machine;
+use crate::guest::{Machine, MachineError};
 use crate::host::{
     GuestRecord, MigrationMode, MigrationSpec, MigrationState, OnTimeout, ProtectionLevel, Round,
     StreamTransport,
@@ -119,6 +119,8 @@ struct Sent {
     /// Pages that went as they are at least once.
     ever_shared: PageSet,
     limiter: Limiter,
+    /// Who finds what the guest changes, while it runs.
+    finder: Option<Finder>,
 }
 
 impl Course<'_, '_> {
@@ -136,18 +138,20 @@ impl Course<'_, '_> {
             ever_sealed: PageSet::new(),
             ever_shared: PageSet::new(),
             limiter: Limiter::new(),
+            finder: None,
         };
         let mut left = PageSet::new();
         for block in self.machine.ram().layout().ram() {
             left.insert_range(block.ram_range());
         }
         // Shared pages that the helper cannot reach go as they are; private ones were refused by the planner.
-        let live = self.out.spec.mode == MigrationMode::Precopy && self.was_running;
-        let finder = if live { Finder::choose(self.machine, self.mirror) } else { None };
-        if let Some(finder) = &finder {
-            self.precopy(&mut link, &mut streams, &mut sent, &mut left, finder)?;
+        if self.out.spec.mode == MigrationMode::Precopy && self.was_running {
+            sent.finder = Finder::choose(self.machine, self.mirror)?;
         }
-        self.switchover(&mut link, &mut streams, &mut sent, left, finder.as_ref())?;
+        if sent.finder.is_some() {
+            self.precopy(&mut link, &mut streams, &mut sent, &mut left)?;
+        }
+        self.switchover(&mut link, &mut streams, &mut sent, left)?;
         Ok((link, streams))
     }
 
@@ -185,6 +189,8 @@ impl Course<'_, '_> {
             source: true,
             elide_zero: prepare.elide_zero,
             fresh: false,
+            // Only where somebody will ask: they cost an export a quarter of its speed.
+            digests: out.spec.mode == MigrationMode::Precopy && !self.machine.can_log_dirty(),
             streams: out.spec.streams,
             session: *out.id.as_bytes(),
             peer_nonce: prepared.nonce,
@@ -214,19 +220,16 @@ impl Course<'_, '_> {
         streams: &mut [Stream],
         sent: &mut Sent,
         left: &mut PageSet,
-        finder: &Finder,
     ) -> Result<(), MigrationFault> {
         let control = self.out.control;
         control.enter(MigrationState::Precopy);
-        finder.begin(self.machine)?;
         let begun = Instant::now();
         let mut course = Convergence::default();
         loop {
             self.check()?;
             let until = self.round_ends_at(begun);
             let mut round = self.round(link, streams, sent, left, Some(until))?;
-            let lanes = (streams.len(), sent.epoch);
-            let look = finder.look(self.machine, self.mirror, lanes, control, left)?;
+            let look = self.look(sent, streams.len(), left)?;
             let duration = Duration::from_micros(round.duration_us);
             let seen = Observation {
                 moved_pages: round.pages_sealed + round.pages_shared,
@@ -256,6 +259,12 @@ impl Course<'_, '_> {
         }
     }
 
+    /// Brings `left` up to date with what the guest has changed.
+    fn look(&mut self, sent: &Sent, streams: usize, left: &mut PageSet) -> Result<Look, MigrationFault> {
+        let Some(finder) = &sent.finder else { return Ok(Look::default()) };
+        finder.look(self.machine, self.mirror, (streams, sent.epoch), self.out.control, left)
+    }
+
     /// When a round has to end even if pages are left: at the deadline, unless the guest is only slowed then.
     fn round_ends_at(&self, begun: Instant) -> Instant {
         let limits = self.out.control.limits();
@@ -283,7 +292,6 @@ impl Course<'_, '_> {
         streams: &mut [Stream],
         sent: &mut Sent,
         mut left: PageSet,
-        finder: Option<&Finder>,
     ) -> Result<(), MigrationFault> {
         self.check()?;
         let control = self.out.control;
@@ -293,9 +301,8 @@ impl Course<'_, '_> {
         self.mirror.paused()?;
         // Saving may touch memory (drivers say so), hence before the last look at the dirty log.
         let state = self.machine.save_state()?;
-        if let Some(finder) = finder {
-            let lanes = (streams.len(), sent.epoch);
-            finder.look(self.machine, self.mirror, lanes, control, &mut left)?;
+        self.look(sent, streams.len(), &mut left)?;
+        if let Some(finder) = sent.finder.take() {
             finder.end(self.machine)?;
         }
         // Registers are written to the save areas when the vCPUs stop: whatever went before, they go again, last.
@@ -344,7 +351,14 @@ impl Course<'_, '_> {
         let (ram, plan) = (self.machine.ram(), self.mirror.plan());
         let plan = std::sync::Arc::clone(plan);
         let limits = (control, &sent.limiter);
-        let work = Work::new(sent.epoch, &sealed, &shared, (ram, &plan), limits, until);
+        let work = Work::new(
+            sent.epoch,
+            &sealed,
+            &shared,
+            (ram, &plan),
+            limits,
+            (until, sent.finder.as_ref().and_then(Finder::ranges)),
+        );
         pump_all(self.mirror, streams, &work).map_err(|fault| reason(link, fault))?;
         send_shared(link, &work).map_err(|fault| reason(link, fault))?;
         let token = self.mirror.end_epoch()?;
@@ -491,7 +505,7 @@ impl Course<'_, '_> {
         if self.out.control.is_cancelled() {
             return Err(MigrationFault::Canceled);
         }
-        self.machine.ended().map_or(Ok(()), |end| Err(crate::guest::MachineError::Ended(end).into()))
+        self.machine.ended().map_or(Ok(()), |end| Err(MachineError::Ended(end).into()))
     }
 }
 

@@ -82,7 +82,7 @@ async fn one(bytes: u64, streams: u16) -> Result<MigrationRecord, BenchError> {
     Ok(end)
 }
 
-async fn open(dir: &std::path::Path, name: &str) -> Result<Host, BenchError> {
+pub(super) async fn open(dir: &std::path::Path, name: &str) -> Result<Host, BenchError> {
     let peer_listen = Some(std::net::SocketAddr::from(([127, 0, 0, 1], 0)));
     Ok(Host::open(HostConfig {
         state_dir: dir.join("state"),
@@ -93,7 +93,7 @@ async fn open(dir: &std::path::Path, name: &str) -> Result<Host, BenchError> {
     .await?)
 }
 
-async fn introduce(here: &Host, there: &Host) -> Result<(), BenchError> {
+pub(super) async fn introduce(here: &Host, there: &Host) -> Result<(), BenchError> {
     let info = there.info();
     let address = info.peer_address.ok_or("no peer listener")?;
     here.add_peer(PeerSpec { name: info.name, address, identity: info.identity, labels: Labels::new() })
@@ -101,7 +101,7 @@ async fn introduce(here: &Host, there: &Host) -> Result<(), BenchError> {
     Ok(())
 }
 
-async fn until<T>(mut found: impl FnMut() -> Option<T>) -> Result<T, BenchError> {
+pub(super) async fn until<T>(mut found: impl FnMut() -> Option<T>) -> Result<T, BenchError> {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(300);
     loop {
         if let Some(t) = found() {

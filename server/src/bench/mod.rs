@@ -7,6 +7,7 @@ mod api;
 mod create;
 mod migrate;
 mod plan;
+mod qemu_live;
 mod scan;
 mod seal;
 mod setting;
@@ -44,6 +45,8 @@ enum Scenario {
     Plan,
     /// A running guest over loopback between two hosts, every page compared.
     Migrate,
+    /// A stock Linux in QEMU: its pause when it moves live by scans, against stop and copy. Needs MIRRORVM_GUEST_DIR.
+    QemuLive,
     /// The REST API against libvirt's RPC: one guest, a list of 1,000, durable definitions.
     Api,
 }
@@ -72,8 +75,15 @@ type BenchError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Runs what was asked for and prints it.
 pub(crate) fn run(args: &BenchArgs) -> Result<(), BenchError> {
-    let all =
-        [Scenario::Seal, Scenario::Scan, Scenario::Create, Scenario::Plan, Scenario::Migrate, Scenario::Api];
+    let all = [
+        Scenario::Seal,
+        Scenario::Scan,
+        Scenario::Create,
+        Scenario::Plan,
+        Scenario::Migrate,
+        Scenario::QemuLive,
+        Scenario::Api,
+    ];
     let wanted: &[Scenario] = if args.scenarios.is_empty() { &all } else { &args.scenarios };
     let mut rows = Vec::new();
     for scenario in wanted {
@@ -83,6 +93,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), BenchError> {
             Scenario::Create => create::measure(args)?,
             Scenario::Plan => plan::measure(args)?,
             Scenario::Migrate => migrate::measure(args)?,
+            Scenario::QemuLive => qemu_live::measure(args)?,
             Scenario::Api => api::measure(args)?,
         });
     }
