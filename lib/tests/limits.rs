@@ -34,7 +34,7 @@ async fn close(two: Two) {
 }
 
 /// The rate is never above the limit by more than a twentieth, in any round that is long enough to say so. That it is not
-/// below either is a matter of the machine: `mirrorvmd bench limits` prints it.
+/// below either is a matter of the machine: `mirrorvmd bench migrate` prints it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_bandwidth_limit_holds_over_all_streams() {
     if support::kvm().is_none() {

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use mirrorvm_abi::op::{SCAN_MAX, Scan};
 
+use super::threads::{all, side_by_side};
 use super::{Control, MigrationFault};
 use crate::addr::{PAGE_SIZE, RamPage};
 use crate::address_space::MirrorPlan;
@@ -23,14 +24,15 @@ const PIPELINE: usize = 2;
 
 /// Who finds changed pages.
 pub(super) enum Finder {
-    /// The machine logs its guest's writes; pages are taken off the log one batch after the other where it can do that.
+    /// The machine logs its guest's writes. With ranges, once logging has begun: marks are taken off right before a page is
+    /// read, not when they are looked at.
     Log(Option<DirtyRanges>),
     /// The helper scans.
     Scan(Pieces),
 }
 
 /// What a look has shown, beside the pages.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Look {
     /// Pages that it added to those that were left over from the last round.
     pub written_pages: u64,
@@ -39,24 +41,34 @@ pub(super) struct Look {
 }
 
 impl Finder {
-    /// The best one for this machine under this mirror, if there is any; it has begun to watch. To be called before the
-    /// first page moves.
-    pub fn choose(machine: &mut dyn Machine, mirror: &Mirror) -> Result<Option<Self>, MigrationFault> {
-        Ok(if machine.can_log_dirty() {
-            machine.log_dirty(true)?;
-            Some(Self::Log(machine.dirty_ranges()))
+    /// The best one for this machine under this mirror, if there is any.
+    pub fn choose(machine: &dyn Machine, mirror: &Mirror) -> Option<Self> {
+        if machine.can_log_dirty() {
+            Some(Self::Log(None))
         } else if mirror.plan().can_scan() {
             Some(Self::Scan(Pieces::of(mirror.plan())))
         } else {
             None
-        })
+        }
     }
 
-    /// Where pages are to be taken off the log right before they are read.
+    /// Where marks are taken off page by page, if they are.
     pub const fn ranges(&self) -> Option<&DirtyRanges> {
         match self {
             Self::Log(ranges) => ranges.as_ref(),
             Self::Scan(_) => None,
+        }
+    }
+
+    /// Before the first page moves.
+    pub fn begin(&mut self, machine: &mut dyn Machine) -> Result<(), MigrationFault> {
+        match self {
+            Self::Log(ranges) => {
+                machine.log_dirty(true)?;
+                *ranges = machine.dirty_ranges();
+                Ok(())
+            }
+            Self::Scan(_) => Ok(()),
         }
     }
 
@@ -96,7 +108,7 @@ impl Finder {
     }
 
     /// After the last look.
-    pub fn end(self, machine: &mut dyn Machine) -> Result<(), MigrationFault> {
+    pub fn end(&self, machine: &mut dyn Machine) -> Result<(), MigrationFault> {
         match self {
             Self::Log(_) => Ok(machine.log_dirty(false)?),
             Self::Scan(_) => Ok(()),
@@ -144,15 +156,8 @@ impl Pieces {
             failed: AtomicBool::new(false),
         };
         let found = Mutex::new(PageSet::new());
-        let results: Vec<_> = std::thread::scope(|scope| {
-            let lanes = mirror.lanes().iter_mut().take(streams);
-            let threads: Vec<_> = lanes.map(|lane| scope.spawn(|| pass.run(lane, &found))).collect();
-            threads
-                .into_iter()
-                .map(|t| t.join().unwrap_or(Err(MigrationFault::Protocol("a scan's thread panicked"))))
-                .collect()
-        });
-        results.into_iter().find(Result::is_err).unwrap_or(Ok(()))?;
+        let lanes = mirror.lanes().iter_mut().take(streams);
+        all(side_by_side("scan", lanes, |lane| pass.run(lane, &found)))?;
         Ok(found.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 }

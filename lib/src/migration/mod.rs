@@ -35,6 +35,8 @@ mod records;
 mod rounds;
 mod sink;
 mod source;
+pub mod stages;
+mod threads;
 pub mod wire;
 
 pub use control::{Control, Live, PastPointOfNoReturn};

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use mirrorvm_abi::mailbox::BATCH_MAX;
 
 use super::records::{Mask, Pass, pass};
+use super::stages::{Clock, Stage};
 use super::wire::{SHARED_PAGE_BYTES, data_header, kind};
 use super::{Control, MigrationFault};
 use crate::addr::{PAGE_SIZE, PageRange, RamPage};
@@ -215,6 +216,7 @@ impl Stream {
     }
 
     fn send_sealed(&mut self, lane: &mut Lane, work: &Work<'_>) -> Result<(), MigrationFault> {
+        let mut clock = Clock::start();
         loop {
             while lane.in_flight() < PIPELINE {
                 work.next(&mut self.batch);
@@ -232,8 +234,10 @@ impl Stream {
             if lane.in_flight() == 0 {
                 return Ok(());
             }
+            clock.lap(Stage::Submit);
             let done = lane.wait()?;
-            let sent = self.send_batch(lane, work, &done);
+            clock.lap(Stage::Seal);
+            let sent = self.send_batch(lane, work, &done, &mut clock);
             lane.release(done.slot);
             sent?;
             work.counts.sealed.fetch_add(u64::from(done.pages), Relaxed);
@@ -242,9 +246,17 @@ impl Stream {
         }
     }
 
-    fn send_batch(&mut self, lane: &Lane, work: &Work<'_>, done: &Done) -> Result<(), MigrationFault> {
+    fn send_batch(
+        &mut self,
+        lane: &Lane,
+        work: &Work<'_>,
+        done: &Done,
+        clock: &mut Clock,
+    ) -> Result<(), MigrationFault> {
         work.check()?;
+        self.link.set_patience(work.control.patience());
         work.limiter.take(u64::from(done.pages - done.zero) * PAGE_SIZE, work.control)?;
+        clock.skip();
         let records = lane.payload(done.slot, done.len);
         let mut header = data_header(work.epoch, done.pages);
         if let Some(mask) = &mut self.mask {
@@ -253,7 +265,10 @@ impl Stream {
             pass(&records, done.pages, Pass::Hide(mask), |_| {})
                 .map_err(|_| LaneError::Broken("its records are none"))?;
         }
-        Ok(self.link.send_span(kind::RECORDS, &header, &records)?)
+        clock.lap(Stage::Hide);
+        let sent = self.link.send_span(kind::RECORDS, &header, &records);
+        clock.lap(Stage::Send);
+        Ok(sent?)
     }
 }
 

@@ -7,6 +7,7 @@ use mirrorvm_abi::mailbox::{BATCH_MAX, PAYLOAD_BYTES};
 use super::MigrationFault;
 use super::landing::Landing;
 use super::records::{Mask, Pass, pass};
+use super::stages::{Clock, Stage};
 use super::wire::{DATA_HEADER_BYTES, DATA_MAX, SHARED_PAGE_BYTES, kind, parse_data_header};
 use crate::addr::RamPage;
 use crate::address_space::MirrorPlan;
@@ -44,6 +45,7 @@ impl Sink {
         let mut got = Received::default();
         // Later epochs bring pages that are there.
         let mut landing = (epoch == 1).then(|| Landing::new(ram, plan));
+        let mut clock = Clock::start();
         loop {
             self.link.set_deadline(Some(Instant::now() + stall));
             let header = self.link.recv_header(DATA_MAX)?.ok_or(MigrationFault::PeerGone)?;
@@ -59,13 +61,18 @@ impl Sink {
                     }
                     break;
                 }
-                kind::RECORDS => self.records(lane, header.len, epoch, landing.as_mut(), &mut got)?,
+                kind::RECORDS => {
+                    let count = self.header(header.len, epoch)?;
+                    self.records(lane, count, epoch, landing.as_mut(), (&mut got, &mut clock))?;
+                }
                 _ => return Err(MigrationFault::Protocol("a message that does not belong on a stream")),
             }
         }
+        clock.lap(Stage::Receive);
         while lane.in_flight() > 0 {
             finish_one(lane, &mut got)?;
         }
+        clock.lap(Stage::Open);
         Ok(got)
     }
 
@@ -84,29 +91,34 @@ impl Sink {
     fn records(
         &mut self,
         lane: &mut Lane,
-        len: u32,
+        (left, count): (usize, u32),
         epoch: u32,
         landing: Option<&mut Landing<'_>>,
-        got: &mut Received,
+        (got, clock): (&mut Received, &mut Clock),
     ) -> Result<(), MigrationFault> {
-        let (left, count) = self.header(len, epoch)?;
+        clock.lap(Stage::Receive);
         let slot = loop {
             match lane.acquire() {
                 Some(slot) => break slot,
                 None => finish_one(lane, got)?,
             }
         };
+        clock.lap(Stage::Open);
         let records = lane.payload(slot, left);
         self.link.read_span(&records)?;
+        clock.lap(Stage::Receive);
         let what = self.mask.as_mut().map_or(Pass::Look, Pass::Show);
         match landing {
             Some(landing) => {
                 pass(&records, count, what, |header| landing.expect(header))?;
+                clock.lap(Stage::Show);
                 landing.prepare();
+                clock.lap(Stage::Fault);
             }
             None if matches!(what, Pass::Look) => {}
             None => pass(&records, count, what, |_| {})?,
         }
+        clock.lap(Stage::Show);
         lane.submit_import(slot, count, left as u32, epoch);
         Ok(())
     }

@@ -3,14 +3,16 @@
 //! libvirt answers from its test driver, which runs no guests: the comparison is of RPC and bookkeeping on both sides. It
 //! is driven by its own Python binding, as its users do; without libvirtd or the binding those rows are left out.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixListener;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::{BenchArgs, BenchError, Row};
+use super::daemon::{Client, Daemon};
+use super::{BenchArgs, BenchError, Found, Row, Target, ratios};
 
+/// The daemon that is compared with.
+pub(super) const LIBVIRTD: &str = "/usr/sbin/libvirtd";
 /// Guests of the list.
 const GUESTS: usize = 1000;
 /// Reads of one run.
@@ -18,83 +20,6 @@ const READS: usize = 2000;
 /// Clients that define at once, and what each defines.
 const CLIENTS: usize = 32;
 const EACH: usize = 16;
-
-/// A daemon on a state directory of its own; ends with this value.
-struct Daemon {
-    child: Child,
-    dir: tempfile::TempDir,
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Daemon {
-    fn start() -> Result<Self, BenchError> {
-        let dir = tempfile::tempdir()?;
-        let mut child = Command::new(std::env::current_exe()?)
-            .args(["serve", "--name", "bench", "--exit-with-stdin", "--state-dir"])
-            .arg(dir.path().join("state"))
-            .env("RUST_LOG", "error")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().ok_or("no stdout")?).read_line(&mut line)?;
-        if !line.starts_with("ready ") {
-            return Err("the daemon does not start".into());
-        }
-        Ok(Self { child, dir })
-    }
-
-    fn connect(&self) -> Result<Client, BenchError> {
-        Client::connect(&self.dir.path().join("state/mirrorvmd.sock"))
-    }
-}
-
-/// HTTP/1.1 over one kept connection, as small as it can be.
-struct Client {
-    stream: BufReader<UnixStream>,
-    buffer: Vec<u8>,
-}
-
-impl Client {
-    fn connect(socket: &Path) -> Result<Self, BenchError> {
-        let stream = UnixStream::connect(socket)?;
-        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
-        Ok(Self { stream: BufReader::new(stream), buffer: Vec::new() })
-    }
-
-    /// One request; gives status and length of the body.
-    fn call(&mut self, method: &str, path: &str, body: &str) -> Result<(u16, usize), BenchError> {
-        let head = format!(
-            "{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        self.stream.get_mut().write_all(head.as_bytes())?;
-        let mut line = String::new();
-        self.stream.read_line(&mut line)?;
-        let status = line.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or("no status")?;
-        let mut length = 0;
-        loop {
-            line.clear();
-            self.stream.read_line(&mut line)?;
-            let header = line.trim_end().to_ascii_lowercase();
-            if header.is_empty() {
-                break;
-            }
-            if let Some(value) = header.strip_prefix("content-length:") {
-                length = value.trim().parse()?;
-            }
-        }
-        self.buffer.resize(length, 0);
-        self.stream.read_exact(&mut self.buffer)?;
-        Ok((status, length))
-    }
-}
 
 fn definition(name: &str) -> String {
     serde_json::json!({
@@ -124,44 +49,76 @@ fn median(n: usize, mut once: impl FnMut() -> Result<(), BenchError>) -> Result<
     Ok(times[n / 2])
 }
 
-pub(super) fn measure(args: &BenchArgs) -> Result<Vec<Row>, BenchError> {
-    let daemon = Daemon::start()?;
+pub(super) fn measure(args: &BenchArgs) -> Result<Found, BenchError> {
+    let reads = if args.smoke { 100 } else { READS };
+    let daemon = Daemon::start("bench")?;
     let mut rates = Vec::new();
-    for run in 0..args.runs {
+    for run in 0..args.runs() {
         rates.push(concurrent(&daemon, run)?);
     }
     let mut client = daemon.connect()?;
-    let there = args.runs as usize * CLIENTS * EACH;
+    let there = args.runs() as usize * CLIENTS * EACH;
     for n in there..GUESTS {
         define(&mut client, &format!("g{n}"))?;
     }
     let libvirt = Libvirt::start();
-    let (mut ours, mut theirs, mut list, mut their_list) = (vec![], vec![], vec![], vec![]);
-    for _ in 0..args.runs {
-        ours.push(median(READS, || expect(client.call("GET", "/v1/guests/r0-0-0", "")?))?);
-        list.push(median(20, || expect(client.call("GET", "/v1/guests?limit=1000", "")?))? / 1e3);
+    let (one, all) = (Client::request("GET", "/v1/guests/r0-0-0", ""), Client::request("GET", LIST, ""));
+    // What a socket and two threads cost without any server: the same client, as many bytes each way.
+    expect(client.exchange(&one)?)?;
+    let floor_dir = tempfile::tempdir()?;
+    let mut echo = echo(&floor_dir.path().join("echo"), client.body().len())?;
+    let (mut ours, mut theirs, mut list, mut their_list, mut floor) =
+        (vec![], vec![], vec![], vec![], vec![]);
+    for _ in 0..args.runs() {
+        floor.push(median(reads, || expect(echo.exchange(&one)?))?);
+        ours.push(median(reads, || expect(client.exchange(&one)?))?);
+        list.push(median(reads / 100, || expect(client.exchange(&all)?))? / 1e3);
         if let Ok(libvirt) = &libvirt {
-            let (info, domains) = libvirt.once()?;
+            let (info, domains) = libvirt.once(reads)?;
             theirs.push(info);
             their_list.push(domains);
         }
     }
-    let ratio = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a / b).collect::<Vec<_>>();
-    let mut rows = vec![
+    let mut found = Found::from(vec![
         Row::new("GET one guest over the Unix socket, p50", "us", ours.clone()),
+        Row::new("the same bytes from a thread that only echoes, p50", "us", floor.clone()),
+        Row::new("one guest / echo", "ratio", ratios(&ours, &floor)),
         Row::new("GET a list of 1,000 guests", "ms", list.clone()),
         Row::new("durable definitions, 32 clients at once", "1/s", rates),
-    ];
+    ]);
     match libvirt {
-        Ok(_) => rows.extend([
+        Ok(_) => found.rows.extend([
             Row::new("libvirt: virDomainGetInfo, test driver, p50", "us", theirs.clone()),
             Row::new("libvirt: listing 1,000 domains", "ms", their_list.clone()),
-            Row::new("one guest: ours / libvirt", "ratio", ratio(&ours, &theirs)),
-            Row::new("list: ours / libvirt", "ratio", ratio(&list, &their_list)),
+            Row::new("one guest: ours / libvirt", "ratio", ratios(&ours, &theirs))
+                .promised(Target::AtMost(0.333)),
+            Row::new("list: ours / libvirt", "ratio", ratios(&list, &their_list))
+                .promised(Target::AtMost(1.0)),
         ]),
-        Err(why) => eprintln!("SKIPPED ({why}): the comparison with libvirt"),
+        Err(why) => found.skipped.push(format!("the comparison with libvirt: {why}")),
     }
-    Ok(rows)
+    Ok(found)
+}
+
+/// The list that is read.
+const LIST: &str = "/v1/guests?limit=1000";
+
+/// A client of a thread that answers every request with as many bytes as an answer of ours has.
+fn echo(socket: &std::path::Path, body: usize) -> Result<Client, BenchError> {
+    let listener = UnixListener::bind(socket)?;
+    std::thread::Builder::new().name("echo".into()).spawn(move || {
+        let Ok((mut stream, _)) = listener.accept() else { return };
+        // Headers of ours are about as long.
+        let answer = format!(
+            "HTTP/1.1 200 OK\r\nx-pad: {}\r\ncontent-length: {body}\r\n\r\n{}",
+            "x".repeat(250),
+            "x".repeat(body)
+        );
+        let mut request = [0; 4096];
+        // Requests of one client come one by one and in one piece.
+        while stream.read(&mut request).is_ok_and(|n| n > 0) && stream.write_all(answer.as_bytes()).is_ok() {}
+    })?;
+    Client::connect(socket)
 }
 
 fn expect((status, length): (u16, usize)) -> Result<(), BenchError> {
@@ -212,8 +169,9 @@ def median(n, call):
     for _ in range(n):
         begun = time.perf_counter(); call(); times.append(time.perf_counter() - begun)
     return sorted(times)[n // 2]
-info = median(2000, d.info) * 1e6
-domains = median(20, c.listAllDomains) * 1e3
+n = int(sys.argv[2])
+info = median(n, d.info) * 1e6
+domains = median(n // 100, c.listAllDomains) * 1e3
 assert len(c.listAllDomains()) >= 1000
 print(info, domains)
 "#;
@@ -232,7 +190,7 @@ impl Libvirt {
             at("")
         );
         std::fs::write(dir.path().join("libvirtd.conf"), config)?;
-        let daemon = Command::new("/usr/sbin/libvirtd")
+        let daemon = Command::new(LIBVIRTD)
             .args(["--config", &at("libvirtd.conf"), "--pid-file", &at("pid")])
             .env("HOME", dir.path())
             .env("XDG_RUNTIME_DIR", dir.path())
@@ -248,7 +206,7 @@ impl Libvirt {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        libvirt.once().map_err(|e| format!("libvirt's test driver does not answer: {e}"))?;
+        libvirt.once(100).map_err(|e| format!("libvirt's test driver does not answer: {e}"))?;
         Ok(libvirt)
     }
 
@@ -257,8 +215,12 @@ impl Libvirt {
     }
 
     /// p50 of one domain's info in microseconds and of listing all in milliseconds.
-    fn once(&self) -> Result<(f64, f64), BenchError> {
-        let output = Command::new("/usr/bin/python3").args(["-c", SCRIPT]).arg(self.socket()).output()?;
+    fn once(&self, reads: usize) -> Result<(f64, f64), BenchError> {
+        let output = Command::new("/usr/bin/python3")
+            .args(["-c", SCRIPT])
+            .arg(self.socket())
+            .arg(reads.to_string())
+            .output()?;
         let text = String::from_utf8(output.stdout)?;
         let numbers: Vec<f64> = text.split_whitespace().filter_map(|w| w.parse().ok()).collect();
         match numbers.as_slice() {

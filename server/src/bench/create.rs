@@ -10,14 +10,14 @@ use mirrorvm::hypervisor::{Slot, SlotId, UserEntry};
 use mirrorvm::memory::{GuestRam, Mapping, View};
 
 use super::setting::{mirror, mirror_plan, ram};
-use super::{BenchArgs, BenchError, Row};
+use super::{BenchArgs, BenchError, Row, Target};
 
 pub(super) fn measure(args: &BenchArgs) -> Result<Vec<Row>, BenchError> {
     let kvm = KvmHost::open()?;
-    let ram = ram(args.memory_mib << 20)?;
+    let ram = ram(args.bytes())?;
     let (mut ours, mut raw, mut ratio) = (Vec::new(), Vec::new(), Vec::new());
     // Each takes milliseconds: many runs cost little and say more.
-    for _ in 0..args.runs * 4 {
+    for _ in 0..args.runs() * 4 {
         let bare = raw_calls(&kvm, &ram)?;
         let begun = Instant::now();
         let made = mirror(&kvm, &ram)?;
@@ -28,9 +28,9 @@ pub(super) fn measure(args: &BenchArgs) -> Result<Vec<Row>, BenchError> {
         ratio.push(whole / bare);
     }
     Ok(vec![
-        Row::new("mirror: plan, load, create, helper ready", "ms", ours),
+        Row::new("mirror: plan, load, create, helper ready", "ms", ours).promised(Target::AtMost(10.0)),
         Row::new("raw: KVM_CREATE_VM, the same slots, vCPU, registers", "ms", raw),
-        Row::new("mirror / raw", "ratio", ratio),
+        Row::new("mirror / raw", "ratio", ratio).promised(Target::AtMost(3.0)),
     ])
 }
 

@@ -31,7 +31,7 @@ const LIMITS: HostLimits = HostLimits {
 
 pub(super) fn measure(args: &BenchArgs) -> Result<Vec<Row>, BenchError> {
     // Each takes milliseconds: more runs than were asked for cost little and say more.
-    let runs = args.runs * 4;
+    let runs = args.runs() * 4;
     let mut rows = Vec::new();
     for (bytes, size) in SIZES {
         let guest = Guest::new(bytes, 0)?;
@@ -57,7 +57,7 @@ pub(super) fn measure(args: &BenchArgs) -> Result<Vec<Row>, BenchError> {
     }
     for (bytes, size) in SIZES {
         let guest = Guest::new(bytes, 1)?;
-        rows.push(translation_row(&guest, &format!("{size}, uneven blocks"), args.runs)?);
+        rows.push(translation_row(&guest, &format!("{size}, uneven blocks"), args.runs())?);
     }
     for (bytes, size) in SIZES {
         rows.extend(status_rows(&Guest::new(bytes, 0)?, size, runs)?);

@@ -16,10 +16,10 @@ use super::{BenchArgs, BenchError, Row};
 
 pub(super) fn measure(args: &BenchArgs) -> Result<Vec<Row>, BenchError> {
     let kvm = KvmHost::open()?;
-    let bytes = args.memory_mib << 20;
+    let bytes = args.bytes();
     let rate = |seconds: f64| bytes as f64 / seconds / 1e9;
     let mut found: [Vec<f64>; 4] = Default::default();
-    for _ in 0..args.runs {
+    for _ in 0..args.runs() {
         let mut warm = [0.0; 2];
         for (digests, warm) in [false, true].into_iter().zip(&mut warm) {
             let ram = memory(bytes, digests)?;

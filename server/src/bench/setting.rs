@@ -11,6 +11,8 @@ use mirrorvm::hypervisor::kvm::KvmHost;
 use mirrorvm::memory::{Backing, GuestRam};
 use mirrorvm::mirror::{HelperImage, HelperSource, Mirror};
 
+use serde_json::{Map, Value};
+
 use super::{BenchArgs, BenchError};
 
 /// One block of RAM at GPA 0 with a helper's block.
@@ -54,22 +56,65 @@ pub(super) fn mirror(kvm: &KvmHost, ram: &GuestRam) -> Result<Mirror, BenchError
     Ok(Mirror::launch(kvm, "bench", Arc::new(plan), 1, ram, &HelperImage::built_in(), helper)?)
 }
 
-/// The conditions of a run, in one line.
-pub(super) fn conditions(args: &BenchArgs) -> String {
+/// Whether `/dev/kvm` opens: most scenarios are about it.
+pub(super) fn has_kvm() -> bool {
+    std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok()
+}
+
+/// The machine, its load and what was asked for.
+pub(super) fn conditions(args: &BenchArgs) -> Map<String, Value> {
     let uname = rustix::system::uname();
-    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = cpu
-        .lines()
-        .find_map(|l| l.strip_prefix("model name"))
-        .unwrap_or("")
-        .trim_start_matches(['\t', ' ', ':']);
-    let pvm = std::path::Path::new("/sys/module/kvm_pvm").exists();
-    format!(
-        "{} CPUs ({model}), Linux {}, KVM {}, RAM anonymous on transparent huge pages, {} MiB, median of {} runs",
-        std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-        uname.release().to_string_lossy(),
-        if pvm { "without hardware virtualization (PVM)" } else { "with hardware virtualization" },
-        args.memory_mib,
-        args.runs,
-    )
+    let cpu = read("/proc/cpuinfo");
+    let model = cpu.lines().find_map(|l| l.strip_prefix("model name")).unwrap_or("unknown");
+    let loaded = |module: &str| std::path::Path::new("/sys/module").join(module).exists();
+    let kvm = match () {
+        () if !has_kvm() => "none",
+        () if loaded("kvm_pvm") => "without hardware virtualization (PVM)",
+        () => "with hardware virtualization",
+    };
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let memory = read("/proc/meminfo").lines().find_map(kibibytes).unwrap_or(0) >> 20;
+    let huge = read("/sys/kernel/mm/transparent_hugepage/enabled");
+    let build = if cfg!(debug_assertions) { "debug: no figures worth keeping" } else { "release" };
+    let runs =
+        format!("{}{}", args.runs(), if args.smoke { ", smoke: no figures worth keeping" } else { "" });
+    [
+        ("date", jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M UTC").to_string()),
+        ("machine", format!("{cores} cores ({}), {memory} GiB", model.trim_start_matches(['\t', ' ', ':']))),
+        ("kernel", format!("Linux {}", uname.release().to_string_lossy())),
+        ("KVM", kvm.to_owned()),
+        ("guest RAM", format!("{}, transparent huge pages {}", Backing::Anonymous.name(), huge.trim())),
+        ("QEMU", first_line(super::qemu::BINARY).unwrap_or_else(|| "none".into())),
+        ("libvirt", first_line(super::api::LIBVIRTD).unwrap_or_else(|| "none".into())),
+        ("build", build.to_owned()),
+        ("runs", runs),
+        ("streams", args.streams().to_string()),
+        ("load average before", load()),
+    ]
+    .into_iter()
+    .map(|(key, value)| (key.to_owned(), value.into()))
+    .collect()
+}
+
+/// What is known only when everything has run.
+pub(super) fn after(conditions: &mut Map<String, Value>) {
+    conditions.insert("load average after".into(), load().into());
+}
+
+fn load() -> String {
+    read("/proc/loadavg").split(' ').take(3).collect::<Vec<_>>().join(" ")
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(path).unwrap_or_default()
+}
+
+fn kibibytes(line: &str) -> Option<u64> {
+    line.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse().ok()
+}
+
+/// What a program calls itself.
+fn first_line(program: &str) -> Option<String> {
+    let output = std::process::Command::new(program).arg("--version").output().ok()?;
+    Some(String::from_utf8_lossy(&output.stdout).lines().next()?.to_owned())
 }
