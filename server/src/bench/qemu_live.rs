@@ -21,9 +21,8 @@ pub(super) fn measure(args: &BenchArgs) -> Result<Found, BenchError> {
         let why = "MIRRORVM_GUEST_DIR names no directory with vmlinuz and initrd.gz (tests/guest/build-linux-guest)";
         return Ok(Found { skipped: vec![why.to_owned()], ..Found::default() });
     };
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    if !std::env::split_paths(&path).any(|d| d.join(super::qemu::BINARY).is_file()) {
-        return Ok(Found { skipped: vec![format!("no {}", super::qemu::BINARY)], ..Found::default() });
+    if let Some(why) = super::qemu::missing() {
+        return Ok(Found { skipped: vec![why], ..Found::default() });
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     Ok(runtime.block_on(both(args, kernel, initrd))?.into())
