@@ -77,6 +77,7 @@ fn begin(source: &mut Mirror, destination: &mut Mirror) {
         source: true,
         elide_zero: false,
         fresh: false,
+        digests: false,
         streams: 1,
         session: [9; 16],
         peer_nonce: d,

@@ -239,6 +239,7 @@ fn carries(es: bool) {
         elide_zero: false,
         // Encrypted memory that nobody wrote does not read as zero.
         fresh: false,
+        digests: true,
         streams: 1,
         session: [9; 16],
         peer_nonce: theirs,

@@ -118,6 +118,7 @@ fn moves_unseen(strategy: Strategy) {
         source: true,
         elide_zero: false,
         fresh: false,
+        digests: false,
         streams: 1,
         session: [9; 16],
         peer_nonce: d,

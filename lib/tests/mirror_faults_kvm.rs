@@ -228,6 +228,7 @@ fn a_dropped_mirror_leaves_no_secret() {
         source: true,
         elide_zero: false,
         fresh: false,
+        digests: false,
         streams: 2,
         session: [1; 16],
         peer_nonce: nonce,

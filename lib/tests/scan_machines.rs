@@ -167,6 +167,7 @@ fn a_helper_without_room_refuses_and_goes_on() {
             source: true,
             elide_zero: true,
             fresh: false,
+            digests: true,
             streams: 1,
             session: [9; 16],
             peer_nonce: nonce,

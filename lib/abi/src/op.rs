@@ -107,6 +107,8 @@ pub struct Begin {
     pub elide_zero: bool,
     /// Destination: RAM is all zero now, so that a page that arrives as zero and is new needs no write.
     pub fresh: bool,
+    /// Source: keeps a digest of every page that it exports, where there is room for them, so that [`Op::Scan`] is legal.
+    pub digests: bool,
     /// Streams, 1 to the number of workers. Stream `i` is worker `i`'s.
     pub streams: u16,
     /// The migration's id.
@@ -122,7 +124,10 @@ impl Begin {
     pub fn encode(&self) -> [u8; BEGIN_BYTES] {
         let mut b = [0; BEGIN_BYTES];
         b[0..2].copy_from_slice(&self.streams.to_le_bytes());
-        b[2] = u8::from(self.source) | u8::from(self.elide_zero) << 1 | u8::from(self.fresh) << 2;
+        b[2] = u8::from(self.source)
+            | u8::from(self.elide_zero) << 1
+            | u8::from(self.fresh) << 2
+            | u8::from(self.digests) << 3;
         b[8..24].copy_from_slice(&self.session);
         b[24..56].copy_from_slice(&self.peer_nonce);
         b[56..88].copy_from_slice(&self.transcript);
@@ -131,13 +136,14 @@ impl Begin {
 
     /// Reads parameters; `None` for another length, unknown role or set reserved bytes.
     pub fn decode(b: &[u8]) -> Option<Self> {
-        if b.len() != BEGIN_BYTES || b[2] > 7 || b[3] != 0 || u32_at(b, 4) != 0 {
+        if b.len() != BEGIN_BYTES || b[2] > 15 || b[3] != 0 || u32_at(b, 4) != 0 {
             return None;
         }
         let mut begin = Self {
             source: b[2] & 1 != 0,
             elide_zero: b[2] & 2 != 0,
             fresh: b[2] & 4 != 0,
+            digests: b[2] & 8 != 0,
             streams: u16_at(b, 0),
             session: [0; 16],
             peer_nonce: [0; 32],

@@ -117,7 +117,7 @@ impl<E: Env> Worker<'_, E> {
             elide_zero: begin.elide_zero,
             fresh: begin.fresh,
         };
-        let key = self.digest_key(begin.source)?;
+        let key = self.digest_key(begin.source && begin.digests)?;
         for (i, guard) in guards.iter_mut().enumerate() {
             let open = if i < usize::from(begin.streams) {
                 let tags = digest::Context::new(&digest::SHA256);
@@ -136,10 +136,10 @@ impl<E: Env> Worker<'_, E> {
         Ok(0)
     }
 
-    /// A fresh key for a source's page digests, `None` where they have no place. Not derived from the guest's secret:
+    /// A fresh key for page digests when they are wanted, `None` where they have no place. Not derived from the guest's secret:
     /// at some levels of protection that is known to others.
-    fn digest_key(&mut self, source: bool) -> Result<Option<[u8; 32]>, Status> {
-        if !source || self.digests.is_empty() {
+    fn digest_key(&mut self, wanted: bool) -> Result<Option<[u8; 32]>, Status> {
+        if !wanted || self.digests.is_empty() {
             return Ok(None);
         }
         let mut key = [0; 32];

@@ -97,9 +97,6 @@ impl<E: Env> Worker<'_, E> {
         let mut out = at;
         let mut word = 0u64;
         for (i, page) in pages.enumerate() {
-            if page + 1 < scan.first + u64::from(scan.count) {
-                self.env.prefetch_page(page + 1);
-            }
             // A page that never went needs no look: its digest, if there is one, is of another session.
             let same = self.maps.seen(page) && {
                 let body: &mut [u8; PAGE_BYTES] =

@@ -381,6 +381,7 @@ impl Real {
                     source: true,
                     elide_zero: false,
                     fresh: false,
+                    digests: false,
                     streams: 1,
                     session: [7; 16],
                     peer_nonce: self.nonces[session],

@@ -872,6 +872,7 @@ fn begin_is_refused_unless_everything_is_right() {
         source: true,
         elide_zero: false,
         fresh: false,
+        digests: false,
         streams: 2,
         session: [1; 16],
         peer_nonce: [2; 32],
@@ -885,7 +886,7 @@ fn begin_is_refused_unless_everything_is_right() {
         let bad = Begin { streams, ..good };
         assert_eq!(side.control(Op::Begin, &bad.encode()), Err(Status::BadRequest), "{streams} streams");
     }
-    for (byte, bits) in [(2, 8), (2, 0x80), (3, 1), (4, 1), (5, 1), (6, 1), (7, 0x80)] {
+    for (byte, bits) in [(2, 0x10), (2, 0x80), (3, 1), (4, 1), (5, 1), (6, 1), (7, 0x80)] {
         let mut raw = good.encode();
         raw[byte] |= bits;
         assert_eq!(side.control(Op::Begin, &raw), Err(Status::BadRequest), "reserved bits of byte {byte}");
@@ -941,6 +942,7 @@ fn a_policy_that_forbids_it_ends_the_matter_before_any_key() {
         source: true,
         elide_zero: false,
         fresh: false,
+        digests: false,
         streams: 1,
         session: [1; 16],
         peer_nonce: [2; 32],

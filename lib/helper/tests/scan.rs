@@ -1,6 +1,10 @@
 //! Scans: what is found, what is not, what is refused. The model is the content that was sealed last.
 
-#![allow(clippy::unwrap_used, reason = "the helpers of a test are test code")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::single_range_in_vec_init,
+    reason = "a test says what it expects by unwrapping it"
+)]
 
 mod support;
 
@@ -266,6 +270,7 @@ fn without_entropy_there_is_no_key_and_no_session() {
         source: true,
         elide_zero: false,
         fresh: false,
+        digests: true,
         streams: 1,
         session: [1; 16],
         peer_nonce: [2; 32],
@@ -288,6 +293,7 @@ fn the_largest_scan_fits_its_slot() {
         source: true,
         elide_zero: true,
         fresh: false,
+        digests: true,
         streams: 1,
         session: [1; 16],
         peer_nonce: [2; 32],

@@ -132,6 +132,7 @@ impl Import<'_> {
             elide_zero: false,
             // Encrypted RAM is not zero before it is written.
             fresh: self.prepare.spec.driver.protection() == ProtectionLevel::None,
+            digests: false,
             streams: self.prepare.streams,
             session: *self.prepare.session.as_bytes(),
             peer_nonce: self.prepare.nonce,

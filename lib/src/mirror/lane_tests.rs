@@ -7,7 +7,7 @@ use mirrorvm_abi::mailbox::{
     BATCH_MAX, CQ_AT, CQ_HEAD, CQ_TAIL, Completion, ENTRY_BYTES, Fatal, PAYLOAD_BYTES, RING_ENTRIES, SQ_AT,
     SQ_TAIL, Submission, entry_at, worker_stride,
 };
-use mirrorvm_abi::op::{Op, Status};
+use mirrorvm_abi::op::{Op, SCAN_BYTES, Scan, Status};
 use proptest::prelude::*;
 
 use super::worker::WorkerShared;
@@ -79,6 +79,43 @@ fn an_honest_answer_is_accepted_once() {
     assert_eq!(lane.wait(), Err(LaneError::Timeout), "and nothing spins");
     lane.release(0);
     assert_eq!(lane.acquire(), Some(0));
+}
+
+#[test]
+fn a_scan_s_answer_is_believed_only_in_its_bounds() {
+    let scan = Scan { first: 7, count: 70 };
+    let answered = |len: u32, words: [u64; 2]| {
+        let (mut lane, mut fake) = lane();
+        let slot = lane.acquire().unwrap();
+        lane.submit_scan(slot, scan, 3);
+        let request = fake.request();
+        let expected = Submission {
+            id: request.id,
+            op: Op::Scan as u32,
+            slot,
+            count: 0,
+            len: SCAN_BYTES as u32,
+            epoch: 3,
+        };
+        assert_eq!(request, expected);
+        let mut input = [0; SCAN_BYTES];
+        lane.read_payload(slot, 0, &mut input);
+        assert_eq!(Scan::decode(&input), Some(scan));
+        lane.write_payload(slot, 0, &words.map(u64::to_le_bytes).concat());
+        fake.answer(Completion { id: request.id, status: 0, len, count: 0, zero: 0 });
+        let done = lane.wait().unwrap();
+        let mut found = Vec::new();
+        lane.read_scan(&done, scan, &mut found).map(|()| found)
+    };
+    let good = [1 << 63 | 1, 0b10_0001];
+    assert_eq!(answered(16, good), Ok(good.to_vec()));
+    for len in [0, 8, 15, 17, 24, PAYLOAD_BYTES as u32] {
+        assert_eq!(answered(len, good), Err(LaneError::Broken("a scan's answer of another length")), "{len}");
+    }
+    for bit in [6, 7, 63] {
+        let beyond = answered(16, [0, 1 << bit]);
+        assert_eq!(beyond, Err(LaneError::Broken("a scan's answer about other pages")), "{bit}");
+    }
 }
 
 #[test]

@@ -103,6 +103,7 @@ impl Pair {
             source: true,
             elide_zero: true,
             fresh: false,
+            digests: true,
             streams,
             session: [9; 16],
             peer_nonce: d,

@@ -8,7 +8,7 @@
 //! - [`pair`]: two hosts of this process and a guest. [`qemu`]: two QEMUs and a guest. [`certificates`]: what QEMU's TLS wants.
 //! - [`daemon`]: a daemon as a child, and a client. [`threads`]: what threads compute. [`writer`]: a guest for QEMU.
 //! - One module per scenario: [`seal`], [`scan`], [`create`], [`plan`], [`migrate`], [`versus`], [`downtime`], [`footprint`],
-//!   [`breakdown`], [`api`].
+//!   [`breakdown`], [`qemu_live`], [`api`].
 
 mod api;
 mod breakdown;
@@ -21,6 +21,7 @@ mod migrate;
 mod pair;
 mod plan;
 mod qemu;
+mod qemu_live;
 mod report;
 mod scan;
 mod seal;
@@ -57,7 +58,7 @@ pub(crate) struct BenchArgs {
     /// Runs of every figure [default: 5; 1 with --smoke].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100))]
     runs: Option<u32>,
-    /// RAM of the guests of seal, create and migrate, in MiB [default: 256; 64 with --smoke].
+    /// RAM of the guests of seal, scan, create and migrate, in MiB [default: 256; 64 with --smoke].
     #[arg(long, value_parser = clap::value_parser!(u64).range(64..=65536))]
     memory_mib: Option<u64>,
     /// RAM of the guests of vs-qemu, in MiB [default: 1024,2048,4096; 64,128 with --smoke].
@@ -115,6 +116,8 @@ enum Scenario {
     Plan,
     /// A running guest over loopback between two hosts, one stream and two.
     Migrate,
+    /// A stock Linux in QEMU: its pause when it moves live by scans, against stop and copy. Needs MIRRORVM_GUEST_DIR.
+    QemuLive,
     /// The REST API against libvirt's RPC: one guest, a list of 1,000, durable definitions.
     Api,
 }
@@ -129,6 +132,7 @@ impl Scenario {
             | Self::Create
             | Self::Memory
             | Self::Stages
+            | Self::QemuLive
             | Self::Migrate => true,
             Self::Plan | Self::Api => false,
         }
@@ -176,6 +180,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), BenchError> {
             Scenario::Stages => breakdown::measure(args),
             Scenario::Plan => plan::measure(args).map(Found::from),
             Scenario::Migrate => migrate::measure(args).map(Found::from),
+            Scenario::QemuLive => qemu_live::measure(args),
             Scenario::Api => api::measure(args),
         }
         .map_err(|e| format!("{name}: {e}"))?;

@@ -139,7 +139,7 @@ pub(super) async fn once(course: Course) -> Result<Moved, BenchError> {
 }
 
 /// Every page of RAM has a digest at both ends, and the same.
-fn compare(sent: &[[u8; 16]], arrived: &[[u8; 16]], bytes: u64) -> Result<(), BenchError> {
+pub(super) fn compare(sent: &[[u8; 16]], arrived: &[[u8; 16]], bytes: u64) -> Result<(), BenchError> {
     let pages = (bytes / PAGE as u64) as usize;
     if sent.len() != pages || arrived.len() != pages {
         return Err(format!("{} and {} pages were digested, not {pages}", sent.len(), arrived.len()).into());
@@ -150,7 +150,7 @@ fn compare(sent: &[[u8; 16]], arrived: &[[u8; 16]], bytes: u64) -> Result<(), Be
     }
 }
 
-async fn open(dir: &std::path::Path, name: &str) -> Result<Host, BenchError> {
+pub(super) async fn open(dir: &std::path::Path, name: &str) -> Result<Host, BenchError> {
     let peer_listen = Some(std::net::SocketAddr::from(([127, 0, 0, 1], 0)));
     Ok(Host::open(HostConfig {
         state_dir: dir.join("state"),
@@ -161,7 +161,7 @@ async fn open(dir: &std::path::Path, name: &str) -> Result<Host, BenchError> {
     .await?)
 }
 
-async fn introduce(here: &Host, there: &Host) -> Result<(), BenchError> {
+pub(super) async fn introduce(here: &Host, there: &Host) -> Result<(), BenchError> {
     let info = there.info();
     let address = info.peer_address.ok_or("no peer listener")?;
     here.add_peer(PeerSpec { name: info.name, address, identity: info.identity, labels: Labels::new() })
@@ -170,7 +170,7 @@ async fn introduce(here: &Host, there: &Host) -> Result<(), BenchError> {
 }
 
 /// Looks every millisecond: what is timed begins or ends with it.
-async fn until<T>(mut found: impl FnMut() -> Option<T>) -> Result<T, BenchError> {
+pub(super) async fn until<T>(mut found: impl FnMut() -> Option<T>) -> Result<T, BenchError> {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(300);
     loop {
         if let Some(t) = found() {

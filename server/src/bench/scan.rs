@@ -78,6 +78,7 @@ fn begin(source: &mut Mirror) -> Result<(), BenchError> {
         source: true,
         elide_zero: true,
         fresh: false,
+        digests: true,
         streams: 1,
         session: [1; 16],
         peer_nonce: [3; 32],

@@ -75,6 +75,7 @@ fn begin(source: &mut Mirror, destination: &mut Mirror) -> Result<(), BenchError
         source: true,
         elide_zero: true,
         fresh: false,
+        digests: false,
         streams: 1,
         session: [1; 16],
         peer_nonce: d,

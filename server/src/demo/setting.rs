@@ -76,14 +76,6 @@ impl<'a> Setting<'a> {
         body
     }
 
-    /// QEMU does not export its dirty log, so its guests move in one go.
-    pub(super) const fn mode(&self) -> &'static str {
-        match self.driver {
-            Driver::Embedded | Driver::Emulated => "precopy",
-            Driver::Qemu => "stop_and_copy",
-        }
-    }
-
     /// What the reader should know of the driver before anything runs; nothing where it is what one would expect.
     pub(super) fn notice(&self) -> Option<String> {
         if self.driver != Driver::Emulated {

@@ -240,7 +240,7 @@ impl Trial<'_> {
         let source = &self.hosts.source;
         let body = json!({
             "guest": self.method.guest(), "destination": {"kind": "host", "host": DESTINATION},
-            "mode": self.setting.mode(),
+            "mode": "precopy",
             "mirror": {"kind": "template", "strategy": self.method.body()},
             "streams": self.setting.args.streams, "verify": true,
         });

@@ -484,6 +484,7 @@ impl Pair {
             source: true,
             elide_zero: setup.elide_zero,
             fresh: false,
+            digests: setup.scanning,
             streams: setup.workers as u16,
             session: setup.session,
             peer_nonce: nonces.1,
