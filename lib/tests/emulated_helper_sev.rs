@@ -20,7 +20,7 @@ use mirrorvm_abi::mailbox::{
     CQ_AT, CQ_HEAD, CQ_TAIL, Completion, DOORBELL_PORT, Doorbell, ENTRY_BYTES, Fatal, PAYLOAD_AT, SQ_AT,
     SQ_TAIL, Submission, entry_at, slot_at,
 };
-use mirrorvm_abi::op::{Begin, Op, Status};
+use mirrorvm_abi::op::{Begin, Op, Scan, Status};
 use mirrorvm_abi::{config, layout as abi};
 
 const RAM: u64 = 4 << 20;
@@ -83,6 +83,7 @@ fn launch(sev: &dyn Context, plan: &MirrorPlan, ram: &GuestRam, fault: Fault) {
         ranges: ranges.len() as u32,
         protection: config::PROTECTION_MODELLED,
         policy: config::POLICY_NODBG,
+        digests: if plan.can_scan() { ranges.last().unwrap().end() / PAGE_SIZE } else { 0 },
     };
     memory.write(p.config_at, &fixed.encode());
     for (r, i) in ranges.iter().zip(0u64..) {
@@ -120,7 +121,10 @@ fn launch(sev: &dyn Context, plan: &MirrorPlan, ram: &GuestRam, fault: Fault) {
 
 impl Hand {
     fn new(host: &EmulatedHost, es: bool, fault: Fault) -> Self {
-        let ram = support::ram(RAM);
+        Self::over(host, es, fault, support::ram(RAM))
+    }
+
+    fn over(host: &EmulatedHost, es: bool, fault: Fault, ram: GuestRam) -> Self {
         let image = HelperImage::built_in();
         let size = MailboxSize { workers: 1, slots: 1 };
         let strategy = Strategy::Shifted { shift: Shift::MaxPhys };
@@ -219,7 +223,9 @@ fn content(page: u64) -> [u8; 4096] {
 fn carries(es: bool) {
     let host = |seed| EmulatedHost::new(ModelPlatform::seeded(seed, AsidLimits::default()));
     let (a, b) = (host(1), host(2));
-    let (mut a, mut b) = (Hand::new(&a, es, Fault::None), Hand::new(&b, es, Fault::None));
+    // The source's helper has room for digests, which its launch has encrypted and measured with it.
+    let mut a = Hand::over(&a, es, Fault::None, support::scanning_ram(RAM));
+    let mut b = Hand::new(&b, es, Fault::None);
     let pages: Vec<u64> = (0..RAM / PAGE_SIZE).collect();
     pages.iter().for_each(|p| a.write_plain(*p, &content(*p)));
     for hand in [&mut a, &mut b] {
@@ -253,6 +259,28 @@ fn carries(es: bool) {
         a.ram.read_page(RamPage::new(p), &mut raw).unwrap();
         b.ram.read_page(RamPage::new(p), &mut raw_b).unwrap();
         assert!(raw != raw_b && raw_b != content(p), "page {p}: ciphertext of another key");
+    }
+    let token = a.ok(Op::EndEpoch, &[], &[], 0, 0);
+    b.ok(Op::EpochToken, &[], &token, 0, 0);
+    // Digests are of what the guest sees. Changed, changed and changed back, and garbage that its host made.
+    let scan = |a: &mut Hand| -> Vec<u64> {
+        let all = Scan { first: 0, count: (RAM / PAGE_SIZE) as u32 };
+        let map = a.ok(Op::Scan, &[], &all.encode(), 0, 2);
+        (0..u64::from(all.count)).filter(|p| map[(p / 8) as usize] >> (p % 8) & 1 != 0).collect()
+    };
+    assert!(scan(&mut a).is_empty());
+    a.write_plain(7, &content(8));
+    a.write_plain(100, &content(9));
+    assert_eq!(scan(&mut a), [7, 100]);
+    a.write_plain(100, &content(100));
+    a.ram.read_page(RamPage::new(200), &mut raw).unwrap();
+    a.ram.write_page(RamPage::new(201), &raw).unwrap();
+    assert_eq!(scan(&mut a), [7, 201]);
+    let sealed = a.ok(Op::Export, &[7, 201], &[], 2, 2);
+    b.ok(Op::Import, &[], &sealed, 2, 2);
+    assert!(scan(&mut a).is_empty());
+    for p in 0..RAM / PAGE_SIZE {
+        assert!(a.plain(p) == b.plain(p), "page {p} differs after the second round");
     }
 }
 

@@ -25,6 +25,8 @@ pub enum Act {
     Truncate,
     /// Nothing goes this way any more until [`Proxy::mend`]; connections stay.
     Stall,
+    /// One bit of the next byte arrives changed; everything else as it was sent.
+    Flip,
 }
 
 /// Where the network breaks, once.
@@ -59,8 +61,13 @@ struct State {
     down: bool,
     next: usize,
     traffic: Vec<Traffic>,
+    /// Bytes that went up each connection, up to [`KEPT`] of each; `None`: nobody wants them.
+    kept: Option<Vec<Vec<u8>>>,
     sockets: Vec<TcpStream>,
 }
+
+/// Bytes of a connection that are kept for who listens.
+const KEPT: usize = 4 << 20;
 
 struct Shared {
     target: SocketAddr,
@@ -112,6 +119,17 @@ impl Proxy {
         let mut state = self.shared.lock();
         state.next = 0;
         state.traffic.clear();
+    }
+
+    /// Listens: from now on the bytes that go up new connections are kept.
+    pub fn listen(&self) {
+        self.watch();
+        self.shared.lock().kept = Some(Vec::new());
+    }
+
+    /// What went up each connection since [`Proxy::listen`], the first few MiB of each.
+    pub fn heard(&self) -> Vec<Vec<u8>> {
+        self.shared.lock().kept.take().unwrap_or_default()
     }
 
     /// Ends every break: stalled bytes go on, connections are taken again.
@@ -257,6 +275,13 @@ fn carry(mut from: TcpStream, mut to: TcpStream, way: Way, index: usize, shared:
                 seen.push(buffer[done]);
                 done += 1;
             }
+            if way == Way::Up
+                && let Some(kept) = &mut shared.lock().kept
+            {
+                kept.resize_with(kept.len().max(index + 1), Vec::new);
+                let room = KEPT.saturating_sub(kept[index].len()).min(done - start);
+                kept[index].extend_from_slice(&buffer[start..start + room]);
+            }
             if to.write_all(&buffer[start..done]).is_err() {
                 let _ = from.shutdown(Shutdown::Both);
                 return;
@@ -266,6 +291,14 @@ fn carry(mut from: TcpStream, mut to: TcpStream, way: Way, index: usize, shared:
                 if let Some(t) = state.traffic.get_mut(index) {
                     *(if way == Way::Up { &mut t.up } else { &mut t.down }) = seen.whole;
                 }
+            }
+            if reached && plan.is_some_and(|p| p.act == Act::Flip) {
+                let mut state = shared.lock();
+                state.plan = None;
+                state.broken = true;
+                shared.changed.notify_all();
+                buffer[done] ^= 0x10;
+                continue;
             }
             if reached
                 && let Some(plan) = plan
@@ -287,6 +320,7 @@ fn break_here(plan: Break, to: &TcpStream, shared: &Shared) -> bool {
     state.broken = true;
     shared.changed.notify_all();
     match plan.act {
+        Act::Flip => true,
         Act::Cut => {
             state.plan = None;
             shared.cut(&mut state);

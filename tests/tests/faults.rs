@@ -308,7 +308,7 @@ fn peers_that_are_not_what_they_should_be_get_a_typed_answer() {
         }),
         Fake::new(&a, "refuses", |mut link| {
             hello(&mut link);
-            agree(&mut link, 1);
+            agree(&mut link, wire::PROTOCOL_VERSIONS[0]);
             wire::expect(&mut link, &[kind::PREPARE], wire::MESSAGE_MAX).unwrap();
             // What a peer says is shown to people: bounded and printable.
             let detail = format!("no \u{1b}[31m{}", "x".repeat(5000));
@@ -317,19 +317,19 @@ fn peers_that_are_not_what_they_should_be_get_a_typed_answer() {
         }),
         Fake::new(&a, "silent", |mut link| {
             hello(&mut link);
-            agree(&mut link, 1);
+            agree(&mut link, wire::PROTOCOL_VERSIONS[0]);
             wire::expect(&mut link, &[kind::PREPARE], wire::MESSAGE_MAX).unwrap();
             hold(link);
         }),
         Fake::new(&a, "silent-at-once", hold),
         Fake::new(&a, "babbles", |mut link| {
             hello(&mut link);
-            link.send(kind::HELLO_ACK, b"{\"protocol\": 1, \"host\": \"x\", \"extra\": 1}").unwrap();
+            link.send(kind::HELLO_ACK, b"{\"protocol\": 2, \"host\": \"x\", \"extra\": 1}").unwrap();
             hold(link);
         }),
         Fake::new(&a, "jumps", |mut link| {
             hello(&mut link);
-            agree(&mut link, 1);
+            agree(&mut link, wire::PROTOCOL_VERSIONS[0]);
             wire::expect(&mut link, &[kind::PREPARE], wire::MESSAGE_MAX).unwrap();
             link.send(kind::COMMITTED, b"{\"token\": [], \"verify_us\": 0, \"reason\": null}").unwrap();
             hold(link);
@@ -391,16 +391,16 @@ fn a_caller_of_another_version_or_with_nonsense_is_refused() {
     let census = b.census();
 
     let mut link = Link::connect(address, &identity, &pin, deadlines).unwrap();
-    let hello = Hello { protocol_versions: vec![0, 2, 99], host: "us".into(), purpose: Purpose::Migrate {} };
+    let hello = Hello { protocol_versions: vec![0, 1, 99], host: "us".into(), purpose: Purpose::Migrate {} };
     wire::send(&mut link, kind::HELLO, &hello).unwrap();
     let answer = wire::expect(&mut link, &[kind::HELLO_ACK], 64 << 10).unwrap_err();
     assert_eq!(answer.code(), "peer_version", "{}", answer.chain());
 
     // A newer caller that also speaks ours gets ours.
     let mut link = Link::connect(address, &identity, &pin, deadlines).unwrap();
-    wire::send(&mut link, kind::HELLO, &Hello { protocol_versions: vec![1, 2], ..hello.clone() }).unwrap();
+    wire::send(&mut link, kind::HELLO, &Hello { protocol_versions: vec![2, 3], ..hello.clone() }).unwrap();
     let (_, ack) = wire::expect(&mut link, &[kind::HELLO_ACK], 64 << 10).unwrap();
-    assert_eq!(wire::parse::<HelloAck>(&ack).unwrap().protocol, 1);
+    assert_eq!(wire::parse::<HelloAck>(&ack).unwrap().protocol, 2);
     // What does not belong, does not parse or is too long ends the link and makes nothing.
     for (kind, payload) in [
         (kind::START, vec![0; 64]),
@@ -409,7 +409,7 @@ fn a_caller_of_another_version_or_with_nonsense_is_refused() {
         (77, Vec::new()),
     ] {
         let mut link = Link::connect(address, &identity, &pin, deadlines).unwrap();
-        wire::send(&mut link, wire::kind::HELLO, &Hello { protocol_versions: vec![1], ..hello.clone() })
+        wire::send(&mut link, wire::kind::HELLO, &Hello { protocol_versions: vec![2], ..hello.clone() })
             .unwrap();
         wire::expect(&mut link, &[wire::kind::HELLO_ACK], 64 << 10).unwrap();
         link.send(kind, &payload).unwrap();

@@ -32,6 +32,8 @@ pub struct Config {
     pub protection: u32,
     /// The guest's SEV policy; 0 at [`PROTECTION_NONE`].
     pub policy: u32,
+    /// Page numbers below this have room for a digest at [`crate::layout::DIGESTS_VA`]: 0, or all of `pages`.
+    pub digests: u64,
 }
 
 /// Nothing: the host can read all memory.
@@ -73,6 +75,7 @@ impl Config {
         b[24..32].copy_from_slice(&self.pages.to_le_bytes());
         b[32..36].copy_from_slice(&self.protection.to_le_bytes());
         b[36..40].copy_from_slice(&self.policy.to_le_bytes());
+        b[40..48].copy_from_slice(&self.digests.to_le_bytes());
         b
     }
 
@@ -88,13 +91,15 @@ impl Config {
             pages: u64_at(b, 24),
             protection: u32_at(b, 32),
             policy: u32_at(b, 36),
+            digests: u64_at(b, 40),
         };
         let fits = (FIXED_BYTES as u64 + u64::from(c.ranges) * RANGE_BYTES as u64)
             <= crate::layout::CONFIG_PAGES_MAX * crate::PAGE_BYTES as u64;
         let sane = (1..=crate::layout::WORKERS_MAX).contains(&c.workers)
             && (1..=crate::mailbox::SLOTS_MAX).contains(&c.slots)
             && c.protection <= PROTECTION_SEV_ES
-            && c.pages <= crate::layout::WINDOW_MAX / crate::PAGE_BYTES as u64;
+            && c.pages <= crate::layout::WINDOW_MAX / crate::PAGE_BYTES as u64
+            && (c.digests == 0 || c.digests == c.pages);
         (fits && sane).then_some(c)
     }
 }

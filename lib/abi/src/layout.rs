@@ -24,6 +24,11 @@ pub const WORKER_STRIDE: u64 = 1 << 20;
 pub const WORKER_BYTES: u64 = 128 << 10;
 /// The page maps: two bits per page of RAM.
 pub const MAPS_VA: u64 = 0x2_0000_0000;
+/// The page digests, [`DIGEST_BYTES`] a page of RAM; only where the configuration says that there is room for them
+/// ([`crate::config::Config::digests`]).
+pub const DIGESTS_VA: u64 = 0x40_0000_0000;
+/// Bytes of a page's digest.
+pub const DIGEST_BYTES: u64 = 16;
 /// The mailbox that host and helper share, not encrypted.
 pub const MAILBOX_VA: u64 = 0x100_0000_0000;
 /// The window on RAM: `RamAddr` 0 appears here.
@@ -46,6 +51,8 @@ pub const LAYOUT_HASH: u64 = {
         WORKER_STRIDE,
         WORKER_BYTES,
         MAPS_VA,
+        DIGESTS_VA,
+        DIGEST_BYTES,
         MAILBOX_VA,
         WINDOW_VA,
         WORKERS_MAX as u64,

@@ -23,7 +23,7 @@ macro_rules! numbered {
 
 numbered! {
     /// A request. In a slot's payload go [`Begin`] for `Begin`, [`Start`] for `Start`, 32 bytes of digest for `State`, one
-    /// sealed token for the `*Token` ones; the answers of `Hello` (32 bytes of nonce), `EndEpoch`, `Start`,
+    /// sealed token for the `*Token` ones, [`Scan`] for `Scan`; the answers of `Hello` (32 bytes of nonce), `EndEpoch`, `Start`,
     /// `Commit` and `Abort` (one sealed token each) come back there.
     Op {
         /// Draws a fresh nonce for a new session. Legal when no session is open.
@@ -57,6 +57,10 @@ numbered! {
         Cancel = 14,
         /// Destination: the digest of the vCPU and device state that arrived; no more pages follow.
         State = 15,
+        /// Source: tells which pages of a range differ from what was last exported in this session. Changes nothing; a
+        /// page that is found goes out by the next export. Legal where pages may be exported and the helper has room
+        /// for digests; answers with a bitmap, [`Scan::bitmap_bytes`] long.
+        Scan = 16,
     }
 }
 
@@ -173,5 +177,44 @@ impl Start {
         let mut state = [0; 32];
         state.copy_from_slice(&b[..32]);
         Self { state, shared_pages: crate::u64_at(b, 32) }
+    }
+}
+
+/// Bytes of an encoded [`Scan`].
+pub const SCAN_BYTES: usize = 16;
+/// Most pages of one scan: 64 MiB of RAM, some milliseconds of work, 2 KiB of answer.
+pub const SCAN_MAX: u32 = 1 << 14;
+
+/// Parameters of [`Op::Scan`]: pages as the helper calls them. In the answer, bit `i` (of byte `i / 8`, lowest first)
+/// stands for page `first + i`: set when it was not exported in this session or differs from what was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scan {
+    /// The first page.
+    pub first: u64,
+    /// Pages, 1 to [`SCAN_MAX`].
+    pub count: u32,
+}
+
+impl Scan {
+    /// Bytes of the answer: one bit a page, in whole words of 64.
+    pub const fn bitmap_bytes(&self) -> usize {
+        self.count.div_ceil(64) as usize * 8
+    }
+
+    /// Writes the parameters.
+    pub fn encode(&self) -> [u8; SCAN_BYTES] {
+        let mut b = [0; SCAN_BYTES];
+        b[..8].copy_from_slice(&self.first.to_le_bytes());
+        b[8..12].copy_from_slice(&self.count.to_le_bytes());
+        b
+    }
+
+    /// Reads the parameters; `None` for counts out of bounds, ranges that wrap, or set reserved bytes.
+    pub fn decode(b: &[u8; SCAN_BYTES]) -> Option<Self> {
+        let scan = Self { first: crate::u64_at(b, 0), count: u32_at(b, 8) };
+        let sane = (1..=SCAN_MAX).contains(&scan.count)
+            && scan.first.checked_add(scan.count as u64).is_some()
+            && u32_at(b, 12) == 0;
+        sane.then_some(scan)
     }
 }

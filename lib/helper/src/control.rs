@@ -13,6 +13,7 @@ use mirrorvm_abi::{
 use ring::digest;
 use spin::MutexGuard;
 
+use crate::digest::PageDigester;
 use crate::keys::{KeySchedule, Sealer};
 use crate::op_state::{DestinationEvent, DestinationOp, SourceEvent, SourceOp};
 use crate::shared::{Control, OpenStream, PAGES, Role, Session, Stream, exported_digest};
@@ -52,7 +53,7 @@ impl<E: Env> Worker<'_, E> {
             Op::EpochToken | Op::StartToken | Op::AbortToken | Op::CommitToken => {
                 self.token(op, &mut session, &mut guards, request, at)
             }
-            Op::Export | Op::Import => Err(Status::UnknownOp),
+            Op::Export | Op::Import | Op::Scan => Err(Status::UnknownOp),
         };
         match result {
             Ok(len) => Outcome::ok(0, len),
@@ -116,10 +117,12 @@ impl<E: Env> Worker<'_, E> {
             elide_zero: begin.elide_zero,
             fresh: begin.fresh,
         };
+        let key = self.digest_key(begin.source)?;
         for (i, guard) in guards.iter_mut().enumerate() {
             let open = if i < usize::from(begin.streams) {
                 let tags = digest::Context::new(&digest::SHA256);
-                Some(OpenStream { sealer: sealer(PAGES, i as u16)?, records: 0, tags })
+                let digester = key.as_ref().map(PageDigester::new);
+                Some(OpenStream { sealer: sealer(PAGES, i as u16)?, records: 0, tags, digester })
             } else {
                 None
             };
@@ -131,6 +134,19 @@ impl<E: Env> Worker<'_, E> {
         *session =
             Session { role, nonce: None, control: Some(control), epoch: 1, pages: 0, state_digest: [0; 32] };
         Ok(0)
+    }
+
+    /// A fresh key for a source's page digests, `None` where they have no place. Not derived from the guest's secret:
+    /// at some levels of protection that is known to others.
+    fn digest_key(&mut self, source: bool) -> Result<Option<[u8; 32]>, Status> {
+        if !source || self.digests.is_empty() {
+            return Ok(None);
+        }
+        let mut key = [0; 32];
+        if !self.env.random(&mut key) {
+            return Err(Status::WrongState);
+        }
+        Ok(Some(key))
     }
 
     fn begin_parameters(&mut self, request: &Submission, at: usize) -> Result<Begin, Status> {

@@ -19,6 +19,10 @@ pub trait Env {
     fn write_mailbox(&mut self, at: Region, from: &[u8]);
     /// Copies a page of RAM out.
     fn read_page(&mut self, page: u64, to: &mut [u8; PAGE_BYTES]);
+    /// Hints that a page is about to be read.
+    fn prefetch_page(&self, page: u64) {
+        let _ = page;
+    }
     /// Overwrites a page of RAM.
     fn write_page(&mut self, page: u64, from: &[u8; PAGE_BYTES]);
     /// Fills `to` with random bytes that the host does not know; false when there is no source of them.

@@ -10,14 +10,18 @@
 
 mod batch;
 mod control;
+mod digest;
 mod env;
 mod keys;
 mod maps;
 pub mod op_state;
+mod scan;
 mod shared;
 mod worker;
 
+pub use digest::PageDigester;
 pub use env::{Env, Region};
 pub use maps::PageMaps;
+pub use scan::Digests;
 pub use shared::Shared;
 pub use worker::{Cursors, Scratch, Step, Worker};

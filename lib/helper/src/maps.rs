@@ -51,6 +51,11 @@ impl<'a> PageMaps<'a> {
         set(self.session, page)
     }
 
+    /// Whether `page` was marked for the session. The page is an allowed one.
+    pub(crate) fn seen(&self, page: u64) -> bool {
+        self.session[(page / 64) as usize].load(Relaxed) >> (page % 64) & 1 != 0
+    }
+
     pub(crate) fn clear_epoch(&self) {
         self.epoch.iter().for_each(|w| w.store(0, Relaxed));
     }

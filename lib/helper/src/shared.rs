@@ -7,6 +7,7 @@ use mirrorvm_abi::{layout::WORKERS_MAX, record::Direction};
 use ring::digest;
 use spin::Mutex;
 
+use crate::digest::PageDigester;
 use crate::keys::Sealer;
 use crate::op_state::{DestinationOp, SourceOp};
 
@@ -85,6 +86,8 @@ pub(crate) struct OpenStream {
     pub records: u64,
     /// Over the tags of the stream's page records, in order.
     pub tags: digest::Context,
+    /// Digests pages as they are sealed, when there is room to keep that.
+    pub digester: Option<PageDigester>,
 }
 
 /// Both ends compute this over all streams: records and the digests of their tags.

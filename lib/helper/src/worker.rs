@@ -11,7 +11,7 @@ use mirrorvm_abi::{
     record::TAG_BYTES,
 };
 
-use crate::{Env, PageMaps, Region, Shared};
+use crate::{Digests, Env, PageMaps, Region, Shared};
 
 /// A worker's private memory for one batch.
 pub struct Scratch {
@@ -80,6 +80,7 @@ pub struct Worker<'a, E> {
     pub(crate) env: E,
     pub(crate) shared: &'a Shared,
     pub(crate) maps: PageMaps<'a>,
+    pub(crate) digests: Digests<'a>,
     pub(crate) scratch: &'a mut Scratch,
     pub(crate) config: Config,
     pub(crate) index: u32,
@@ -96,7 +97,14 @@ impl<'a, E: Env> Worker<'a, E> {
         config: Config,
         index: u32,
     ) -> Self {
-        Self { env, shared, maps, scratch, config, index, cursors: Cursors { taken: 0, answered: 0 } }
+        let (digests, cursors) = (Digests::none(), Cursors { taken: 0, answered: 0 });
+        Self { env, shared, maps, digests, scratch, config, index, cursors }
+    }
+
+    /// The same worker with room for the digests of pages: its sessions as a source can be scanned.
+    pub const fn with_digests(mut self, digests: Digests<'a>) -> Self {
+        self.digests = digests;
+        self
     }
 
     /// The same worker where an earlier one stopped: for a machine that does not keep it between two turns.
@@ -179,6 +187,7 @@ impl<'a, E: Env> Worker<'a, E> {
         match op {
             Op::Export => self.export(request),
             Op::Import => self.import(request),
+            Op::Scan => self.scan(request),
             _ => self.control(op, request),
         }
     }

@@ -70,8 +70,17 @@ fn courses() -> impl Strategy<Value = Course> {
                 next = first + len;
             }
             let allowed = Allowed(list);
-            let setup =
-                Setup { workers, allowed, elide_zero, fresh, session, transcript: [4; 32], seeds: (a, b) };
+            let scanning = a % 2 == 0;
+            let setup = Setup {
+                workers,
+                allowed,
+                elide_zero,
+                fresh,
+                scanning,
+                session,
+                transcript: [4; 32],
+                seeds: (a, b),
+            };
             Course { setup, epochs, seed, largest_batch }
         })
 }
@@ -746,7 +755,7 @@ fn requests_out_of_range_are_refused() {
         assert_eq!(Status::from_u32(c.status), Some(status), "{request:?}");
         assert_eq!((c.len, c.count, c.zero), (0, 0, 0), "{request:?}");
     };
-    for op in [0, 16, 17, 255, 1 << 16, u32::MAX] {
+    for op in [0, 17, 18, 255, 1 << 16, u32::MAX] {
         refuse(Submission { op, ..export }, Status::UnknownOp);
     }
     for slot in [SLOTS, SLOTS + 1, 16, 1 << 20, u32::MAX] {

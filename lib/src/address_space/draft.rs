@@ -144,6 +144,7 @@ impl<'a> Draft<'a> {
         else {
             return Err(self.refusals);
         };
+        let home = Home { placement: self.with_digests(&home), ..home };
         let allowed = self.allowed(&home.placement).map_err(|r| vec![r])?;
         let mappings = self.mappings(&home.placement, mailbox_gpa).map_err(|r| vec![r])?;
         let tables = self.tables(&home.placement, &mappings).map_err(|r| vec![r])?;
@@ -173,6 +174,14 @@ impl<'a> Draft<'a> {
             exposures: self.exposures,
             spans: SpanIndex::new(self.window.into_iter().map(|w| w.span).collect()),
         })
+    }
+
+    /// The placement with page digests, when the block has room for them and all of it lies in the mirror: a helper does
+    /// without where it was not declared.
+    fn with_digests(&self, home: &Home<'_>) -> HelperPlacement {
+        let p = home.placement.in_block(self.request.layout, home.block.size);
+        let gap = first_gap(&self.pieces, p.digests_at, p.digests_len);
+        if gap.is_some() { home.placement } else { p }
     }
 
     /// What the helper may touch, by what it calls it; sorts the window by that.
@@ -250,6 +259,9 @@ impl<'a> Draft<'a> {
             add(Purpose::HelperStack, va, at, abi::WORKER_BYTES, Access::ReadWrite);
         }
         add(Purpose::HelperMaps, abi::MAPS_VA, p.maps_at, p.maps_len, Access::ReadWrite);
+        if p.digests_len > 0 {
+            add(Purpose::HelperDigests, abi::DIGESTS_VA, p.digests_at, p.digests_len, Access::ReadWrite);
+        }
         list
     }
 

@@ -1,7 +1,7 @@
 //! Where the parts of a helper lie in its block.
 //!
 //! ```text
-//! image | secret | TSS | worker areas | page maps | set 0 | set 1 | ... | set 4
+//! image | secret | TSS | worker areas | page maps | set 0 | set 1 | ... | set 4 | page digests (only where asked for)
 //! ```
 //!
 //! A set is the configuration and the page tables of one strategy. All sets have their place in every block, and the
@@ -21,6 +21,8 @@ const GPA_HEAD_ROOM: u64 = 16 << 30;
 /// Table pages for the helper's own parts but the maps, and for the mailbox: 26 counted from the addresses in
 /// `mirrorvm_abi::layout`, and room to grow.
 const OWN_TABLES: u64 = 64;
+/// Most bytes of page digests, which covers some 4 TiB of RAM: their tables come out of [`OWN_TABLES`], one a GiB.
+const DIGESTS_MAX: u64 = 16 << 30;
 
 /// Which set of configuration and page tables a strategy uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -89,6 +91,11 @@ pub struct HelperPlacement {
     pub tables_at: u64,
     /// Pages of room for them.
     pub table_pages: u64,
+    /// Page digests.
+    pub digests_at: u64,
+    /// Bytes of page digests, as many pages as the page maps cover; 0 when the block has no room for them: then the
+    /// helper cannot scan. They take address space; of memory only what is written, 16 bytes a page of RAM.
+    pub digests_len: u64,
     block_len: u64,
 }
 
@@ -131,14 +138,40 @@ impl HelperPlacement {
             config_pages,
             tables_at,
             table_pages,
+            digests_at: at,
+            digests_len: 0,
             block_len: at,
         })
+    }
+
+    /// The same in a block of `size` bytes: with page digests when they fit.
+    pub(super) fn in_block(self, layout: &GuestLayout, size: u64) -> Self {
+        let fitting = self.digests(layout).filter(|(at, len)| at + len <= size);
+        let (digests_at, digests_len) = fitting.unwrap_or((self.block_len, 0));
+        Self { digests_at, digests_len, ..self }
+    }
+
+    /// Where digests would lie: offset and bytes. Whole 2 MiB, so that they need few tables.
+    fn digests(&self, layout: &GuestLayout) -> Option<(u64, u64)> {
+        let bytes = (Self::highest(layout) / PAGE_SIZE).checked_mul(abi::DIGEST_BYTES)?;
+        let (at, len) = (align_up(self.block_len, PAGE_2M)?, align_up(bytes, PAGE_2M)?);
+        (len <= DIGESTS_MAX && at.checked_add(len).is_some()).then_some((at, len))
     }
 
     /// How large a helper's block must be for `layout` (save areas included, the helper's block ignored), rounded up to
     /// 2 MiB.
     pub fn block_size(header: &Header, layout: &GuestLayout) -> Option<u64> {
         align_up(Self::new(header, layout, HelperSet::Shifted)?.block_len, PAGE_2M)
+    }
+
+    /// The same with room for page digests: for guests whose writes nobody logs. Without it where there are too many
+    /// pages for them.
+    pub fn block_size_with_digests(header: &Header, layout: &GuestLayout) -> Option<u64> {
+        let placement = Self::new(header, layout, HelperSet::Shifted)?;
+        match placement.digests(layout) {
+            Some((at, len)) => Some(at + len),
+            None => Self::block_size(header, layout),
+        }
     }
 
     /// Bytes from the start of the block to the end of the last set.

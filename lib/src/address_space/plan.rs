@@ -46,6 +46,8 @@ pub enum Purpose {
     HelperStack,
     /// The helper's page maps.
     HelperMaps,
+    /// The helper's page digests.
+    HelperDigests,
 }
 
 /// What is behind a slot.
@@ -220,6 +222,11 @@ impl MirrorPlan {
         self.allowed.iter().map(|r| r.pages()).sum()
     }
 
+    /// Whether the helper has room to keep a digest of every page that it may touch, so that it can find the changed ones.
+    pub const fn can_scan(&self) -> bool {
+        self.placement.digests_len > 0
+    }
+
     /// Where a byte of RAM lies in the mirror's RAM window. `None` for RAM that the helper may not touch.
     pub fn mirror_gpa(&self, ram: RamAddr) -> Option<MirrorGpa> {
         self.spans.find(ram.get()).map(|(span, inside)| MirrorGpa::new(span.gpa + inside))
@@ -249,13 +256,15 @@ impl MirrorPlan {
             .iter()
             .map(|r| config::Range { first: r.start() / PAGE_SIZE, count: r.pages() })
             .collect();
+        let pages = self.allowed.last().map_or(0, |r| r.end() / PAGE_SIZE);
         let fixed = config::Config {
             workers: self.mailbox.workers,
             slots: self.mailbox.slots,
-            pages: self.allowed.last().map_or(0, |r| r.end() / PAGE_SIZE),
+            pages,
             ranges: ranges.len() as u32,
             protection,
             policy,
+            digests: if self.can_scan() { pages } else { 0 },
         };
         let mut bytes = fixed.encode().to_vec();
         bytes.extend(ranges.iter().flat_map(config::Range::encode));

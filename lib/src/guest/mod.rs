@@ -3,6 +3,7 @@
 //! Owns: machines, consoles, the pages that a guest shares. Must not know: mirrors, migrations, names, storage.
 
 mod console;
+mod dirty_ranges;
 pub mod embedded;
 mod encryption;
 pub mod helper_block;
@@ -13,6 +14,7 @@ pub mod qemu;
 use std::sync::Arc;
 
 pub use console::Console;
+pub use dirty_ranges::{DirtyRanges, LoggedSlot};
 pub use encryption::{EncryptionStatus, StatusError, StatusExtent};
 pub use migration_control::{CarriedReadiness, MigrationControl, Readiness, ReadinessReason};
 
@@ -253,6 +255,12 @@ pub trait Machine: Send {
     /// # Errors
     /// When logging is off, or the kernel fails.
     fn take_dirty(&mut self, dirty: &mut PageSet) -> Result<(), MachineError>;
+
+    /// The log of written pages, to be looked at and cleared in pieces while the guest runs; `None` where that is not to be
+    /// had or logging is off. What it gives is good until logging ends.
+    fn dirty_ranges(&self) -> Option<DirtyRanges> {
+        None
+    }
 
     /// Holds the vCPUs for `percent` of their time, 0 to 99, so that the guest writes less; 0 ends it.
     ///

@@ -93,8 +93,14 @@ impl Inner {
             Some(SevSpec { es: true, .. }) => bare.with_save_areas(driver.vcpus() + 1).map_err(placed)?,
             _ => bare.clone(),
         };
-        let size = HelperPlacement::block_size(self.image.header(), &bare)
-            .ok_or(HostError::NoResources { what: "helper memory", source: None })?;
+        // Nobody logs the writes of QEMU's guests: their helper finds them, and needs room for it.
+        let size = match driver {
+            DriverSpec::Qemu { .. } => HelperPlacement::block_size_with_digests(self.image.header(), &bare),
+            DriverSpec::Embedded { .. } | DriverSpec::Emulated { .. } => {
+                HelperPlacement::block_size(self.image.header(), &bare)
+            }
+        };
+        let size = size.ok_or(HostError::NoResources { what: "helper memory", source: None })?;
         let layout = match driver {
             DriverSpec::Embedded { .. } | DriverSpec::Emulated { .. } => bare.with_helper(size, true),
             DriverSpec::Qemu { .. } => {

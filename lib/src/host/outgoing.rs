@@ -10,7 +10,7 @@ use super::entries::{GuestEntry, MigrationEntry};
 use super::guest_task::{Command, GiveBack, Lease};
 use super::inner::Inner;
 use super::{
-    Destination, Fault, GuestRecord, GuestState, HostError, MigrationDirection, MigrationLimits,
+    Destination, DriverSpec, Fault, GuestRecord, GuestState, HostError, MigrationDirection, MigrationLimits,
     MigrationMode, MigrationRecord, MigrationSpec, MigrationState, MirrorChoice, PeerRecord, PlanOptions,
     Progress, ProtectionLevel, SourceAfter, Ticket, validate,
 };
@@ -59,10 +59,6 @@ pub(super) fn prepare(
         let current = record.state.name();
         return Err(HostError::WrongState { kind: "guest", current, allowed: &["running", "paused"] });
     }
-    if spec.mode == MigrationMode::Precopy && record.spec.driver.name() == "qemu" {
-        let why = "QEMU does not export its dirty log; use mode stop_and_copy".to_owned();
-        return Err(HostError::CapabilityMissing { what: "precopy of qemu guests", why });
-    }
     let strategy = match &spec.mirror {
         MirrorChoice::Template(strategy) => {
             // Refused now rather than after the lease.
@@ -72,6 +68,7 @@ pub(super) fn prepare(
         MirrorChoice::Existing(id) => existing_mirror(inner, *id, record.id)?,
     };
     check_guest(inner, &guest, &record, &spec)?;
+    check_precopy(inner, &guest, &record, &spec, strategy)?;
     let migration = MigrationRecord {
         id: id.unwrap_or_else(Uuid::now_v7),
         direction: MigrationDirection::Outgoing,
@@ -92,6 +89,26 @@ pub(super) fn prepare(
         finished_at: None,
     };
     Ok(Prepared { record: migration, guest, peer })
+}
+
+/// Whether somebody can find the pages that a running guest changes: its driver's log, or the helper's scan.
+fn check_precopy(
+    inner: &Inner,
+    guest: &GuestEntry,
+    record: &GuestRecord,
+    spec: &MigrationSpec,
+    strategy: Strategy,
+) -> Result<(), HostError> {
+    if spec.mode != MigrationMode::Precopy || !matches!(record.spec.driver, DriverSpec::Qemu { .. }) {
+        return Ok(());
+    }
+    let plan = inner.plan(guest, strategy, u32::from(spec.streams), &PlanOptions::default())?;
+    if plan.can_scan() {
+        return Ok(());
+    }
+    let why = "QEMU does not export its dirty log, and the guest's helper has no room for page digests (it is larger \
+               than 4 TiB, or was defined by an earlier version); use mode stop_and_copy";
+    Err(HostError::CapabilityMissing { what: "precopy of this qemu guest", why: why.to_owned() })
 }
 
 fn ticket_of(destination: &Destination) -> Result<Option<Ticket>, HostError> {

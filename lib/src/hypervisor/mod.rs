@@ -78,6 +78,12 @@ pub trait Vm: Send {
     /// When the slot is not logged, or the kernel fails.
     fn take_dirty_log(&mut self, id: SlotId) -> Result<Vec<u64>, HypervisorError>;
 
+    /// The dirty log as something that is looked at and cleared in pieces, from any thread; `None` where the hypervisor
+    /// has only [`Vm::take_dirty_log`].
+    fn dirty_log(&self) -> Option<Arc<dyn DirtyLog>> {
+        None
+    }
+
     /// Makes vCPU `index`.
     ///
     /// # Errors
@@ -102,6 +108,22 @@ pub trait Vm: Send {
         let _ = (index, memory, offset);
         Err(HypervisorError::Unsupported { what: "place a save area" })
     }
+}
+
+/// The dirty log of a VM's logged slots (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2): every page is marked when logging begins.
+pub trait DirtyLog: Send + Sync {
+    /// The marked pages of a slot, one bit each.
+    ///
+    /// # Errors
+    /// When the slot is not logged, or the kernel fails.
+    fn look(&self, id: SlotId) -> Result<Vec<u64>, HypervisorError>;
+
+    /// Takes marks off: those of `bits`, of 64 pages each, from page `first` of the slot on, a multiple of 64. A write that
+    /// comes later marks its page again.
+    ///
+    /// # Errors
+    /// When the slot is not logged, or the kernel fails.
+    fn clear(&self, id: SlotId, first: u64, bits: &[u64]) -> Result<(), HypervisorError>;
 }
 
 /// Why a vCPU came back.

@@ -1,6 +1,7 @@
 //! The handle on a running migration: cancelling it, watching it.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::host::{MigrationLimits, MigrationState, Progress, Round};
 use crate::transport::LinkCanceller;
@@ -63,6 +64,11 @@ impl Control {
     /// The limits as they are now.
     pub fn limits(&self) -> MigrationLimits {
         *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Longest silence of the peer.
+    pub fn patience(&self) -> Duration {
+        Duration::from_millis(self.limits().stall_timeout_ms)
     }
 
     /// Changes the limits: bandwidth from the next batch on, the rest from the next look at it.

@@ -9,6 +9,7 @@ use mirrorvm_abi::record::TOKEN_BYTES;
 use super::records::Mask;
 use super::sink::{Received, Sink, receive_shared};
 use super::source::{sha256, transcript};
+use super::threads::{all, side_by_side};
 use super::wire::{self, Prepare, Prepared, Refused, STATE_MAX, Settled, StateHead, kind};
 use super::{Control, MigrationFault};
 use crate::addr::{PAGE_SIZE, PageRange};
@@ -244,29 +245,14 @@ impl Import<'_> {
     fn receive_all(&mut self, epoch: u32, sinks: &mut [Sink]) -> Result<Received, MigrationFault> {
         let (ram, stall) = (self.machine.ram(), self.stall);
         let plan = Arc::clone(self.mirror.plan());
-        let plan = &*plan;
-        let lanes = self.mirror.lanes().iter_mut();
-        std::thread::scope(|scope| {
-            let threads: Vec<_> = sinks
-                .iter_mut()
-                .zip(lanes)
-                .map(|(sink, lane)| scope.spawn(move || sink.receive(lane, (ram, plan), epoch, stall)))
-                .collect();
-            let mut total = Received::default();
-            let mut first = None;
-            for thread in threads {
-                let got =
-                    thread.join().unwrap_or(Err(MigrationFault::Protocol("a stream's thread panicked")));
-                match got {
-                    Ok(r) => {
-                        total.sealed += r.sealed;
-                        total.zero += r.zero;
-                    }
-                    Err(fault) => first = first.or(Some(fault)),
-                }
-            }
-            first.map_or(Ok(total), Err)
-        })
+        let parts = sinks.iter_mut().zip(self.mirror.lanes());
+        let got = side_by_side("in", parts, |(sink, lane)| sink.receive(lane, (ram, &plan), epoch, stall));
+        let mut total = Received::default();
+        for part in all(got)? {
+            total.sealed += part.sealed;
+            total.zero += part.zero;
+        }
+        Ok(total)
     }
 
     /// All pages are here: digest them if asked, then vCPUs and devices.

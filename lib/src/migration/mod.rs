@@ -27,6 +27,7 @@
 mod control;
 mod destination;
 mod error;
+mod finder;
 mod landing;
 mod peer;
 mod pump;
@@ -35,6 +36,7 @@ mod rounds;
 mod sink;
 mod source;
 pub mod stages;
+mod threads;
 pub mod wire;
 
 pub use control::{Control, Live, PastPointOfNoReturn};

@@ -12,6 +12,7 @@ use super::wire::{SHARED_PAGE_BYTES, data_header, kind};
 use super::{Control, MigrationFault};
 use crate::addr::{PAGE_SIZE, PageRange, RamPage};
 use crate::address_space::MirrorPlan;
+use crate::guest::{DirtyRanges, MachineError};
 use crate::host::Progress;
 use crate::memory::GuestRam;
 use crate::mirror::{Done, Lane, LaneError};
@@ -31,6 +32,8 @@ pub(super) struct Work<'a> {
     pub ram: &'a GuestRam,
     /// Tells what the helper calls a page.
     plan: &'a MirrorPlan,
+    /// The guest's dirty log, where pages are taken off it right before they are read.
+    dirty: Option<&'a DirtyRanges>,
     pub control: &'a Control,
     pub limiter: &'a Limiter,
     /// When the round ends even if pages are left; a switchover that was asked for ends it too. `None`: it is the last.
@@ -71,7 +74,7 @@ impl<'a> Work<'a> {
         shared: &'a PageSet,
         (ram, plan): (&'a GuestRam, &'a MirrorPlan),
         (control, limiter): (&'a Control, &'a Limiter),
-        until: Option<Instant>,
+        (until, dirty): (Option<Instant>, Option<&'a DirtyRanges>),
     ) -> Self {
         let (cursor, failed, counts) = (Mutex::new(0), AtomicBool::new(false), Counts::default());
         let begun = Instant::now();
@@ -82,6 +85,7 @@ impl<'a> Work<'a> {
             shared,
             ram,
             plan,
+            dirty,
             control,
             limiter,
             until,
@@ -116,6 +120,12 @@ impl<'a> Work<'a> {
             left.remove_range(taken);
         }
         left
+    }
+
+    /// Has writes to `batch` logged again. Before the pages are read: a write in between is then sent twice, and none is
+    /// missed.
+    fn log_again(&self, batch: &[RamPage]) -> Result<(), MigrationFault> {
+        Ok(self.dirty.map_or(Ok(()), |dirty| dirty.clear(batch)).map_err(MachineError::from)?)
     }
 
     /// Puts `batch` into `pages` by the names that the helper knows them by.
@@ -214,7 +224,8 @@ impl Stream {
                     break;
                 }
                 let slot = lane.acquire().ok_or(LaneError::NoSlot)?;
-                if let Err(fault) = work.name(&self.batch, &mut self.pages) {
+                let named = work.name(&self.batch, &mut self.pages);
+                if let Err(fault) = named.and_then(|()| work.log_again(&self.batch)) {
                     lane.release(slot);
                     return Err(fault);
                 }
@@ -243,6 +254,7 @@ impl Stream {
         clock: &mut Clock,
     ) -> Result<(), MigrationFault> {
         work.check()?;
+        self.link.set_patience(work.control.patience());
         work.limiter.take(u64::from(done.pages - done.zero) * PAGE_SIZE, work.control)?;
         clock.skip();
         let records = lane.payload(done.slot, done.len);
@@ -269,6 +281,7 @@ pub(super) fn send_shared(link: &mut Link, work: &Work<'_>) -> Result<(), Migrat
             return Ok(());
         }
         work.check()?;
+        work.log_again(&batch)?;
         buffer.clear();
         let mut page = [0; 4096];
         for p in &batch {

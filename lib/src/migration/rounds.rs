@@ -12,6 +12,8 @@ pub struct Observation {
     pub moved_pages: u64,
     /// How long it took.
     pub duration: Duration,
+    /// How long it took to find the pages that wait now: the pause begins with another such look.
+    pub look: Duration,
     /// Pages that wait to be sent now.
     pub dirty_pages: u64,
     /// Of these, pages that the guest wrote meanwhile; the others are left over from a round that was cut.
@@ -75,8 +77,8 @@ impl Convergence {
         let by_limit =
             limits.bandwidth_bytes_per_second.map_or(f64::INFINITY, |b| b as f64 / PAGE_SIZE as f64);
         let rate = by_link.min(by_limit).max(1.0);
-        let dirty_rate = seen.written_pages as f64 / seconds;
-        let expected = FIXED + Duration::from_secs_f64((seen.dirty_pages as f64 / rate).min(1e9));
+        let dirty_rate = seen.written_pages as f64 / (seconds + seen.look.as_secs_f64());
+        let expected = FIXED + seen.look + Duration::from_secs_f64((seen.dirty_pages as f64 / rate).min(1e9));
         let short = expected <= Duration::from_millis(limits.downtime_ms) || seen.dirty_pages <= FEW_PAGES;
         if short || seen.asked {
             return Decision::Switchover { expected };
@@ -138,6 +140,7 @@ mod tests {
         Observation {
             moved_pages,
             duration: Duration::from_millis(ms),
+            look: Duration::ZERO,
             dirty_pages,
             written_pages: dirty_pages,
             elapsed: Duration::from_millis(elapsed),
@@ -228,6 +231,17 @@ mod tests {
         let limits = MigrationLimits { downtime_ms: 0, ..Default::default() };
         let decision = Convergence::default().decide(&seen(1 << 18, 1000, 0, 1000), &limits);
         assert!(matches!(decision, Decision::Switchover { .. }));
+    }
+
+    #[test]
+    fn looking_for_pages_is_a_part_of_the_pause() {
+        let limits = MigrationLimits { downtime_ms: 100, ..Default::default() };
+        let quick = seen(100_000, 1000, 5_000, 1000);
+        let slow = Observation { look: Duration::from_millis(60), ..quick };
+        let decide = |seen| Convergence::default().decide(&seen, &limits);
+        let Decision::Switchover { expected } = decide(quick) else { panic!("50 ms of pages") };
+        let Decision::Round { expected: with_look, .. } = decide(slow) else { panic!("110 ms and more") };
+        assert_eq!(with_look, expected + Duration::from_millis(60));
     }
 
     #[test]

@@ -10,13 +10,15 @@ use uuid::Uuid;
 
 use super::MigrationFault;
 use super::control::Control;
+use super::finder::Finder;
 use super::peer::{PeerAddress, open_control};
 use super::pump::{Limiter, Stream, Work, send_shared};
 use super::records::Mask;
 use super::rounds::{Convergence, Decision, Observation};
+use super::threads::{all, side_by_side};
 use super::wire::{self, Prepare, Prepared, Purpose, Settled, StateHead, kind};
 use crate::addr::{PAGE_SIZE, RamAddr};
-use crate::guest::Machine;
+use crate::guest::{DirtyRanges, Machine, MachineError};
 use crate::host::{
     GuestRecord, MigrationMode, MigrationSpec, MigrationState, OnTimeout, ProtectionLevel, Round,
     StreamTransport,
@@ -118,6 +120,8 @@ struct Sent {
     /// Pages that went as they are at least once.
     ever_shared: PageSet,
     limiter: Limiter,
+    /// Where pages are taken off the dirty log one batch after the other.
+    dirty: Option<DirtyRanges>,
 }
 
 impl Course<'_, '_> {
@@ -135,18 +139,19 @@ impl Course<'_, '_> {
             ever_sealed: PageSet::new(),
             ever_shared: PageSet::new(),
             limiter: Limiter::new(),
+            dirty: None,
         };
         let mut left = PageSet::new();
         for block in self.machine.ram().layout().ram() {
             left.insert_range(block.ram_range());
         }
         // Shared pages that the helper cannot reach go as they are; private ones were refused by the planner.
-        let live =
-            self.out.spec.mode == MigrationMode::Precopy && self.machine.can_log_dirty() && self.was_running;
-        if live {
-            self.precopy(&mut link, &mut streams, &mut sent, &mut left)?;
+        let live = self.out.spec.mode == MigrationMode::Precopy && self.was_running;
+        let mut finder = if live { Finder::choose(self.machine, self.mirror) } else { None };
+        if let Some(finder) = &mut finder {
+            self.precopy(&mut link, &mut streams, &mut sent, &mut left, finder)?;
         }
-        self.switchover(&mut link, &mut streams, &mut sent, left, live)?;
+        self.switchover(&mut link, &mut streams, &mut sent, left, finder.as_ref())?;
         Ok((link, streams))
     }
 
@@ -213,31 +218,34 @@ impl Course<'_, '_> {
         streams: &mut [Stream],
         sent: &mut Sent,
         left: &mut PageSet,
+        finder: &mut Finder,
     ) -> Result<(), MigrationFault> {
         let control = self.out.control;
         control.enter(MigrationState::Precopy);
-        self.machine.log_dirty(true)?;
+        finder.begin(self.machine)?;
+        sent.dirty = finder.ranges().cloned();
         let begun = Instant::now();
         let mut course = Convergence::default();
         loop {
             self.check()?;
             let until = self.round_ends_at(begun);
             let mut round = self.round(link, streams, sent, left, Some(until))?;
-            let untaken = left.len();
-            self.machine.take_dirty(left)?;
+            let lanes = (streams.len(), sent.epoch);
+            let look = finder.look(self.machine, self.mirror, lanes, control, left)?;
             let duration = Duration::from_micros(round.duration_us);
             let seen = Observation {
                 moved_pages: round.pages_sealed + round.pages_shared,
                 duration,
+                look: look.took,
                 dirty_pages: left.len(),
-                written_pages: left.len() - untaken,
+                written_pages: look.written_pages,
                 elapsed: begun.elapsed(),
                 asked: control.wants_switchover(),
             };
             round.dirtied_pages = seen.written_pages;
             let decision = course.decide(&seen, &control.limits());
             control.update(|l| {
-                l.progress.dirty_pages_per_second = per_second(seen.written_pages, duration);
+                l.progress.dirty_pages_per_second = per_second(seen.written_pages, duration + look.took);
                 if let Decision::Round { expected, .. } | Decision::Switchover { expected } = decision {
                     l.progress.expected_downtime_ms = Some(expected.as_millis() as u64);
                 }
@@ -280,7 +288,7 @@ impl Course<'_, '_> {
         streams: &mut [Stream],
         sent: &mut Sent,
         mut left: PageSet,
-        logged: bool,
+        finder: Option<&Finder>,
     ) -> Result<(), MigrationFault> {
         self.check()?;
         let control = self.out.control;
@@ -290,9 +298,11 @@ impl Course<'_, '_> {
         self.mirror.paused()?;
         // Saving may touch memory (drivers say so), hence before the last look at the dirty log.
         let state = self.machine.save_state()?;
-        if logged {
-            self.machine.take_dirty(&mut left)?;
-            self.machine.log_dirty(false)?;
+        if let Some(finder) = finder {
+            let lanes = (streams.len(), sent.epoch);
+            finder.look(self.machine, self.mirror, lanes, control, &mut left)?;
+            sent.dirty = None;
+            finder.end(self.machine)?;
         }
         // Registers are written to the save areas when the vCPUs stop: whatever went before, they go again, last.
         if let Some(areas) = self.machine.ram().layout().save_areas() {
@@ -336,11 +346,13 @@ impl Course<'_, '_> {
             l.progress.iteration = sent.epoch;
             l.progress.remaining_bytes = left.len() * PAGE_SIZE;
         });
+        link.set_patience(control.patience());
         link.send(kind::EPOCH_BEGIN, &sent.epoch.to_le_bytes())?;
         let (ram, plan) = (self.machine.ram(), self.mirror.plan());
         let plan = std::sync::Arc::clone(plan);
         let limits = (control, &sent.limiter);
-        let work = Work::new(sent.epoch, &sealed, &shared, (ram, &plan), limits, until);
+        let work =
+            Work::new(sent.epoch, &sealed, &shared, (ram, &plan), limits, (until, sent.dirty.as_ref()));
         pump_all(self.mirror, streams, &work).map_err(|fault| reason(link, fault))?;
         send_shared(link, &work).map_err(|fault| reason(link, fault))?;
         let token = self.mirror.end_epoch()?;
@@ -487,7 +499,7 @@ impl Course<'_, '_> {
         if self.out.control.is_cancelled() {
             return Err(MigrationFault::Canceled);
         }
-        self.machine.ended().map_or(Ok(()), |end| Err(crate::guest::MachineError::Ended(end).into()))
+        self.machine.ended().map_or(Ok(()), |end| Err(MachineError::Ended(end).into()))
     }
 }
 
@@ -505,22 +517,8 @@ fn reason(link: &mut Link, fault: MigrationFault) -> MigrationFault {
 
 /// Every stream sends its part, each on its own thread; the first error counts.
 fn pump_all(mirror: &mut Mirror, streams: &mut [Stream], work: &Work<'_>) -> Result<(), MigrationFault> {
-    std::thread::scope(|scope| {
-        let lanes = mirror.lanes().iter_mut();
-        let threads: Vec<_> = streams
-            .iter_mut()
-            .zip(lanes)
-            .map(|(stream, lane)| scope.spawn(move || stream.send(lane, work)))
-            .collect();
-        let results: Vec<_> = threads
-            .into_iter()
-            .map(|t| t.join().unwrap_or(Err(MigrationFault::Protocol("a stream's thread panicked"))))
-            .collect();
-        // A stream that only stopped because another failed says PeerGone: the real reason comes first.
-        let (soft, hard): (Vec<_>, Vec<_>) =
-            results.into_iter().filter_map(Result::err).partition(|e| matches!(e, MigrationFault::PeerGone));
-        hard.into_iter().chain(soft).next().map_or(Ok(()), Err)
-    })
+    let parts = streams.iter_mut().zip(mirror.lanes());
+    all(side_by_side("out", parts, |(stream, lane)| stream.send(lane, work))).map(|_| ())
 }
 
 /// The pages of `left` that go sealed, and those that the guest shares.

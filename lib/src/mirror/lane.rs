@@ -206,7 +206,7 @@ impl Lane {
         }
     }
 
-    fn submit(&mut self, slot: u32, op: Op, count: u32, len: u32, epoch: u32) {
+    pub(super) fn submit(&mut self, slot: u32, op: Op, count: u32, len: u32, epoch: u32) {
         let id = self.next_id;
         self.next_id += 1;
         self.slots[slot as usize] = SlotState::Busy { id, count };

@@ -10,6 +10,7 @@ mod lane;
 mod lane_tests;
 mod launch;
 mod psp;
+mod scan;
 mod session;
 mod worker;
 

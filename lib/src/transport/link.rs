@@ -196,6 +196,12 @@ impl Link {
         self.limit = at;
     }
 
+    /// Sets how long a frame may take, and the next one may be waited for, from the next call on.
+    pub fn set_patience(&mut self, patience: Duration) {
+        self.deadlines.frame = patience;
+        self.deadlines.idle = Some(patience);
+    }
+
     /// Totals so far.
     pub fn counters(&self) -> LinkCounters {
         let (wire_in, wire_out) = self.session.wire_bytes();

@@ -5,6 +5,7 @@
 mod accepted;
 mod by_name;
 mod declarations;
+mod digests;
 mod generate;
 mod layouts;
 mod oracle;

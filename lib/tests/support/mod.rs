@@ -13,6 +13,7 @@ use mirrorvm::hypervisor::Hypervisor;
 use mirrorvm::hypervisor::kvm::KvmHost;
 use mirrorvm::memory::{Backing, GuestRam};
 use mirrorvm::mirror::{HelperImage, HelperSource, LaneError, Mirror};
+use mirrorvm_abi::header::Header;
 use mirrorvm_abi::op::Begin;
 
 /// KVM, or a loud skip that is counted: the test runner fails when a host with /dev/kvm skipped.
@@ -29,9 +30,18 @@ pub fn kvm() -> Option<KvmHost> {
 
 /// RAM for one block of `bytes` at GPA 0, with a helper's block.
 pub fn ram(bytes: u64) -> GuestRam {
+    ram_sized(bytes, HelperPlacement::block_size)
+}
+
+/// The same with room for page digests: its helper can scan.
+pub fn scanning_ram(bytes: u64) -> GuestRam {
+    ram_sized(bytes, HelperPlacement::block_size_with_digests)
+}
+
+fn ram_sized(bytes: u64, size: fn(&Header, &GuestLayout) -> Option<u64>) -> GuestRam {
     let block = BlockSpec { name: "ram0".into(), size_bytes: bytes, gpa: Some(Gpa::new(0)) };
     let bare = GuestLayout::assign(&[block]).unwrap();
-    let size = HelperPlacement::block_size(HelperImage::built_in().header(), &bare).unwrap();
+    let size = size(HelperImage::built_in().header(), &bare).unwrap();
     GuestRam::allocate(Arc::new(bare.with_helper(size, true).unwrap()), Backing::Anonymous).unwrap()
 }
 
@@ -69,7 +79,15 @@ pub struct Pair {
 
 impl Pair {
     pub fn new(kvm: &dyn Hypervisor, bytes: u64, workers: u32) -> Self {
-        let (source_ram, destination_ram) = (ram(bytes), ram(bytes));
+        Self::over(kvm, (ram(bytes), ram(bytes)), workers)
+    }
+
+    /// Over memories of one layout.
+    pub fn over(
+        kvm: &dyn Hypervisor,
+        (source_ram, destination_ram): (GuestRam, GuestRam),
+        workers: u32,
+    ) -> Self {
         Self {
             source: mirror(kvm, &source_ram, workers),
             destination: mirror(kvm, &destination_ram, workers),

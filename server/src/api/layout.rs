@@ -418,6 +418,7 @@ pub(crate) const fn purpose_name(purpose: Purpose) -> &'static str {
         Purpose::HelperTss => "helper_tss",
         Purpose::HelperStack => "helper_stack",
         Purpose::HelperMaps => "helper_maps",
+        Purpose::HelperDigests => "helper_digests",
     }
 }
 

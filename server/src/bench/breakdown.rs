@@ -69,7 +69,7 @@ impl Spent {
 pub(super) fn measure(args: &BenchArgs) -> Result<Found, BenchError> {
     let bytes = args.sizes().first().copied().ok_or("no size")?;
     let gib = bytes as f64 / f64::from(1 << 30);
-    let course = Course { bytes, streams: args.streams(), load: None, downtime_ms: 300 };
+    let course = Course { bytes, streams: args.streams(), load: None, downtime_ms: 300, bandwidth: None };
     let mut shares: Vec<(&str, Vec<f64>)> = Vec::new();
     let mut waits: Vec<(Stage, Vec<f64>)> = Stage::ALL.iter().map(|s| (*s, Vec::new())).collect();
     let (mut seconds, mut cpu, mut faults) = (Vec::new(), Vec::new(), Vec::new());

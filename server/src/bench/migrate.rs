@@ -1,7 +1,7 @@
 //! A running guest over loopback between two hosts of this process, every page compared in every run.
 
 use super::pair::{Course, once};
-use super::{BenchArgs, BenchError, Row};
+use super::{BenchArgs, BenchError, Row, Target};
 
 /// What the guest rewrites a second.
 const RATE: u64 = 16 << 20;
@@ -14,7 +14,8 @@ pub(super) fn measure(args: &BenchArgs) -> Result<Vec<Row>, BenchError> {
         let (mut rate, mut downtime, mut total) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..args.runs() {
             let load = Some(((bytes / 4).min(64 << 20), RATE));
-            let moved = runtime.block_on(once(Course { bytes, streams, load, downtime_ms: 300 }))?;
+            let moved =
+                runtime.block_on(once(Course { bytes, streams, load, downtime_ms: 300, bandwidth: None }))?;
             let moving: u64 = moved.record.rounds.iter().map(|r| r.duration_us).sum();
             rate.push(moved.record.progress.processed_bytes as f64 / moving as f64);
             downtime.push(moved.record.progress.downtime_ms.unwrap_or(f64::NAN));
@@ -25,5 +26,22 @@ pub(super) fn measure(args: &BenchArgs) -> Result<Vec<Row>, BenchError> {
         rows.push(Row::new(name("downtime"), "ms", downtime));
         rows.push(Row::new(name("total"), "ms", total));
     }
+    rows.push(runtime.block_on(limited(args))?);
     Ok(rows)
+}
+
+/// A bandwidth limit, and how far the first round is from it: two streams together, a third of what they would move.
+async fn limited(args: &BenchArgs) -> Result<Row, BenchError> {
+    let (bytes, limit) = (args.bytes(), 200 << 20);
+    let mut off = Vec::new();
+    for _ in 0..args.runs() {
+        let course =
+            Course { bytes, streams: 2, load: Some((1 << 20, 0)), downtime_ms: 300, bandwidth: Some(limit) };
+        let moved = once(course).await?;
+        let round = moved.record.rounds.first().ok_or("no round")?;
+        let rate = round.bytes as f64 / (round.duration_us as f64 / 1e6);
+        off.push((rate / limit as f64 - 1.0).abs() * 100.0);
+    }
+    let name = "bandwidth limit of 200 MiB/s over 2 streams: kept within";
+    Ok(Row::new(name, "%", off).promised(Target::AtMost(5.0)))
 }

@@ -7,7 +7,7 @@
 //! - [`report`]: medians, targets, the table. [`setting`]: RAM, mirrors, the machine's description.
 //! - [`pair`]: two hosts of this process and a guest. [`qemu`]: two QEMUs and a guest. [`certificates`]: what QEMU's TLS wants.
 //! - [`daemon`]: a daemon as a child, and a client. [`threads`]: what threads compute. [`writer`]: a guest for QEMU.
-//! - One module per scenario: [`seal`], [`create`], [`plan`], [`migrate`], [`versus`], [`downtime`], [`footprint`],
+//! - One module per scenario: [`seal`], [`scan`], [`create`], [`plan`], [`migrate`], [`versus`], [`downtime`], [`footprint`],
 //!   [`breakdown`], [`api`].
 
 mod api;
@@ -22,6 +22,7 @@ mod pair;
 mod plan;
 mod qemu;
 mod report;
+mod scan;
 mod seal;
 mod setting;
 mod threads;
@@ -102,6 +103,8 @@ enum Scenario {
     Downtime,
     /// The helper's seal and open rate on a mirror vCPU against ring on a host thread.
     Seal,
+    /// The helper's scan for changed pages, and what their digests cost an export.
+    Scan,
     /// Mirror creation up to "helper ready" against the raw KVM calls.
     Create,
     /// What two daemons need beyond the guest's RAM during a migration.
@@ -122,6 +125,7 @@ impl Scenario {
             Self::VsQemu
             | Self::Downtime
             | Self::Seal
+            | Self::Scan
             | Self::Create
             | Self::Memory
             | Self::Stages
@@ -166,6 +170,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), BenchError> {
             Scenario::VsQemu => versus::measure(args),
             Scenario::Downtime => downtime::measure(args),
             Scenario::Seal => seal::measure(args).map(Found::from),
+            Scenario::Scan => scan::measure(args).map(Found::from),
             Scenario::Create => create::measure(args).map(Found::from),
             Scenario::Memory => footprint::measure(args).map(Found::from),
             Scenario::Stages => breakdown::measure(args),

@@ -24,6 +24,8 @@ pub(super) struct Course {
     pub load: Option<(u64, u64)>,
     /// Longest pause that pre-copy aims for.
     pub downtime_ms: u64,
+    /// Most page content a second; `None`: as fast as it goes.
+    pub bandwidth: Option<u64>,
 }
 
 /// How a migration went; every page was compared.
@@ -92,7 +94,11 @@ impl Pair {
             mirror: MirrorChoice::Template(Strategy::Shifted { shift: Shift::FourGib }),
             streams: self.course.streams,
             stream_transport: StreamTransport::Sealed,
-            limits: MigrationLimits { downtime_ms: self.course.downtime_ms, ..MigrationLimits::default() },
+            limits: MigrationLimits {
+                downtime_ms: self.course.downtime_ms,
+                bandwidth_bytes_per_second: self.course.bandwidth,
+                ..MigrationLimits::default()
+            },
             source_after: SourceAfter::KeepStopped,
             verify: true,
         };

@@ -87,7 +87,7 @@ fn begin(source: &mut Mirror, destination: &mut Mirror) -> Result<(), BenchError
 
 /// Seals all of RAM, two batches under way at a time; seconds. `keep`: the records are copied out, which is not
 /// part of the helper's rate, so such a run is not reported.
-fn export(
+pub(super) fn export(
     mirror: &mut Mirror,
     bytes: u64,
     epoch: u32,

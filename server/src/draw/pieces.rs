@@ -118,6 +118,7 @@ const fn part_name(purpose: Purpose) -> &'static str {
         Purpose::HelperTss => "TSS",
         Purpose::HelperStack => "stacks",
         Purpose::HelperMaps => "maps",
+        Purpose::HelperDigests => "digests",
         Purpose::LowWindow
         | Purpose::RamWindow
         | Purpose::Vmsa

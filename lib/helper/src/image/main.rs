@@ -16,7 +16,7 @@ mod libc;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use mirrorvm_abi::{config, header, layout, mailbox};
-use mirrorvm_helper::{PageMaps, Scratch, Shared, Worker};
+use mirrorvm_helper::{Digests, PageMaps, Scratch, Shared, Worker};
 
 use bare::Bare;
 
@@ -92,6 +92,10 @@ extern "C" fn start(index: u64) -> ! {
     // accesses go through these atomics.
     let words = unsafe { core::slice::from_raw_parts(layout::MAPS_VA as *const AtomicU64, words) };
     let maps = PageMaps::new(allowed, words);
+    let digests = config.digests as usize * Digests::WORDS;
+    // SAFETY: the configuration says so only when the plan maps that many words at DIGESTS_VA, writable and private to
+    // the helper; all accesses go through these atomics.
+    let digests = unsafe { core::slice::from_raw_parts(layout::DIGESTS_VA as *const AtomicU64, digests) };
     // The scratch lives at the low end of the worker's area, the stack comes down from the high end.
     let area = layout::WORKER_VA + index * layout::WORKER_STRIDE;
     // SAFETY: the plan maps WORKER_BYTES there for this worker alone; zeroed memory is a valid Scratch and the
@@ -99,7 +103,8 @@ extern "C" fn start(index: u64) -> ! {
     let scratch = unsafe { &mut *(area as *mut Scratch) };
     core::sync::atomic::fence(Ordering::SeqCst);
     let env = Bare::new(&config, index);
-    bare::fatal(Worker::new(env, &SHARED, maps, scratch, config, index as u32).run())
+    let worker = Worker::new(env, &SHARED, maps, scratch, config, index as u32);
+    bare::fatal(worker.with_digests(Digests::new(digests)).run())
 }
 
 #[panic_handler]

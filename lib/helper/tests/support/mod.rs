@@ -18,10 +18,10 @@ use mirrorvm_abi::{
         CQ_AT, CQ_HEAD, Completion, Doorbell, ENTRY_BYTES, PAYLOAD_AT, SQ_AT, SQ_TAIL, Submission, entry_at,
         slot_at, worker_stride,
     },
-    op::{Begin, Op, START_BYTES, Start, Status},
+    op::{Begin, Op, START_BYTES, Scan, Start, Status},
     record::TOKEN_BYTES,
 };
-use mirrorvm_helper::{Env, PageMaps, Region, Scratch, Shared, Step, Worker};
+use mirrorvm_helper::{Digests, Env, PageMaps, Region, Scratch, Shared, Step, Worker};
 
 pub type Page = [u8; PAGE_BYTES];
 pub type Record = Vec<u8>;
@@ -79,6 +79,8 @@ pub struct Machine {
     pub hostile: RefCell<Option<Rng>>,
     /// Called when the helper reads a page, once.
     pub at_page_read: RefCell<Option<Box<dyn FnOnce()>>>,
+    /// What the next read of a page finds instead of it, as when the guest writes while the helper reads.
+    pub torn: RefCell<Option<(u64, Page)>>,
 }
 
 /// A worker's [`Env`].
@@ -119,6 +121,9 @@ impl Env for Soft {
         }
         self.machine.pages_read.borrow_mut().push(page);
         *to = self.machine.ram.borrow()[page as usize];
+        if let Some((_, torn)) = self.machine.torn.borrow_mut().take_if(|(at, _)| *at == page) {
+            *to = torn;
+        }
     }
 
     fn write_page(&mut self, page: u64, from: &Page) {
@@ -161,6 +166,8 @@ pub struct Side {
     pub machine: Rc<Machine>,
     pub workers: Vec<Option<Worker<'static, Soft>>>,
     pub shared: &'static Shared,
+    /// The helper's own memory of digests.
+    pub digests: &'static [AtomicU64],
     tails: Vec<u32>,
     heads: Vec<u32>,
     next_id: u64,
@@ -187,8 +194,23 @@ impl Side {
         Self::guarded(workers, allowed, seed, (PROTECTION_NONE, 0))
     }
 
+    /// The same with room for page digests.
+    pub fn scanning(workers: u32, allowed: &Allowed, seed: u64) -> Self {
+        Self::build(workers, allowed, seed, (PROTECTION_NONE, 0), true)
+    }
+
     /// The same for a guest with this protection and policy.
-    pub fn guarded(workers: u32, allowed: &Allowed, seed: u64, (protection, policy): (u32, u32)) -> Self {
+    pub fn guarded(workers: u32, allowed: &Allowed, seed: u64, guard: (u32, u32)) -> Self {
+        Self::build(workers, allowed, seed, guard, false)
+    }
+
+    fn build(
+        workers: u32,
+        allowed: &Allowed,
+        seed: u64,
+        (protection, policy): (u32, u32),
+        digests: bool,
+    ) -> Self {
         let encode = |r: &Span<u64>| Range { first: r.start, count: r.end - r.start }.encode();
         let ranges: Vec<[u8; RANGE_BYTES]> = allowed.0.iter().map(encode).collect();
         let config = Config {
@@ -198,6 +220,7 @@ impl Side {
             ranges: ranges.len() as u32,
             protection,
             policy,
+            digests: if digests { allowed.end() } else { 0 },
         };
         assert_eq!(Config::decode(&config.encode()), Some(config), "what the image would accept");
         let machine = Rc::new(Machine {
@@ -213,18 +236,26 @@ impl Side {
             bells: RefCell::default(),
             hostile: RefCell::default(),
             at_page_read: RefCell::default(),
+            torn: RefCell::default(),
         });
         // Leaked, as in the image: statics and fixed addresses.
         let words = (0..allowed.end().div_ceil(64) * 2).map(|_| AtomicU64::new(0)).collect::<Vec<_>>().leak();
         let maps = PageMaps::new(ranges.leak(), words);
+        // Garbage: what an earlier session or nobody has left there.
+        let mut garbage = Rng(!seed);
+        let digests = (0..config.digests as usize * Digests::WORDS)
+            .map(|_| AtomicU64::new(garbage.next()))
+            .collect::<Vec<_>>()
+            .leak();
         let shared: &'static Shared = Box::leak(Box::new(Shared::new()));
         let worker = |i: u32| {
             let env = Soft { machine: Rc::clone(&machine), worker: i as usize };
-            Some(Worker::new(env, shared, maps, Box::leak(Box::new(Scratch::new())), config, i))
+            let scratch = Box::leak(Box::new(Scratch::new()));
+            Some(Worker::new(env, shared, maps, scratch, config, i).with_digests(Digests::new(digests)))
         };
         let workers: Vec<_> = (0..workers).map(worker).collect();
         let n = workers.len();
-        Self { machine, workers, shared, tails: vec![0; n], heads: vec![0; n], next_id: 1 }
+        Self { machine, workers, shared, digests, tails: vec![0; n], heads: vec![0; n], next_id: 1 }
     }
 
     /// Puts an entry into a worker's ring, payload into its slot.
@@ -300,6 +331,33 @@ impl Side {
             }
             refused => Err((refused, c.count)),
         }
+    }
+
+    /// Scans `pages`, and gives those that are found.
+    pub fn scan(&mut self, worker: usize, epoch: u32, pages: Span<u64>) -> Result<Vec<u64>, Status> {
+        let scan = Scan { first: pages.start, count: (pages.end - pages.start) as u32 };
+        let c = self.scan_raw(worker, epoch, &scan.encode());
+        match Status::from_u32(c.status).expect("a helper answers known statuses") {
+            Status::Ok => {
+                assert_eq!((c.count, c.zero, c.len as usize), (0, 0, scan.bitmap_bytes()));
+                let map = self.payload(worker, 0, c.len as usize);
+                let bit = |i: u64| map[(i / 8) as usize] >> (i % 8) & 1 != 0;
+                assert!(
+                    (u64::from(scan.count)..map.len() as u64 * 8).all(|i| !bit(i)),
+                    "bits behind the last"
+                );
+                Ok(pages.clone().filter(|p| bit(p - pages.start)).collect())
+            }
+            refused => {
+                assert_eq!((c.count, c.zero, c.len), (0, 0, 0));
+                Err(refused)
+            }
+        }
+    }
+
+    pub fn scan_raw(&mut self, worker: usize, epoch: u32, payload: &[u8]) -> Completion {
+        let len = payload.len() as u32;
+        self.call(worker, Submission { op: Op::Scan as u32, len, epoch, ..Default::default() }, payload)
     }
 
     pub fn import(&mut self, worker: usize, epoch: u32, records: &[Record]) -> Result<(), Refused> {
@@ -391,6 +449,8 @@ pub struct Setup {
     pub allowed: Allowed,
     pub elide_zero: bool,
     pub fresh: bool,
+    /// The source has room for page digests.
+    pub scanning: bool,
     pub session: [u8; 16],
     pub transcript: [u8; 32],
     pub seeds: (u64, u64),
@@ -403,6 +463,7 @@ impl Default for Setup {
             allowed: Allowed(vec![0..8]),
             elide_zero: false,
             fresh: false,
+            scanning: false,
             session: [9; 16],
             transcript: [3; 32],
             seeds: (1, 2),
@@ -413,7 +474,8 @@ impl Default for Setup {
 impl Pair {
     /// Both ends have begun. The source's RAM is random, the destination's zero.
     pub fn new(setup: &Setup) -> Self {
-        let mut source = Side::new(setup.workers, &setup.allowed, setup.seeds.0);
+        let side = if setup.scanning { Side::scanning } else { Side::new };
+        let mut source = side(setup.workers, &setup.allowed, setup.seeds.0);
         let mut rng = Rng(setup.seeds.0 ^ 0xffff);
         source.machine.ram.borrow_mut().iter_mut().for_each(|p| *p = rng.page());
         let mut destination = Side::new(setup.workers, &setup.allowed, setup.seeds.1);

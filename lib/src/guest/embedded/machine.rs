@@ -10,12 +10,13 @@ use zeroize::Zeroizing;
 use super::launch::{WorkloadBoot, WorkloadPlan};
 use super::ports::{CheckDeclaration, Devices, VcpuPorts};
 use super::sev::{SevLaunch, SevSetup};
+use super::throttle::{PERCENT_MAX, Throttle};
 use super::vcpu::{Gate, VcpuThread};
 use crate::addr::{Gpa, PAGE_SIZE, RamAddr};
 use crate::address_space::{Declaration, GuestLayout, Plug};
 use crate::guest::{
-    Console, EncryptionStatus, LaunchedHelper, Machine, MachineEnd, MachineError, MigrationControl, OnEnd,
-    PlugError, helper_block,
+    Console, DirtyRanges, EncryptionStatus, LaunchedHelper, LoggedSlot, Machine, MachineEnd, MachineError,
+    MigrationControl, OnEnd, PlugError, helper_block,
 };
 use crate::hypervisor::{Hypervisor, Kicker, Slot, SlotId, Vm};
 use crate::memory::{GuestRam, View};
@@ -68,9 +69,12 @@ const UNPLUG_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A guest that this process runs.
 pub struct Embedded {
+    // It kicks vCPUs, so it goes before them.
+    throttle: Option<Throttle>,
     // Threads first: no vCPU runs when the VM and the memory go.
     threads: Vec<VcpuThread>,
     vm: Box<dyn Vm>,
+    name: String,
     logging: bool,
     plan: WorkloadPlan,
     devices: Devices,
@@ -126,7 +130,17 @@ impl Embedded {
             on_readiness: setup.on_readiness,
             withdraw_at: spec.withdraw_after.map(|after| Instant::now() + after),
         };
-        let mut machine = Self { threads: Vec::new(), vm, logging: false, plan, devices, secret, sev };
+        let mut machine = Self {
+            throttle: None,
+            threads: Vec::new(),
+            vm,
+            name: name.to_owned(),
+            logging: false,
+            plan,
+            devices,
+            secret,
+            sev,
+        };
         machine.plug_all()?;
         if boot {
             // What it may use it does use, from its first instruction on.
@@ -145,6 +159,19 @@ impl Embedded {
             self.show_block(index)?;
         }
         Ok(())
+    }
+
+    fn logged_slots(&self) -> Vec<LoggedSlot> {
+        let layout = self.devices.ram.layout();
+        let mut slots = Vec::new();
+        for (block, id) in layout.blocks().iter().zip(0..) {
+            if let ([plug], true) = (block.plugs.as_slice(), self.logging && Some(block) != layout.helper()) {
+                let first = block.ram_addr.checked_add(plug.offset).expect("plugs lie in their blocks");
+                let pages = plug.len / PAGE_SIZE;
+                slots.push(LoggedSlot { id: SlotId(id), first: first.page(), pages });
+            }
+        }
+        slots
     }
 
     /// Makes the slots of a block what its plugged parts are. A block has one slot number.
@@ -350,15 +377,28 @@ impl Machine for Embedded {
     }
 
     fn take_dirty(&mut self, dirty: &mut PageSet) -> Result<(), MachineError> {
-        let layout = self.devices.ram.layout();
-        for (block, id) in layout.blocks().iter().zip(0..) {
-            if let ([plug], true) = (block.plugs.as_slice(), self.logging && Some(block) != layout.helper()) {
-                let log = self.vm.take_dirty_log(SlotId(id))?;
-                let first = block.ram_addr.checked_add(plug.offset).expect("plugs lie in their blocks");
-                dirty.insert_log(first.page(), &log);
-            }
+        for slot in self.logged_slots() {
+            dirty.insert_log(slot.first, &self.vm.take_dirty_log(slot.id)?);
         }
         Ok(())
+    }
+
+    fn dirty_ranges(&self) -> Option<DirtyRanges> {
+        let log = self.vm.dirty_log().filter(|_| self.logging)?;
+        Some(DirtyRanges::new(log, self.logged_slots()))
+    }
+
+    fn throttle(&mut self, percent: u8) -> Result<(), MachineError> {
+        self.throttle = None;
+        if percent > 0 {
+            let (gate, kickers) = (Arc::clone(&self.devices.gate), self.kickers());
+            self.throttle = Some(Throttle::start(&self.name, percent.min(PERCENT_MAX), gate, kickers)?);
+        }
+        Ok(())
+    }
+
+    fn can_throttle(&self) -> bool {
+        true
     }
 
     fn save_state(&mut self) -> Result<Vec<u8>, MachineError> {

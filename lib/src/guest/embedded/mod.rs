@@ -7,6 +7,7 @@ mod launch;
 mod machine;
 mod ports;
 mod sev;
+mod throttle;
 mod vcpu;
 
 pub use launch::{WorkloadBoot, WorkloadPlan};

@@ -21,6 +21,8 @@ struct GateState {
     /// Threads that are held.
     held: u32,
     threads: u32,
+    /// While the guest is throttled: vCPUs stand still until then.
+    doze: Option<Instant>,
     ended: Option<MachineEnd>,
 }
 
@@ -33,7 +35,7 @@ enum Want {
 
 impl Gate {
     pub fn new(threads: u32) -> Arc<Self> {
-        let state = GateState { want: Want::Hold, held: 0, threads, ended: None };
+        let state = GateState { want: Want::Hold, held: 0, threads, doze: None, ended: None };
         Arc::new(Self { state: Mutex::new(state), changed: Condvar::new() })
     }
 
@@ -75,6 +77,24 @@ impl Gate {
             let left = deadline.saturating_duration_since(Instant::now());
             if left == Duration::ZERO {
                 return true;
+            }
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Lets every vCPU stand still until then, from its next exit on; an earlier time than now lets them go.
+    pub fn doze_until(&self, until: Instant) {
+        self.lock().doze = Some(until);
+        self.changed.notify_all();
+    }
+
+    /// Stands still as long as the vCPUs are to doze; cut short when the gate closes.
+    fn doze(&self) {
+        let mut state = self.lock();
+        while let (Want::Run, Some(until)) = (state.want, state.doze) {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
             }
             state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -172,6 +192,7 @@ fn run(vcpu: &Mutex<Box<dyn Vcpu>>, gate: &Gate, mut ports: VcpuPorts) {
 /// Runs the vCPU until the gate calls or the guest ends.
 fn turn(vcpu: &mut dyn Vcpu, gate: &Gate, ports: &mut VcpuPorts) -> Option<MachineEnd> {
     while !gate.calls() {
+        gate.doze();
         let crashed = |what| Some(MachineEnd::Crashed { what });
         match vcpu.run(ports) {
             Ok(Exit::PortWrite { port, value }) => {

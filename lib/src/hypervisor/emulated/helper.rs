@@ -12,7 +12,7 @@ use mirrorvm_abi::PAGE_BYTES;
 use mirrorvm_abi::config::{Config, FIXED_BYTES, RANGE_BYTES, SECRET_BYTES, SECRET_MAGIC};
 use mirrorvm_abi::layout as abi;
 use mirrorvm_abi::mailbox::{DOORBELL_PORT, Doorbell, Fatal, worker_stride};
-use mirrorvm_helper::{Cursors, Env, PageMaps, Region, Scratch, Shared, Step, Worker};
+use mirrorvm_helper::{Cursors, Digests, Env, PageMaps, Region, Scratch, Shared, Step, Worker};
 use ring::rand::{SecureRandom, SystemRandom};
 
 use super::mmu::{Access, Fault, Mmu};
@@ -25,6 +25,7 @@ pub(super) struct HelperMemory {
     config: Config,
     allowed: Vec<[u8; RANGE_BYTES]>,
     maps: Box<[AtomicU64]>,
+    digests: Box<[AtomicU64]>,
     shared: Shared,
 }
 
@@ -69,10 +70,18 @@ impl HelperMemory {
             return Err(Fault::Exception);
         }
         mmu.probe(HelperVa::new(abi::MAPS_VA), words * 8, Access::Write)?;
+        let digests = config.digests as usize * Digests::WORDS;
+        if digests as u64 * 8 > mmu.slot_bytes() {
+            return Err(Fault::Exception);
+        }
+        if digests > 0 {
+            mmu.probe(HelperVa::new(abi::DIGESTS_VA), digests * 8, Access::Write)?;
+        }
         Ok(Self {
             config,
             allowed: allowed.as_chunks().0.to_vec(),
             maps: (0..words).map(|_| AtomicU64::new(0)).collect(),
+            digests: (0..digests).map(|_| AtomicU64::new(0)).collect(),
             shared: Shared::new(),
         })
     }
@@ -97,7 +106,7 @@ impl<'a> Turn<'a> {
         let env = Window { mmu, mailbox, fault: Cell::new(None), bell: None };
         let maps = PageMaps::new(&memory.allowed, &memory.maps);
         let worker = Worker::new(env, &memory.shared, maps, scratch, config, index as u32);
-        Self { worker: worker.at(cursors) }
+        Self { worker: worker.with_digests(Digests::new(&memory.digests)).at(cursors) }
     }
 
     /// Does one request at most; `None` while there is more to do.

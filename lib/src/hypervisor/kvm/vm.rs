@@ -7,8 +7,9 @@ use std::sync::Arc;
 use kvm_bindings::{CpuId, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 
+use super::dirty_log::KvmDirtyLog;
 use super::vcpu::KvmVcpu;
-use crate::hypervisor::{HypervisorError, Slot, SlotId, Vcpu, Vm};
+use crate::hypervisor::{DirtyLog, HypervisorError, Slot, SlotId, Vcpu, Vm};
 use crate::sev::{
     self,
     kernel::{KernelContext, KernelPlatform, VmKind},
@@ -16,7 +17,9 @@ use crate::sev::{
 
 pub(super) struct KvmVm {
     // Before the slots' memory: the VM must be gone when the memory goes.
-    fd: VmFd,
+    fd: Arc<VmFd>,
+    /// Where the kernel leaves clearing it to us.
+    log: Option<Arc<KvmDirtyLog>>,
     cpuid: CpuId,
     slots: HashMap<SlotId, Slot>,
     /// Has a descriptor of its own: whoever keeps it keeps the VM, but no vCPU that could touch the slots' memory.
@@ -27,14 +30,21 @@ impl KvmVm {
     /// # Errors
     /// No descriptors left for the encryption context.
     #[expect(unsafe_code, reason = "UNSAFETY: VmFd lends its descriptor as a number alone")]
-    pub fn new(fd: VmFd, cpuid: CpuId, platform: Option<&KernelPlatform>) -> Result<Self, HypervisorError> {
+    pub fn new(
+        fd: VmFd,
+        cpuid: CpuId,
+        platform: Option<&KernelPlatform>,
+        manual_log: bool,
+    ) -> Result<Self, HypervisorError> {
         // SAFETY: `fd` is open until this function has long duplicated it.
         let lent = unsafe { BorrowedFd::borrow_raw(fd.as_raw_fd()) };
         let sev = platform
             .map(|platform| platform.context(lent, VmKind::Default))
             .transpose()
             .map_err(|source| HypervisorError::Kernel { call: "fcntl(F_DUPFD)", source })?;
-        Ok(Self { fd, cpuid, slots: HashMap::new(), sev })
+        let fd = Arc::new(fd);
+        let log = manual_log.then(|| Arc::new(KvmDirtyLog::new(Arc::clone(&fd))));
+        Ok(Self { fd, log, cpuid, slots: HashMap::new(), sev })
     }
 }
 
@@ -65,6 +75,9 @@ impl Vm for KvmVm {
         // volatile access only, and which `self.slots` keeps mapped until the VM is gone.
         unsafe { self.fd.set_user_memory_region(region) }
             .map_err(HypervisorError::kernel("KVM_SET_USER_MEMORY_REGION"))?;
+        if let Some(log) = &self.log {
+            log.note(id, slot.dirty_log.then_some(slot.len));
+        }
         self.slots.insert(id, slot);
         Ok(())
     }
@@ -86,6 +99,9 @@ impl Vm for KvmVm {
         // SAFETY: the VM loses access; its memory is released after the kernel has let go of it.
         unsafe { self.fd.set_user_memory_region(region) }
             .map_err(HypervisorError::kernel("KVM_SET_USER_MEMORY_REGION"))?;
+        if let Some(log) = &self.log {
+            log.note(id, None);
+        }
         self.slots.remove(&id);
         Ok(())
     }
@@ -96,7 +112,16 @@ impl Vm for KvmVm {
             .get(&id)
             .filter(|s| s.dirty_log)
             .ok_or(HypervisorError::Slot { slot: id.0, what: "is not logged" })?;
+        if let Some(log) = &self.log {
+            let marked = log.look(id)?;
+            log.clear(id, 0, &marked)?;
+            return Ok(marked);
+        }
         self.fd.get_dirty_log(id.0, slot.len as usize).map_err(HypervisorError::kernel("KVM_GET_DIRTY_LOG"))
+    }
+
+    fn dirty_log(&self) -> Option<Arc<dyn DirtyLog>> {
+        self.log.clone().map(|log| log as Arc<dyn DirtyLog>)
     }
 
     fn create_vcpu(&mut self, index: u32) -> Result<Box<dyn Vcpu>, HypervisorError> {

@@ -1,0 +1,222 @@
+//! Limits of a migration: kept, changed while it runs, and what happens when they cannot be met.
+#![allow(clippy::unwrap_used, reason = "a test: a panic is its way to fail")]
+
+mod support;
+
+use mirrorvm::host::*;
+use mirrorvm::memory::Backing;
+
+use support::hosts::{SHIFTED, Two, WORKLOAD, guest, migration, moved, run, ticks, two, until};
+
+const MIB: u64 = 1 << 20;
+
+/// A guest of 48 MiB that rewrites 16 MiB about twenty times a second, or writes almost nothing.
+fn spec(busy: bool) -> GuestSpec {
+    let workload = WorkloadSpec {
+        working_set_bytes: 16 * MIB,
+        dirty_bytes_per_second: if busy { 300 * MIB } else { 0 },
+        ..WORKLOAD
+    };
+    guest(DriverSpec::Embedded { vcpus: 1, workload, sev: None }, &[(48, Some(0))])
+}
+
+fn limited(limits: MigrationLimits) -> MigrationSpec {
+    MigrationSpec { limits, ..migration("b", SHIFTED, 2) }
+}
+
+async fn end(two: &Two, id: uuid::Uuid) -> MigrationRecord {
+    until(&two.a, "the end", || Some(two.a.migration(id).unwrap()).filter(|m| m.state.is_terminal())).await
+}
+
+async fn close(two: Two) {
+    two.a.shutdown().await;
+    two.b.shutdown().await;
+}
+
+/// The rate is never above the limit by more than a twentieth, in any round that is long enough to say so. That it is not
+/// below either is a matter of the machine: `mirrorvmd bench migrate` prints it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_bandwidth_limit_holds_over_all_streams() {
+    if support::kvm().is_none() {
+        return;
+    }
+    let two = two().await;
+    run(&two, spec(false)).await;
+    let rate = 64 * MIB;
+    let limits = MigrationLimits { bandwidth_bytes_per_second: Some(rate), ..Default::default() };
+    let end = moved(&two.a, &two.b, limited(limits)).await;
+    let first = &end.rounds[0];
+    assert!(first.bytes > 40 * MIB, "{first:?}");
+    let measured = first.bytes as f64 / (first.duration_us as f64 / 1e6);
+    println!("{measured:.0} bytes/s of {rate}");
+    assert!(measured <= rate as f64 * 1.05, "{measured} is above {rate}");
+    close(two).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn limits_change_while_it_runs_and_a_switchover_can_be_asked_for() {
+    if support::kvm().is_none() {
+        return;
+    }
+    let two = two().await;
+    run(&two, spec(true)).await;
+    // An hour at this rate; nothing else would end it.
+    let slow =
+        MigrationLimits { bandwidth_bytes_per_second: Some(MIB), downtime_ms: 1, ..Default::default() };
+    let id = two.a.create_migration(limited(slow)).await.unwrap().id;
+    until(&two.a, "pages that moved", || {
+        two.a.migration(id).ok().filter(|m| m.state == MigrationState::Precopy && m.progress.pages_sealed > 0)
+    })
+    .await;
+    let now = Expected::default();
+    let stays = two.a.limit_migration(
+        id,
+        MigrationLimits { bandwidth_bytes_per_second: Some(1), ..slow },
+        &now,
+        true,
+    );
+    assert!(matches!(stays, Err(HostError::Invalid(_))), "{stays:?}");
+    // The switchover comes although the round has hardly begun and the guest writes faster than pages move.
+    let asked = two.a.switch_over_migration(id, &now, true).unwrap();
+    assert_eq!(asked.state, MigrationState::Precopy);
+    let free = MigrationLimits { bandwidth_bytes_per_second: None, ..slow };
+    let shown = two.a.limit_migration(id, free, &now, true).unwrap();
+    assert_eq!(shown.spec.unwrap().limits, free);
+    let end = end(&two, id).await;
+    assert_eq!(end.state, MigrationState::Succeeded, "{:?}", end.error);
+    let (first, last) = (&end.rounds[0], end.rounds.last().unwrap());
+    assert!(first.pages_sealed < 48 * 256 / 2, "the first round was cut short: {first:?}");
+    assert!(last.paused && last.pages_sealed > 48 * 256 / 2, "the rest went in the pause: {last:?}");
+    let late = two.a.switch_over_migration(id, &now, true);
+    assert!(matches!(late, Err(HostError::WrongState { current: "succeeded", .. })), "{late:?}");
+    let late = two.a.limit_migration(id, slow, &now, true);
+    assert!(matches!(late, Err(HostError::WrongState { current: "succeeded", .. })), "{late:?}");
+    let after = until(&two.b, "ticks there", || ticks(&two.b)).await;
+    assert_eq!(after.1, 0, "the guest found every page as it left it");
+    close(two).await;
+}
+
+/// A guest that cannot converge, under each of the three ends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_guest_that_writes_too_fast_gets_a_verdict_or_is_forced_or_slowed() {
+    if support::kvm().is_none() {
+        return;
+    }
+    let two = two().await;
+    run(&two, spec(true)).await;
+    // Slow enough that 16 MiB never fit into a pause of 20 ms.
+    let limits = MigrationLimits {
+        bandwidth_bytes_per_second: Some(200 * MIB),
+        downtime_ms: 20,
+        timeout_ms: 700,
+        ..Default::default()
+    };
+
+    let id = two.a.create_migration(limited(limits)).await.unwrap().id;
+    let verdict = end(&two, id).await;
+    assert_eq!(verdict.state, MigrationState::Failed);
+    assert_eq!(verdict.error.as_ref().unwrap().code, "not_converging");
+    let detail = &verdict.error.as_ref().unwrap().detail;
+    assert!(detail.contains("pages/s"), "it says the rates: {detail}");
+    assert!(verdict.progress.dirty_pages_per_second > 0 && verdict.progress.downtime_ms.is_none());
+    assert_eq!(verdict.guest_state_after, Some(GuestState::Running));
+    let before = ticks(&two.a).unwrap();
+    until(&two.a, "ticks at home", || ticks(&two.a).filter(|t| t.0 > before.0)).await;
+
+    let throttled = MigrationLimits { auto_throttle: true, timeout_ms: 600_000, ..limits };
+    let end = moved(&two.a, &two.b, limited(throttled)).await;
+    let longest = end.rounds.iter().map(|r| r.dirtied_pages).max().unwrap();
+    println!(
+        "throttled to {} % after {} rounds; {longest} pages at most, {} at the end",
+        end.progress.throttle_percent,
+        end.rounds.len(),
+        end.rounds.last().unwrap().pages_sealed
+    );
+    assert!(end.progress.throttle_percent >= 20);
+    let there = until(&two.b, "ticks there", || ticks(&two.b)).await;
+    // Nobody holds it back where it is now.
+    let after = until(&two.b, "more ticks", || ticks(&two.b).filter(|t| t.0 > there.0 + 20)).await;
+    assert_eq!(after.1, 0, "the guest found every page as it left it");
+
+    let back = |limits| MigrationSpec { limits, ..migration("a", SHIFTED, 1) };
+    let forced = MigrationLimits { on_timeout: OnTimeout::Force, ..limits };
+    let end = moved(&two.b, &two.a, back(forced)).await;
+    let last = end.rounds.last().unwrap();
+    assert!(last.paused && last.bytes > 2 * MIB, "more than the limit allows: {last:?}");
+    assert_eq!(end.progress.throttle_percent, 0);
+
+    let slowed = MigrationLimits { on_timeout: OnTimeout::Throttle, timeout_ms: 1, ..limits };
+    let end = moved(&two.a, &two.b, limited(slowed)).await;
+    assert!(end.progress.throttle_percent >= 20, "{:?}", end.progress);
+    close(two).await;
+}
+
+/// A throttled guest that stays here after all runs freely again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_guest_that_stays_is_not_held_back_any_more() {
+    if support::kvm().is_none() {
+        return;
+    }
+    let two = two().await;
+    run(&two, spec(true)).await;
+    let limits = MigrationLimits {
+        bandwidth_bytes_per_second: Some(100 * MIB),
+        downtime_ms: 0,
+        auto_throttle: true,
+        ..Default::default()
+    };
+    let id = two.a.create_migration(limited(limits)).await.unwrap().id;
+    until(&two.a, "a throttle", || two.a.migration(id).ok().filter(|m| m.progress.throttle_percent >= 40))
+        .await;
+    two.a.cancel_migration(id).await.unwrap();
+    let end = end(&two, id).await;
+    assert!(matches!(end.state, MigrationState::Canceled | MigrationState::Succeeded), "{:?}", end.error);
+    if end.state == MigrationState::Canceled {
+        assert_eq!(end.progress.throttle_percent, 0, "shown as it is");
+        let now = ticks(&two.a).unwrap();
+        until(&two.a, "ticks at home", || ticks(&two.a).filter(|t| t.0 > now.0 + 50)).await;
+    }
+    close(two).await;
+}
+
+/// Every backing, both transports, many streams: there and back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn every_backing_and_transport_moves_every_page() {
+    if support::kvm().is_none() {
+        return;
+    }
+    for (backing, transport, streams) in [
+        (Some(Backing::Memfd), StreamTransport::Sealed, 5),
+        (Some(Backing::Anonymous), StreamTransport::Tls, 3),
+        (None, StreamTransport::Sealed, 16),
+    ] {
+        let two = two().await;
+        let spec = GuestSpec { backing, ..spec(false) };
+        run(&two, spec).await;
+        let blocks = two.a.ram_blocks("g1").unwrap();
+        assert_eq!(blocks[0].backing, backing.unwrap_or(Backing::Anonymous));
+        let there = MigrationSpec { stream_transport: transport, ..migration("b", SHIFTED, streams) };
+        let first = moved(&two.a, &two.b, there).await;
+        assert_eq!(first.rounds[0].pages_sealed + first.rounds[0].pages_shared, 48 * 256);
+        assert_eq!(two.b.ram_blocks("g1").unwrap()[0].backing, backing.unwrap_or(Backing::Anonymous));
+        let before = until(&two.b, "ticks there", || ticks(&two.b)).await;
+        let home = MigrationSpec { stream_transport: transport, ..migration("a", SHIFTED, 1) };
+        moved(&two.b, &two.a, home).await;
+        let after = until(&two.a, "ticks at home", || ticks(&two.a).filter(|t| t.0 > before.0 + 20)).await;
+        assert_eq!(after.1, 0, "the guest found every page as it left it");
+        close(two).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn backings_that_cannot_be_are_refused_by_name() {
+    let two = two().await;
+    let odd = GuestSpec { backing: Some(Backing::Hugetlb), ..guest(spec(false).driver, &[(3, Some(0))]) };
+    let refused = two.a.define_guest(odd).await.unwrap_err();
+    let HostError::Invalid(fields) = refused else { panic!("{refused:?}") };
+    assert!(
+        fields.iter().any(|f| f.pointer == "/memory/blocks/0/size_bytes" && f.code == "misaligned"),
+        "{fields:?}"
+    );
+    close(two).await;
+}
