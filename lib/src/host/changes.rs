@@ -34,12 +34,12 @@ impl Host {
         if guests.contains_key(&record.id) {
             return Err(HostError::IdTaken { kind: "guest" });
         }
-        if guests.values().any(|g| g.is_named(&record.spec.name)) {
+        if guests.named(&record.spec.name).is_some() {
             return Err(HostError::NameTaken { kind: "guest", name: record.spec.name });
         }
         // In place before it is stored, so that the sync of the disk happens outside the lock and others share it.
         let entry = guest_task::spawn(&self.inner, record.clone(), GuestState::Stopped);
-        guests.insert(entry.id, entry);
+        guests.insert(entry);
         drop(guests);
         let stored = self.inner.store.put(Kind::Guest, record.id, Some(&record.spec.name), &record);
         if let Err(e) = stored {
@@ -70,7 +70,7 @@ impl Host {
         if id.is_some_and(|id| guests.contains_key(&id)) {
             return Err(HostError::IdTaken { kind: "guest" });
         }
-        if guests.values().any(|g| g.is_named(&spec.name)) {
+        if guests.named(&spec.name).is_some() {
             return Err(HostError::NameTaken { kind: "guest", name: spec.name });
         }
         drop(guests);

@@ -46,8 +46,8 @@ impl GuestEntry {
         record
     }
 
-    pub fn is_named(&self, name: &str) -> bool {
-        self.record.read().unwrap_or_else(PoisonError::into_inner).spec.name == name
+    pub fn name(&self) -> String {
+        self.record.read().unwrap_or_else(PoisonError::into_inner).spec.name.clone()
     }
 
     pub fn show(&self, record: GuestRecord) {

@@ -194,15 +194,14 @@ impl Destination<'_> {
         if old.as_ref().is_some_and(|o| o.state != GuestState::Stopped || o.moved_to.is_none()) {
             return Err(refuse("guest_exists", "the destination has this guest"));
         }
-        let others = guests.values().filter(|g| g.id != prepare.guest);
-        if others.map(|g| g.record()).any(|r| r.spec.name == record.spec.name) {
+        if guests.named(&record.spec.name).is_some_and(|g| g.id != prepare.guest) {
             return Err(refuse("name_taken", "the destination has another guest of this name"));
         }
         let stored = inner.store.put(Kind::Guest, record.id, Some(&record.spec.name), &record);
         stored.map_err(|_| refuse("storage", "the destination's storage failed"))?;
         inner.events.guest(&record, None, super::events::Change::Created);
         let entry = guest_task::spawn(inner, record, GuestState::Incoming);
-        if let Some(left) = guests.insert(entry.id, Arc::clone(&entry)) {
+        if let Some(left) = guests.insert(Arc::clone(&entry)) {
             left.dismiss();
         }
         *self.replaced.lock().unwrap_or_else(PoisonError::into_inner) = old;
@@ -292,7 +291,7 @@ impl Destination<'_> {
         }
         self.inner.events.guest(&old, None, super::events::Change::Created);
         let entry = guest_task::spawn(self.inner, old, GuestState::Stopped);
-        self.inner.guests_mut().insert(entry.id, entry);
+        self.inner.guests_mut().insert(entry);
         self.inner.changed();
     }
 

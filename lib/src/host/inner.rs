@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::entries::{GuestEntry, MigrationEntry, MirrorEntry};
 use super::events::{Change, Events};
+use super::registry::Registry;
 use super::{
     DriverSpec, Fault, GuestRecord, HostError, MigrationRecord, MirrorRecord, MirrorState, PeerRecord,
 };
@@ -64,7 +65,7 @@ pub(super) struct Inner {
     images: Mutex<()>,
     pub settings: RwLock<super::HostSettings>,
     pub outgoing_slots: Arc<tokio::sync::Semaphore>,
-    guests: RwLock<HashMap<Uuid, Arc<GuestEntry>>>,
+    guests: RwLock<Registry<GuestEntry>>,
     mirrors: RwLock<HashMap<Uuid, Arc<MirrorEntry>>>,
     migrations: RwLock<HashMap<Uuid, Arc<MigrationEntry>>>,
     peers: RwLock<HashMap<Uuid, PeerRecord>>,
@@ -178,11 +179,11 @@ impl Inner {
 
     // Guests.
 
-    pub fn guests(&self) -> RwLockReadGuard<'_, HashMap<Uuid, Arc<GuestEntry>>> {
+    pub fn guests(&self) -> RwLockReadGuard<'_, Registry<GuestEntry>> {
         self.guests.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn guests_mut(&self) -> RwLockWriteGuard<'_, HashMap<Uuid, Arc<GuestEntry>>> {
+    pub fn guests_mut(&self) -> RwLockWriteGuard<'_, Registry<GuestEntry>> {
         self.guests.write().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -191,7 +192,7 @@ impl Inner {
         let guests = self.guests();
         let by_id = Uuid::try_parse(key).ok().and_then(|id| guests.get(&id));
         by_id
-            .or_else(|| guests.values().find(|g| g.is_named(key)))
+            .or_else(|| guests.named(key))
             .cloned()
             .ok_or_else(|| HostError::NotFound { kind: "guest", key: key.chars().take(80).collect() })
     }

@@ -18,6 +18,7 @@ mod looking;
 mod make;
 mod open;
 mod outgoing;
+mod registry;
 mod settings;
 mod tickets;
 mod types;

@@ -127,7 +127,7 @@ fn reconcile(inner: &Arc<Inner>) -> Result<(), StoreError> {
         }
         inner.store.put(Kind::Guest, id, Some(&record.spec.name), &record)?;
         let entry = guest_task::spawn(inner, record, state);
-        inner.guests_mut().insert(id, entry);
+        inner.guests_mut().insert(entry);
     }
     for (_, record) in inner.store.list::<MigrationRecord>(Kind::Migration)? {
         reconcile_migration(inner, record)?;
@@ -209,7 +209,7 @@ fn hold_in_doubt(inner: &Arc<Inner>, entry: &MigrationEntry) {
         ..guest
     };
     let entry = guest_task::spawn(inner, record, GuestState::InDoubt);
-    if let Some(old) = inner.guests_mut().insert(entry.id, entry) {
+    if let Some(old) = inner.guests_mut().insert(entry) {
         old.dismiss();
     }
 }

@@ -80,6 +80,7 @@ impl BatchTerms<'_> {
     fn begin(&self, mirror: &mut Mirror, source: bool, peer_nonce: Nonce) -> Result<(), LaneError> {
         let transcript = self.transcript(mirror);
         mirror.begin(&Begin {
+            digests: false,
             source,
             // Which pages are zero is nobody's business.
             elide_zero: false,

@@ -92,6 +92,7 @@ async fn one(from: &Host, to: &Host, bytes: u64, mode: MigrationMode) -> Result<
         destination: Destination::Host(to.info().name),
         mode,
         mirror: MirrorChoice::Template(Strategy::Shifted { shift: Shift::FourGib }),
+        template: mirrorvm::host::MirrorOptions::default(),
         streams: 2,
         stream_transport: StreamTransport::Sealed,
         limits: MigrationLimits::default(),
