@@ -246,8 +246,11 @@ impl Import<'_> {
     fn receive_all(&mut self, epoch: u32, sinks: &mut [Sink]) -> Result<Received, MigrationFault> {
         let (ram, stall) = (self.machine.ram(), self.stall);
         let plan = Arc::clone(self.mirror.plan());
+        let placement = self.mirror.placement();
         let parts = sinks.iter_mut().zip(self.mirror.lanes());
-        let got = side_by_side("in", parts, |(sink, lane)| sink.receive(lane, (ram, &plan), epoch, stall));
+        let got = side_by_side("in", &placement, parts, |(sink, lane)| {
+            sink.receive(lane, (ram, &plan), epoch, stall)
+        });
         let mut total = Received::default();
         for part in all(got)? {
             total.sealed += part.sealed;

@@ -156,8 +156,9 @@ impl Pieces {
             failed: AtomicBool::new(false),
         };
         let found = Mutex::new(PageSet::new());
+        let placement = mirror.placement();
         let lanes = mirror.lanes().iter_mut().take(streams);
-        all(side_by_side("scan", lanes, |lane| pass.run(lane, &found)))?;
+        all(side_by_side("scan", &placement, lanes, |lane| pass.run(lane, &found)))?;
         Ok(found.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 }

@@ -519,8 +519,9 @@ fn reason(link: &mut Link, fault: MigrationFault) -> MigrationFault {
 
 /// Every stream sends its part, each on its own thread; the first error counts.
 fn pump_all(mirror: &mut Mirror, streams: &mut [Stream], work: &Work<'_>) -> Result<(), MigrationFault> {
+    let placement = mirror.placement();
     let parts = streams.iter_mut().zip(mirror.lanes());
-    all(side_by_side("out", parts, |(stream, lane)| stream.send(lane, work))).map(|_| ())
+    all(side_by_side("out", &placement, parts, |(stream, lane)| stream.send(lane, work))).map(|_| ())
 }
 
 /// The pages of `left` that go sealed, and those that the guest shares.

@@ -3,18 +3,28 @@
 //! Owns: their names and their ends. Must not know: what they do.
 
 use super::MigrationFault;
-use crate::mirror::MirrorError;
+use crate::mirror::{MirrorError, Placement};
 
-/// Runs `body` on each of `parts` at once, on threads named `name` and a number, and gives what came of each, in order.
+/// Runs `body` on each of `parts` at once, on threads named `name` and a number, where `placement` wants them, and gives
+/// what came of each, in order. A thread that cannot be placed works where it is: the mirror's own threads were placed
+/// before, and told of a refusal.
 pub(super) fn side_by_side<P: Send, R: Send>(
     name: &str,
+    placement: &Placement,
     parts: impl Iterator<Item = P>,
     body: impl Fn(P) -> Result<R, MigrationFault> + Sync,
 ) -> Vec<Result<R, MigrationFault>> {
     let body = &body;
     std::thread::scope(|scope| {
         let spawn = |(index, part)| {
-            std::thread::Builder::new().name(format!("{name}{index}")).spawn_scoped(scope, move || body(part))
+            std::thread::Builder::new().name(format!("{name}{index}")).spawn_scoped(scope, move || {
+                if *placement != Placement::default()
+                    && let Err(error) = placement.apply_to_current_thread()
+                {
+                    tracing::debug!(%error, "a stream's thread stays where it is");
+                }
+                body(part)
+            })
         };
         let threads: Vec<_> = parts.enumerate().map(spawn).collect();
         let panicked = || Err(MigrationFault::Protocol("a stream's thread panicked"));
@@ -47,7 +57,7 @@ mod tests {
 
     #[test]
     fn threads_have_names_and_give_their_results_in_order() {
-        let names = side_by_side("out", 0..3, |part| {
+        let names = side_by_side("out", &Placement::default(), 0..3, |part| {
             Ok((part, std::thread::current().name().unwrap_or_default().to_owned()))
         });
         let names: Vec<_> = all(names).unwrap();
@@ -56,13 +66,13 @@ mod tests {
 
     #[test]
     fn the_real_reason_comes_first() {
-        let results = side_by_side("t", 0..3, |part| match part {
+        let results = side_by_side("t", &Placement::default(), 0..3, |part| match part {
             0 => Err(MigrationFault::PeerGone),
             1 => Ok(()),
             _ => Err(MigrationFault::Canceled),
         });
         assert!(matches!(all(results), Err(MigrationFault::Canceled)));
-        let soft = side_by_side("t", 0..2, |_| Err::<(), _>(MigrationFault::PeerGone));
+        let soft = side_by_side("t", &Placement::default(), 0..2, |_| Err::<(), _>(MigrationFault::PeerGone));
         assert!(matches!(all(soft), Err(MigrationFault::PeerGone)));
     }
 }

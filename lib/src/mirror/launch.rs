@@ -1,7 +1,7 @@
 //! Executing a plan: memory, VM, vCPUs, threads; and taking it all apart.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -39,6 +39,7 @@ pub struct Mirror {
     wipes: bool,
     begun: Instant,
     ready_after: Duration,
+    placement: Arc<Mutex<Placement>>,
 }
 
 struct WorkerThread {
@@ -62,7 +63,11 @@ pub struct MirrorStats {
 
 /// Looks at a mirror's workers while somebody else owns it.
 #[derive(Clone, Debug)]
-pub struct MirrorWatch(Vec<Arc<WorkerShared>>);
+pub struct MirrorWatch {
+    workers: Vec<Arc<WorkerShared>>,
+    /// As it was last set; the threads that carry a migration's streams go there, too.
+    placement: Arc<Mutex<Placement>>,
+}
 
 impl MirrorWatch {
     /// What the workers have done.
@@ -76,15 +81,17 @@ impl MirrorWatch {
             };
             MirrorStats { tid, exits: w.exits.load(Ordering::Relaxed), cpu_ns, ended }
         };
-        self.0.iter().map(stat).collect()
+        self.workers.iter().map(stat).collect()
     }
 
-    /// Sets where the workers' threads run.
+    /// Sets where the workers' threads run; a migration's streams follow with their next round.
     ///
     /// # Errors
     /// [`PlacementError`]; some threads may be placed.
     pub fn place(&self, placement: &Placement) -> Result<(), PlacementError> {
-        self.0.iter().try_for_each(|w| placement.apply_to(w.tid.load(Ordering::Relaxed)))
+        self.workers.iter().try_for_each(|w| placement.apply_to(w.tid.load(Ordering::Relaxed)))?;
+        placement.clone_into(&mut self.placement.lock().unwrap_or_else(PoisonError::into_inner));
+        Ok(())
     }
 }
 
@@ -161,6 +168,7 @@ impl Mirror {
             wipes: matches!(helper, HelperSource::Loaded { .. }) && private.is_none(),
             begun,
             ready_after: Duration::ZERO,
+            placement: Arc::default(),
         };
         if let HelperSource::Launched(launched) = helper {
             mirror.share_context(launched, private.as_ref())?;
@@ -306,7 +314,15 @@ impl Mirror {
 
     /// A view of the workers that needs no ownership.
     pub fn watch(&self) -> MirrorWatch {
-        MirrorWatch(self.workers.iter().map(|w| Arc::clone(&w.shared)).collect())
+        MirrorWatch {
+            workers: self.workers.iter().map(|w| Arc::clone(&w.shared)).collect(),
+            placement: Arc::clone(&self.placement),
+        }
+    }
+
+    /// Where its threads run, as it was last set.
+    pub fn placement(&self) -> Placement {
+        self.placement.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(super) fn control_lane(&mut self) -> &mut Lane {
