@@ -425,7 +425,7 @@ fn replayed_reordered_cut_and_relabelled_records_are_refused() {
         twin.assert_dead_destination();
     }
     // More or fewer records than declared.
-    for (count, records) in [(0, 1), (1, 2), (2, 1), (512, 4)] {
+    for (count, records) in [(0, 1), (1, 2), (2, 1), (BATCH_MAX as u32, 4)] {
         let mut twin = pair.twin(&setup);
         let c = twin.import_raw(0, 1, count, &r[..records].concat());
         assert_eq!(Status::from_u32(c.status), Some(Status::Unsealed), "{count} declared, {records} there");
