@@ -14,6 +14,7 @@ use mirrorvm::hypervisor::emulated::EmulatedHost;
 use mirrorvm::memory::GuestRam;
 use mirrorvm::mirror::{HelperImage, LaneError};
 use mirrorvm::pages::PageSet;
+use mirrorvm_abi::mailbox::BATCH_MAX;
 use mirrorvm_abi::op::{Start, Status};
 use zeroize::Zeroizing;
 
@@ -172,8 +173,8 @@ fn helpers_carry_all_of_a_guests_ram() {
     pair.begin();
     let begun = Instant::now();
     let total = (64 << 20) / PAGE_SIZE;
-    for first in (0..total).step_by(512) {
-        let pages: Vec<_> = (first..first + 512).map(RamPage::new).collect();
+    for first in (0..total).step_by(BATCH_MAX) {
+        let pages: Vec<_> = (first..first + BATCH_MAX as u64).map(RamPage::new).collect();
         pair.carry(&pages, 1).unwrap();
     }
     println!("64 MiB sealed and opened in {:?}", begun.elapsed());

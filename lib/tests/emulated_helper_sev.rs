@@ -16,6 +16,7 @@ use mirrorvm::memory::{GuestRam, Mapping, View};
 use mirrorvm::mirror::HelperImage;
 use mirrorvm::sev::model::{AsidLimits, ModelPlatform};
 use mirrorvm::sev::{Context, Policy};
+use mirrorvm_abi::mailbox::BATCH_MAX;
 use mirrorvm_abi::mailbox::{
     CQ_AT, CQ_HEAD, CQ_TAIL, Completion, DOORBELL_PORT, Doorbell, ENTRY_BYTES, Fatal, PAYLOAD_AT, SQ_AT,
     SQ_TAIL, Submission, entry_at, slot_at,
@@ -247,7 +248,7 @@ fn carries(es: bool) {
     };
     a.ok(Op::Begin, &[], &begin.encode(), 0, 0);
     b.ok(Op::Begin, &[], &Begin { source: false, peer_nonce: ours, ..begin }.encode(), 0, 0);
-    for batch in pages.chunks(512) {
+    for batch in pages.chunks(BATCH_MAX) {
         let sealed = a.ok(Op::Export, batch, &[], batch.len() as u32, 1);
         let canaries: HashSet<[u8; 16]> =
             batch.iter().flat_map(|p| content(*p).as_chunks::<16>().0.to_vec()).collect();

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use mirrorvm::addr::{PAGE_SIZE, RamPage};
 use mirrorvm::mirror::LaneError;
+use mirrorvm_abi::mailbox::BATCH_MAX;
 use mirrorvm_abi::op::{Begin, Start, Status};
 
 use support::{Pair, kvm, random_fill};
@@ -18,11 +19,11 @@ fn a_page_crosses_and_the_helper_refuses_its_own_footprint() {
     let mut pair = Pair::new(&kvm, 64 << 20, 1);
     random_fill(&pair.source_ram, 7);
     pair.begin();
-    let pages: Vec<_> = (0..512).map(RamPage::new).collect();
+    let pages: Vec<_> = (0..BATCH_MAX as u64).map(RamPage::new).collect();
     let t = Instant::now();
     let total = (64 << 20) / PAGE_SIZE;
-    for first in (0..total).step_by(512) {
-        let pages: Vec<_> = (first..first + 512).map(RamPage::new).collect();
+    for first in (0..total).step_by(BATCH_MAX) {
+        let pages: Vec<_> = (first..first + BATCH_MAX as u64).map(RamPage::new).collect();
         pair.carry(&pages, 1).unwrap();
     }
     println!("64 MiB sealed and opened in {:?}", t.elapsed());
