@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use mirrorvm_abi::op::Begin;
 use mirrorvm_abi::record::TOKEN_BYTES;
 
+use super::landing::Ground;
 use super::records::Mask;
 use super::sink::{Received, Sink, receive_shared};
 use super::source::{sha256, transcript};
@@ -244,12 +245,27 @@ impl Import<'_> {
     }
 
     fn receive_all(&mut self, epoch: u32, sinks: &mut [Sink]) -> Result<Received, MigrationFault> {
-        let (ram, stall) = (self.machine.ram(), self.stall);
+        let stall = self.stall;
         let plan = Arc::clone(self.mirror.plan());
         let placement = self.mirror.placement();
+        // Later epochs bring pages that are there.
+        let ground = (epoch == 1).then(|| Ground::new(self.machine.ram(), &plan, !self.prepare.elide_zero));
         let parts = sinks.iter_mut().zip(self.mirror.lanes());
-        let got = side_by_side("in", &placement, parts, |(sink, lane)| {
-            sink.receive(lane, (ram, &plan), epoch, stall)
+        let got = std::thread::scope(|scope| {
+            let ahead = ground.as_ref().map(|ground| {
+                let body = || ground.prepare_ahead();
+                std::thread::Builder::new().name("ahead".into()).spawn_scoped(scope, body)
+            });
+            let receive = |(sink, lane): (&mut Sink, _)| sink.receive(lane, ground.as_ref(), epoch, stall);
+            let got = side_by_side("in", &placement, parts, receive);
+            if let Some(ground) = &ground {
+                ground.finish();
+            }
+            if let Some(Err(error)) = ahead {
+                // Streams do without it.
+                tracing::debug!(%error, "no thread works ahead");
+            }
+            got
         });
         let mut total = Received::default();
         for part in all(got)? {

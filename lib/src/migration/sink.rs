@@ -5,12 +5,11 @@ use std::time::{Duration, Instant};
 use mirrorvm_abi::mailbox::{BATCH_MAX, PAYLOAD_BYTES};
 
 use super::MigrationFault;
-use super::landing::Landing;
+use super::landing::{Ground, Landing};
 use super::records::{Mask, Pass, pass};
 use super::stages::{Clock, Stage};
 use super::wire::{DATA_HEADER_BYTES, DATA_MAX, SHARED_PAGE_BYTES, kind, parse_data_header};
 use crate::addr::RamPage;
-use crate::address_space::MirrorPlan;
 use crate::memory::GuestRam;
 use crate::mirror::Lane;
 use crate::transport::Link;
@@ -38,13 +37,12 @@ impl Sink {
     pub fn receive(
         &mut self,
         lane: &mut Lane,
-        (ram, plan): (&GuestRam, &MirrorPlan),
+        ground: Option<&Ground<'_>>,
         epoch: u32,
         stall: Duration,
     ) -> Result<Received, MigrationFault> {
         let mut got = Received::default();
-        // Later epochs bring pages that are there.
-        let mut landing = (epoch == 1).then(|| Landing::new(ram, plan));
+        let mut landing = ground.map(Landing::new);
         let mut clock = Clock::start();
         loop {
             self.link.set_deadline(Some(Instant::now() + stall));
