@@ -119,8 +119,13 @@ impl Pair {
         let (sent, arrived) = (a.page_digests(id)?, b.page_digests(id)?);
         compare(&sent.digests, &arrived.digests, self.course.bytes)?;
         let p = &end.progress;
-        let own = p.elapsed_ms as f64 - p.verify_ms.ok_or("the migration was not verified")?;
-        Ok(Moved { seconds: before.as_secs_f64() + own / 1e3, record: end })
+        p.verify_ms.ok_or("the migration was not verified")?;
+        // Its record ends when the source has digested its pages, too, which no migration has to wait for: up to the first
+        // page, the rounds while the guest ran, the pause.
+        let rounds: u64 = end.rounds.iter().filter(|r| !r.paused).map(|r| r.duration_us).sum();
+        let pause = p.downtime_ms.ok_or("a migration without a pause")?;
+        let own = p.setup_ms as f64 / 1e3 + rounds as f64 / 1e6 + pause / 1e3;
+        Ok(Moved { seconds: before.as_secs_f64() + own, record: end })
     }
 
     /// Ends both hosts; memory is free when this returns.
