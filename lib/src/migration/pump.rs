@@ -19,8 +19,6 @@ use crate::mirror::{Done, Lane, LaneError};
 use crate::pages::PageSet;
 use crate::transport::Link;
 
-/// Requests that are with the helper at once: it seals the next ones while those before are being sent.
-const PIPELINE: usize = 7;
 /// Pages that a stream takes at a time. More than a batch: taking them off the dirty log costs a call to the kernel and a
 /// flush of the guest's translations.
 const CLAIM: usize = 512;
@@ -227,7 +225,7 @@ impl Stream {
         self.claim.clear();
         self.begun = 0;
         loop {
-            while lane.in_flight() < PIPELINE && self.has_pages(work)? {
+            while self.has_pages(work)? {
                 let Some(slot) = lane.acquire() else { break };
                 let end = self.claim.len().min(self.begun + BATCH_MAX);
                 if let Err(fault) = work.name(&self.claim[self.begun..end], &mut self.pages) {

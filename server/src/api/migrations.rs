@@ -236,10 +236,10 @@ impl Decode for MigrationCreate {
     }
 }
 
-/// Two a processor: while one waits for its helper or its socket another works. Eight fill any link.
+/// One a processor: a stream is four threads over both hosts. Eight fill any link.
 fn default_streams() -> u16 {
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    (2 * cpus).clamp(1, 8) as u16
+    cpus.clamp(1, 8) as u16
 }
 
 impl Decode for StreamTransportBody {

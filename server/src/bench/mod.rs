@@ -64,7 +64,7 @@ pub(crate) struct BenchArgs {
     /// RAM of the guests of vs-qemu, in MiB [default: 1024,2048,4096; 64,128 with --smoke].
     #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u64).range(64..=65536))]
     sizes_mib: Option<Vec<u64>>,
-    /// Streams of our migrations in vs-qemu, downtime, memory and stages [default: two per core, at most 8].
+    /// Streams of our migrations in vs-qemu, downtime, memory and stages [default: one per core, at most 8].
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=16))]
     streams: Option<u16>,
     /// What to measure [default: everything].
@@ -92,7 +92,7 @@ impl BenchArgs {
 
     fn streams(&self) -> u16 {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        self.streams.unwrap_or((2 * cores).clamp(1, 8) as u16)
+        self.streams.unwrap_or(cores.clamp(1, 8) as u16)
     }
 }
 
