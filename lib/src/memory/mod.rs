@@ -4,11 +4,13 @@
 //! changes under our feet: it is reached through volatile copies only, never through a Rust reference.
 
 mod digests;
+mod heap;
 mod mapping;
 mod ram;
 mod span;
 
 pub use digests::page_digests;
+pub use heap::give_back_heap;
 pub use mapping::{Backing, Mapping, MemoryError, View, free_huge_bytes};
 pub use ram::{GuestRam, OtherBlocks, OutsideRam};
 pub use span::Span;

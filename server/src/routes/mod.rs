@@ -104,6 +104,8 @@ pub fn service_with(
 ) -> Result<(Router, AppState), serde_json::Error> {
     let (router, api) = documented().split_for_parts();
     let documents = (Document::new(&api)?, Document::new_3_0(&api)?);
+    drop(api);
+    mirrorvm::memory::give_back_heap();
     let state = AppState::new(documents, config, closing);
     let router = router.merge(docs::assets()).with_state(state.clone());
     Ok((middleware::wrap(router, &state), state))
