@@ -365,9 +365,6 @@ impl Host {
         };
         let spec = MigrationSpec { limits, ..spec };
         validate::migration(&spec)?;
-        if let Ok(guest) = self.guest(&now.guest.to_string()) {
-            outgoing::check_throttle(&guest.spec.driver, &limits)?;
-        }
         expected.check("migration", now.generation)?;
         if !act {
             return Ok(MigrationRecord { spec: Some(spec), ..now });

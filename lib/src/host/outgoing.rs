@@ -11,8 +11,8 @@ use super::guest_task::{Command, GiveBack, Lease};
 use super::inner::Inner;
 use super::{
     Destination, DriverSpec, Fault, GuestRecord, GuestState, HostError, MigrationDirection, MigrationLimits,
-    MigrationMode, MigrationRecord, MigrationSpec, MigrationState, MirrorChoice, OnTimeout, PeerRecord,
-    PlanOptions, Progress, ProtectionLevel, SourceAfter, Ticket, validate,
+    MigrationMode, MigrationRecord, MigrationSpec, MigrationState, MirrorChoice, PeerRecord, PlanOptions,
+    Progress, ProtectionLevel, SourceAfter, Ticket, validate,
 };
 use crate::address_space::Strategy;
 use crate::guest::Machine;
@@ -188,28 +188,9 @@ fn check_guest(
         let why = "no host can read an encrypted guest's pages to digest them".to_owned();
         return Err(HostError::CapabilityMissing { what: "verify", why });
     }
-    check_throttle(driver, &spec.limits)?;
     match guest.readiness() {
         Some(r) if !r.ready => Err(HostError::GuestNotReady { why: r.reason.sentence() }),
         _ => Ok(()),
-    }
-}
-
-/// Whether a driver can do what limits ask of a guest's vCPUs.
-pub(super) fn check_throttle(driver: &DriverSpec, limits: &MigrationLimits) -> Result<(), HostError> {
-    let what = match (limits.auto_throttle, limits.on_timeout) {
-        (true, _) => "limits.auto_throttle",
-        (false, OnTimeout::Throttle) => "limits.on_timeout throttle",
-        (false, OnTimeout::Cancel | OnTimeout::Force) => return Ok(()),
-    };
-    match driver {
-        DriverSpec::Embedded { .. } | DriverSpec::Emulated { .. } => Ok(()),
-        DriverSpec::Qemu { .. } => {
-            let why =
-                "the vCPUs are QEMU's, and it offers no way to hold them back but for its own migration"
-                    .to_owned();
-            Err(HostError::CapabilityMissing { what, why })
-        }
     }
 }
 
@@ -516,35 +497,5 @@ pub(super) async fn settle_after_restart(inner: Arc<Inner>, entry: Arc<Migration
         }
         tokio::time::sleep(patience).await;
         patience = (patience * 2).min(Duration::from_secs(10));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::host::AccelChoice;
-
-    #[test]
-    fn what_a_driver_cannot_throttle_is_refused_by_field() {
-        let qemu = DriverSpec::Qemu {
-            vcpus: 1,
-            kernel: "/k".into(),
-            initrd: None,
-            append: String::new(),
-            accel: AccelChoice::Auto,
-        };
-        let limits = MigrationLimits::default();
-        assert!(check_throttle(&qemu, &limits).is_ok());
-        assert!(check_throttle(&qemu, &MigrationLimits { on_timeout: OnTimeout::Force, ..limits }).is_ok());
-        for (limits, field) in [
-            (MigrationLimits { auto_throttle: true, ..limits }, "limits.auto_throttle"),
-            (MigrationLimits { on_timeout: OnTimeout::Throttle, ..limits }, "limits.on_timeout throttle"),
-        ] {
-            let refused = check_throttle(&qemu, &limits);
-            assert!(
-                matches!(refused, Err(HostError::CapabilityMissing { what, .. }) if what == field),
-                "{refused:?}"
-            );
-        }
     }
 }
