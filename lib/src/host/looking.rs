@@ -249,6 +249,9 @@ fn findings(e: &HostError) -> Vec<Finding> {
         ),
         HostError::WrongState { .. } => one("state_conflict", "start the guest first"),
         HostError::GuestMigrating { .. } => one("guest_migrating", "wait for its migration, or cancel it"),
+        HostError::CapabilityMissing { what: "throttling", .. } => {
+            one("throttling", "leave auto_throttle off, and choose on_timeout cancel or force")
+        }
         HostError::CapabilityMissing { what, .. } => {
             one(&what.replace(' ', "_"), "`missing` of /v1/host/capabilities says what would help")
         }

@@ -11,8 +11,8 @@ use super::guest_task::{Command, GiveBack, Lease};
 use super::inner::Inner;
 use super::{
     Destination, DriverSpec, Fault, GuestRecord, GuestState, HostError, MigrationDirection, MigrationLimits,
-    MigrationMode, MigrationRecord, MigrationSpec, MigrationState, MirrorChoice, PeerRecord, PlanOptions,
-    Progress, ProtectionLevel, SourceAfter, Ticket, validate,
+    MigrationMode, MigrationRecord, MigrationSpec, MigrationState, MirrorChoice, OnTimeout, PeerRecord,
+    PlanOptions, Progress, ProtectionLevel, SourceAfter, Ticket, validate,
 };
 use crate::address_space::Strategy;
 use crate::guest::Machine;
@@ -69,6 +69,7 @@ pub(super) fn prepare(
         }
         MirrorChoice::Existing(id) => existing_mirror(inner, *id, record.id)?,
     };
+    check_throttle(&record.spec.driver, &spec.limits)?;
     check_guest(inner, &guest, &record, &spec)?;
     check_precopy(inner, &guest, &record, &spec, strategy)?;
     let migration = MigrationRecord {
@@ -192,6 +193,23 @@ fn check_guest(
         Some(r) if !r.ready => Err(HostError::GuestNotReady { why: r.reason.sentence() }),
         _ => Ok(()),
     }
+}
+
+/// Whether the guest's vCPUs can be held back, if the limits ask for it. A migration that found out only when its
+/// rounds do not shrink would have moved pages for nothing.
+pub(super) fn check_throttle(driver: &DriverSpec, limits: &MigrationLimits) -> Result<(), HostError> {
+    if driver.can_throttle() {
+        return Ok(());
+    }
+    let field = if limits.auto_throttle {
+        "/limits/auto_throttle"
+    } else if limits.on_timeout == OnTimeout::Throttle {
+        "/limits/on_timeout"
+    } else {
+        return Ok(());
+    };
+    let why = format!("{field}: the guest's driver cannot hold back its vCPUs");
+    Err(HostError::CapabilityMissing { what: "throttling", why })
 }
 
 /// Whether a policy lets a guest leave, and have a mirror.
@@ -497,5 +515,51 @@ pub(super) async fn settle_after_restart(inner: Arc<Inner>, entry: Arc<Migration
         }
         tokio::time::sleep(patience).await;
         patience = (patience * 2).min(Duration::from_secs(10));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::{AccelChoice, Fill, WorkloadSpec};
+
+    /// What a refusal of the limits says, for a guest of each kind of driver.
+    fn refusal(driver: &DriverSpec, auto_throttle: bool, on_timeout: OnTimeout) -> Option<String> {
+        let limits = MigrationLimits { auto_throttle, on_timeout, ..MigrationLimits::default() };
+        match check_throttle(driver, &limits) {
+            Ok(()) => None,
+            Err(HostError::CapabilityMissing { what: "throttling", why }) => Some(why),
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    #[test]
+    fn a_driver_that_cannot_throttle_is_not_asked_to() {
+        let qemu = DriverSpec::Qemu {
+            vcpus: 1,
+            kernel: "/k".into(),
+            initrd: None,
+            append: String::new(),
+            accel: AccelChoice::Auto,
+        };
+        let names =
+            |why: Option<String>, field: &str| why.is_some_and(|w| w.starts_with(&format!("{field}:")));
+        assert!(names(refusal(&qemu, true, OnTimeout::Cancel), "/limits/auto_throttle"));
+        assert!(names(refusal(&qemu, true, OnTimeout::Throttle), "/limits/auto_throttle"));
+        assert!(names(refusal(&qemu, false, OnTimeout::Throttle), "/limits/on_timeout"));
+        for allowed in [OnTimeout::Cancel, OnTimeout::Force] {
+            assert_eq!(refusal(&qemu, false, allowed), None);
+        }
+        let workload = WorkloadSpec {
+            fill: Fill::Zero,
+            working_set_bytes: 0,
+            dirty_bytes_per_second: 0,
+            withdraws_readiness_after_ms: None,
+        };
+        let embedded = DriverSpec::Embedded { vcpus: 1, workload, sev: None };
+        let emulated = DriverSpec::Emulated { vcpus: 1, workload, sev: None };
+        for able in [embedded, emulated] {
+            assert_eq!(refusal(&able, true, OnTimeout::Throttle), None);
+        }
     }
 }

@@ -89,6 +89,15 @@ impl DriverSpec {
         }
     }
 
+    /// Whether its machine can hold back its vCPUs, as [`crate::guest::Machine::can_throttle`] says of a machine that
+    /// is there.
+    pub const fn can_throttle(&self) -> bool {
+        match self {
+            Self::Embedded { .. } | Self::Emulated { .. } => true,
+            Self::Qemu { .. } => false,
+        }
+    }
+
     /// How its memory is encrypted.
     pub const fn sev(&self) -> Option<&SevSpec> {
         match self {

@@ -276,6 +276,10 @@ impl Course<'_, '_> {
     }
 
     fn throttle(&mut self, percent: u8) -> Result<(), MigrationFault> {
+        // Such limits are refused before the start; those of a record from before that was so change nothing here.
+        if percent > 0 && !self.machine.can_throttle() {
+            return Ok(());
+        }
         if self.out.control.live().progress.throttle_percent != percent {
             self.machine.throttle(percent)?;
             self.out.control.update(|l| l.progress.throttle_percent = percent);
