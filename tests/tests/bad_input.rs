@@ -660,7 +660,7 @@ fn helper_images_that_are_none_are_refused() {
     assert!(matches!(patched(0, &[0]), HeaderError::NotAHelper));
     assert!(matches!(patched(16, &2u32.to_le_bytes()), HeaderError::HeaderVersion { version: 2 }));
     let abi = |min: u32, max: u32| patched(24, &[min.to_le_bytes(), max.to_le_bytes()].concat());
-    for (min, max) in [(3, 4), (0, 0), (0, 1), (2, 1), (u32::MAX, u32::MAX)] {
+    for (min, max) in [(4, 5), (0, 0), (0, 1), (2, 1), (u32::MAX, u32::MAX)] {
         let got = abi(min, max);
         assert!(matches!(got, HeaderError::Abi { min: m, max: n } if (m, n) == (min, max)), "{got}");
     }
