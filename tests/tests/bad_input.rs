@@ -567,7 +567,7 @@ fn mirrors_plans_migrations_and_hosts_that_cannot_be() {
             "/strategy shift_too_low",
         );
         let sent = json!({"kind": "psp-copied", "via": "send-receive"});
-        add(target, base, "/strategy", Some(sent), 501, "capability_missing", "");
+        add(target, base, "/strategy", Some(sent), 422, "plan_refused", "/strategy send_receive_unencrypted");
         let via = json!({"kind": "psp-copied", "via": "post"});
         add(target, base, "/strategy", Some(via), 422, INVALID, "/strategy/via unknown_value");
     }

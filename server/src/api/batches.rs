@@ -92,7 +92,10 @@ pub struct BatchBody {
     #[schema(minimum = 1, maximum = 4294967295u64)]
     pub epoch: u32,
     /// The exporting helper's nonce.
-    #[schema(pattern = "^[0-9a-f]{64}$", example = "60303ae22b998861bce3b28f33eec1be758a213c86c93c076dbe9f558c11c752")]
+    #[schema(
+        pattern = "^[0-9a-f]{64}$",
+        example = "60303ae22b998861bce3b28f33eec1be758a213c86c93c076dbe9f558c11c752"
+    )]
     pub nonce: String,
     /// What its records call pages: `ram_addr` or `gpa`, by the exporting mirror's strategy.
     pub addressing: AddressingBody,
