@@ -360,6 +360,9 @@ impl Owner {
         if let Some(migration) = self.lent {
             return Err(HostError::GuestMigrating { migration });
         }
+        // What is not there is not there in any state.
+        let missing = || HostError::NotFound { kind: "RAM block", key: block.chars().take(80).collect() };
+        self.entry.record().layout.block(block).ok_or_else(missing)?;
         // A mirror's slots show what was plugged when it was made.
         if let Some(other) = self.mirrors.keys().next().filter(|_| !self.has_launch_mirror()) {
             return Err(HostError::InUse { kind: "guest", user: format!("mirror {other}") });
@@ -376,9 +379,7 @@ impl Owner {
             None => machine.unplug(block),
         };
         done.map_err(|e| match e {
-            MachineError::Plug(PlugError::NoBlock) => {
-                HostError::NotFound { kind: "RAM block", key: block.chars().take(80).collect() }
-            }
+            MachineError::Plug(PlugError::NoBlock) => missing(),
             MachineError::Plug(e) => HostError::PlugRefused(e),
             MachineError::Unsupported { what } => {
                 HostError::CapabilityMissing { what: "plugging", why: format!("this driver cannot {what}") }
