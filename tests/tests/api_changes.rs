@@ -238,7 +238,7 @@ fn a_look_says_what_would_be_and_does_nothing() {
     assert_eq!((&check["migratable"], &check["blockers"]), (&json!(true), &json!([])), "{check}");
     assert!(check["estimate"]["precopy_ms"].is_u64());
     let answers = a.read("/v1/hosts/b/capabilities");
-    assert_eq!((&answers["reachable"], &answers["protocol_versions"]), (&json!(true), &json!([1])));
+    assert_eq!((&answers["reachable"], &answers["protocol_versions"]), (&json!(true), &json!([2])));
     // Everything that stands in the way at once: a guest that is stopped, and a host that nobody knows.
     let _ = a.post("/v1/guests", &embedded("g2", 8, 0)).expect(201);
     let check = a.post("/v1/migration-checks", &migration("g2", "nowhere", "precopy")).expect(200).json();

@@ -567,7 +567,7 @@ fn mirrors_plans_migrations_and_hosts_that_cannot_be() {
             "/strategy shift_too_low",
         );
         let sent = json!({"kind": "psp-copied", "via": "send-receive"});
-        add(target, base, "/strategy", Some(sent), 501, "capability_missing", "");
+        add(target, base, "/strategy", Some(sent), 422, "plan_refused", "/strategy send_receive_unencrypted");
         let via = json!({"kind": "psp-copied", "via": "post"});
         add(target, base, "/strategy", Some(via), 422, INVALID, "/strategy/via unknown_value");
     }
@@ -660,7 +660,7 @@ fn helper_images_that_are_none_are_refused() {
     assert!(matches!(patched(0, &[0]), HeaderError::NotAHelper));
     assert!(matches!(patched(16, &2u32.to_le_bytes()), HeaderError::HeaderVersion { version: 2 }));
     let abi = |min: u32, max: u32| patched(24, &[min.to_le_bytes(), max.to_le_bytes()].concat());
-    for (min, max) in [(3, 4), (0, 0), (0, 1), (2, 1), (u32::MAX, u32::MAX)] {
+    for (min, max) in [(4, 5), (0, 0), (0, 1), (2, 1), (u32::MAX, u32::MAX)] {
         let got = abi(min, max);
         assert!(matches!(got, HeaderError::Abi { min: m, max: n } if (m, n) == (min, max)), "{got}");
     }

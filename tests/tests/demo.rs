@@ -170,8 +170,8 @@ fn every_strategy_on_kvm() {
     check_differences(&body);
     assert_eq!(names(&body["refused"]), ALL[4..]);
     let refused = &body["refused"][0];
-    assert_eq!((&refused["code"], &refused["status"]), (&json!("capability_missing"), &json!(501)));
-    assert!(refused["reason"].as_str().unwrap().contains("the guest is not encrypted"), "{refused}");
+    assert_eq!((&refused["code"], &refused["status"]), (&json!("plan_refused"), &json!(422)));
+    assert!(refused["reason"].as_str().unwrap().contains("without encryption has no context"), "{refused}");
 }
 
 #[test]

@@ -20,6 +20,7 @@ const GUEST: &str = "g1";
 fn quick(to: &str, mode: &str) -> Value {
     let mut m = migration(GUEST, to, mode);
     m["limits"] = json!({"stall_timeout_ms": 3000});
+    m["streams"] = json!(2);
     m
 }
 
@@ -170,7 +171,7 @@ fn a_cut_anywhere_leaves_the_guest_at_exactly_one_host() {
         at_a = std::ptr::eq(at, &pair.a);
         let traffic = proxy.traffic();
         println!("{mode}: {traffic:?}");
-        assert_eq!(traffic.len(), 2, "a control link and one stream");
+        assert_eq!(traffic.len(), 3, "a control link and two streams");
         whole.push((mode, traffic));
     }
 
@@ -184,7 +185,7 @@ fn a_cut_anywhere_leaves_the_guest_at_exactly_one_host() {
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         (z ^ (z >> 31)) % n
     };
-    let (control, stream) = (whole[0].1[0], whole[0].1[1]);
+    let control = whole[0].1[0];
     // Stop-and-copy has the same records each time: every boundary of the control link, both ways; every second
     // one in the middle of the record.
     for (way, records) in [(Way::Up, control.up), (Way::Down, control.down)] {
@@ -196,19 +197,22 @@ fn a_cut_anywhere_leaves_the_guest_at_exactly_one_host() {
             ));
         }
     }
-    for (way, records) in [(Way::Up, stream.up), (Way::Down, stream.down)] {
-        for _ in 0..4 {
-            let (record, bytes) = (dice(records), dice(30));
-            points
-                .push(("stop_and_copy", Break { connection: 1, way, records: record, bytes, act: Act::Cut }));
+    for connection in [1, 2] {
+        let stream = whole[0].1[connection];
+        for (way, records) in [(Way::Up, stream.up), (Way::Down, stream.down)] {
+            for _ in 0..3 {
+                let (records, bytes) = (dice(records), dice(30));
+                points.push(("stop_and_copy", Break { connection, way, records, bytes, act: Act::Cut }));
+            }
         }
     }
-    let (control, stream) = (whole[1].1[0], whole[1].1[1]);
+    let control = whole[1].1[0];
     for _ in 0..4 {
         let up =
             Break { connection: 0, way: Way::Up, records: dice(control.up), bytes: dice(20), act: Act::Cut };
         let down = Break { way: Way::Down, records: dice(control.down), ..up };
-        let data = Break { connection: 1, records: dice(stream.up), ..up };
+        let connection = 1 + dice(2) as usize;
+        let data = Break { connection, records: dice(whole[1].1[connection].up), ..up };
         points.extend([("precopy", up), ("precopy", down), ("precopy", data)]);
     }
     assert!(points.len() >= 25, "{}", points.len());

@@ -58,7 +58,7 @@ fn moves(from: &Daemon, to: &Daemon, strategy: &Value, mode: &str) {
     println!("{rounds}");
     // Live, only what Linux changed goes in the pause, and the pause is the last round's.
     let sealed: Vec<u64> =
-        rounds["items"].as_array().unwrap().iter().map(|r| r["pages_sealed"].as_u64().unwrap()).collect();
+        rounds["items"].as_array().unwrap().iter().map(|r| r["pages_encrypted"].as_u64().unwrap()).collect();
     if mode == "precopy" {
         assert!(sealed.len() > 1 && sealed[0] == 65536 && *sealed.last().unwrap() < 65536 / 4, "{sealed:?}");
     } else {

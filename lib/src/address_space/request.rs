@@ -49,9 +49,14 @@ pub struct MailboxSize {
 }
 
 impl MailboxSize {
-    /// Bytes, a multiple of 2 MiB so that huge pages can back it.
+    /// Bytes that anything is ever written to.
+    pub fn used(self) -> u64 {
+        mailbox::mailbox_bytes(self.workers, self.slots) as u64
+    }
+
+    /// Bytes of its place in the mirror: a multiple of 2 MiB, so that huge pages can back it.
     pub fn bytes(self) -> u64 {
-        (mailbox::mailbox_bytes(self.workers, self.slots) as u64).next_multiple_of(PAGE_2M)
+        self.used().next_multiple_of(PAGE_2M)
     }
 }
 

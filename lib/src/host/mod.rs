@@ -125,8 +125,8 @@ impl Host {
     }
 
     /// All guests by creation.
-    pub fn guests(&self) -> Vec<GuestRecord> {
-        let mut list: Vec<_> = self.inner.guests().values().map(|g| g.record()).collect();
+    pub fn guests(&self) -> Vec<Arc<GuestRecord>> {
+        let mut list: Vec<_> = self.inner.guests().values().map(|g| g.shown()).collect();
         list.sort_by_key(|r| (r.created_at, r.id));
         list
     }

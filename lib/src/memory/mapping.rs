@@ -172,6 +172,15 @@ impl Mapping {
     /// # Errors
     /// [`MemoryError`].
     pub fn anonymous(bytes: u64) -> Result<Arc<Self>, MemoryError> {
+        Self::anonymous_sparing(bytes, bytes)
+    }
+
+    /// Anonymous memory of `bytes` of which the first `dense` are used throughout and the rest here and there: huge pages
+    /// that fit into `dense`, small pages behind them.
+    ///
+    /// # Errors
+    /// [`MemoryError`].
+    pub fn anonymous_sparing(bytes: u64, dense: u64) -> Result<Arc<Self>, MemoryError> {
         let len = size(bytes)?;
         // A huge page begins at a multiple of its size in the host's, the guest's and the mirror's addresses alike.
         let spare = if bytes < PAGE_2M { 0 } else { PAGE_2M as usize };
@@ -179,7 +188,10 @@ impl Mapping {
         let base = if spare == 0 { 0 } else { (region.as_ptr() as usize).wrapping_neg() % spare };
         let (backing, physical) = (Backing::Anonymous, give_physical(bytes));
         let mapping = Self { region, second: None, base, len, backing, memfd: None, physical };
-        mapping.advise_huge();
+        let huge = dense.min(bytes) / PAGE_2M * PAGE_2M;
+        // Refusals cost speed or memory, nothing else.
+        let _ = mapping.advise(0, huge, rustix::mm::Advice::LinuxHugepage);
+        let _ = mapping.advise(huge, mapping.len() - huge, rustix::mm::Advice::LinuxNoHugepage);
         Ok(Arc::new(mapping))
     }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use super::mapping::available_bytes;
 use super::{Backing, Mapping, MemoryError};
 use crate::addr::{PAGE_2M, PAGE_SIZE, RamAddr, RamPage};
-use crate::address_space::{GuestLayout, RamBlock};
+use crate::address_space::{BlockRole, GuestLayout, RamBlock};
 
 /// The span is not RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -47,8 +47,11 @@ impl GuestRam {
         if let Some(available) = available_bytes().filter(|a| *a < bytes) {
             return Err(MemoryError::NotEnough { bytes, available });
         }
-        let make =
-            |b: &RamBlock| Mapping::new(&b.name, b.size, if fits(b) { backing } else { Backing::Memfd });
+        let make = |b: &RamBlock| match (backing, b.role) {
+            // The image, stacks and tables lie apart in it.
+            (Backing::Anonymous, BlockRole::Helper) => Mapping::anonymous_sparing(b.size, 0),
+            _ => Mapping::new(&b.name, b.size, if fits(b) { backing } else { Backing::Memfd }),
+        };
         let mappings = layout.blocks().iter().map(make).collect::<Result<_, _>>()?;
         Ok(Self { now: Arc::new(RwLock::new(Arc::clone(&layout))), blocks: layout, mappings })
     }

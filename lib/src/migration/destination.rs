@@ -1,6 +1,7 @@
 //! The destination's course: admit, import, commit or abort.
 
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use mirrorvm_abi::op::Begin;
@@ -110,6 +111,9 @@ fn read_prepare(link: &mut Link) -> Result<Prepare, MigrationFault> {
     wire::parse(&payload)
 }
 
+/// How often the wait for streams looks whether the source is still there.
+const LOOK: Duration = Duration::from_millis(50);
+
 struct Import<'a> {
     link: Link,
     prepare: Prepare,
@@ -168,7 +172,12 @@ impl Import<'_> {
         let by = Instant::now() + self.stall;
         while places.iter().any(Option::is_none) {
             let left = by.saturating_duration_since(Instant::now());
-            let (index, link) = self.streams.recv_timeout(left).map_err(|_| MigrationFault::PeerGone)?;
+            let (index, link) = match self.streams.recv_timeout(left.min(LOOK)) {
+                Ok(stream) => stream,
+                // A source that gave up brings no streams; it does so by closing the link that is not read here.
+                Err(RecvTimeoutError::Timeout) if !left.is_zero() && !self.link.ended() => continue,
+                Err(_) => return Err(MigrationFault::PeerGone),
+            };
             self.control.register(link.canceller());
             match places.get_mut(usize::from(index)) {
                 Some(place @ None) => *place = Some(self.sink(index, link)?),

@@ -157,7 +157,7 @@ impl Mirror {
             lanes: Vec::new(),
             workers: Vec::new(),
             waiting: Vec::new(),
-            mailbox: Mapping::anonymous(plan.mailbox.bytes())?,
+            mailbox: Mapping::anonymous_sparing(plan.mailbox.bytes(), plan.mailbox.used())?,
             name: name.to_owned(),
             plan,
             vm,

@@ -191,6 +191,12 @@ impl Link {
         self.session.canceller()
     }
 
+    /// Whether the peer has ended its side of the connection or the link was cancelled, without waiting or reading. For
+    /// somebody who waits elsewhere for what would come of this peer.
+    pub fn ended(&self) -> bool {
+        self.session.ended()
+    }
+
     /// Sets a point in time that no call outlives, on top of [`Deadlines`]; `None` removes it.
     pub fn set_deadline(&mut self, at: Option<Instant>) {
         self.limit = at;

@@ -102,6 +102,10 @@ impl Session {
         self.socket.canceller()
     }
 
+    pub(super) fn ended(&self) -> bool {
+        self.socket.ended()
+    }
+
     /// Ciphertext bytes (received, sent), handshake included.
     pub(super) fn wire_bytes(&self) -> (u64, u64) {
         (self.wire_in, self.wire_out)

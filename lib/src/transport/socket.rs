@@ -106,6 +106,14 @@ impl Socket {
         LinkCanceller(Arc::downgrade(&self.0))
     }
 
+    /// Whether the peer's side of the connection has ended, or this one was cancelled; what arrived before may still be unread.
+    pub(super) fn ended(&self) -> bool {
+        let over = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+        let mut fds = [PollFd::new(&self.0.stream, PollFlags::RDHUP)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut fds, Some(&now)).is_ok() && fds.iter().any(|fd| fd.revents().intersects(over))
+    }
+
     /// Reads what there is, at least one byte; 0 means that the peer's side of the connection has ended.
     pub(super) fn read(&self, buffer: &mut [u8], deadline: Option<Instant>) -> Result<usize, SocketError> {
         self.attempt(PollFlags::IN, deadline, || (&self.0.stream).read(buffer))

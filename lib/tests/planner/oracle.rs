@@ -506,7 +506,7 @@ fn join(list: &mut Vec<Expected>, first: usize, next: Expected) {
 }
 
 pub fn mailbox_len(size: MailboxSize) -> u64 {
-    let slot = 4096 + (512u64 * (32 + 4096 + 16)).next_multiple_of(4096);
+    let slot = 4096 + (128u64 * (32 + 4096 + 16)).next_multiple_of(4096);
     let worker = 4 * 4096 + u64::from(size.slots) * slot;
     (u64::from(size.workers) * worker).next_multiple_of(2 << 20)
 }

@@ -92,18 +92,21 @@ pub struct BatchBody {
     #[schema(minimum = 1, maximum = 4294967295u64)]
     pub epoch: u32,
     /// The exporting helper's nonce.
-    #[schema(pattern = "^[0-9a-f]{64}$")]
+    #[schema(
+        pattern = "^[0-9a-f]{64}$",
+        example = "60303ae22b998861bce3b28f33eec1be758a213c86c93c076dbe9f558c11c752"
+    )]
     pub nonce: String,
     /// What its records call pages: `ram_addr` or `gpa`, by the exporting mirror's strategy.
     pub addressing: AddressingBody,
     /// How many.
-    #[schema(minimum = 0, maximum = 256)]
+    #[schema(minimum = 0, maximum = 256, example = 1)]
     pub pages: u32,
     /// Sealed records, one a page, in base64.
-    #[schema(format = "byte", max_length = 1419264)]
+    #[schema(format = "byte", max_length = 1419264, example = "AAAQAAAAAAABAAAAAAAAAA==")]
     pub records: String,
     /// The helper's word that nothing is missing and nothing added, in base64.
-    #[schema(format = "byte", max_length = 256)]
+    #[schema(format = "byte", max_length = 256, example = "AQAAAAAAAABTVEFSVA==")]
     pub token: String,
     /// Whether it is the last of its session.
     pub last: bool,

@@ -271,6 +271,12 @@ pub struct Protection {
 
 impl From<GuestRecord> for Guest {
     fn from(record: GuestRecord) -> Self {
+        Self::from(&record)
+    }
+}
+
+impl From<&GuestRecord> for Guest {
+    fn from(record: &GuestRecord) -> Self {
         use mirrorvm::host::ProtectionLevel;
         let promise = match record.protection {
             ProtectionLevel::None => {
@@ -291,26 +297,30 @@ impl From<GuestRecord> for Guest {
         };
         Self {
             id: record.id,
-            name: record.spec.name,
-            driver: record.spec.driver.into(),
+            name: record.spec.name.clone(),
+            driver: record.spec.driver.clone().into(),
             memory: GuestMemory {
                 total_bytes: record.layout.ram_bytes(),
                 blocks: record
                     .spec
                     .blocks
-                    .into_iter()
-                    .map(|b| BlockBody { name: b.name, size_bytes: b.size_bytes, gpa: b.gpa.map(Gpa::get) })
+                    .iter()
+                    .map(|b| BlockBody {
+                        name: b.name.clone(),
+                        size_bytes: b.size_bytes,
+                        gpa: b.gpa.map(Gpa::get),
+                    })
                     .collect(),
                 backing: record.spec.backing.into(),
             },
-            labels: record.spec.labels,
+            labels: record.spec.labels.clone(),
             state: record.state.name(),
             generation: record.generation,
             protection: Protection { level: record.protection.name(), promise },
-            migration_readiness: record.readiness.map(MigrationReadiness::from),
+            migration_readiness: record.readiness.clone().map(MigrationReadiness::from),
             migration: record.migration,
-            moved_to: record.moved_to,
-            error: record.error.map(Fault::from),
+            moved_to: record.moved_to.clone(),
+            error: record.error.clone().map(Fault::from),
             created_at: record.created_at,
             started_at: record.started_at,
             preview: None,

@@ -834,9 +834,9 @@ mod tests {
             json!({
                 "guest": "g", "destination": {"kind": "host", "host": "b"}, "mode": "precopy",
                 "mirror": {"kind": "template", "strategy": {"kind": "shifted", "shift": {"kind": "4gib"}}},
-                "streams": 1,
+                "streams": default_streams(), "stream_transport": "sealed",
                 "limits": {"bandwidth_bytes_per_second": null, "downtime_ms": 300, "timeout_ms": 3_600_000,
-                    "stall_timeout_ms": 30_000},
+                    "stall_timeout_ms": 30_000, "auto_throttle": false, "on_timeout": "cancel"},
                 "on_success": {"source": "keep_stopped"}, "verify": false,
             })
         );
@@ -847,8 +847,9 @@ mod tests {
         let body = json!({
             "guest": "g", "destination": {"kind": "host", "host": "b"}, "mode": "stop_and_copy",
             "mirror": {"kind": "existing", "mirror": "0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11"},
-            "streams": 16,
-            "limits": {"bandwidth_bytes_per_second": 1, "downtime_ms": 2, "timeout_ms": 3, "stall_timeout_ms": 4},
+            "streams": 16, "stream_transport": "tls",
+            "limits": {"bandwidth_bytes_per_second": 1, "downtime_ms": 2, "timeout_ms": 3, "stall_timeout_ms": 4,
+                "auto_throttle": true, "on_timeout": "force"},
             "on_success": {"source": "delete"}, "verify": true,
         });
         let spec = MigrationSpec::from(decode::<MigrationCreate>(&body).unwrap());

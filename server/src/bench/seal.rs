@@ -86,7 +86,7 @@ fn begin(source: &mut Mirror, destination: &mut Mirror) -> Result<(), BenchError
     Ok(())
 }
 
-/// Seals all of RAM, two batches under way at a time; seconds. `keep`: the records are copied out, which is not
+/// Seals all of RAM, with as many batches under way as there are slots; seconds. `keep`: the records are copied out, which is not
 /// part of the helper's rate, so such a run is not reported.
 pub(super) fn export(
     mirror: &mut Mirror,
@@ -102,10 +102,11 @@ pub(super) fn export(
     let mut next = 0;
     let pages = bytes / 4096;
     loop {
-        while lane.in_flight() < 2 && next < pages {
+        while next < pages
+            && let Some(slot) = lane.acquire()
+        {
             let batch: Vec<_> = (next..pages.min(next + BATCH_MAX as u64)).collect();
             next += batch.len() as u64;
-            let slot = lane.acquire().ok_or("no slot")?;
             lane.submit_export(slot, &batch, epoch);
         }
         if lane.in_flight() == 0 {
@@ -126,11 +127,10 @@ fn import(mirror: &mut Mirror, sealed: &Sealed, epoch: u32) -> Result<f64, Bench
     let lane = mirror.lanes().first_mut().ok_or("no lane")?;
     let begun = Instant::now();
     for (pages, records) in sealed {
-        if lane.in_flight() == 2 {
-            let done = lane.wait()?;
-            lane.release(done.slot);
-        }
-        let slot = lane.acquire().ok_or("no slot")?;
+        let slot = match lane.acquire() {
+            Some(slot) => slot,
+            None => lane.wait()?.slot,
+        };
         lane.write_payload(slot, 0, records);
         lane.submit_import(slot, *pages, records.len() as u32, epoch);
     }

@@ -52,7 +52,7 @@ pub(super) fn fill(ram: &GuestRam) -> Result<(), BenchError> {
 /// The plan of a mirror with one worker.
 pub(super) fn mirror_plan(kvm: &KvmHost, ram: &GuestRam) -> Result<MirrorPlan, BenchError> {
     let strategy = Strategy::Shifted { shift: Shift::FourGib };
-    let size = MailboxSize { workers: 1, slots: 4 };
+    let size = MailboxSize { workers: 1, slots: 5 };
     let (image, limits) = (HelperImage::built_in(), kvm.limits());
     plan(&PlanRequest::new(&ram.layout(), image.header(), &limits, strategy, size))
         .map_err(|mut e| e.swap_remove(0).into())

@@ -119,10 +119,14 @@ mod tests {
     fn a_thread_that_ended_is_still_known() {
         let (go, gone) = std::sync::mpsc::channel::<()>();
         let work = std::thread::Builder::new().name("bench-worker".into());
-        let handle = work.spawn(move || gone.recv()).unwrap();
+        // It has its name when its closure runs.
+        let (ready, named) = std::sync::mpsc::channel();
+        let handle = work.spawn(move || ready.send(()).map(|()| gone.recv().is_err())).unwrap();
+        named.recv().unwrap();
         let sampler = Sampler::start().unwrap();
         drop(go);
-        assert!(handle.join().unwrap().is_err());
-        assert!(sampler.finish().unwrap().iter().any(|t| t.name == "bench-worker"));
+        assert!(handle.join().unwrap().unwrap());
+        let threads = sampler.finish().unwrap();
+        assert!(threads.iter().any(|t| t.name == "bench-worker"), "{threads:?}");
     }
 }

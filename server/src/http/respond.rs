@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::precondition::etag;
 use super::query::escape;
 use crate::api::page::{Order, PageRequest, Place, Scope};
-use crate::problem::Problem;
+use crate::problem::{Problem, ProblemCode};
 
 /// 200 with a resource.
 pub fn ok(generation: u64, body: impl Serialize) -> Response {
@@ -35,6 +35,40 @@ pub fn list(body: impl Serialize, link: Option<String>) -> Response {
     let mut response = axum::Json(body).into_response();
     if let Some(link) = link {
         response.headers_mut().insert(header::LINK, text(&link));
+    }
+    response
+}
+
+/// Items that become what is serialized one after the other, so that a long list is never in memory twice.
+pub struct Lazily<T, F>(pub Vec<T>, pub F);
+
+impl<T, B: Serialize, F: Fn(&T) -> B> Serialize for Lazily<T, F> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.iter().map(&self.1))
+    }
+}
+
+/// [`list`] of what may be many items, into a buffer with room for `bytes` from the start.
+pub fn long_list(
+    items: impl Serialize,
+    next_page_token: Option<String>,
+    link: Option<String>,
+    bytes: usize,
+) -> Response {
+    #[derive(Serialize)]
+    struct Page<I> {
+        items: I,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        next_page_token: Option<String>,
+    }
+    let mut text = Vec::with_capacity(bytes + 256);
+    if let Err(error) = serde_json::to_writer(&mut text, &Page { items, next_page_token }) {
+        return Problem::new(ProblemCode::Internal, error.to_string()).into_response();
+    }
+    let json = HeaderValue::from_static("application/json");
+    let mut response = ([(header::CONTENT_TYPE, json)], text).into_response();
+    if let Some(link) = link {
+        response.headers_mut().insert(header::LINK, self::text(&link));
     }
     response
 }

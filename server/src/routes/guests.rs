@@ -1,5 +1,7 @@
 //! Guests: definition, lifecycle, console, RAM, and plans for their mirrors.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -28,6 +30,9 @@ const PATH: &str = "/v1/guests";
 /// Bytes of console output when the caller does not say, and at most.
 const CONSOLE_DEFAULT: usize = 64 << 10;
 const CONSOLE_MAX: usize = 1 << 20;
+
+/// About what a guest takes as JSON: what room the answer of a list starts with.
+const GUEST_BYTES: usize = 768;
 
 /// States by name, for filters.
 const STATES: [(&str, GuestState); 8] = [
@@ -62,11 +67,12 @@ pub async fn list(State(state): State<AppState>, query: Query) -> Result<Respons
     parameters.done()?;
     let mut guests = state.host()?.guests();
     guests.retain(|g| (states.is_empty() || states.contains(&g.state)) && all_hold(&labels, &g.spec.labels));
-    let place = |g: &GuestRecord| Place::of(request.order, g.created_at, &g.spec.name, g.id);
+    let place = |g: &Arc<GuestRecord>| Place::of(request.order, g.created_at, &g.spec.name, g.id);
     let (items, next) = cut(guests, &request, place);
     let (next_page_token, link) = respond::next_page(PATH, &filters, &scope, &request, next);
-    let items = items.into_iter().map(Guest::from).collect();
-    Ok(respond::list(GuestList { items, next_page_token }, link))
+    let count = items.len();
+    let guests = respond::Lazily(items, |g: &Arc<GuestRecord>| Guest::from(&**g));
+    Ok(respond::long_list(guests, next_page_token, link, count * GUEST_BYTES))
 }
 
 fn made(record: GuestRecord) -> Response {

@@ -264,3 +264,23 @@ fn a_canceller_keeps_no_connection_alive() {
     assert!(matches!(far.recv(10), Err(LinkError::Truncated { missing: 0 })));
     canceller.cancel();
 }
+
+#[test]
+fn an_end_is_seen_without_reading_and_loses_nothing() {
+    let (near, mut far) = pair();
+    assert!(!near.ended() && !far.ended());
+    near.canceller().cancel();
+    assert!(near.ended());
+
+    let (mut near, mut far_too) = pair();
+    far_too.send(7, b"last words").unwrap();
+    far_too.close().unwrap();
+    let by = Instant::now() + Duration::from_secs(10);
+    while !near.ended() {
+        assert!(Instant::now() < by, "the other end is closed");
+        thread::yield_now();
+    }
+    assert_eq!(near.recv(100).unwrap(), Some(Frame { kind: 7, payload: b"last words" }));
+    assert_eq!(near.recv(100).unwrap(), None);
+    assert!(far.recv(1).is_err() || far.ended());
+}
