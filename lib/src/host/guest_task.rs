@@ -23,7 +23,7 @@ use super::{
 use mirrorvm_abi::op::Status;
 
 use crate::addr::{Gpa, RamPage};
-use crate::address_space::{Addressing, GuestLayout, Strategy};
+use crate::address_space::{Addressing, BlockSpec, GuestLayout, Strategy};
 use crate::guest::lifecycle::Event;
 use crate::guest::{Machine, MachineEnd, MachineError, PlugError, Readiness};
 use crate::mirror::{BatchFault, BatchTerms, LaneError, Mirror, Placement, parse_records};
@@ -47,6 +47,8 @@ pub(super) enum Command {
     DeleteMirror(Uuid, Expected, Reply<()>),
     /// Something that is not stored has changed: a new generation shows it.
     Touch,
+    /// One RAM block more for a stopped guest.
+    AddBlock(BlockSpec, Expected, Reply<GuestRecord>),
     /// Plugs a RAM block at an address, or unplugs it.
     Replug {
         block: String,
@@ -212,6 +214,10 @@ impl Owner {
                     self.publish(|_| {});
                 }
             }
+            Command::AddBlock(block, expected, reply) => {
+                let added = self.check(&expected).and_then(|()| self.add_block(block));
+                let _ = reply.send(added);
+            }
             Command::Replug { block, gpa, reply } => {
                 let _ = reply.send(self.replug(&block, gpa));
             }
@@ -356,10 +362,27 @@ impl Owner {
         self.entry.record().spec.driver.sev().is_some_and(|s| s.es)
     }
 
+    fn add_block(&mut self, block: BlockSpec) -> Result<GuestRecord, HostError> {
+        if let Some(migration) = self.lent {
+            return Err(HostError::GuestMigrating { migration });
+        }
+        let before = self.entry.record();
+        let mut record = super::ram_blocks::with_block(&self.inner, &before, block)?;
+        record.generation += 1;
+        // Unlike what a restart finds out by itself, a definition that was changed has to be on disk before anybody is told.
+        let stored = self.inner.store.put(Kind::Guest, record.id, Some(&record.spec.name), &record);
+        stored.map_err(|e| HostError::internal("storing the guest", e))?;
+        self.show(before, record.clone());
+        Ok(record)
+    }
+
     fn replug(&mut self, block: &str, gpa: Option<Gpa>) -> Result<(), HostError> {
         if let Some(migration) = self.lent {
             return Err(HostError::GuestMigrating { migration });
         }
+        // What is not there is not there in any state.
+        let missing = || HostError::NotFound { kind: "RAM block", key: block.chars().take(80).collect() };
+        self.entry.record().layout.block(block).ok_or_else(missing)?;
         // A mirror's slots show what was plugged when it was made.
         if let Some(other) = self.mirrors.keys().next().filter(|_| !self.has_launch_mirror()) {
             return Err(HostError::InUse { kind: "guest", user: format!("mirror {other}") });
@@ -376,9 +399,7 @@ impl Owner {
             None => machine.unplug(block),
         };
         done.map_err(|e| match e {
-            MachineError::Plug(PlugError::NoBlock) => {
-                HostError::NotFound { kind: "RAM block", key: block.chars().take(80).collect() }
-            }
+            MachineError::Plug(PlugError::NoBlock) => missing(),
             MachineError::Plug(e) => HostError::PlugRefused(e),
             MachineError::Unsupported { what } => {
                 HostError::CapabilityMissing { what: "plugging", why: format!("this driver cannot {what}") }
@@ -936,11 +957,16 @@ impl Owner {
         if let Err(error) = self.inner.store.put(Kind::Guest, record.id, Some(&record.spec.name), &record) {
             tracing::error!(%error, "a guest's record could not be stored");
         }
+        self.show(before, record.clone());
+        record
+    }
+
+    /// Makes a record that is stored the one that others see.
+    fn show(&mut self, before: GuestRecord, record: GuestRecord) {
         self.entry.show(record.clone());
         self.shown = self.entry.readiness();
         self.inner.events.guest(&record, Some(&before), Change::Updated);
         self.inner.changed();
-        record
     }
 }
 

@@ -18,6 +18,7 @@ mod looking;
 mod make;
 mod open;
 mod outgoing;
+mod ram_blocks;
 mod registry;
 mod settings;
 mod tickets;
@@ -259,8 +260,7 @@ impl Host {
         let guest = self.inner.find_guest(key)?;
         let name = block.to_owned();
         guest.ask(|reply| Command::Replug { block: name, gpa, reply }).await?;
-        let missing = || HostError::NotFound { kind: "RAM block", key: block.chars().take(80).collect() };
-        self.ram_blocks(key)?.into_iter().find(|b| b.block.name == block).ok_or_else(missing)
+        self.ram_block(key, block)
     }
 
     /// Runs of pages with one encryption status, by `RamAddr` from `from` on, unplugged RAM included, at most `max`;

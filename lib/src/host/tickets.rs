@@ -125,7 +125,7 @@ impl Host {
             identity: spec.source_identity,
             labels: super::Labels::new(),
         };
-        let identity = validate::peer(&peer)?;
+        let identity = validate::peer(&peer).map_err(of_source)?;
         let now = Timestamp::now();
         let lifetime = i64::try_from(spec.expires_in_seconds.clamp(1, 86_400)).unwrap_or(86_400);
         let expires_at = now + lifetime.seconds();
@@ -191,6 +191,17 @@ impl Inner {
             Err(error) => tracing::error!(%error, "a used ticket cannot be written"),
         }
         true
+    }
+}
+
+/// The same errors where the request has the fields: in its `source`.
+fn of_source(error: HostError) -> HostError {
+    match error {
+        HostError::Invalid(mut errors) => {
+            errors.iter_mut().for_each(|e| e.pointer.insert_str(0, "/source"));
+            HostError::Invalid(errors)
+        }
+        other => other,
     }
 }
 

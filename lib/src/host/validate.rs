@@ -8,7 +8,7 @@ use super::{
     DriverSpec, FieldError, GuestSpec, HostError, Labels, MigrationSpec, MirrorSpec, PeerSpec, SevSpec,
 };
 use crate::addr::{PAGE_2M, PAGE_SIZE};
-use crate::address_space::{GuestLayout, LayoutError, PspVia, Strategy};
+use crate::address_space::{GuestLayout, HELPER_BLOCK, LayoutError, PspVia, Strategy, VMSA_BLOCK};
 use crate::memory::Backing;
 use crate::mirror::{FIFO_PRIORITIES, NICE, Placement, Scheduler};
 use crate::sev::Policy;
@@ -34,6 +34,13 @@ pub(super) fn guest(spec: &GuestSpec) -> Result<GuestLayout, HostError> {
             let detail = format!("{} is not a multiple of 2 MiB, which hugetlb needs", block.size_bytes);
             errors.push(FieldError::new(format!("/memory/blocks/{i}/size_bytes"), "misaligned", detail));
         }
+    }
+    // The names of blocks that are added to the guest's own.
+    for (i, block) in
+        spec.blocks.iter().enumerate().filter(|(_, b)| [HELPER_BLOCK, VMSA_BLOCK].contains(&b.name.as_str()))
+    {
+        let detail = format!("{} is the name of a block that is not the guest's own", block.name);
+        errors.push(FieldError::new(format!("/memory/blocks/{i}/name"), "duplicate_name", detail));
     }
     let layout =
         GuestLayout::assign(&spec.blocks).map_err(|list| errors.extend(list.iter().map(block_error)));

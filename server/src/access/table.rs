@@ -64,6 +64,8 @@ operations! {
     Read GET "/v1/guests/{guest}/console" guest_console_get,
     Read GET "/v1/guests/{guest}/stats" guest_stats_get,
     Read GET "/v1/guests/{guest}/ram-blocks" ram_block_list,
+    Operate POST "/v1/guests/{guest}/ram-blocks" ram_block_create,
+    Read GET "/v1/guests/{guest}/ram-blocks/{block}" ram_block_get,
     Operate POST "/v1/guests/{guest}/ram-blocks/{block}/plug" ram_block_plug,
     Operate POST "/v1/guests/{guest}/ram-blocks/{block}/unplug" ram_block_unplug,
     Report GET "/v1/guests/{guest}/encryption-status" encryption_status_list,

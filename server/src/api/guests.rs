@@ -109,7 +109,7 @@ impl From<Option<Backing>> for BackingBody {
 
 /// A RAM block.
 #[derive(Clone, Debug, Serialize, ToSchema)]
-#[schema(as = MemoryBlock)]
+#[schema(as = MemoryBlock, example = json!({"name": "ram1", "size_bytes": 268435456, "gpa": 4294967296u64}))]
 #[serde(deny_unknown_fields)]
 pub struct BlockBody {
     /// Name, unique in the guest.
@@ -156,18 +156,19 @@ impl Decode for BlockBody {
     }
 }
 
+impl From<BlockBody> for BlockSpec {
+    fn from(body: BlockBody) -> Self {
+        Self { name: body.name, size_bytes: body.size_bytes, gpa: body.gpa.map(Gpa::new) }
+    }
+}
+
 impl From<GuestCreate> for GuestSpec {
     fn from(body: GuestCreate) -> Self {
         let ram: u64 = body.memory.blocks.iter().fold(0, |sum, b| sum.saturating_add(b.size_bytes));
         Self {
             name: body.name,
             driver: driver_spec(body.driver, ram),
-            blocks: body
-                .memory
-                .blocks
-                .into_iter()
-                .map(|b| BlockSpec { name: b.name, size_bytes: b.size_bytes, gpa: b.gpa.map(Gpa::new) })
-                .collect(),
+            blocks: body.memory.blocks.into_iter().map(BlockSpec::from).collect(),
             backing: body.memory.backing.into(),
             labels: body.labels,
         }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, HeaderValue, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -116,14 +116,18 @@ fn check_media_type(
 /// # Errors
 /// `payload_too_large`, `request_timeout`, `malformed_request`.
 pub async fn read(body: Body, max: usize, limit: Duration) -> Result<bytes::Bytes, Problem> {
+    let too_large = || {
+        Problem::new(ProblemCode::PayloadTooLarge, format!("the body has more than {max} bytes"))
+            .with_header(header::CONNECTION, HeaderValue::from_static("close"))
+    };
+    // What Content-Length says is known before a byte of it is there.
+    if HttpBody::size_hint(&body).lower() > max as u64 {
+        return Err(too_large());
+    }
     let collected = tokio::time::timeout(limit, Limited::new(body, max).collect()).await;
     match collected {
         Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(e)) if e.downcast_ref::<LengthLimitError>().is_some() => {
-            let detail = format!("the body has more than {max} bytes");
-            Err(Problem::new(ProblemCode::PayloadTooLarge, detail)
-                .with_header(header::CONNECTION, HeaderValue::from_static("close")))
-        }
+        Ok(Err(e)) if e.downcast_ref::<LengthLimitError>().is_some() => Err(too_large()),
         Ok(Err(_)) => Err(Problem::new(ProblemCode::MalformedRequest, "the body broke off")),
         Err(_) => Err(Problem::new(ProblemCode::RequestTimeout, "the body took too long")
             .with_header(header::CONNECTION, HeaderValue::from_static("close"))),

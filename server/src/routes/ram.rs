@@ -3,10 +3,14 @@
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
+use axum::response::Response;
 use mirrorvm::addr::{Gpa, PAGE_SIZE, RamAddr};
+use mirrorvm::address_space::BlockSpec;
+use mirrorvm::host::{GuestRecord, RamBlockInfo};
 
-use super::common::{DryRunParam, IdempotencyKeyParam};
+use super::common::{DryRunParam, IdempotencyKeyParam, IfMatchParam};
 use crate::api::encryption::{EncryptionStatusList, EncryptionStatusUpdate, Extent, RamBlockPlug};
+use crate::api::guests::BlockBody;
 use crate::api::page::{LIMIT_DEFAULT, LIMIT_MAX};
 use crate::api::ram_blocks::{RamBlock, RamBlockList};
 use crate::http::body::JsonBody;
@@ -28,6 +32,67 @@ pub async fn list(
 ) -> Result<Json<RamBlockList>, Problem> {
     let blocks = state.host()?.ram_blocks(&key)?;
     Ok(Json(RamBlockList { items: blocks.into_iter().map(RamBlock::from).collect() }))
+}
+
+/// Get a RAM block
+///
+/// By its name.
+#[utoipa::path(get, path = "/v1/guests/{guest}/ram-blocks/{block}", operation_id = "ram_block_get", tag = "guests",
+    params(
+        ("guest" = String, Path, description = "Id or name of the guest", example = "g1"),
+        ("block" = String, Path, description = "Name of the block", example = "ram1"),
+    ),
+    responses((status = 200, description = "The block", body = RamBlock)))]
+pub async fn get(
+    State(state): State<AppState>,
+    Path((key, block)): Path<(String, String)>,
+) -> Result<Json<RamBlock>, Problem> {
+    Ok(Json(state.host()?.ram_block(&key, &block)?.into()))
+}
+
+/// Add a RAM block
+///
+/// To a stopped guest: the block comes after its other RAM, and is part of the guest's definition from then on. `If-Match`
+/// and the answer's `ETag` are of the guest. What a guest's definition may have holds here, too; a `qemu` guest has its RAM in
+/// one block and gets no other.
+#[utoipa::path(post, path = "/v1/guests/{guest}/ram-blocks", operation_id = "ram_block_create", tag = "guests",
+    params(
+        ("guest" = String, Path, description = "Id or name of the guest", example = "g1"),
+        DryRunParam, IdempotencyKeyParam, IfMatchParam,
+    ),
+    request_body = BlockBody,
+    responses(
+        (status = 200, description = "With `dry_run`: the block that would be added", body = RamBlock),
+        (status = 201, description = "The block is added", body = RamBlock),
+    ))]
+pub async fn create(
+    State(state): State<AppState>,
+    Path(key): Path<String>,
+    change: Change,
+    JsonBody(body): JsonBody<BlockBody>,
+) -> Result<Response, Problem> {
+    let host = state.host()?.clone();
+    let block = BlockSpec::from(body);
+    if change.dry_run {
+        let (info, guest) = host.preview_ram_block(&key, block, &change.expected)?;
+        return Ok(respond::ok(guest.generation, RamBlock::from(info)));
+    }
+    // An earlier daemon may have added it and died over this very request.
+    if change.again()
+        && let Ok(guest) = host.guest(&key)
+        && guest.spec.blocks.contains(&block)
+    {
+        return Ok(made(&guest, host.ram_block(&key, &block.name)?));
+    }
+    let expected = change.expected;
+    let (info, guest) =
+        respond::detached(async move { host.add_ram_block(&key, block, expected).await }).await?;
+    Ok(made(&guest, info))
+}
+
+fn made(guest: &GuestRecord, info: RamBlockInfo) -> Response {
+    let location = format!("/v1/guests/{}/ram-blocks/{}", guest.id, info.block.name);
+    respond::created(&location, guest.generation, RamBlock::from(info))
 }
 
 /// Plug a RAM block

@@ -3,6 +3,7 @@
 //! Owns: the order of these. Must not know: routes.
 
 mod accept;
+mod core_dumps;
 mod listen;
 mod tls;
 mod unix;
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::pin::pin;
 
 use mirrorvm::host::{Host, HostConfig, OpenError};
+use rustix::fs::{Mode, OFlags};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -63,6 +65,9 @@ pub enum ServeError {
         #[source]
         source: io::Error,
     },
+    /// Core dumps cannot be turned off.
+    #[error("cannot turn core dumps off")]
+    CoreDumps(#[source] io::Error),
     /// The async runtime does not start.
     #[error("cannot start the runtime")]
     Runtime(#[source] io::Error),
@@ -119,6 +124,7 @@ pub async fn run(options: Options) -> Result<(), ServeError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signals)?;
     let mut parent_gone = pin!(end_of_stdin(options.exit_with_stdin));
+    core_dumps::disable().map_err(ServeError::CoreDumps)?;
     make_state_dir(&options.state_dir)?;
     let (close, closing) = watch::channel(false);
     let (router, state) = routes::service_with(options.config.clone(), closing.clone())?;
@@ -213,6 +219,12 @@ fn make_state_dir(path: &Path) -> Result<(), ServeError> {
         .recursive(true)
         .mode(0o700)
         .create(path)
+        // A link is refused here already: the sockets are made before the host checks the directory for good, and whoever
+        // put the link there must not have them made elsewhere.
+        .and_then(|()| {
+            Ok(rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW, Mode::empty())?)
+        })
+        .map(drop)
         .map_err(|source| ServeError::StateDir { path: path.to_owned(), source })
 }
 
