@@ -88,6 +88,10 @@ struct ServeArgs {
     /// Where other hosts connect for migrations to this one; port 0 picks one [default: nowhere].
     #[arg(long, env = "MIRRORVM_PEER_LISTEN", value_name = "ADDR:PORT")]
     peer_listen: Option<SocketAddr>,
+    /// Where /metrics, /livez and /readyz are served alone, to whoever connects: unix:PATH or tcp:ADDR:PORT on a loopback
+    /// address. May be repeated [default: nowhere but with the API].
+    #[arg(long, env = "MIRRORVM_METRICS_LISTEN", value_name = "WHERE", value_delimiter = ',')]
+    metrics_listen: Vec<Listen>,
     /// Name of this host [default: the kernel's node name].
     #[arg(long, env = "MIRRORVM_NAME")]
     name: Option<String>,
@@ -169,6 +173,7 @@ fn resolved(args: &ServeArgs, matches: &ArgMatches) -> Result<Resolved, ConfigEr
         name: Given::of(matches, "name"),
         listen: Given::many(matches, "listen"),
         peer_listen: Given::of(matches, "peer_listen"),
+        metrics_listen: Given::many(matches, "metrics_listen"),
         require_if_match: Given::of(matches, "require_if_match"),
         log_format: Given::of(matches, "log_format"),
         tls_certificate: Given::of(matches, "tls_certificate"),
@@ -199,6 +204,7 @@ fn run(args: &ServeArgs, resolved: Resolved) -> Result<(), ServeError> {
         state_dir,
         listen: resolved.listen,
         peer_listen: resolved.peer_listen,
+        metrics_listen: resolved.metrics_listen,
         name: resolved.name,
         tls: resolved.tls,
         config: resolved.config,

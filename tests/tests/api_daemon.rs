@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "the helpers of a test are test code")]
 
+use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -50,6 +51,9 @@ fn each_value_says_where_it_comes_from() {
         ("colour = 1", "colour"),
         ("[limits]\nstreams = 99999999", "limits.streams"),
         ("listen = [\"tcp:0.0.0.0:1\"]", "listen"),
+        ("metrics_listen = [\"tcp:0.0.0.0:1\"]", "metrics_listen"),
+        ("metrics_listen = [\"tls:127.0.0.1:1\"]", "metrics_listen"),
+        ("metrics_listen = [\"systemd\"]", "metrics_listen"),
     ] {
         std::fs::write(file, text).unwrap();
         let (good, _, err) = config(&["--config", file], &[]);
@@ -199,4 +203,36 @@ fn both_documents_are_printed_as_they_are_served() {
         let output = Command::new(daemon_binary()).args(["openapi", "--version", version]).output().unwrap();
         assert_eq!(output.stdout, d.get(path).expect(200).body, "{version}");
     }
+}
+
+#[test]
+fn counters_alone_on_a_socket_of_their_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("metrics");
+    let place = format!("unix:{},tcp:127.0.0.1:0", path.display());
+    let d = Daemon::start_with("a", &[("MIRRORVM_METRICS_LISTEN", &place)]);
+    let of = |target: &str| Request::new("GET", target).try_send(&path).unwrap();
+    let metrics = of("/metrics");
+    assert_eq!(metrics.status, 200);
+    assert!(
+        metrics.text().contains("mirrorvm_") && metrics.text().ends_with("# EOF\n"),
+        "{}",
+        metrics.text()
+    );
+    assert_eq!((of("/livez").text().as_str(), of("/readyz").text().as_str()), ("ok\n", "ok\n"));
+    // Nothing else is there, for anybody, and nothing can be changed.
+    for target in ["/v1/guests", "/v1/host", "/v1/openapi.json", "/docs", "/"] {
+        let reply = of(target);
+        assert_eq!((reply.status, reply.problem().as_str()), (404, "route_not_found"), "{target}");
+    }
+    let reply = Request::new("POST", "/metrics").try_send(&path).unwrap();
+    assert_eq!((reply.status, reply.problem().as_str()), (405, "method_not_allowed"));
+    // The API is where it was, and the one on TCP answers as well.
+    let _ = d.get("/v1/guests").expect(200);
+    let address = d.ready.split_whitespace().find_map(|w| w.strip_prefix("metrics:tcp:")).unwrap();
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    stream.write_all(b"GET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("ok\n"), "{answer}");
 }

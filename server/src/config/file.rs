@@ -22,6 +22,8 @@ pub struct FileConfig {
     pub listen: Option<Vec<String>>,
     /// As `--peer-listen`.
     pub peer_listen: Option<String>,
+    /// As `--metrics-listen`.
+    pub metrics_listen: Option<Vec<String>>,
     /// As `--require-if-match`.
     pub require_if_match: Option<bool>,
     /// As `--log-format`.

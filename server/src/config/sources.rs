@@ -27,6 +27,18 @@ pub enum Source {
     Default,
 }
 
+impl Source {
+    /// As messages have it.
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::Flag => "flag",
+            Self::Environment => "environment",
+            Self::File => "file",
+            Self::Default => "default",
+        }
+    }
+}
+
 /// A value with where it came from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Setting {
@@ -92,6 +104,8 @@ pub struct Arguments {
     pub listen: Given<Vec<Listen>>,
     /// `--peer-listen`.
     pub peer_listen: Given<SocketAddr>,
+    /// `--metrics-listen`.
+    pub metrics_listen: Given<Vec<Listen>>,
     /// `--require-if-match`.
     pub require_if_match: Given<bool>,
     /// `--log-format`.
@@ -117,6 +131,8 @@ pub struct Resolved {
     pub listen: Vec<Listen>,
     /// Where peers connect.
     pub peer_listen: Option<SocketAddr>,
+    /// Where counters and health are served alone.
+    pub metrics_listen: Vec<Listen>,
     /// Whether the log is JSON.
     pub log_json: bool,
     /// Keys of the API over TLS.
@@ -150,6 +166,14 @@ pub fn resolve(
     let peer = file.peer_listen.map(|p| one("peer_listen", p, "ADDR:PORT")).transpose()?;
     let peer_listen = arguments.peer_listen.or_file(peer);
     note("peer_listen", peer_listen.value.map(|p| p.to_string()), &peer_listen.source);
+    let metrics_file = file.metrics_listen.map(|l| all("metrics_listen", l)).transpose()?;
+    let metrics_listen = arguments.metrics_listen.or_file(metrics_file);
+    if let Some(place) = metrics_listen.value.iter().flatten().find(|p| !p.is_local()) {
+        let wanted = "unix:PATH or tcp:127.0.0.1:PORT: it asks nobody who they are";
+        return Err(wrong("metrics_listen", &place.to_string(), wanted, metrics_listen.source.name()));
+    }
+    let places: Vec<String> = metrics_listen.value.iter().flatten().map(ToString::to_string).collect();
+    note("metrics_listen", (!places.is_empty()).then(|| places.join(", ")), &metrics_listen.source);
     let require = arguments.require_if_match.or_file(file.require_if_match);
     note("require_if_match", Some(require.value.unwrap_or(false).to_string()), &require.source);
     let log = arguments.log_format.or_file(file.log_format);
@@ -193,6 +217,7 @@ pub fn resolve(
         name: name.value,
         listen: listen.value.unwrap_or_default(),
         peer_listen: peer_listen.value,
+        metrics_listen: metrics_listen.value.unwrap_or_default(),
         log_json: log_format == "json",
         tls,
         config,
@@ -308,6 +333,7 @@ mod tests {
             name: given(name.map(str::to_owned), source),
             listen: given(None, Source::Default),
             peer_listen: given(None, Source::Default),
+            metrics_listen: given(None, Source::Default),
             require_if_match: given(None, Source::Default),
             log_format: given(None, Source::Default),
             tls_certificate: given(None, Source::Default),

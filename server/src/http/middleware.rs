@@ -36,6 +36,15 @@ pub fn wrap(router: Router, state: &AppState) -> Router {
         .layer(from_fn_with_state(state.clone(), finish))
 }
 
+/// Puts around routes that anybody may read who reaches their socket what they need: no gate, nothing for changes.
+pub fn wrap_open(router: Router, state: &AppState) -> Router {
+    router
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn(timeout))
+        .layer(from_fn(guard::layer))
+        .layer(from_fn_with_state(state.clone(), finish))
+}
+
 fn panicked(_: Box<dyn Any + Send + 'static>) -> Response {
     // The panic hook has logged it; its text may hold anything, so the caller gets none of it.
     Problem::new(ProblemCode::Internal, "the daemon failed; its log has the reason").into_response()

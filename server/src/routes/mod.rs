@@ -19,6 +19,7 @@ mod problems;
 mod ram;
 
 use axum::Router;
+use axum::routing::get;
 use tokio::sync::watch;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -110,4 +111,13 @@ pub fn service_with(
     let state = AppState::new(documents, config, closing);
     let router = router.merge(docs::assets()).with_state(state.clone());
     Ok((middleware::wrap(router, &state), state))
+}
+
+/// What a listener of its own serves to whoever watches the daemon: health and counters, and nothing of any guest.
+pub fn monitoring(state: &AppState) -> Router {
+    let router = Router::new()
+        .route("/livez", get(health::live))
+        .route("/readyz", get(health::ready))
+        .route("/metrics", get(health::metrics));
+    middleware::wrap_open(router.with_state(state.clone()), state)
 }

@@ -25,6 +25,13 @@ pub enum Listen {
     Systemd,
 }
 
+impl Listen {
+    /// Whether only this machine reaches it, and it is this daemon's to open.
+    pub const fn is_local(&self) -> bool {
+        matches!(self, Self::Unix(_) | Self::Tcp(_))
+    }
+}
+
 impl std::fmt::Display for Listen {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

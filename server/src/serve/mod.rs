@@ -40,6 +40,8 @@ pub struct Options {
     pub listen: Vec<Listen>,
     /// Where peers connect.
     pub peer_listen: Option<SocketAddr>,
+    /// Where counters and health are served alone, to whoever comes.
+    pub metrics_listen: Vec<Listen>,
     /// Name of the host.
     pub name: Option<String>,
     /// Keys of the API over TLS.
@@ -131,13 +133,22 @@ pub async fn run(options: Options) -> Result<(), ServeError> {
 
     let mut listeners = Vec::new();
     for place in places(&options) {
-        listeners.extend(listen::open(place, options.tls.as_ref()).await?);
+        let opened = listen::open(place, options.tls.as_ref()).await?;
+        listeners.extend(opened.into_iter().map(|l| (l, router.clone())));
     }
-    let addresses: Vec<String> = listeners.iter().map(|l| l.address()).collect();
+    let addresses: Vec<String> = listeners.iter().map(|(l, _)| l.address()).collect();
+    let mut watched = Vec::new();
+    for place in &options.metrics_listen {
+        for listener in listen::open(place.clone(), None).await? {
+            watched.push(format!("metrics:{}", listener.address()));
+            listeners.push((listener, routes::monitoring(&state)));
+        }
+    }
+    let addresses: Vec<String> = addresses.into_iter().chain(watched).collect();
     let mut loops = JoinSet::new();
-    for listener in listeners {
+    for (listener, router) in listeners {
         let service = accept::Service {
-            router: router.clone(),
+            router,
             limits: options.config.limits,
             metrics: Some(state.clone()),
             closing: closing.clone(),
