@@ -239,6 +239,16 @@ fn a_look_says_what_would_be_and_does_nothing() {
     assert!(check["estimate"]["precopy_ms"].is_u64());
     let answers = a.read("/v1/hosts/b/capabilities");
     assert_eq!((&answers["reachable"], &answers["protocol_versions"]), (&json!(true), &json!([2])));
+    let there = b.read("/v1/host/capabilities");
+    for field in
+        ["drivers", "helper_abi", "helper_measurement", "max_phys_bits", "c_bit_position", "slot_budget"]
+    {
+        assert_eq!(answers[field], there[field], "{field}");
+    }
+    let names =
+        |list: &Value, key: &str| list.as_array().unwrap().iter().map(|m| m[key].clone()).collect::<Vec<_>>();
+    assert_eq!(answers["missing"], json!(names(&there["missing"], "code")));
+    assert_eq!(answers["strategies"], json!(names(&there["strategies"], "kind")));
     // Everything that stands in the way at once: a guest that is stopped, and a host that nobody knows.
     let _ = a.post("/v1/guests", &embedded("g2", 8, 0)).expect(201);
     let check = a.post("/v1/migration-checks", &migration("g2", "nowhere", "precopy")).expect(200).json();

@@ -8,7 +8,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mirrorvm::migration::wire::{self, Hello, HelloAck, Purpose, Refused, kind};
+use mirrorvm::migration::wire::{self, Abilities, Hello, HelloAck, Purpose, Refused, kind};
 use mirrorvm::transport::{Deadlines, Identity, Link, ListenerLimits, PeerListener};
 use mirrorvm_tests::{
     Act, Break, Daemon, Pair, Way, embedded, is_terminal, kvm, migration, until, until_some,
@@ -831,4 +831,71 @@ fn failing_and_retrying_leaks_nothing() {
         (same(&start.0, &now.0) && same(&start.1, &now.1)).then_some(now)
     });
     println!("from {start:?} to {end:?}");
+}
+
+#[test]
+fn what_a_peer_says_it_can_do_is_bounded_and_shown_as_its_word() {
+    let a = Daemon::start("a");
+    let good = Abilities {
+        drivers: vec!["emulated".into()],
+        strategies: vec!["shifted".into()],
+        helper_abi: (3, 3),
+        helper_measurement: [0xab; 32],
+        protocol_versions: vec![2, 7],
+        max_phys_bits: 52,
+        c_bit: Some(51),
+        phys_bit_reduction: 1,
+        slot_budget: 509,
+        missing: vec!["kvm".into()],
+    };
+    let says = |bytes: Vec<u8>| {
+        move |mut link: Link| {
+            assert_eq!(hello(&mut link).purpose, Purpose::Ask {});
+            agree(&mut link, wire::PROTOCOL_VERSIONS[0]);
+            let _ = link.send(kind::ABILITIES, &bytes);
+            hold(link);
+        }
+    };
+    let bytes = |change: &dyn Fn(&mut Abilities)| {
+        let mut said = good.clone();
+        change(&mut said);
+        serde_json::to_vec(&said).unwrap()
+    };
+    let cases: [(&str, Vec<u8>); 7] = [
+        ("garbles", b"\xff\x00{}".to_vec()),
+        ("extra", [&b"{\"more\": 1, "[..], &bytes(&|_| ())[1..]].concat()),
+        ("floods", vec![b' '; wire::ABILITIES_MAX as usize + 1]),
+        ("escapes", bytes(&|s| s.missing = vec!["\u{1b}[31m".into()])),
+        ("many", bytes(&|s| s.drivers = vec!["d".into(); 33])),
+        ("backwards", bytes(&|s| s.helper_abi = (4, 3))),
+        ("beyond", bytes(&|s| s.c_bit = Some(64))),
+    ];
+    let mut fakes = vec![Fake::new(&a, "good", says(bytes(&|_| ())))];
+    for (name, said) in cases {
+        fakes.push(Fake::new(&a, name, says(said)));
+        let problem = a.get(&format!("/v1/hosts/{name}/capabilities")).expect(502).json();
+        assert_eq!(problem["code"], "peer_failed", "{name}: {problem}");
+        assert!(!problem.to_string().contains('\u{1b}'), "{name}: {problem}");
+    }
+    fakes.push(Fake::new(&a, "older", |mut link| {
+        // A build that does not know the question.
+        hello(&mut link);
+        let _ = link.close();
+    }));
+    let problem = a.get("/v1/hosts/older/capabilities").expect(502).json();
+    assert_eq!(problem["code"], "peer_failed", "{problem}");
+
+    let shown = a.read("/v1/hosts/good/capabilities");
+    assert_eq!(shown["protocol_versions"], json!([2]), "{shown}");
+    assert_eq!((&shown["drivers"], &shown["missing"]), (&json!(["emulated"]), &json!(["kvm"])));
+    assert_eq!(shown["helper_measurement"], format!("sha256:{}", "ab".repeat(32)));
+    assert_eq!((&shown["c_bit_position"], &shown["slot_budget"]), (&json!(51), &json!(509)));
+
+    // A check before a migration goes by it.
+    let _ = a.post("/v1/guests", &embedded(GUEST, 16, 0)).expect(201);
+    let check = a.post("/v1/migration-checks", &migration(GUEST, "good", "precopy")).expect(200).json();
+    let blockers = check["blockers"].as_array().unwrap();
+    for code in ["destination_lacks_driver", "destination_has_another_helper"] {
+        assert!(blockers.iter().any(|b| b["code"] == code), "{code}: {check}");
+    }
 }

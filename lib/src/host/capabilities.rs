@@ -1,9 +1,9 @@
 //! What this host is and can do, said as it is.
 
-use super::inner::qemu_binary;
+use super::inner::{Inner, qemu_binary};
 use super::{Capabilities, Host, HostInfo, MissingCapability};
 use crate::hypervisor::kvm::KvmHost;
-use crate::migration::wire::PROTOCOL_VERSIONS;
+use crate::migration::wire::{Abilities, PROTOCOL_VERSIONS};
 use crate::qemu::{Accel, pick_accel};
 use crate::sev::kernel::probe;
 
@@ -36,7 +36,33 @@ impl Host {
 
     /// What it can do.
     pub fn capabilities(&self) -> Capabilities {
-        let inner = &self.inner;
+        self.inner.capabilities()
+    }
+}
+
+impl Capabilities {
+    /// What peers are told of it.
+    pub(super) fn to_peers(&self) -> Abilities {
+        let names = |list: &[&str]| list.iter().map(|n| (*n).to_owned()).collect();
+        Abilities {
+            drivers: names(&self.drivers),
+            strategies: names(&self.strategies),
+            helper_abi: self.helper_abi,
+            helper_measurement: self.helper_measurement,
+            protocol_versions: self.protocol_versions.clone(),
+            max_phys_bits: self.limits.max_phys_bits,
+            c_bit: self.limits.c_bit,
+            phys_bit_reduction: self.limits.phys_bit_reduction,
+            slot_budget: self.limits.slot_budget,
+            missing: self.missing.iter().map(|m| m.code.to_owned()).collect(),
+        }
+    }
+}
+
+impl Inner {
+    /// What the host can do.
+    pub fn capabilities(&self) -> Capabilities {
+        let inner = self;
         let qemu = qemu_binary().map(|_| pick_accel());
         let mut drivers = Vec::new();
         if inner.kvm.is_ok() {
@@ -62,7 +88,7 @@ impl Host {
 
     fn missing(&self, has_qemu: bool) -> Vec<MissingCapability> {
         let mut list = Vec::new();
-        if let Err(why) = &self.inner.kvm {
+        if let Err(why) = &self.kvm {
             list.push(MissingCapability {
                 code: "kvm",
                 why: why.clone(),

@@ -67,6 +67,11 @@ pub(super) fn serve(inner: &Arc<Inner>, mut link: Link) {
             }
         }
         Purpose::Resolve { session } => answer(inner, link, &identity, session),
+        Purpose::Ask {} => {
+            if wire::send(&mut link, kind::ABILITIES, &inner.capabilities().to_peers()).is_ok() {
+                let _ = link.close();
+            }
+        }
     }
 }
 

@@ -8,11 +8,11 @@ use uuid::Uuid;
 
 use super::{
     Destination, DriverSpec, GuestRecord, GuestState, Host, HostError, MigrationSpec, MigrationState,
-    PeerRecord, Ticket, outgoing,
+    MirrorChoice, PeerRecord, Ticket, outgoing,
 };
 use crate::addr::PAGE_SIZE;
-use crate::migration::wire::Purpose;
-use crate::migration::{MigrationFault, open_control};
+use crate::migration::wire::Abilities;
+use crate::migration::{MigrationFault, ask};
 use crate::transport::{LinkError, PeerIdentity};
 
 /// Longest time that a peer has to answer a look.
@@ -36,10 +36,34 @@ pub struct GuestStats {
 }
 
 /// What a peer answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerAnswer {
     /// Time from the first packet to the end of the handshake and the agreement on a version.
     pub round_trip: Duration,
+    /// What it says that it can do.
+    pub abilities: Abilities,
+}
+
+impl PeerAnswer {
+    /// What of a guest's needs the peer lacks, by its own word.
+    fn lacks(&self, driver: &str, measurement: Option<[u8; 32]>) -> Vec<Finding> {
+        let mut found = Vec::new();
+        if !self.abilities.drivers.iter().any(|d| d == driver) {
+            found.push(Finding {
+                code: "destination_lacks_driver".into(),
+                detail: format!("the other host has no driver {driver}"),
+                fix: "its capabilities.missing tells what would help; or choose another destination".into(),
+            });
+        }
+        if measurement.is_some_and(|m| m != self.abilities.helper_measurement) {
+            found.push(Finding {
+                code: "destination_has_another_helper".into(),
+                detail: "the built-in helper image of the other host is not this host's".into(),
+                fix: "run the same build on both, or name an uploaded image that both have".into(),
+            });
+        }
+        found
+    }
 }
 
 /// Why a peer does not answer as it should.
@@ -112,7 +136,7 @@ impl Host {
         })
     }
 
-    /// Connects to a known peer and agrees on a version; nothing else.
+    /// Asks a known peer what it can do.
     ///
     /// # Errors
     /// [`HostError::NotFound`]; within, why the peer does not answer as it should.
@@ -131,12 +155,9 @@ impl Host {
             };
             let identity: PeerIdentity = peer.spec.identity.parse().map_err(unreadable)?;
             let begun = Instant::now();
-            // A session that nobody has: the question ends with the agreement on a version.
-            let purpose = Purpose::Resolve { session: Uuid::new_v4() };
             let address = (peer.spec.address, identity);
-            let link = open_control(&address, &inner.identity, &inner.name, purpose, PATIENCE, None);
-            match link {
-                Ok(_) => Ok(PeerAnswer { round_trip: begun.elapsed() }),
+            match ask(&address, &inner.identity, &inner.name, PATIENCE) {
+                Ok((abilities, round_trip)) => Ok(PeerAnswer { round_trip, abilities }),
                 Err(fault) => Err(silence(&fault, begun.elapsed())),
             }
         });
@@ -163,11 +184,22 @@ impl Host {
             Destination::Host(key) => self.inner.find_peer(key).ok(),
             Destination::Ticket(text) => Ticket::parse(text).and_then(|t| t.peer()).ok(),
         };
-        if let Some(peer) = peer
-            && let Err(silence) = self.probe(peer).await
-        {
-            let fix = "check address, identity and that the other daemon knows this host";
-            blockers.push(Finding { code: silence.code, detail: silence.detail, fix: fix.into() });
+        let answered = match peer {
+            Some(peer) => Some(self.probe(peer).await),
+            None => None,
+        };
+        match answered {
+            Some(Ok(answer)) => {
+                let built_in =
+                    matches!(spec.mirror, MirrorChoice::Template(_)) && spec.template.helper_image.is_none();
+                let measurement = built_in.then(|| self.inner.image.measurement());
+                blockers.extend(answer.lacks(guest.spec.driver.name(), measurement));
+            }
+            Some(Err(silence)) => {
+                let fix = "check address, identity and that the other daemon knows this host";
+                blockers.push(Finding { code: silence.code, detail: silence.detail, fix: fix.into() });
+            }
+            None => {}
         }
         let estimate = self.estimate(&guest, &spec);
         if estimate.converges == Some(false) {

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use super::wire::{self, Hello, HelloAck, Outcome, PROTOCOL_VERSIONS, Purpose, kind};
+use super::wire::{
+    self, ABILITIES_MAX, Abilities, Hello, HelloAck, Outcome, PROTOCOL_VERSIONS, Purpose, kind,
+};
 use super::{Control, MigrationFault};
 use crate::transport::{Deadlines, Identity, Link, LinkCanceller, PeerIdentity};
 
@@ -83,4 +85,22 @@ pub fn resolve(
     let mut link = open_control(peer, identity, host, Purpose::Resolve { session }, patience, None)?;
     let (_, payload) = wire::expect(&mut link, &[kind::OUTCOME], 64 << 10)?;
     wire::parse(&payload)
+}
+
+/// Asks a peer what it can do; also gives how long it took to agree with it on a version.
+///
+/// # Errors
+/// No link, or no answer that makes sense.
+pub fn ask(
+    peer: &PeerAddress,
+    identity: &Identity,
+    host: &str,
+    patience: Duration,
+) -> Result<(Abilities, Duration), MigrationFault> {
+    let begun = Instant::now();
+    let mut link = open_control(peer, identity, host, Purpose::Ask {}, patience, None)?;
+    let agreed = begun.elapsed();
+    link.set_deadline(Some(begun + patience));
+    let (_, payload) = wire::expect(&mut link, &[kind::ABILITIES], ABILITIES_MAX)?;
+    Ok((Abilities::read(&payload)?, agreed))
 }

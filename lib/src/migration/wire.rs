@@ -64,6 +64,8 @@ pub mod kind {
     pub const ABORTED: u8 = 15;
     /// What became of a session, JSON.
     pub const OUTCOME: u8 = 16;
+    /// What the host can do, JSON.
+    pub const ABILITIES: u8 = 17;
 }
 
 /// First message of a link.
@@ -96,6 +98,62 @@ pub enum Purpose {
         /// The migration.
         session: Uuid,
     },
+    /// What the host can do. A build that does not know the question ends the link.
+    Ask {},
+}
+
+/// What a host says that it can do, as far as it matters to a host that would send it a guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Abilities {
+    /// Drivers that work there.
+    pub drivers: Vec<String>,
+    /// Strategies that its build executes.
+    pub strategies: Vec<String>,
+    /// Oldest and newest ABI of helpers that it runs.
+    pub helper_abi: (u32, u32),
+    /// SHA-256 of its built-in helper image.
+    pub helper_measurement: [u8; 32],
+    /// Versions of this protocol that it speaks.
+    pub protocol_versions: Vec<u32>,
+    /// Physical address bits of its guests.
+    pub max_phys_bits: u8,
+    /// Position of its C-bit; `None` without SEV.
+    pub c_bit: Option<u8>,
+    /// Physical address bits lost to memory encryption.
+    pub phys_bit_reduction: u8,
+    /// Memory slots that one VM may have.
+    pub slot_budget: u32,
+    /// Codes of what it lacks.
+    pub missing: Vec<String>,
+}
+
+/// Longest message with [`Abilities`].
+pub const ABILITIES_MAX: u32 = 16 << 10;
+
+impl Abilities {
+    /// Reads a peer's word; what it says is bounded and printable then, and nothing more.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn read(payload: &[u8]) -> Result<Self, MigrationFault> {
+        let said: Self = parse(payload)?;
+        let name = |n: &String| {
+            let legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_".contains(&b);
+            (1..=64).contains(&n.len()) && n.bytes().all(legal)
+        };
+        let names = [&said.drivers, &said.strategies, &said.missing];
+        if names.iter().any(|list| list.len() > 32 || !list.iter().all(name))
+            || said.protocol_versions.len() > 32
+            || said.helper_abi.0 > said.helper_abi.1
+            || said.max_phys_bits > 64
+            || said.c_bit.is_some_and(|c| c > 63)
+            || said.phys_bit_reduction > 64
+        {
+            return Err(MigrationFault::Protocol("abilities that cannot be"));
+        }
+        Ok(said)
+    }
 }
 
 /// Answer to [`Hello`].
@@ -289,4 +347,50 @@ pub fn data_header(epoch: u32, count: u32) -> [u8; DATA_HEADER_BYTES] {
 /// Reads a data frame's header: epoch, count.
 pub fn parse_data_header(b: &[u8; DATA_HEADER_BYTES]) -> (u32, u32) {
     (u32::from_le_bytes([b[0], b[1], b[2], b[3]]), u32::from_le_bytes([b[4], b[5], b[6], b[7]]))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn name() -> impl proptest::strategy::Strategy<Value = String> {
+        prop_oneof![8 => "[a-z0-9_-]{1,64}", 1 => "\\PC{0,80}"]
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_abilities_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            prop_assert!(Abilities::read(&bytes).is_err());
+        }
+
+        #[test]
+        fn abilities_that_are_taken_are_within_bounds(
+            drivers in proptest::collection::vec(name(), 0..40),
+            helper_abi in (0u32..6, 0u32..6),
+            max_phys_bits in any::<u8>(),
+            c_bit in proptest::option::of(any::<u8>()),
+            protocol_versions in proptest::collection::vec(any::<u32>(), 0..40),
+        ) {
+            let said = Abilities {
+                drivers, helper_abi, max_phys_bits, c_bit, protocol_versions, strategies: vec![],
+                helper_measurement: [1; 32], phys_bit_reduction: 0, slot_budget: 1, missing: vec![],
+            };
+            match Abilities::read(&serde_json::to_vec(&said).unwrap()) {
+                Ok(read) => {
+                    prop_assert_eq!(&read, &said);
+                    prop_assert!(read.drivers.len() <= 32 && read.protocol_versions.len() <= 32);
+                    prop_assert!(read.drivers.iter().all(|d| d.len() <= 64 && d.is_ascii()));
+                    prop_assert!(read.max_phys_bits <= 64 && read.c_bit.is_none_or(|c| c < 64));
+                }
+                Err(_) => prop_assert!(
+                    said.drivers.len() > 32 || said.protocol_versions.len() > 32 || helper_abi.0 > helper_abi.1
+                    || max_phys_bits > 64 || c_bit.is_some_and(|c| c > 63)
+                    || said.drivers.iter().any(|d| d.is_empty() || d.len() > 64
+                        || !d.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_'))
+                ),
+            }
+        }
+    }
 }

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use jiff::Timestamp;
-use mirrorvm::host::{PeerRecord, PeerSpec};
+use mirrorvm::host::{PeerAnswer, PeerRecord, PeerSpec};
 use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::Preview;
+use super::capabilities::HelperAbiRange;
 use super::decode::{Decode, Errors, Fields, Node};
+use super::{Preview, sha256_text};
 use crate::problem::ProblemError;
 
 /// What is said of another host.
@@ -93,7 +94,7 @@ pub struct PeerHost {
     pub preview: Option<Preview>,
 }
 
-/// How a known host answers right now.
+/// What a known host answers right now.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct PeerHostCapabilities {
     /// The host.
@@ -104,13 +105,63 @@ pub struct PeerHostCapabilities {
     /// Always true: a host that does not answer is the problem `peer_failed` or `peer_timed_out`.
     pub reachable: bool,
     /// Versions of the peer protocol that both hosts speak.
-    #[schema(example = json!([1]))]
+    #[schema(example = json!([2]))]
     pub protocol_versions: Vec<u32>,
+    /// Drivers that work there, by its own word, as all that follows.
+    #[schema(example = json!(["embedded", "emulated"]))]
+    pub drivers: Vec<String>,
+    /// Strategies that its build executes.
+    #[schema(example = json!(["shifted", "identity-cbit", "declared", "psp-copied"]))]
+    pub strategies: Vec<String>,
+    /// Helper ABIs that work there.
+    pub helper_abi: HelperAbiRange,
+    /// SHA-256 of its built-in helper image. Migrations with the built-in helper need the same at both hosts.
+    #[schema(pattern = "^sha256:[0-9a-f]{64}$")]
+    pub helper_measurement: String,
+    /// Physical address bits of its guests.
+    #[schema(maximum = 64, example = 48)]
+    pub max_phys_bits: u8,
+    /// Position of its C-bit; null without SEV.
+    #[schema(maximum = 63)]
+    pub c_bit_position: Option<u8>,
+    /// Physical address bits lost to memory encryption.
+    #[schema(maximum = 64)]
+    pub phys_bit_reduction: u8,
+    /// Memory slots one VM may have.
+    #[schema(example = 32764)]
+    pub slot_budget: u32,
+    /// Codes of what it lacks; its own `GET /v1/host/capabilities` says why, and what would help.
+    #[schema(example = json!(["sev", "sev-snp"]))]
+    pub missing: Vec<String>,
     /// From the first packet to the end of the TLS handshake and the agreement on a version.
     #[schema(example = 1800)]
     pub round_trip_us: u64,
     /// When it was asked.
     pub checked_at: Timestamp,
+}
+
+impl PeerHostCapabilities {
+    /// The answer of `peer`, as one of the host that speaks `ours`.
+    pub fn new(peer: PeerRecord, answer: PeerAnswer, ours: &[u32]) -> Self {
+        let said = answer.abilities;
+        Self {
+            host: peer.id,
+            name: peer.spec.name,
+            reachable: true,
+            protocol_versions: ours.iter().copied().filter(|v| said.protocol_versions.contains(v)).collect(),
+            drivers: said.drivers,
+            strategies: said.strategies,
+            helper_abi: HelperAbiRange { min: said.helper_abi.0, max: said.helper_abi.1 },
+            helper_measurement: sha256_text(&said.helper_measurement),
+            max_phys_bits: said.max_phys_bits,
+            c_bit_position: said.c_bit,
+            phys_bit_reduction: said.phys_bit_reduction,
+            slot_budget: said.slot_budget,
+            missing: said.missing,
+            round_trip_us: answer.round_trip.as_micros() as u64,
+            checked_at: Timestamp::now(),
+        }
+    }
 }
 
 impl From<PeerRecord> for PeerHost {

@@ -45,7 +45,7 @@ pub async fn list(State(state): State<AppState>, query: Query) -> Result<Respons
 
 /// Make a helper image
 ///
-/// It is `empty` until it gets its content. Mirrors run the built-in image; an uploaded one is checked and kept.
+/// It is `empty` until it gets its content, which is checked before it is kept. A mirror that names it runs it.
 #[utoipa::path(post, path = "/v1/helper-images", operation_id = "helper_image_create", tag = "helper-images",
     request_body = HelperImageCreate, params(DryRunParam, IdempotencyKeyParam),
     responses(

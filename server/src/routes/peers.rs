@@ -4,7 +4,6 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use jiff::Timestamp;
 use mirrorvm::host::{HostError, PeerRecord, PeerSpec};
 
 use super::common::{
@@ -111,10 +110,10 @@ pub async fn update(
     Ok(respond::ok(record.generation, PeerHost::from(record)))
 }
 
-/// Ask a known host how it answers
+/// Ask a known host what it can do
 ///
-/// Connects, checks its identity and agrees on a version of the peer protocol. `peer_failed` and `peer_timed_out` say why
-/// not.
+/// Connects, checks its identity, agrees on a version of the peer protocol and asks. `peer_failed` and `peer_timed_out` say
+/// why there is no answer.
 #[utoipa::path(get, path = "/v1/hosts/{host}/capabilities", operation_id = "peer_host_capabilities_get", tag = "hosts",
     params(("host" = String, Path, description = "Id or name of the host", example = "b")),
     responses((status = 200, description = "It answers", body = PeerHostCapabilities)))]
@@ -124,16 +123,9 @@ pub async fn capabilities(
 ) -> Result<Json<PeerHostCapabilities>, Problem> {
     let host = state.host()?;
     let peer = host.peer(&key)?;
-    let protocol_versions = host.capabilities().protocol_versions;
+    let ours = host.capabilities().protocol_versions;
     match host.probe_peer(&key).await? {
-        Ok(answer) => Ok(Json(PeerHostCapabilities {
-            host: peer.id,
-            name: peer.spec.name,
-            reachable: true,
-            protocol_versions,
-            round_trip_us: answer.round_trip.as_micros() as u64,
-            checked_at: Timestamp::now(),
-        })),
+        Ok(answer) => Ok(Json(PeerHostCapabilities::new(peer, answer, &ours))),
         Err(silence) => {
             let code = if silence.timed_out { ProblemCode::PeerTimedOut } else { ProblemCode::PeerFailed };
             Err(Problem::new(code, format!("{}: {}", silence.code, silence.detail)))
