@@ -163,7 +163,10 @@ fn what_cannot_work_is_refused_with_the_reason_and_what_to_do() {
     for (args, parts) in [
         (&["--driver", "qemu"][..], &["--kernel", "build-linux-guest"][..]),
         (&["--driver", "qemu", "--kernel", "/nowhere", "--initrd", "/nowhere"], &["--kernel /nowhere"]),
-        (&["--driver", "embedded", "--strategy", "psp-copied", "--via", "send-receive"], &["without encryption"]),
+        (
+            &["--driver", "embedded", "--strategy", "psp-copied", "--via", "send-receive"],
+            &["a guest without encryption"],
+        ),
         (&["--shift", "5"], &["/strategy"]),
     ] {
         let output = demo(&dir, args).output().unwrap();

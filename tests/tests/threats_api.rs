@@ -508,7 +508,11 @@ fn listing(dir: &Path) -> BTreeSet<(PathBuf, u64, i64)> {
             if meta.is_dir() {
                 open.push(path.clone());
             }
-            let (size, time) = if database { (0, 0) } else { (meta.len(), meta.mtime_nsec() + meta.mtime()) };
+            let (size, time) = if database {
+                (0, 0)
+            } else {
+                (meta.len(), meta.mtime() * 1_000_000_000 + meta.mtime_nsec())
+            };
             found.insert((path, size, time));
         }
     }
