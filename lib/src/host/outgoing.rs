@@ -67,7 +67,7 @@ pub(super) fn prepare(
             inner.plan(&guest, *strategy, u32::from(spec.streams), &options)?;
             *strategy
         }
-        MirrorChoice::Existing(id) => existing_mirror(inner, *id, record.id)?,
+        MirrorChoice::Existing(id) => existing_mirror(inner, *id, record.id, spec.streams)?,
     };
     check_throttle(&record.spec.driver, &spec.limits)?;
     check_guest(inner, &guest, &record, &spec)?;
@@ -225,11 +225,16 @@ pub(super) fn check_policy(policy: Policy) -> Result<(), HostError> {
     Ok(())
 }
 
-fn existing_mirror(inner: &Inner, id: Uuid, guest: Uuid) -> Result<Strategy, HostError> {
+fn existing_mirror(inner: &Inner, id: Uuid, guest: Uuid, streams: u16) -> Result<Strategy, HostError> {
     let mirror = inner.mirror_entry(id).filter(|m| m.guest == guest);
-    mirror
-        .map(|m| m.record().strategy)
-        .ok_or_else(|| HostError::NotFound { kind: "mirror", key: id.to_string() })
+    let missing = || HostError::NotFound { kind: "mirror", key: id.to_string() };
+    let record = mirror.ok_or_else(missing)?.record();
+    if record.workers.len() < usize::from(streams) {
+        let detail =
+            format!("{streams} streams need as many workers, and the mirror has {}", record.workers.len());
+        return Err(HostError::Invalid(vec![super::FieldError::new("/streams", "out_of_range", detail)]));
+    }
+    Ok(record.strategy)
 }
 
 /// A handle whose changes the host's watchers see.

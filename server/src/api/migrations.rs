@@ -44,7 +44,8 @@ pub struct MigrationCreate {
     /// Through which mirror; absent: a template of `shifted` with `4gib`.
     #[serde(default)]
     pub mirror: MirrorChoiceBody,
-    /// Helper workers and connections; absent: by the number of this host's processors.
+    /// Helper workers and connections, no more than an existing mirror has workers; absent: by the number of this host's
+    /// processors, or 1 with an existing mirror.
     #[serde(default)]
     #[schema(minimum = 1, maximum = 16)]
     pub streams: u16,
@@ -216,7 +217,8 @@ impl Decode for MigrationCreate {
         let destination = f.required("destination");
         let mode = f.or("mode", ModeBody::Precopy);
         let mirror = f.or("mirror", DEFAULT_MIRROR);
-        let streams = f.int_or("streams", 1..=16, default_streams());
+        let made = !matches!(mirror, Some(MirrorChoiceBody::Existing { .. }));
+        let streams = f.int_or("streams", 1..=16, if made { default_streams() } else { 1 });
         let stream_transport = f.or("stream_transport", StreamTransportBody::Sealed);
         let limits = f.or("limits", LimitsBody::from(MigrationLimits::default()));
         let on_success = f.or("on_success", OnSuccessBody { source: SourceAfterBody::KeepStopped });
