@@ -94,6 +94,14 @@ fn an_encrypted_guest_s_ram_is_plugged_reported_and_moved() {
     let id = a.post("/v1/migrations", &body).expect(201).json()["id"].as_str().unwrap().to_owned();
     let end = a.follow(&format!("/v1/migrations/{id}"), 60, |m| is_terminal(&m["state"]));
     assert_eq!(end["state"], "succeeded", "{end}");
+    // Both hosts say what of it is encrypted, as the guest said.
+    for record in [&end, &b.migration_end(&id)] {
+        let (said, memory) = (&record["progress"]["encryption"], &record["progress"]["memory"]);
+        let total = memory["total_bytes"].as_u64().unwrap();
+        let wanted = json!({"encrypted_bytes": total - 16 * 4096, "shared_bytes": 16 * 4096, "unknown_bytes": 0,
+            "status_changes": 0});
+        assert_eq!(said, &wanted, "{record}");
+    }
     let digests = |d: &Daemon| d.get(&format!("/v1/migrations/{id}/page-digests")).expect(200).body;
     assert!(digests(a) == digests(b) && !digests(a).is_empty(), "every page is equal");
     let there = b.post(&format!("{path}/plug"), &json!({"gpa": HIGH})).expect(200).json();

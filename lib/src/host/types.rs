@@ -602,6 +602,12 @@ pub struct Progress {
     pub downtime_bytes: u64,
     /// Refusals that the helper answered.
     pub helper_errors: u64,
+    /// Bytes whose pages the guest shares with its host, as this host knew last; `None`: nobody has told it yet.
+    #[serde(default)]
+    pub shared_bytes: Option<u64>,
+    /// Pages that the guest shared or took back while the migration ran, at the source.
+    #[serde(default)]
+    pub status_changes: u64,
     /// Share of their time that the guest's vCPUs are held, percent.
     #[serde(default)]
     pub throttle_percent: u8,

@@ -297,6 +297,7 @@ impl Import<'_> {
                 .filter(|r| r.end() <= ram.ram_end().get());
             shared.insert_range(range.ok_or(MigrationFault::Protocol("shared pages outside RAM"))?);
         }
+        self.control.update(|l| l.progress.shared_bytes = Some(shared.len() * PAGE_SIZE));
         self.machine.encryption().replace(shared);
         if self.prepare.verify {
             let begun = Instant::now();

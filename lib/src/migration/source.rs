@@ -112,6 +112,12 @@ struct Course<'a, 'b> {
     session: bool,
 }
 
+/// Pages that are in one of two sets alone.
+fn differing(a: &PageSet, b: &PageSet) -> u64 {
+    let both = a.clone().take(b).len();
+    a.len() + b.len() - 2 * both
+}
+
 /// What has been sent so far.
 struct Sent {
     epoch: u32,
@@ -119,6 +125,8 @@ struct Sent {
     ever_sealed: PageSet,
     /// Pages that went as they are at least once.
     ever_shared: PageSet,
+    /// What the guest shared when the last round began.
+    status: Option<PageSet>,
     limiter: Limiter,
     /// Where pages are taken off the dirty log one batch after the other.
     dirty: Option<DirtyRanges>,
@@ -138,6 +146,7 @@ impl Course<'_, '_> {
             epoch: 1,
             ever_sealed: PageSet::new(),
             ever_shared: PageSet::new(),
+            status: None,
             limiter: Limiter::new(),
             dirty: None,
         };
@@ -347,8 +356,13 @@ impl Course<'_, '_> {
         let begun = Instant::now();
         let status = self.machine.encryption().shared();
         let (mut sealed, shared) = split(left, &status);
+        let changed = sent.status.as_ref().map_or(0, |before| differing(before, &status));
+        let shared_bytes = status.len() * PAGE_SIZE;
+        sent.status = Some(status);
         let control = self.out.control;
         control.update(|l| {
+            l.progress.shared_bytes = Some(shared_bytes);
+            l.progress.status_changes += changed;
             l.progress.iteration = sent.epoch;
             l.progress.remaining_bytes = left.len() * PAGE_SIZE;
         });
@@ -574,4 +588,28 @@ fn fresh_key() -> Result<[u8; 32], MigrationFault> {
 
 fn per_second(n: u64, duration: Duration) -> u64 {
     (n as f64 / duration.as_secs_f64().max(1e-6)) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::addr::RamPage;
+
+    proptest! {
+        #[test]
+        fn what_differs_is_what_is_in_one_alone(
+            a in prop::collection::btree_set(0u64..300, 0..200), b in prop::collection::btree_set(0u64..900, 0..200),
+        ) {
+            let set = |pages: &std::collections::BTreeSet<u64>| {
+                let mut set = PageSet::new();
+                for page in pages {
+                    set.insert(RamPage::new(*page));
+                }
+                set
+            };
+            prop_assert_eq!(differing(&set(&a), &set(&b)), a.symmetric_difference(&b).count() as u64);
+        }
+    }
 }

@@ -549,6 +549,8 @@ pub struct MigrationProgress {
     pub memory: MemoryProgress,
     /// The helper's work.
     pub helper: HelperProgress,
+    /// What of guest memory is encrypted, by the guest's word.
+    pub encryption: EncryptionProgress,
 }
 
 /// How far memory is.
@@ -597,6 +599,20 @@ pub struct HelperProgress {
     pub helper_busy_percent: Option<u8>,
     /// Its vCPUs: CPU time for this migration, exits since they were made.
     pub per_worker: Vec<Worker>,
+}
+
+/// What of guest memory is encrypted. At the source as of the round that began last; the destination is told with the guest's
+/// state. RAM of a guest at level `none` counts as encrypted unless it shares it: it crosses sealed all the same.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct EncryptionProgress {
+    /// Bytes that are the guest's own.
+    pub encrypted_bytes: u64,
+    /// Bytes that it shares with its host.
+    pub shared_bytes: u64,
+    /// Bytes of which this host does not know it yet.
+    pub unknown_bytes: u64,
+    /// Pages that it shared or took back while the migration ran; counted at the source.
+    pub status_changes: u64,
 }
 
 /// Something that can be said of how a migration goes.
@@ -682,6 +698,12 @@ impl MigrationProgress {
                 helper_errors: p.helper_errors,
                 helper_busy_percent: record.helper_busy_percent,
                 per_worker: record.workers.iter().cloned().map(Worker::from).collect(),
+            },
+            encryption: EncryptionProgress {
+                encrypted_bytes: p.shared_bytes.map_or(0, |shared| p.total_bytes.saturating_sub(shared)),
+                shared_bytes: p.shared_bytes.unwrap_or(0),
+                unknown_bytes: if p.shared_bytes.is_some() { 0 } else { p.total_bytes },
+                status_changes: p.status_changes,
             },
         }
     }
