@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use mirrorvm_tests::{Daemon, Request, daemon_binary, repository, until};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 fn config(arguments: &[&str], environment: &[(&str, &str)]) -> (bool, String, String) {
     let output = Command::new(daemon_binary())
@@ -26,7 +26,8 @@ fn config(arguments: &[&str], environment: &[(&str, &str)]) -> (bool, String, St
 fn each_value_says_where_it_comes_from() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("c.toml");
-    std::fs::write(&file, "name = \"f\"\npeer_listen = \"127.0.0.1:1\"\n[limits]\nstreams = 7\n").unwrap();
+    let text = "name = \"f\"\npeer_listen = \"127.0.0.1:1\"\nmetrics_listen = [\"unix:/m\", \"tcp:127.0.0.1:0\"]\n[limits]\nstreams = 7\n";
+    std::fs::write(&file, text).unwrap();
     let file = file.to_str().unwrap();
     let environment = [("MIRRORVM_PEER_LISTEN", "127.0.0.1:2"), ("MIRRORVM_LIMITS_CONNECTIONS", "9")];
     let (good, out, err) = config(&["--config", file, "--state-dir", "/x"], &environment);
@@ -40,12 +41,23 @@ fn each_value_says_where_it_comes_from() {
         ("state_dir", "/x", "flag"),
         ("name", "f", "file"),
         ("peer_listen", "127.0.0.1:2", "environment"),
+        ("metrics_listen", "unix:/m, tcp:127.0.0.1:0", "file"),
         ("limits.streams", "7", "file"),
         ("limits.connections", "9", "environment"),
         ("limits.drain_seconds", "10", "default"),
         ("listen", "-", "default"),
     ] {
         assert_eq!(of(name), (value.to_owned(), source.to_owned()), "{name}");
+    }
+    let places = [("MIRRORVM_METRICS_LISTEN", "unix:/e")];
+    for (flags, value, source) in
+        [(&[][..], "unix:/e", "environment"), (&["--metrics-listen", "unix:/f"], "unix:/f", "flag")]
+    {
+        let (good, out, err) = config(&[&["--config", file], flags].concat(), &places);
+        assert!(good, "{err}");
+        let settings: Vec<Value> = serde_json::from_str(&out).unwrap();
+        let found = settings.iter().find(|s| s["name"] == "metrics_listen").unwrap();
+        assert_eq!((&found["value"], &found["source"]), (&json!(value), &json!(source)));
     }
     for (text, named) in [
         ("colour = 1", "colour"),

@@ -6,7 +6,7 @@
 use std::io::Read;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mirrorvm::migration::wire::{self, Abilities, Hello, HelloAck, Purpose, Refused, kind};
 use mirrorvm::transport::{Deadlines, Identity, Link, ListenerLimits, PeerListener};
@@ -898,4 +898,51 @@ fn what_a_peer_says_it_can_do_is_bounded_and_shown_as_its_word() {
     for code in ["destination_lacks_driver", "destination_has_another_helper"] {
         assert!(blockers.iter().any(|b| b["code"] == code), "{code}: {check}");
     }
+}
+
+#[test]
+fn a_peer_that_cannot_be_asked_is_said_to_be_so_in_time() {
+    let (a, b) = (Daemon::start("a"), Daemon::start("b"));
+    // Another host's key under a known address, a host that does not know us, and nobody at all.
+    add_peer(&a, "wrong-key", &b.peer_address, &format!("sha256:{}", "ab".repeat(32)));
+    add_peer(&a, "stranger", &b.peer_address, &b.identity);
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    add_peer(&a, "nobody", &free.to_string(), &format!("sha256:{}", "cd".repeat(32)));
+    for (name, reason) in
+        [("wrong-key", "peer_identity: "), ("stranger", "peer_identity: "), ("nobody", "peer_unreachable: ")]
+    {
+        let problem = a.get(&format!("/v1/hosts/{name}/capabilities")).expect(502).json();
+        assert_eq!(problem["code"], "peer_failed", "{name}: {problem}");
+        assert!(problem["detail"].as_str().unwrap().starts_with(reason), "{name}: {problem}");
+    }
+    // One that ends the link where its answer belongs, and one that is down afterwards.
+    let other = Fake::new(&a, "leaves", |mut link| {
+        hello(&mut link);
+        agree(&mut link, wire::PROTOCOL_VERSIONS[0]);
+        let _ = link.close();
+    });
+    let problem = a.get("/v1/hosts/leaves/capabilities").expect(502).json();
+    assert_eq!(problem["code"], "peer_failed", "{problem}");
+    drop(other);
+    let _ = a.get("/v1/hosts/leaves/capabilities").expect(502);
+
+    // One bound for the whole conversation: a peer that is just in time with its first word has none left for the next.
+    let (agreed, seen) = std::sync::mpsc::channel();
+    let _late = Fake::new(&a, "late", move |mut link| {
+        hello(&mut link);
+        let begun = Instant::now();
+        // The delay is what is tested; nothing waits for it.
+        std::thread::sleep(Duration::from_secs(4));
+        agree(&mut link, wire::PROTOCOL_VERSIONS[0]);
+        hold(link);
+        let _ = agreed.send(begun.elapsed());
+    });
+    let begun = Instant::now();
+    let problem = a.get("/v1/hosts/late/capabilities").expect(504).json();
+    let took = begun.elapsed();
+    assert_eq!(problem["code"], "peer_timed_out", "{problem}");
+    // Five seconds are a look's patience; a second five from the first word on would make it nine.
+    assert!(took < Duration::from_secs(8), "{took:?}");
+    let held = seen.recv_timeout(Duration::from_secs(10)).unwrap();
+    println!("answered after {took:?}; the peer was let go after {held:?}");
 }

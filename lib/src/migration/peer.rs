@@ -26,6 +26,17 @@ pub fn open_control(
     patience: Duration,
     control: Option<&Control>,
 ) -> Result<Link, MigrationFault> {
+    let hello = Hello { protocol_versions: PROTOCOL_VERSIONS.to_vec(), host: host.to_owned(), purpose };
+    agree(connect(peer, identity, patience, control)?, &hello)
+}
+
+/// A link to `peer` on which nothing was said yet.
+fn connect(
+    peer: &PeerAddress,
+    identity: &Identity,
+    patience: Duration,
+    control: Option<&Control>,
+) -> Result<Link, MigrationFault> {
     let deadlines = Deadlines {
         connect: patience.min(Duration::from_secs(10)),
         handshake: patience.min(Duration::from_secs(10)),
@@ -37,10 +48,12 @@ pub fn open_control(
             control.register(link);
         }
     };
-    let mut link = Link::connect_cancellable(peer.0, identity, &peer.1, deadlines, register)
-        .map_err(MigrationFault::Connect)?;
-    let hello = Hello { protocol_versions: PROTOCOL_VERSIONS.to_vec(), host: host.to_owned(), purpose };
-    wire::send(&mut link, kind::HELLO, &hello)?;
+    Link::connect_cancellable(peer.0, identity, &peer.1, deadlines, register).map_err(MigrationFault::Connect)
+}
+
+/// Says hello on a link and takes the peer's choice of a version.
+fn agree(mut link: Link, hello: &Hello) -> Result<Link, MigrationFault> {
+    wire::send(&mut link, kind::HELLO, hello)?;
     let (_, payload) = wire::expect(&mut link, &[kind::HELLO_ACK], 64 << 10)?;
     let ack: HelloAck = wire::parse(&payload)?;
     if !PROTOCOL_VERSIONS.contains(&ack.protocol) {
@@ -98,9 +111,17 @@ pub fn ask(
     patience: Duration,
 ) -> Result<(Abilities, Duration), MigrationFault> {
     let begun = Instant::now();
-    let mut link = open_control(peer, identity, host, Purpose::Ask {}, patience, None)?;
-    let agreed = begun.elapsed();
+    let mut link = connect(peer, identity, patience, None)?;
+    // One bound for all that it says: a peer that is just in time with every message must not hold a thread of ours for
+    // as many times our patience.
     link.set_deadline(Some(begun + patience));
+    let hello = Hello {
+        protocol_versions: PROTOCOL_VERSIONS.to_vec(),
+        host: host.to_owned(),
+        purpose: Purpose::Ask {},
+    };
+    let mut link = agree(link, &hello)?;
+    let agreed = begun.elapsed();
     let (_, payload) = wire::expect(&mut link, &[kind::ABILITIES], ABILITIES_MAX)?;
     Ok((Abilities::read(&payload)?, agreed))
 }
