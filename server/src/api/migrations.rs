@@ -44,8 +44,8 @@ pub struct MigrationCreate {
     /// Through which mirror; absent: a template of `shifted` with `4gib`.
     #[serde(default)]
     pub mirror: MirrorChoiceBody,
-    /// Helper workers and connections, no more than an existing mirror has workers; absent: by the number of this host's
-    /// processors, or 1 with an existing mirror.
+    /// Helper workers and connections, no more than an existing mirror has workers; absent: by this host's processors and
+    /// their load, or 1 with an existing mirror.
     #[serde(default)]
     #[schema(minimum = 1, maximum = 16)]
     pub streams: u16,
@@ -238,10 +238,20 @@ impl Decode for MigrationCreate {
     }
 }
 
-/// One a processor: a stream is four threads over both hosts. Eight fill any link.
+/// What suits this host now: its processors and how many threads want one, on average over a minute (proc_loadavg(5)).
 fn default_streams() -> u16 {
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    cpus.clamp(1, 8) as u16
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = text.split(' ').next().and_then(|word| word.parse().ok()).unwrap_or(0.0);
+    streams_for(cpus, load)
+}
+
+/// One a processor: a stream is four threads over both hosts. Eight fill any link. Where everything is taken twice over
+/// already, half as many: more would only be in the way of the guests.
+fn streams_for(cpus: usize, load: f64) -> u16 {
+    let most = cpus.clamp(1, 8);
+    let taken = load >= 2.0 * cpus as f64;
+    (if taken { most.div_ceil(2) } else { most }) as u16
 }
 
 impl Decode for StreamTransportBody {
@@ -850,15 +860,34 @@ mod tests {
     use crate::api::decode::decode;
 
     #[test]
+    fn streams_go_by_processors_and_load() {
+        for (cpus, load, streams) in [
+            (1, 0.0, 1),
+            (1, 9.0, 1),
+            (2, 3.9, 2),
+            (2, 4.0, 1),
+            (6, 30.0, 3),
+            (64, 20.0, 8),
+            (64, 128.0, 4),
+            (0, 0.0, 1),
+        ] {
+            assert_eq!(streams_for(cpus, load), streams, "{cpus} {load}");
+        }
+        assert!((1..=8).contains(&default_streams()));
+    }
+
+    #[test]
     fn the_shortest_request_has_the_documented_defaults() {
         let body = json!({"guest": "g", "destination": {"kind": "host", "host": "b"}});
         let spec = MigrationSpec::from(decode::<MigrationCreate>(&body).unwrap());
+        let streams = spec.streams;
+        assert!((1..=8).contains(&streams));
         assert_eq!(
             serde_json::to_value(MigrationCreate::from(spec)).unwrap(),
             json!({
                 "guest": "g", "destination": {"kind": "host", "host": "b"}, "mode": "precopy",
                 "mirror": {"kind": "template", "strategy": {"kind": "shifted", "shift": {"kind": "4gib"}}},
-                "streams": default_streams(), "stream_transport": "sealed",
+                "streams": streams, "stream_transport": "sealed",
                 "limits": {"bandwidth_bytes_per_second": null, "downtime_ms": 300, "timeout_ms": 3_600_000,
                     "stall_timeout_ms": 30_000, "auto_throttle": false, "on_timeout": "cancel"},
                 "on_success": {"source": "keep_stopped"}, "verify": false,
