@@ -53,7 +53,7 @@ impl<'a> Transaction<'a> {
                 let read = |row: &Row<'_>| Ok(parse(row.get_ref(0)?));
                 statement.query_row(params![kind.stored(), id.as_bytes()], read).optional()
             })
-            .map_err(StoreError::Sqlite)?
+            .map_err(StoreError::from)?
             .transpose()
             .map_err(|source| StoreError::Unreadable { document: DocumentRef::Document(kind, id), source })
     }
@@ -70,7 +70,7 @@ impl<'a> Transaction<'a> {
             .and_then(|mut statement| {
                 statement.query_row(params![kind.stored(), name], |row| row.get(0)).optional()
             })
-            .map_err(StoreError::Sqlite)?;
+            .map_err(StoreError::from)?;
         match id.map(Uuid::from_bytes) {
             Some(id) => Ok(self.get(kind, id)?.map(|document| (id, document))),
             None => Ok(None),
@@ -82,12 +82,12 @@ impl<'a> Transaction<'a> {
         let mut statement = self
             .connection
             .prepare_cached("SELECT id, body FROM document WHERE kind = ?1 ORDER BY id")
-            .map_err(StoreError::Sqlite)?;
-        let mut rows = statement.query(params![kind.stored()]).map_err(StoreError::Sqlite)?;
+            .map_err(StoreError::from)?;
+        let mut rows = statement.query(params![kind.stored()]).map_err(StoreError::from)?;
         let mut all = Vec::new();
-        while let Some(row) = rows.next().map_err(StoreError::Sqlite)? {
-            let id = Uuid::from_bytes(row.get(0).map_err(StoreError::Sqlite)?);
-            let document = parse(row.get_ref(1).map_err(StoreError::Sqlite)?).map_err(|source| {
+        while let Some(row) = rows.next().map_err(StoreError::from)? {
+            let id = Uuid::from_bytes(row.get(0).map_err(StoreError::from)?);
+            let document = parse(row.get_ref(1).map_err(StoreError::from)?).map_err(|source| {
                 StoreError::Unreadable { document: DocumentRef::Document(kind, id), source }
             })?;
             all.push((id, document));
@@ -101,7 +101,7 @@ impl<'a> Transaction<'a> {
             .prepare_cached("DELETE FROM document WHERE kind = ?1 AND id = ?2")
             .and_then(|mut statement| statement.execute(params![kind.stored(), id.as_bytes()]))
             .map(|removed| removed > 0)
-            .map_err(StoreError::Sqlite)
+            .map_err(StoreError::from)
     }
 
     /// As [`Store::meta_put`](super::Store::meta_put).
@@ -114,7 +114,7 @@ impl<'a> Transaction<'a> {
             )
             .and_then(|mut statement| statement.execute(params![key, body]))
             .map(|_| ())
-            .map_err(StoreError::Sqlite)
+            .map_err(StoreError::from)
     }
 
     /// As [`Store::meta_get`](super::Store::meta_get).
@@ -122,7 +122,7 @@ impl<'a> Transaction<'a> {
         self.connection
             .prepare_cached("SELECT body FROM meta WHERE key = ?1")
             .and_then(|mut statement| statement.query_row([key], |row| Ok(parse(row.get_ref(0)?))).optional())
-            .map_err(StoreError::Sqlite)?
+            .map_err(StoreError::from)?
             .transpose()
             .map_err(|source| StoreError::Unreadable { document: DocumentRef::Meta(key.to_owned()), source })
     }
@@ -143,7 +143,7 @@ impl<'a> Transaction<'a> {
             .map_err(|error| match error.sqlite_extended_error_code() {
                 Some(ffi::SQLITE_CONSTRAINT_PRIMARYKEY) => StoreError::Exists { kind, id },
                 Some(ffi::SQLITE_CONSTRAINT_UNIQUE) => StoreError::NameTaken { kind, id },
-                _ => StoreError::Sqlite(error),
+                _ => StoreError::from(error),
             })
     }
 }

@@ -247,11 +247,11 @@ impl Ledger {
             return Err(LookError::Expired(bounds));
         }
         let sql = format!("SELECT seq, at, body FROM {} WHERE seq > ?1 ORDER BY seq LIMIT ?2", log.table());
-        let mut statement = reader.prepare_cached(&sql).map_err(StoreError::Sqlite)?;
+        let mut statement = reader.prepare_cached(&sql).map_err(StoreError::from)?;
         let rows = statement.query_map(params![after as i64, SCAN_MAX as i64], entry_of);
         let mut look = Look { entries: Vec::new(), seen: after, more: false };
-        for row in rows.map_err(StoreError::Sqlite)? {
-            let entry = row.map_err(StoreError::Sqlite)?;
+        for row in rows.map_err(StoreError::from)? {
+            let entry = row.map_err(StoreError::from)?;
             look.seen = entry.seq;
             if wanted(&entry) {
                 look.entries.push(entry);
@@ -278,12 +278,12 @@ impl Ledger {
         let reader = self.reader();
         let sql =
             format!("SELECT seq, at, body FROM {} WHERE seq < ?1 ORDER BY seq DESC LIMIT ?2", log.table());
-        let mut statement = reader.prepare_cached(&sql).map_err(StoreError::Sqlite)?;
+        let mut statement = reader.prepare_cached(&sql).map_err(StoreError::from)?;
         let before = before.and_then(|b| i64::try_from(b).ok()).unwrap_or(i64::MAX);
         let rows = statement.query_map(params![before, SCAN_MAX as i64], entry_of);
         let mut look = Look { entries: Vec::new(), seen: 0, more: false };
-        for row in rows.map_err(StoreError::Sqlite)? {
-            let entry = row.map_err(StoreError::Sqlite)?;
+        for row in rows.map_err(StoreError::from)? {
+            let entry = row.map_err(StoreError::from)?;
             look.seen = entry.seq;
             if wanted(&entry) {
                 look.entries.push(entry);
@@ -306,7 +306,7 @@ impl Ledger {
                 "SELECT body FROM keyed WHERE space = ?1 AND key = ?2 AND (expires IS NULL OR expires > ?3)",
             )
             .and_then(|mut s| s.query_row(params![space.stored(), key, now()], |row| row.get(0)).optional())
-            .map_err(StoreError::Sqlite)
+            .map_err(StoreError::from)
     }
 
     /// Every record of a space that has not expired, by key.
@@ -320,9 +320,9 @@ impl Ledger {
                 "SELECT key, body FROM keyed WHERE space = ?1 AND (expires IS NULL OR expires > ?2)
                  ORDER BY key",
             )
-            .map_err(StoreError::Sqlite)?;
+            .map_err(StoreError::from)?;
         let rows = statement.query_map(params![space.stored(), now()], |row| Ok((row.get(0)?, row.get(1)?)));
-        rows.and_then(Iterator::collect).map_err(StoreError::Sqlite)
+        rows.and_then(Iterator::collect).map_err(StoreError::from)
     }
 
     /// Writes a record unless its key is there (an expired one does not count). Gives what is there otherwise.
@@ -522,7 +522,7 @@ fn bounds_of(connection: &Connection, log: Log) -> Result<Bounds, StoreError> {
     };
     let read = |row: &rusqlite::Row<'_>| Ok((row.get::<_, Option<i64>>(0)?, row.get::<_, Option<i64>>(1)?));
     let (oldest, latest) =
-        connection.prepare_cached(sql).and_then(|mut s| s.query_row([], read)).map_err(StoreError::Sqlite)?;
+        connection.prepare_cached(sql).and_then(|mut s| s.query_row([], read)).map_err(StoreError::from)?;
     Ok(Bounds { oldest: oldest.unwrap_or(1) as u64, latest: latest.unwrap_or(0) as u64 })
 }
 
@@ -532,7 +532,7 @@ fn epoch_of(connection: &mut Connection) -> Result<String, StoreError> {
         .execute("INSERT INTO meta (key, body) VALUES ('epoch', ?1) ON CONFLICT (key) DO NOTHING", [fresh])
         .and_then(|_| connection.query_row("SELECT body FROM meta WHERE key = 'epoch'", [], |r| r.get(0)))
         .map(|text: String| text.trim_matches('"').to_owned())
-        .map_err(StoreError::Sqlite)
+        .map_err(StoreError::from)
 }
 
 fn check_length(key: &str, body: &str) -> Result<(), StoreError> {

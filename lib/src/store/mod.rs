@@ -19,7 +19,7 @@ mod tests;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rusqlite::{Connection, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
@@ -166,9 +166,47 @@ pub enum StoreError {
         /// The one that was to be written.
         id: Uuid,
     },
-    /// SQLite failed otherwise: disk full, input or output error.
+    /// Another process keeps the database locked. Trying again later helps.
+    #[error("another process keeps the database locked")]
+    Busy(#[source] rusqlite::Error),
+    /// No space is left where the database is. Trying again helps when there is.
+    #[error("no space is left for the database")]
+    Full(#[source] rusqlite::Error),
+    /// The system does not read or write the database's files as it should.
+    #[error("the database's files cannot be read or written")]
+    Io(#[source] rusqlite::Error),
+    /// What is stored is not what was written.
+    #[error("{what} is damaged")]
+    Damaged {
+        /// The document, or the row or part of the file.
+        what: String,
+        /// What SQLite says, if it stopped over the damage.
+        #[source]
+        source: Option<rusqlite::Error>,
+    },
+    /// SQLite failed otherwise.
     #[error("the database failed")]
     Sqlite(#[source] rusqlite::Error),
+}
+
+impl From<rusqlite::Error> for StoreError {
+    /// By what would help: waiting, room, the disk, a backup.
+    fn from(error: rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Self::Busy(error),
+            Some(ErrorCode::DiskFull) => Self::Full(error),
+            Some(
+                ErrorCode::SystemIoFailure
+                | ErrorCode::CannotOpen
+                | ErrorCode::ReadOnly
+                | ErrorCode::PermissionDenied,
+            ) => Self::Io(error),
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+                Self::Damaged { what: "the database".to_owned(), source: Some(error) }
+            }
+            _ => Self::Sqlite(error),
+        }
+    }
 }
 
 /// The open store. Dropping it releases the file.
@@ -200,11 +238,10 @@ impl Store {
     ) -> Result<R, E> {
         let mut connection = self.lock();
         // Dropped without commit, it rolls back.
-        let transaction = connection
-            .transaction_with_behavior(TransactionBehavior::Immediate)
-            .map_err(StoreError::Sqlite)?;
+        let transaction =
+            connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(StoreError::from)?;
         let result = work(&Transaction::new(&transaction))?;
-        transaction.commit().map_err(StoreError::Sqlite)?;
+        transaction.commit().map_err(StoreError::from)?;
         Ok(result)
     }
 

@@ -86,7 +86,7 @@ fn create(dir: &PrivateDir, name: &str) -> Result<(), StoreError> {
     // Made by us, with our mode; SQLite takes an empty file for a new database.
     dir.create(&temporary, &[]).map_err(StoreError::Files)?;
     let filled = fill(dir, &temporary)
-        .map_err(StoreError::Sqlite)
+        .map_err(StoreError::from)
         .and_then(|()| dir.publish(&temporary, name).map_err(StoreError::Files));
     if filled.is_err() {
         for leftover in ["", "-wal", "-shm", "-journal"] {
@@ -167,6 +167,6 @@ fn classify(path: &Path, error: rusqlite::Error) -> StoreError {
         Some(ErrorCode::DatabaseCorrupt) => {
             StoreError::Corrupt { path: path.to_owned(), source: Some(error) }
         }
-        _ => StoreError::Sqlite(error),
+        _ => StoreError::from(error),
     }
 }
