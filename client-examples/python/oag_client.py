@@ -10,8 +10,8 @@ def plain(model):
 
 
 class Client:
-    def __init__(self, url):
-        client = api.ApiClient(api.Configuration(host=url))
+    def __init__(self, url, token):
+        client = api.ApiClient(api.Configuration(host=url, access_token=token))
         self.guests, self.mirrors = api.GuestsApi(client), api.MirrorsApi(client)
         self.migrations, self.events_api = api.MigrationsApi(client), api.EventsApi(client)
 

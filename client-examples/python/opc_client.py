@@ -1,6 +1,6 @@
 """The story's calls over the client that openapi-python-client makes."""
 
-from mirrorvm_opc import Client as Generated
+from mirrorvm_opc import AuthenticatedClient as Generated
 from mirrorvm_opc import models
 from mirrorvm_opc.api.events import event_list
 from mirrorvm_opc.api.guests import (
@@ -12,8 +12,8 @@ from refused import Refused
 
 
 class Client:
-    def __init__(self, url):
-        self.client = Generated(base_url=url, timeout=60)
+    def __init__(self, url, token):
+        self.client = Generated(base_url=url, token=token, timeout=60)
 
     def call(self, operation, *arguments, **options):
         answer = operation.sync_detailed(*arguments, client=self.client, **options)

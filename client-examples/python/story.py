@@ -3,7 +3,8 @@ run a migration, follow it by events with a resume in the middle, and act on thr
 
 The clients are generated from openapi/v1.json by ./run; this file knows neither of them, only the adapters beside it.
 
-Usage: story.py ADAPTER   (oag_client or opc_client; MIRRORVM_A and MIRRORVM_B are the daemons' URLs)
+Usage: story.py ADAPTER   (oag_client or opc_client; MIRRORVM_A and MIRRORVM_B are the daemons' URLs, MIRRORVM_A_TOKEN and
+MIRRORVM_B_TOKEN bearer tokens for them)
 """
 
 import importlib
@@ -26,7 +27,8 @@ def expect(code, call):
 
 def main():
     adapter = importlib.import_module(sys.argv[1])
-    a, b = adapter.Client(os.environ["MIRRORVM_A"]), adapter.Client(os.environ["MIRRORVM_B"])
+    of = lambda name: adapter.Client(os.environ[name], os.environ[f"{name}_TOKEN"])
+    a, b = of("MIRRORVM_A"), of("MIRRORVM_B")
     name = f"py-{uuid.uuid4().hex[:8]}"
 
     guest = a.define(name, 32 << 20)

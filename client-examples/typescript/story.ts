@@ -1,6 +1,7 @@
 // One story over the API, with types that openapi-typescript makes from openapi/v1.json: define a guest, start it,
 // preview two strategies, make a mirror, check and run a migration, follow it by events with a resume in the middle,
-// and act on three errors by their codes. MIRRORVM_A and MIRRORVM_B are the daemons' URLs.
+// and act on three errors by their codes. MIRRORVM_A and MIRRORVM_B are the daemons' URLs,
+// MIRRORVM_A_TOKEN and MIRRORVM_B_TOKEN bearer tokens for them.
 
 import assert from "node:assert/strict";
 import createClient, { type Client } from "openapi-fetch";
@@ -34,8 +35,9 @@ async function refusal(code: Problem["code"], call: Promise<unknown>): Promise<v
 
 function daemon(variable: string): Api {
   const baseUrl = process.env[variable];
-  assert.ok(baseUrl, `${variable} is not set`);
-  return createClient<paths>({ baseUrl });
+  const token = process.env[`${variable}_TOKEN`];
+  assert.ok(baseUrl && token, `${variable} or ${variable}_TOKEN is not set`);
+  return createClient<paths>({ baseUrl, headers: { Authorization: `Bearer ${token}` } });
 }
 
 async function get(api: Api, guest: string): Promise<Guest> {

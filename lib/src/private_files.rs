@@ -186,6 +186,26 @@ impl PrivateDir {
 
     /// Creates `name` with mode 0600 and `bytes`, durable on return, whole or not at all; never replaces a file.
     pub(crate) fn create(&self, name: &str, bytes: &[u8]) -> Result<(), PrivateFileError> {
+        self.by_way_of_another(name, bytes, |temporary| self.publish(temporary, name))
+    }
+
+    /// Puts `bytes` at `name` with mode 0600, durable on return, in place of whatever file has that name: a symbolic link
+    /// is replaced, never followed. Who reads meanwhile sees what was there before, or all of what is new.
+    pub(crate) fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), PrivateFileError> {
+        self.by_way_of_another(name, bytes, |temporary| {
+            rustix::fs::renameat(&self.fd, temporary, &self.fd, name)
+                .and_then(|()| rustix::fs::fsync(&self.fd))
+                .map_err(|errno| io_error("replace", self.entry(name), errno))
+        })
+    }
+
+    /// Writes `bytes` to a file of another name in this directory, and lets `take_its_place` rename it.
+    fn by_way_of_another(
+        &self,
+        name: &str,
+        bytes: &[u8],
+        take_its_place: impl FnOnce(&str) -> Result<(), PrivateFileError>,
+    ) -> Result<(), PrivateFileError> {
         let temporary = self.temporary_name(name);
         let fail = |operation, source| PrivateFileError::Io { operation, path: self.entry(name), source };
         let written = (|| {
@@ -194,7 +214,7 @@ impl PrivateDir {
                 .map_err(|errno| fail("create", errno.into()))?;
             let mut file = File::from(fd);
             file.write_all(bytes).and_then(|()| file.sync_all()).map_err(|source| fail("write", source))?;
-            self.publish(&temporary, name)
+            take_its_place(&temporary)
         })();
         if written.is_err() {
             self.remove_if_present(&temporary)?;
@@ -272,4 +292,33 @@ fn open_error(path: &Path, errno: Errno) -> PrivateFileError {
 
 fn io_error(operation: &'static str, path: PathBuf, errno: Errno) -> PrivateFileError {
     PrivateFileError::Io { operation, path, source: errno.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn a_file_takes_the_place_of_a_link_and_not_of_what_the_link_leads_to() {
+        let root = tempfile::tempdir().unwrap();
+        let (victim, dir) = (root.path().join("victim"), root.path().join("state"));
+        std::fs::write(&victim, "theirs").unwrap();
+        let opened = PrivateDir::open_or_create(&dir).unwrap();
+        symlink(&victim, dir.join("f")).unwrap();
+        for bytes in [&b"one"[..], b"two"] {
+            opened.replace("f", bytes).unwrap();
+            assert_eq!(opened.read("f", 16).unwrap().as_slice(), bytes);
+        }
+        assert_eq!(std::fs::read(&victim).unwrap(), b"theirs");
+        let found = std::fs::symlink_metadata(dir.join("f")).unwrap();
+        assert!(found.is_file() && found.permissions().mode() & 0o777 == 0o600, "{found:?}");
+        // What cannot be replaced stays, and nothing is left beside it.
+        std::fs::create_dir(dir.join("d")).unwrap();
+        assert!(matches!(opened.replace("d", b"x"), Err(PrivateFileError::Io { operation: "replace", .. })));
+        let mut names: Vec<_> = std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["d", "f"]);
+    }
 }

@@ -81,8 +81,9 @@ struct ServeArgs {
     /// Configuration file (TOML). Flags and environment variables count before it.
     #[arg(long, env = "MIRRORVM_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Where to serve: unix:PATH; tls:ADDR:PORT; tcp:ADDR:PORT in the clear, on a loopback address; systemd for sockets
-    /// that the service manager passes. May be repeated [default: unix:STATE_DIR/mirrorvmd.sock].
+    /// Where to serve beside unix:STATE_DIR/mirrorvmd.sock, which is always served: unix:PATH; tls:ADDR:PORT; tcp:ADDR:PORT
+    /// in the clear, on a loopback address; systemd for sockets that the service manager passes. Over tcp: and tls: callers
+    /// bring a token (STATE_DIR/admin.token has one, new at each start), over tls: a certificate will do. May be repeated.
     #[arg(long, env = "MIRRORVM_LISTEN", value_name = "WHERE", value_delimiter = ',')]
     listen: Vec<Listen>,
     /// Where other hosts connect for migrations to this one; port 0 picks one [default: nowhere].
@@ -199,7 +200,7 @@ fn print_settings(resolved: &Resolved, json: bool) -> Result<(), Box<dyn Error>>
 }
 
 fn run(args: &ServeArgs, resolved: Resolved) -> Result<(), ServeError> {
-    let state_dir = resolved.state_dir.or_else(default_state_dir).ok_or(ServeError::NoStateDir)?;
+    let state_dir = resolved.state_dir.or_else(sources::default_state_dir).ok_or(ServeError::NoStateDir)?;
     let options = Options {
         state_dir,
         listen: resolved.listen,
@@ -216,16 +217,6 @@ fn run(args: &ServeArgs, resolved: Resolved) -> Result<(), ServeError> {
     // Whatever still blocks a thread does not keep the daemon from ending.
     runtime.shutdown_timeout(std::time::Duration::from_secs(5));
     result
-}
-
-fn default_state_dir() -> Option<PathBuf> {
-    if rustix::process::geteuid().is_root() {
-        return Some(PathBuf::from("/var/lib/mirrorvm"));
-    }
-    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
-    absolute("XDG_STATE_HOME")
-        .or_else(|| absolute("HOME").map(|home| home.join(".local/state")))
-        .map(|base| base.join("mirrorvm"))
 }
 
 fn init_identity(dir: &std::path::Path) -> Result<(), Box<dyn Error>> {

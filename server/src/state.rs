@@ -8,6 +8,7 @@ use ring::rand::SystemRandom;
 use tokio::sync::{Semaphore, watch};
 use uuid::Uuid;
 
+use crate::access::credentials::Credentials;
 use crate::config::Config;
 use crate::http::gate::Pace;
 use crate::metrics::Metrics;
@@ -29,6 +30,7 @@ struct Shared {
     fallback_key: hmac::Key,
     page_key: OnceLock<hmac::Key>,
     pace: Pace,
+    credentials: Credentials,
     streams: Arc<Semaphore>,
     metrics: Metrics,
 }
@@ -52,6 +54,7 @@ impl AppState {
             fallback_key: fresh_key(),
             page_key: OnceLock::new(),
             pace: Pace::default(),
+            credentials: Credentials::default(),
             streams,
             metrics: Metrics::default(),
         }))
@@ -119,6 +122,11 @@ impl AppState {
     /// How fast each principal goes.
     pub fn pace(&self) -> &Pace {
         &self.0.pace
+    }
+
+    /// What this run of the daemon has given out.
+    pub fn credentials(&self) -> &Credentials {
+        &self.0.credentials
     }
 
     /// Event streams that may still be opened.

@@ -176,6 +176,14 @@ impl Daemon {
         self.dir.path().join("state")
     }
 
+    /// The token that it wrote when it started.
+    ///
+    /// # Panics
+    /// When there is none: it serves neither TCP nor TLS.
+    pub fn admin_token(&self) -> String {
+        std::fs::read_to_string(self.state_dir().join("admin.token")).unwrap().trim_end().to_owned()
+    }
+
     /// Its process id.
     ///
     /// # Panics

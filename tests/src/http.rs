@@ -1,12 +1,18 @@
-//! HTTP/1.1 over a Unix socket, by hand: one request a connection, so that tests can also send what no client
+//! HTTP/1.1 over a Unix socket or TCP, by hand: one request a connection, so that tests can also send what no client
 //! library would.
 
 use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
+
+/// Longest time for an answer.
+const ANSWER: Duration = Duration::from_secs(120);
+/// Longest time for the daemon to take what is sent.
+const TAKE: Duration = Duration::from_secs(30);
 
 /// A request; made by [`Request::new`], sent by [`Request::send`].
 #[derive(Clone, Debug)]
@@ -59,19 +65,25 @@ impl Request {
     /// # Errors
     /// The daemon is not there, or the answer broke off.
     pub fn try_send(&self, socket: &Path) -> std::io::Result<Reply> {
-        let mut stream = UnixStream::connect(socket)?;
-        stream.set_read_timeout(Some(Duration::from_secs(120)))?;
-        stream.set_write_timeout(Some(Duration::from_secs(30)))?;
-        let mut head =
-            format!("{} {} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n", self.method, self.target);
-        for (name, value) in &self.headers {
-            head.push_str(&format!("{name}: {value}\r\n"));
-        }
-        if !self.body.is_empty() || ["POST", "PUT", "PATCH"].contains(&self.method.as_str()) {
-            head.push_str(&format!("content-length: {}\r\n", self.body.len()));
-        }
-        head.push_str("\r\n");
-        stream.write_all(head.as_bytes())?;
+        let stream = UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(ANSWER))?;
+        stream.set_write_timeout(Some(TAKE))?;
+        self.exchange(stream, "localhost")
+    }
+
+    /// The same over TCP, to an address with its port.
+    ///
+    /// # Errors
+    /// As [`Request::try_send`].
+    pub fn try_send_tcp(&self, address: &str) -> std::io::Result<Reply> {
+        let stream = TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(ANSWER))?;
+        stream.set_write_timeout(Some(TAKE))?;
+        self.exchange(stream, address)
+    }
+
+    fn exchange(&self, mut stream: impl Read + Write, host: &str) -> std::io::Result<Reply> {
+        stream.write_all(self.head(host).as_bytes())?;
         // A server may answer (413) and close before it has read everything.
         let _ = stream.write_all(&self.body);
         let mut bytes = Vec::new();
@@ -81,6 +93,35 @@ impl Request {
             Err(e) => return Err(e),
         }
         parse(&bytes).ok_or_else(|| std::io::Error::other("the answer is no HTTP"))
+    }
+
+    /// What goes before the body.
+    fn head(&self, host: &str) -> String {
+        let mut head = format!("{} {} HTTP/1.1\r\nconnection: close\r\n", self.method, self.target);
+        if !self.headers.iter().any(|(name, _)| name == "host") {
+            head.push_str(&format!("host: {host}\r\n"));
+        }
+        for (name, value) in &self.headers {
+            head.push_str(&format!("{name}: {value}\r\n"));
+        }
+        if !self.body.is_empty() || ["POST", "PUT", "PATCH"].contains(&self.method.as_str()) {
+            head.push_str(&format!("content-length: {}\r\n", self.body.len()));
+        }
+        head.push_str("\r\n");
+        head
+    }
+
+    /// All of it as it goes over TCP to `host`.
+    pub fn bytes(&self, host: &str) -> Vec<u8> {
+        [self.head(host).as_bytes(), &self.body].concat()
+    }
+
+    /// Sends it over TCP.
+    ///
+    /// # Panics
+    /// When the connection breaks.
+    pub fn send_tcp(&self, address: &str) -> Reply {
+        self.try_send_tcp(address).unwrap_or_else(|e| panic!("{} {}: {e}", self.method, self.target))
     }
 
     /// Sends it.

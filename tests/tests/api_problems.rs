@@ -19,7 +19,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("shutting_down", "problem::host_error::tests; state::AppState::ready"),
     ("timed_out", "http::middleware: 120 s for one answer"),
     ("request_timeout", "api_access: slow_and_greedy_clients_hurt_themselves_alone"),
-    ("origin_refused", "api_access: local_callers_over_loopback_tcp_are_who_they_are"),
+    ("origin_refused", "without_a_host: a_name_that_is_not_this_machine_is_refused_over_tcp"),
     ("too_many_requests", "api_access: a_principal_that_asks_too_often_waits"),
     ("precondition_required", "api_access: a_daemon_may_insist_on_conditions"),
     ("idempotency_key_in_use", "api_changes: of_many_requests_with_a_key_at_once_one_takes_effect"),

@@ -2,7 +2,7 @@
 //! follow it by events with a resume in the middle, and act on three errors by their codes.
 //!
 //! The client is made by progenitor from the OpenAPI 3.0 document at compile time. `MIRRORVM_A` and `MIRRORVM_B` are the
-//! daemons' URLs.
+//! daemons' URLs, `MIRRORVM_A_TOKEN` and `MIRRORVM_B_TOKEN` bearer tokens for them.
 
 mod api {
     progenitor::generate_api!(spec = "../../openapi/v1-3.0.json", interface = Builder);
@@ -13,6 +13,7 @@ use api::types::{
     AddressSpacePlanCreate, Guest, GuestCreate, MigrationCreate, MirrorCreate, Problem, ProblemCode, Strategy,
 };
 use progenitor_client::{Error, ResponseValue};
+use reqwest::header::{AUTHORIZATION, HeaderValue};
 use serde_json::json;
 
 type Anything = Box<dyn std::error::Error>;
@@ -28,6 +29,15 @@ fn code<T: std::fmt::Debug>(answer: Result<ResponseValue<T>, Error<Problem>>) ->
         Err(Error::ErrorResponse(problem)) => problem.into_inner().code,
         other => panic!("a refusal was expected, not {other:?}"),
     }
+}
+
+/// The daemon whose URL and token the environment has under this name.
+fn daemon(name: &str) -> Result<Client, Anything> {
+    let mut bearer = HeaderValue::try_from(format!("Bearer {}", std::env::var(format!("{name}_TOKEN"))?))?;
+    bearer.set_sensitive(true);
+    let headers = [(AUTHORIZATION, bearer)].into_iter().collect();
+    let client = reqwest::Client::builder().default_headers(headers).build()?;
+    Ok(Client::new_with_client(&std::env::var(name)?, client))
 }
 
 async fn get(api: &Client, guest: &str) -> Result<Guest, Anything> {
@@ -50,7 +60,7 @@ async fn wait_for(api: &Client, guest: &str, state: &str) -> Result<(), Anything
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Anything> {
-    let (a, b) = (Client::new(&std::env::var("MIRRORVM_A")?), Client::new(&std::env::var("MIRRORVM_B")?));
+    let (a, b) = (daemon("MIRRORVM_A")?, daemon("MIRRORVM_B")?);
     let name = format!("rs-{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
     let definition: GuestCreate = body(json!({
         "name": name,

@@ -35,6 +35,7 @@ use crate::addr::{Gpa, RamAddr};
 use crate::address_space::{MirrorPlan, Plug, Strategy};
 use crate::guest::{EncryptionStatus, MachineError, PlugError, StatusError, StatusExtent};
 use crate::mirror::PlacementError;
+use crate::private_files::{PrivateDir, PrivateFileError};
 use crate::store::{Kind, Ledger};
 use crate::transport::PeerListener;
 
@@ -460,6 +461,22 @@ impl Host {
     /// Logs and keyed records beside the resources, for those who serve this host.
     pub fn ledger(&self) -> &Arc<Ledger> {
         &self.inner.ledger
+    }
+
+    /// Puts a file that the daemon's user alone may read into the state directory, in place of one of that name.
+    ///
+    /// # Errors
+    /// [`PrivateFileError`]: the directory is not the daemon's own any more, or the system refuses.
+    pub fn replace_private_file(&self, name: &str, bytes: &[u8]) -> Result<(), PrivateFileError> {
+        PrivateDir::open(&self.inner.state_dir)?.replace(name, bytes)
+    }
+
+    /// Removes a file of [`Host::replace_private_file`], content with there being none.
+    ///
+    /// # Errors
+    /// [`PrivateFileError`].
+    pub fn remove_private_file(&self, name: &str) -> Result<(), PrivateFileError> {
+        PrivateDir::open(&self.inner.state_dir)?.remove_if_present(name)
     }
 
     /// A number that goes up with every change of any resource; for long polls.

@@ -2,7 +2,10 @@
 //!
 //! Owns: the answer to "may this caller do that". Must not know: what operations do.
 
+pub mod admin_token;
 pub mod caller;
+pub mod credentials;
+pub mod secrets;
 pub mod table;
 pub mod tokens;
 

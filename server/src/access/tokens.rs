@@ -1,26 +1,34 @@
 //! Bearer tokens: made here, shown once, kept as a hash.
 //!
-//! A token is `mvm_<id>_<secret>`; the secret is 32 random bytes, so that a plain SHA-256 of it is as good as a slow
-//! hash would be.
-
-use std::fmt::Write as _;
+//! Owns: `mvm_<id>_<secret>` and the records behind it, those in the database and those of this run of the daemon alone.
+//! Must not know: what a token's bearer may do.
 
 use jiff::Timestamp;
 use mirrorvm::host::{Host, HostError};
 use mirrorvm::store::ledger::Space;
-use ring::rand::{SecureRandom as _, SystemRandom};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
-use subtle::ConstantTimeEq as _;
+use utoipa::ToSchema;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use super::Role;
 use super::caller::{Caller, Method};
+use super::secrets::{self, SECRET_HEX};
 use crate::problem::Problem;
+use crate::state::AppState;
 
 const PREFIX: &str = "mvm_";
-const SECRET_HEX: usize = 64;
+
+/// Where a token comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// Made with `POST /v1/tokens`; good until it expires or is withdrawn.
+    #[default]
+    Api,
+    /// Written to `admin.token` in the state directory when the daemon started; good until the daemon ends.
+    AdminFile,
+}
 
 /// A token as the database has it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -33,6 +41,9 @@ pub struct TokenRecord {
     pub role: Role,
     /// The one guest that it is about, of role `vmm`.
     pub guest: Option<Uuid>,
+    /// Where it comes from.
+    #[serde(default)]
+    pub origin: Origin,
     /// SHA-256 of the secret, in hexadecimal.
     hash: String,
     /// When it was made.
@@ -64,30 +75,58 @@ fn storage(e: mirrorvm::store::StoreError) -> Problem {
     HostError::internal("keeping tokens", e).into()
 }
 
+impl TokenRecord {
+    /// Makes a record and its secret, and keeps neither.
+    ///
+    /// # Errors
+    /// `internal` when the system gives no random numbers.
+    pub fn make(new: NewToken, origin: Origin) -> Result<(Self, Zeroizing<String>), Problem> {
+        let secret = secrets::make()?;
+        let record = Self {
+            id: new.id,
+            name: new.name,
+            role: new.role,
+            guest: new.guest,
+            origin,
+            hash: secrets::hash(&secret),
+            created_at: Timestamp::now(),
+            expires_at: new.expires_at,
+            created_by: new.created_by,
+        };
+        Ok((record, secret))
+    }
+
+    /// Whether this is its secret.
+    pub fn opens_with(&self, secret: &str) -> bool {
+        secrets::opens(secret, &self.hash)
+    }
+
+    /// What its bearer sends.
+    pub fn text(&self, secret: &str) -> Zeroizing<String> {
+        Zeroizing::new(format!("{PREFIX}{}_{secret}", self.id.simple()))
+    }
+
+    /// Whom it stands for.
+    fn caller(&self) -> Caller {
+        Caller {
+            principal: format!("token:{}", self.id),
+            method: Method::Token,
+            role: self.role,
+            guest: self.guest,
+        }
+    }
+}
+
 /// Makes a token; the text is not kept and cannot be had again.
 ///
 /// # Errors
 /// `internal` when storage or randomness fails.
 pub async fn create(host: &Host, new: NewToken) -> Result<(TokenRecord, Zeroizing<String>), Problem> {
-    let mut secret = Zeroizing::new([0; SECRET_HEX / 2]);
-    SystemRandom::new()
-        .fill(secret.as_mut())
-        .map_err(|_| Problem::from(HostError::internal("making a token", "no random numbers")))?;
-    let secret = hex(secret.as_ref());
-    let record = TokenRecord {
-        id: new.id,
-        name: new.name,
-        role: new.role,
-        guest: new.guest,
-        hash: hash(&secret),
-        created_at: Timestamp::now(),
-        expires_at: new.expires_at,
-        created_by: new.created_by,
-    };
+    let (record, secret) = TokenRecord::make(new, Origin::Api)?;
     let body = serde_json::to_string(&record).map_err(|e| HostError::internal("writing a token", e))?;
     let key = record.id.to_string();
     host.ledger().put(Space::Token, key, Some(record.expires_at), body).await.map_err(storage)?;
-    let text = Zeroizing::new(format!("{PREFIX}{}_{}", record.id.simple(), secret.as_str()));
+    let text = record.text(&secret);
     Ok((record, text))
 }
 
@@ -95,16 +134,23 @@ pub async fn create(host: &Host, new: NewToken) -> Result<(TokenRecord, Zeroizin
 ///
 /// # Errors
 /// `internal` when storage fails.
-pub fn list(host: &Host) -> Result<Vec<TokenRecord>, Problem> {
-    let all = host.ledger().all(Space::Token).map_err(storage)?;
-    Ok(all.into_iter().filter_map(|(_, body)| serde_json::from_str(&body).ok()).collect())
+pub fn list(state: &AppState) -> Result<Vec<TokenRecord>, Problem> {
+    let kept = state.host()?.ledger().all(Space::Token).map_err(storage)?;
+    let kept = kept.into_iter().filter_map(|(_, body)| serde_json::from_str(&body).ok());
+    let mut all: Vec<TokenRecord> = kept.chain(state.credentials().admin().record()).collect();
+    all.sort_by_key(|t| (t.created_at, t.id));
+    Ok(all)
 }
 
-/// Withdraws a token; says which one, if there was one.
+/// Withdraws a token; says which one, if there was one. It is refused from now on.
 ///
 /// # Errors
 /// `internal` when storage fails.
-pub async fn withdraw(host: &Host, id: Uuid) -> Result<Option<TokenRecord>, Problem> {
+pub async fn withdraw(state: &AppState, id: Uuid) -> Result<Option<TokenRecord>, Problem> {
+    let host = state.host()?;
+    if let Some(record) = state.credentials().admin().withdraw(host, id) {
+        return Ok(Some(record));
+    }
     let body = host.ledger().take(Space::Token, id.to_string()).await.map_err(storage)?;
     Ok(body.and_then(|b| serde_json::from_str(&b).ok()))
 }
@@ -112,39 +158,24 @@ pub async fn withdraw(host: &Host, id: Uuid) -> Result<Option<TokenRecord>, Prob
 /// The caller that a token stands for.
 ///
 /// # Errors
-/// `internal` when storage fails.
-pub fn recognize(host: &Host, text: &str) -> Result<Option<Caller>, Problem> {
+/// `internal` when storage fails; `not_ready` before the database is open.
+pub fn recognize(state: &AppState, text: &str) -> Result<Option<Caller>, Problem> {
+    let host = state.host()?;
     let Some((id, secret)) = split(text) else { return Ok(None) };
-    let Some(body) = host.ledger().find(Space::Token, &id.to_string()).map_err(storage)? else {
-        return Ok(None);
+    let record = match state.credentials().admin().record().filter(|r| r.id == id) {
+        Some(record) => Some(record),
+        None => {
+            let body = host.ledger().find(Space::Token, &id.to_string()).map_err(storage)?;
+            body.and_then(|b| serde_json::from_str::<TokenRecord>(&b).ok())
+        }
     };
-    let Ok(record) = serde_json::from_str::<TokenRecord>(&body) else { return Ok(None) };
-    let same: bool = hash(secret).as_bytes().ct_eq(record.hash.as_bytes()).into();
-    Ok(same.then(|| Caller {
-        principal: format!("token:{}", record.id),
-        method: Method::Token,
-        role: record.role,
-        guest: record.guest,
-    }))
+    Ok(record.filter(|r| r.opens_with(secret)).map(|r| r.caller()))
 }
 
 fn split(text: &str) -> Option<(Uuid, &str)> {
     let (id, secret) = text.strip_prefix(PREFIX)?.split_once('_')?;
     let shaped = secret.len() == SECRET_HEX && id.len() == 32;
     Uuid::try_parse(id).ok().filter(|_| shaped).map(|id| (id, secret))
-}
-
-fn hash(secret: &str) -> String {
-    hex(&Sha256::digest(secret.as_bytes())).to_string()
-}
-
-fn hex(bytes: &[u8]) -> Zeroizing<String> {
-    let mut text = Zeroizing::new(String::with_capacity(2 * bytes.len()));
-    for byte in bytes {
-        // Writing to a String does not fail.
-        let _ = write!(text, "{byte:02x}");
-    }
-    text
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::decode::{Decode, Errors, Fields, Node, one_of};
 use crate::access::Role;
 use crate::access::caller::Caller;
-use crate::access::tokens::TokenRecord;
+use crate::access::tokens::{Origin, TokenRecord};
 use crate::problem::ProblemError;
 
 /// What a token is to be.
@@ -84,11 +84,13 @@ pub struct Token {
     pub role: Role,
     /// The one guest that it is about, of role `vmm`.
     pub guest: Option<Uuid>,
+    /// Where it comes from.
+    pub origin: Origin,
     /// When it was made.
     pub created_at: Timestamp,
     /// When it ends to be good.
     pub expires_at: Timestamp,
-    /// Who made it.
+    /// Who made it; `daemon` of the one in `admin.token`.
     #[schema(example = "unix:0")]
     pub created_by: String,
     /// What to send as `Authorization: Bearer <secret>`. In the answer to its creation alone, and never again.
@@ -104,6 +106,7 @@ impl From<TokenRecord> for Token {
             name: r.name,
             role: r.role,
             guest: r.guest,
+            origin: r.origin,
             created_at: r.created_at,
             expires_at: r.expires_at,
             created_by: r.created_by,

@@ -25,7 +25,7 @@ pub struct Config {
 pub struct AccessRules {
     /// By user id.
     pub users: BTreeMap<u32, Role>,
-    /// By group id, where no user rule applies; Unix sockets only.
+    /// By group id, where no user rule applies.
     pub groups: BTreeMap<u32, Role>,
     /// By a name in the client certificate: `dns:...`, `uri:...`, `email:...` or `ip:...`.
     pub certificates: BTreeMap<String, Role>,
@@ -43,8 +43,8 @@ impl Default for AccessRules {
 impl AccessRules {
     /// The role of a local user: its own rule, its group's, and without either `admin` for the daemon's own user and
     /// root, who could read the database anyway.
-    pub fn role_of_user(&self, uid: u32, gid: Option<u32>) -> Option<Role> {
-        let ruled = self.users.get(&uid).or_else(|| self.groups.get(&gid?)).copied();
+    pub fn role_of_user(&self, uid: u32, gid: u32) -> Option<Role> {
+        let ruled = self.users.get(&uid).or_else(|| self.groups.get(&gid)).copied();
         ruled.or((uid == 0 || uid == self.own).then_some(Role::Admin))
     }
 }

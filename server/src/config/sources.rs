@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::file::{ConfigError, FileConfig};
 use super::{AccessRules, Config, Limits};
 use crate::access::Role;
-use crate::serve::{Listen, TlsFiles};
+use crate::serve::{Listen, SOCKET, TlsFiles};
 
 /// Where a value came from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -127,7 +127,7 @@ pub struct Resolved {
     pub state_dir: Option<PathBuf>,
     /// The host's name.
     pub name: Option<String>,
-    /// Where to serve.
+    /// Where to serve beside the Unix socket in the state directory.
     pub listen: Vec<Listen>,
     /// Where peers connect.
     pub peer_listen: Option<SocketAddr>,
@@ -158,11 +158,15 @@ pub fn resolve(
 
     let state_dir = arguments.state_dir.or_file(file.state_dir);
     note("state_dir", state_dir.value.as_ref().map(shown), &state_dir.source);
+    let directory = state_dir.value.clone().or_else(default_state_dir);
     let name = arguments.name.or_file(file.name);
     note("name", name.value.clone(), &name.source);
     let listen = arguments.listen.or_file(file.listen.map(|l| all("listen", l)).transpose()?);
     let places: Vec<String> = listen.value.iter().flatten().map(ToString::to_string).collect();
     note("listen", (!places.is_empty()).then(|| places.join(", ")), &listen.source);
+    // Follows from the state directory, and is said because it is served whatever `listen` says.
+    let socket = directory.map(|d| format!("unix:{}", d.join(SOCKET).display()));
+    note("socket", socket, &state_dir.source);
     let peer = file.peer_listen.map(|p| one("peer_listen", p, "ADDR:PORT")).transpose()?;
     let peer_listen = arguments.peer_listen.or_file(peer);
     note("peer_listen", peer_listen.value.map(|p| p.to_string()), &peer_listen.source);
@@ -222,6 +226,17 @@ pub fn resolve(
         tls,
         config,
     })
+}
+
+/// The state directory of whoever says none: the system's for root, else the user's own.
+pub fn default_state_dir() -> Option<PathBuf> {
+    if rustix::process::geteuid().is_root() {
+        return Some(PathBuf::from("/var/lib/mirrorvm"));
+    }
+    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    absolute("XDG_STATE_HOME")
+        .or_else(|| absolute("HOME").map(|home| home.join(".local/state")))
+        .map(|base| base.join("mirrorvm"))
 }
 
 type Note<'a> = &'a mut dyn FnMut(&str, Option<String>, &Source);
@@ -360,7 +375,7 @@ mod tests {
         assert_eq!(source(&flag, "limits.drain_seconds"), ("10".into(), Source::Default));
         assert_eq!(source(&flag, "access.users.7"), ("viewer".into(), Source::File));
         assert_eq!((flag.config.limits.streams, flag.listen.len()), (6, 1));
-        assert_eq!(flag.config.access.role_of_user(7, None), Some(Role::Viewer));
+        assert_eq!(flag.config.access.role_of_user(7, 7), Some(Role::Viewer));
     }
 
     #[test]

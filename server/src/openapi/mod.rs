@@ -153,14 +153,15 @@ fn complete(document: &mut Value) {
     }
 }
 
-/// How callers are recognized. A local caller needs nothing: the kernel says who it is.
+/// How callers are recognized. A caller over a Unix socket needs nothing: the kernel says who it is.
 fn add_security(document: &mut Value) {
     document["components"]["securitySchemes"] = json!({
         "bearerAuth": {
             "type": "http",
             "scheme": "bearer",
-            "description": "A token of `POST /v1/tokens`. Over a Unix socket or loopback TCP a caller without one is who \
-                the kernel says it is, with the role that the daemon's configuration gives that user.",
+            "description": "A token of `POST /v1/tokens`, or the one in `admin.token` in the daemon's state directory. \
+                Over a Unix socket a caller without one is who the kernel says it is, with the role that the daemon's \
+                configuration gives that user.",
         },
         "mutualTLS": {
             "type": "mutualTLS",

@@ -71,8 +71,8 @@ catalogue! {
     /// Nobody known asks.
     Unauthenticated = "unauthenticated", UNAUTHORIZED, retry false,
         "The caller is not known",
-        cause "The request carries no credentials that this daemon knows: no or an unknown, expired or withdrawn bearer token, a client certificate that maps to no role, or a local user that maps to none.",
-        fix "Send `Authorization: Bearer <token>` with a token from `POST /v1/tokens`, or connect as a user or with a certificate that the daemon's configuration maps to a role. `/v1/whoami` says who you are.";
+        cause "The request carries no credentials that this daemon knows: no or an unknown, expired or withdrawn bearer token, a client certificate that maps to no role, or a local user that maps to none. A TCP connection says nothing of who calls, on loopback neither.",
+        fix "Send `Authorization: Bearer <token>` with a token from `POST /v1/tokens` or from `admin.token` in the daemon's state directory, or connect over the Unix socket as a user or with a certificate that the daemon's configuration maps to a role. `/v1/whoami` says who you are.";
     /// The caller may not.
     Forbidden = "forbidden", FORBIDDEN, retry false,
         "The caller may not do this",

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::common::{DryRunParam, IdempotencyKeyParam, PageParams, SortParams};
 use crate::access::caller::Caller;
-use crate::access::tokens::{self, NewToken, TokenRecord};
+use crate::access::tokens::{self, NewToken, Origin, TokenRecord};
 use crate::api::audit::{AuditEntry, AuditLog};
 use crate::api::page::{LIMIT_DEFAULT, LIMIT_MAX, Place, Scope, cut};
 use crate::api::tokens::{Token, TokenCreate, TokenList, Whoami};
@@ -28,8 +28,8 @@ const PATH: &str = "/v1/tokens";
 
 /// Get who you are
 ///
-/// The caller as the daemon knows it: by the local user behind a Unix or loopback socket, a client certificate, or a
-/// bearer token.
+/// The caller as the daemon knows it: by the local user behind a Unix socket, a client certificate, or a bearer
+/// token.
 #[utoipa::path(get, path = "/v1/whoami", operation_id = "whoami_get", tag = "access",
     responses((status = 200, description = "The caller", body = Whoami)))]
 pub async fn whoami(Extension(caller): Extension<Caller>) -> Json<Whoami> {
@@ -46,7 +46,7 @@ pub async fn list_tokens(State(state): State<AppState>, query: Query) -> Result<
     let scope = Scope::new(state.page_key(), "tokens", &[]);
     let request = parameters.page(&scope, false);
     parameters.done()?;
-    let all = tokens::list(state.host()?)?;
+    let all = tokens::list(&state)?;
     let place = |t: &TokenRecord| Place::of(request.order, t.created_at, "", t.id);
     let (items, next) = cut(all, &request, place);
     let (next_page_token, link) = respond::next_page(PATH, &[], &scope, &request, next);
@@ -89,6 +89,7 @@ pub async fn create_token(
             name: new.name,
             role: new.role,
             guest,
+            origin: Origin::Api,
             created_at: Timestamp::now(),
             expires_at: new.expires_at,
             created_by: new.created_by,
@@ -120,15 +121,14 @@ pub async fn delete_token(
     Path(key): Path<String>,
     change: Change,
 ) -> Result<Response, Problem> {
-    let host = state.host()?.clone();
     let missing =
         || Problem::from(HostError::NotFound { kind: "token", key: key.chars().take(80).collect() });
     let id = Uuid::try_parse(&key).map_err(|_| missing())?;
     if change.dry_run {
-        let there = tokens::list(&host)?.into_iter().find(|t| t.id == id).ok_or_else(missing)?;
+        let there = tokens::list(&state)?.into_iter().find(|t| t.id == id).ok_or_else(missing)?;
         return Ok(respond::ok(1, Token::from(there)));
     }
-    let gone = respond::detached(async move { tokens::withdraw(&host, id).await }).await?;
+    let gone = respond::detached(async move { tokens::withdraw(&state, id).await }).await?;
     gone.map(|_| StatusCode::NO_CONTENT.into_response()).ok_or_else(missing)
 }
 

@@ -18,7 +18,7 @@ use tower::ServiceExt as _;
 
 use super::listen::Listener;
 use super::tls;
-use crate::access::caller::{Peer, loopback_user};
+use crate::access::caller::Peer;
 use crate::config::Limits;
 use crate::http::guard::Transport;
 use crate::http::stream::Hangup;
@@ -90,14 +90,10 @@ async fn accept(listener: &Listener, service: &Service) -> std::io::Result<Conne
             let peer = stream.peer_cred().ok().map(|c| Peer::Unix { uid: c.uid(), gid: c.gid() });
             Box::pin(connection(stream, Transport::Unix, peer, service))
         }
-        Listener::Tcp(listener, ours) => {
-            let (stream, theirs) = listener.accept().await?;
+        Listener::Tcp(listener, _) => {
+            let (stream, _) = listener.accept().await?;
             let _ = stream.set_nodelay(true);
-            let ours = stream.local_addr().unwrap_or(*ours);
-            Box::pin(async move {
-                let uid = loopback_user(theirs, ours);
-                connection(stream, Transport::LoopbackTcp, Some(Peer::Loopback { uid }), service).await;
-            })
+            Box::pin(connection(stream, Transport::LoopbackTcp, Some(Peer::Tcp), service))
         }
         Listener::Tls(listener, _, acceptor) => {
             let (stream, _) = listener.accept().await?;

@@ -1,7 +1,7 @@
 //! Where the daemon listens.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use listenfd::ListenFd;
@@ -17,7 +17,7 @@ use super::unix::{self, SocketGuard};
 pub enum Listen {
     /// A Unix socket.
     Unix(PathBuf),
-    /// TCP in the clear, on a loopback address. Callers are who the kernel says has the other end of the connection.
+    /// TCP in the clear, on a loopback address. Callers bring a token.
     Tcp(SocketAddr),
     /// TLS 1.3, on any address.
     Tls(SocketAddr),
@@ -87,6 +87,23 @@ pub(super) enum Listener {
 }
 
 impl Listener {
+    /// Whether it is the Unix socket at `path`, however that was written.
+    pub(super) fn is_at(&self, path: &Path) -> bool {
+        match self {
+            Self::Unix(_, guard) => is_same_place(guard.path(), path),
+            Self::Passed(_, passed) => is_same_place(Path::new(passed), path),
+            Self::Tcp(..) | Self::Tls(..) => false,
+        }
+    }
+
+    /// Whether callers bring their credentials: the kernel says nothing of who they are.
+    pub(super) fn is_network(&self) -> bool {
+        match self {
+            Self::Tcp(..) | Self::Tls(..) => true,
+            Self::Unix(..) | Self::Passed(..) => false,
+        }
+    }
+
     /// As the `ready` line has it.
     pub(super) fn address(&self) -> String {
         match self {
@@ -96,6 +113,17 @@ impl Listener {
             Self::Tls(_, address, _) => format!("tls:{address}"),
         }
     }
+}
+
+/// Whether two paths of sockets are one: the same name in the same directory. The sockets themselves may not be there.
+fn is_same_place(one: &Path, other: &Path) -> bool {
+    let directory = |path: &Path| {
+        let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        std::fs::canonicalize(parent).ok()
+    };
+    one == other
+        || (one.file_name() == other.file_name()
+            && directory(one).is_some_and(|d| directory(other) == Some(d)))
 }
 
 pub(super) async fn open(place: Listen, tls: Option<&TlsFiles>) -> Result<Vec<Listener>, ServeError> {
@@ -151,6 +179,20 @@ fn passed() -> std::io::Result<Vec<Listener>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_socket_is_the_same_however_its_path_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let (real, link) = (dir.path().join("real"), dir.path().join("link"));
+        std::fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        assert!(is_same_place(&real.join("s"), &link.join("s")));
+        assert!(is_same_place(&real.join("../real/s"), &real.join("s")));
+        assert!(!is_same_place(&real.join("s"), &real.join("t")));
+        assert!(!is_same_place(&real.join("s"), &dir.path().join("s")));
+        assert!(!is_same_place(&dir.path().join("none/s"), &dir.path().join("nothing/s")));
+        assert!(!is_same_place(Path::new(""), &real.join("s")));
+    }
 
     #[test]
     fn places_are_unix_sockets_or_loopback() {

@@ -21,22 +21,25 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use listen::Listener;
 pub use listen::{Listen, ListenError};
 pub use tls::{TlsError, TlsFiles};
 pub use unix::SocketError;
 
+use crate::access::admin_token::{self, AdminTokenError};
 use crate::config::Config;
 use crate::routes;
+use crate::state::AppState;
 
-/// Name of the default socket in the state directory.
-const SOCKET: &str = "mirrorvmd.sock";
+/// Name of the socket in the state directory.
+pub const SOCKET: &str = "mirrorvmd.sock";
 
 /// How to serve.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Directory of database, keys and sockets.
     pub state_dir: PathBuf,
-    /// Where to serve; empty: a Unix socket in the state directory.
+    /// Where to serve beside the Unix socket in the state directory.
     pub listen: Vec<Listen>,
     /// Where peers connect.
     pub peer_listen: Option<SocketAddr>,
@@ -109,6 +112,9 @@ pub enum ServeError {
     /// The host does not open.
     #[error("cannot open the host")]
     Host(#[from] OpenError),
+    /// Nobody could get in over TCP.
+    #[error("cannot write the admin token")]
+    AdminToken(#[from] AdminTokenError),
     /// Signals cannot be caught.
     #[error("cannot catch signals")]
     Signals(#[source] io::Error),
@@ -132,11 +138,18 @@ pub async fn run(options: Options) -> Result<(), ServeError> {
     let (router, state) = routes::service_with(options.config.clone(), closing.clone())?;
 
     let mut listeners = Vec::new();
-    for place in places(&options) {
-        let opened = listen::open(place, options.tls.as_ref()).await?;
-        listeners.extend(opened.into_iter().map(|l| (l, router.clone())));
+    let mut opened = Vec::new();
+    for place in options.listen.iter().cloned() {
+        opened.extend(listen::open(place, options.tls.as_ref()).await?);
     }
-    let addresses: Vec<String> = listeners.iter().map(|(l, _)| l.address()).collect();
+    // Always there: the one place where the kernel says who calls, and where `mirrorvmd open` asks.
+    let socket = options.state_dir.join(SOCKET);
+    if !opened.iter().any(|l| l.is_at(&socket)) {
+        opened.extend(listen::open(Listen::Unix(socket), None).await?);
+    }
+    let addresses: Vec<String> = opened.iter().map(Listener::address).collect();
+    let over_network = opened.iter().any(Listener::is_network);
+    listeners.extend(opened.into_iter().map(|l| (l, router.clone())));
     let mut watched = Vec::new();
     for place in &options.metrics_listen {
         for listener in listen::open(place.clone(), None).await? {
@@ -171,10 +184,13 @@ pub async fn run(options: Options) -> Result<(), ServeError> {
     };
     let result = match opened {
         Some(Ok(host)) => {
-            state.set_host(host.clone());
-            let said = say_ready(&addresses, &host).map_err(ServeError::Stdout);
-            tell_manager(&[NotifyState::Ready]);
+            // Before anybody is let in: an earlier run's token is not there any more when requests are answered.
+            let said = give_admin_token(&state, &host, over_network).and_then(|()| {
+                state.set_host(host.clone());
+                say_ready(&addresses, &host).map_err(ServeError::Stdout)
+            });
             if said.is_ok() {
+                tell_manager(&[NotifyState::Ready]);
                 tokio::select! {
                     _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
                     _ = interrupt.recv() => tracing::info!("SIGINT: draining"),
@@ -184,6 +200,7 @@ pub async fn run(options: Options) -> Result<(), ServeError> {
             tell_manager(&[NotifyState::Stopping]);
             let _ = close.send(true);
             while loops.join_next().await.is_some() {}
+            admin_token::remove(&host);
             host.shutdown().await;
             said
         }
@@ -217,12 +234,13 @@ async fn end_of_stdin(wanted: bool) {
     let _ = end.await;
 }
 
-fn places(options: &Options) -> Vec<Listen> {
-    if options.listen.is_empty() {
-        vec![Listen::Unix(options.state_dir.join(SOCKET))]
-    } else {
-        options.listen.clone()
+/// Writes the admin token where there is something to use it at.
+fn give_admin_token(state: &AppState, host: &Host, over_network: bool) -> Result<(), ServeError> {
+    if over_network {
+        return Ok(state.credentials().admin().write(host)?);
     }
+    admin_token::remove(host);
+    Ok(())
 }
 
 fn make_state_dir(path: &Path) -> Result<(), ServeError> {

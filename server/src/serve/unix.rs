@@ -78,7 +78,8 @@ pub(super) fn bind(path: &Path) -> Result<(UnixListener, SocketGuard), SocketErr
     // On Linux the file gets the socket's mode (net/unix/af_unix.c, unix_bind_bsd): set before, so that there
     // is no moment in which others may connect.
     fchmod(&socket, Mode::RUSR | Mode::WUSR).map_err(|e| failed("cannot set the socket's mode")(e.into()))?;
-    let address = SocketAddrUnix::new(path).map_err(|e| failed("the path is too long")(e.into()))?;
+    let address = SocketAddrUnix::new(path)
+        .map_err(|e| failed("the path of a socket has at most 107 bytes; this one has more")(e.into()))?;
     bind_to(&socket, &address).map_err(|e| failed("cannot bind")(e.into()))?;
     listen(&socket, BACKLOG).map_err(|e| failed("cannot listen")(e.into()))?;
     let listener = UnixListener::from_std(StdListener::from(socket)).map_err(failed("cannot listen"))?;
