@@ -157,11 +157,23 @@ pub enum MachineEnd {
     #[error("it switched itself off")]
     PowerOff,
     /// A vCPU could not go on.
-    #[error("a vCPU stopped: {what}")]
+    #[error("a vCPU stopped: {what}{}", At(*rip))]
     Crashed {
         /// Why.
         what: &'static str,
+        /// Its instruction pointer then, where it can be read. After a triple fault on AMD's processors that of a reset
+        /// vCPU; the log tells of the exits before.
+        rip: Option<u64>,
     },
+}
+
+/// Where a vCPU stood, for people.
+struct At(Option<u64>);
+
+impl std::fmt::Display for At {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.map_or(Ok(()), |rip| write!(f, ", at rip {rip:#x}"))
+    }
 }
 
 /// Called once, from a thread of the machine, when a guest ends by itself.

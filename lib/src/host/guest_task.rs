@@ -912,11 +912,8 @@ impl Owner {
                 self.step(Event::Stopped);
                 self.publish(|r| r.error = None);
             }
-            MachineEnd::Crashed { what } => {
-                self.broke(&Fault {
-                    code: "guest_crashed".into(),
-                    detail: format!("a vCPU stopped: {what}"),
-                });
+            MachineEnd::Crashed { .. } => {
+                self.broke(&Fault { code: "guest_crashed".into(), detail: end.to_string() });
             }
         }
     }

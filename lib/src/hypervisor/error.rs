@@ -39,6 +39,9 @@ pub enum HypervisorError {
         /// What.
         what: &'static str,
     },
+    /// Registers cannot be saved: the instruction that is under way has left once more, and nobody acted upon it.
+    #[error("an instruction that leaves to the host several times is not finished")]
+    Unsettled,
     /// Bytes that are no saved vCPU state.
     #[error("vCPU state cannot be read")]
     BadState {

@@ -155,6 +155,16 @@ pub enum Exit {
         /// What was written.
         value: u64,
     },
+    /// It read a model-specific register that leaves to the host; the answer was given, see [`Ports::read_msr`].
+    MsrRead {
+        /// The register.
+        msr: u32,
+    },
+    /// It read or wrote such a register in a way that it does not allow: the guest gets #GP.
+    MsrRefused {
+        /// The register.
+        msr: u32,
+    },
     /// It made a hypercall that leaves to the host (KVM_EXIT_HYPERCALL); it was carried out, see [`Ports::hypercall`].
     Hypercall {
         /// The number, `KVM_HC_*`.
@@ -173,10 +183,58 @@ pub enum Exit {
     },
 }
 
+/// What is known of a vCPU that came back for the last time, for whoever has to find out why. Of its registers only those
+/// that say where it stood: what a guest computes with is its own affair, and its memory is not looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LastExit {
+    /// The hypervisor's name for the exit.
+    pub reason: &'static str,
+    /// What the hypervisor adds: the hardware's reason of a failed entry, the sub-error of an internal error; otherwise 0.
+    pub code: u64,
+    /// How many exits there were.
+    pub exits: u64,
+    /// The exits before it, the latest first.
+    pub before: [Option<Exit>; LAST_EXITS],
+    /// Where it stood. `None` when the registers cannot be read, as those of an SEV-ES guest. AMD's processors lose them
+    /// with a triple fault: KVM then shows those of a reset vCPU.
+    pub stood: Option<Stood>,
+}
+
+/// How many exits are remembered.
+pub const LAST_EXITS: usize = 4;
+
+/// Where a vCPU stood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the registers' own names")]
+pub struct Stood {
+    pub rip: u64,
+    pub rsp: u64,
+    pub rflags: u64,
+    pub cs: u16,
+    pub cr0: u64,
+    pub cr2: u64,
+    pub cr3: u64,
+    pub cr4: u64,
+    pub efer: u64,
+}
+
 /// Answers a vCPU's port reads, on its thread, before it goes on.
 pub trait Ports {
     /// The value of `port`.
     fn read(&mut self, port: u16) -> u32;
+
+    /// The value of a model-specific register that leaves to the host; `None` gives the guest #GP.
+    fn read_msr(&mut self, msr: u32) -> Option<u64> {
+        let _ = msr;
+        None
+    }
+
+    /// Whether such a register takes `value`. A value that it does not take gives the guest #GP, and is not reported as
+    /// [`Exit::MsrWrite`].
+    fn takes_msr(&self, msr: u32, value: u64) -> bool {
+        let _ = (msr, value);
+        true
+    }
 
     /// Carries out a hypercall that leaves to the host; gives what the guest finds in RAX.
     fn hypercall(&mut self, nr: u64, args: &[u64; 6]) -> u64 {
@@ -234,16 +292,18 @@ pub trait Vcpu: Send {
     fn run(&mut self, ports: &mut dyn Ports) -> Result<Exit, HypervisorError>;
 
     /// Finishes an exit that is half done (a port access completes on the next entry), so that registers can be
-    /// saved.
+    /// saved. An instruction that leaves several times (`rep outs`) may come back with its next exit, which is then to be
+    /// acted upon like any other, and to be settled as well.
     ///
     /// # Errors
     /// What the kernel refuses.
-    fn settle(&mut self) -> Result<(), HypervisorError>;
+    fn settle(&mut self, ports: &mut dyn Ports) -> Result<Option<Exit>, HypervisorError>;
 
-    /// Its registers as bytes, after [`Vcpu::settle`].
+    /// Its registers as bytes. An exit that is half done is finished first: whether the instruction pointer stands at a
+    /// port access or behind it at its exit differs between kinds of KVM, and the saved state must never repeat one.
     ///
     /// # Errors
-    /// What the kernel refuses.
+    /// What the kernel refuses, and [`HypervisorError::Unsettled`].
     fn save(&mut self) -> Result<Vec<u8>, HypervisorError>;
 
     /// Sets its registers from what [`Vcpu::save`] gave, here or on another host.
@@ -251,6 +311,11 @@ pub trait Vcpu: Send {
     /// # Errors
     /// Bytes that are no saved state, or that the kernel refuses.
     fn restore(&mut self, state: &[u8]) -> Result<(), HypervisorError>;
+
+    /// What is known of its last exit; `None` before the first, and from machines that keep no such thing.
+    fn last_exit(&self) -> Option<LastExit> {
+        None
+    }
 
     /// Gets it out of [`Vcpu::run`] from another thread.
     fn kicker(&self) -> Kicker;

@@ -147,6 +147,12 @@ pub(super) fn run(shared: &WorkerShared, mut vcpu: Box<dyn Vcpu>) {
     shared.end(how);
 }
 
+/// The end of a vCPU that nobody asked to end: what there is to know of it goes to the log.
+fn fell(vcpu: &dyn Vcpu, what: &'static str) -> WorkerEnd {
+    tracing::warn!(what, last = ?vcpu.last_exit(), "a mirror's vCPU has stopped");
+    WorkerEnd::Exit(what)
+}
+
 fn turns(shared: &WorkerShared, vcpu: &mut dyn Vcpu) -> WorkerEnd {
     loop {
         if shared.quit.load(Ordering::SeqCst) {
@@ -162,11 +168,13 @@ fn turns(shared: &WorkerShared, vcpu: &mut dyn Vcpu) -> WorkerEnd {
                 tracing::warn!(gpa, write, "the helper touched an address without memory");
                 return WorkerEnd::Exit("an address without memory");
             }
-            Ok(Exit::MsrWrite { .. }) => return WorkerEnd::Exit("a write of an MSR"),
+            Ok(Exit::MsrWrite { .. } | Exit::MsrRead { .. } | Exit::MsrRefused { .. }) => {
+                return WorkerEnd::Exit("an access to an MSR");
+            }
             Ok(Exit::Hypercall { .. }) => return WorkerEnd::Exit("a hypercall"),
-            Ok(Exit::Halt) => return WorkerEnd::Exit("halt"),
-            Ok(Exit::Shutdown) => return WorkerEnd::Exit("triple fault"),
-            Ok(Exit::Unexpected { what }) => return WorkerEnd::Exit(what),
+            Ok(Exit::Halt) => return fell(vcpu, "halt"),
+            Ok(Exit::Shutdown) => return fell(vcpu, "triple fault"),
+            Ok(Exit::Unexpected { what }) => return fell(vcpu, what),
             Err(error) => {
                 tracing::error!(%error, "a mirror vCPU cannot be run");
                 return WorkerEnd::Exit("KVM_RUN failed");

@@ -181,6 +181,15 @@ impl Ports for VcpuPorts {
         }
     }
 
+    fn read_msr(&mut self, msr: u32) -> Option<u64> {
+        (msr == w::MSR_KVM_MIGRATION_CONTROL).then(|| u64::from(self.devices.control.readiness().ready))
+    }
+
+    fn takes_msr(&self, msr: u32, value: u64) -> bool {
+        // Bit 0 is all that it has (KVM's x86 msr.rst).
+        msr == w::MSR_KVM_MIGRATION_CONTROL && value & !1 == 0
+    }
+
     fn hypercall(&mut self, nr: u64, args: &[u64; 6]) -> u64 {
         if nr != KVM_HC_MAP_GPA_RANGE {
             return KVM_ENOSYS.wrapping_neg();
@@ -237,8 +246,8 @@ mod tests {
             self.1.push(ports.hypercall(nr, &args));
             Ok(Exit::Hypercall { nr })
         }
-        fn settle(&mut self) -> Result<(), HypervisorError> {
-            Ok(())
+        fn settle(&mut self, _: &mut dyn Ports) -> Result<Option<Exit>, HypervisorError> {
+            Ok(None)
         }
         fn save(&mut self) -> Result<Vec<u8>, HypervisorError> {
             unreachable!()
@@ -248,6 +257,24 @@ mod tests {
         }
         fn kicker(&self) -> Kicker {
             unreachable!()
+        }
+    }
+
+    #[test]
+    fn the_migration_control_msr_reads_as_what_the_guest_said_last_and_has_one_bit() {
+        let mut ports = ports();
+        let msr = w::MSR_KVM_MIGRATION_CONTROL;
+        assert_eq!(ports.read_msr(msr), Some(0), "an encrypted guest starts with 0");
+        for value in [1, 0, 1] {
+            assert!(ports.takes_msr(msr, value));
+            ports.write_msr(msr, value);
+            assert_eq!(ports.read_msr(msr), Some(value));
+        }
+        for value in [2, 3, 1 << 63, u64::MAX] {
+            assert!(!ports.takes_msr(msr, value), "{value:#x}");
+        }
+        for other in [msr - 1, msr + 1, 0x10, 0xc000_0080] {
+            assert_eq!((ports.read_msr(other), ports.takes_msr(other, 1)), (None, false), "{other:#x}");
         }
     }
 

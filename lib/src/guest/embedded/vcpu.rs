@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::ports::VcpuPorts;
 use crate::guest::{MachineEnd, MachineError};
-use crate::hypervisor::{Exit, Kicker, Vcpu};
+use crate::hypervisor::{Exit, HypervisorError, Kicker, Vcpu};
 
 /// What the vCPUs of one machine are told.
 #[derive(Debug)]
@@ -176,11 +176,16 @@ fn run(vcpu: &Mutex<Box<dyn Vcpu>>, gate: &Gate, mut ports: VcpuPorts) {
     while gate.hold() {
         let mut vcpu = vcpu.lock().unwrap_or_else(PoisonError::into_inner);
         ports.resumed();
-        let ended = turn(vcpu.as_mut(), gate, &mut ports);
+        let mut ended = turn(vcpu.as_mut(), gate, &mut ports);
         // An access that is half done completes now, so that the registers are whole while held.
-        let settled = vcpu.settle();
+        while ended.is_none() {
+            let exit = vcpu.settle(&mut ports);
+            if matches!(exit, Ok(None)) {
+                break;
+            }
+            ended = act(vcpu.as_mut(), exit.map(|e| e.unwrap_or(Exit::Interrupted)), &mut ports);
+        }
         drop(vcpu);
-        let ended = ended.or(settled.err().map(|_| MachineEnd::Crashed { what: "KVM_RUN failed" }));
         if let Some(how) = ended
             && gate.end(how)
         {
@@ -193,24 +198,42 @@ fn run(vcpu: &Mutex<Box<dyn Vcpu>>, gate: &Gate, mut ports: VcpuPorts) {
 fn turn(vcpu: &mut dyn Vcpu, gate: &Gate, ports: &mut VcpuPorts) -> Option<MachineEnd> {
     while !gate.calls() {
         gate.doze();
-        let crashed = |what| Some(MachineEnd::Crashed { what });
-        match vcpu.run(ports) {
-            Ok(Exit::PortWrite { port, value }) => {
-                if let Some(end) = ports.write(port, value) {
-                    return Some(end);
-                }
-            }
-            Ok(Exit::PortRead { .. } | Exit::Hypercall { .. } | Exit::Interrupted) => {}
-            Ok(Exit::Mmio { .. }) => return crashed("access to an address without memory"),
-            Ok(Exit::MsrWrite { msr, value }) => ports.write_msr(msr, value),
-            Ok(Exit::Halt) => return crashed("it halted"),
-            Ok(Exit::Shutdown) => return crashed("triple fault"),
-            Ok(Exit::Unexpected { what }) => return crashed(what),
-            Err(error) => {
-                tracing::error!(%error, "a vCPU cannot be run");
-                return crashed("KVM_RUN failed");
-            }
+        let exit = vcpu.run(ports);
+        if let Some(end) = act(vcpu, exit, ports) {
+            return Some(end);
         }
     }
     None
+}
+
+/// Does what an exit asks for; tells when the guest ended with it.
+fn act(vcpu: &dyn Vcpu, exit: Result<Exit, HypervisorError>, ports: &mut VcpuPorts) -> Option<MachineEnd> {
+    let what = match &exit {
+        Ok(Exit::PortWrite { port, value }) => return ports.write(*port, *value),
+        Ok(Exit::MsrWrite { msr, value }) => {
+            ports.write_msr(*msr, *value);
+            return None;
+        }
+        Ok(
+            Exit::PortRead { .. }
+            | Exit::MsrRead { .. }
+            | Exit::MsrRefused { .. }
+            | Exit::Hypercall { .. }
+            | Exit::Interrupted,
+        ) => return None,
+        Ok(Exit::Mmio { .. }) => "access to an address without memory",
+        Ok(Exit::Halt) => "it halted",
+        Ok(Exit::Shutdown) => "triple fault",
+        Ok(Exit::Unexpected { what }) => *what,
+        Err(error) => {
+            tracing::error!(%error, "a vCPU cannot be run");
+            "KVM_RUN failed"
+        }
+    };
+    let last = vcpu.last_exit();
+    // Its thread is named after it: which vCPU of which guest is in every line of the log.
+    let thread = std::thread::current();
+    tracing::warn!(thread = thread.name(), what, ?exit, ?last, "a vCPU has stopped");
+    let rip = last.and_then(|l| l.stood).map(|s| s.rip);
+    Some(MachineEnd::Crashed { what, rip })
 }

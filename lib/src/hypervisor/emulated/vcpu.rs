@@ -191,9 +191,9 @@ impl Vcpu for EmulatedVcpu {
         Ok(exit)
     }
 
-    fn settle(&mut self) -> Result<(), HypervisorError> {
+    fn settle(&mut self, _: &mut dyn Ports) -> Result<Option<Exit>, HypervisorError> {
         // A port's answer is in the registers when `run` returns: nothing is ever half done here.
-        Ok(())
+        Ok(None)
     }
 
     fn save(&mut self) -> Result<Vec<u8>, HypervisorError> {
