@@ -3,11 +3,12 @@
 //!
 //! Layers, lower ones know nothing of higher ones:
 //! `addr < pages < memory < hypervisor < guest < mirror < migration < host`. `address_space` is pure and uses
-//! `addr` alone; `sev`, `transport`, `store` and `qemu` stand beside. `unsafe` is in `hypervisor::kvm`, `sev::kernel` and one
-//! madvise in `memory`.
+//! `addr` alone; `sev`, `transport`, `store`, `boot_files` and `qemu` stand beside. `unsafe` is in `hypervisor::kvm`, `sev::kernel`,
+//! `memory` (what is said of an address range to the kernel) and `qemu::child` (between fork and exec).
 
 pub mod addr;
 pub mod address_space;
+pub mod boot_files;
 pub mod guest;
 pub mod host;
 pub mod hypervisor;

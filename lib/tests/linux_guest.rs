@@ -7,12 +7,13 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, FileExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
+use mirrorvm::boot_files::ImageDirectories;
 use mirrorvm::qemu::{Accel, Qemu, QemuError, QemuSpec, RunState, Timeouts};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
@@ -44,30 +45,11 @@ fn qemu() -> bool {
     there
 }
 
-/// An empty directory of its own, removed at the end.
-struct RunDir(PathBuf);
-
-impl RunDir {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("mirrorvm-linux-{}-{name}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&path);
-        std::fs::DirBuilder::new().mode(0o700).create(&path).unwrap();
-        Self(path)
-    }
-}
-
-impl Drop for RunDir {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 /// One host: RAM, console text, process.
 struct Host {
     qemu: Qemu,
     ram: File,
     console: Arc<Mutex<Vec<u8>>>,
-    _dir: RunDir,
 }
 
 fn ram() -> OwnedFd {
@@ -76,7 +58,13 @@ fn ram() -> OwnedFd {
     fd
 }
 
-fn spec(dir: &RunDir, ram: OwnedFd, incoming: bool) -> QemuSpec {
+/// A file of the guest's as QEMU gets it.
+fn sealed(name: &str) -> OwnedFd {
+    let images = ImageDirectories::open(&[guest_dir().to_owned()], &[]).unwrap();
+    images.file(&guest_dir().join(name)).unwrap().copy(name, RAM).unwrap().into_fd()
+}
+
+fn spec(ram: OwnedFd, incoming: bool) -> QemuSpec {
     QemuSpec {
         binary: std::env::var_os(if incoming { "MIRRORVM_QEMU_TARGET" } else { "MIRRORVM_QEMU" })
             .or_else(|| std::env::var_os("MIRRORVM_QEMU"))
@@ -87,32 +75,31 @@ fn spec(dir: &RunDir, ram: OwnedFd, incoming: bool) -> QemuSpec {
         cpu: std::env::var("MIRRORVM_CPU").unwrap_or_else(|_| "max".to_owned()),
         vcpus: 2,
         memory_bytes: RAM,
-        kernel: guest_dir().join("vmlinuz"),
-        initrd: Some(guest_dir().join("initrd.gz")),
+        kernel: sealed("vmlinuz"),
+        initrd: Some(sealed("initrd.gz")),
         append: "console=ttyS0 quiet panic=-1".to_owned(),
         ram,
-        run_dir: dir.0.clone(),
+        run_as: None,
         incoming,
         timeouts: Timeouts::default(),
     }
 }
 
 impl Host {
-    fn launch(name: &str, incoming: bool) -> Self {
-        Self::launch_on(name, ram(), incoming)
+    fn launch(incoming: bool) -> Self {
+        Self::launch_on(ram(), incoming)
     }
 
-    fn launch_on(name: &str, ram: OwnedFd, incoming: bool) -> Self {
-        let dir = RunDir::new(name);
+    fn launch_on(ram: OwnedFd, incoming: bool) -> Self {
         let console = Arc::new(Mutex::new(Vec::new()));
         let sink = Arc::clone(&console);
         let kept = ram.try_clone().unwrap();
         let qemu = Qemu::launch(
-            spec(&dir, ram, incoming),
+            spec(ram, incoming),
             Box::new(move |bytes| sink.lock().unwrap().extend_from_slice(bytes)),
         )
         .unwrap();
-        Self { qemu, ram: File::from(kept), console, _dir: dir }
+        Self { qemu, ram: File::from(kept), console }
     }
 
     fn text(&self) -> String {
@@ -180,7 +167,7 @@ fn a_linux_guest_moves_without_missing_a_tick() {
         return;
     }
     let _ = guest_dir();
-    let mut source = timed("launch", || Host::launch("move-source", false));
+    let mut source = timed("launch", || Host::launch(false));
     assert_eq!(source.qemu.status().unwrap(), RunState::Prelaunch);
     println!("prelaunch layout: {:x?}", source.qemu.layout().unwrap());
     timed("boot to first tick", || {
@@ -204,7 +191,7 @@ fn a_linux_guest_moves_without_missing_a_tick() {
     // RAM is there before QEMU is: nothing in its start may overwrite it.
     let target_ram = ram();
     File::from(target_ram.try_clone().unwrap()).write_all_at(&image, 0).unwrap();
-    let mut target = Host::launch_on("move-target", target_ram, true);
+    let mut target = Host::launch_on(target_ram, true);
     assert_eq!(target.qemu.status().unwrap(), RunState::InMigrate);
     assert_eq!(changed_pages(&image, &target.image()), [] as [usize; 0], "starting overwrote ram");
     assert!(matches!(target.qemu.cont(), Err(QemuError::WrongState { .. })));
@@ -232,7 +219,7 @@ fn a_saved_source_can_run_on_and_be_saved_again() {
     if !qemu() {
         return;
     }
-    let mut host = Host::launch("abort", false);
+    let mut host = Host::launch(false);
     assert!(matches!(host.qemu.save_device_state(64 << 20), Err(QemuError::WrongState { .. })));
     host.qemu.cont().unwrap();
     host.wait_ticks(2);
@@ -266,17 +253,17 @@ fn ram_may_arrive_after_the_target_started_and_the_guest_may_move_twice() {
     if !qemu() {
         return;
     }
-    let mut host = Host::launch("hop-0", false);
+    let mut host = Host::launch(false);
     host.qemu.cont().unwrap();
     host.wait_ticks(3);
     let mut text = String::new();
     for hop in 1..=2 {
-        let mut target = Host::launch(&format!("hop-{hop}"), true);
+        let mut target = Host::launch(true);
         let touched = target.image().iter().filter(|&&byte| byte != 0).count();
         println!("hop {hop}: a fresh incoming qemu wrote {touched} bytes of ram");
         host.qemu.stop().unwrap();
         let state = host.qemu.save_device_state(64 << 20).unwrap();
-        let mut spoilt = Host::launch(&format!("hop-{hop}-spoilt"), true);
+        let mut spoilt = Host::launch(true);
         spoilt.ram.write_all_at(&host.image(), 0).unwrap();
         let error = spoilt.qemu.load_device_state(&state[..state.len() / 2]).unwrap_err();
         println!("half a state: {error}");
@@ -301,7 +288,7 @@ fn bad_state_is_an_error_and_not_a_guest() {
     for (name, state) in
         [("empty", vec![]), ("junk", vec![0x5a; 100_000]), ("cut", b"QEVM\0\0\0\x03".to_vec())]
     {
-        let mut target = Host::launch(&format!("bad-{name}"), true);
+        let mut target = Host::launch(true);
         let error = target.qemu.load_device_state(&state).unwrap_err();
         println!("{name}: {error}");
         assert!(matches!(error, QemuError::Exited(_) | QemuError::StateRefused { .. }), "{error:?}");
@@ -313,24 +300,23 @@ fn a_command_line_qemu_dislikes_is_explained() {
     if !qemu() {
         return;
     }
-    let dir = RunDir::new("dislike");
-    let mut wrong = spec(&dir, ram(), false);
+    let mut wrong = spec(ram(), false);
     wrong.machine = "no-such-machine".to_owned();
     match Qemu::launch(wrong, Box::new(|_| {})) {
         Err(QemuError::Exited(exit)) => assert!(exit.stderr.contains("machine type"), "{exit}"),
         other => panic!("{other:?}"),
     }
-    let mut missing = spec(&dir, ram(), false);
+    let mut missing = spec(ram(), false);
     missing.binary = "/nonexistent/qemu".into();
     let error = Qemu::launch(missing, Box::new(|_| {})).unwrap_err();
     println!("{error}");
-    let mut sneaky = spec(&dir, ram(), false);
+    let mut sneaky = spec(ram(), false);
     sneaky.machine = "pc,memory-backend=other".to_owned();
     assert!(matches!(
         Qemu::launch(sneaky, Box::new(|_| {})),
         Err(QemuError::BadSpec { field: "machine", .. })
     ));
-    let mut large = spec(&dir, ram(), false);
+    let mut large = spec(ram(), false);
     large.memory_bytes *= 2;
     assert!(matches!(Qemu::launch(large, Box::new(|_| {})), Err(QemuError::BadRam { found: RAM, .. })));
 }
@@ -345,13 +331,13 @@ fn dropping_kills_and_an_unexpected_death_is_noticed() {
     if !qemu() {
         return;
     }
-    let host = Host::launch("drop", false);
+    let host = Host::launch(false);
     let pid = host.qemu.pid();
     assert!(is_alive(pid));
     drop(host);
     assert!(!is_alive(pid));
 
-    let mut host = Host::launch("death", false);
+    let mut host = Host::launch(false);
     let pid = i32::try_from(host.qemu.pid()).unwrap();
     rustix::process::kill_process(
         rustix::process::Pid::from_raw(pid).unwrap(),
@@ -368,7 +354,7 @@ fn dropping_kills_and_an_unexpected_death_is_noticed() {
 #[test]
 #[ignore = "started by qemu_dies_with_the_daemon"]
 fn daemon_to_be_killed() {
-    let host = std::thread::spawn(|| Host::launch("daemon", false)).join().unwrap();
+    let host = std::thread::spawn(|| Host::launch(false)).join().unwrap();
     // A reply from QEMU after the launching thread is gone.
     let mut host = host;
     let answers = host.qemu.status().is_ok();

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
+use mirrorvm::qemu::QemuUsers;
 use tracing_subscriber::EnvFilter;
 
 use crate::bench::{self, BenchArgs};
@@ -89,6 +90,19 @@ struct ServeArgs {
     /// Where other hosts connect for migrations to this one; port 0 picks one [default: nowhere].
     #[arg(long, env = "MIRRORVM_PEER_LISTEN", value_name = "ADDR:PORT")]
     peer_listen: Option<SocketAddr>,
+    /// Directory that definitions of guests may name files of: kernels, initial RAM disks. May be repeated [default: none, and
+    /// no definition may name a file].
+    #[arg(
+        long = "image-directory",
+        env = "MIRRORVM_IMAGE_DIRECTORIES",
+        value_name = "DIR",
+        value_delimiter = ','
+    )]
+    image_directories: Vec<PathBuf>,
+    /// Whom QEMU runs as when the daemon is root: user ids FIRST-LAST, of which each guest has one, or one user for all by id or
+    /// name [default: 65520-65533].
+    #[arg(long, env = "MIRRORVM_QEMU_USERS", value_name = "USERS")]
+    qemu_users: Option<QemuUsers>,
     /// Where /metrics, /livez and /readyz are served alone, to whoever connects: unix:PATH or tcp:ADDR:PORT on a loopback
     /// address. May be repeated [default: nowhere but with the API].
     #[arg(long, env = "MIRRORVM_METRICS_LISTEN", value_name = "WHERE", value_delimiter = ',')]
@@ -174,6 +188,8 @@ fn resolved(args: &ServeArgs, matches: &ArgMatches) -> Result<Resolved, ConfigEr
         name: Given::of(matches, "name"),
         listen: Given::many(matches, "listen"),
         peer_listen: Given::of(matches, "peer_listen"),
+        image_directories: Given::many(matches, "image_directories"),
+        qemu_users: Given::of(matches, "qemu_users"),
         metrics_listen: Given::many(matches, "metrics_listen"),
         require_if_match: Given::of(matches, "require_if_match"),
         log_format: Given::of(matches, "log_format"),
@@ -205,6 +221,8 @@ fn run(args: &ServeArgs, resolved: Resolved) -> Result<(), ServeError> {
         state_dir,
         listen: resolved.listen,
         peer_listen: resolved.peer_listen,
+        image_directories: resolved.image_directories,
+        qemu_users: resolved.qemu_users,
         metrics_listen: resolved.metrics_listen,
         name: resolved.name,
         tls: resolved.tls,

@@ -1,5 +1,6 @@
 //! One `mirrorvmd serve` process.
 
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -63,13 +64,26 @@ pub struct Census {
     pub children: usize,
 }
 
+/// Where definitions may name files of, unless a test says otherwise: the tests' own, and the Linux guest's.
+fn image_directories() -> OsString {
+    let tests = crate::repository().join("tests");
+    let linux =
+        std::env::var_os("MIRRORVM_GUEST_DIR").map_or_else(|| tests.join(".cache/guest"), PathBuf::from);
+    // It may be filled later, by the first test that needs it.
+    std::fs::create_dir_all(&linux).unwrap();
+    let mut list = tests.join("guest").into_os_string();
+    list.push(",");
+    list.push(linux);
+    list
+}
+
 impl Daemon {
     /// Starts one with a state directory of its own and waits until it is ready.
     pub fn start(name: &str) -> Self {
         Self::start_with(name, &[])
     }
 
-    /// The same with environment variables, among them what its configuration reads.
+    /// The same with environment variables, among them what its configuration reads; empty ones are not set.
     pub fn start_with(name: &str, environment: &[(&str, &str)]) -> Self {
         Self::start_as(name, environment, |_| Vec::new())
     }
@@ -106,13 +120,17 @@ impl Daemon {
 
     fn launch(&mut self) {
         let log = std::fs::File::options().create(true).append(true).open(self.log_path()).unwrap();
-        let mut child = Command::new(daemon_binary())
+        let mut command = Command::new(daemon_binary());
+        if !self.environment.iter().any(|(name, _)| name == "MIRRORVM_IMAGE_DIRECTORIES") {
+            command.env("MIRRORVM_IMAGE_DIRECTORIES", image_directories());
+        }
+        let mut child = command
             .args(["serve", "--name", &self.name, "--peer-listen", &self.peer_address])
             .arg("--state-dir")
             .arg(self.dir.path().join("state"))
             .args(&self.arguments)
             .env_remove("MIRRORVM_STATE_DIR")
-            .envs(self.environment.iter().cloned())
+            .envs(self.environment.iter().filter(|(_, value)| !value.is_empty()).cloned())
             .env("NO_COLOR", "1")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

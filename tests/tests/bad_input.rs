@@ -259,7 +259,7 @@ fn guests_that_cannot_be() {
                 ),
                 422,
                 INVALID,
-                vec!["/driver/kernel not_a_file".into(), "/driver/initrd not_a_file".into()],
+                vec!["/driver/kernel outside_image_directories".into(), "/driver/initrd not_a_file".into()],
             ),
         ])
         .collect();

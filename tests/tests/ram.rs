@@ -321,7 +321,7 @@ fn a_stopped_guest_gets_more_ram_and_keeps_it() {
     assert_eq!(gpas, [json!(0), Value::Null, json!(place), Value::Null], "the others are as they were");
 
     // QEMU has its guests' RAM in one piece.
-    let file = mirrorvm_tests::repository().join("README.md");
+    let file = mirrorvm_tests::repository().join("tests/guest/build-linux-guest");
     let qemu = json!({
         "name": "q1",
         "driver": {"kind": "qemu", "vcpus": 1, "kernel": file},

@@ -20,6 +20,7 @@ pub use migration_control::{CarriedReadiness, MigrationControl, Readiness, Readi
 
 use crate::addr::Gpa;
 use crate::address_space::{LayoutError, PspVia};
+use crate::boot_files::FileRefusal;
 use crate::hypervisor::HypervisorError;
 use crate::memory::{GuestRam, Mapping, MemoryError};
 use crate::pages::PageSet;
@@ -145,6 +146,25 @@ pub enum MachineError {
         /// What.
         what: &'static str,
     },
+    /// A file that the guest boots from cannot be used any more.
+    #[error("{field}: {refusal}")]
+    BootFile {
+        /// Which of the definition's fields names it: `kernel`, `initrd`.
+        field: &'static str,
+        /// Why.
+        refusal: FileRefusal,
+    },
+    /// A file that the guest boots from has another content than when the guest was defined.
+    #[error(
+        "{field}: the file has changed since the guest was defined; put the old one back, or define the guest again"
+    )]
+    BootFileChanged {
+        /// Which of the definition's fields names it: `kernel`, `initrd`.
+        field: &'static str,
+    },
+    /// Every user that QEMU processes may run as has one.
+    #[error("all users that QEMU may run as are taken; list more of them in qemu_users")]
+    NoUser,
     /// QEMU.
     #[error("QEMU did not do as told")]
     Qemu(#[source] Box<dyn std::error::Error + Send + Sync>),

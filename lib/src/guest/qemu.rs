@@ -11,9 +11,10 @@ use zeroize::Zeroizing;
 use super::{Console, EncryptionStatus, Machine, MachineEnd, MachineError, MigrationControl};
 use crate::addr::Gpa;
 use crate::address_space::{GuestLayout, Plug};
+use crate::boot_files::SealedFile;
 use crate::memory::GuestRam;
 use crate::pages::PageSet;
-use crate::qemu::{self, Qemu, QemuError};
+use crate::qemu::{self, KvmAccess, Qemu, QemuError, RunAs, UserLease, kvm_access};
 
 /// Bytes of `RamAddr` after the guest's memory that belong to QEMU's own blocks (firmware, ROMs, video memory);
 /// the helper's block comes after them.
@@ -22,7 +23,7 @@ pub const QEMU_RESERVED: u64 = 1 << 30;
 pub const RAM_BLOCK: &str = "ram0";
 
 /// What a QEMU guest is made from.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct QemuMachineSpec {
     /// The QEMU binary.
     pub binary: PathBuf,
@@ -32,14 +33,14 @@ pub struct QemuMachineSpec {
     pub accel: qemu::Accel,
     /// 1 to 16.
     pub vcpus: u32,
-    /// Kernel image.
-    pub kernel: PathBuf,
-    /// Initial RAM disk.
-    pub initrd: Option<PathBuf>,
+    /// Kernel image, in sealed memory.
+    pub kernel: SealedFile,
+    /// Initial RAM disk, in sealed memory.
+    pub initrd: Option<SealedFile>,
     /// Kernel command line.
     pub append: String,
-    /// Directory for its sockets.
-    pub run_dir: PathBuf,
+    /// The user that it runs as; `None`: this process's.
+    pub user: Option<UserLease>,
     /// Whether it waits for state from elsewhere.
     pub incoming: bool,
 }
@@ -52,6 +53,8 @@ pub struct QemuMachine {
     encryption: Arc<EncryptionStatus>,
     control: Arc<MigrationControl>,
     secret: Zeroizing<[u8; 32]>,
+    // Dropped after the process: nobody gets the user while it lives.
+    _user: Option<UserLease>,
 }
 
 fn failed(e: QemuError) -> MachineError {
@@ -64,7 +67,7 @@ impl QemuMachine {
     /// # Errors
     /// [`MachineError`]; no process stays behind.
     pub fn launch(
-        spec: &QemuMachineSpec,
+        spec: QemuMachineSpec,
         ram: GuestRam,
         secret: Zeroizing<[u8; 32]>,
     ) -> Result<Self, MachineError> {
@@ -74,24 +77,29 @@ impl QemuMachine {
         let fd: OwnedFd = memory.try_clone_to_owned().map_err(MachineError::Thread)?;
         let console = Arc::new(Console::default());
         let sink = Arc::clone(&console);
+        let kvm_group = match (spec.accel, kvm_access(spec.user.is_some())) {
+            (qemu::Accel::Kvm, KvmAccess::Group(group)) => Some(group),
+            (qemu::Accel::Kvm, KvmAccess::Open | KvmAccess::Closed) | (qemu::Accel::Tcg, _) => None,
+        };
+        let run_as = spec.user.as_ref().map(|u| RunAs { uid: u.uid, gid: u.gid, kvm_group });
         let command = qemu::QemuSpec {
-            binary: spec.binary.clone(),
+            binary: spec.binary,
             accel: spec.accel,
-            machine: spec.machine_type.clone(),
+            machine: spec.machine_type,
             cpu: "max".into(),
             vcpus: spec.vcpus,
             memory_bytes: block.size,
-            kernel: spec.kernel.clone(),
-            initrd: spec.initrd.clone(),
-            append: spec.append.clone(),
+            kernel: spec.kernel.into_fd(),
+            initrd: spec.initrd.map(SealedFile::into_fd),
+            append: spec.append,
             ram: fd,
-            run_dir: spec.run_dir.clone(),
+            run_as,
             incoming: spec.incoming,
             timeouts: qemu::Timeouts::default(),
         };
         let qemu = Qemu::launch(command, Box::new(move |bytes: &[u8]| sink.append(bytes))).map_err(failed)?;
         let control = Arc::new(MigrationControl::new(false));
-        Ok(Self { qemu, ram, console, encryption: Arc::default(), control, secret })
+        Ok(Self { qemu, ram, console, encryption: Arc::default(), control, secret, _user: spec.user })
     }
 
     /// Where QEMU has the guest's RAM: `layout` with the plugged parts as QEMU says.

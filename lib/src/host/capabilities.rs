@@ -63,7 +63,7 @@ impl Inner {
     /// What the host can do.
     pub fn capabilities(&self) -> Capabilities {
         let inner = self;
-        let qemu = qemu_binary().map(|_| pick_accel());
+        let qemu = qemu_binary().map(|_| pick_accel(inner.qemu_users.is_some()));
         let mut drivers = Vec::new();
         if inner.kvm.is_ok() {
             drivers.push("embedded");

@@ -65,6 +65,7 @@ impl Host {
         self.inner.check_running()?;
         self.check_not_in_maintenance()?;
         let bare = validate::guest(&spec)?;
+        let boot = self.inner.boot_facts(&spec)?;
         let layout = self.inner.layout_for(&spec.driver, &bare)?;
         let guests = self.inner.guests();
         if id.is_some_and(|id| guests.contains_key(&id)) {
@@ -82,6 +83,7 @@ impl Host {
             state: GuestState::Stopped,
             generation: 1,
             protection,
+            boot,
             readiness: None,
             migration: None,
             moved_to: None,

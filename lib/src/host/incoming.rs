@@ -139,6 +139,7 @@ impl Destination<'_> {
             return Err(refuse("session_exists", "the destination has seen this session"));
         }
         let bare = validate::guest(&prepare.spec).map_err(|e| refused_by(&e))?;
+        inner.boot_facts(&prepare.spec).map_err(|e| refused_by(&e))?;
         let layout = inner.layout_for(&prepare.spec.driver, &bare).map_err(|e| refused_by(&e))?;
         // Where QEMU has its RAM plugged is the source's to say; everything else must come out the same here.
         let plugs_aside = |l: &crate::address_space::GuestLayout| {
@@ -187,6 +188,7 @@ impl Destination<'_> {
             state: GuestState::Incoming,
             generation: 1,
             protection: prepare.spec.driver.protection(),
+            boot: inner.boot_facts(&prepare.spec).map_err(|e| refused_by(&e))?,
             readiness: None,
             migration: Some(prepare.session),
             moved_to: None,
@@ -410,6 +412,10 @@ fn machine_refusal(e: &MachineError) -> Refused {
             refuse("no_memory", e.to_string())
         }
         MachineError::Unsupported { .. } => refuse("capability_missing", e.to_string()),
+        MachineError::BootFile { .. } | MachineError::BootFileChanged { .. } => {
+            refuse("invalid", format!("/driver/{e}"))
+        }
+        MachineError::NoUser => refuse("no_resources", e.to_string()),
         _ => refuse("destination_failed", e.to_string()),
     }
 }

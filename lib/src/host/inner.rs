@@ -1,7 +1,6 @@
 //! What the parts of a host share: registries, the store, hypervisors.
 
 use std::collections::HashMap;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
@@ -17,11 +16,12 @@ use super::{
     DriverSpec, Fault, GuestRecord, HostError, MigrationRecord, MirrorRecord, MirrorState, PeerRecord,
 };
 use crate::address_space::HostLimits;
-use crate::guest::MachineError;
+use crate::boot_files::ImageDirectories;
 use crate::hypervisor::Hypervisor;
 use crate::hypervisor::emulated::EmulatedHost;
 use crate::hypervisor::kvm::KvmHost;
 use crate::mirror::{HelperImage, Mirror, Placement};
+use crate::qemu::UserPool;
 use crate::sev::model::ModelPlatform;
 use crate::store::{Kind, Ledger, Store};
 use crate::transport::{Identity, Link, PeerIdentity};
@@ -63,6 +63,10 @@ pub(super) struct Inner {
     pub runtime: tokio::runtime::Handle,
     pub page_secret: [u8; 32],
     images: Mutex<()>,
+    /// Where files that definitions name may come from.
+    pub image_directories: ImageDirectories,
+    /// Whom QEMU processes run as; `None`: as this one, which has no other to choose.
+    pub qemu_users: Option<UserPool>,
     pub settings: RwLock<super::HostSettings>,
     pub outgoing_slots: Arc<tokio::sync::Semaphore>,
     guests: RwLock<Registry<GuestEntry>>,
@@ -83,6 +87,7 @@ impl Inner {
         (store, ledger): (Store, Ledger),
         identity: Identity,
         kvm: Result<KvmHost, String>,
+        (image_directories, qemu_users): (ImageDirectories, Option<UserPool>),
     ) -> Self {
         let emulated = EmulatedHost::new(ModelPlatform::new());
         let kvm_limits = kvm.as_ref().map_or(NO_KVM, Hypervisor::limits);
@@ -104,6 +109,8 @@ impl Inner {
             ledger,
             identity,
             kvm,
+            image_directories,
+            qemu_users,
             emulated,
             limits,
             image: Arc::new(HelperImage::built_in()),
@@ -343,15 +350,6 @@ impl Inner {
     /// Changes of helper images go one after the other.
     pub fn images_lock(&self) -> MutexGuard<'_, ()> {
         self.images.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    // Making things.
-
-    /// A private directory for a guest's process.
-    pub fn run_dir(&self, guest: Uuid) -> Result<PathBuf, MachineError> {
-        let dir = self.state_dir.join("run").join(guest.simple().to_string());
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(MachineError::Thread)?;
-        Ok(dir)
     }
 }
 

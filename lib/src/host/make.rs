@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 use super::entries::GuestEntry;
 use super::guest_task::Command;
 use super::inner::{Inner, qemu_binary};
-use super::{AccelChoice, DriverSpec, Fill, GuestRecord, HostError, LaunchMirror, SevSpec, WorkloadSpec};
+use super::{DriverSpec, Fill, GuestRecord, HostError, LaunchMirror, SevSpec, WorkloadSpec};
 use crate::address_space::{
     self, Confidentiality, Declaration, GuestLayout, HelperPlacement, HostLimits, MailboxSize, MirrorPlan,
     PlanRequest, PspVia, Refusal, Shift, Strategy,
@@ -20,7 +20,7 @@ use crate::hypervisor::Hypervisor;
 use crate::memory::{Backing, GuestRam, MemoryError, free_huge_bytes};
 use crate::mirror::{HelperImage, HelperSource, Mirror, MirrorError};
 use crate::pages::PageSet;
-use crate::qemu;
+use crate::qemu::UserPool;
 use crate::sev::Policy;
 
 /// Slots of a worker: the helper seals half of them while the others are being sent. More were no faster here, and each
@@ -136,19 +136,22 @@ impl Inner {
                 let mirror = sev.as_ref().filter(|s| s.es).map(|s| mirror.unwrap_or(s.mirror));
                 self.launched(record, machine, mirror)?
             }
-            DriverSpec::Qemu { vcpus, kernel, initrd, append, accel } => {
+            DriverSpec::Qemu { vcpus, append, accel, .. } => {
+                let (kernel, initrd) = self.boot_copies(record)?;
+                let lease = |pool: &UserPool| pool.lease().ok_or(MachineError::NoUser);
+                let user = self.qemu_users.as_ref().map(lease).transpose()?;
                 let spec = QemuMachineSpec {
                     binary: qemu_binary().ok_or(MachineError::Unsupported { what: "find QEMU" })?,
                     machine_type: machine_type.unwrap_or_else(|| "pc".into()),
-                    accel: choose_accel(*accel),
+                    accel: self.choose_accel(*accel),
                     vcpus: *vcpus,
-                    kernel: kernel.clone(),
-                    initrd: initrd.clone(),
+                    kernel,
+                    initrd,
                     append: append.clone(),
-                    run_dir: self.run_dir(record.id)?,
+                    user,
                     incoming: !boot,
                 };
-                let mut machine = QemuMachine::launch(&spec, ram, secret)?;
+                let mut machine = QemuMachine::launch(spec, ram, secret)?;
                 let layout = if boot { machine.true_layout(&record.layout)? } else { record.layout.clone() };
                 Made { machine: Box::new(machine), layout, mirror: None }
             }
@@ -474,14 +477,6 @@ pub(super) fn fresh_secret() -> Result<Zeroizing<[u8; 32]>, MachineError> {
         .fill(secret.as_mut())
         .map_err(|_| MachineError::Unsupported { what: "get random numbers" })?;
     Ok(secret)
-}
-
-fn choose_accel(choice: AccelChoice) -> qemu::Accel {
-    match choice {
-        AccelChoice::Auto => qemu::pick_accel().0,
-        AccelChoice::Kvm => qemu::Accel::Kvm,
-        AccelChoice::Tcg => qemu::Accel::Tcg,
-    }
 }
 
 /// What a guest's RAM lies on: what was asked for, or transparent huge pages where guest and mirror are of one process, and

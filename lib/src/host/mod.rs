@@ -4,6 +4,7 @@
 //! know: HTTP, JSON bodies, users. Each guest has one owning task; each migration one thread.
 
 mod batches;
+mod boot;
 mod capabilities;
 mod changes;
 mod entries;
@@ -522,6 +523,9 @@ fn machine_fault(e: &MachineError) -> Fault {
         MachineError::TooSmall { .. } | MachineError::NothingPlugged => "layout_unusable",
         MachineError::Ended(_) => "guest_ended",
         MachineError::Unsupported { .. } => "capability_missing",
+        MachineError::BootFile { .. } => "boot_file_unusable",
+        MachineError::BootFileChanged { .. } => "boot_file_changed",
+        MachineError::NoUser => "no_resources",
         MachineError::Qemu(_) => "qemu_failed",
         MachineError::Measurement => "launch_measurement",
         MachineError::Sev(_) => "sev_refused",

@@ -13,7 +13,9 @@ use super::{
     Fault, GuestRecord, GuestState, Host, MigrationDirection, MigrationRecord, MigrationState, PeerRecord,
     guest_task, incoming, outgoing,
 };
+use crate::boot_files::{DirectoryError, ImageDirectories};
 use crate::hypervisor::kvm::KvmHost;
+use crate::qemu::{QemuUsers, UserPool};
 use crate::store::ledger::EVENTS_KEPT;
 use crate::store::{Kind, Ledger, Store, StoreError};
 use crate::transport::{Identity, IdentityError, ListenerError, ListenerLimits, PeerIdentity, PeerListener};
@@ -29,6 +31,10 @@ pub struct HostConfig {
     pub peer_listen: Option<SocketAddr>,
     /// How many events are kept; `None`: [`EVENTS_KEPT`](crate::store::ledger::EVENTS_KEPT).
     pub events_kept: Option<u64>,
+    /// Directories that files named by definitions of guests may come from; none: no definition may name a file.
+    pub image_directories: Vec<PathBuf>,
+    /// Whom QEMU processes run as where this process is root.
+    pub qemu_users: QemuUsers,
 }
 
 /// Why a host could not be opened.
@@ -46,6 +52,9 @@ pub enum OpenError {
     /// The database.
     #[error("the host's database cannot be opened")]
     Store(#[from] StoreError),
+    /// A directory of images.
+    #[error("the directories of images cannot be used")]
+    Images(#[from] DirectoryError),
     /// The keys.
     #[error("the host's identity cannot be loaded or made")]
     Identity(#[from] IdentityError),
@@ -68,6 +77,7 @@ impl Host {
             .mode(0o700)
             .create(&dir)
             .map_err(|source| OpenError::StateDir { path: dir.clone(), source })?;
+        let images = ImageDirectories::open(&config.image_directories, std::slice::from_ref(&dir))?;
         let store = Store::open(&dir.join("mirrorvm.db"))?;
         let ledger = Ledger::open(&dir.join("mirrorvm.db"), config.events_kept.unwrap_or(EVENTS_KEPT))?;
         let identity = Identity::load_or_create(&dir.join("identity"))?;
@@ -81,8 +91,11 @@ impl Host {
         };
         let node = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let kvm = KvmHost::open().map_err(|e| super::chain(&e));
-        let inner =
-            Arc::new(Inner::new(dir, id, config.name.unwrap_or(node), (store, ledger), identity, kvm));
+        // Two daemons of one host begin with different users.
+        let pool = || UserPool::new(config.qemu_users, std::process::id());
+        let users = rustix::process::geteuid().is_root().then(pool);
+        let name = config.name.unwrap_or(node);
+        let inner = Arc::new(Inner::new(dir, id, name, (store, ledger), identity, kvm, (images, users)));
         inner.load_settings()?;
         reconcile(&inner)?;
         inner.events.host(inner.id, &inner.name, super::events::Change::Started);

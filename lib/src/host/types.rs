@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::address_space::{BlockSpec, GuestLayout, HostLimits, MirrorPlan, Strategy};
+use crate::boot_files::BootFiles;
 use crate::guest::Readiness;
 pub use crate::guest::lifecycle::GuestState;
 use crate::memory::Backing;
@@ -231,6 +232,9 @@ pub struct GuestRecord {
     pub generation: u64,
     /// What the hardware gives it.
     pub protection: ProtectionLevel,
+    /// What it boots from, where its driver reads files of the host; guests of earlier versions have none.
+    #[serde(default)]
+    pub boot: Option<BootFiles>,
     /// What the guest says of being migrated; `None` while it has no machine. Live: not stored.
     #[serde(skip)]
     pub readiness: Option<Readiness>,

@@ -1,6 +1,7 @@
 //! Owns the choice between KVM and software emulation. Must not know how QEMU is started.
 
 use std::fs::OpenOptions;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 /// How QEMU runs the guest's instructions.
@@ -19,17 +20,51 @@ struct HostFacts {
     pvm: bool,
     /// `kvm_intel` or `kvm_amd` is loaded (or built in with parameters).
     hardware: bool,
-    /// `/dev/kvm` opens for reading and writing.
+    /// `/dev/kvm` opens for reading and writing, for the daemon and for QEMU's user.
     device_opens: bool,
 }
 
-/// Chooses KVM only where a stock Linux can run on it; the second value says why, for logs and the API.
+/// How QEMU's user comes to `/dev/kvm`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvmAccess {
+    /// As it is.
+    Open,
+    /// As a member of this group.
+    Group(u32),
+    /// Not at all.
+    Closed,
+}
+
+/// Whether a QEMU can open `/dev/kvm`: one that runs as the daemon's user, or (`separate`) as one of its own, who is in no
+/// group but the one that the device asks for.
 #[must_use]
-pub fn pick_accel() -> (Accel, &'static str) {
+pub fn kvm_access(separate: bool) -> KvmAccess {
+    if OpenOptions::new().read(true).write(true).open("/dev/kvm").is_err() {
+        return KvmAccess::Closed;
+    }
+    if !separate {
+        return KvmAccess::Open;
+    }
+    std::fs::metadata("/dev/kvm").map_or(KvmAccess::Closed, |m| access_of(m.mode(), m.gid()))
+}
+
+/// By the device's mode and group. Root's group is given to nobody.
+fn access_of(mode: u32, gid: u32) -> KvmAccess {
+    match (mode & 0o006 == 0o006, mode & 0o060 == 0o060) {
+        (true, _) => KvmAccess::Open,
+        (false, true) if gid != 0 => KvmAccess::Group(gid),
+        _ => KvmAccess::Closed,
+    }
+}
+
+/// Chooses KVM only where a stock Linux can run on it; the second value says why, for logs and the API. `separate`: QEMU
+/// runs as a user of its own.
+#[must_use]
+pub fn pick_accel(separate: bool) -> (Accel, &'static str) {
     decide(HostFacts {
         pvm: Path::new("/sys/module/kvm_pvm").exists(),
         hardware: Path::new("/sys/module/kvm_intel").exists() || Path::new("/sys/module/kvm_amd").exists(),
-        device_opens: OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok(),
+        device_opens: kvm_access(separate) != KvmAccess::Closed,
     })
 }
 
@@ -39,14 +74,26 @@ fn decide(host: HostFacts) -> (Accel, &'static str) {
             (Accel::Tcg, "kvm is kvm_pvm (shadow paging), on which a stock linux does not boot")
         }
         HostFacts { hardware: false, .. } => (Accel::Tcg, "neither kvm_intel nor kvm_amd is loaded"),
-        HostFacts { device_opens: false, .. } => (Accel::Tcg, "/dev/kvm cannot be opened"),
-        HostFacts { .. } => (Accel::Kvm, "hardware kvm is loaded and /dev/kvm opens"),
+        HostFacts { device_opens: false, .. } => (
+            Accel::Tcg,
+            "/dev/kvm cannot be opened by QEMU's user: give the device a group of its own and mode 0660, as Debian does",
+        ),
+        HostFacts { .. } => (Accel::Kvm, "hardware kvm is loaded and /dev/kvm opens for QEMU's user"),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_device_is_reached_by_everybody_or_through_a_group_that_is_not_root_s() {
+        assert_eq!(access_of(0o20666, 0), KvmAccess::Open);
+        assert_eq!(access_of(0o20660, 104), KvmAccess::Group(104));
+        for (mode, gid) in [(0o20660, 0), (0o20600, 104), (0o20640, 104), (0o20664, 0)] {
+            assert_eq!(access_of(mode, gid), KvmAccess::Closed, "{mode:o} {gid}");
+        }
+    }
 
     #[test]
     fn kvm_needs_hardware_and_a_device_and_no_pvm() {

@@ -1,14 +1,19 @@
 //! Owns the life of one child process: spawning, the captured end of its stderr, its exit, killing it by pidfd.
 //! Must not know what the process is.
 //!
+//! Descriptors beyond the standard three pass under the numbers that they have here: between fork and exec the child alone
+//! makes them, and nothing else, survive the exec. Clearing their close-on-exec flag in this process would let every other
+//! child that is started at that moment have them, too. The price is a fork in the place of a `vfork`; guest memory, the
+//! large part of this process, is left out of it (`MADV_DONTFORK`).
+//!
 //! One thread per child, the *keeper*, spawns it, waits for it and reaps it. That is not only tidy: the parent-death
 //! signal fires when the **thread** that forked ends, so the forking thread must live exactly as long as the child.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::ExitStatusExt;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::process::{CommandExt as _, ExitStatusExt};
 use std::process::{Child as StdChild, ChildStderr, Command, Stdio};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -68,15 +73,17 @@ pub(super) struct Child {
 }
 
 impl Child {
-    /// Spawns; stderr is taken over, stdin and stdout are the caller's business.
-    pub(super) fn spawn(mut command: Command) -> io::Result<Self> {
+    /// Spawns; stderr is taken over, stdin and stdout are the caller's business. The child has `passed` under the numbers
+    /// that they have here; this process has them no longer.
+    pub(super) fn spawn(mut command: Command, passed: Vec<OwnedFd>) -> io::Result<Self> {
         command.stderr(Stdio::piped());
+        pass(&mut command, &passed);
         let shared = Arc::new(Shared::default());
         let (tell, told) = sync_channel(1);
         let keepers = Arc::clone(&shared);
         std::thread::Builder::new()
             .name("qemu-keeper".to_owned())
-            .spawn(move || keep(command, &keepers, &tell))?;
+            .spawn(move || keep((command, passed), &keepers, &tell))?;
         let (pid, pidfd) = told.recv().map_err(io::Error::other)??;
         Ok(Self { pid, pidfd, shared })
     }
@@ -114,13 +121,32 @@ impl Drop for Child {
     }
 }
 
+/// Lets the child of `command` keep `fds`, and no other descriptor but its standard ones.
+#[expect(unsafe_code, reason = "UNSAFETY: code that runs between fork and exec")]
+fn pass(command: &mut Command, fds: &[OwnedFd]) {
+    let numbers: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    let in_child = move || {
+        // SAFETY: a system call on numbers. Kernels before 5.11 do not know it; what the daemon opens closes itself there.
+        let _ = unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+        for number in &numbers {
+            // SAFETY: the child has a copy of the table, in which the number is open: `keep` holds it until after the spawn.
+            let fd = unsafe { BorrowedFd::borrow_raw(*number) };
+            rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?;
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes two kinds of system calls and nothing else: it allocates nothing, takes
+    // no lock, and reads only numbers that were written before the fork.
+    unsafe { command.pre_exec(in_child) };
+}
+
 type Started = io::Result<(u32, OwnedFd)>;
 
 /// The keeper thread.
-fn keep(mut command: Command, shared: &Shared, tell: &SyncSender<Started>) {
+fn keep((mut command, passed): (Command, Vec<OwnedFd>), shared: &Shared, tell: &SyncSender<Started>) {
     let started = command.spawn().and_then(|mut child| {
         // The descriptors meant for the child must not stay open on our side.
-        drop(command);
+        drop((command, passed));
         match open_pidfd(&child) {
             Ok(pair) => Ok((child, pair)),
             Err(error) => {

@@ -1,12 +1,14 @@
 //! Owns what a QEMU is asked to be (`QemuSpec`) and the command line that says so. Must not start anything.
 //!
-//! No descriptor is passed by number, so nothing of the daemon's leaks into another child and no `pre_exec` is needed:
-//! stdin *is* the RAM memfd (QEMU opens `/proc/self/fd/0`), stdout is the guest's serial port, stderr is captured, and
-//! the control socket is a path relative to the working directory, which is the run directory.
+//! QEMU opens nothing of the host by a name: stdin *is* the RAM memfd (QEMU opens `/proc/self/fd/0`), stdout is the guest's
+//! serial port, stderr is captured, and three descriptors are passed under the numbers that they have in the daemon: the
+//! control socket, and sealed copies of kernel and initial RAM disk, which QEMU opens as `/proc/self/fd/N`. A memfd opens so
+//! for QEMU's own user, too, who could not open the files themselves. How they pass without leaking into other children is
+//! [`super::child`]'s.
 
 use std::ffi::OsString;
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -14,9 +16,8 @@ use rustix::fs::{SealFlags, fcntl_add_seals, fcntl_get_seals, fstat};
 
 use super::accel::Accel;
 use super::error::QemuError;
+use crate::boot_files::is_sealed;
 
-/// Name of the control socket in the run directory.
-pub(super) const QMP_SOCKET: &str = "qmp.sock";
 /// Id of the memory backend, and so the name of the main RAM block.
 pub(super) const RAM_ID: &str = "ram0";
 /// QEMU takes whole MiB.
@@ -26,7 +27,18 @@ const MAX_VCPUS: u32 = 255;
 /// The longest kernel command line on x86 (`COMMAND_LINE_SIZE`), in bytes.
 const MAX_APPEND_BYTES: usize = 2048;
 
-/// What to start. Source and destination of a migration differ in `ram`, `run_dir` and `incoming` only.
+/// Whom QEMU runs as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunAs {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// The only other group, that of `/dev/kvm`.
+    pub kvm_group: Option<u32>,
+}
+
+/// What to start. Source and destination of a migration differ in `ram`, `run_as` and `incoming` only.
 #[derive(Debug)]
 pub struct QemuSpec {
     /// QEMU for x86-64: an absolute path, or a name to be found in `PATH`.
@@ -43,16 +55,16 @@ pub struct QemuSpec {
     pub vcpus: u32,
     /// Guest RAM in bytes, a multiple of 1 MiB.
     pub memory_bytes: u64,
-    /// Linux kernel image (absolute path).
-    pub kernel: PathBuf,
-    /// Initramfs (absolute path).
-    pub initrd: Option<PathBuf>,
+    /// Linux kernel image: a sealed memfd.
+    pub kernel: OwnedFd,
+    /// Initramfs: a sealed memfd.
+    pub initrd: Option<OwnedFd>,
     /// Kernel command line.
     pub append: String,
     /// Guest RAM: a memfd of exactly `memory_bytes`, made with `MFD_ALLOW_SEALING`; it is sealed against resizing.
     pub ram: OwnedFd,
-    /// Existing directory of ours alone (mode 0700), one per QEMU; holds the control socket.
-    pub run_dir: PathBuf,
+    /// Whom it runs as; `None`: this process's user.
+    pub run_as: Option<RunAs>,
     /// Start empty and wait for [`super::Qemu::load_device_state`].
     pub incoming: bool,
     /// How long to wait for what.
@@ -103,29 +115,39 @@ impl QemuSpec {
         if !is_plain_name(&self.cpu, b",=") {
             return bad("cpu", &self.cpu.escape_debug());
         }
-        for (field, path) in [("kernel", Some(&self.kernel)), ("initrd", self.initrd.as_ref())] {
-            if let Some(path) = path.filter(|path| !path.is_absolute() || !path.is_file()) {
-                return bad(field, &path.display());
+        for (field, fd) in [("kernel", Some(&self.kernel)), ("initrd", self.initrd.as_ref())] {
+            if fd.is_some_and(|fd| !is_sealed(fd)) {
+                return bad(field, &"not sealed memory");
             }
         }
-        if !self.run_dir.is_absolute() || !self.run_dir.is_dir() {
-            return bad("run_dir", &self.run_dir.display());
+        if self.run_as.is_some_and(|r| r.uid == 0 || r.gid == 0 || r.kvm_group == Some(0)) {
+            return bad("run_as", &"root");
         }
         seal_ram(&self.ram, self.memory_bytes)
     }
 
-    /// The process to spawn, with its three standard descriptors still to be set.
+    /// The process to spawn, with its three standard descriptors still to be set and `qmp` and the boot files to be passed.
     ///
-    /// `setpriv` (util-linux, essential on Debian) sets the parent-death signal and execs, so the pid is QEMU's.
-    pub(super) fn command(&self) -> Command {
+    /// `setpriv` (util-linux, essential on Debian) changes the user, sets the parent-death signal after that (a change of
+    /// user clears it) and execs, so the pid is QEMU's.
+    pub(super) fn command(&self, qmp: &OwnedFd) -> Command {
         let mut command = Command::new("setpriv");
+        if let Some(RunAs { uid, gid, kvm_group }) = self.run_as {
+            command.args(["--reuid", &uid.to_string(), "--regid", &gid.to_string()]);
+            match kvm_group {
+                Some(group) => command.args(["--groups", &group.to_string()]),
+                None => command.arg("--clear-groups"),
+            };
+            command.arg("--inh-caps=-all");
+        }
         command.args(["--pdeathsig", "KILL", "--no-new-privs", "--"]).arg(&self.binary);
-        command.args(self.arguments()).current_dir(&self.run_dir);
+        command.args(self.arguments(qmp)).current_dir("/");
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command
     }
 
-    fn arguments(&self) -> Vec<OsString> {
+    fn arguments(&self, qmp: &OwnedFd) -> Vec<OsString> {
+        let passed = |fd: &OwnedFd| OsString::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
         let bytes = self.memory_bytes;
         let mut list = Vec::new();
         let mut add = |option: &str, value: OsString| list.extend([OsString::from(option), value]);
@@ -140,15 +162,15 @@ impl QemuSpec {
         add("-cpu", self.cpu.as_str().into());
         add("-smp", self.vcpus.to_string().into());
         add("-m", format!("{}M", bytes / MEMORY_UNIT).into());
-        add("-kernel", self.kernel.as_path().into());
+        add("-kernel", passed(&self.kernel));
         if let Some(initrd) = &self.initrd {
-            add("-initrd", initrd.as_path().into());
+            add("-initrd", passed(initrd));
         }
         add("-append", self.append.as_str().into());
         add("-display", "none".into());
         add("-chardev", "socket,id=console,fd=1".into());
         add("-serial", "chardev:console".into());
-        add("-chardev", format!("socket,id=qmp,path={QMP_SOCKET}").into());
+        add("-chardev", format!("socket,id=qmp,fd={}", qmp.as_raw_fd()).into());
         add("-mon", "chardev=qmp,mode=control".into());
         add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".into());
         if self.incoming {
@@ -187,11 +209,4 @@ pub fn seal_ram(ram: &impl AsFd, memory_bytes: u64) -> Result<(), QemuError> {
         return Ok(());
     }
     Err(QemuError::BadRam { wanted: memory_bytes, found })
-}
-
-/// The control socket's path for our side: through the directory's descriptor, so that the length limit of a socket
-/// address (108 bytes) does not apply to the run directory.
-pub(super) fn qmp_socket_via(directory: &OwnedFd) -> PathBuf {
-    use std::os::fd::AsRawFd;
-    Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(QMP_SOCKET)
 }

@@ -30,12 +30,10 @@ pub enum QemuError {
         found: u64,
     },
     /// A file, socket or thread that QEMU needs could not be made.
-    #[error("could not {doing} in {path}")]
+    #[error("could not {doing}")]
     Prepare {
         /// What was being done.
         doing: &'static str,
-        /// Where.
-        path: PathBuf,
         /// Why not.
         #[source]
         source: io::Error,

@@ -34,10 +34,11 @@ mod mtree;
 mod process;
 mod qmp;
 mod ramblock;
+mod user;
 
-pub use accel::{Accel, pick_accel};
+pub use accel::{Accel, KvmAccess, kvm_access, pick_accel};
 pub use child::ExitInfo;
-pub use command::{QemuSpec, Timeouts, seal_ram};
+pub use command::{QemuSpec, RunAs, Timeouts, seal_ram};
 pub use console::ConsoleSink;
 pub use device_state::MAX_DEVICE_STATE_BYTES;
 pub use error::QemuError;
@@ -45,3 +46,4 @@ pub use mtree::RamPiece;
 pub use process::{Qemu, RunState};
 pub use qmp::{Qmp, QmpError, QmpEvent};
 pub use ramblock::{LayoutError, QemuRamBlock};
+pub use user::{NoQemuUsers, QemuUsers, UserLease, UserPool};

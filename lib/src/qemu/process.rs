@@ -6,19 +6,15 @@
 //! ```
 
 use std::fmt;
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{Mode, OFlags};
-use rustix::net::sockopt::socket_peercred;
 use serde_json::{Value, json};
 
 use super::child::{Child, ExitInfo};
-use super::command::{QemuSpec, RAM_ID, Timeouts, qmp_socket_via};
+use super::command::{QemuSpec, RAM_ID, Timeouts};
 use super::console::{Console, ConsoleSink};
 use super::device_state;
 use super::error::QemuError;
@@ -107,28 +103,19 @@ impl Qemu {
     /// [`QemuError::Exited`] with QEMU's words if it did not like its command line; [`QemuError::Late`].
     pub fn launch(spec: QemuSpec, console: ConsoleSink) -> Result<Self, QemuError> {
         spec.check()?;
-        let prepare = |doing| {
-            let path = spec.run_dir.clone();
-            move |source| QemuError::Prepare { doing, path, source }
-        };
+        let prepare = |doing| move |source| QemuError::Prepare { doing, source };
         let deadline = Instant::now() + spec.timeouts.launch;
-        let directory = rustix::fs::open(
-            &spec.run_dir,
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .map_err(|error| prepare("open the run directory")(error.into()))?;
-        let listener = listen(&directory).map_err(prepare("listen on the control socket"))?;
+        // Sockets without names: there is nothing that another process could connect to.
+        let (qmp_ours, qmp_theirs) = UnixStream::pair().map_err(prepare("make the control socket"))?;
         let (ours, theirs) = UnixStream::pair().map_err(prepare("make the console socket"))?;
         let console = Console::start(ours, console).map_err(prepare("start the console thread"))?;
-        let mut command = spec.command();
-        let QemuSpec { ram, binary, timeouts, memory_bytes, .. } = spec;
+        let qmp_theirs = OwnedFd::from(qmp_theirs);
+        let mut command = spec.command(&qmp_theirs);
+        let QemuSpec { ram, binary, timeouts, memory_bytes, kernel, initrd, .. } = spec;
         command.stdin(Stdio::from(ram)).stdout(Stdio::from(OwnedFd::from(theirs)));
-        let child = Child::spawn(command).map_err(|source| QemuError::Spawn { binary, source })?;
-        let stream = accept(&listener, &child, timeouts.launch, deadline)?;
-        // Nobody else is to connect, and a stale socket is only in the way of the next launch.
-        let _ = std::fs::remove_file(qmp_socket_via(&directory));
-        let qmp = Qmp::connect(stream, deadline).map_err(|error| explain(error, &child))?;
+        let passed = [qmp_theirs, kernel].into_iter().chain(initrd).collect();
+        let child = Child::spawn(command, passed).map_err(|source| QemuError::Spawn { binary, source })?;
+        let qmp = Qmp::connect(qmp_ours, deadline).map_err(|error| explain(error, &child))?;
         let mut qemu = Self { qmp, console, child, timeouts, memory_bytes, saved: None };
         let enabled = device_state::enable(&mut qemu.qmp, deadline);
         qemu.explained(enabled)?;
@@ -318,39 +305,4 @@ fn explain(error: QmpError, child: &Child) -> QemuError {
         return QemuError::Exited(exit);
     }
     QemuError::Qmp(error)
-}
-
-fn listen(directory: &OwnedFd) -> io::Result<UnixListener> {
-    let path = qmp_socket_via(directory);
-    match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = UnixListener::bind(&path)?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
-}
-
-/// Takes the connection that comes from our child, and no other.
-fn accept(
-    listener: &UnixListener,
-    child: &Child,
-    waited: Duration,
-    deadline: Instant,
-) -> Result<UnixStream, QemuError> {
-    let look_every = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
-    while Instant::now() < deadline {
-        if let Some(exit) = child.has_exited() {
-            return Err(QemuError::Exited(exit));
-        }
-        // Only a wait: whatever it says, accept has the last word.
-        let _ = poll(&mut [PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN)], Some(&look_every));
-        let Ok((stream, _)) = listener.accept() else { continue };
-        let from_child = socket_peercred(&stream)
-            .is_ok_and(|peer| u32::try_from(peer.pid.as_raw_nonzero().get()) == Ok(child.pid()));
-        if from_child && stream.set_nonblocking(false).is_ok() {
-            return Ok(stream);
-        }
-    }
-    Err(QemuError::Late { doing: "connect to its control socket", waited })
 }

@@ -12,6 +12,13 @@ pub struct Two {
     _dirs: (tempfile::TempDir, tempfile::TempDir),
 }
 
+/// Where the Linux guest's files are, if they are.
+fn linux_images() -> Vec<std::path::PathBuf> {
+    let tests = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("tests");
+    let dir = std::env::var_os("MIRRORVM_GUEST_DIR").map_or_else(|| tests.join(".cache/guest"), Into::into);
+    std::fs::canonicalize(dir).into_iter().collect()
+}
+
 pub async fn two() -> Two {
     let dirs = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let open = async |dir: &tempfile::TempDir, name: &str| {
@@ -19,6 +26,7 @@ pub async fn two() -> Two {
             state_dir: dir.path().join("state"),
             name: Some(name.into()),
             peer_listen: Some("127.0.0.1:0".parse().unwrap()),
+            image_directories: linux_images(),
             ..HostConfig::default()
         };
         Host::open(config).await.unwrap()

@@ -49,7 +49,8 @@ impl Pair {
     /// Makes hosts and guest; the guest has filled its RAM, and works or is paused.
     pub async fn new(course: Course) -> Result<Self, BenchError> {
         let dirs = (tempfile::tempdir()?, tempfile::tempdir()?);
-        let (source, destination) = (open(dirs.0.path(), "a").await?, open(dirs.1.path(), "b").await?);
+        let (source, destination) =
+            (open(dirs.0.path(), "a", &[]).await?, open(dirs.1.path(), "b", &[]).await?);
         introduce(&source, &destination).await?;
         introduce(&destination, &source).await?;
         let (working_set_bytes, dirty_bytes_per_second) = course.load.unwrap_or((PAGE as u64, 0));
@@ -155,12 +156,17 @@ pub(super) fn compare(sent: &[[u8; 16]], arrived: &[[u8; 16]], bytes: u64) -> Re
     }
 }
 
-pub(super) async fn open(dir: &std::path::Path, name: &str) -> Result<Host, BenchError> {
+pub(super) async fn open(
+    dir: &std::path::Path,
+    name: &str,
+    images: &[std::path::PathBuf],
+) -> Result<Host, BenchError> {
     let peer_listen = Some(std::net::SocketAddr::from(([127, 0, 0, 1], 0)));
     Ok(Host::open(HostConfig {
         state_dir: dir.join("state"),
         name: Some(name.into()),
         peer_listen,
+        image_directories: images.to_vec(),
         ..HostConfig::default()
     })
     .await?)

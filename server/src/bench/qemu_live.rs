@@ -37,7 +37,8 @@ fn guest() -> Option<(PathBuf, PathBuf)> {
 /// One guest goes there live and comes back in one go, again and again.
 async fn both(args: &BenchArgs, kernel: PathBuf, initrd: PathBuf) -> Result<Vec<Row>, BenchError> {
     let dirs = (tempfile::tempdir()?, tempfile::tempdir()?);
-    let (a, b) = (open(dirs.0.path(), "a").await?, open(dirs.1.path(), "b").await?);
+    let images: Vec<PathBuf> = kernel.parent().map(PathBuf::from).into_iter().collect();
+    let (a, b) = (open(dirs.0.path(), "a", &images).await?, open(dirs.1.path(), "b", &images).await?);
     introduce(&a, &b).await?;
     introduce(&b, &a).await?;
     // Linux and its initial RAM disk need some of it.

@@ -22,6 +22,10 @@ pub struct FileConfig {
     pub listen: Option<Vec<String>>,
     /// As `--peer-listen`.
     pub peer_listen: Option<String>,
+    /// As `--image-directory`.
+    pub image_directories: Option<Vec<PathBuf>>,
+    /// As `--qemu-users`.
+    pub qemu_users: Option<String>,
     /// As `--metrics-listen`.
     pub metrics_listen: Option<Vec<String>>,
     /// As `--require-if-match`.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::ArgMatches;
 use clap::parser::ValueSource;
+use mirrorvm::qemu::QemuUsers;
 use serde::Serialize;
 
 use super::file::{ConfigError, FileConfig};
@@ -104,6 +105,10 @@ pub struct Arguments {
     pub listen: Given<Vec<Listen>>,
     /// `--peer-listen`.
     pub peer_listen: Given<SocketAddr>,
+    /// `--image-directory`.
+    pub image_directories: Given<Vec<PathBuf>>,
+    /// `--qemu-users`.
+    pub qemu_users: Given<QemuUsers>,
     /// `--metrics-listen`.
     pub metrics_listen: Given<Vec<Listen>>,
     /// `--require-if-match`.
@@ -131,6 +136,10 @@ pub struct Resolved {
     pub listen: Vec<Listen>,
     /// Where peers connect.
     pub peer_listen: Option<SocketAddr>,
+    /// Where files that definitions name may come from.
+    pub image_directories: Vec<PathBuf>,
+    /// Whom QEMU processes of a daemon of root's run as.
+    pub qemu_users: QemuUsers,
     /// Where counters and health are served alone.
     pub metrics_listen: Vec<Listen>,
     /// Whether the log is JSON.
@@ -170,6 +179,15 @@ pub fn resolve(
     let peer = file.peer_listen.map(|p| one("peer_listen", p, "ADDR:PORT")).transpose()?;
     let peer_listen = arguments.peer_listen.or_file(peer);
     note("peer_listen", peer_listen.value.map(|p| p.to_string()), &peer_listen.source);
+    let images = arguments.image_directories.or_file(file.image_directories);
+    let listed: Vec<String> = images.value.iter().flatten().map(shown).collect();
+    note("image_directories", (!listed.is_empty()).then(|| listed.join(", ")), &images.source);
+    let users = file.qemu_users.map(|u| {
+        u.parse::<QemuUsers>().map_err(|e| wrong("qemu_users", &u, &format!("usable: {e}"), "file"))
+    });
+    let qemu_users = arguments.qemu_users.or_file(users.transpose()?);
+    let users = qemu_users.value.unwrap_or_default();
+    note("qemu_users", Some(users.to_string()), &qemu_users.source);
     let metrics_file = file.metrics_listen.map(|l| all("metrics_listen", l)).transpose()?;
     let metrics_listen = arguments.metrics_listen.or_file(metrics_file);
     if let Some(place) = metrics_listen.value.iter().flatten().find(|p| !p.is_local()) {
@@ -221,6 +239,8 @@ pub fn resolve(
         name: name.value,
         listen: listen.value.unwrap_or_default(),
         peer_listen: peer_listen.value,
+        image_directories: images.value.unwrap_or_default(),
+        qemu_users: users,
         metrics_listen: metrics_listen.value.unwrap_or_default(),
         log_json: log_format == "json",
         tls,
@@ -348,6 +368,8 @@ mod tests {
             name: given(name.map(str::to_owned), source),
             listen: given(None, Source::Default),
             peer_listen: given(None, Source::Default),
+            image_directories: Given { value: None, source: Source::Default },
+            qemu_users: Given { value: None, source: Source::Default },
             metrics_listen: given(None, Source::Default),
             require_if_match: given(None, Source::Default),
             log_format: given(None, Source::Default),

@@ -157,6 +157,15 @@ fn default_streams() -> u16 {
 }
 
 impl DemoArgs {
+    /// Where the files are that the definition of a `qemu` guest names.
+    pub(super) fn image_directories(&self) -> Vec<PathBuf> {
+        let directory = |file: &PathBuf| std::path::absolute(file).ok()?.parent().map(PathBuf::from);
+        let mut list: Vec<PathBuf> =
+            [&self.kernel, &self.initrd].into_iter().flatten().filter_map(directory).collect();
+        list.dedup();
+        list
+    }
+
     /// What can be told before anything is started.
     pub(super) fn check(&self) -> Result<(), DemoError> {
         if self.via.is_some() && self.strategy != StrategyChoice::PspCopied {

@@ -92,7 +92,11 @@ impl Voice {
 pub(super) async fn run(args: &DemoArgs, stage: &mut Stage) -> Result<Outcome, DemoError> {
     let voice = Voice { silent: args.json };
     voice.say("starting two daemons on loopback");
-    let hosts = Hosts { source: stage.start(SOURCE).await?, destination: stage.start(DESTINATION).await? };
+    let images = args.image_directories();
+    let hosts = Hosts {
+        source: stage.start(SOURCE, &images).await?,
+        destination: stage.start(DESTINATION, &images).await?,
+    };
     let asking = "asking for the host's capabilities";
     let can = hosts.source.get("/v1/host/capabilities").await.map_err(doing(asking))?;
     let setting = Setting::choose(args, &can)?;

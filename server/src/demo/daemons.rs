@@ -4,6 +4,7 @@
 //! included, the kernel closes the pipe and the daemon ends in order. Each is in a process group of its own, so that
 //! Ctrl-C reaches the demo alone, which then stops them.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::PermissionsExt as _;
@@ -52,9 +53,14 @@ impl Stage {
     }
 
     /// Starts a daemon and waits until it is ready.
-    pub(super) async fn start(&mut self, name: &'static str) -> Result<Client, DemoError> {
+    /// Definitions may name files of the directories `images`.
+    pub(super) async fn start(
+        &mut self,
+        name: &'static str,
+        images: &[PathBuf],
+    ) -> Result<Client, DemoError> {
         let (state, log) = (self.dir.path().join(name), self.dir.path().join(format!("{name}.log")));
-        let child = spawn(name, &state, &log).map_err(|source| DemoError::Spawn { name, source })?;
+        let child = spawn(name, &state, &log, images).map_err(|source| DemoError::Spawn { name, source })?;
         self.daemons.push(Daemon { name, child, log });
         let daemon = self.daemons.last_mut().ok_or(DemoError::NotReady { name })?;
         let stdout = daemon.child.stdout.take().ok_or(DemoError::NotReady { name })?;
@@ -112,10 +118,11 @@ impl Daemon {
     }
 }
 
-fn spawn(name: &str, state: &Path, log: &Path) -> io::Result<Child> {
+fn spawn(name: &str, state: &Path, log: &Path, images: &[PathBuf]) -> io::Result<Child> {
     Command::new(std::env::current_exe()?)
         .args(["serve", "--exit-with-stdin", "--peer-listen", "127.0.0.1:0", "--name", name, "--state-dir"])
         .arg(state)
+        .args(images.iter().flat_map(|dir| [OsStr::new("--image-directory"), dir.as_os_str()]))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(File::create(log)?)

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::pin::pin;
 
 use mirrorvm::host::{Host, HostConfig, OpenError};
+use mirrorvm::qemu::QemuUsers;
 use rustix::fs::{Mode, OFlags};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
@@ -43,6 +44,10 @@ pub struct Options {
     pub listen: Vec<Listen>,
     /// Where peers connect.
     pub peer_listen: Option<SocketAddr>,
+    /// Where files that definitions name may come from.
+    pub image_directories: Vec<PathBuf>,
+    /// Whom QEMU processes of a daemon of root's run as.
+    pub qemu_users: QemuUsers,
     /// Where counters and health are served alone, to whoever comes.
     pub metrics_listen: Vec<Listen>,
     /// Name of the host.
@@ -175,6 +180,8 @@ pub async fn run(options: Options) -> Result<(), ServeError> {
         name: options.name,
         peer_listen: options.peer_listen,
         events_kept: Some(options.config.limits.events_kept),
+        image_directories: options.image_directories,
+        qemu_users: options.qemu_users,
     };
     let opened = tokio::select! {
         opened = Host::open(config) => Some(opened),
