@@ -205,7 +205,7 @@ async fn a_migration_by_scans_can_be_called_off_lost_and_refused() {
 
     // The deadline: a named verdict with the rates, and the guest was never paused.
     let mut spec = endless("b");
-    spec.limits.timeout_ms = 1_500;
+    spec.limits.timeout_ms = 6_000;
     let id = two.a.create_migration(spec).await.unwrap().id;
     let end =
         until(&two.a, "the verdict", || Some(two.a.migration(id).unwrap()).filter(|m| m.state.is_terminal()))

@@ -94,7 +94,8 @@ fn a_linux_guest_moves_there_and_back() {
         return;
     }
     let built = linux_guest();
-    let dir = tempfile::tempdir().unwrap();
+    // Beneath a directory that both hosts have listed.
+    let dir = tempfile::tempdir_in(&built).unwrap();
     let (kernel, hidden) = (dir.path().join("vmlinuz"), dir.path().join("hidden"));
     std::fs::copy(built.join("vmlinuz"), &kernel).unwrap();
     let pair = Pair::start();

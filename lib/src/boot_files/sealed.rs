@@ -159,6 +159,7 @@ mod tests {
         let grows = open();
         std::fs::write(dir.path().join("image"), [2; 300]).unwrap();
         assert_eq!(grows.facts(200), Err(FileRefusal::TooLarge { bytes: 300, limit: 200 }));
+        std::fs::write(dir.path().join("image"), [1; 100]).unwrap();
         let shrinks = open();
         std::fs::write(dir.path().join("image"), []).unwrap();
         assert_eq!(shrinks.facts(200), Err(FileRefusal::Empty));

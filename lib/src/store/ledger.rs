@@ -465,11 +465,12 @@ fn write_all(mut connection: Connection, work: &Receiver<Work>, tails: &[Arc<Tai
             tracing::error!(%error, "the ledger could not be written");
             tails.iter().zip(before).for_each(|(t, n)| t.next.store(n, Ordering::SeqCst));
         }
-        told.into_iter().for_each(|tell| tell(result.is_ok()));
         for tail in tails {
             let next = tail.next.load(Ordering::SeqCst);
             tail.committed.send_if_modified(|n| std::mem::replace(n, next) != next);
         }
+        // Whoever is told finds the entry at the log's end.
+        told.into_iter().for_each(|tell| tell(result.is_ok()));
     }
 }
 
