@@ -104,11 +104,12 @@ async fn a_guest_that_writes_too_fast_gets_a_verdict_or_is_forced_or_slowed() {
     }
     let two = two().await;
     run(&two, spec(true)).await;
-    // Slow enough that 16 MiB never fit into a pause of 20 ms.
+    // A round takes so long that also a guest that gets little of a busy processor has rewritten its set meanwhile, and the
+    // set never fits into the pause.
     let limits = MigrationLimits {
-        bandwidth_bytes_per_second: Some(200 * MIB),
+        bandwidth_bytes_per_second: Some(32 * MIB),
         downtime_ms: 20,
-        timeout_ms: 700,
+        timeout_ms: 3_000,
         ..Default::default()
     };
 
@@ -142,7 +143,7 @@ async fn a_guest_that_writes_too_fast_gets_a_verdict_or_is_forced_or_slowed() {
     let forced = MigrationLimits { on_timeout: OnTimeout::Force, ..limits };
     let end = moved(&two.b, &two.a, back(forced)).await;
     let last = end.rounds.last().unwrap();
-    assert!(last.paused && last.bytes > 2 * MIB, "more than the limit allows: {last:?}");
+    assert!(last.paused && last.bytes > MIB, "more than the limit allows: {last:?}");
     assert_eq!(end.progress.throttle_percent, 0);
 
     let slowed = MigrationLimits { on_timeout: OnTimeout::Throttle, timeout_ms: 1, ..limits };
@@ -160,7 +161,7 @@ async fn a_guest_that_stays_is_not_held_back_any_more() {
     let two = two().await;
     run(&two, spec(true)).await;
     let limits = MigrationLimits {
-        bandwidth_bytes_per_second: Some(100 * MIB),
+        bandwidth_bytes_per_second: Some(32 * MIB),
         downtime_ms: 0,
         auto_throttle: true,
         ..Default::default()

@@ -100,7 +100,7 @@ fn a_stranger_who_hangs_up_at_once_makes_nothing() {
         stranger.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
     }
     let child = stranger
-        .args(["python3", "-c", STRANGER, host, port, "300"])
+        .args(["/usr/bin/python3", "-c", STRANGER, host, port, "300"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn();
