@@ -16,6 +16,7 @@ use super::{
     GuestRecord, GuestState, HostError, LaunchMirror, MigrationDirection, MigrationRecord, MigrationState,
     Progress, validate,
 };
+use crate::boot_files::BootFiles;
 use crate::guest::MachineError;
 use crate::memory::MemoryError;
 use crate::migration::wire::{self, Outcome, Prepare, Purpose, Refused, kind};
@@ -123,8 +124,8 @@ fn refuse(code: &str, detail: impl Into<String>) -> Refused {
 }
 
 impl Destination<'_> {
-    /// Everything about a prepared migration that can be wrong without making anything.
-    fn check(&self, prepare: &Prepare) -> Result<(), Refused> {
+    /// Everything about a prepared migration that can be wrong without making anything; gives what the guest boots from.
+    fn check(&self, prepare: &Prepare) -> Result<Option<BootFiles>, Refused> {
         let inner = self.inner;
         if inner.is_stopping() {
             return Err(refuse("shutting_down", "the destination shuts down"));
@@ -139,7 +140,7 @@ impl Destination<'_> {
             return Err(refuse("session_exists", "the destination has seen this session"));
         }
         let bare = validate::guest(&prepare.spec).map_err(|e| refused_by(&e))?;
-        inner.boot_facts(&prepare.spec).map_err(|e| refused_by(&e))?;
+        let boot = inner.boot_facts(&prepare.spec).map_err(|e| refused_by(&e))?;
         let layout = inner.layout_for(&prepare.spec.driver, &bare).map_err(|e| refused_by(&e))?;
         // Where QEMU has its RAM plugged is the source's to say; everything else must come out the same here.
         let plugs_aside = |l: &crate::address_space::GuestLayout| {
@@ -166,7 +167,7 @@ impl Destination<'_> {
         if !ticketed && !inner.peers().values().any(|p| p.spec.identity == text) {
             return Err(refuse("ticket_invalid", "no ticket for this session and source"));
         }
-        Ok(())
+        Ok(boot)
     }
 
     /// The image that the source's helper is: the built-in one, or one that was uploaded here, too.
@@ -179,7 +180,11 @@ impl Destination<'_> {
     }
 
     /// Takes the guest's id and name, also from a record of a guest that left for another host earlier.
-    fn reserve(&self, prepare: &Prepare) -> Result<Arc<super::entries::GuestEntry>, Refused> {
+    fn reserve(
+        &self,
+        prepare: &Prepare,
+        boot: Option<BootFiles>,
+    ) -> Result<Arc<super::entries::GuestEntry>, Refused> {
         let inner = self.inner;
         let record = GuestRecord {
             id: prepare.guest,
@@ -188,7 +193,7 @@ impl Destination<'_> {
             state: GuestState::Incoming,
             generation: 1,
             protection: prepare.spec.driver.protection(),
-            boot: inner.boot_facts(&prepare.spec).map_err(|e| refused_by(&e))?,
+            boot,
             readiness: None,
             migration: Some(prepare.session),
             moved_to: None,
@@ -336,8 +341,8 @@ impl Destination<'_> {
 
 impl Receiver for Destination<'_> {
     fn admit(&self, prepare: &Prepare, peer: &str) -> Result<Arrival, Refused> {
-        self.check(prepare)?;
-        let entry = self.reserve(prepare)?;
+        let boot = self.check(prepare)?;
+        let entry = self.reserve(prepare, boot)?;
         self.make(prepare, &entry, peer).inspect_err(|_| self.vanish(&entry))
     }
 
