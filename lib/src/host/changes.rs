@@ -2,6 +2,8 @@
 //!
 //! Owns: these forms of the host's requests. Must not know: what a machine or a mirror is.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use uuid::Uuid;
 
@@ -286,7 +288,7 @@ impl Host {
         if !act {
             return Ok(MirrorRecord { placement, ..record });
         }
-        let record = entry.place(placement).map_err(super::placement_error)?;
+        let record = entry.place(placement, expected)?;
         self.inner.tell_mirror(&entry, Change::Updated);
         self.inner.changed();
         Ok(record)
@@ -301,20 +303,24 @@ impl Host {
         id: Option<Uuid>,
         spec: MigrationSpec,
     ) -> Result<MigrationRecord, HostError> {
-        outgoing::create(&self.inner, id, spec)
+        // In a task of its own: a caller that goes away in the middle leaves no guest claimed for nothing.
+        let inner = Arc::clone(&self.inner);
+        let begun = self.inner.runtime.spawn(async move { outgoing::create(&inner, id, spec).await });
+        begun.await.map_err(|e| HostError::internal("starting the migration", e))?
     }
 
     /// The record that a migration would begin with, the guest and the plan of its mirror; starts none.
     ///
     /// # Errors
     /// As [`Host::create_migration_as`].
-    pub fn preview_migration(
+    pub async fn preview_migration(
         &self,
         id: Option<Uuid>,
         spec: MigrationSpec,
     ) -> Result<(MigrationRecord, GuestRecord, MirrorPlan), HostError> {
         let streams = u32::from(spec.streams);
         let prepared = outgoing::prepare(&self.inner, id, spec)?;
+        outgoing::claim(&prepared, false).await?;
         let guest = prepared.guest.record();
         let strategy = prepared.record.strategy;
         let helper_image = prepared.record.spec.as_ref().and_then(|s| s.template.helper_image.clone());
@@ -332,8 +338,7 @@ impl Host {
         id: Uuid,
         expected: &Expected,
     ) -> Result<MigrationRecord, HostError> {
-        expected.check("migration", self.migration(id)?.generation)?;
-        self.cancel_migration(id).await
+        self.cancel(id, expected)
     }
 
     /// As [`Host::delete_migration`], of a migration at the expected generation. One that has ended does not change
@@ -342,8 +347,24 @@ impl Host {
     /// # Errors
     /// As there; [`HostError::GenerationMismatch`].
     pub async fn delete_migration_at(&self, id: Uuid, expected: &Expected) -> Result<(), HostError> {
-        expected.check("migration", self.migration(id)?.generation)?;
-        self.delete_migration(id).await
+        let entry = self.migration_entry(id)?;
+        // One that has ended does not change any more; what was looked at is what is deleted.
+        entry.hold(|record| {
+            expected.check("migration", record.generation)?;
+            if !record.state.is_terminal() {
+                return Err(HostError::WrongState {
+                    kind: "migration",
+                    current: record.state.name(),
+                    allowed: &["succeeded", "failed", "canceled"],
+                });
+            }
+            self.inner
+                .store
+                .delete(Kind::Migration, id)
+                .map_err(|e| HostError::internal("deleting the migration", e))
+        })?;
+        self.inner.forget_migration(id);
+        Ok(())
     }
 
     /// Gives a migration other limits, also while it runs: bandwidth holds from the next batch on, the rest from the next
@@ -373,8 +394,17 @@ impl Host {
         if !act {
             return Ok(MigrationRecord { spec: Some(spec), ..now });
         }
-        entry.control.set_limits(limits);
-        let record = entry.change(|r| r.spec = Some(spec));
+        let allow = |now: &MigrationRecord| {
+            if !MOVING.contains(&now.state) {
+                let current = now.state.name();
+                return Err(HostError::WrongState { kind: "migration", current, allowed: &MOVING_NAMES });
+            }
+            expected.check("migration", now.generation)
+        };
+        let record = entry.change_if(allow, |r| {
+            entry.control.set_limits(limits);
+            r.spec = Some(spec);
+        })?;
         self.inner.store_migration(&record)?;
         self.inner.migration_changed(id);
         Ok(record)
@@ -392,14 +422,18 @@ impl Host {
         act: bool,
     ) -> Result<MigrationRecord, HostError> {
         let entry = self.migration_entry(id)?;
-        let now = entry.record();
-        expected.check("migration", now.generation)?;
-        if now.spec.is_none() || !MOVING.contains(&now.state) {
-            let current = now.state.name();
-            return Err(HostError::WrongState { kind: "migration", current, allowed: &MOVING_NAMES });
-        }
+        entry.hold(|now| {
+            expected.check("migration", now.generation)?;
+            if now.spec.is_none() || !MOVING.contains(&now.state) {
+                let current = now.state.name();
+                return Err(HostError::WrongState { kind: "migration", current, allowed: &MOVING_NAMES });
+            }
+            if act {
+                entry.control.switch_over().map_err(|_| HostError::PastPointOfNoReturn)?;
+            }
+            Ok(())
+        })?;
         if act {
-            entry.control.switch_over().map_err(|_| HostError::PastPointOfNoReturn)?;
             self.inner.migration_changed(id);
         }
         Ok(entry.record())
@@ -494,13 +528,14 @@ impl Host {
         act: bool,
     ) -> Result<PeerRecord, HostError> {
         let peer = self.inner.find_peer(key)?;
-        let user = self.migrations().into_iter().find(|m| m.peer == peer.spec.name && !m.state.is_terminal());
+        let missing = || HostError::NotFound { kind: "host", key: key.to_owned() };
+        // Before the look at migrations: whoever begins one holds this lock, too, until it can be seen.
+        let mut peers = self.inner.peers_mut();
+        let now = peers.get(&peer.id).ok_or_else(missing)?.clone();
+        let user = self.migrations().into_iter().find(|m| m.peer == now.spec.name && !m.state.is_terminal());
         if let Some(m) = user {
             return Err(HostError::InUse { kind: "host", user: format!("migration {}", m.id) });
         }
-        let missing = || HostError::NotFound { kind: "host", key: key.to_owned() };
-        let mut peers = self.inner.peers_mut();
-        let now = peers.get(&peer.id).ok_or_else(missing)?.clone();
         expected.check("host", now.generation)?;
         if !act {
             return Ok(now);

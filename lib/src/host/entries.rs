@@ -10,13 +10,13 @@ use uuid::Uuid;
 use super::events::{Change, Told};
 use super::guest_task::Command;
 use super::{
-    ConsoleChunk, Fault, GuestRecord, GuestState, HostError, MigrationRecord, MirrorRecord, MirrorState,
-    PageDigests, WorkerInfo,
+    ConsoleChunk, Expected, Fault, GuestRecord, GuestState, HostError, MigrationRecord, MirrorRecord,
+    MirrorState, PageDigests, WorkerInfo,
 };
 use crate::guest::{Console, EncryptionStatus, Machine, MigrationControl, Readiness};
 use crate::memory::Backing;
 use crate::migration::Control;
-use crate::mirror::{MirrorStats, MirrorWatch, Placement, PlacementError};
+use crate::mirror::{MirrorStats, MirrorWatch, Placement};
 
 /// What can be seen of a guest's machine without asking its owner.
 #[derive(Clone)]
@@ -165,11 +165,13 @@ impl MirrorEntry {
         record.generation += 1;
     }
 
-    /// Sets where its threads run, and notes it.
-    pub fn place(&self, placement: Placement) -> Result<MirrorRecord, PlacementError> {
-        self.watch().place(&placement)?;
+    /// Sets where its threads run, and notes it, if it is at the expected generation then.
+    pub fn place(&self, placement: Placement, expected: &Expected) -> Result<MirrorRecord, HostError> {
+        let watch = self.watch();
         {
             let mut record = self.record.write().unwrap_or_else(PoisonError::into_inner);
+            expected.check("mirror", record.generation)?;
+            watch.place(&placement).map_err(super::placement_error)?;
             record.placement = placement;
             record.generation += 1;
         }
@@ -228,6 +230,8 @@ impl Workers {
 pub(super) struct MigrationEntry {
     pub id: Uuid,
     record: RwLock<MigrationRecord>,
+    /// Held by whoever changes the record, from the look at it to its replacement.
+    changing: Mutex<()>,
     pub control: Arc<Control>,
     told: Mutex<Told>,
     /// The mirror's workers, while the migration has them.
@@ -241,6 +245,7 @@ impl MigrationEntry {
         Self {
             id: record.id,
             record: RwLock::new(record),
+            changing: Mutex::default(),
             control,
             told,
             workers: RwLock::default(),
@@ -270,6 +275,28 @@ impl MigrationEntry {
 
     /// Changes the fixed part, the live part taken over first.
     pub fn change(&self, change: impl FnOnce(&mut MigrationRecord)) -> MigrationRecord {
+        let _alone = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.change_held(change)
+    }
+
+    /// The same, if `allow` has nothing against it: nobody changes the record between the look and the change.
+    pub fn change_if(
+        &self,
+        allow: impl FnOnce(&MigrationRecord) -> Result<(), HostError>,
+        change: impl FnOnce(&mut MigrationRecord),
+    ) -> Result<MigrationRecord, HostError> {
+        let _alone = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        allow(&self.record())?;
+        Ok(self.change_held(change))
+    }
+
+    /// Does something beside the record while nobody changes it.
+    pub fn hold<T>(&self, act: impl FnOnce(MigrationRecord) -> T) -> T {
+        let _alone = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        act(self.record())
+    }
+
+    fn change_held(&self, change: impl FnOnce(&mut MigrationRecord)) -> MigrationRecord {
         let mut next = self.record();
         next.generation += 1;
         change(&mut next);

@@ -72,6 +72,20 @@ pub(super) enum Command {
         act: bool,
         reply: Reply<ImportReport>,
     },
+    /// A migration that is about to be recorded wants the guest for itself, from now to its end; without `act`: whether it
+    /// could have it.
+    Claim {
+        migration: Uuid,
+        choice: MirrorChoice,
+        streams: u16,
+        act: bool,
+        reply: Reply<()>,
+    },
+    /// A migration that never took the machine gives its claim back.
+    Release {
+        migration: Uuid,
+        done: oneshot::Sender<()>,
+    },
     /// A migration takes machine and mirror.
     Lend {
         migration: Uuid,
@@ -138,6 +152,7 @@ struct Owner {
     mirrors: HashMap<Uuid, Mirror>,
     /// Exports and imports under way, by mirror.
     batches: HashMap<Uuid, BatchSession>,
+    /// The migration that has the guest: by its claim from the queue on, then by the lease, to its end.
     lent: Option<Uuid>,
     /// The guest's readiness as of the last generation.
     shown: Option<Readiness>,
@@ -227,10 +242,18 @@ impl Owner {
             Command::Import { mirror, step, expected, act, reply } => {
                 let _ = reply.send(self.import(mirror, step, &expected, act));
             }
+            Command::Claim { migration, choice, streams, act, reply } => {
+                let _ = reply.send(self.claim(migration, &choice, streams, act));
+            }
+            Command::Release { migration, done } => {
+                self.release(migration);
+                let _ = done.send(());
+            }
             Command::Lend { migration, choice, template, streams, reply } => {
                 let lease = self.lend(migration, &choice, template, streams);
                 if let Err(Ok(lease)) = reply.send(lease) {
                     self.take_back(lease.machine, lease.mirror, lease.mirror_id, !lease.transient);
+                    self.publish(|r| r.migration = None);
                 }
             }
             Command::InDoubt => {
@@ -352,9 +375,14 @@ impl Owner {
 
     /// Takes the mirror that an SEV-ES guest was launched with.
     fn keep_mirror(&mut self, mirror: Mirror) {
-        let entry =
-            self.inner.register_mirror(&self.entry.record(), &mirror, false, None, Placement::default());
-        self.mirrors.insert(entry.id, mirror);
+        let record = self.entry.record();
+        match self.inner.register_mirror(&record, &mirror, false, None, Placement::default()) {
+            Ok(entry) => {
+                self.mirrors.insert(entry.id, mirror);
+            }
+            // Of a fresh id: there is nothing else of it.
+            Err(error) => tracing::error!(%error, "a mirror could not be registered"),
+        }
     }
 
     /// Whether the guest's mirror was made with it, and no other can be.
@@ -448,7 +476,8 @@ impl Owner {
         transient: bool,
         id: Option<Uuid>,
     ) -> Result<Arc<MirrorEntry>, HostError> {
-        if let Some(migration) = self.lent {
+        // A transient one is made for the migration that has the guest.
+        if let Some(migration) = self.lent.filter(|_| !transient) {
             return Err(HostError::GuestMigrating { migration });
         }
         if self.has_launch_mirror() {
@@ -472,7 +501,7 @@ impl Owner {
         let mirror =
             self.inner.make_mirror(&record, machine.as_ref(), spec.strategy, spec.workers, &image)?;
         mirror.place(&options.placement).map_err(super::placement_error)?;
-        let entry = self.inner.register_mirror(&record, &mirror, transient, id, options.placement.clone());
+        let entry = self.inner.register_mirror(&record, &mirror, transient, id, options.placement.clone())?;
         self.mirrors.insert(entry.id, mirror);
         Ok(entry)
     }
@@ -480,6 +509,9 @@ impl Owner {
     fn delete_mirror(&mut self, id: Uuid, expected: &Expected) -> Result<(), HostError> {
         if let Some(entry) = self.inner.mirror_entry(id) {
             expected.check("mirror", entry.record().generation)?;
+        }
+        if let Some(migration) = self.lent.filter(|_| self.mirrors.contains_key(&id)) {
+            return Err(HostError::InUse { kind: "mirror", user: format!("migration {migration}") });
         }
         if self.mirrors.contains_key(&id) && self.has_launch_mirror() {
             return Err(HostError::MirrorAtLaunch);
@@ -766,6 +798,72 @@ impl Owner {
         }
     }
 
+    /// Whether a migration may have the guest with this mirror, as it is now.
+    fn can_lend(&self, choice: &MirrorChoice, streams: u16) -> Result<(), HostError> {
+        if !matches!(self.state, GuestState::Running | GuestState::Paused) {
+            let current = self.state.name();
+            return Err(HostError::WrongState { kind: "guest", current, allowed: &["running", "paused"] });
+        }
+        let chosen = self.chosen_mirror(choice)?;
+        // Nothing else may look into a guest that leaves.
+        if let Some(other) = self.mirrors.keys().find(|id| Some(**id) != chosen) {
+            return Err(HostError::InUse { kind: "guest", user: format!("mirror {other}") });
+        }
+        let Some((id, mirror)) = chosen.and_then(|id| Some((id, self.mirrors.get(&id)?))) else {
+            return Ok(());
+        };
+        if let Some(session) = self.batches.get(&id) {
+            let user = format!("the export or import {}", session.import());
+            return Err(HostError::InUse { kind: "mirror", user });
+        }
+        if mirror.worker_count() < u32::from(streams) {
+            let there = mirror.worker_count();
+            let detail =
+                format!("{streams} streams need as many workers, and the guest's mirror has {there}");
+            return Err(HostError::Invalid(vec![FieldError::new("/streams", "out_of_range", detail)]));
+        }
+        Ok(())
+    }
+
+    /// The mirror that is there for a choice; `None`: one is to be made.
+    fn chosen_mirror(&self, choice: &MirrorChoice) -> Result<Option<Uuid>, HostError> {
+        match choice {
+            MirrorChoice::Existing(id) if self.mirrors.contains_key(id) => Ok(Some(*id)),
+            MirrorChoice::Existing(id) => Err(HostError::NotFound { kind: "mirror", key: id.to_string() }),
+            MirrorChoice::Template(strategy) if self.has_launch_mirror() => {
+                let made = self.mirrors.iter().find(|(_, m)| m.plan().strategy == *strategy);
+                Ok(Some(*made.ok_or(HostError::MirrorAtLaunch)?.0))
+            }
+            MirrorChoice::Template(_) => Ok(None),
+        }
+    }
+
+    /// Looks and takes in one step: of several migrations that ask at once one gets the guest.
+    fn claim(
+        &mut self,
+        migration: Uuid,
+        choice: &MirrorChoice,
+        streams: u16,
+        act: bool,
+    ) -> Result<(), HostError> {
+        if let Some(migration) = self.lent {
+            return Err(HostError::GuestMigrating { migration });
+        }
+        self.can_lend(choice, streams)?;
+        if act {
+            self.lent = Some(migration);
+            self.publish(|r| r.migration = Some(migration));
+        }
+        Ok(())
+    }
+
+    fn release(&mut self, migration: Uuid) {
+        if self.lent == Some(migration) {
+            self.lent = None;
+            self.publish(|r| r.migration = None);
+        }
+    }
+
     fn lend(
         &mut self,
         migration: Uuid,
@@ -773,50 +871,28 @@ impl Owner {
         template: MirrorOptions,
         streams: u16,
     ) -> Result<Lease, HostError> {
-        if let Some(migration) = self.lent {
+        if let Some(migration) = self.lent.filter(|other| *other != migration) {
             return Err(HostError::GuestMigrating { migration });
         }
+        // Again: the guest may have ended by itself since the claim.
+        self.can_lend(choice, streams)?;
         let was_running = self.state == GuestState::Running;
-        if !was_running && self.state != GuestState::Paused {
-            return Err(HostError::WrongState {
-                kind: "guest",
-                current: self.state.name(),
-                allowed: &["running", "paused"],
-            });
-        }
-        let (mirror_id, transient) = match choice {
-            MirrorChoice::Existing(id) => (*id, false),
-            MirrorChoice::Template(strategy) if self.has_launch_mirror() => {
-                let made = self.mirrors.iter().find(|(_, m)| m.plan().strategy == *strategy);
-                (*made.ok_or(HostError::MirrorAtLaunch)?.0, false)
+        let (mirror_id, transient) = match (choice, self.chosen_mirror(choice)?) {
+            (_, Some(id)) => (id, false),
+            (MirrorChoice::Existing(id), None) => {
+                return Err(HostError::NotFound { kind: "mirror", key: id.to_string() });
             }
-            MirrorChoice::Template(strategy) => {
+            (MirrorChoice::Template(strategy), None) => {
                 let spec = MirrorSpec {
                     guest: String::new(),
                     strategy: *strategy,
                     workers: u32::from(streams),
                     options: template,
                 };
-                if let Some(other) = self.mirrors.keys().next() {
-                    return Err(HostError::InUse { kind: "guest", user: format!("mirror {other}") });
-                }
                 (self.create_mirror(&spec, true, None)?.id, true)
             }
         };
         let missing = || HostError::NotFound { kind: "mirror", key: mirror_id.to_string() };
-        let mirror = self.mirrors.get(&mirror_id).ok_or_else(missing)?;
-        // Nothing else may look into a guest that leaves.
-        if let Some(other) = self.mirrors.keys().find(|id| **id != mirror_id) {
-            return Err(HostError::InUse { kind: "guest", user: format!("mirror {other}") });
-        }
-        if let Some(session) = self.batches.get(&mirror_id) {
-            let user = format!("the export or import {}", session.import());
-            return Err(HostError::InUse { kind: "mirror", user });
-        }
-        if mirror.worker_count() < u32::from(streams) {
-            let detail = format!("the mirror has {} workers", mirror.worker_count());
-            return Err(HostError::Invalid(vec![super::FieldError::new("/streams", "out_of_range", detail)]));
-        }
         let mirror = self.mirrors.remove(&mirror_id).ok_or_else(missing)?;
         let Some(machine) = self.machine.take() else { return Err(missing()) };
         self.lent = Some(migration);

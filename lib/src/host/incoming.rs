@@ -275,19 +275,19 @@ impl Destination<'_> {
             finished_at: None,
         };
         let hand_over = HandOver { peer: self.identity.to_string(), settled: Settlement::Open };
-        let stored = inner.store.transaction(|t| {
-            t.put(Kind::Migration, migration.id, None, &migration)?;
-            t.put(Kind::HandOver, migration.id, None, &hand_over)
-        });
-        stored.map_err(|e: crate::store::StoreError| {
-            tracing::error!(error = %super::chain(&e), "an import could not be noted");
-            refuse("storage", "the destination's storage failed")
+        let entry = Arc::new(MigrationEntry::new(migration, Arc::clone(&control)));
+        entry.attach(mirror.watch());
+        let noted =
+            inner.begin_migration(&entry, |t| t.put(Kind::HandOver, prepare.session, None, &hand_over));
+        noted.map_err(|e| match e {
+            HostError::IdTaken { .. } => refuse("session_exists", "the destination has seen this session"),
+            e => {
+                tracing::error!(error = %super::chain(&e), "an import could not be noted");
+                refuse("storage", "the destination's storage failed")
+            }
         })?;
         let (sender, streams) = mpsc::channel();
         inner.streams().insert(prepare.session, (self.identity, sender));
-        let entry = Arc::new(MigrationEntry::new(migration, Arc::clone(&control)));
-        entry.attach(mirror.watch());
-        inner.add_migration(entry, true);
         Ok(Arrival { machine, mirror, control, streams })
     }
 

@@ -1,6 +1,7 @@
 //! What the parts of a host share: registries, the store, hypervisors.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry as Slot;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
@@ -23,7 +24,7 @@ use crate::hypervisor::kvm::KvmHost;
 use crate::mirror::{HelperImage, Mirror, Placement};
 use crate::qemu::UserPool;
 use crate::sev::model::ModelPlatform;
-use crate::store::{Kind, Ledger, Store};
+use crate::store::{Kind, Ledger, Store, StoreError};
 use crate::transport::{Identity, Link, PeerIdentity};
 
 /// Limits assumed for plans on a host without KVM.
@@ -225,6 +226,7 @@ impl Inner {
         self.mirrors.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
+    /// Shows a mirror to others, under an id that no other has.
     pub fn register_mirror(
         &self,
         guest: &GuestRecord,
@@ -232,7 +234,7 @@ impl Inner {
         busy: bool,
         id: Option<Uuid>,
         placement: Placement,
-    ) -> Arc<MirrorEntry> {
+    ) -> Result<Arc<MirrorEntry>, HostError> {
         let record = MirrorRecord {
             id: id.unwrap_or_else(Uuid::now_v7),
             guest: guest.id,
@@ -248,10 +250,13 @@ impl Inner {
             ready_after_us: mirror.ready_after().as_micros() as u64,
         };
         let entry = Arc::new(MirrorEntry::new(record, mirror.watch()));
-        self.mirrors.write().unwrap_or_else(PoisonError::into_inner).insert(entry.id, Arc::clone(&entry));
+        match self.mirrors.write().unwrap_or_else(PoisonError::into_inner).entry(entry.id) {
+            Slot::Occupied(_) => return Err(HostError::IdTaken { kind: "mirror" }),
+            Slot::Vacant(slot) => _ = slot.insert(Arc::clone(&entry)),
+        }
         self.tell_mirror(&entry, Change::Created);
         self.changed();
-        entry
+        Ok(entry)
     }
 
     pub fn tell_mirror(&self, entry: &MirrorEntry, change: Change) {
@@ -288,14 +293,35 @@ impl Inner {
         self.migrations.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
-    /// Adds a migration that was stored.
-    pub fn add_migration(&self, entry: Arc<MigrationEntry>, is_new: bool) {
-        if is_new {
-            let record = entry.record();
-            self.events.migration(&record, self.labels_of(record.guest), Change::Created);
-        }
+    /// Adds a migration that an earlier daemon stored.
+    pub fn restore_migration(&self, entry: Arc<MigrationEntry>) {
         self.migrations.write().unwrap_or_else(PoisonError::into_inner).insert(entry.id, entry);
         self.changed();
+    }
+
+    /// Adds a new migration under an id that no other has, and stores it with what `and` puts beside it; all or nothing.
+    pub fn begin_migration(
+        &self,
+        entry: &Arc<MigrationEntry>,
+        and: impl FnOnce(&crate::store::Transaction<'_>) -> Result<(), StoreError>,
+    ) -> Result<(), HostError> {
+        // In place before it is stored: of two that come with one id, one is refused and stores nothing.
+        match self.migrations.write().unwrap_or_else(PoisonError::into_inner).entry(entry.id) {
+            Slot::Occupied(_) => return Err(HostError::IdTaken { kind: "migration" }),
+            Slot::Vacant(slot) => _ = slot.insert(Arc::clone(entry)),
+        }
+        let record = entry.record();
+        let stored = self.store.transaction(|t| {
+            t.put(Kind::Migration, record.id, None, &record)?;
+            and(t)
+        });
+        if let Err(error) = stored {
+            self.migrations.write().unwrap_or_else(PoisonError::into_inner).remove(&entry.id);
+            return Err(HostError::internal("storing the migration", error));
+        }
+        self.events.migration(&record, self.labels_of(record.guest), Change::Created);
+        self.changed();
+        Ok(())
     }
 
     /// Something of a migration changed: tells what is worth an event.

@@ -37,7 +37,7 @@ use crate::address_space::{MirrorPlan, Plug, Strategy};
 use crate::guest::{EncryptionStatus, MachineError, PlugError, StatusError, StatusExtent};
 use crate::mirror::PlacementError;
 use crate::private_files::{PrivateDir, PrivateFileError};
-use crate::store::{Kind, Ledger};
+use crate::store::Ledger;
 use crate::transport::PeerListener;
 
 pub use batches::{BatchRefusal, ExportSpec, ImportReport, ImportStep, SealedBatch};
@@ -89,6 +89,8 @@ impl Host {
         for m in self.inner.migration_entries() {
             let _ = m.control.cancel();
         }
+        // Those that wait in the queue look again.
+        self.inner.changed();
         let listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner).take();
         let _ = tokio::task::spawn_blocking(move || drop(listener)).await;
         let all: Vec<_> = self.inner.guests().values().cloned().collect();
@@ -376,15 +378,20 @@ impl Host {
     /// # Errors
     /// [`HostError::PastPointOfNoReturn`] once START may have gone out.
     pub async fn cancel_migration(&self, id: Uuid) -> Result<MigrationRecord, HostError> {
+        self.cancel(id, &Expected::any())
+    }
+
+    fn cancel(&self, id: Uuid, expected: &Expected) -> Result<MigrationRecord, HostError> {
         let entry = self.migration_entry(id)?;
-        let record = entry.record();
-        if record.state.is_terminal() {
-            return Ok(record);
-        }
-        if entry.control.cancel().is_err() {
-            // It may have ended between the two looks.
-            let record = entry.record();
-            return if record.state.is_terminal() { Ok(record) } else { Err(HostError::PastPointOfNoReturn) };
+        let asked = entry.hold(|record| {
+            expected.check("migration", record.generation)?;
+            if record.state.is_terminal() {
+                return Ok(false);
+            }
+            entry.control.cancel().map(|()| true).map_err(|_| HostError::PastPointOfNoReturn)
+        })?;
+        if !asked {
+            return Ok(entry.record());
         }
         let record = entry.change(|r| {
             r.cancel_requested_at.get_or_insert(Timestamp::now());
@@ -398,20 +405,7 @@ impl Host {
     /// # Errors
     /// It has not.
     pub async fn delete_migration(&self, id: Uuid) -> Result<(), HostError> {
-        let record = self.migration(id)?;
-        if !record.state.is_terminal() {
-            return Err(HostError::WrongState {
-                kind: "migration",
-                current: record.state.name(),
-                allowed: &["succeeded", "failed", "canceled"],
-            });
-        }
-        self.inner
-            .store
-            .delete(Kind::Migration, id)
-            .map_err(|e| HostError::internal("deleting the migration", e))?;
-        self.inner.forget_migration(id);
-        Ok(())
+        self.delete_migration_at(id, &Expected::any()).await
     }
 
     /// Digests of every page at the pause point, of a migration with `verify`.

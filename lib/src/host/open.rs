@@ -199,7 +199,7 @@ fn reconcile_migration(inner: &Arc<Inner>, mut record: MigrationRecord) -> Resul
         l.rounds.clone_from(&record.rounds);
     });
     let entry = Arc::new(MigrationEntry::new(record, control));
-    inner.add_migration(Arc::clone(&entry), false);
+    inner.restore_migration(Arc::clone(&entry));
     if doubtful {
         let _ = entry.control.pass_point_of_no_return();
         hold_in_doubt(inner, &entry);

@@ -138,21 +138,50 @@ fn ticket_id(ticket: &Ticket, chosen: Option<Uuid>) -> Result<Uuid, HostError> {
     Ok(ticket.session)
 }
 
-/// Records and starts a migration.
-pub(super) fn create(
+/// Asks the guest's owner whether the migration may have the guest; with `act` it has it then, until it gives it back.
+pub(super) async fn claim(prepared: &Prepared, act: bool) -> Result<(), HostError> {
+    let Prepared { record, guest, .. } = prepared;
+    let Some(spec) = &record.spec else { return Ok(()) };
+    let (migration, choice, streams) = (record.id, spec.mirror.clone(), spec.streams);
+    guest.ask(|reply| Command::Claim { migration, choice, streams, act, reply }).await
+}
+
+/// Records and starts a migration. From the answer on, and while it waits in the queue, it alone has the guest.
+pub(super) async fn create(
     inner: &Arc<Inner>,
     id: Option<Uuid>,
     spec: MigrationSpec,
 ) -> Result<MigrationRecord, HostError> {
-    let Prepared { record: migration, guest, peer } = prepare(inner, id, spec)?;
-    inner.store_migration(&migration)?;
+    let prepared = prepare(inner, id, spec)?;
+    claim(&prepared, true).await?;
+    let (guest, migration) = (Arc::clone(&prepared.guest), prepared.record.id);
+    let begun = begin(inner, prepared);
+    if begun.is_err() {
+        let (done, told) = tokio::sync::oneshot::channel();
+        if guest.sender().send(Command::Release { migration, done }).await.is_ok() {
+            let _ = told.await;
+        }
+    }
+    begun
+}
+
+/// A migration whose guest is claimed: recorded, then queued.
+fn begin(inner: &Arc<Inner>, prepared: Prepared) -> Result<MigrationRecord, HostError> {
+    let Prepared { record: migration, guest, peer } = prepared;
     let id = migration.id;
     let limits = migration.spec.as_ref().map(|s| s.limits).unwrap_or_default();
     let entry = Arc::new(MigrationEntry::new(
         migration,
         Arc::new(new_control(inner, id, MigrationState::Queued, limits)),
     ));
-    inner.add_migration(Arc::clone(&entry), true);
+    {
+        // Whoever forgets a peer looks for its migrations under this lock. A ticket's destination is no known peer.
+        let peers = inner.peers();
+        if !peer.id.is_nil() && !peers.contains_key(&peer.id) {
+            return Err(HostError::NotFound { kind: "host", key: peer.spec.name });
+        }
+        inner.begin_migration(&entry, |_| Ok(()))?;
+    }
     let record = entry.record();
     let (theirs, slots) = (Arc::clone(inner), Arc::clone(&inner.outgoing_slots));
     inner.runtime.spawn(async move {
@@ -264,9 +293,10 @@ impl Run {
     fn run(&self) {
         let started = self.entry.change(|r| r.started_at = Some(Timestamp::now()));
         if self.entry.control.is_cancelled() {
+            self.release();
             return self.record_end(MigrationState::Canceled, &MigrationFault::Canceled, None);
         }
-        let Some(spec) = started.spec else { return };
+        let Some(spec) = started.spec else { return self.release() };
         let lease = self.guest.ask_blocking(|reply| Command::Lend {
             migration: self.entry.id,
             choice: spec.mirror.clone(),
@@ -279,8 +309,17 @@ impl Run {
             Err(error) => {
                 tracing::warn!(error = %super::chain(&error), "a migration got no guest");
                 let fault = super::host_fault(&error);
+                self.release();
                 self.finish(MigrationState::Failed, Some(fault), None);
             }
+        }
+    }
+
+    /// Gives the guest back that was claimed and never taken. Before the end is told: whoever sees that finds it free.
+    fn release(&self) {
+        let (done, told) = tokio::sync::oneshot::channel();
+        if self.guest.tell_blocking(Command::Release { migration: self.entry.id, done }) {
+            let _ = told.blocking_recv();
         }
     }
 

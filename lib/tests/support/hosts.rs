@@ -19,6 +19,20 @@ fn linux_images() -> Vec<std::path::PathBuf> {
     std::fs::canonicalize(dir).into_iter().collect()
 }
 
+impl Two {
+    /// Of hosts that were opened in `dirs`.
+    pub fn of(a: Host, b: Host, dirs: (tempfile::TempDir, tempfile::TempDir)) -> Self {
+        Self { a, b, _dirs: dirs }
+    }
+
+    /// Shuts both down and gives their directories, to be opened again.
+    pub async fn close(self) -> (tempfile::TempDir, tempfile::TempDir) {
+        self.a.shutdown().await;
+        self.b.shutdown().await;
+        self._dirs
+    }
+}
+
 pub async fn two() -> Two {
     let dirs = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let open = async |dir: &tempfile::TempDir, name: &str| {

@@ -98,8 +98,8 @@ fn made(record: MigrationRecord) -> Response {
 }
 
 /// The migration that would begin.
-fn previewed(state: &AppState, id: Option<Uuid>, spec: MigrationSpec) -> Result<Response, Problem> {
-    let (record, guest, plan) = state.host()?.preview_migration(id, spec)?;
+async fn previewed(state: &AppState, id: Option<Uuid>, spec: MigrationSpec) -> Result<Response, Problem> {
+    let (record, guest, plan) = state.host()?.preview_migration(id, spec).await?;
     let address_space_plan = Some(AddressSpacePlan::new(&plan, &guest.layout));
     let warnings = vec![Warning::new(
         "destination_not_asked",
@@ -135,7 +135,7 @@ pub async fn create(
     };
     let id = if session.is_some() { None } else { change.id() };
     if change.dry_run {
-        return previewed(&state, id, spec);
+        return previewed(&state, id, spec).await;
     }
     let begun = respond::attempted({
         let host = host.clone();
@@ -187,7 +187,7 @@ pub async fn put(
     }
     must_be_there(&change, "migration")?;
     if change.dry_run {
-        return previewed(&state, Some(id), spec);
+        return previewed(&state, Some(id), spec).await;
     }
     let record = respond::detached(async move { host.create_migration_as(Some(id), spec).await }).await?;
     Ok(made(record))

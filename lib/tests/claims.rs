@@ -1,0 +1,224 @@
+//! Looking and taking are one step: a guest has one migration at a time, from the queue to the end.
+#![allow(clippy::unwrap_used, reason = "a test: a panic is its way to fail")]
+
+mod support;
+
+use mirrorvm::host::*;
+use uuid::Uuid;
+
+use support::hosts::{SHIFTED, Two, guest, migration, two, until};
+
+const QUIET: WorkloadSpec = WorkloadSpec {
+    fill: Fill::Random,
+    working_set_bytes: 1 << 20,
+    dirty_bytes_per_second: 0,
+    withdraws_readiness_after_ms: None,
+};
+
+async fn runs(two: &Two, name: &str) {
+    let driver = DriverSpec::Emulated { vcpus: 1, workload: QUIET, sev: None };
+    let spec = GuestSpec { name: name.into(), ..guest(driver, &[(16, Some(0))]) };
+    two.a.define_guest(spec).await.unwrap();
+    two.a.guest_action(name, GuestAction::Start).await.unwrap();
+    until(&two.a, "the guest runs", || {
+        let record = two.a.guest(name).unwrap();
+        (record.state == GuestState::Running && record.readiness.is_some_and(|r| r.ready)).then_some(())
+    })
+    .await;
+}
+
+fn leaving(name: &str) -> MigrationSpec {
+    let limits = MigrationLimits { bandwidth_bytes_per_second: Some(1 << 20), ..MigrationLimits::default() };
+    MigrationSpec { guest: name.into(), limits, verify: false, ..migration("b", SHIFTED, 1) }
+}
+
+/// Two hosts whose only slot at `a` is taken for longer than any test here lasts; gives the migration that has it.
+async fn with_a_full_queue() -> (Two, Uuid) {
+    let two = two().await;
+    two.a.change_settings(|s| s.migration_slots = 1, &Expected::any(), true).unwrap();
+    runs(&two, "first").await;
+    runs(&two, "g1").await;
+    let first = two.a.create_migration(leaving("first")).await.unwrap().id;
+    until(&two.a, "the slot is taken", || {
+        (two.a.migration(first).unwrap().state == MigrationState::Precopy).then_some(())
+    })
+    .await;
+    (two, first)
+}
+
+async fn ended(host: &Host, id: Uuid) -> MigrationRecord {
+    until(host, "the end", || Some(host.migration(id).unwrap()).filter(|m| m.state.is_terminal())).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn of_several_migrations_that_ask_at_once_one_gets_the_guest() {
+    let (two, first) = with_a_full_queue().await;
+    let asked: Vec<_> = (0..5)
+        .map(|_| {
+            let host = two.a.clone();
+            tokio::spawn(async move { host.create_migration(leaving("g1")).await })
+        })
+        .collect();
+    let (mut got, mut refused) = (Vec::new(), Vec::new());
+    for one in asked {
+        match one.await.unwrap() {
+            Ok(record) => got.push(record.id),
+            Err(HostError::GuestMigrating { migration }) => refused.push(migration),
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((got.len(), refused.len()), (1, 4));
+    let has = got[0];
+    assert!(refused.iter().all(|m| *m == has), "the refusals name the one that has it");
+    assert_eq!(
+        two.a.migrations().iter().filter(|m| m.guest_name == "g1").count(),
+        1,
+        "no record of the others"
+    );
+
+    // While it waits, the guest is the migration's, and says so.
+    assert_eq!(two.a.migration(has).unwrap().state, MigrationState::Queued);
+    assert_eq!(two.a.guest("g1").unwrap().migration, Some(has));
+    let conflict = |e: HostError| matches!(e, HostError::GuestMigrating { migration } if migration == has);
+    assert!(conflict(two.a.guest_action("g1", GuestAction::Stop).await.unwrap_err()));
+    assert!(conflict(two.a.preview_action("g1", GuestAction::Stop, &Expected::any()).unwrap_err()));
+    assert!(conflict(two.a.preview_migration(None, leaving("g1")).await.unwrap_err()));
+    let mirror =
+        MirrorSpec { guest: "g1".into(), strategy: SHIFTED, workers: 1, options: MirrorOptions::default() };
+    assert!(conflict(two.a.create_mirror(mirror).await.unwrap_err()));
+
+    // Called off in the queue: the guest is free at once, for the next one, too.
+    two.a.cancel_migration(has).await.unwrap();
+    assert_eq!(ended(&two.a, has).await.state, MigrationState::Canceled);
+    let free = two.a.guest("g1").unwrap();
+    assert_eq!((free.migration, free.state), (None, GuestState::Running));
+    let next = two.a.create_migration(leaving("g1")).await.unwrap().id;
+    two.a.cancel_migration(first).await.unwrap();
+    assert_eq!(ended(&two.a, first).await.state, MigrationState::Canceled);
+    until(&two.a, "the next one's turn", || {
+        (two.a.migration(next).unwrap().state == MigrationState::Precopy).then_some(())
+    })
+    .await;
+    two.a.cancel_migration(next).await.unwrap();
+    assert_eq!(ended(&two.a, next).await.state, MigrationState::Canceled);
+    two.a.guest_action("g1", GuestAction::Stop).await.unwrap();
+    two.a.shutdown().await;
+    two.b.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_mirror_that_a_queued_migration_waits_with_is_in_use() {
+    let (two, first) = with_a_full_queue().await;
+    let spec =
+        MirrorSpec { guest: "g1".into(), strategy: SHIFTED, workers: 1, options: MirrorOptions::default() };
+    let mirror = two.a.create_mirror(spec.clone()).await.unwrap().id;
+    let wanted = MigrationSpec { mirror: MirrorChoice::Existing(mirror), ..leaving("g1") };
+    // Another mirror is in the way of a template: told at the request, not when a slot is free.
+    let refused = two.a.create_migration(leaving("g1")).await.unwrap_err();
+    assert!(matches!(refused, HostError::InUse { kind: "guest", .. }), "{refused:?}");
+    let queued = two.a.create_migration(wanted).await.unwrap().id;
+    let refused = two.a.delete_mirror(mirror).await.unwrap_err();
+    assert!(matches!(refused, HostError::InUse { kind: "mirror", .. }), "{refused:?}");
+    two.a.cancel_migration(queued).await.unwrap();
+    ended(&two.a, queued).await;
+    two.a.delete_mirror(mirror).await.unwrap();
+    two.a.cancel_migration(first).await.unwrap();
+    ended(&two.a, first).await;
+    two.a.shutdown().await;
+    two.b.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn one_id_is_taken_once_and_one_expected_generation_is_met_once() {
+    let (two, first) = with_a_full_queue().await;
+    runs(&two, "g2").await;
+    let id = Uuid::now_v7();
+    let asked: Vec<_> = ["g1", "g2"]
+        .into_iter()
+        .map(|name| {
+            let host = two.a.clone();
+            tokio::spawn(async move { host.create_migration_as(Some(id), leaving(name)).await })
+        })
+        .collect();
+    let mut got = 0;
+    for one in asked {
+        match one.await.unwrap() {
+            Ok(record) => got += u32::from(record.id == id),
+            Err(HostError::IdTaken { kind: "migration" }) => {}
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(got, 1);
+    let claimed = ["g1", "g2"].map(|g| two.a.guest(g).unwrap().migration);
+    assert_eq!(claimed.iter().flatten().count(), 1, "the loser's guest is free: {claimed:?}");
+
+    // Several changes that expect what is there now: one is made.
+    let generation = two.a.migration(id).unwrap().generation;
+    let changed: Vec<_> = (0..4)
+        .map(|i| {
+            let host = two.a.clone();
+            tokio::task::spawn_blocking(move || {
+                let limits = MigrationLimits { downtime_ms: 100 + i, ..leaving("g1").limits };
+                host.limit_migration(id, limits, &Expected::one_of(vec![generation]), true)
+            })
+        })
+        .collect();
+    let mut made = 0;
+    for one in changed {
+        match one.await.unwrap() {
+            Ok(_) => made += 1,
+            Err(HostError::GenerationMismatch { .. }) => {}
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(made, 1);
+    for id in [id, first] {
+        two.a.cancel_migration(id).await.unwrap();
+        ended(&two.a, id).await;
+    }
+    two.a.shutdown().await;
+    two.b.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_host_that_goes_with_a_full_queue_comes_back_with_its_guests_free() {
+    let dirs = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let open = async |dir: &tempfile::TempDir, name: &str| {
+        let config = HostConfig {
+            state_dir: dir.path().join("state"),
+            name: Some(name.into()),
+            peer_listen: Some("127.0.0.1:0".parse().unwrap()),
+            ..HostConfig::default()
+        };
+        Host::open(config).await.unwrap()
+    };
+    let (a, b) = (open(&dirs.0, "a").await, open(&dirs.1, "b").await);
+    for (here, there) in [(&a, &b), (&b, &a)] {
+        let info = there.info();
+        let (name, address) = (info.name, info.peer_address.unwrap());
+        let spec = PeerSpec { name, address, identity: info.identity, labels: Labels::new() };
+        here.add_peer(spec).await.unwrap();
+    }
+    let two = Two::of(a, b, dirs);
+    two.a.change_settings(|s| s.migration_slots = 1, &Expected::any(), true).unwrap();
+    for name in ["first", "g1"] {
+        runs(&two, name).await;
+    }
+    let ids = [
+        two.a.create_migration(leaving("first")).await.unwrap().id,
+        two.a.create_migration(leaving("g1")).await.unwrap().id,
+    ];
+    two.a.shutdown().await;
+    let dirs = two.close().await;
+    let a = open(&dirs.0, "a").await;
+    for id in ids {
+        assert!(a.migration(id).unwrap().state.is_terminal());
+    }
+    for name in ["first", "g1"] {
+        let record = a.guest(name).unwrap();
+        assert_eq!((record.migration, record.state), (None, GuestState::Stopped));
+    }
+    a.guest_action("g1", GuestAction::Start).await.unwrap();
+    until(&a, "it runs again", || (a.guest("g1").unwrap().state == GuestState::Running).then_some(())).await;
+    a.shutdown().await;
+}
