@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::access::credentials::Credentials;
 use crate::config::Config;
+use crate::http::audit::Acts;
 use crate::http::gate::Pace;
 use crate::metrics::Metrics;
 use crate::openapi::Document;
@@ -31,6 +32,7 @@ struct Shared {
     page_key: OnceLock<hmac::Key>,
     pace: Pace,
     credentials: Credentials,
+    acts: Acts,
     streams: Arc<Semaphore>,
     metrics: Metrics,
 }
@@ -55,6 +57,7 @@ impl AppState {
             page_key: OnceLock::new(),
             pace: Pace::default(),
             credentials: Credentials::default(),
+            acts: Acts::default(),
             streams,
             metrics: Metrics::default(),
         }))
@@ -127,6 +130,11 @@ impl AppState {
     /// What this run of the daemon has given out.
     pub fn credentials(&self) -> &Credentials {
         &self.0.credentials
+    }
+
+    /// Changes that go on.
+    pub fn acts(&self) -> &Acts {
+        &self.0.acts
     }
 
     /// Event streams that may still be opened.

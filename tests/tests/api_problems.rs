@@ -15,6 +15,8 @@ use serde_json::{Value, json};
 const ELSEWHERE: &[(&str, &str)] = &[
     ("internal", "problem::host_error::tests: a fault of the host says nothing; http::middleware for panics"),
     ("no_resources", "api_events: there_are_only_so_many_streams; faults: memory used up"),
+    ("storage_full", "storage: a_full_disk_refuses_changes_by_name_and_loses_nothing_that_was_acknowledged"),
+    ("storage_failed", "problem::host_error::tests: a_database_that_takes_nothing_is_named_with_what_to_do"),
     ("not_ready", "without_a_host: everything about resources before the host is open"),
     ("shutting_down", "problem::host_error::tests; state::AppState::ready"),
     ("timed_out", "http::middleware: 120 s for one answer"),

@@ -6,6 +6,7 @@ use crate::hypervisor::kvm::KvmHost;
 use crate::migration::wire::{Abilities, PROTOCOL_VERSIONS};
 use crate::qemu::{Accel, pick_accel};
 use crate::sev::kernel::probe;
+use crate::store::Writing;
 
 impl Host {
     /// About this host.
@@ -31,7 +32,19 @@ impl Host {
             guests: inner.guests().len(),
             mirrors: inner.mirror_entries().len(),
             active_migrations: active,
+            storage: inner.ledger.writing(),
         }
+    }
+
+    /// Whether the host's database takes what is to be stored. Where little room is left and nothing failed lately, it is
+    /// tried, at most once a second.
+    pub async fn storage(&self) -> Writing {
+        let ledger = &self.inner.ledger;
+        if ledger.writing().failing.is_none() && self.inner.is_short_of_space() {
+            // What it met is what the ledger says next.
+            let _ = ledger.probe().await;
+        }
+        ledger.writing()
     }
 
     /// What it can do.

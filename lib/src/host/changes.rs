@@ -7,7 +7,8 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::events::Change;
+use super::act::{self, Act, Effect};
+use super::events::{Change, EventBody};
 use super::guest_task::{self, Command};
 use super::{
     Expected, GuestAction, GuestRecord, GuestSpec, GuestState, Host, HostError, Labels, MigrationLimits,
@@ -16,7 +17,7 @@ use super::{
 };
 use crate::address_space::{MirrorPlan, Strategy};
 use crate::mirror::Placement;
-use crate::store::Kind;
+use crate::store::{Batch, Kind, StoreError};
 
 /// States in which a migration's course can still be changed.
 const MOVING: [MigrationState; 4] =
@@ -31,26 +32,26 @@ impl Host {
     /// As [`Host::define_guest`]; [`HostError::IdTaken`].
     pub async fn define_guest_as(&self, id: Option<Uuid>, spec: GuestSpec) -> Result<GuestRecord, HostError> {
         let record = self.new_guest(id, spec)?;
-        let mut guests = self.inner.guests_mut();
-        // Looked at again under the lock: nobody else gets the name or the id between the two looks.
-        if guests.contains_key(&record.id) {
-            return Err(HostError::IdTaken { kind: "guest" });
-        }
-        if guests.named(&record.spec.name).is_some() {
-            return Err(HostError::NameTaken { kind: "guest", name: record.spec.name });
-        }
-        // In place before it is stored, so that the sync of the disk happens outside the lock and others share it.
-        let entry = guest_task::spawn(&self.inner, record.clone(), GuestState::Stopped);
-        guests.insert(entry);
-        drop(guests);
-        let stored = self.inner.store.put(Kind::Guest, record.id, Some(&record.spec.name), &record);
-        if let Err(e) = stored {
-            if let Some(entry) = self.inner.guests_mut().remove(&record.id) {
-                entry.dismiss();
+        // Nobody else gets the name or the id, and nobody sees the guest, until it is on disk.
+        let claim = self.inner.claim_guest(record.id, &record.spec.name)?;
+        let failed = |e| match e {
+            StoreError::NameTaken { .. } => {
+                HostError::NameTaken { kind: "guest", name: record.spec.name.clone() }
             }
-            return Err(HostError::internal("storing the guest", e));
-        }
-        self.inner.events.guest(&record, None, Change::Created);
+            e => HostError::storage("storing the guest", e),
+        };
+        let mut batch = Batch::new();
+        batch.put(Kind::Guest, record.id, Some(&record.spec.name), &record).map_err(failed)?;
+        EventBody::guest(&record, None, Change::Created).write(&mut batch);
+        let riding = act::along(&Effect::Guest(&record), &mut batch);
+        let entry = guest_task::spawn(&self.inner, record.clone(), GuestState::Stopped);
+        let inner = Arc::clone(&self.inner);
+        let stored = self.inner.ledger.commit_and(batch, move || {
+            inner.guests_mut().insert(entry);
+            riding.arrived();
+        });
+        stored.await.map_err(failed)?;
+        drop(claim);
         self.inner.changed();
         Ok(record)
     }
@@ -69,14 +70,7 @@ impl Host {
         let bare = validate::guest(&spec)?;
         let boot = self.inner.boot_facts(&spec)?;
         let layout = self.inner.layout_for(&spec.driver, &bare)?;
-        let guests = self.inner.guests();
-        if id.is_some_and(|id| guests.contains_key(&id)) {
-            return Err(HostError::IdTaken { kind: "guest" });
-        }
-        if guests.named(&spec.name).is_some() {
-            return Err(HostError::NameTaken { kind: "guest", name: spec.name });
-        }
-        drop(guests);
+        self.inner.check_guest_free(id, &spec.name)?;
         let protection = spec.driver.protection();
         Ok(GuestRecord {
             id: id.unwrap_or_else(Uuid::now_v7),
@@ -305,7 +299,8 @@ impl Host {
     ) -> Result<MigrationRecord, HostError> {
         // In a task of its own: a caller that goes away in the middle leaves no guest claimed for nothing.
         let inner = Arc::clone(&self.inner);
-        let begun = self.inner.runtime.spawn(async move { outgoing::create(&inner, id, spec).await });
+        let part = Act::scope(Act::current(), async move { outgoing::create(&inner, id, spec).await });
+        let begun = self.inner.runtime.spawn(part);
         begun.await.map_err(|e| HostError::internal("starting the migration", e))?
     }
 
@@ -358,13 +353,8 @@ impl Host {
                     allowed: &["succeeded", "failed", "canceled"],
                 });
             }
-            self.inner
-                .store
-                .delete(Kind::Migration, id)
-                .map_err(|e| HostError::internal("deleting the migration", e))
-        })?;
-        self.inner.forget_migration(id);
-        Ok(())
+            self.inner.forget_migration(&record)
+        })
     }
 
     /// Gives a migration other limits, also while it runs: bandwidth holds from the next batch on, the rest from the next
@@ -399,13 +389,16 @@ impl Host {
                 let current = now.state.name();
                 return Err(HostError::WrongState { kind: "migration", current, allowed: &MOVING_NAMES });
             }
-            expected.check("migration", now.generation)
+            expected.check("migration", now.generation)?;
+            // On disk before it holds.
+            let generation = now.generation + 1;
+            let next = MigrationRecord { spec: Some(spec.clone()), generation, ..now.clone() };
+            self.inner.store_migration(&next)
         };
         let record = entry.change_if(allow, |r| {
             entry.control.set_limits(limits);
-            r.spec = Some(spec);
+            r.spec = Some(spec.clone());
         })?;
-        self.inner.store_migration(&record)?;
         self.inner.migration_changed(id);
         Ok(record)
     }
@@ -471,13 +464,9 @@ impl Host {
         if peers.values().any(|p| p.spec.name == record.spec.name) {
             return Err(HostError::NameTaken { kind: "host", name: record.spec.name });
         }
-        self.inner
-            .store
-            .put(Kind::Peer, record.id, Some(&record.spec.name), &record)
-            .map_err(|e| HostError::internal("storing the peer", e))?;
+        self.inner.store_peer(&record, Change::Created)?;
         peers.insert(record.id, record.clone());
         drop(peers);
-        self.inner.events.peer(&record, Change::Created);
         self.inner.changed();
         Ok(record)
     }
@@ -506,13 +495,9 @@ impl Host {
         if !act {
             return Ok(record);
         }
-        self.inner
-            .store
-            .put(Kind::Peer, id, Some(&record.spec.name), &record)
-            .map_err(|e| HostError::internal("storing the peer", e))?;
+        self.inner.store_peer(&record, Change::Updated)?;
         peers.insert(id, record.clone());
         drop(peers);
-        self.inner.events.peer(&record, Change::Updated);
         self.inner.changed();
         Ok(record)
     }
@@ -540,13 +525,9 @@ impl Host {
         if !act {
             return Ok(now);
         }
-        self.inner
-            .store
-            .delete(Kind::Peer, peer.id)
-            .map_err(|e| HostError::internal("deleting the peer", e))?;
+        self.inner.store_peer(&now, Change::Deleted)?;
         peers.remove(&peer.id);
         drop(peers);
-        self.inner.events.peer(&now, Change::Deleted);
         self.inner.changed();
         Ok(now)
     }

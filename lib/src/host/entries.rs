@@ -7,8 +7,9 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
+use super::act::Act;
 use super::events::{Change, Told};
-use super::guest_task::Command;
+use super::guest_task::{Asked, Command};
 use super::{
     ConsoleChunk, Expected, Fault, GuestRecord, GuestState, HostError, MigrationRecord, MirrorRecord,
     MirrorState, PageDigests, WorkerInfo,
@@ -31,12 +32,12 @@ struct Senses {
 pub(super) struct GuestEntry {
     pub id: Uuid,
     record: RwLock<Arc<GuestRecord>>,
-    sender: mpsc::Sender<Command>,
+    sender: mpsc::Sender<Asked>,
     senses: RwLock<Option<Senses>>,
 }
 
 impl GuestEntry {
-    pub fn new(record: GuestRecord, sender: mpsc::Sender<Command>) -> Self {
+    pub fn new(record: GuestRecord, sender: mpsc::Sender<Asked>) -> Self {
         Self { id: record.id, record: RwLock::new(Arc::new(record)), sender, senses: RwLock::default() }
     }
 
@@ -112,7 +113,7 @@ impl GuestEntry {
     ) -> Result<T, HostError> {
         let (reply, answer) = oneshot::channel();
         let gone = || HostError::NotFound { kind: "guest", key: self.id.to_string() };
-        self.sender.send(make(reply)).await.map_err(|_| gone())?;
+        self.sender.send((make(reply), Act::current())).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
 
@@ -123,24 +124,29 @@ impl GuestEntry {
     ) -> Result<T, HostError> {
         let (reply, answer) = oneshot::channel();
         let gone = || HostError::NotFound { kind: "guest", key: self.id.to_string() };
-        self.sender.blocking_send(make(reply)).map_err(|_| gone())?;
+        self.sender.blocking_send((make(reply), Act::current())).map_err(|_| gone())?;
         answer.blocking_recv().map_err(|_| gone())?
     }
 
     /// Sends a command from a thread of its own; false when the guest is gone.
     pub fn tell_blocking(&self, command: Command) -> bool {
-        self.sender.blocking_send(command).is_ok()
+        self.sender.blocking_send((command, None)).is_ok()
     }
 
     /// Ends the owner of an entry that was replaced.
     pub fn dismiss(&self) {
         let (done, _) = oneshot::channel();
-        if self.sender.try_send(Command::Shutdown(done)).is_err() {
+        if self.sender.try_send((Command::Shutdown(done), None)).is_err() {
             tracing::warn!(guest = %self.id, "a replaced guest's owner could not be dismissed");
         }
     }
 
-    pub fn sender(&self) -> mpsc::Sender<Command> {
+    /// Sends a command that nobody asked for; false when the guest is gone.
+    pub async fn tell(&self, command: Command) -> bool {
+        self.sender.send((command, None)).await.is_ok()
+    }
+
+    pub fn sender(&self) -> mpsc::Sender<Asked> {
         self.sender.clone()
     }
 }

@@ -4,6 +4,7 @@ use uuid::Uuid;
 
 use crate::address_space::Refusal;
 use crate::guest::PlugError;
+use crate::store::{StoreError, Trouble};
 
 /// A field of a request and what is wrong with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -155,7 +156,28 @@ pub enum HostError {
     /// The host shuts down.
     #[error("the host shuts down")]
     ShuttingDown,
-    /// A fault of the host: storage, KVM, a bug. The chain is for the log.
+    /// The database does not take what is to be stored. Nothing was changed.
+    #[error("{what}: {}", trouble_text(*trouble))]
+    Storage {
+        /// What was tried.
+        what: &'static str,
+        /// What kind of trouble it is.
+        trouble: Trouble,
+        /// What happened.
+        #[source]
+        source: StoreError,
+    },
+    /// The change was made, and the database does not take the record of it yet.
+    #[error("the change was made; its record is kept in memory and written as soon as the database takes it: {}",
+        trouble_text(*trouble))]
+    Owed {
+        /// What kind of trouble it is.
+        trouble: Trouble,
+        /// What happened.
+        #[source]
+        source: StoreError,
+    },
+    /// A fault of the host: KVM, a bug. The chain is for the log.
     #[error("{what} failed")]
     Internal {
         /// What was tried.
@@ -166,7 +188,36 @@ pub enum HostError {
     },
 }
 
+/// What is the matter, and what to do.
+const fn trouble_text(trouble: Trouble) -> &'static str {
+    match trouble {
+        Trouble::Full => {
+            "no space is left for the host's database; free some in the file system of the state directory"
+        }
+        Trouble::Busy => "another process keeps the host's database locked; end it, or wait until it is done",
+        Trouble::Failed => {
+            "the host's database cannot be read or written; look at the disk of the state directory"
+        }
+    }
+}
+
 impl HostError {
+    /// What storing something came to.
+    pub fn storage(what: &'static str, source: StoreError) -> Self {
+        match source.trouble() {
+            Some(trouble) => Self::Storage { what, trouble, source },
+            None => Self::internal(what, source),
+        }
+    }
+
+    /// What storing something that has happened came to.
+    pub fn owed(source: StoreError) -> Self {
+        match source.trouble() {
+            Some(trouble) => Self::Owed { trouble, source },
+            None => Self::internal("storing what happened", source),
+        }
+    }
+
     /// Wraps a fault of the host.
     pub fn internal(what: &'static str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Internal { what, source: source.into() }

@@ -2,9 +2,10 @@
 //!
 //! Owns: the form of an event, cursors, reading and filtering. Must not know: who reads, over what.
 //!
-//! An event is numbered when it is appended and shown when it is on disk. Appending does not wait for the disk (a
-//! guest's pause must not), so a crash can lose the events of its last moments; `host.started` is then the sign to look
-//! at the resources again. Nothing is lost in an orderly end.
+//! An event is numbered when it is appended and shown when it is on disk. The event of a change that is stored is stored with
+//! it, in one transaction: who has the answer to a change finds its event, whatever happens. What is not stored (mirrors,
+//! a migration's rounds) is told without waiting for the disk, so a crash can lose such events of its last moments;
+//! `host.started` is then the sign to look at the resources again. Nothing is lost in an orderly end.
 
 use std::fmt;
 use std::str::FromStr;
@@ -17,8 +18,8 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::{GuestRecord, HostError, Labels, MigrationRecord, MigrationState, MirrorRecord, PeerRecord};
-use crate::store::Ledger;
 use crate::store::ledger::{Entry, Log, LookError};
+use crate::store::{Batch, Ledger};
 
 /// Kinds of resources that events tell of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -206,9 +207,8 @@ impl Events {
         Self { ledger }
     }
 
-    /// Tells of a change. Does not wait for the disk: events are written in the order of this, by the ledger's one thread.
-    /// Who must know that they are written waits for an entry of his own, or for [`Ledger::flush`]; the daemon's audit
-    /// entry of a change is such an entry, so whoever has the answer to a change finds its events even after a power cut.
+    /// Tells of something that has no record on disk. Does not wait for the disk: events are written in the order of this, by
+    /// the ledger's one thread. Who must know that they are written waits for an entry of his own, or for [`Ledger::flush`].
     pub fn emit(&self, body: &EventBody) {
         match serde_json::to_string(body) {
             Ok(text) => self.ledger.append(Log::Event, text),
@@ -236,7 +236,7 @@ impl Events {
         limit: usize,
         mut wanted: impl FnMut(&EventBody) -> bool,
     ) -> Result<EventPage, EventsError> {
-        let broken = |e| EventsError::Host(HostError::internal("reading events", e));
+        let broken = |e| EventsError::Host(HostError::storage("reading events", e));
         let bounds = self.ledger.bounds(Log::Event).map_err(broken)?;
         let start = bounds.oldest.saturating_sub(1);
         let expired = |oldest: u64, latest: u64| EventsError::Expired {
@@ -279,27 +279,9 @@ impl Events {
         });
     }
 
-    /// A guest came or went, or (`before`) is another than it was.
+    /// As [`EventBody::guest`].
     pub(super) fn guest(&self, record: &GuestRecord, before: Option<&GuestRecord>, change: Change) {
-        let change = match (change, before) {
-            (Change::Updated, Some(b)) if b.state != record.state => Change::StateChanged,
-            (change, _) => change,
-        };
-        let mut body = EventBody::new(ResourceKind::Guest, change, record.id, record.generation)
-            .with("state", record.state.name())
-            .with("migration", record.migration.map(|m| m.to_string()))
-            .with("moved_to", record.moved_to.clone());
-        if let Some(before) = before.filter(|b| b.state != record.state) {
-            body = body.with("previous_state", before.state.name());
-        }
-        if let Some(error) = &record.error {
-            body = body.with("error", error.code.clone());
-        }
-        self.emit(&EventBody {
-            name: Some(record.spec.name.clone()),
-            labels: record.spec.labels.clone(),
-            ..body
-        });
+        self.emit(&EventBody::guest(record, before, change));
     }
 
     pub(super) fn mirror(&self, record: &MirrorRecord, labels: Labels, change: Change) {
@@ -310,7 +292,32 @@ impl Events {
     }
 
     pub(super) fn migration(&self, record: &MigrationRecord, labels: Labels, change: Change) {
-        let mut body = EventBody::new(ResourceKind::Migration, change, record.id, record.generation)
+        self.emit(&EventBody::migration(record, labels, change));
+    }
+}
+
+impl EventBody {
+    /// A guest came or went, or (`before`) is another than it was.
+    pub(super) fn guest(record: &GuestRecord, before: Option<&GuestRecord>, change: Change) -> Self {
+        let change = match (change, before) {
+            (Change::Updated, Some(b)) if b.state != record.state => Change::StateChanged,
+            (change, _) => change,
+        };
+        let mut body = Self::new(ResourceKind::Guest, change, record.id, record.generation)
+            .with("state", record.state.name())
+            .with("migration", record.migration.map(|m| m.to_string()))
+            .with("moved_to", record.moved_to.clone());
+        if let Some(before) = before.filter(|b| b.state != record.state) {
+            body = body.with("previous_state", before.state.name());
+        }
+        if let Some(error) = &record.error {
+            body = body.with("error", error.code.clone());
+        }
+        Self { name: Some(record.spec.name.clone()), labels: record.spec.labels.clone(), ..body }
+    }
+
+    pub(super) fn migration(record: &MigrationRecord, labels: Labels, change: Change) -> Self {
+        let mut body = Self::new(ResourceKind::Migration, change, record.id, record.generation)
             .with("state", record.state.name())
             .with("guest", record.guest.to_string())
             .with("guest_name", record.guest_name.clone())
@@ -324,13 +331,20 @@ impl Events {
                 .with("bytes", round.bytes)
                 .with("dirtied_pages", round.dirtied_pages);
         }
-        self.emit(&EventBody { labels, ..body });
+        Self { labels, ..body }
     }
 
-    pub(super) fn peer(&self, record: &PeerRecord, change: Change) {
-        let body = EventBody::new(ResourceKind::PeerHost, change, record.id, record.generation);
-        let labels = record.spec.labels.clone();
-        self.emit(&EventBody { name: Some(record.spec.name.clone()), labels, ..body });
+    pub(super) fn peer(record: &PeerRecord, change: Change) -> Self {
+        let body = Self::new(ResourceKind::PeerHost, change, record.id, record.generation);
+        Self { name: Some(record.spec.name.clone()), labels: record.spec.labels.clone(), ..body }
+    }
+
+    /// Has the event written with the change that it tells of.
+    pub(super) fn write(&self, batch: &mut Batch) {
+        match serde_json::to_string(self) {
+            Ok(text) => _ = batch.append(Log::Event, text),
+            Err(error) => tracing::error!(%error, "an event cannot be written"),
+        }
     }
 }
 

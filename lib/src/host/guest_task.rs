@@ -10,9 +10,10 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
+use super::act::{self, Act, Effect, Riding};
 use super::batches::BatchSession;
 use super::entries::{GuestEntry, MirrorEntry};
-use super::events::Change;
+use super::events::{Change, EventBody};
 use super::inner::Inner;
 use super::make::Made;
 use super::{
@@ -28,7 +29,7 @@ use crate::guest::lifecycle::Event;
 use crate::guest::{Machine, MachineEnd, MachineError, PlugError, Readiness};
 use crate::mirror::{BatchFault, BatchTerms, LaneError, Mirror, Placement, parse_records};
 use crate::pages::PageSet;
-use crate::store::Kind;
+use crate::store::{Batch, Kind, StoreError};
 
 /// Messages that wait at most; more make senders wait.
 const QUEUE: usize = 32;
@@ -37,6 +38,9 @@ const QUEUE: usize = 32;
 const FIRST_WORD: std::time::Duration = std::time::Duration::from_secs(3);
 
 type Reply<T> = oneshot::Sender<Result<T, HostError>>;
+
+/// A command and the act that it is part of.
+pub(super) type Asked = (Command, Option<Act>);
 
 /// What a guest's task is asked.
 pub(super) enum Command {
@@ -177,7 +181,7 @@ pub(super) fn spawn(inner: &Arc<Inner>, record: GuestRecord, state: GuestState) 
 }
 
 impl Owner {
-    async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+    async fn run(mut self, mut commands: mpsc::Receiver<Asked>) {
         let mut poll = tokio::time::interval(std::time::Duration::from_millis(250));
         poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -189,8 +193,8 @@ impl Owner {
                     continue;
                 }
             };
-            let Some(command) = command else { return };
-            if tokio::task::block_in_place(|| self.handle(command)) {
+            let Some((command, act)) = command else { return };
+            if tokio::task::block_in_place(|| Act::sync_scope(act, || self.handle(command))) {
                 return;
             }
         }
@@ -216,7 +220,9 @@ impl Owner {
             },
             Command::Relabel(labels, expected, reply) => {
                 let checked = self.check(&expected);
-                let _ = reply.send(checked.map(|()| self.publish(|r| r.spec.labels = labels)));
+                let state = self.state;
+                let done = checked.and_then(|()| self.store(state, |r| r.spec.labels = labels));
+                let _ = reply.send(done);
             }
             Command::CreateMirror(spec, id, reply) => {
                 let _ = reply.send(self.create_mirror(&spec, false, id).map(|e| e.record()));
@@ -319,18 +325,22 @@ impl Owner {
             let _ = reply.send(Err(HostError::GuestMoved { peer }));
             return;
         }
-        if self.state.step(event).is_err() {
+        let Ok(next) = self.state.step(event) else {
             let _ = reply.send(Err(wrong_state(self.state, action)));
             return;
-        }
+        };
         match action {
-            GuestAction::Start => self.start(reply),
+            GuestAction::Start => self.start(next, reply),
             GuestAction::Pause | GuestAction::Resume => {
-                let _ = reply.send(self.hold(action));
+                let _ = reply.send(self.hold(action, next));
             }
             GuestAction::Stop => {
-                self.step(Event::Stop);
-                let _ = reply.send(Ok(self.publish(|_| {})));
+                let accepted = self.store(next, |_| {});
+                let refused = accepted.is_err();
+                let _ = reply.send(accepted);
+                if refused {
+                    return;
+                }
                 self.drop_body();
                 self.step(Event::Stopped);
                 self.publish(|r| r.error = None);
@@ -339,9 +349,14 @@ impl Owner {
     }
 
     /// Answers as soon as the start is accepted; how it goes on is in the record.
-    fn start(&mut self, reply: Reply<GuestRecord>) {
-        self.step(Event::Start);
-        let record = self.publish(|r| r.error = None);
+    fn start(&mut self, next: GuestState, reply: Reply<GuestRecord>) {
+        let record = match self.store(next, |r| r.error = None) {
+            Ok(record) => record,
+            Err(refused) => {
+                let _ = reply.send(Err(refused));
+                return;
+            }
+        };
         let _ = reply.send(Ok(record.clone()));
         match self.inner.make_machine(&record, &self.entry, None) {
             Ok(Made { mut machine, layout, mirror }) => {
@@ -395,13 +410,8 @@ impl Owner {
             return Err(HostError::GuestMigrating { migration });
         }
         let before = self.entry.record();
-        let mut record = super::ram_blocks::with_block(&self.inner, &before, block)?;
-        record.generation += 1;
-        // Unlike what a restart finds out by itself, a definition that was changed has to be on disk before anybody is told.
-        let stored = self.inner.store.put(Kind::Guest, record.id, Some(&record.spec.name), &record);
-        stored.map_err(|e| HostError::internal("storing the guest", e))?;
-        self.show(before, record.clone());
-        Ok(record)
+        let record = super::ram_blocks::with_block(&self.inner, &before, block)?;
+        self.store(self.state, |r| *r = record)
     }
 
     fn replug(&mut self, block: &str, gpa: Option<Gpa>) -> Result<(), HostError> {
@@ -435,19 +445,28 @@ impl Owner {
             e => HostError::internal("plugging or unplugging a RAM block", e),
         })?;
         let layout = machine.ram().layout();
-        self.publish(|r| r.layout = (*layout).clone());
-        Ok(())
+        self.happened(|r| r.layout = (*layout).clone()).1
     }
 
-    fn hold(&mut self, action: GuestAction) -> Result<GuestRecord, HostError> {
+    fn hold(&mut self, action: GuestAction, next: GuestState) -> Result<GuestRecord, HostError> {
         let machine = self.machine.as_mut().ok_or_else(|| wrong_state(GuestState::Stopped, action))?;
-        let (result, event) = match action {
-            GuestAction::Pause => (machine.pause(), Event::Pause),
-            _ => (machine.resume(), Event::Resume),
+        let pauses = action == GuestAction::Pause;
+        let done = if pauses { machine.pause() } else { machine.resume() };
+        done.map_err(|e| HostError::internal("holding or resuming the guest", e))?;
+        let refused = match self.store(next, |_| {}) {
+            Ok(record) => return Ok(record),
+            Err(refused) => refused,
         };
-        result.map_err(|e| HostError::internal("holding or resuming the guest", e))?;
-        self.step(event);
-        Ok(self.publish(|_| {}))
+        // What cannot be stored is not made.
+        let machine = self.machine.as_mut().ok_or_else(|| wrong_state(GuestState::Stopped, action))?;
+        let undone = if pauses { machine.resume() } else { machine.pause() };
+        if let Err(error) = undone {
+            tracing::error!(error = %super::chain(&error), guest = %self.entry.id, "a guest stays as it is");
+            self.state = next;
+            let (record, stored) = self.happened(|_| {});
+            return stored.map(|()| record);
+        }
+        Err(refused)
     }
 
     fn undefine(&mut self, reply: Reply<()>) -> bool {
@@ -464,8 +483,12 @@ impl Owner {
             let _ = reply.send(Err(e));
             return false;
         }
+        // On disk first: a guest that is acknowledged to be gone must not come back.
+        if let Err(e) = self.inner.delete_guest(&self.entry.record()) {
+            let _ = reply.send(Err(HostError::storage("deleting the guest", e)));
+            return false;
+        }
         self.drop_body();
-        self.forget();
         let _ = reply.send(Ok(()));
         true
     }
@@ -851,8 +874,9 @@ impl Owner {
         }
         self.can_lend(choice, streams)?;
         if act {
+            // What was asked for is the migration: its own record is the one that says it is done.
+            Act::sync_scope(None, || self.store(self.state, |r| r.migration = Some(migration)))?;
             self.lent = Some(migration);
-            self.publish(|r| r.migration = Some(migration));
         }
         Ok(())
     }
@@ -1010,7 +1034,7 @@ impl Owner {
     }
 
     fn forget(&mut self) {
-        self.inner.forget_guest(self.entry.id);
+        self.inner.guest_has_gone(self.entry.id);
     }
 
     fn step(&mut self, event: Event) {
@@ -1020,25 +1044,74 @@ impl Owner {
         }
     }
 
-    /// Makes the record say what is so: stored first, then shown.
-    fn publish(&mut self, change: impl FnOnce(&mut GuestRecord)) -> GuestRecord {
-        let before = self.entry.record();
-        let mut record = before.clone();
-        change(&mut record);
-        record.state = self.state;
-        record.generation += 1;
-        if let Err(error) = self.inner.store.put(Kind::Guest, record.id, Some(&record.spec.name), &record) {
-            tracing::error!(%error, "a guest's record could not be stored");
+    /// Makes the record say what is to be: with its event on disk first, then shown. When the store refuses, nothing has
+    /// changed.
+    fn store(
+        &mut self,
+        state: GuestState,
+        change: impl FnOnce(&mut GuestRecord),
+    ) -> Result<GuestRecord, HostError> {
+        let failed = |e| HostError::storage("storing the guest", e);
+        let (record, batch, riding) = self.next(state, change).map_err(failed)?;
+        let (entry, shown) = (Arc::clone(&self.entry), record.clone());
+        let then = move || {
+            entry.show(shown);
+            riding.arrived();
+        };
+        self.inner.ledger.commit_blocking(batch, then).map_err(failed)?;
+        self.state = state;
+        self.is_shown();
+        Ok(record)
+    }
+
+    /// Makes the record say what is so already. What the store does not take now is shown nevertheless, and owed to it; whoever
+    /// asked for it is to be told so.
+    fn happened(&mut self, change: impl FnOnce(&mut GuestRecord)) -> (GuestRecord, Result<(), HostError>) {
+        let (record, batch, riding) = match self.next(self.state, change) {
+            Ok(next) => next,
+            Err(error) => {
+                tracing::error!(%error, "a guest's record cannot be written");
+                return (self.entry.record(), Err(HostError::internal("writing the guest", error)));
+            }
+        };
+        let (entry, shown) = (Arc::clone(&self.entry), record.clone());
+        let stored = self.inner.ledger.owe_blocking(batch, move || entry.show(shown));
+        self.is_shown();
+        if stored.is_ok() {
+            riding.arrived();
         }
-        self.show(before, record.clone());
+        (record, stored.map_err(HostError::owed))
+    }
+
+    /// As [`Owner::happened`], where nobody waits for an answer.
+    fn publish(&mut self, change: impl FnOnce(&mut GuestRecord)) -> GuestRecord {
+        let (record, stored) = self.happened(change);
+        if let Err(error) = stored {
+            tracing::error!(error = %super::chain(&error), guest = %record.id, "a guest's record is not stored yet");
+        }
         record
     }
 
-    /// Makes a record that is stored the one that others see.
-    fn show(&mut self, before: GuestRecord, record: GuestRecord) {
-        self.entry.show(record.clone());
+    /// The next record, with everything that is to be stored together with it.
+    fn next(
+        &self,
+        state: GuestState,
+        change: impl FnOnce(&mut GuestRecord),
+    ) -> Result<(GuestRecord, Batch, Riding), StoreError> {
+        let before = self.entry.record();
+        let mut record = before.clone();
+        change(&mut record);
+        record.state = state;
+        record.generation = before.generation + 1;
+        let mut batch = Batch::new();
+        batch.put(Kind::Guest, record.id, Some(&record.spec.name), &record)?;
+        EventBody::guest(&record, Some(&before), Change::Updated).write(&mut batch);
+        let riding = act::along(&Effect::Guest(&record), &mut batch);
+        Ok((record, batch, riding))
+    }
+
+    fn is_shown(&mut self) {
         self.shown = self.entry.readiness();
-        self.inner.events.guest(&record, Some(&before), Change::Updated);
         self.inner.changed();
     }
 }

@@ -11,12 +11,13 @@ use mirrorvm_abi::header::{FILE_MAX, HeaderError};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::act::{self, Effect};
 use super::events::{Change, EventBody, ResourceKind};
 use super::inner::Inner;
 use super::{DriverSpec, FieldError, Host, HostError, validate};
 use crate::mirror::HelperImage;
 use crate::private_files::PrivateDir;
-use crate::store::Kind;
+use crate::store::{Batch, Kind, StoreError};
 
 /// Images that a host keeps at most.
 const IMAGES_MAX: usize = 16;
@@ -141,7 +142,7 @@ impl Inner {
 
     fn image_records(&self) -> Result<Vec<ImageRecord>, HostError> {
         let stored = self.store.list::<ImageRecord>(Kind::HelperImage);
-        let stored = stored.map_err(|e| HostError::internal("listing helper images", e))?;
+        let stored = stored.map_err(|e| HostError::storage("listing helper images", e))?;
         let built_in = ImageRecord {
             id: BUILT_IN_ID,
             name: "built-in".into(),
@@ -226,7 +227,7 @@ impl Host {
         }
         let record = ImageRecord { content: Some(content), generation: record.generation + 1, ..record };
         if act {
-            let failed = |e| HostError::internal("storing a helper image", e);
+            let failed = |e| HostError::storage("storing a helper image", StoreError::of_files(e));
             let dir = PrivateDir::open_or_create(&self.inner.state_dir.join("helper-images"));
             let dir = dir.map_err(failed)?;
             let name = format!("{}.bin", record.id.simple());
@@ -259,34 +260,37 @@ impl Host {
             return Err(HostError::InUse { kind: "helper image", user });
         }
         if act {
-            let failed = "deleting a helper image";
-            self.inner
-                .store
-                .delete(Kind::HelperImage, record.id)
-                .map_err(|e| HostError::internal(failed, e))?;
+            let mut batch = Batch::new();
+            batch.delete(Kind::HelperImage, record.id);
+            self.image_event(&record, Change::Deleted).write(&mut batch);
+            let riding = act::along(&Effect::Gone(ResourceKind::HelperImage, record.id), &mut batch);
+            let stored = self.inner.ledger.commit_blocking(batch, || riding.arrived());
+            stored.map_err(|e| HostError::storage("deleting a helper image", e))?;
             if record.content.is_some()
                 && let Ok(dir) = PrivateDir::open(&self.inner.state_dir.join("helper-images"))
+                && let Err(error) = dir.remove_if_present(&format!("{}.bin", record.id.simple()))
             {
-                dir.remove_if_present(&format!("{}.bin", record.id.simple()))
-                    .map_err(|e| HostError::internal(failed, e))?;
+                // The image is gone; its bytes take room until somebody removes them.
+                tracing::error!(error = %super::chain(&error), image = %record.id, "a helper image's file stays");
             }
-            self.tell_image(&record, Change::Deleted);
+            self.inner.changed();
         }
         Ok(record)
     }
 
     fn keep_image(&self, record: &ImageRecord, change: Change) -> Result<(), HostError> {
-        self.inner
-            .store
-            .put(Kind::HelperImage, record.id, Some(&record.name), record)
-            .map_err(|e| HostError::internal("storing a helper image", e))?;
-        self.tell_image(record, change);
+        let failed = |e| HostError::storage("storing a helper image", e);
+        let mut batch = Batch::new();
+        batch.put(Kind::HelperImage, record.id, Some(&record.name), record).map_err(failed)?;
+        self.image_event(record, change).write(&mut batch);
+        let riding = act::along(&Effect::Image(record), &mut batch);
+        self.inner.ledger.commit_blocking(batch, || riding.arrived()).map_err(failed)?;
+        self.inner.changed();
         Ok(())
     }
 
-    fn tell_image(&self, record: &ImageRecord, change: Change) {
+    fn image_event(&self, record: &ImageRecord, change: Change) -> EventBody {
         let body = EventBody::new(ResourceKind::HelperImage, change, record.id, record.generation);
-        self.inner.events.emit(&EventBody { name: Some(record.name.clone()), ..body });
-        self.inner.changed();
+        EventBody { name: Some(record.name.clone()), ..body }
     }
 }

@@ -277,8 +277,9 @@ impl Destination<'_> {
         let hand_over = HandOver { peer: self.identity.to_string(), settled: Settlement::Open };
         let entry = Arc::new(MigrationEntry::new(migration, Arc::clone(&control)));
         entry.attach(mirror.watch());
-        let noted =
-            inner.begin_migration(&entry, |t| t.put(Kind::HandOver, prepare.session, None, &hand_over));
+        let noted = inner.begin_migration(&entry, |b| {
+            b.put(Kind::HandOver, prepare.session, None, &hand_over).map(|_| ())
+        });
         noted.map_err(|e| match e {
             HostError::IdTaken { .. } => refuse("session_exists", "the destination has seen this session"),
             e => {
@@ -298,10 +299,7 @@ impl Destination<'_> {
             let _ = gone.blocking_recv();
         }
         let Some(old) = self.replaced.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
-        if let Err(error) = self.inner.store.put(Kind::Guest, old.id, Some(&old.spec.name), &old) {
-            tracing::error!(%error, "a guest's earlier record could not be stored again");
-        }
-        self.inner.events.guest(&old, None, super::events::Change::Created);
+        self.inner.guest_is_back(&old);
         let entry = guest_task::spawn(self.inner, old, GuestState::Stopped);
         self.inner.guests_mut().insert(entry);
         self.inner.changed();
@@ -326,16 +324,12 @@ impl Destination<'_> {
     ) {
         self.inner.streams().remove(&session);
         let Some(entry) = self.inner.migration_entry(session) else { return };
-        let record = entry.change(|r| {
+        self.inner.migration_happened(&entry, |r| {
             r.state = state;
             r.error = fault.filter(|_| state != MigrationState::Canceled).map(fault_of);
             r.finished_at = Some(Timestamp::now());
             r.guest_state_after = after;
         });
-        if let Err(error) = self.inner.store_migration(&record) {
-            tracing::error!(%error, "a migration's record could not be stored");
-        }
-        self.inner.migration_changed(session);
     }
 }
 

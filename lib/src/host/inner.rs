@@ -5,13 +5,15 @@ use std::collections::hash_map::Entry as Slot;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tokio::sync::watch;
 use uuid::Uuid;
 
+use super::act::{self, Effect};
 use super::entries::{GuestEntry, MigrationEntry, MirrorEntry};
-use super::events::{Change, Events};
+use super::events::{Change, EventBody, Events, ResourceKind};
 use super::registry::Registry;
 use super::{
     DriverSpec, Fault, GuestRecord, HostError, MigrationRecord, MirrorRecord, MirrorState, PeerRecord,
@@ -24,8 +26,13 @@ use crate::hypervisor::kvm::KvmHost;
 use crate::mirror::{HelperImage, Mirror, Placement};
 use crate::qemu::UserPool;
 use crate::sev::model::ModelPlatform;
-use crate::store::{Kind, Ledger, Store, StoreError};
+use crate::store::{Batch, Kind, Ledger, Store, StoreError};
 use crate::transport::{Identity, Link, PeerIdentity};
+
+/// Room in the state directory below which a write for its own sake shows whether there is enough.
+const SPACE_SHORT: u64 = 4 << 20;
+/// Between two such looks.
+const SPACE_LOOK: Duration = Duration::from_secs(1);
 
 /// Limits assumed for plans on a host without KVM.
 const NO_KVM: HostLimits = HostLimits {
@@ -71,11 +78,14 @@ pub(super) struct Inner {
     pub settings: RwLock<super::HostSettings>,
     pub outgoing_slots: Arc<tokio::sync::Semaphore>,
     guests: RwLock<Registry<GuestEntry>>,
+    /// Ids and names of guests that are being stored. Locked after `guests`.
+    claims: Mutex<HashMap<Uuid, String>>,
     mirrors: RwLock<HashMap<Uuid, Arc<MirrorEntry>>>,
     migrations: RwLock<HashMap<Uuid, Arc<MigrationEntry>>>,
     peers: RwLock<HashMap<Uuid, PeerRecord>>,
     /// Streams of imports that wait for them, by session.
     streams: Mutex<HashMap<Uuid, WaitingImport>>,
+    space_looked_at: Mutex<Option<Instant>>,
     changes: watch::Sender<u64>,
     stopping: AtomicBool,
 }
@@ -121,10 +131,12 @@ impl Inner {
             settings: RwLock::default(),
             outgoing_slots: Arc::new(tokio::sync::Semaphore::new(4)),
             guests: RwLock::default(),
+            claims: Mutex::default(),
             mirrors: RwLock::default(),
             migrations: RwLock::default(),
             peers: RwLock::default(),
             streams: Mutex::default(),
+            space_looked_at: Mutex::default(),
             changes: watch::Sender::new(1),
             stopping: AtomicBool::new(false),
         }
@@ -165,6 +177,17 @@ impl Inner {
         self.kvm.as_ref().map_err(|why| HostError::CapabilityMissing { what: "kvm", why: why.clone() })
     }
 
+    /// Whether the state directory has so little room that the next write may not fit, looked at once a second.
+    pub fn is_short_of_space(&self) -> bool {
+        let mut looked = self.space_looked_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if looked.is_some_and(|at| at.elapsed() < SPACE_LOOK) {
+            return false;
+        }
+        *looked = Some(Instant::now());
+        rustix::fs::statvfs(&self.state_dir)
+            .is_ok_and(|s| s.f_bavail.saturating_mul(s.f_frsize) < SPACE_SHORT)
+    }
+
     pub fn changed(&self) {
         self.changes.send_modify(|n| *n += 1);
     }
@@ -195,6 +218,37 @@ impl Inner {
         self.guests.write().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether a new guest may have this name, and this id.
+    pub fn check_guest_free(&self, id: Option<Uuid>, name: &str) -> Result<(), HostError> {
+        let (guests, claims) = (self.guests(), self.claims());
+        if id.is_some_and(|id| guests.contains_key(&id) || claims.contains_key(&id)) {
+            return Err(HostError::IdTaken { kind: "guest" });
+        }
+        if guests.named(name).is_some() || claims.values().any(|n| n == name) {
+            return Err(HostError::NameTaken { kind: "guest", name: name.to_owned() });
+        }
+        Ok(())
+    }
+
+    /// Keeps id and name for a guest that is being stored, until the claim is dropped. By then the guest is there, or will
+    /// never be.
+    pub fn claim_guest(self: &Arc<Self>, id: Uuid, name: &str) -> Result<GuestClaim, HostError> {
+        let guests = self.guests();
+        let mut claims = self.claims();
+        if guests.contains_key(&id) || claims.contains_key(&id) {
+            return Err(HostError::IdTaken { kind: "guest" });
+        }
+        if guests.named(name).is_some() || claims.values().any(|n| n == name) {
+            return Err(HostError::NameTaken { kind: "guest", name: name.to_owned() });
+        }
+        claims.insert(id, name.to_owned());
+        Ok(GuestClaim { inner: Arc::clone(self), id })
+    }
+
+    fn claims(&self) -> MutexGuard<'_, HashMap<Uuid, String>> {
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A guest by id or name.
     pub fn find_guest(&self, key: &str) -> Result<Arc<GuestEntry>, HostError> {
         let guests = self.guests();
@@ -205,15 +259,49 @@ impl Inner {
             .ok_or_else(|| HostError::NotFound { kind: "guest", key: key.chars().take(80).collect() })
     }
 
-    pub fn forget_guest(&self, id: Uuid) {
-        if let Err(error) = self.store.delete(Kind::Guest, id) {
-            tracing::error!(%error, "a guest's record could not be deleted");
-        }
-        let gone = self.guests_mut().remove(&id);
-        if let Some(gone) = gone {
-            self.events.guest(&gone.record(), None, Change::Deleted);
-        }
+    /// A guest goes: its record and the event of that, in one transaction; then it is not here any more. Nothing has changed
+    /// when the store refuses.
+    pub fn delete_guest(self: &Arc<Self>, record: &GuestRecord) -> Result<(), StoreError> {
+        let mut batch = Batch::new();
+        batch.delete(Kind::Guest, record.id);
+        EventBody::guest(record, None, Change::Deleted).write(&mut batch);
+        let riding = act::along(&Effect::Gone(ResourceKind::Guest, record.id), &mut batch);
+        let (inner, id) = (Arc::clone(self), record.id);
+        self.ledger.commit_blocking(batch, move || {
+            inner.guests_mut().remove(&id);
+            riding.arrived();
+        })?;
         self.changed();
+        Ok(())
+    }
+
+    /// A guest that is not here any more, whatever the store says of it.
+    pub fn guest_has_gone(&self, id: Uuid) {
+        let gone = self.guests_mut().remove(&id);
+        let mut batch = Batch::new();
+        batch.delete(Kind::Guest, id);
+        if let Some(gone) = gone {
+            EventBody::guest(&gone.record(), None, Change::Deleted).write(&mut batch);
+        }
+        self.owe(batch, "that a guest is gone");
+        self.changed();
+    }
+
+    /// A guest whose place another had taken, which never arrived.
+    pub fn guest_is_back(&self, record: &GuestRecord) {
+        let mut batch = Batch::new();
+        if let Err(error) = batch.put(Kind::Guest, record.id, Some(&record.spec.name), record) {
+            tracing::error!(%error, "a guest's earlier record cannot be written");
+        }
+        EventBody::guest(record, None, Change::Created).write(&mut batch);
+        self.owe(batch, "a guest's earlier record");
+    }
+
+    /// Writes what has happened; what the store does not take now is owed to it.
+    fn owe(&self, batch: Batch, what: &str) {
+        if let Err(error) = self.ledger.owe_blocking(batch, || {}) {
+            tracing::error!(%error, "{what} is not stored yet");
+        }
     }
 
     // Mirrors.
@@ -299,29 +387,38 @@ impl Inner {
         self.changed();
     }
 
-    /// Adds a new migration under an id that no other has, and stores it with what `and` puts beside it; all or nothing.
+    /// Adds a new migration under an id that no other has, and stores it with the event of it and what `and` puts beside it;
+    /// all or nothing.
     pub fn begin_migration(
         &self,
         entry: &Arc<MigrationEntry>,
-        and: impl FnOnce(&crate::store::Transaction<'_>) -> Result<(), StoreError>,
+        and: impl FnOnce(&mut Batch) -> Result<(), StoreError>,
     ) -> Result<(), HostError> {
         // In place before it is stored: of two that come with one id, one is refused and stores nothing.
         match self.migrations.write().unwrap_or_else(PoisonError::into_inner).entry(entry.id) {
             Slot::Occupied(_) => return Err(HostError::IdTaken { kind: "migration" }),
             Slot::Vacant(slot) => _ = slot.insert(Arc::clone(entry)),
         }
-        let record = entry.record();
-        let stored = self.store.transaction(|t| {
-            t.put(Kind::Migration, record.id, None, &record)?;
-            and(t)
-        });
+        let stored = self.store_new_migration(&entry.record(), and);
         if let Err(error) = stored {
             self.migrations.write().unwrap_or_else(PoisonError::into_inner).remove(&entry.id);
-            return Err(HostError::internal("storing the migration", error));
+            return Err(HostError::storage("storing the migration", error));
         }
-        self.events.migration(&record, self.labels_of(record.guest), Change::Created);
         self.changed();
         Ok(())
+    }
+
+    fn store_new_migration(
+        &self,
+        record: &MigrationRecord,
+        and: impl FnOnce(&mut Batch) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let mut batch = Batch::new();
+        batch.put(Kind::Migration, record.id, None, record)?;
+        and(&mut batch)?;
+        EventBody::migration(record, self.labels_of(record.guest), Change::Created).write(&mut batch);
+        let riding = act::along(&Effect::Migration(record), &mut batch);
+        self.ledger.commit_blocking(batch, || riding.arrived())
     }
 
     /// Something of a migration changed: tells what is worth an event.
@@ -334,19 +431,39 @@ impl Inner {
         self.changed();
     }
 
+    /// Stores a migration's record; nothing is stored when the store refuses.
     pub fn store_migration(&self, record: &MigrationRecord) -> Result<(), HostError> {
-        self.store
-            .put(Kind::Migration, record.id, None, record)
-            .map_err(|e| HostError::internal("storing the migration", e))
+        let failed = |e| HostError::storage("storing the migration", e);
+        let mut batch = Batch::new();
+        batch.put(Kind::Migration, record.id, None, record).map_err(failed)?;
+        let riding = act::along(&Effect::Migration(record), &mut batch);
+        self.ledger.commit_blocking(batch, || riding.arrived()).map_err(failed)
     }
 
-    pub fn forget_migration(&self, id: Uuid) {
-        let gone = self.migrations.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
-        if let Some(gone) = gone {
-            let record = gone.record();
-            self.events.migration(&record, self.labels_of(record.guest), Change::Deleted);
+    /// Changes a migration's record to what has happened, and tells of it. What the store does not take now is owed to it.
+    pub fn migration_happened(&self, entry: &Arc<MigrationEntry>, change: impl FnOnce(&mut MigrationRecord)) {
+        let record = entry.change(change);
+        let mut batch = Batch::new();
+        if let Err(error) = batch.put(Kind::Migration, record.id, None, &record) {
+            tracing::error!(%error, "a migration's record cannot be written");
         }
+        let labels = self.labels_of(record.guest);
+        entry.tell(|record, change| EventBody::migration(record, labels.clone(), change).write(&mut batch));
+        self.owe(batch, "what became of a migration");
         self.changed();
+    }
+
+    /// Forgets a migration's record and tells of it; it is still here when the store refuses.
+    pub fn forget_migration(&self, record: &MigrationRecord) -> Result<(), HostError> {
+        let mut batch = Batch::new();
+        batch.delete(Kind::Migration, record.id);
+        EventBody::migration(record, self.labels_of(record.guest), Change::Deleted).write(&mut batch);
+        let riding = act::along(&Effect::Gone(ResourceKind::Migration, record.id), &mut batch);
+        let stored = self.ledger.commit_blocking(batch, || riding.arrived());
+        stored.map_err(|e| HostError::storage("deleting the migration", e))?;
+        self.migrations.write().unwrap_or_else(PoisonError::into_inner).remove(&record.id);
+        self.changed();
+        Ok(())
     }
 
     // Peers.
@@ -357,6 +474,21 @@ impl Inner {
 
     pub fn peers_mut(&self) -> RwLockWriteGuard<'_, HashMap<Uuid, PeerRecord>> {
         self.peers.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Stores that a peer came, changed or went, with the event of that.
+    pub fn store_peer(&self, record: &PeerRecord, change: Change) -> Result<(), HostError> {
+        let failed = |e| HostError::storage("storing the peer", e);
+        let mut batch = Batch::new();
+        let riding = if change == Change::Deleted {
+            batch.delete(Kind::Peer, record.id);
+            act::along(&Effect::Gone(ResourceKind::PeerHost, record.id), &mut batch)
+        } else {
+            batch.put(Kind::Peer, record.id, Some(&record.spec.name), record).map_err(failed)?;
+            act::along(&Effect::Peer(record), &mut batch)
+        };
+        EventBody::peer(record, change).write(&mut batch);
+        self.ledger.commit_blocking(batch, || riding.arrived()).map_err(failed)
     }
 
     pub fn find_peer(&self, key: &str) -> Result<PeerRecord, HostError> {
@@ -376,6 +508,18 @@ impl Inner {
     /// Changes of helper images go one after the other.
     pub fn images_lock(&self) -> MutexGuard<'_, ()> {
         self.images.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Keeps id and name of a guest that is being stored.
+pub(super) struct GuestClaim {
+    inner: Arc<Inner>,
+    id: Uuid,
+}
+
+impl Drop for GuestClaim {
+    fn drop(&mut self) {
+        self.inner.claims().remove(&self.id);
     }
 }
 

@@ -3,6 +3,7 @@
 //! Owns: registries of guests, mirrors, migrations and peers, their durable records, and who may do what when. Must not
 //! know: HTTP, JSON bodies, users. Each guest has one owning task; each migration one thread.
 
+mod act;
 mod batches;
 mod boot;
 mod capabilities;
@@ -37,9 +38,10 @@ use crate::address_space::{MirrorPlan, Plug, Strategy};
 use crate::guest::{EncryptionStatus, MachineError, PlugError, StatusError, StatusExtent};
 use crate::mirror::PlacementError;
 use crate::private_files::{PrivateDir, PrivateFileError};
-use crate::store::Ledger;
+use crate::store::{Ledger, Trouble};
 use crate::transport::PeerListener;
 
+pub use act::{Act, Along, Effect, Riding};
 pub use batches::{BatchRefusal, ExportSpec, ImportReport, ImportStep, SealedBatch};
 pub use error::{FieldError, HostError};
 pub use expected::Expected;
@@ -105,7 +107,7 @@ impl Host {
                 }
             }
             let (done, gone) = tokio::sync::oneshot::channel();
-            if guest.sender().send(Command::Shutdown(done)).await.is_ok() {
+            if guest.tell(Command::Shutdown(done)).await {
                 let _ = gone.await;
             }
         }
@@ -393,6 +395,7 @@ impl Host {
         if !asked {
             return Ok(entry.record());
         }
+        // Asked for is asked for, whatever the disk takes: the record says so when it next gets there.
         let record = entry.change(|r| {
             r.cancel_requested_at.get_or_insert(Timestamp::now());
         });
@@ -557,6 +560,9 @@ fn host_fault(e: &HostError) -> Fault {
         | HostError::PastPointOfNoReturn
         | HostError::ShuttingDown
         | HostError::Internal { .. } => "mirror_failed",
+        HostError::Storage { trouble: Trouble::Full, .. }
+        | HostError::Owed { trouble: Trouble::Full, .. } => "storage_full",
+        HostError::Storage { .. } | HostError::Owed { .. } => "storage_failed",
     };
     Fault { code: code.into(), detail: e.to_string() }
 }

@@ -158,7 +158,7 @@ pub(super) async fn create(
     let begun = begin(inner, prepared);
     if begun.is_err() {
         let (done, told) = tokio::sync::oneshot::channel();
-        if guest.sender().send(Command::Release { migration, done }).await.is_ok() {
+        if guest.tell(Command::Release { migration, done }).await {
             let _ = told.await;
         }
     }
@@ -460,14 +460,10 @@ impl Run {
             r.finished_at = Some(Timestamp::now());
             r.guest_state_after = after.or_else(|| Some(self.guest.record().state));
         });
-        self.inner.migration_changed(self.entry.id);
     }
 
     fn note(&self, change: impl FnOnce(&mut MigrationRecord)) {
-        let record = self.entry.change(change);
-        if let Err(error) = self.inner.store_migration(&record) {
-            tracing::error!(%error, "a migration's record could not be stored");
-        }
+        self.inner.migration_happened(&self.entry, change);
     }
 }
 
@@ -541,20 +537,20 @@ pub(super) async fn settle_after_restart(inner: Arc<Inner>, entry: Arc<Migration
                 let (done, told) = tokio::sync::oneshot::channel();
                 let peer = moved.then(|| record.peer.clone());
                 // The guest first: whoever sees the migration's end finds it settled.
-                if guest.sender().send(Command::Settled { peer, done }).await.is_ok() {
+                if guest.tell(Command::Settled { peer, done }).await {
                     let _ = told.await;
                 }
             }
-            let record = entry.change(|r| {
-                r.state = state;
-                r.error = error;
-                r.finished_at = Some(Timestamp::now());
-                r.guest_state_after = Some(GuestState::Stopped);
-            });
-            if let Err(error) = inner.store_migration(&record) {
-                tracing::error!(%error, "a migration's record could not be stored");
-            }
-            inner.migration_changed(entry.id);
+            let (theirs, ended) = (Arc::clone(&inner), Arc::clone(&entry));
+            let note = move || {
+                theirs.migration_happened(&ended, |r| {
+                    r.state = state;
+                    r.error = error;
+                    r.finished_at = Some(Timestamp::now());
+                    r.guest_state_after = Some(GuestState::Stopped);
+                });
+            };
+            let _ = tokio::task::spawn_blocking(note).await;
             return;
         }
         tokio::time::sleep(patience).await;

@@ -4,8 +4,10 @@ use std::sync::{Arc, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use super::act::{self, Effect};
 use super::events::{Change, EventBody, ResourceKind};
 use super::{Expected, FieldError, Host, HostError, Labels, validate};
+use crate::store::Batch;
 
 /// Most outgoing migrations at once.
 const SLOTS_MAX: u32 = 16;
@@ -63,15 +65,19 @@ impl Host {
         if !act {
             return Ok(next);
         }
-        self.inner.store.meta_put(KEY, &next).map_err(|e| HostError::internal("storing the settings", e))?;
-        self.resize_slots(settings.migration_slots, next.migration_slots);
-        *settings = next.clone();
-        drop(settings);
+        let failed = |e| HostError::storage("storing the settings", e);
+        let mut batch = Batch::new();
+        batch.meta_put(KEY, &next).map_err(failed)?;
         let mut body = EventBody::new(ResourceKind::Host, Change::Updated, self.inner.id, next.generation);
         body.name = Some(self.inner.name.clone());
         body.labels = next.labels.clone();
         body.data.insert("maintenance".into(), next.maintenance.into());
-        self.inner.events.emit(&body);
+        body.write(&mut batch);
+        let riding = act::along(&Effect::Settings(&next), &mut batch);
+        self.inner.ledger.commit_blocking(batch, || riding.arrived()).map_err(failed)?;
+        self.resize_slots(settings.migration_slots, next.migration_slots);
+        *settings = next.clone();
+        drop(settings);
         self.inner.changed();
         Ok(next)
     }

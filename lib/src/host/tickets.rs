@@ -12,9 +12,11 @@ use jiff::{Timestamp, ToSpan as _};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::act::{self, Effect};
 use super::inner::Inner;
 use super::{FieldError, Host, HostError, PeerRecord, PeerSpec, validate};
 use crate::migration::wire::PROTOCOL_VERSIONS;
+use crate::store::Batch;
 use crate::store::ledger::Space;
 use crate::transport::PeerIdentity;
 
@@ -148,11 +150,11 @@ impl Host {
         };
         let body = serde_json::to_string(&kept).map_err(|e| HostError::internal("writing a ticket", e))?;
         let until = now + (AFTERMATH_DAYS * 24).hours();
-        self.inner
-            .ledger
-            .put(Space::Ticket, ticket.session.to_string(), Some(until), body)
-            .await
-            .map_err(|e| HostError::internal("storing a ticket", e))?;
+        let failed = |e| HostError::storage("storing a ticket", e);
+        let mut batch = Batch::new();
+        batch.keyed_put(Space::Ticket, ticket.session.to_string(), Some(until), body).map_err(failed)?;
+        let riding = act::along(&Effect::Ticket(&ticket), &mut batch);
+        self.inner.ledger.commit_and(batch, move || riding.arrived()).await.map_err(failed)?;
         Ok(ticket)
     }
 }
@@ -178,19 +180,19 @@ impl Inner {
             kept.filter(|k| !k.used && k.source_identity == text && k.good_until > Timestamp::now())
         };
         // Looked at before it is taken: a stranger's guess must not cost its owner the ticket.
-        if self.ledger.find(Space::Ticket, &key).ok().flatten().is_none_or(|b| good(&b).is_none()) {
-            return false;
-        }
-        // Of several at once only one gets it.
-        let taken = self.ledger.take_blocking(Space::Ticket, key.clone()).ok().flatten();
-        let Some(kept) = taken.and_then(|b| good(&b)) else { return false };
+        let Some(there) = self.ledger.find(Space::Ticket, &key).ok().flatten() else { return false };
+        let Some(kept) = good(&there) else { return false };
         let used = Kept { used: true, ..kept };
         let until = Timestamp::now() + (AFTERMATH_DAYS * 24).hours();
-        match serde_json::to_string(&used) {
-            Ok(body) => self.ledger.put_soon(Space::Ticket, key, until, body),
-            Err(error) => tracing::error!(%error, "a used ticket cannot be written"),
+        let Ok(body) = serde_json::to_string(&used) else { return false };
+        // Of several at once only one gets it; while it cannot be noted that it is used up, nobody does.
+        match self.ledger.swap_blocking(Space::Ticket, key, there, Some(until), body) {
+            Ok(mine) => mine,
+            Err(error) => {
+                tracing::error!(%error, "a ticket cannot be used up");
+                false
+            }
         }
-        true
     }
 }
 

@@ -15,6 +15,7 @@ pub use crate::guest::lifecycle::GuestState;
 use crate::memory::Backing;
 use crate::mirror::Placement;
 use crate::sev::Policy;
+use crate::store::Writing;
 
 /// Labels of a resource: at most 64, keys 1 to 63 and values 0 to 255 bytes.
 pub type Labels = BTreeMap<String, String>;
@@ -760,4 +761,6 @@ pub struct HostInfo {
     pub mirrors: usize,
     /// Migrations that have not ended.
     pub active_migrations: usize,
+    /// Whether its database takes what is to be stored.
+    pub storage: Writing,
 }

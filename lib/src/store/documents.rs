@@ -28,9 +28,7 @@ impl<'a> Transaction<'a> {
         name: Option<&str>,
         document: &T,
     ) -> Result<(), StoreError> {
-        let statement = "INSERT INTO document (kind, id, name, body) VALUES (?1, ?2, ?3, ?4)
-             ON CONFLICT (kind, id) DO UPDATE SET name = excluded.name, body = excluded.body";
-        self.write(statement, kind, id, name, document)
+        put(self.connection, kind, id, name, &render(document, || DocumentRef::Document(kind, id))?)
     }
 
     /// As [`Store::insert`](super::Store::insert).
@@ -42,7 +40,8 @@ impl<'a> Transaction<'a> {
         document: &T,
     ) -> Result<(), StoreError> {
         let statement = "INSERT INTO document (kind, id, name, body) VALUES (?1, ?2, ?3, ?4)";
-        self.write(statement, kind, id, name, document)
+        let body = render(document, || DocumentRef::Document(kind, id))?;
+        write(self.connection, statement, kind, id, name, &body)
     }
 
     /// As [`Store::get`](super::Store::get).
@@ -97,24 +96,13 @@ impl<'a> Transaction<'a> {
 
     /// As [`Store::delete`](super::Store::delete).
     pub fn delete(&self, kind: Kind, id: Uuid) -> Result<bool, StoreError> {
-        self.connection
-            .prepare_cached("DELETE FROM document WHERE kind = ?1 AND id = ?2")
-            .and_then(|mut statement| statement.execute(params![kind.stored(), id.as_bytes()]))
-            .map(|removed| removed > 0)
-            .map_err(StoreError::from)
+        delete(self.connection, kind, id)
     }
 
     /// As [`Store::meta_put`](super::Store::meta_put).
     pub fn meta_put<T: Serialize>(&self, key: &str, document: &T) -> Result<(), StoreError> {
         let body = render(document, || DocumentRef::Meta(key.to_owned()))?;
-        self.connection
-            .prepare_cached(
-                "INSERT INTO meta (key, body) VALUES (?1, ?2)
-                 ON CONFLICT (key) DO UPDATE SET body = excluded.body",
-            )
-            .and_then(|mut statement| statement.execute(params![key, body]))
-            .map(|_| ())
-            .map_err(StoreError::from)
+        meta_put(self.connection, key, &body)
     }
 
     /// As [`Store::meta_get`](super::Store::meta_get).
@@ -126,29 +114,63 @@ impl<'a> Transaction<'a> {
             .transpose()
             .map_err(|source| StoreError::Unreadable { document: DocumentRef::Meta(key.to_owned()), source })
     }
-
-    fn write<T: Serialize>(
-        &self,
-        statement: &str,
-        kind: Kind,
-        id: Uuid,
-        name: Option<&str>,
-        document: &T,
-    ) -> Result<(), StoreError> {
-        let body = render(document, || DocumentRef::Document(kind, id))?;
-        self.connection
-            .prepare_cached(statement)
-            .and_then(|mut statement| statement.execute(params![kind.stored(), id.as_bytes(), name, body]))
-            .map(|_| ())
-            .map_err(|error| match error.sqlite_extended_error_code() {
-                Some(ffi::SQLITE_CONSTRAINT_PRIMARYKEY) => StoreError::Exists { kind, id },
-                Some(ffi::SQLITE_CONSTRAINT_UNIQUE) => StoreError::NameTaken { kind, id },
-                _ => StoreError::from(error),
-            })
-    }
 }
 
-fn render<T: Serialize>(document: &T, which: impl Fn() -> DocumentRef) -> Result<String, StoreError> {
+/// Writes a document that is JSON already.
+pub(super) fn put(
+    connection: &Connection,
+    kind: Kind,
+    id: Uuid,
+    name: Option<&str>,
+    body: &str,
+) -> Result<(), StoreError> {
+    let statement = "INSERT INTO document (kind, id, name, body) VALUES (?1, ?2, ?3, ?4)
+         ON CONFLICT (kind, id) DO UPDATE SET name = excluded.name, body = excluded.body";
+    write(connection, statement, kind, id, name, body)
+}
+
+pub(super) fn delete(connection: &Connection, kind: Kind, id: Uuid) -> Result<bool, StoreError> {
+    connection
+        .prepare_cached("DELETE FROM document WHERE kind = ?1 AND id = ?2")
+        .and_then(|mut statement| statement.execute(params![kind.stored(), id.as_bytes()]))
+        .map(|removed| removed > 0)
+        .map_err(StoreError::from)
+}
+
+pub(super) fn meta_put(connection: &Connection, key: &str, body: &str) -> Result<(), StoreError> {
+    connection
+        .prepare_cached(
+            "INSERT INTO meta (key, body) VALUES (?1, ?2)
+             ON CONFLICT (key) DO UPDATE SET body = excluded.body",
+        )
+        .and_then(|mut statement| statement.execute(params![key, body]))
+        .map(|_| ())
+        .map_err(StoreError::from)
+}
+
+fn write(
+    connection: &Connection,
+    statement: &str,
+    kind: Kind,
+    id: Uuid,
+    name: Option<&str>,
+    body: &str,
+) -> Result<(), StoreError> {
+    connection
+        .prepare_cached(statement)
+        .and_then(|mut statement| statement.execute(params![kind.stored(), id.as_bytes(), name, body]))
+        .map(|_| ())
+        .map_err(|error| match error.sqlite_extended_error_code() {
+            Some(ffi::SQLITE_CONSTRAINT_PRIMARYKEY) => StoreError::Exists { kind, id },
+            Some(ffi::SQLITE_CONSTRAINT_UNIQUE) => StoreError::NameTaken { kind, id },
+            _ => StoreError::from(error),
+        })
+}
+
+pub(super) fn render<T: Serialize>(
+    document: &T,
+    which: impl Fn() -> DocumentRef,
+) -> Result<String, StoreError> {
     let body = serde_json::to_string(document)
         .map_err(|source| StoreError::Unwritable { document: which(), source })?;
     if body.len() > MAX_DOCUMENT {

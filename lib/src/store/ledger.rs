@@ -1,28 +1,29 @@
-//! What is appended and what expires: event log, audit log, and keyed records with a time to live.
+//! What is appended and what expires: event log, audit log, and keyed records with a time to live; and writing anything
+//! together with an entry of theirs.
 //!
-//! Owns: their tables, one writer thread that commits in batches, retention. Must not know: what bodies mean.
+//! Owns: their tables, retention, the way to the writer's thread. Must not know: what bodies mean.
 //!
 //! The ledger is in the store's file, over connections of its own. Writers hand their work to one thread, which runs
 //! everything that waits in one transaction: a commit costs a sync of the disk, and 32 callers share it. Whoever waits
-//! is told after the commit; watchers of a log see entries only when they are on disk.
+//! is told after the commit; readers and watchers of a log see entries only when they are on disk and whoever wrote them
+//! has been told.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::atomic::AtomicU64;
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use jiff::Timestamp;
-use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
 use tokio::sync::{oneshot, watch};
 use uuid::Uuid;
 
-use super::{DocumentRef, MAX_DOCUMENT, StoreError, open};
+use super::writer::{self, Health, Tail, Tell, Work, Writing};
+use super::{Batch, StoreError, open};
 
 /// Work that waits at most; more make writers wait.
 const QUEUE: usize = 4096;
-/// Work that one transaction takes at most.
-const BATCH: usize = 512;
 /// Rows that one look through a log reads at most, matching or not.
 pub const SCAN_MAX: usize = 20_000;
 /// Entries of the event log that are kept, when nobody says otherwise.
@@ -43,6 +44,10 @@ pub(super) const SCHEMA: &str = "
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX keyed_expires ON keyed (expires) WHERE expires IS NOT NULL;
 ";
+/// What came of what the audit log says was begun; `seq` is the entry's. Part of the schema from version 3 on.
+pub(super) const OUTCOMES: &str = "
+    CREATE TABLE audit_outcome (seq INTEGER PRIMARY KEY, at INTEGER NOT NULL, body TEXT NOT NULL) STRICT;
+";
 
 /// An append-only log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +59,7 @@ pub enum Log {
 }
 
 impl Log {
-    const fn table(self) -> &'static str {
+    pub(super) const fn table(self) -> &'static str {
         match self {
             Self::Event => "event",
             Self::Audit => "audit",
@@ -74,7 +79,7 @@ pub enum Space {
 }
 
 impl Space {
-    const fn stored(self) -> &'static str {
+    pub(super) const fn stored(self) -> &'static str {
         match self {
             Self::Idempotency => "idempotency",
             Self::Token => "token",
@@ -125,14 +130,12 @@ pub enum LookError {
     Store(#[from] StoreError),
 }
 
-type Told = Box<dyn FnOnce(bool) + Send>;
-type Work = Box<dyn FnOnce(&Transaction<'_>) -> rusqlite::Result<Told> + Send>;
-
 /// The open ledger.
 pub struct Ledger {
     epoch: String,
     sender: Option<SyncSender<Work>>,
     writer: Option<JoinHandle<()>>,
+    health: Arc<Health>,
     reader: Mutex<Connection>,
     events: Arc<Tail>,
     audit: Arc<Tail>,
@@ -142,16 +145,6 @@ impl std::fmt::Debug for Ledger {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Ledger").field("epoch", &self.epoch).finish_non_exhaustive()
     }
-}
-
-/// The end of a log.
-struct Tail {
-    log: Log,
-    kept: u64,
-    /// The writer's: the last number given out.
-    next: AtomicU64,
-    /// The last entry on disk.
-    committed: watch::Sender<u64>,
 }
 
 impl Ledger {
@@ -171,8 +164,11 @@ impl Ledger {
         let (events, audit) = (tail(Log::Event, events_kept.max(1))?, tail(Log::Audit, AUDIT_KEPT)?);
         let (sender, receiver) = sync_channel(QUEUE);
         let tails = [Arc::clone(&events), Arc::clone(&audit)];
+        let health = Arc::new(Health::default());
+        let theirs = Arc::clone(&health);
         let thread = std::thread::Builder::new().name("ledger".into());
-        let writer = thread.spawn(move || write_all(writer, &receiver, &tails)).map_err(|source| {
+        let writing = move || writer::write_all(writer, &receiver, &tails, &theirs);
+        let writer = thread.spawn(writing).map_err(|source| {
             StoreError::Files(super::PrivateFileError::Io {
                 operation: "start the writer of",
                 path: path.to_owned(),
@@ -180,7 +176,7 @@ impl Ledger {
             })
         })?;
         let reader = Mutex::new(reader);
-        Ok(Self { epoch, sender: Some(sender), writer: Some(writer), reader, events, audit })
+        Ok(Self { epoch, sender: Some(sender), writer: Some(writer), health, reader, events, audit })
     }
 
     /// Made with the database: numbers of another epoch mean nothing here. 16 hexadecimal digits.
@@ -188,33 +184,119 @@ impl Ledger {
         &self.epoch
     }
 
-    /// Appends without waiting for the disk. Entries get their numbers in the order of the calls.
+    /// Appends without waiting for the disk; an entry that the disk does not take is owed. Entries get their numbers in the
+    /// order of the calls.
     pub fn append(&self, log: Log, body: String) {
-        self.queue(self.appending(log, body, Box::new(|_| {})));
+        let mut batch = Batch::new();
+        batch.append(log, body);
+        self.queue_batch(batch, true, || {}, |_| {});
     }
 
-    /// Appends; returns when the entry is on disk.
+    /// Appends; returns the entry's number when it is on disk.
     ///
     /// # Errors
-    /// [`StoreError::Sqlite`].
-    pub async fn append_durably(&self, log: Log, body: String) -> Result<(), StoreError> {
-        let (told, done) = oneshot::channel();
-        self.queue(self.appending(log, body, Box::new(move |ok| _ = told.send(ok))));
-        if done.await == Ok(true) { Ok(()) } else { Err(failed()) }
+    /// Whatever keeps the database from taking it.
+    pub async fn append_durably(&self, log: Log, body: String) -> Result<u64, StoreError> {
+        let (tails, at) = ([Arc::clone(self.tail(log))], Timestamp::now());
+        self.run(move |t| writer::append(t, &tails, log, at, &body)).await
     }
 
-    fn appending(&self, log: Log, body: String, told: Told) -> Work {
-        let (tail, at) = (Arc::clone(self.tail(log)), Timestamp::now().as_millisecond());
-        Box::new(move |t| {
-            let seq = tail.next.load(Ordering::SeqCst) + 1;
-            let statement = match tail.log {
-                Log::Event => "INSERT INTO event (seq, at, body) VALUES (?1, ?2, ?3)",
-                Log::Audit => "INSERT INTO audit (seq, at, body) VALUES (?1, ?2, ?3)",
-            };
-            t.prepare_cached(statement)?.execute(params![seq as i64, at, body])?;
-            tail.next.store(seq, Ordering::SeqCst);
-            Ok(told)
-        })
+    /// Writes a batch; returns when it is on disk.
+    ///
+    /// # Errors
+    /// Nothing of it was written: whatever keeps the database from taking it.
+    pub async fn commit(&self, batch: Batch) -> Result<(), StoreError> {
+        self.commit_and(batch, || {}).await
+    }
+
+    /// The same; calls `then` when the batch is on disk, before any reader of a log sees an entry of it. It is called on the
+    /// writer's thread and must not wait for anybody who waits for the ledger.
+    ///
+    /// # Errors
+    /// As [`Ledger::commit`]; `then` is not called.
+    pub async fn commit_and(
+        &self,
+        batch: Batch,
+        then: impl FnOnce() + Send + 'static,
+    ) -> Result<(), StoreError> {
+        let (told, done) = oneshot::channel();
+        self.queue_batch(batch, false, then, move |result| _ = told.send(result));
+        done.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    /// As [`Ledger::commit_and`], for those who may wait: the thread waits with them.
+    ///
+    /// # Errors
+    /// As [`Ledger::commit`].
+    pub fn commit_blocking(
+        &self,
+        batch: Batch,
+        then: impl FnOnce() + Send + 'static,
+    ) -> Result<(), StoreError> {
+        let (told, done) = sync_channel(1);
+        self.queue_batch(batch, false, then, move |result| _ = told.send(result));
+        done.recv().unwrap_or_else(|_| Err(gone()))
+    }
+
+    /// Writes what has happened already; returns when it is on disk, or when the disk does not take it now. It is then owed:
+    /// it will be written before everything that is written later, as soon as that works. `then` is called in either case.
+    ///
+    /// # Errors
+    /// Why it is not on disk yet.
+    pub fn owe_blocking(&self, batch: Batch, then: impl FnOnce() + Send + 'static) -> Result<(), StoreError> {
+        let (told, done) = sync_channel(1);
+        self.queue_batch(batch, true, then, move |result| _ = told.send(result));
+        done.recv().unwrap_or_else(|_| Err(gone()))
+    }
+
+    /// As [`Ledger::owe_blocking`], without a thread that waits.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn owe(&self, batch: Batch) -> Result<(), StoreError> {
+        let (told, done) = oneshot::channel();
+        self.queue_batch(batch, true, || {}, move |result| _ = told.send(result));
+        done.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    fn queue_batch(
+        &self,
+        batch: Batch,
+        owed: bool,
+        then: impl FnOnce() + Send + 'static,
+        tell: impl FnOnce(Result<(), StoreError>) + Send + 'static,
+    ) {
+        self.queue(Work::Batch { batch, owed, then: Box::new(then), tell: Box::new(tell) });
+    }
+
+    /// Whether writing works, and what is not on disk yet.
+    pub fn writing(&self) -> Writing {
+        self.health.now()
+    }
+
+    /// Writes something for its own sake.
+    ///
+    /// # Errors
+    /// Whatever keeps the database from taking it.
+    pub async fn probe(&self) -> Result<(), StoreError> {
+        self.run(writer::probe).await
+    }
+
+    /// What came of entries of the audit log, by their numbers; those that nothing came of are left out.
+    ///
+    /// # Errors
+    /// [`StoreError::Sqlite`] and its kind.
+    pub fn outcomes(&self, seqs: &[u64]) -> Result<Vec<Entry>, StoreError> {
+        let reader = self.reader();
+        let mut statement = reader
+            .prepare_cached("SELECT seq, at, body FROM audit_outcome WHERE seq = ?1")
+            .map_err(StoreError::from)?;
+        let mut found = Vec::new();
+        for seq in seqs {
+            let row = statement.query_row([*seq as i64], entry_of).optional().map_err(StoreError::from)?;
+            found.extend(row);
+        }
+        Ok(found)
     }
 
     /// What a log holds on disk.
@@ -242,13 +324,20 @@ impl Ledger {
         mut wanted: impl FnMut(&Entry) -> bool,
     ) -> Result<Look, LookError> {
         let reader = self.reader();
+        // What is on disk is shown when those who wrote it have been told.
+        let committed = *self.tail(log).committed.borrow();
         let bounds = bounds_of(&reader, log)?;
+        let bounds = Bounds { latest: bounds.latest.min(committed), ..bounds };
         if after > bounds.latest || after + 1 < bounds.oldest {
             return Err(LookError::Expired(bounds));
         }
-        let sql = format!("SELECT seq, at, body FROM {} WHERE seq > ?1 ORDER BY seq LIMIT ?2", log.table());
+        let sql = format!(
+            "SELECT seq, at, body FROM {} WHERE seq > ?1 AND seq <= ?3 ORDER BY seq LIMIT ?2",
+            log.table()
+        );
         let mut statement = reader.prepare_cached(&sql).map_err(StoreError::from)?;
-        let rows = statement.query_map(params![after as i64, SCAN_MAX as i64], entry_of);
+        let asked = params![after as i64, SCAN_MAX as i64, bounds.latest as i64];
+        let rows = statement.query_map(asked, entry_of);
         let mut look = Look { entries: Vec::new(), seen: after, more: false };
         for row in rows.map_err(StoreError::from)? {
             let entry = row.map_err(StoreError::from)?;
@@ -328,7 +417,7 @@ impl Ledger {
     /// Writes a record unless its key is there (an expired one does not count). Gives what is there otherwise.
     ///
     /// # Errors
-    /// [`StoreError::TooLong`], [`StoreError::Sqlite`].
+    /// [`StoreError::TooLong`], whatever keeps the database from taking it.
     pub async fn claim(
         &self,
         space: Space,
@@ -336,15 +425,20 @@ impl Ledger {
         expires: Option<Timestamp>,
         body: String,
     ) -> Result<Option<String>, StoreError> {
-        check_length(&key, &body)?;
+        let mut batch = Batch::new();
+        batch.keyed_put(space, key.clone(), expires, body)?;
         self.run(move |t| {
-            t.prepare_cached("DELETE FROM keyed WHERE expires <= ?1")?.execute([now()])?;
+            t.prepare_cached("DELETE FROM keyed WHERE expires <= ?1")
+                .and_then(|mut s| s.execute([now()]))
+                .map_err(StoreError::from)?;
             let there = t
-                .prepare_cached("SELECT body FROM keyed WHERE space = ?1 AND key = ?2")?
-                .query_row(params![space.stored(), key], |row| row.get::<_, String>(0))
-                .optional()?;
+                .prepare_cached("SELECT body FROM keyed WHERE space = ?1 AND key = ?2")
+                .and_then(|mut s| {
+                    s.query_row(params![space.stored(), key], |row| row.get::<_, String>(0)).optional()
+                })
+                .map_err(StoreError::from)?;
             if there.is_none() {
-                put(t, space, &key, expires, &body)?;
+                writer::write_keyed(t, &batch)?;
             }
             Ok(there)
         })
@@ -354,7 +448,7 @@ impl Ledger {
     /// Writes a record, replacing the one with this key.
     ///
     /// # Errors
-    /// [`StoreError::TooLong`], [`StoreError::Sqlite`].
+    /// [`StoreError::TooLong`], whatever keeps the database from taking it.
     pub async fn put(
         &self,
         space: Space,
@@ -362,32 +456,72 @@ impl Ledger {
         expires: Option<Timestamp>,
         body: String,
     ) -> Result<(), StoreError> {
-        check_length(&key, &body)?;
-        self.run(move |t| put(t, space, &key, expires, &body)).await
-    }
-
-    /// As [`Ledger::put`], without waiting for the disk.
-    pub fn put_soon(&self, space: Space, key: String, expires: Timestamp, body: String) {
-        self.queue(Box::new(move |t| {
-            put(t, space, &key, Some(expires), &body)?;
-            Ok(Box::new(|_| {}))
-        }));
+        let mut batch = Batch::new();
+        batch.keyed_put(space, key, expires, body)?;
+        self.commit(batch).await
     }
 
     /// Removes a record; says whether it was there and had not expired. Of several callers one is told so.
     ///
     /// # Errors
-    /// [`StoreError::Sqlite`].
+    /// Whatever keeps the database from taking it.
     pub async fn take(&self, space: Space, key: String) -> Result<Option<String>, StoreError> {
         self.run(move |t| taken(t, space, &key)).await
     }
 
-    /// As [`Ledger::take`], from a thread of its own.
+    /// The same together with a batch: nothing of it is written when there was no record.
     ///
     /// # Errors
-    /// [`StoreError::Sqlite`].
-    pub fn take_blocking(&self, space: Space, key: String) -> Result<Option<String>, StoreError> {
-        self.submit(move |t| taken(t, space, &key)).blocking_recv().ok().flatten().ok_or_else(failed)
+    /// As [`Ledger::take`].
+    pub async fn take_with(
+        &self,
+        space: Space,
+        key: String,
+        batch: Batch,
+    ) -> Result<Option<String>, StoreError> {
+        let tails = [Arc::clone(&self.events), Arc::clone(&self.audit)];
+        self.run(move |t| {
+            let there = taken(t, space, &key)?;
+            if there.is_some() {
+                writer::write_batch(t, &batch, &tails)?;
+            }
+            Ok(there)
+        })
+        .await
+    }
+
+    /// Puts `body` in the place of the record with this key if that is `expected` still; says whether it was.
+    ///
+    /// # Errors
+    /// As [`Ledger::put`].
+    pub fn swap_blocking(
+        &self,
+        space: Space,
+        key: String,
+        expected: String,
+        expires: Option<Timestamp>,
+        body: String,
+    ) -> Result<bool, StoreError> {
+        let mut batch = Batch::new();
+        batch.keyed_put(space, key.clone(), expires, body)?;
+        let (told, done) = sync_channel(1);
+        self.submit(
+            move |t| {
+                let there = t
+                    .prepare_cached("SELECT body FROM keyed WHERE space = ?1 AND key = ?2")
+                    .and_then(|mut s| {
+                        s.query_row(params![space.stored(), key], |row| row.get::<_, String>(0)).optional()
+                    })
+                    .map_err(StoreError::from)?;
+                let same = there.as_deref() == Some(expected.as_str());
+                if same {
+                    writer::write_keyed(t, &batch)?;
+                }
+                Ok(same)
+            },
+            move |result| _ = told.send(result),
+        );
+        done.recv().unwrap_or_else(|_| Err(gone()))
     }
 
     /// Returns when everything appended so far is on disk, or cannot get there.
@@ -397,28 +531,42 @@ impl Ledger {
 
     async fn run<R: Send + 'static>(
         &self,
-        work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<R> + Send + 'static,
+        work: impl FnOnce(&Transaction<'_>) -> Result<R, StoreError> + Send + 'static,
     ) -> Result<R, StoreError> {
-        self.submit(work).await.ok().flatten().ok_or_else(failed)
+        let (told, done) = oneshot::channel();
+        self.submit(work, move |result| _ = told.send(result));
+        done.await.unwrap_or_else(|_| Err(gone()))
     }
 
+    /// Has `work` done; `told` hears what it gave when that is on disk, or what kept it from getting there.
     fn submit<R: Send + 'static>(
         &self,
-        work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<R> + Send + 'static,
-    ) -> oneshot::Receiver<Option<R>> {
-        let (told, done) = oneshot::channel();
-        self.queue(Box::new(move |t| {
-            let result = work(t)?;
-            Ok(Box::new(move |ok: bool| drop(told.send(ok.then_some(result)))))
-        }));
-        done
+        work: impl FnOnce(&Transaction<'_>) -> Result<R, StoreError> + Send + 'static,
+        told: impl FnOnce(Result<R, StoreError>) + Send + 'static,
+    ) {
+        // Whoever comes first has it: the work that was done, or its refusal.
+        let told = Arc::new(Mutex::new(Some(told)));
+        let take = |told: &Mutex<Option<_>>| told.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let refused = Arc::clone(&told);
+        let work = move |t: &Transaction<'_>| {
+            let found = work(t)?;
+            let tell = move |result: Result<(), StoreError>| {
+                if let Some(told) = take(&told) {
+                    told(result.map(|()| found));
+                }
+            };
+            Ok(Box::new(tell) as Tell)
+        };
+        let otherwise = move |result: Result<(), StoreError>| {
+            if let Some(told) = take(&refused) {
+                told(Err(result.err().unwrap_or_else(gone)));
+            }
+        };
+        self.queue(Work::Free(Box::new(work), Box::new(otherwise)));
     }
 
     fn queue(&self, work: Work) {
-        // A writer that is gone has logged why; who waits is told by its dropped sender.
-        if let Some(sender) = &self.sender {
-            let _ = sender.send(work);
-        }
+        writer::send(self.sender.as_ref(), work);
     }
 
     fn tail(&self, log: Log) -> &Arc<Tail> {
@@ -443,70 +591,12 @@ impl Drop for Ledger {
     }
 }
 
-fn write_all(mut connection: Connection, work: &Receiver<Work>, tails: &[Arc<Tail>]) {
-    while let Ok(first) = work.recv() {
-        let batch: Vec<Work> =
-            std::iter::once(first).chain(std::iter::from_fn(|| work.try_recv().ok())).take(BATCH).collect();
-        let before: Vec<u64> = tails.iter().map(|t| t.next.load(Ordering::SeqCst)).collect();
-        let mut told = Vec::with_capacity(batch.len());
-        let result = connection.transaction_with_behavior(TransactionBehavior::Immediate).and_then(|t| {
-            for work in batch {
-                match work(&t) {
-                    Ok(tell) => told.push(tell),
-                    Err(error) => tracing::error!(%error, "the ledger did not take a record"),
-                }
-            }
-            for tail in tails {
-                forget_old(&t, tail)?;
-            }
-            t.commit()
-        });
-        if let Err(error) = &result {
-            tracing::error!(%error, "the ledger could not be written");
-            tails.iter().zip(before).for_each(|(t, n)| t.next.store(n, Ordering::SeqCst));
-        }
-        for tail in tails {
-            let next = tail.next.load(Ordering::SeqCst);
-            tail.committed.send_if_modified(|n| std::mem::replace(n, next) != next);
-        }
-        // Whoever is told finds the entry at the log's end.
-        told.into_iter().for_each(|tell| tell(result.is_ok()));
-    }
-}
-
-fn forget_old(t: &Transaction<'_>, tail: &Tail) -> rusqlite::Result<()> {
-    let below = tail.next.load(Ordering::SeqCst).saturating_sub(tail.kept);
-    if below > 0 {
-        let sql = match tail.log {
-            Log::Event => "DELETE FROM event WHERE seq <= ?1",
-            Log::Audit => "DELETE FROM audit WHERE seq <= ?1",
-        };
-        t.prepare_cached(sql)?.execute([below as i64])?;
-    }
-    Ok(())
-}
-
-fn put(
-    t: &Transaction<'_>,
-    space: Space,
-    key: &str,
-    expires: Option<Timestamp>,
-    body: &str,
-) -> rusqlite::Result<()> {
-    t.prepare_cached(
-        "INSERT INTO keyed (space, key, expires, body) VALUES (?1, ?2, ?3, ?4)
-         ON CONFLICT (space, key) DO UPDATE SET expires = excluded.expires, body = excluded.body",
-    )?
-    .execute(params![space.stored(), key, expires.map(Timestamp::as_millisecond), body])
-    .map(|_| ())
-}
-
-fn taken(t: &Transaction<'_>, space: Space, key: &str) -> rusqlite::Result<Option<String>> {
+fn taken(t: &Transaction<'_>, space: Space, key: &str) -> Result<Option<String>, StoreError> {
     t.prepare_cached(
         "DELETE FROM keyed WHERE space = ?1 AND key = ?2 AND (expires IS NULL OR expires > ?3) RETURNING body",
-    )?
-    .query_row(params![space.stored(), key, now()], |row| row.get(0))
-    .optional()
+    )
+    .and_then(|mut s| s.query_row(params![space.stored(), key, now()], |row| row.get(0)).optional())
+    .map_err(StoreError::from)
 }
 
 fn entry_of(row: &rusqlite::Row<'_>) -> rusqlite::Result<Entry> {
@@ -536,15 +626,8 @@ fn epoch_of(connection: &mut Connection) -> Result<String, StoreError> {
         .map_err(StoreError::from)
 }
 
-fn check_length(key: &str, body: &str) -> Result<(), StoreError> {
-    if body.len() > MAX_DOCUMENT {
-        return Err(StoreError::TooLong { document: DocumentRef::Meta(key.to_owned()), bytes: body.len() });
-    }
-    Ok(())
-}
-
-fn failed() -> StoreError {
-    // The writer has logged the reason itself.
+fn gone() -> StoreError {
+    // The writer's thread has ended; its log says why.
     StoreError::Sqlite(rusqlite::Error::ExecuteReturnedResults)
 }
 
@@ -559,7 +642,7 @@ mod tests {
     use jiff::ToSpan as _;
 
     use super::*;
-    use crate::store::Store;
+    use crate::store::{Kind, Store, Trouble};
 
     fn open(dir: &Path, kept: u64) -> (Store, Ledger) {
         std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700)).unwrap();
@@ -639,13 +722,119 @@ mod tests {
         assert_eq!(ledger.find(Space::Ticket, "old").unwrap().as_deref(), Some("z"));
     }
 
+    /// Lets the database have no page more, or as many as it likes.
+    async fn bound(ledger: &Ledger, pages: Option<u64>) {
+        let set = move |t: &Transaction<'_>| {
+            let now: i64 =
+                t.pragma_query_value(None, "page_count", |r| r.get(0)).map_err(StoreError::from)?;
+            let most = pages.map_or(1 << 30, |more| now + more as i64);
+            t.query_row(&format!("PRAGMA max_page_count = {most}"), [], |_| Ok(())).map_err(StoreError::from)
+        };
+        ledger.run(set).await.unwrap();
+    }
+
+    fn document(name: &str, bytes: usize) -> (Uuid, Batch) {
+        let (id, mut batch) = (Uuid::now_v7(), Batch::new());
+        batch.put(Kind::Guest, id, Some(name), &"x".repeat(bytes)).unwrap();
+        (id, batch)
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn one_that_is_refused_does_not_touch_its_neighbours() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, ledger) = open(dir.path(), 1000);
+        let ledger = Arc::new(ledger);
+        let (id, batch) = document("taken", 10);
+        ledger.commit(batch).await.unwrap();
+        let all = (0..64).map(|n| {
+            let ledger = Arc::clone(&ledger);
+            tokio::spawn(async move {
+                let (id, mut batch) = document(if n % 2 == 0 { "taken" } else { "free" }, 10);
+                let mut other = Batch::new();
+                // The entry comes first: it must go with the document that is refused.
+                other.append(Log::Event, format!("{n}"));
+                let (name, _) = (format!("g{n}"), batch.is_empty());
+                if n % 2 != 0 {
+                    batch = Batch::new();
+                    batch.put(Kind::Guest, id, Some(&name), &n).unwrap();
+                }
+                other.join(batch);
+                (n, id, ledger.commit(other).await)
+            })
+        });
+        let mut made = 0;
+        for done in all.collect::<Vec<_>>() {
+            let (n, id, result) = done.await.unwrap();
+            let there = store.get::<serde_json::Value>(Kind::Guest, id).unwrap().is_some();
+            assert_eq!(result.is_ok(), n % 2 != 0, "{n}: {result:?}");
+            assert_eq!(there, n % 2 != 0, "{n}");
+            assert!(result.is_ok() || matches!(result, Err(StoreError::NameTaken { .. })));
+            made += u64::from(there);
+        }
+        let look = ledger.look(Log::Event, 0, 1000, |_| true).unwrap();
+        assert_eq!(seqs(&look), (1..=made).collect::<Vec<_>>());
+        assert!(look.entries.iter().all(|e| e.body.parse::<u32>().unwrap() % 2 != 0));
+        assert!(store.get::<serde_json::Value>(Kind::Guest, id).unwrap().is_some());
+        assert_eq!(ledger.writing().failing, None);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_has_happened_is_owed_and_written_first_as_soon_as_there_is_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, ledger) = open(dir.path(), 1000);
+        ledger.append_durably(Log::Event, "before".into()).await.unwrap();
+        bound(&ledger, Some(2)).await;
+        let (refused, batch) = document("refused", 100_000);
+        let error = ledger.commit_and(batch, || panic!("it is not on disk")).await.unwrap_err();
+        assert_eq!(error.trouble(), Some(Trouble::Full), "{error:?}");
+        assert_eq!(ledger.writing().failing.map(|f| f.0), Some(Trouble::Full));
+        bound(&ledger, None).await;
+        assert_eq!(ledger.writing().failing, None);
+        // From here on somebody keeps the database locked, and nobody waits for long.
+        let impatient = |t: &Transaction<'_>| {
+            t.query_row("PRAGMA busy_timeout = 20", [], |_| Ok(())).map_err(StoreError::from)
+        };
+        ledger.run(impatient).await.unwrap();
+        let raw = Connection::open(dir.path().join("host.db")).unwrap();
+        raw.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let (owed, mut batch) = document("owed", 100_000);
+        batch.append(Log::Event, "owed".into());
+        let shown = Arc::new(AtomicU64::new(0));
+        let theirs = Arc::clone(&shown);
+        let then = move || theirs.store(1, std::sync::atomic::Ordering::SeqCst);
+        let error = tokio::task::block_in_place(|| ledger.owe_blocking(batch, then)).unwrap_err();
+        assert_eq!(error.trouble(), Some(Trouble::Busy), "{error:?}");
+        assert_eq!(shown.load(std::sync::atomic::Ordering::SeqCst), 1, "it has happened");
+        let writing = ledger.writing();
+        assert_eq!((writing.failing.map(|f| f.0), writing.owed), (Some(Trouble::Busy), 1));
+        // A later word on the same document takes the place of the earlier one.
+        let mut later = Batch::new();
+        later.put(Kind::Guest, owed, Some("owed"), &"y".repeat(100_000)).unwrap();
+        ledger.owe(later).await.unwrap_err();
+        assert_eq!(*ledger.watch(Log::Event).borrow(), 1);
+        assert_eq!(store.get::<String>(Kind::Guest, owed).unwrap(), None);
+        // The lock goes while nobody writes.
+        raw.execute_batch("ROLLBACK").unwrap();
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        while ledger.writing() != (Writing { failing: None, owed: 0, lost_events: 0 }) {
+            assert!(std::time::Instant::now() < deadline, "{:?}", ledger.writing());
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        assert_eq!(store.get::<String>(Kind::Guest, owed).unwrap(), Some("y".repeat(100_000)));
+        assert_eq!(store.get::<String>(Kind::Guest, refused).unwrap(), None);
+        ledger.append_durably(Log::Event, "after".into()).await.unwrap();
+        let look = ledger.look(Log::Event, 0, 10, |_| true).unwrap();
+        let bodies: Vec<&str> = look.entries.iter().map(|e| e.body.as_str()).collect();
+        assert_eq!((seqs(&look), bodies), (vec![1, 2, 3], vec!["before", "owed", "after"]));
+    }
+
     #[test]
     fn a_file_of_schema_1_gets_the_tables() {
         let dir = tempfile::tempdir().unwrap();
         drop(open(dir.path(), 10));
         let raw = Connection::open(dir.path().join("host.db")).unwrap();
         raw.execute_batch(
-            "DROP TABLE event; DROP TABLE audit; DROP TABLE keyed; PRAGMA user_version = 1;
+            "DROP TABLE event; DROP TABLE audit; DROP TABLE keyed; DROP TABLE audit_outcome; PRAGMA user_version = 1;
              DELETE FROM meta;",
         )
         .unwrap();

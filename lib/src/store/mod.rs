@@ -9,9 +9,11 @@
 //!
 //! Blocking; `Send + Sync`. Calls run one at a time.
 
+mod batch;
 mod documents;
 pub mod ledger;
 mod open;
+mod writer;
 
 #[cfg(test)]
 mod tests;
@@ -26,8 +28,10 @@ use uuid::Uuid;
 
 use crate::private_files::FileLock;
 pub use crate::private_files::PrivateFileError;
+pub use batch::Batch;
 pub use documents::Transaction;
 pub use ledger::Ledger;
+pub use writer::{Trouble, Writing};
 
 /// Longest document taken, in bytes of JSON.
 pub const MAX_DOCUMENT: usize = 8 << 20;

@@ -18,14 +18,14 @@ use rusqlite::{Connection, ErrorCode, OpenFlags};
 use rustix::fs::OFlags;
 
 use super::StoreError;
-use super::ledger::SCHEMA as LEDGER;
+use super::ledger::{OUTCOMES, SCHEMA as LEDGER};
 use crate::private_files::{FileLock, PrivateDir, PrivateFileError};
 
 /// `PRAGMA application_id`: "mrvm".
 const APPLICATION_ID: u32 = 0x6d72_766d;
 /// `PRAGMA user_version` of files that this program writes.
-/// 2 added the ledger.
-const SCHEMA_VERSION: i64 = 2;
+/// 2 added the ledger, 3 the outcomes of its audit log.
+const SCHEMA_VERSION: i64 = 3;
 const SCHEMA: &str = "
     CREATE TABLE document (
         kind TEXT NOT NULL,
@@ -100,7 +100,7 @@ fn create(dir: &PrivateDir, name: &str) -> Result<(), StoreError> {
 fn fill(dir: &PrivateDir, temporary: &str) -> rusqlite::Result<()> {
     let connection = connect(dir, temporary)?;
     connection.execute_batch(&format!(
-        "BEGIN; {SCHEMA} {LEDGER} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+        "BEGIN; {SCHEMA} {LEDGER} {OUTCOMES} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
     ))?;
     // The last connection's close moves the log into the file, syncs it and removes the log.
     connection.close().map_err(|(_, error)| error)
@@ -134,9 +134,12 @@ fn check_version(path: &Path, connection: &Connection) -> Result<(), StoreError>
         .map_err(|error| classify(path, error))?;
     match version {
         SCHEMA_VERSION => Ok(()),
-        1 => connection
-            .execute_batch(&format!("BEGIN; {LEDGER} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"))
-            .map_err(|error| classify(path, error)),
+        1 | 2 => {
+            let missing = if version == 1 { LEDGER } else { "" };
+            let added =
+                format!("BEGIN; {missing} {OUTCOMES} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;");
+            connection.execute_batch(&added).map_err(|error| classify(path, error))
+        }
         found if found > SCHEMA_VERSION => {
             Err(StoreError::TooNew { path: path.to_owned(), found, known: SCHEMA_VERSION })
         }

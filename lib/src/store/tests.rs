@@ -147,11 +147,11 @@ fn versions_and_programs_other_than_ours_are_refused() {
     let dir = dir();
     let path = dir.path().join("host.db");
     drop(Store::open(&path).unwrap());
-    raw(&path).pragma_update(None, "user_version", 3).unwrap();
-    assert!(matches!(Store::open(&path), Err(StoreError::TooNew { found: 3, known: 2, .. })));
+    raw(&path).pragma_update(None, "user_version", 4).unwrap();
+    assert!(matches!(Store::open(&path), Err(StoreError::TooNew { found: 4, known: 3, .. })));
     raw(&path).pragma_update(None, "user_version", 0).unwrap();
     assert!(matches!(Store::open(&path), Err(StoreError::Corrupt { .. })));
-    raw(&path).pragma_update(None, "user_version", 2).unwrap();
+    raw(&path).pragma_update(None, "user_version", 3).unwrap();
     drop(Store::open(&path).unwrap());
     raw(&path).pragma_update(None, "application_id", 5).unwrap();
     assert!(matches!(Store::open(&path), Err(StoreError::Foreign { .. })));

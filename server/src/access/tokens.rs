@@ -4,7 +4,8 @@
 //! Must not know: what a token's bearer may do.
 
 use jiff::Timestamp;
-use mirrorvm::host::{Host, HostError};
+use mirrorvm::host::{Act, Effect, Host, HostError};
+use mirrorvm::store::Batch;
 use mirrorvm::store::ledger::Space;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -72,7 +73,7 @@ pub struct NewToken {
 }
 
 fn storage(e: mirrorvm::store::StoreError) -> Problem {
-    HostError::internal("keeping tokens", e).into()
+    HostError::storage("keeping tokens", e).into()
 }
 
 impl TokenRecord {
@@ -125,7 +126,10 @@ pub async fn create(host: &Host, new: NewToken) -> Result<(TokenRecord, Zeroizin
     let (record, secret) = TokenRecord::make(new, Origin::Api)?;
     let body = serde_json::to_string(&record).map_err(|e| HostError::internal("writing a token", e))?;
     let key = record.id.to_string();
-    host.ledger().put(Space::Token, key, Some(record.expires_at), body).await.map_err(storage)?;
+    let mut batch = Batch::new();
+    batch.keyed_put(Space::Token, key, Some(record.expires_at), body).map_err(storage)?;
+    let riding = Act::ride(&Effect::Token(record.id), &mut batch);
+    host.ledger().commit_and(batch, || riding.arrived()).await.map_err(storage)?;
     let text = record.text(&secret);
     Ok((record, text))
 }
@@ -151,7 +155,12 @@ pub async fn withdraw(state: &AppState, id: Uuid) -> Result<Option<TokenRecord>,
     if let Some(record) = state.credentials().admin().withdraw(host, id) {
         return Ok(Some(record));
     }
-    let body = host.ledger().take(Space::Token, id.to_string()).await.map_err(storage)?;
+    let mut batch = Batch::new();
+    let riding = Act::ride(&Effect::Token(id), &mut batch);
+    let body = host.ledger().take_with(Space::Token, id.to_string(), batch).await.map_err(storage)?;
+    if body.is_some() {
+        riding.arrived();
+    }
     Ok(body.and_then(|b| serde_json::from_str(&b).ok()))
 }
 

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::http::gate::AuditRecord;
+use crate::http::audit::{AuditOutcome, AuditRecord};
 
 /// Who asked for what, and what came of it.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -12,7 +12,7 @@ pub struct AuditEntry {
     /// Its number; counts from 1 without gaps.
     #[schema(example = 42)]
     pub seq: u64,
-    /// When the request was answered.
+    /// When it was asked for; of a request that was refused at once, when it was answered.
     pub time: Timestamp,
     /// Who asked: `unix:<uid>`, `cert:<name>` or `token:<id>`; null when nobody known.
     #[schema(example = "unix:0")]
@@ -31,7 +31,10 @@ pub struct AuditEntry {
     pub path: String,
     /// Whether only the outcome was asked for.
     pub dry_run: bool,
-    /// HTTP status of the answer.
+    /// What came of it; null while it goes on, and for good when the daemon ended before it was over. Whether the change was
+    /// made then, its resource tells: an outcome is stored in one transaction with the first record of a change.
+    pub outcome: Option<AuditEntryOutcome>,
+    /// HTTP status of the answer, as in `outcome`; 0 without one.
     #[schema(example = 201)]
     pub status: u16,
     /// Code of the problem, if it was one.
@@ -45,9 +48,36 @@ pub struct AuditEntry {
     pub request_id: String,
 }
 
+/// What came of what was asked for.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct AuditEntryOutcome {
+    /// When it was known.
+    pub time: Timestamp,
+    /// HTTP status of the answer.
+    #[schema(example = 201)]
+    pub status: u16,
+    /// Code of the problem, if it was one.
+    #[schema(example = "name_taken")]
+    pub code: Option<String>,
+    /// Path of what was made.
+    pub location: Option<String>,
+    /// Whether the answer was that of an earlier request with the same idempotency key.
+    pub replayed: bool,
+    /// Whether it was stored in one transaction with the record of what was done: then that was done, whatever `status` says.
+    pub recorded: bool,
+}
+
 impl AuditEntry {
-    /// Entry number `seq` of the log.
-    pub fn new(seq: u64, time: Timestamp, record: AuditRecord) -> Self {
+    /// Entry number `seq` of the log, and what was written of its outcome since.
+    pub fn new(
+        seq: u64,
+        time: Timestamp,
+        record: AuditRecord,
+        since: Option<(Timestamp, AuditOutcome)>,
+    ) -> Self {
+        let at_once = (record.outcome.status != 0).then_some((time, record.outcome));
+        let outcome = since.or(at_once);
+        let last = outcome.as_ref().map(|(_, o)| o.clone()).unwrap_or_default();
         Self {
             seq,
             time,
@@ -57,10 +87,18 @@ impl AuditEntry {
             operation: record.operation,
             path: record.path,
             dry_run: record.dry_run,
-            status: record.status,
-            code: record.code,
-            location: record.location,
-            replayed: record.replayed,
+            outcome: outcome.map(|(time, o)| AuditEntryOutcome {
+                time,
+                status: o.status,
+                code: o.code,
+                location: o.location,
+                replayed: o.replayed,
+                recorded: o.recorded,
+            }),
+            status: last.status,
+            code: last.code,
+            location: last.location,
+            replayed: last.replayed,
             request_id: record.request_id,
         }
     }

@@ -1,6 +1,7 @@
 //! The host itself on the wire.
 
 use mirrorvm::host::{Capabilities, HostInfo, HostSettings};
+use mirrorvm::store::{Trouble, Writing};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
@@ -39,6 +40,8 @@ pub struct Host {
     pub peer_address: Option<String>,
     /// What it has to do.
     pub load: HostLoad,
+    /// Whether its database takes what is to be stored.
+    pub storage: HostStorage,
     /// Free labels.
     pub labels: BTreeMap<String, String>,
     /// Whether nothing new is taken: no guest is defined, started or let in.
@@ -66,6 +69,34 @@ pub struct HostLoad {
     pub active_migrations: u64,
 }
 
+/// A host's database.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct HostStorage {
+    /// `ok`; or what writing has been meeting: `full` (no space is left), `busy` (another process keeps the database
+    /// locked), `failed` (the disk).
+    #[schema(example = "ok")]
+    pub state: &'static str,
+    /// For how long writing has been failing.
+    pub failing_ms: u64,
+    /// Changes that have happened and are kept in memory until they can be written.
+    pub owed_changes: u64,
+}
+
+impl From<Writing> for HostStorage {
+    fn from(writing: Writing) -> Self {
+        Self {
+            state: match writing.failing.map(|(trouble, _)| trouble) {
+                None => "ok",
+                Some(Trouble::Full) => "full",
+                Some(Trouble::Busy) => "busy",
+                Some(Trouble::Failed) => "failed",
+            },
+            failing_ms: writing.failing.map_or(0, |(_, since)| since.as_millis() as u64),
+            owed_changes: writing.owed as u64,
+        }
+    }
+}
+
 impl Host {
     /// From what the library says of the host.
     pub fn new(info: HostInfo, capabilities: &Capabilities, settings: HostSettings) -> Self {
@@ -85,6 +116,7 @@ impl Host {
                 mirrors: info.mirrors as u64,
                 active_migrations: info.active_migrations as u64,
             },
+            storage: info.storage.into(),
             labels: settings.labels,
             maintenance: settings.maintenance,
             migration_slots: settings.migration_slots,

@@ -14,8 +14,9 @@ use crate::state::AppState;
 
 /// Most bytes of a request body, where nothing else is said.
 pub const BODY_MAX: usize = 64 << 10;
-/// Bodies that need more, by the end of their path: a declaration of 4096 tuples, a sealed batch of 256 pages.
-const LARGER: [(&str, usize); 2] = [("/address-space-plans", 1 << 20), ("/imports", 2 << 20)];
+/// Bodies that need more, by the end of their path: a declaration of 4096 tuples, a sealed batch of 256 pages, a helper image.
+const LARGER: [(&str, usize); 3] =
+    [("/address-space-plans", 1 << 20), ("/imports", 2 << 20), ("/content", CONTENT_MAX)];
 /// Most bytes of a helper image.
 pub const CONTENT_MAX: usize = 16 << 20;
 const JSON: &str = "application/json";
@@ -109,6 +110,16 @@ fn check_media_type(
     });
     let wanted = || format!("Content-Type is not {} (in UTF-8)", taken[0]);
     if json && utf8 { Ok(()) } else { Err(unsupported(&wanted())) }
+}
+
+/// The request with its whole body in memory.
+///
+/// # Errors
+/// As [`read`].
+pub async fn whole(state: &AppState, request: Request) -> Result<Request, Problem> {
+    let (parts, body) = request.into_parts();
+    let bytes = read(body, max_of(parts.uri.path()), timeout(state)).await?;
+    Ok(Request::from_parts(parts, Body::from(bytes)))
 }
 
 /// Reads a body of at most `max` bytes that is there within `limit`.

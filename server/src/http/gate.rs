@@ -1,18 +1,17 @@
-//! The gate before every operation: who calls, whether that caller may, how often; and the audit log of changes.
+//! The gate before every operation: who calls, whether that caller may, how often; and that changes go
+//! through the audit log, in a task of their own.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{Method, header};
+use axum::http::Method;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use mirrorvm::store::ledger::Log;
-use serde::{Deserialize, Serialize};
 
-use super::idempotency::REPLAYED;
-use super::middleware::RequestId;
+use super::audit::{self, AuditRecord};
+use super::query;
 use crate::access::caller::{Caller, Peer, recognize};
 use crate::access::table::{self, Operation};
 use crate::access::{Access, Role};
@@ -21,33 +20,6 @@ use crate::state::AppState;
 
 /// Principals whose pace is remembered at most.
 const PRINCIPALS_MAX: usize = 4096;
-
-/// An entry of the audit log.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct AuditRecord {
-    /// Who; null when nobody known.
-    pub principal: Option<String>,
-    /// How the caller was recognized.
-    pub authenticated_by: Option<String>,
-    /// The caller's role.
-    pub role: Option<String>,
-    /// What was asked for.
-    pub operation: String,
-    /// The path, without the query.
-    pub path: String,
-    /// Whether only the outcome was asked for.
-    pub dry_run: bool,
-    /// HTTP status of the answer.
-    pub status: u16,
-    /// Code of the problem, if it was one.
-    pub code: Option<String>,
-    /// Path of what was made.
-    pub location: Option<String>,
-    /// Whether it was the answer to an earlier request.
-    pub replayed: bool,
-    /// The request's id.
-    pub request_id: String,
-}
 
 /// Lets requests pass whose callers may send them.
 pub async fn layer(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
@@ -58,22 +30,26 @@ pub async fn layer(State(state): State<AppState>, mut request: Request, next: Ne
     };
     let caller = recognize(&state, request.extensions().get::<Peer>(), request.headers());
     let admitted = admit(&state, operation, &caller, request.uri().path());
-    let changes = changes_something(operation);
-    let mut record = changes.then(|| record_of(operation, &caller, &request));
-    let response = match admitted {
-        Ok(()) => {
-            if let Ok(caller) = caller {
-                request.extensions_mut().insert(caller);
-            }
-            next.run(request).await
-        }
-        Err(problem) => problem.into_response(),
-    };
-    if let Some(record) = &mut record {
-        complete(record, &response);
-        write(&state, record).await;
+    let dry_run = query::wants_dry_run(request.uri());
+    let record = changes_something(operation)
+        .then(|| AuditRecord::new(operation, caller.as_ref().ok(), dry_run, &request));
+    let refused = admitted.err();
+    if let Ok(caller) = caller {
+        request.extensions_mut().insert(caller);
     }
-    response
+    match (refused, record) {
+        (None, None) => next.run(request).await,
+        (Some(problem), None) => problem.into_response(),
+        (Some(problem), Some(record)) => audit::at_once(&state, record, problem.into_response()).await,
+        (None, Some(record)) => {
+            // To the end even when the caller goes away: neither is the change left half-way nor its entry.
+            let act = tokio::spawn(audit::carry_out(state, operation, record, request, next));
+            act.await.unwrap_or_else(|_| {
+                Problem::new(ProblemCode::Internal, "the daemon failed; its log has the reason")
+                    .into_response()
+            })
+        }
+    }
 }
 
 fn admit(
@@ -109,44 +85,6 @@ fn admit(
 /// Everything but reading, and posts that only compute.
 fn changes_something(operation: &Operation) -> bool {
     operation.method != "GET" && operation.access != Access::Read
-}
-
-fn record_of(operation: &Operation, caller: &Result<Caller, Problem>, request: &Request) -> AuditRecord {
-    let caller = caller.as_ref().ok();
-    AuditRecord {
-        principal: caller.map(|c| c.principal.clone()),
-        authenticated_by: caller.map(|c| c.method.name().to_owned()),
-        role: caller.map(|c| c.role.name().to_owned()),
-        operation: operation.id.to_owned(),
-        path: request.uri().path().chars().take(256).collect(),
-        dry_run: request.uri().query().is_some_and(|q| q.split('&').any(|p| p == "dry_run=true")),
-        status: 0,
-        code: None,
-        location: None,
-        replayed: false,
-        request_id: request.extensions().get::<RequestId>().map_or_else(String::new, |r| r.0.clone()),
-    }
-}
-
-fn complete(record: &mut AuditRecord, response: &Response) {
-    record.status = response.status().as_u16();
-    record.code = response.extensions().get::<Problem>().map(|p| p.code().as_str().to_owned());
-    record.location =
-        response.headers().get(header::LOCATION).and_then(|l| l.to_str().ok()).map(str::to_owned);
-    record.replayed = response.headers().contains_key(REPLAYED);
-}
-
-/// The entry is on disk before the caller has the answer.
-async fn write(state: &AppState, record: &AuditRecord) {
-    // A refusal before the host is open is in the daemon's log alone.
-    let Ok(host) = state.host() else { return };
-    let written = match serde_json::to_string(record) {
-        Ok(text) => host.ledger().append_durably(Log::Audit, text).await.is_ok(),
-        Err(_) => false,
-    };
-    if !written {
-        tracing::error!(operation = record.operation, request_id = record.request_id, "no audit entry");
-    }
 }
 
 /// How fast each principal goes: a bucket of one second's requests, filled as time passes.

@@ -2,28 +2,35 @@
 //!
 //! Owns: keys, fingerprints, what of an answer is kept. Must not know: what requests do.
 //!
-//! The key is claimed on disk before the work begins, together with the id that a creation will use. A daemon that
-//! is killed in between leaves the claim; the same request then runs again with the same id, and a creation that
-//! finds its own resource there answers with it. So a request with a key takes effect once, whatever dies.
+//! The key is claimed on disk before the work begins, together with the id that a creation will use. The answer is written in
+//! the transaction of what was done, where that has a record; a daemon that is killed before leaves the claim. The same
+//! request then runs again with the same id, and a creation that finds its own resource there answers with it. So a
+//! request with a key takes effect once, whatever dies.
+
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use jiff::{Timestamp, ToSpan as _};
-use mirrorvm::host::{Host, HostError};
-use mirrorvm::store::StoreError;
+use mirrorvm::host::{Act, Effect, Host, HostError};
 use mirrorvm::store::ledger::Space;
+use mirrorvm::store::{Batch, StoreError};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
-use super::body;
 use super::middleware::RequestId;
+use super::{body, respond};
 use crate::access::caller::Caller;
+use crate::access::table::{self, Operation};
+use crate::api::guests::Guest;
+use crate::api::helper_images::HelperImage;
+use crate::api::migrations::Migration;
 use crate::api::sha256_text;
 use crate::problem::{Problem, ProblemCode, ProblemError};
 use crate::state::AppState;
@@ -60,7 +67,7 @@ struct Claim {
     answer: Option<Answer>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Answer {
     status: u16,
     headers: Vec<(String, String)>,
@@ -93,16 +100,70 @@ async fn run(state: &AppState, request: Request, next: Next) -> Result<Response,
         Turn::Answered(answer) => return Ok(answer.replay()),
         Turn::Ours { claim, again } => (claim, again),
     };
+    let matched = parts.extensions.get::<MatchedPath>().map(|m| m.as_str().to_owned());
+    let operation = matched.as_deref().and_then(|path| table::find(&parts.method, path));
     let mut request = Request::from_parts(parts, Body::from(bytes));
     request.extensions_mut().insert(ChosenId { id: claim.resource, again });
     let path = request.uri().path().to_owned();
     let id = request.extensions().get::<RequestId>().map_or_else(String::new, |r| r.0.clone());
-    // To the end even when the caller goes away: the key must not stay claimed.
-    let work = tokio::spawn(async move {
-        let response = next.run(request).await;
-        settle(&host, key, claim, response, &path, &id).await
-    });
-    work.await.map_err(|_| Problem::new(ProblemCode::Internal, "the daemon failed; its log has the reason"))
+    let claim = Arc::new(Mutex::new(claim));
+    if let (Some(act), Some(operation)) = (Act::current(), operation) {
+        // With the record of what was done goes the answer to it: whoever asks again after a crash is answered so.
+        let (claim, key) = (Arc::clone(&claim), key.clone());
+        act.write_along(move |effect, batch| keep_along(operation, effect, &claim, key, batch));
+    }
+    // The gate has this run to the end even when the caller goes away: the key does not stay claimed.
+    let response = next.run(request).await;
+    Ok(settle(&host, key, &claim, response, &path, &id).await)
+}
+
+/// Adds the kept answer to the batch of what was done, where the record alone says what the answer will be.
+fn keep_along(
+    operation: &Operation,
+    effect: &Effect<'_>,
+    claim: &Mutex<Claim>,
+    key: String,
+    batch: &mut Batch,
+) {
+    let mut claim = claim.lock().unwrap_or_else(PoisonError::into_inner);
+    claim.answer = answer_to(operation, effect);
+    if claim.answer.is_some()
+        && let Ok(text) = text_of(&claim)
+        && let Err(error) = batch.keyed_put(Space::Idempotency, key, Some(expiry()), text)
+    {
+        tracing::error!(%error, "an answer is too long to be kept");
+    }
+}
+
+fn answer_to(operation: &Operation, effect: &Effect<'_>) -> Option<Answer> {
+    let json = |shown: Result<Vec<u8>, serde_json::Error>| shown.ok().map(Bytes::from);
+    let (location, generation, body) = match (operation.id, effect) {
+        (
+            "guest_create" | "guest_start" | "guest_pause" | "guest_resume" | "guest_stop",
+            Effect::Guest(r),
+        ) => {
+            let body = json(serde_json::to_vec(&Guest::from((*r).clone())))?;
+            (format!("/v1/guests/{}", r.id), r.generation, body)
+        }
+        ("migration_create", Effect::Migration(r)) => {
+            let body = json(serde_json::to_vec(&Migration::from((*r).clone())))?;
+            (format!("/v1/migrations/{}", r.id), r.generation, body)
+        }
+        ("helper_image_create", Effect::Image(r)) => {
+            let body = json(serde_json::to_vec(&HelperImage::from((*r).clone())))?;
+            (format!("/v1/helper-images/{}", r.id), r.generation, body)
+        }
+        // A token's or ticket's secret is not kept; another that is asked for again is another.
+        _ => return None,
+    };
+    let empty = serde_json::Value::Null;
+    let response = match operation.id {
+        "guest_create" | "migration_create" | "helper_image_create" => {
+            respond::created(&location, generation, empty)
+        }
+        _ => respond::accepted(&location, generation, empty),
+    };
+    Some(Answer::of(response.status(), response.headers(), &body))
 }
 
 enum Turn {
@@ -146,7 +207,7 @@ async fn claim(host: &Host, key: &str, fingerprint: String, boot: Uuid) -> Resul
 async fn settle(
     host: &Host,
     key: String,
-    mut claim: Claim,
+    claim: &Mutex<Claim>,
     response: Response,
     path: &str,
     id: &str,
@@ -158,18 +219,29 @@ async fn settle(
     };
     // Our own bodies are whole already.
     let bytes = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
-    let kept = if is_final(parts.status, problem.as_ref()) {
+    let mut batch = Batch::new();
+    if is_final(parts.status, problem.as_ref()) {
         let shown = parts.extensions.get::<KeepInstead>().map_or(&bytes, |k| &k.0);
-        claim.answer = Some(Answer::of(parts.status, &parts.headers, shown));
-        match text_of(&claim) {
-            Ok(text) => host.ledger().put(Space::Idempotency, key, Some(expiry()), text).await,
-            Err(_) => Ok(()),
+        let answer = Answer::of(parts.status, &parts.headers, shown);
+        let mut claim = claim.lock().unwrap_or_else(PoisonError::into_inner);
+        let recorded = Act::current().is_some_and(|act| act.is_recorded());
+        if !recorded || claim.answer.as_ref() != Some(&answer) {
+            claim.answer = Some(answer);
+            let kept = text_of(&claim).and_then(|text| {
+                batch.keyed_put(Space::Idempotency, key, Some(expiry()), text).map_err(storage)
+            });
+            if kept.is_err() {
+                tracing::error!("an answer could not be kept for its idempotency key");
+            }
         }
     } else {
-        host.ledger().take(Space::Idempotency, key).await.map(|_| ())
-    };
-    if let Err(error) = kept {
-        tracing::error!(%error, "an answer could not be kept for its idempotency key");
+        batch.keyed_delete(Space::Idempotency, key);
+    }
+    // What the database does not take now is owed to it: the key must not stay claimed.
+    if !batch.is_empty()
+        && let Err(error) = host.ledger().owe(batch).await
+    {
+        tracing::error!(%error, "what became of an idempotency key is not stored yet");
     }
     let mut response = Response::from_parts(parts, Body::from(bytes));
     if let Some(problem) = problem {
@@ -245,7 +317,7 @@ fn text_of(claim: &Claim) -> Result<String, Problem> {
 }
 
 fn storage(e: StoreError) -> Problem {
-    HostError::internal("keeping idempotency keys", e).into()
+    HostError::storage("keeping idempotency keys", e).into()
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //!
 //! Must not know: guests, mirrors, migrations.
 
+pub mod audit;
 pub mod body;
 pub mod change;
 pub mod gate;

@@ -53,6 +53,11 @@ impl Query {
     }
 }
 
+/// Whether a request only wants to see what would be done; read as its handler reads it.
+pub fn wants_dry_run(uri: &Uri) -> bool {
+    Parameters::parse(uri.query().unwrap_or("")).is_ok_and(|mut p| p.flag("dry_run"))
+}
+
 /// Decoded parameters; taking one removes it.
 #[derive(Debug)]
 pub struct Parameters {

@@ -2,6 +2,7 @@
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use mirrorvm::host::Act;
 use serde::Serialize;
 
 use super::precondition::etag;
@@ -99,7 +100,7 @@ pub fn next_page(
 pub async fn detached<T: Send + 'static, E: Into<Problem> + Send + 'static>(
     change: impl Future<Output = Result<T, E>> + Send + 'static,
 ) -> Result<T, Problem> {
-    match tokio::spawn(change).await {
+    match tokio::spawn(Act::scope(Act::current(), change)).await {
         Ok(result) => result.map_err(Into::into),
         Err(join) => match join.try_into_panic() {
             // The catch-panic layer logs it and answers.

@@ -253,6 +253,16 @@ catalogue! {
         "The host has run out of something",
         cause "Memory, descriptors or another limited resource is used up.",
         fix "Free some, or try again later.";
+    /// No space is left for the database.
+    StorageFull = "storage_full", INSUFFICIENT_STORAGE, retry true,
+        "No space is left for the daemon's database",
+        cause "The file system of the state directory is full, so what was asked for cannot be stored. Nothing was changed, unless `detail` says that the change was made and its record is kept in memory until it can be written.",
+        fix "Free space in the file system of the state directory, then send the request again. The daemon need not be restarted; `/readyz?verbose=true` says when it writes again.";
+    /// The database cannot be written.
+    StorageFailed = "storage_failed", SERVICE_UNAVAILABLE, retry true,
+        "The daemon's database cannot be written",
+        cause "The disk fails, or another process keeps the database locked; `detail` says which. Nothing was changed, unless `detail` says that the change was made and its record is kept in memory until it can be written.",
+        fix "Look at the disk of the state directory and at who else has the database open, then send the request again. `/readyz?verbose=true` says when the daemon writes again.";
     /// The daemon is not ready yet.
     NotReady = "not_ready", SERVICE_UNAVAILABLE, retry true,
         "The daemon is starting",

@@ -3,6 +3,7 @@
 
 use mirrorvm::address_space::Refusal;
 use mirrorvm::host::HostError;
+use mirrorvm::store::Trouble;
 
 use axum::http::header;
 
@@ -33,6 +34,9 @@ const fn code_of(error: &HostError) -> ProblemCode {
         HostError::CapabilityMissing { .. } => ProblemCode::CapabilityMissing,
         HostError::NoResources { .. } => ProblemCode::NoResources,
         HostError::ShuttingDown => ProblemCode::ShuttingDown,
+        HostError::Storage { trouble: Trouble::Full, .. }
+        | HostError::Owed { trouble: Trouble::Full, .. } => ProblemCode::StorageFull,
+        HostError::Storage { .. } | HostError::Owed { .. } => ProblemCode::StorageFailed,
         HostError::Internal { .. } => ProblemCode::Internal,
     }
 }
@@ -130,9 +134,36 @@ fn chain(error: &HostError) -> Option<String> {
 mod tests {
     use mirrorvm::address_space::RefusalCode;
     use mirrorvm::host::FieldError;
+    use mirrorvm::store::StoreError;
     use uuid::Uuid;
 
     use super::*;
+
+    /// What SQLite says with result code `code`.
+    fn sqlite(code: i32) -> StoreError {
+        StoreError::of_sqlite(code)
+    }
+
+    #[test]
+    fn a_database_that_takes_nothing_is_named_with_what_to_do() {
+        for (code, problem, word) in [
+            (13, ProblemCode::StorageFull, "no space is left"),
+            (10, ProblemCode::StorageFailed, "look at the disk"),
+            (5, ProblemCode::StorageFailed, "another process"),
+        ] {
+            for error in
+                [HostError::storage("storing the guest", sqlite(code)), HostError::owed(sqlite(code))]
+            {
+                let made = matches!(error, HostError::Owed { .. });
+                let got = Problem::from(error);
+                assert_eq!(got.code(), problem, "{code}");
+                assert!(got.code().retryable());
+                assert!(got.0.detail.contains(word), "{}", got.0.detail);
+                // Whoever tries again should know whether there is anything to try.
+                assert_eq!(got.0.detail.starts_with("the change was made"), made);
+            }
+        }
+    }
 
     fn one_of_each() -> Vec<(HostError, u16)> {
         vec![
@@ -165,6 +196,10 @@ mod tests {
             (HostError::CapabilityMissing { what: "kvm", why: "no device".into() }, 501),
             (HostError::NoResources { what: "memory", source: None }, 503),
             (HostError::ShuttingDown, 503),
+            (HostError::storage("storing the guest", sqlite(13)), 507),
+            (HostError::storage("storing the guest", sqlite(10)), 503),
+            (HostError::storage("storing the guest", sqlite(5)), 503),
+            (HostError::owed(sqlite(13)), 507),
             (HostError::internal("storage", std::io::Error::other("/var/lib/secret")), 500),
         ]
     }

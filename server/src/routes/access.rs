@@ -1,5 +1,7 @@
 //! Callers: who one is, tokens, the audit log.
 
+use std::collections::HashMap;
+
 use axum::extract::{Extension, Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -15,9 +17,9 @@ use crate::access::tokens::{self, NewToken, Origin, TokenRecord};
 use crate::api::audit::{AuditEntry, AuditLog};
 use crate::api::page::{LIMIT_DEFAULT, LIMIT_MAX, Place, Scope, cut};
 use crate::api::tokens::{Token, TokenCreate, TokenList, Whoami};
+use crate::http::audit::{AuditOutcome, AuditRecord};
 use crate::http::body::JsonBody;
 use crate::http::change::Change;
-use crate::http::gate::AuditRecord;
 use crate::http::idempotency::KeepInstead;
 use crate::http::query::Query;
 use crate::http::respond;
@@ -134,7 +136,9 @@ pub async fn delete_token(
 
 /// List the audit log
 ///
-/// Every change that was asked for, the newest first, refused ones included.
+/// Every change that was asked for, the newest first, refused ones included. An entry is stored before the change begins,
+/// its outcome together with the change; an entry without an outcome is of a change that goes on, or over which the
+/// daemon ended.
 #[utoipa::path(get, path = "/v1/audit-log", operation_id = "audit_log_list", tag = "access",
     params(
         ("before" = Option<u64>, Query, description = "Only entries before this number", minimum = 1),
@@ -161,8 +165,16 @@ pub async fn audit_log(State(state): State<AppState>, query: Query) -> Result<Js
         records.extend(record);
         fits
     });
-    let look = look.map_err(|e| HostError::internal("reading the audit log", e))?;
+    let look = look.map_err(|e| HostError::storage("reading the audit log", e))?;
+    let seqs: Vec<u64> = look.entries.iter().map(|e| e.seq).collect();
+    let outcomes = state.host()?.ledger().outcomes(&seqs);
+    let outcomes = outcomes.map_err(|e| HostError::storage("reading the audit log", e))?;
+    let mut outcomes: HashMap<u64, (Timestamp, AuditOutcome)> = outcomes
+        .into_iter()
+        .filter_map(|e| Some((e.seq, (e.at, serde_json::from_str(&e.body).ok()?))))
+        .collect();
     let both = look.entries.into_iter().zip(records);
-    let items = both.map(|(e, record)| AuditEntry::new(e.seq, e.at, record)).collect();
+    let items =
+        both.map(|(e, record)| AuditEntry::new(e.seq, e.at, record, outcomes.remove(&e.seq))).collect();
     Ok(Json(AuditLog { items, next_before: look.more.then_some(look.seen) }))
 }

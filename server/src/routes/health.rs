@@ -1,9 +1,13 @@
 //! Whether the daemon lives and is ready, and which version it is.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
+use mirrorvm::host::HostError;
+use mirrorvm::store::Trouble;
 use mirrorvm::store::ledger::Log;
 
 use crate::api::version::Version;
@@ -22,8 +26,8 @@ pub async fn live() -> &'static str {
 
 /// Whether the daemon is ready
 ///
-/// 200 once the state directory is open and reconciled, until the daemon is told to end. With `verbose`, one line for
-/// each part that must work.
+/// 200 once the state directory is open and reconciled, until the daemon is told to end, and while its database takes what is
+/// to be stored; a problem that says what is the matter otherwise. With `verbose`, one line for each part that must work.
 #[utoipa::path(get, path = "/readyz", operation_id = "health_ready", tag = "daemon",
     params(("verbose" = Option<bool>, Query, description = "One line for each part: `true` or `false`")),
     responses((status = 200, description = "It is ready", body = String, content_type = "text/plain", example = "ok")))]
@@ -32,19 +36,43 @@ pub async fn ready(State(state): State<AppState>, query: Query) -> Result<String
     let verbose = parameters.flag("verbose");
     parameters.done()?;
     state.ready()?;
+    let host = state.host()?;
+    let writing = host.storage().await;
+    if let Some((trouble, since)) = writing.failing {
+        return Err(not_written(trouble, since, writing.owed));
+    }
+    if let Err(error) = host.ledger().bounds(Log::Event) {
+        return Err(HostError::storage("reading the database", error).into());
+    }
     if !verbose {
         return Ok("ok\n".to_owned());
     }
-    let host = state.host()?;
-    let storage = match host.ledger().bounds(Log::Event) {
-        Ok(_) => "ok",
-        Err(_) => return Err(Problem::new(ProblemCode::NotReady, "the database does not answer")),
+    let storage = match writing.owed {
+        0 => "ok".to_owned(),
+        owed => format!("ok, {owed} changes are still to be written"),
     };
     let capabilities = host.capabilities();
     let kvm = if capabilities.kvm_api_version.is_some() { "ok" } else { "absent" };
     let qemu = if capabilities.drivers.contains(&"qemu") { "ok" } else { "absent" };
     let peers = if host.info().peer_address.is_some() { "ok" } else { "off" };
     Ok(format!("[+] database {storage}\n[+] kvm {kvm}\n[+] qemu {qemu}\n[+] peer listener {peers}\nok\n"))
+}
+
+/// The database takes nothing.
+fn not_written(trouble: Trouble, since: Duration, owed: usize) -> Problem {
+    let (code, what) = match trouble {
+        Trouble::Full => {
+            (ProblemCode::StorageFull, "no space is left in the file system of the state directory")
+        }
+        Trouble::Busy => (ProblemCode::StorageFailed, "another process keeps the database locked"),
+        Trouble::Failed => (ProblemCode::StorageFailed, "the disk of the state directory fails"),
+    };
+    let kept = match owed {
+        0 => String::new(),
+        owed => format!("; {owed} changes that have happened are kept in memory until they can be written"),
+    };
+    let seconds = since.as_secs();
+    Problem::new(code, format!("database: writing has failed for {seconds} s: {what}{kept}"))
 }
 
 /// Get the metrics

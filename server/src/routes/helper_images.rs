@@ -3,7 +3,7 @@
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use mirrorvm::host::{ContentError, HostError, ImageRecord};
+use mirrorvm::host::{Act, ContentError, HostError, ImageRecord};
 
 use super::common::{
     DryRunParam, IdempotencyKeyParam, IfMatchParam, IfNoneMatchParam, NamedSortParams, PageParams,
@@ -109,7 +109,9 @@ pub async fn put_content(
     let host = state.host()?.clone();
     change.expected.check("helper image", host.image(&key)?.generation)?;
     let act = !change.dry_run;
-    let filled = tokio::task::spawn_blocking(move || host.fill_image(&key, bytes.to_vec(), act)).await;
+    let part = Act::current();
+    let fill = move || Act::sync_scope(part, || host.fill_image(&key, bytes.to_vec(), act));
+    let filled = tokio::task::spawn_blocking(fill).await;
     let filled = filled.map_err(|_| Problem::from(HostError::ShuttingDown))?;
     let record = filled.map_err(|e| match e {
         ContentError::Host(e) => e.into(),

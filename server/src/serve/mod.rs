@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
+use std::time::Duration;
 
 use mirrorvm::host::{Host, HostConfig, OpenError};
 use mirrorvm::qemu::QemuUsers;
@@ -34,6 +35,9 @@ use crate::state::AppState;
 
 /// Name of the socket in the state directory.
 pub const SOCKET: &str = "mirrorvmd.sock";
+
+/// How long changes may take to their end when the daemon is told to end.
+const ACTS_DEADLINE: Duration = Duration::from_secs(60);
 
 /// How to serve.
 #[derive(Clone, Debug)]
@@ -208,6 +212,10 @@ pub async fn run(options: Options) -> Result<(), ServeError> {
             let _ = close.send(true);
             while loops.join_next().await.is_some() {}
             admin_token::remove(&host);
+            // A caller that is gone has not called its change off.
+            if tokio::time::timeout(ACTS_DEADLINE, state.acts().over()).await.is_err() {
+                tracing::warn!("changes still go on at the end");
+            }
             host.shutdown().await;
             said
         }

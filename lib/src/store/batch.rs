@@ -1,0 +1,161 @@
+//! Writes that belong together, as values: they can wait in a queue, and be tried again.
+//!
+//! Owns: what a write is, and how it is carried out within a transaction. Must not know: when that is committed.
+
+use jiff::Timestamp;
+use rusqlite::{Connection, params};
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::documents::{self, render};
+use super::ledger::{Log, Space};
+use super::{DocumentRef, Kind, MAX_DOCUMENT, StoreError};
+
+/// One write.
+#[derive(Clone, Debug)]
+pub(super) enum Write {
+    Put { kind: Kind, id: Uuid, name: Option<String>, body: String },
+    Delete { kind: Kind, id: Uuid },
+    MetaPut { key: String, body: String },
+    Append { log: Log, at: Timestamp, body: String },
+    Outcome { intent: u64, at: Timestamp, body: String },
+    KeyedPut { space: Space, key: String, expires: Option<Timestamp>, body: String },
+    KeyedDelete { space: Space, key: String },
+}
+
+/// Writes that take effect together or not at all, in the order in which they were added.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    writes: Vec<Write>,
+}
+
+impl Batch {
+    /// Nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Whether there is nothing to write.
+    pub fn is_empty(&self) -> bool {
+        self.writes.is_empty()
+    }
+
+    /// Writes a document, replacing the one with this id if there is one.
+    ///
+    /// # Errors
+    /// [`StoreError::TooLong`], [`StoreError::Unwritable`].
+    pub fn put<T: Serialize>(
+        &mut self,
+        kind: Kind,
+        id: Uuid,
+        name: Option<&str>,
+        document: &T,
+    ) -> Result<&mut Self, StoreError> {
+        let body = render(document, || DocumentRef::Document(kind, id))?;
+        self.writes.push(Write::Put { kind, id, name: name.map(str::to_owned), body });
+        Ok(self)
+    }
+
+    /// Removes a document; none is fine, too.
+    pub fn delete(&mut self, kind: Kind, id: Uuid) -> &mut Self {
+        self.writes.push(Write::Delete { kind, id });
+        self
+    }
+
+    /// Writes the singleton `key`.
+    ///
+    /// # Errors
+    /// [`StoreError::TooLong`], [`StoreError::Unwritable`].
+    pub fn meta_put<T: Serialize>(&mut self, key: &str, document: &T) -> Result<&mut Self, StoreError> {
+        let body = render(document, || DocumentRef::Meta(key.to_owned()))?;
+        self.writes.push(Write::MetaPut { key: key.to_owned(), body });
+        Ok(self)
+    }
+
+    /// Appends to a log, dated now.
+    pub fn append(&mut self, log: Log, body: String) -> &mut Self {
+        self.writes.push(Write::Append { log, at: Timestamp::now(), body });
+        self
+    }
+
+    /// Says what came of the audit log's entry `intent`; said again, the later word stays.
+    pub fn outcome(&mut self, intent: u64, body: String) -> &mut Self {
+        self.writes.push(Write::Outcome { intent, at: Timestamp::now(), body });
+        self
+    }
+
+    /// Writes a keyed record, replacing the one with this key.
+    ///
+    /// # Errors
+    /// [`StoreError::TooLong`].
+    pub fn keyed_put(
+        &mut self,
+        space: Space,
+        key: String,
+        expires: Option<Timestamp>,
+        body: String,
+    ) -> Result<&mut Self, StoreError> {
+        if body.len() > MAX_DOCUMENT {
+            return Err(StoreError::TooLong { document: DocumentRef::Meta(key), bytes: body.len() });
+        }
+        self.writes.push(Write::KeyedPut { space, key, expires, body });
+        Ok(self)
+    }
+
+    /// Removes a keyed record; none is fine, too.
+    pub fn keyed_delete(&mut self, space: Space, key: String) -> &mut Self {
+        self.writes.push(Write::KeyedDelete { space, key });
+        self
+    }
+
+    /// Adds everything of another batch behind what is here.
+    pub fn join(&mut self, other: Self) -> &mut Self {
+        self.writes.extend(other.writes);
+        self
+    }
+
+    pub(super) fn writes(&self) -> &[Write] {
+        &self.writes
+    }
+
+    pub(super) fn keep(&mut self, wanted: impl FnMut(&Write) -> bool) {
+        self.writes.retain(wanted);
+    }
+}
+
+/// Carries out one write; `append` gives entries of the logs their numbers.
+pub(super) fn carry_out(
+    t: &Connection,
+    write: &Write,
+    append: &mut impl FnMut(&Connection, Log, Timestamp, &str) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    match write {
+        Write::Put { kind, id, name, body } => documents::put(t, *kind, *id, name.as_deref(), body),
+        Write::Delete { kind, id } => documents::delete(t, *kind, *id).map(|_| ()),
+        Write::MetaPut { key, body } => documents::meta_put(t, key, body),
+        Write::Append { log, at, body } => append(t, *log, *at, body),
+        Write::Outcome { intent, at, body } => t
+            .prepare_cached(
+                "INSERT INTO audit_outcome (seq, at, body) VALUES (?1, ?2, ?3)
+                 ON CONFLICT (seq) DO UPDATE SET at = excluded.at, body = excluded.body",
+            )
+            .and_then(|mut s| s.execute(params![*intent as i64, at.as_millisecond(), body]))
+            .map(|_| ())
+            .map_err(StoreError::from),
+        Write::KeyedPut { space, key, expires, body } => t
+            .prepare_cached(
+                "INSERT INTO keyed (space, key, expires, body) VALUES (?1, ?2, ?3, ?4)
+                 ON CONFLICT (space, key) DO UPDATE SET expires = excluded.expires, body = excluded.body",
+            )
+            .and_then(|mut s| {
+                s.execute(params![space.stored(), key, expires.map(Timestamp::as_millisecond), body])
+            })
+            .map(|_| ())
+            .map_err(StoreError::from),
+        Write::KeyedDelete { space, key } => t
+            .prepare_cached("DELETE FROM keyed WHERE space = ?1 AND key = ?2")
+            .and_then(|mut s| s.execute(params![space.stored(), key]))
+            .map(|_| ())
+            .map_err(StoreError::from),
+    }
+}

@@ -1,0 +1,489 @@
+//! The one thread that writes: everything that waits goes into one transaction, and one sync of the disk is for all.
+//!
+//! Owns: the order of writes, commits, what is owed to the disk while it takes nothing, whether writing works. Must not
+//! know: what is written.
+//!
+//! Each piece of work takes effect whole or not at all (a savepoint), so that one that is refused does not touch its
+//! neighbours. Work whose world has changed already is owed when it cannot be written: it is kept in memory and goes
+//! before everything else into the next transaction, once a second until there is one that commits.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use rusqlite::{Connection, Transaction, TransactionBehavior, params};
+use tokio::sync::watch;
+
+use super::batch::{Batch, Write, carry_out};
+use super::ledger::Log;
+use super::{Kind, StoreError};
+
+/// Work that one transaction takes at most.
+const GROUP: usize = 512;
+/// Between two tries to write what is owed, and between two looks whether a disk that took nothing takes something.
+const RETRY: Duration = Duration::from_secs(1);
+/// Entries of the event log that are owed at most; the oldest give way.
+const OWED_EVENTS: usize = 10_000;
+
+/// What is done after the commit, before any reader of a log sees what was written.
+pub(super) type Then = Box<dyn FnOnce() + Send>;
+/// What is told when readers see it, or when they never will.
+pub(super) type Tell = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
+
+/// Something to write.
+pub(super) enum Work {
+    /// Reads and writes as it likes; told whether it was committed.
+    Free(Box<dyn FnOnce(&Transaction<'_>) -> Result<Tell, StoreError> + Send>, Tell),
+    /// A batch; one that is owed is kept until it is on disk, and its `then` is done in any case.
+    Batch { batch: Batch, owed: bool, then: Then, tell: Tell },
+}
+
+/// The end of a log.
+pub(super) struct Tail {
+    pub log: Log,
+    pub kept: u64,
+    /// The writer's: the last number given out.
+    pub next: AtomicU64,
+    /// The last entry on disk.
+    pub committed: watch::Sender<u64>,
+}
+
+/// Whether writing works.
+#[derive(Debug, Default)]
+pub(super) struct Health {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// What the last write met, and since when writes have been failing.
+    failing: Option<(Trouble, Instant)>,
+    owed: usize,
+    lost_events: u64,
+}
+
+/// Why the database takes nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// No space is left.
+    Full,
+    /// Another process keeps it locked.
+    Busy,
+    /// Its files cannot be read or written, or are damaged.
+    Failed,
+}
+
+impl StoreError {
+    /// What kind of trouble it is that the database takes nothing; `None` when it is about what was to be written.
+    pub fn trouble(&self) -> Option<Trouble> {
+        match self {
+            Self::Full(_) => Some(Trouble::Full),
+            Self::Busy(_) | Self::InUse => Some(Trouble::Busy),
+            Self::Io(_)
+            | Self::Damaged { .. }
+            | Self::Sqlite(_)
+            | Self::Files(_)
+            | Self::Empty { .. }
+            | Self::Foreign { .. }
+            | Self::TooNew { .. }
+            | Self::Corrupt { .. } => Some(Trouble::Failed),
+            Self::Unreadable { .. }
+            | Self::Unwritable { .. }
+            | Self::TooLong { .. }
+            | Self::Exists { .. }
+            | Self::NameTaken { .. } => None,
+        }
+    }
+
+    /// What SQLite means by its result code `code` (<https://sqlite.org/rescode.html>).
+    pub fn of_sqlite(code: i32) -> Self {
+        Self::from(rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None))
+    }
+
+    /// What a file beside the database means for those who want something stored.
+    pub fn of_files(error: super::PrivateFileError) -> Self {
+        match &error {
+            super::PrivateFileError::Io { source, .. }
+                if source.kind() == std::io::ErrorKind::StorageFull
+                    || source.kind() == std::io::ErrorKind::QuotaExceeded =>
+            {
+                Self::of_sqlite(rusqlite::ffi::SQLITE_FULL)
+            }
+            _ => Self::Files(error),
+        }
+    }
+
+    /// The same error for another of those whose work it failed.
+    fn for_another(&self) -> Self {
+        let copy = |e: &rusqlite::Error| match e {
+            rusqlite::Error::SqliteFailure(code, text) => rusqlite::Error::SqliteFailure(*code, text.clone()),
+            // The writer has logged the reason itself.
+            _ => rusqlite::Error::ExecuteReturnedResults,
+        };
+        match self {
+            Self::Full(e) => Self::Full(copy(e)),
+            Self::Busy(e) => Self::Busy(copy(e)),
+            Self::Io(e) => Self::Io(copy(e)),
+            Self::Sqlite(e) => Self::Sqlite(copy(e)),
+            Self::Damaged { what, source } => {
+                Self::Damaged { what: what.clone(), source: source.as_ref().map(copy) }
+            }
+            _ => Self::Sqlite(rusqlite::Error::ExecuteReturnedResults),
+        }
+    }
+}
+
+/// How writing goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Writing {
+    /// What the last write met and for how long writes have been failing; `None` while they work.
+    pub failing: Option<(Trouble, Duration)>,
+    /// Changes that have happened and are not on disk yet.
+    pub owed: usize,
+    /// Events that were given up, because too many were owed.
+    pub lost_events: u64,
+}
+
+impl Health {
+    pub fn now(&self) -> Writing {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        Writing {
+            failing: state.failing.map(|(trouble, since)| (trouble, since.elapsed())),
+            owed: state.owed,
+            lost_events: state.lost_events,
+        }
+    }
+
+    fn is_failing(&self) -> bool {
+        self.now().failing.is_some()
+    }
+
+    fn note(&self, trouble: Option<Trouble>, owed: &Owed) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.failing = trouble.map(|t| (t, state.failing.map_or_else(Instant::now, |(_, since)| since)));
+        state.owed = owed.batches.len();
+        state.lost_events = owed.lost_events;
+    }
+}
+
+/// What has happened and is not on disk.
+#[derive(Default)]
+struct Owed {
+    batches: VecDeque<Batch>,
+    lost_events: u64,
+}
+
+impl Owed {
+    fn add(&mut self, batch: Batch) {
+        // A later word on a document makes an earlier one needless.
+        for write in batch.writes() {
+            if let Write::Put { kind, id, .. } | Write::Delete { kind, id } = write {
+                self.forget_earlier(*kind, *id);
+            }
+        }
+        self.batches.push_back(batch);
+        let events =
+            |b: &Batch| b.writes().iter().all(|w| matches!(w, Write::Append { log: Log::Event, .. }));
+        while self.batches.len() > OWED_EVENTS {
+            let Some(oldest) = self.batches.iter().position(events) else { break };
+            self.batches.remove(oldest);
+            self.lost_events += 1;
+        }
+    }
+
+    fn forget_earlier(&mut self, of: Kind, which: uuid::Uuid) {
+        for batch in &mut self.batches {
+            batch.keep(|w| match w {
+                Write::Put { kind, id, .. } | Write::Delete { kind, id } => (*kind, *id) != (of, which),
+                Write::MetaPut { .. }
+                | Write::Append { .. }
+                | Write::Outcome { .. }
+                | Write::KeyedPut { .. }
+                | Write::KeyedDelete { .. } => true,
+            });
+        }
+        self.batches.retain(|b| !b.is_empty());
+    }
+}
+
+/// Writes until nobody can send any more, then once more what is owed.
+pub(super) fn write_all(
+    mut connection: Connection,
+    work: &Receiver<Work>,
+    tails: &[Arc<Tail>],
+    health: &Health,
+) {
+    let mut owed = Owed::default();
+    loop {
+        let first = if owed.batches.is_empty() && !health.is_failing() {
+            match work.recv() {
+                Ok(first) => Some(first),
+                Err(_) => return,
+            }
+        } else {
+            match work.recv_timeout(RETRY) {
+                Ok(first) => Some(first),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        };
+        let more = std::iter::from_fn(|| work.try_recv().ok());
+        let group: Vec<Work> = first.into_iter().chain(more).take(GROUP).collect();
+        write_group(&mut connection, group, &mut owed, tails, health);
+    }
+    write_group(&mut connection, Vec::new(), &mut owed, tails, health);
+    if !owed.batches.is_empty() {
+        tracing::error!(
+            owed = owed.batches.len(),
+            "changes that happened could not be stored before the end"
+        );
+    }
+}
+
+/// Work that was done within the transaction, and waits for its commit.
+struct Done {
+    tell: Tell,
+    then: Option<Then>,
+    /// To be owed if it is not committed.
+    batch: Option<Batch>,
+}
+
+impl Done {
+    /// There is no commit for it.
+    fn failed(self, error: StoreError, owed: &mut Owed, told: &mut Vec<(Tell, Result<(), StoreError>)>) {
+        if let Some(batch) = self.batch {
+            if let Some(then) = self.then {
+                then();
+            }
+            // What can never be written would never be off the list.
+            if error.trouble().is_some() {
+                owed.add(batch);
+            }
+        }
+        told.push((self.tell, Err(error)));
+    }
+}
+
+fn write_group(
+    connection: &mut Connection,
+    group: Vec<Work>,
+    owed: &mut Owed,
+    tails: &[Arc<Tail>],
+    health: &Health,
+) {
+    let before = numbers(tails);
+    let probing = group.is_empty() && owed.batches.is_empty();
+    let mut done = Vec::with_capacity(group.len());
+    let mut refused = Vec::new();
+    let mut waiting = group.into_iter();
+    let result = begin(connection).and_then(|t| {
+        for batch in &owed.batches {
+            match within_savepoint(&t, tails, || write_batch(&t, batch, tails)) {
+                // What can never be written must not keep back what can.
+                Err(error) if error.trouble().is_none() => {
+                    tracing::error!(%error, "a change that happened cannot be stored");
+                }
+                other => other?,
+            }
+        }
+        for work in waiting.by_ref() {
+            do_work(&t, work, tails, &mut done, &mut refused)?;
+        }
+        for tail in tails {
+            forget_old(&t, tail)?;
+        }
+        if probing {
+            probe(&t)?;
+        }
+        commit(t)
+    });
+    if let Err(error) = &result {
+        if !health.is_failing() || !probing {
+            tracing::error!(error = ?error, "the database could not be written");
+        }
+        restore(tails, &before);
+    } else {
+        owed.batches.clear();
+    }
+    // What never had its turn fails with the rest.
+    for work in waiting {
+        done.push(match work {
+            Work::Free(_, tell) => Done { tell, then: None, batch: None },
+            Work::Batch { batch, owed, then, tell } => {
+                Done { tell, then: Some(then), batch: owed.then_some(batch) }
+            }
+        });
+    }
+    let mut met = result.as_ref().err().map(|e| e.trouble().unwrap_or(Trouble::Failed));
+    let mut told = Vec::with_capacity(done.len() + refused.len());
+    for (item, error) in refused {
+        met = met.or(error.trouble());
+        item.failed(error, owed, &mut told);
+    }
+    for item in done {
+        match &result {
+            Ok(()) => {
+                if let Some(then) = item.then {
+                    then();
+                }
+                told.push((item.tell, Ok(())));
+            }
+            Err(error) => item.failed(error.for_another(), owed, &mut told),
+        }
+    }
+    health.note(met, owed);
+    for tail in tails {
+        let next = tail.next.load(Ordering::SeqCst);
+        tail.committed.send_if_modified(|n| std::mem::replace(n, next) != next);
+    }
+    // Last of all: who is told finds what was written.
+    told.into_iter().for_each(|(tell, result)| tell(result));
+}
+
+/// Does one piece of work; an error is one of the whole transaction.
+fn do_work(
+    t: &Transaction<'_>,
+    work: Work,
+    tails: &[Arc<Tail>],
+    done: &mut Vec<Done>,
+    refused: &mut Vec<(Done, StoreError)>,
+) -> Result<(), StoreError> {
+    let (item, result) = match work {
+        Work::Free(work, otherwise) => {
+            let mut tell = None;
+            let result = within_savepoint(t, tails, || {
+                tell = Some(work(t)?);
+                Ok(())
+            });
+            let tell = tell.filter(|_| result.is_ok()).unwrap_or(otherwise);
+            (Done { tell, then: None, batch: None }, result)
+        }
+        Work::Batch { batch, owed, then, tell } => {
+            let result = within_savepoint(t, tails, || write_batch(t, &batch, tails));
+            (Done { tell, then: Some(then), batch: owed.then_some(batch) }, result)
+        }
+    };
+    match result {
+        Ok(()) => done.push(item),
+        Err(error) if t.is_autocommit() => {
+            // SQLite has rolled everything back: the neighbours' work, too.
+            let all = error.for_another();
+            refused.push((item, error));
+            return Err(all);
+        }
+        Err(error) => {
+            if error.trouble().is_some() {
+                tracing::error!(%error, "the database did not take a record");
+            }
+            refused.push((item, error));
+        }
+    }
+    Ok(())
+}
+
+fn within_savepoint(
+    t: &Connection,
+    tails: &[Arc<Tail>],
+    work: impl FnOnce() -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    let before = numbers(tails);
+    t.prepare_cached("SAVEPOINT one").and_then(|mut s| s.execute([])).map_err(StoreError::from)?;
+    let result = work();
+    if result.is_err() {
+        restore(tails, &before);
+        if t.is_autocommit() {
+            return result;
+        }
+        t.prepare_cached("ROLLBACK TO one").and_then(|mut s| s.execute([])).map_err(StoreError::from)?;
+    }
+    t.prepare_cached("RELEASE one").and_then(|mut s| s.execute([])).map_err(StoreError::from)?;
+    result
+}
+
+/// Carries out a batch within the transaction.
+pub(super) fn write_batch(t: &Connection, batch: &Batch, tails: &[Arc<Tail>]) -> Result<(), StoreError> {
+    let mut numbered =
+        |t: &Connection, log: Log, at: Timestamp, body: &str| append(t, tails, log, at, body).map(|_| ());
+    batch.writes().iter().try_for_each(|write| carry_out(t, write, &mut numbered))
+}
+
+/// The same for a batch without entries of logs.
+pub(super) fn write_keyed(t: &Connection, batch: &Batch) -> Result<(), StoreError> {
+    write_batch(t, batch, &[])
+}
+
+/// Appends an entry; gives its number.
+pub(super) fn append(
+    t: &Connection,
+    tails: &[Arc<Tail>],
+    log: Log,
+    at: Timestamp,
+    body: &str,
+) -> Result<u64, StoreError> {
+    // Every log has a tail.
+    let tail = tails
+        .iter()
+        .find(|t| t.log == log)
+        .ok_or_else(|| StoreError::Sqlite(rusqlite::Error::InvalidParameterName(log.table().to_owned())))?;
+    let seq = tail.next.load(Ordering::SeqCst) + 1;
+    let statement = match log {
+        Log::Event => "INSERT INTO event (seq, at, body) VALUES (?1, ?2, ?3)",
+        Log::Audit => "INSERT INTO audit (seq, at, body) VALUES (?1, ?2, ?3)",
+    };
+    t.prepare_cached(statement)
+        .and_then(|mut s| s.execute(params![seq as i64, at.as_millisecond(), body]))
+        .map_err(StoreError::from)?;
+    tail.next.store(seq, Ordering::SeqCst);
+    Ok(seq)
+}
+
+fn numbers(tails: &[Arc<Tail>]) -> Vec<u64> {
+    tails.iter().map(|t| t.next.load(Ordering::SeqCst)).collect()
+}
+
+fn restore(tails: &[Arc<Tail>], numbers: &[u64]) {
+    tails.iter().zip(numbers).for_each(|(t, n)| t.next.store(*n, Ordering::SeqCst));
+}
+
+fn begin(connection: &mut Connection) -> Result<Transaction<'_>, StoreError> {
+    connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(StoreError::from)
+}
+
+/// The one place where this thread's work gets to the disk.
+fn commit(t: Transaction<'_>) -> Result<(), StoreError> {
+    t.commit().map_err(StoreError::from)
+}
+
+/// A write for its own sake: whether the disk takes something again.
+pub(super) fn probe(t: &Transaction<'_>) -> Result<(), StoreError> {
+    super::documents::meta_put(t, "probe", &format!("\"{}\"", uuid::Uuid::new_v4()))
+}
+
+fn forget_old(t: &Connection, tail: &Tail) -> Result<(), StoreError> {
+    let below = tail.next.load(Ordering::SeqCst).saturating_sub(tail.kept);
+    if below == 0 {
+        return Ok(());
+    }
+    let statements: &[&str] = match tail.log {
+        Log::Event => &["DELETE FROM event WHERE seq <= ?1"],
+        Log::Audit => &["DELETE FROM audit WHERE seq <= ?1", "DELETE FROM audit_outcome WHERE seq <= ?1"],
+    };
+    for statement in statements {
+        t.prepare_cached(statement).and_then(|mut s| s.execute([below as i64])).map_err(StoreError::from)?;
+    }
+    Ok(())
+}
+
+/// Hands work to the thread; work that nobody will do is told so.
+pub(super) fn send(sender: Option<&SyncSender<Work>>, work: Work) {
+    let left = match sender {
+        Some(sender) => sender.send(work).err().map(|e| e.0),
+        None => Some(work),
+    };
+    if let Some(Work::Free(_, tell) | Work::Batch { tell, .. }) = left {
+        tell(Err(StoreError::Sqlite(rusqlite::Error::ExecuteReturnedResults)));
+    }
+}

@@ -1,0 +1,310 @@
+//! The audit log's entries: what was asked for, before it is done, and what came of it, together with the record of it.
+//!
+//! Owns: the form of entries and outcomes, when which of them is written. Must not know: who may do what.
+//!
+//! An entry is on disk before the act begins. Its outcome is written in the transaction of the act's first record; of an act
+//! that makes no record, before the caller has the answer. So an act without an entry cannot be, and an entry without an
+//! outcome is one over which the daemon ended.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::extract::Request;
+use axum::http::header;
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use mirrorvm::host::{Act, Effect, HostError};
+use mirrorvm::store::ledger::Log;
+use mirrorvm::store::{Batch, StoreError};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use super::body;
+use super::idempotency::REPLAYED;
+use super::middleware::RequestId;
+use crate::access::caller::Caller;
+use crate::access::table::Operation;
+use crate::problem::Problem;
+use crate::state::AppState;
+
+/// An entry of the audit log. One about a request that was refused at once, or that only wanted to see the outcome, has its
+/// outcome in itself; `status` is 0 in others.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AuditRecord {
+    /// Who; null when nobody known.
+    pub principal: Option<String>,
+    /// How the caller was recognized.
+    pub authenticated_by: Option<String>,
+    /// The caller's role.
+    pub role: Option<String>,
+    /// What was asked for.
+    pub operation: String,
+    /// The path, without the query.
+    pub path: String,
+    /// Whether only the outcome was asked for.
+    pub dry_run: bool,
+    /// What came of it.
+    #[serde(flatten)]
+    pub outcome: AuditOutcome,
+    /// The request's id.
+    pub request_id: String,
+}
+
+/// What came of a request.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditOutcome {
+    /// HTTP status of the answer.
+    pub status: u16,
+    /// Code of the problem, if it was one.
+    pub code: Option<String>,
+    /// Path of what was made or changed.
+    pub location: Option<String>,
+    /// Whether it was the answer to an earlier request.
+    pub replayed: bool,
+    /// Whether it was stored in one transaction with the record of what was done.
+    #[serde(default)]
+    pub recorded: bool,
+}
+
+impl AuditRecord {
+    /// About a request that nothing has come of yet.
+    pub fn new(operation: &Operation, caller: Option<&Caller>, dry_run: bool, request: &Request) -> Self {
+        Self {
+            principal: caller.map(|c| c.principal.clone()),
+            authenticated_by: caller.map(|c| c.method.name().to_owned()),
+            role: caller.map(|c| c.role.name().to_owned()),
+            operation: operation.id.to_owned(),
+            path: request.uri().path().chars().take(256).collect(),
+            dry_run,
+            outcome: AuditOutcome::default(),
+            request_id: request.extensions().get::<RequestId>().map_or_else(String::new, |r| r.0.clone()),
+        }
+    }
+}
+
+impl AuditOutcome {
+    /// What an answer says.
+    pub fn of(response: &Response) -> Self {
+        let location = response.headers().get(header::LOCATION).and_then(|l| l.to_str().ok());
+        Self {
+            status: response.status().as_u16(),
+            code: response.extensions().get::<Problem>().map(|p| p.code().as_str().to_owned()),
+            location: location.map(str::to_owned),
+            replayed: response.headers().contains_key(REPLAYED),
+            recorded: false,
+        }
+    }
+
+    /// What a record says that is being stored: the answer that goes with it.
+    fn of_effect(operation: &Operation, effect: &Effect<'_>) -> Self {
+        let location = match effect {
+            Effect::Guest(r) => Some(format!("/v1/guests/{}", r.id)),
+            Effect::Migration(r) => Some(format!("/v1/migrations/{}", r.id)),
+            Effect::Peer(r) => Some(format!("/v1/hosts/{}", r.id)),
+            Effect::Image(r) => Some(format!("/v1/helper-images/{}", r.id)),
+            Effect::Ticket(t) => Some(format!("/v1/migrations/{}", t.session)),
+            Effect::Token(id) => Some(format!("/v1/tokens/{id}")),
+            Effect::Settings(_) | Effect::Gone(..) => None,
+        };
+        let status = done_status(operation);
+        // As in answers: what was there before is not located again.
+        Self {
+            status,
+            location: location.filter(|_| matches!(status, 201 | 202)),
+            recorded: true,
+            ..Self::default()
+        }
+    }
+}
+
+/// The status with which an operation is answered that was done and has made a record.
+pub fn done_status(operation: &Operation) -> u16 {
+    match (operation.method, operation.id) {
+        ("DELETE", _) => 204,
+        ("PATCH", _) | (_, "helper_image_content_put" | "ram_block_plug" | "ram_block_unplug") => 200,
+        (_, "guest_start" | "guest_pause" | "guest_resume" | "guest_stop") => 202,
+        (_, "migration_cancel" | "migration_switchover") => 202,
+        // Creations: at a collection, or under an id of the caller's choice.
+        _ => 201,
+    }
+}
+
+/// What has been said of an act: by the record of it, and to the caller. Whichever comes second minds the first.
+#[derive(Debug, Default)]
+struct Said {
+    recorded: Option<AuditOutcome>,
+    answered: Option<AuditOutcome>,
+}
+
+/// Has a change carried out, with its entry before and its outcome behind.
+pub async fn carry_out(
+    state: AppState,
+    operation: &'static Operation,
+    record: AuditRecord,
+    request: Request,
+    next: Next,
+) -> Response {
+    let guard = state.acts().begin();
+    // All of it is here before anything begins: a body that breaks off begins nothing.
+    let request = match body::whole(&state, request).await {
+        Ok(request) => request,
+        Err(problem) => return at_once(&state, record, problem.into_response()).await,
+    };
+    // Before the host is open nothing can be changed.
+    let Ok(host) = state.host() else { return next.run(request).await };
+    if record.dry_run {
+        let response = next.run(request).await;
+        return at_once(&state, record, response).await;
+    }
+    let intent = match text_of(&record) {
+        Ok(text) => host.ledger().append_durably(Log::Audit, text).await,
+        Err(problem) => return problem.into_response(),
+    };
+    let intent = match intent {
+        Ok(intent) => intent,
+        Err(e) => return refused_by_store(e).into_response(),
+    };
+    let act = Act::new(guard);
+    let said = Arc::new(Mutex::new(Said::default()));
+    let theirs = Arc::clone(&said);
+    act.write_along(move |effect, batch| {
+        let mut said = theirs.lock().unwrap_or_else(PoisonError::into_inner);
+        let done = AuditOutcome::of_effect(operation, effect);
+        // The caller may have been told already that it takes too long.
+        let outcome = match &said.answered {
+            Some(answered) => AuditOutcome { location: done.location, recorded: true, ..answered.clone() },
+            None => done,
+        };
+        if let Ok(text) = serde_json::to_string(&outcome) {
+            batch.outcome(intent, text);
+        }
+        said.recorded = Some(outcome);
+    });
+    let response = Act::scope(Some(act.clone()), next.run(request)).await;
+    let mut outcome = AuditOutcome { recorded: act.is_recorded(), ..AuditOutcome::of(&response) };
+    {
+        let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
+        said.answered = Some(outcome.clone());
+        if let Some(recorded) = said.recorded.as_ref().filter(|_| outcome.recorded) {
+            if *recorded == outcome {
+                return response;
+            }
+            outcome.location = outcome.location.or_else(|| recorded.location.clone());
+        }
+    }
+    let mut batch = Batch::new();
+    if let Ok(text) = serde_json::to_string(&outcome) {
+        batch.outcome(intent, text);
+    }
+    match host.ledger().owe(batch).await {
+        Ok(()) => response,
+        // What was not done is answered as it is. What was, is only acknowledged when all of it is on disk.
+        Err(_) if outcome.status >= 400 || outcome.replayed => response,
+        Err(e) => Problem::from(HostError::owed(e)).into_response(),
+    }
+}
+
+/// Notes a request that was refused before anything began, or that only wanted to see what would be done. The entry is on
+/// disk before the caller has the answer.
+pub async fn at_once(state: &AppState, record: AuditRecord, response: Response) -> Response {
+    // A refusal before the host is open is in the daemon's log alone.
+    let Ok(host) = state.host() else { return response };
+    let record = AuditRecord { outcome: AuditOutcome::of(&response), ..record };
+    let text = match text_of(&record) {
+        Ok(text) => text,
+        Err(problem) => return problem.into_response(),
+    };
+    match host.ledger().append_durably(Log::Audit, text).await {
+        Ok(_) => response,
+        // Nothing has happened, and nobody is told what the log does not have.
+        Err(e) => refused_by_store(e).into_response(),
+    }
+}
+
+fn text_of(record: &AuditRecord) -> Result<String, Problem> {
+    serde_json::to_string(record).map_err(|e| HostError::internal("writing an audit entry", e).into())
+}
+
+fn refused_by_store(e: StoreError) -> Problem {
+    HostError::storage("noting in the audit log what is asked for", e).into()
+}
+
+/// How many acts go on.
+#[derive(Debug)]
+pub struct Acts(watch::Sender<usize>);
+
+impl Default for Acts {
+    fn default() -> Self {
+        Self(watch::Sender::new(0))
+    }
+}
+
+impl Acts {
+    /// One more, until what is given back is dropped.
+    pub fn begin(&self) -> ActGuard {
+        self.0.send_modify(|n| *n += 1);
+        ActGuard(self.0.clone())
+    }
+
+    /// Returns when none goes on.
+    pub async fn over(&self) {
+        let mut acts = self.0.subscribe();
+        // An error means that nobody is left who could begin one.
+        let _ = acts.wait_for(|n| *n == 0).await;
+    }
+}
+
+/// An act that goes on.
+#[derive(Debug)]
+pub struct ActGuard(watch::Sender<usize>);
+
+impl Drop for ActGuard {
+    fn drop(&mut self) {
+        self.0.send_modify(|n| *n = n.saturating_sub(1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::access::table::OPERATIONS;
+    use crate::routes;
+
+    #[test]
+    fn what_a_record_says_of_the_answer_is_what_the_document_promises() {
+        let (_, api) = routes::documented().split_for_parts();
+        let document = serde_json::to_value(&api).unwrap();
+        for o in OPERATIONS.iter().filter(|o| o.method != "GET") {
+            let method = o.method.to_lowercase();
+            let responses = document["paths"][o.path][&method]["responses"].as_object().unwrap();
+            let unrecorded = ["encryption_status_update", "mirror_export", "mirror_import"].contains(&o.id)
+                || o.access == crate::access::Access::Read;
+            let status = done_status(o).to_string();
+            assert!(unrecorded || responses.contains_key(&status), "{}: {status} of {responses:?}", o.id);
+        }
+    }
+
+    #[test]
+    fn entries_of_earlier_versions_are_read() {
+        let old = r#"{"principal":"unix:0","authenticated_by":"local_user","role":"admin","operation":"guest_create",
+            "path":"/v1/guests","dry_run":false,"status":201,"code":null,"location":"/v1/guests/x","replayed":false,
+            "request_id":"r"}"#;
+        let record: AuditRecord = serde_json::from_str(old).unwrap();
+        assert_eq!((record.outcome.status, record.outcome.recorded), (201, false));
+        let text = text_of(&record).unwrap();
+        assert_eq!(serde_json::from_str::<AuditRecord>(&text).unwrap().outcome, record.outcome);
+    }
+
+    #[tokio::test]
+    async fn acts_are_over_when_the_last_part_of_the_last_is() {
+        let acts = Arc::new(Acts::default());
+        let (one, two) = (Act::new(acts.begin()), acts.begin());
+        let part = one.clone();
+        let theirs = Arc::clone(&acts);
+        let over = tokio::spawn(async move { theirs.over().await });
+        drop((one, two));
+        tokio::task::yield_now().await;
+        assert!(!over.is_finished());
+        drop(part);
+        over.await.unwrap();
+    }
+}
