@@ -41,6 +41,10 @@ pub struct Metrics {
     mirrors: Family<State, Gauge>,
     migrations: Family<State, Gauge>,
     events: Gauge,
+    peer_handshakes: Gauge,
+    peer_links: Gauge,
+    peer_message_bytes: Gauge,
+    peer_turned_away: Family<State, Counter>,
 }
 
 impl Default for Metrics {
@@ -58,6 +62,10 @@ impl Default for Metrics {
             mirrors: Family::default(),
             migrations: Family::default(),
             events: Gauge::default(),
+            peer_handshakes: Gauge::default(),
+            peer_links: Gauge::default(),
+            peer_message_bytes: Gauge::default(),
+            peer_turned_away: Family::default(),
         };
         registry.register("http_requests", "Requests answered", metrics.requests.clone());
         registry.register("http_request_duration_seconds", "Time to the answer", metrics.latency.clone());
@@ -67,6 +75,17 @@ impl Default for Metrics {
         registry.register("mirrors", "Mirrors by state", metrics.mirrors.clone());
         registry.register("migrations", "Migrations by state", metrics.migrations.clone());
         registry.register("events_latest", "Number of the newest event", metrics.events.clone());
+        let (handshakes, links) = (metrics.peer_handshakes.clone(), metrics.peer_links.clone());
+        registry.register("peer_handshakes", "Connections to the peer port in their handshake", handshakes);
+        registry.register("peer_links", "Links of peers", links);
+        let bytes = metrics.peer_message_bytes.clone();
+        registry.register("peer_message_bytes", "Bytes of messages that links of peers hold", bytes);
+        let turned = metrics.peer_turned_away.clone();
+        registry.register(
+            "peer_connections_turned_away",
+            "Connections to the peer port that came to nothing",
+            turned,
+        );
         Self { registry, ..metrics }
     }
 }
@@ -107,6 +126,16 @@ impl Metrics {
             count(&self.mirrors, host.mirrors().iter().map(|m| m.state.name()));
             count(&self.migrations, host.migrations().iter().map(|m| m.state.name()));
             self.events.set(host.events().latest().seq as i64);
+            if let Some((now, turned)) = host.peer_port() {
+                self.peer_handshakes.set(now.handshakes as i64);
+                self.peer_links.set(now.links as i64);
+                self.peer_message_bytes.set(now.message_bytes as i64);
+                for (reason, count) in turned {
+                    let counter = self.peer_turned_away.get_or_create(&[("reason", reason)]);
+                    // The listener counts; a scrape that came between takes nothing back.
+                    counter.inc_by(count.saturating_sub(counter.get()));
+                }
+            }
         }
         let mut text = String::new();
         encode(&mut text, &self.registry)?;

@@ -7,6 +7,7 @@ use crate::migration::wire::{Abilities, PROTOCOL_VERSIONS};
 use crate::qemu::{Accel, pick_accel};
 use crate::sev::kernel::probe;
 use crate::store::Writing;
+use crate::transport::Occupancy;
 
 impl Host {
     /// About this host.
@@ -34,6 +35,12 @@ impl Host {
             active_migrations: active,
             storage: inner.ledger.writing(),
         }
+    }
+
+    /// Who is connected to the peer listener and what came to nothing there, by reason; `None` without a listener.
+    pub fn peer_port(&self) -> Option<(Occupancy, Vec<(&'static str, u64)>)> {
+        let listener = self.listener.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        listener.as_ref().map(|listener| (listener.occupancy(), listener.turned_away()))
     }
 
     /// Whether the host's database takes what is to be stored. Where little room is left and nothing failed lately, it is

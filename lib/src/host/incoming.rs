@@ -23,7 +23,7 @@ use crate::migration::wire::{self, Outcome, Prepare, Purpose, Refused, kind};
 use crate::migration::{Arrival, Arrived, MigrationFault, Receiver, accept_hello, serve_import};
 use crate::mirror::{HelperImage, SealedToken};
 use crate::store::Kind;
-use crate::transport::{Link, PeerIdentity};
+use crate::transport::{Link, LogBudget, PeerIdentity};
 
 /// The destination's journal of one session.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -51,7 +51,10 @@ pub(super) fn serve(inner: &Arc<Inner>, mut link: Link) {
     let hello = match accept_hello(&mut link, &inner.name) {
         Ok(h) => h,
         Err(fault) => {
-            tracing::info!(peer, fault = %fault.chain(), "a peer's hello was not accepted");
+            static SAID: LogBudget = LogBudget::new();
+            if let Some(unlogged) = SAID.take() {
+                tracing::info!(peer, unlogged, fault = %fault.chain(), "a peer's hello was not accepted");
+            }
             let _ = link.close();
             return;
         }
@@ -64,7 +67,8 @@ pub(super) fn serve(inner: &Arc<Inner>, mut link: Link) {
             // Only the peer that brought the session adds streams to it.
             let wanted = inner.streams().get(&session).cloned();
             if let Some((_, sender)) = wanted.filter(|(owner, _)| *owner == identity) {
-                let _ = sender.send((index, link));
+                // Of those that nobody waits for any more, none is kept.
+                let _ = sender.try_send((index, link));
             }
         }
         Purpose::Resolve { session } => answer(inner, link, &identity, session),
@@ -112,6 +116,9 @@ pub(super) fn was_committed(inner: &Inner, session: Uuid) -> bool {
     known.is_some_and(|h| matches!(h.settled, Settlement::Committed { .. }))
 }
 
+/// Streams of one migration.
+const STREAMS_MAX: u16 = 16;
+
 struct Destination<'a> {
     inner: &'a Arc<Inner>,
     identity: PeerIdentity,
@@ -121,6 +128,10 @@ struct Destination<'a> {
 
 fn refuse(code: &str, detail: impl Into<String>) -> Refused {
     Refused { code: code.into(), detail: detail.into() }
+}
+
+fn no_leave() -> Refused {
+    refuse("ticket_invalid", "no ticket for this session and source")
 }
 
 impl Destination<'_> {
@@ -149,8 +160,8 @@ impl Destination<'_> {
         if plugs_aside(&layout) != plugs_aside(&prepare.layout) {
             return Err(refuse("layout_mismatch", "the helper's footprint differs between the hosts"));
         }
-        if !(1..=16).contains(&prepare.streams) {
-            return Err(refuse("invalid", "streams is not 1 to 16"));
+        if !(1..=STREAMS_MAX).contains(&prepare.streams) {
+            return Err(refuse("invalid", format!("streams is not 1 to {STREAMS_MAX}")));
         }
         let driver = &prepare.spec.driver;
         let (streams, declared) = (u32::from(prepare.streams), prepare.readiness.declaration.as_ref());
@@ -161,13 +172,15 @@ impl Destination<'_> {
         if let Some(sev) = driver.sev() {
             super::outgoing::check_policy(sev.policy).map_err(|e| refused_by(&e))?;
         }
-        // Last of all: a ticket is used up by a migration that everything else allows.
-        let ticketed = inner.use_ticket(prepare.session, &self.identity);
-        let text = self.identity.to_string();
-        if !ticketed && !inner.peers().values().any(|p| p.spec.identity == text) {
-            return Err(refuse("ticket_invalid", "no ticket for this session and source"));
+        if !inner.holds_ticket(prepare.session, &self.identity) && !self.is_known() {
+            return Err(no_leave());
         }
         Ok(boot)
+    }
+
+    fn is_known(&self) -> bool {
+        let text = self.identity.to_string();
+        self.inner.peers().values().any(|p| p.spec.identity == text)
     }
 
     /// The image that the source's helper is: the built-in one, or one that was uploaded here, too.
@@ -277,9 +290,18 @@ impl Destination<'_> {
         let hand_over = HandOver { peer: self.identity.to_string(), settled: Settlement::Open };
         let entry = Arc::new(MigrationEntry::new(migration, Arc::clone(&control)));
         entry.attach(mirror.watch());
-        let noted = inner.begin_migration(&entry, |b| {
-            b.put(Kind::HandOver, prepare.session, None, &hand_over).map(|_| ())
-        });
+        let noted = {
+            // Whoever forgets a peer looks for its migrations under this lock, so leave is asked for under it, too. A
+            // ticket is used up here, by a migration that everything else allows.
+            let peers = inner.peers();
+            let known = peers.values().any(|p| p.spec.identity == hand_over.peer);
+            if !inner.use_ticket(prepare.session, &self.identity) && !known {
+                return Err(no_leave());
+            }
+            inner.begin_migration(&entry, |b| {
+                b.put(Kind::HandOver, prepare.session, None, &hand_over).map(|_| ())
+            })
+        };
         noted.map_err(|e| match e {
             HostError::IdTaken { .. } => refuse("session_exists", "the destination has seen this session"),
             e => {
@@ -287,7 +309,7 @@ impl Destination<'_> {
                 refuse("storage", "the destination's storage failed")
             }
         })?;
-        let (sender, streams) = mpsc::channel();
+        let (sender, streams) = mpsc::sync_channel(usize::from(STREAMS_MAX));
         inner.streams().insert(prepare.session, (self.identity, sender));
         Ok(Arrival { machine, mirror, control, streams })
     }

@@ -52,7 +52,7 @@ struct KnownLimits {
 }
 
 /// Whose session it is, and where its streams go: index and link.
-type WaitingImport = (PeerIdentity, mpsc::Sender<(u16, Link)>);
+type WaitingImport = (PeerIdentity, mpsc::SyncSender<(u16, Link)>);
 
 pub(super) struct Inner {
     pub state_dir: PathBuf,

@@ -105,12 +105,17 @@ impl Host {
 }
 
 fn listen(inner: &Arc<Inner>, addr: SocketAddr) -> Result<PeerListener, ListenerError> {
-    let known = Arc::downgrade(inner);
+    let records = Arc::downgrade(inner);
     let admits = move |identity: &PeerIdentity| {
         let text = identity.to_string();
-        known.upgrade().is_some_and(|i| {
+        records.upgrade().is_some_and(|i| {
             i.peers().values().any(|p| p.spec.identity == text) || i.ticket_holder(identity).is_some()
         })
+    };
+    let around = Arc::downgrade(inner);
+    let known = move |from: std::net::IpAddr| {
+        let at = |p: &PeerRecord| p.spec.address.ip().to_canonical() == from.to_canonical();
+        around.upgrade().is_some_and(|i| i.peers().values().any(at))
     };
     let theirs = Arc::downgrade(inner);
     let handler = move |link| {
@@ -119,7 +124,8 @@ fn listen(inner: &Arc<Inner>, addr: SocketAddr) -> Result<PeerListener, Listener
         }
     };
     let limits = ListenerLimits::default();
-    PeerListener::bind(addr, &inner.identity, Arc::new(admits), limits, Arc::new(handler))
+    let (admits, known, handler) = (Arc::new(admits), Arc::new(known), Arc::new(handler));
+    PeerListener::bind_knowing(addr, &inner.identity, admits, known, limits, handler)
 }
 
 /// Makes every record honest: machines did not survive the last daemon.

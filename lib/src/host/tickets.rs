@@ -171,17 +171,25 @@ impl Inner {
         })
     }
 
+    /// Whether there is a ticket of `session` that this source may still use; leaves it as it is.
+    pub(super) fn holds_ticket(&self, session: Uuid, identity: &PeerIdentity) -> bool {
+        self.good_ticket(session, identity).is_some()
+    }
+
+    /// A good ticket as it is kept, and what it says.
+    fn good_ticket(&self, session: Uuid, identity: &PeerIdentity) -> Option<(String, Kept)> {
+        let there = self.ledger.find(Space::Ticket, &session.to_string()).ok().flatten()?;
+        let kept: Kept = serde_json::from_str(&there).ok()?;
+        let good =
+            !kept.used && kept.source_identity == identity.to_string() && kept.good_until > Timestamp::now();
+        good.then_some((there, kept))
+    }
+
     /// Uses up the ticket of `session`, if there is one for this source; false when there is none that is good.
     pub(super) fn use_ticket(&self, session: Uuid, identity: &PeerIdentity) -> bool {
-        let text = identity.to_string();
-        let key = session.to_string();
-        let good = |body: &str| {
-            let kept: Option<Kept> = serde_json::from_str(body).ok();
-            kept.filter(|k| !k.used && k.source_identity == text && k.good_until > Timestamp::now())
-        };
         // Looked at before it is taken: a stranger's guess must not cost its owner the ticket.
-        let Some(there) = self.ledger.find(Space::Ticket, &key).ok().flatten() else { return false };
-        let Some(kept) = good(&there) else { return false };
+        let Some((there, kept)) = self.good_ticket(session, identity) else { return false };
+        let key = session.to_string();
         let used = Kept { used: true, ..kept };
         let until = Timestamp::now() + (AFTERMATH_DAYS * 24).hours();
         let Ok(body) = serde_json::to_string(&used) else { return false };

@@ -1,6 +1,6 @@
 //! The handle on a running migration: cancelling it, watching it.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::host::{MigrationLimits, MigrationState, Progress, Round};
@@ -27,6 +27,7 @@ pub struct PastPointOfNoReturn;
 pub struct Control {
     live: Mutex<Live>,
     gate: Mutex<Gate>,
+    called_off: Condvar,
     limits: Mutex<MigrationLimits>,
     changed: Box<dyn Fn() + Send + Sync>,
 }
@@ -43,7 +44,13 @@ impl Control {
     /// A migration that starts in `state` under `limits`; `changed` is called after every change, without locks held.
     pub fn new(state: MigrationState, limits: MigrationLimits, changed: Box<dyn Fn() + Send + Sync>) -> Self {
         let live = Live { state, progress: Progress::default(), rounds: Vec::new(), version: 1 };
-        Self { live: Mutex::new(live), gate: Mutex::default(), limits: Mutex::new(limits), changed }
+        Self {
+            live: Mutex::new(live),
+            gate: Mutex::default(),
+            called_off: Condvar::new(),
+            limits: Mutex::new(limits),
+            changed,
+        }
     }
 
     /// A snapshot.
@@ -110,12 +117,19 @@ impl Control {
         }
         gate.cancelled = true;
         gate.links.iter().for_each(LinkCanceller::cancel);
+        self.called_off.notify_all();
         Ok(())
     }
 
     /// Whether it was called off.
     pub fn is_cancelled(&self) -> bool {
         self.gate().cancelled
+    }
+
+    /// Waits for `pause`, or until it is called off: true then.
+    pub fn pause(&self, pause: Duration) -> bool {
+        let waited = self.called_off.wait_timeout_while(self.gate(), pause, |gate| !gate.cancelled);
+        waited.unwrap_or_else(PoisonError::into_inner).0.cancelled
     }
 
     /// Lets cancelling reach a link.

@@ -19,7 +19,7 @@ use crate::guest::Machine;
 use crate::host::{MigrationState, ProtectionLevel, Round, StreamTransport};
 use crate::mirror::{Mirror, SealedToken};
 use crate::pages::PageSet;
-use crate::transport::Link;
+use crate::transport::{Link, LogBudget};
 
 /// What a destination made for a guest that arrives.
 pub struct Arrival {
@@ -77,14 +77,21 @@ pub fn serve_import(mut link: Link, peer: &str, host: &dyn Receiver) {
     let prepare = match read_prepare(&mut link) {
         Ok(p) => p,
         Err(fault) => {
-            tracing::warn!(peer, fault = %fault.chain(), "an incoming migration was not prepared");
+            static UNPREPARED: LogBudget = LogBudget::new();
+            if let Some(unlogged) = UNPREPARED.take() {
+                let fault = fault.chain();
+                tracing::warn!(peer, unlogged, fault, "an incoming migration was not prepared");
+            }
             return;
         }
     };
     let arrival = match host.admit(&prepare, peer) {
         Ok(a) => a,
         Err(refused) => {
-            tracing::info!(peer, code = refused.code, "an incoming migration is refused");
+            static REFUSED: LogBudget = LogBudget::new();
+            if let Some(unlogged) = REFUSED.take() {
+                tracing::info!(peer, unlogged, code = refused.code, "an incoming migration is refused");
+            }
             // The close matters: the refusal must arrive before the connection goes.
             if wire::send(&mut link, kind::REFUSED, &refused).is_ok() {
                 let _ = link.close();
@@ -144,6 +151,8 @@ impl Import<'_> {
             transcript: transcript(&self.prepare),
         })?;
         let mut sinks = self.await_streams()?;
+        // Streams that come now are nobody's: their links end here.
+        self.streams = mpsc::sync_channel(0).1;
         self.control.update(|l| {
             l.state = MigrationState::Precopy;
             l.progress.total_bytes = self.prepare.layout.ram_bytes();

@@ -2,7 +2,7 @@
 
 use crate::guest::MachineError;
 use crate::mirror::{LaneError, MirrorError};
-use crate::transport::LinkError;
+use crate::transport::{AlertDescription, CertRefusal, LinkError};
 
 /// Why a migration ended, or is in doubt. `code` is what the API publishes.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +79,15 @@ impl MigrationFault {
             Self::Canceled => "canceled",
             Self::Unreachable { .. } => "page_unreachable",
             Self::Fragmented => "page_status_fragmented",
+            // What answers speaks no TLS, another protocol over it, or shows a certificate that is none of a host's.
+            Self::Connect(
+                LinkError::NotMirrorvm { .. }
+                | LinkError::WrongProtocol
+                | LinkError::RefusedByPeer { alert: Some(AlertDescription::NoApplicationProtocol) }
+                | LinkError::PeerRefused(
+                    CertRefusal::Chain(_) | CertRefusal::TooLong(_) | CertRefusal::Malformed,
+                ),
+            ) => "peer_not_mirrorvm",
             Self::Connect(LinkError::PeerRefused(_) | LinkError::RefusedByPeer { alert: Some(_) }) => {
                 "peer_identity"
             }

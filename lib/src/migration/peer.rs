@@ -1,15 +1,22 @@
 //! Opening links to a peer, and answering them: version agreement, and asking what became of a session.
+//!
+//! A peer that hangs up before it has said anything may be one that is busy with others: it is tried again, a few times,
+//! each time after a longer pause of uneven length, and never beyond the caller's patience.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use ring::rand::{SecureRandom as _, SystemRandom};
 use uuid::Uuid;
 
 use super::wire::{
     self, ABILITIES_MAX, Abilities, Hello, HelloAck, Outcome, PROTOCOL_VERSIONS, Purpose, kind,
 };
 use super::{Control, MigrationFault};
-use crate::transport::{Deadlines, Identity, Link, LinkCanceller, PeerIdentity};
+use crate::transport::{Deadlines, Identity, Link, LinkCanceller, LinkError, PeerIdentity};
+
+/// Longest wait for a connection, and for a handshake.
+const STEP: Duration = Duration::from_secs(10);
 
 /// Where a peer is and who it must be.
 pub type PeerAddress = (SocketAddr, PeerIdentity);
@@ -37,18 +44,58 @@ fn connect(
     patience: Duration,
     control: Option<&Control>,
 ) -> Result<Link, MigrationFault> {
-    let deadlines = Deadlines {
-        connect: patience.min(Duration::from_secs(10)),
-        handshake: patience.min(Duration::from_secs(10)),
-        frame: patience,
-        idle: Some(patience),
-    };
+    let by = Instant::now() + patience;
     let register = |link: LinkCanceller| {
         if let Some(control) = control {
             control.register(link);
         }
     };
-    Link::connect_cancellable(peer.0, identity, &peer.1, deadlines, register).map_err(MigrationFault::Connect)
+    for attempt in 0.. {
+        let left = by.saturating_duration_since(Instant::now()).min(STEP);
+        let deadlines = Deadlines { connect: left, handshake: left, frame: patience, idle: Some(patience) };
+        let error = match Link::connect_cancellable(peer.0, identity, &peer.1, deadlines, register) {
+            Ok(link) => return Ok(link),
+            Err(error) => error,
+        };
+        let pause = pause_after(attempt, random()).filter(|pause| Instant::now() + *pause < by);
+        let Some(pause) = pause.filter(|_| is_worth_another_try(&error)) else {
+            return Err(MigrationFault::Connect(error));
+        };
+        let called_off = match control {
+            Some(control) => control.pause(pause),
+            None => {
+                std::thread::sleep(pause);
+                false
+            }
+        };
+        if called_off {
+            return Err(MigrationFault::Canceled);
+        }
+    }
+    Err(MigrationFault::PeerGone)
+}
+
+/// Whether a peer that did not take us may take us in a moment: it hung up without a word, as one does that has others
+/// to answer.
+const fn is_worth_another_try(error: &LinkError) -> bool {
+    matches!(error, LinkError::RefusedByPeer { alert: None })
+}
+
+/// How long to wait after failed attempt number `attempt`, somewhere between half of its step and all of it, so that many
+/// who were refused at once do not come back at once; `None`: it was the last.
+fn pause_after(attempt: u32, random: u32) -> Option<Duration> {
+    const FIRST: Duration = Duration::from_millis(50);
+    const LONGEST: Duration = Duration::from_secs(1);
+    const ATTEMPTS: u32 = 8;
+    let step = (FIRST * 2u32.checked_pow(attempt)?).min(LONGEST);
+    (attempt + 1 < ATTEMPTS).then(|| step / 2 + (step / 2).mul_f64(f64::from(random) / f64::from(u32::MAX)))
+}
+
+fn random() -> u32 {
+    let mut bytes = [0; 4];
+    // Without randomness the pauses are even.
+    let _ = SystemRandom::new().fill(&mut bytes);
+    u32::from_le_bytes(bytes)
 }
 
 /// Says hello on a link and takes the peer's choice of a version.
@@ -124,4 +171,27 @@ pub fn ask(
     let agreed = begun.elapsed();
     let (_, payload) = wire::expect(&mut link, &[kind::ABILITIES], ABILITIES_MAX)?;
     Ok((Abilities::read(&payload)?, agreed))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn pauses_grow_and_come_to_an_end() {
+        let pauses = |random| (0..20).map_while(|at| pause_after(at, random)).collect::<Vec<_>>();
+        let ms = |pauses: Vec<Duration>| pauses.iter().map(Duration::as_millis).collect::<Vec<_>>();
+        assert_eq!(ms(pauses(0)), [25, 50, 100, 200, 400, 500, 500]);
+        assert_eq!(ms(pauses(u32::MAX)), [50, 100, 200, 400, 800, 1000, 1000]);
+        assert_eq!((pause_after(31, 0), pause_after(u32::MAX, 0)), (None, None));
+    }
+
+    proptest! {
+        #[test]
+        fn a_pause_is_never_over_a_second(attempt in any::<u32>(), random in any::<u32>()) {
+            prop_assert!(pause_after(attempt, random).is_none_or(|pause| pause <= Duration::from_secs(1)));
+        }
+    }
 }

@@ -9,19 +9,26 @@
 //! Time: a frame that has begun must be whole after [`Deadlines::frame`], counted while we are inside the link's calls,
 //! bytes trickling in or not; what the caller does between pieces of a payload does not count against the peer.
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustls::ServerConfig;
+use zeroize::Zeroize;
 
 use super::frame::{FrameHeader, HEADER_LEN, KIND_ADMITTED};
 use super::identity::{Identity, PeerIdentity};
 use super::link_error::{LinkError, link_error, not_admitted};
+use super::places::Place;
 use super::session::{Session, SessionError};
 use super::socket::{LinkCanceller, Socket, SocketError, Waiting};
 use super::tls;
 use crate::memory::Span;
+
+/// Bytes of a message that room is made for at a time: a peer that announces much and sends little costs as much.
+const PIECE: usize = 64 << 10;
+/// The same for a message's beginning.
+const FIRST_PIECE: usize = 4 << 10;
 
 /// How long each step may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +94,8 @@ pub struct Link {
     frames_in: u64,
     frames_out: u64,
     broken: bool,
+    /// On the accepting end: where the link is counted, as long as it is there.
+    place: Option<Place>,
 }
 
 impl std::fmt::Debug for Link {
@@ -106,19 +115,21 @@ impl Link {
         Self::connect_cancellable(addr, identity, expected, deadlines, |_| {})
     }
 
-    /// As [`Link::connect`]; `connected` gets the canceller as soon as there is a connection, so that a handshake
-    /// that does not come to its end can be cancelled, too.
+    /// As [`Link::connect`]; `begun` gets the canceller before anything is waited for, so that a connection that is never
+    /// answered and a handshake that does not come to its end can be cancelled, too.
     pub fn connect_cancellable(
         addr: SocketAddr,
         identity: &Identity,
         expected: &PeerIdentity,
         deadlines: Deadlines,
-        connected: impl FnOnce(LinkCanceller),
+        begun: impl FnOnce(LinkCanceller),
     ) -> Result<Self, LinkError> {
-        let stream = TcpStream::connect_timeout(&addr, deadlines.connect)
-            .map_err(|source| LinkError::Connect { addr, source })?;
-        let socket = Socket::new(stream).map_err(LinkError::Io)?;
-        connected(socket.canceller());
+        let by = Instant::now() + deadlines.connect;
+        let socket = Socket::connect(addr, by, begun).map_err(|error| match error {
+            SocketError::Cancelled => LinkError::Cancelled,
+            SocketError::Deadline => LinkError::Connect { addr, source: std::io::ErrorKind::TimedOut.into() },
+            SocketError::Io(source) => LinkError::Connect { addr, source },
+        })?;
         let connection = tls::client(tls::provider(), identity, *expected).map_err(LinkError::Tls)?;
         Self::start_client(Session::client(socket, connection), deadlines)
     }
@@ -150,6 +161,11 @@ impl Link {
         Self::start(Session::server(socket, connection), deadlines, by)
     }
 
+    /// Ties the link to where it is counted.
+    pub(super) fn counted(&mut self, place: Place) {
+        self.place = Some(place);
+    }
+
     /// Tells the client that it is in.
     pub(super) fn admit(&mut self) -> Result<(), LinkError> {
         self.transmit(KIND_ADMITTED, &[])?;
@@ -178,6 +194,7 @@ impl Link {
             frames_in: 0,
             frames_out: 0,
             broken: false,
+            place: None,
         })
     }
 
@@ -273,13 +290,22 @@ impl Link {
     pub fn read_span(&mut self, span: &dyn Span) -> Result<(), LinkError> {
         if !self.session.is_bare() {
             let mut buffer = std::mem::take(&mut self.buffer);
-            if buffer.len() < span.len() {
-                buffer.resize(span.len(), 0);
-            }
-            let read = self.read_payload(&mut buffer[..span.len()]);
-            if read.is_ok() {
-                span.copy_in(0, &buffer[..span.len()]);
-            }
+            let mut at = 0;
+            let read = loop {
+                let piece = (span.len() - at).min(PIECE);
+                if buffer.len() < piece {
+                    buffer.resize(piece, 0);
+                }
+                let read = self.read_payload(&mut buffer[..piece]);
+                if read.is_err() {
+                    break read;
+                }
+                span.copy_in(at, &buffer[..piece]);
+                at += piece;
+                if at == span.len() {
+                    break Ok(());
+                }
+            };
             self.buffer = buffer;
             return read;
         }
@@ -308,17 +334,13 @@ impl Link {
     /// Waits for a frame of at most `max_len` payload bytes and reads it whole into the link's own buffer. `None`: the
     /// peer has closed the link properly.
     pub fn recv(&mut self, max_len: u32) -> Result<Option<Frame<'_>>, LinkError> {
-        let Some(FrameHeader { kind, len }) = self.recv_header(max_len)? else {
+        let Some(FrameHeader { kind, .. }) = self.recv_header(max_len)? else {
             return Ok(None);
         };
-        let len = len as usize;
         let mut buffer = std::mem::take(&mut self.buffer);
-        if buffer.len() < len {
-            buffer.resize(len, 0);
-        }
-        let read = self.read_payload(&mut buffer[..len]);
+        let read = self.gather(&mut buffer);
         self.buffer = buffer;
-        read.map(|()| Some(Frame { kind, payload: &self.buffer[..len] }))
+        read.map(|()| Some(Frame { kind, payload: &self.buffer }))
     }
 
     /// Like [`recv`](Self::recv), into `buffer`, which ends up holding exactly the payload; gives the kind.
@@ -327,9 +349,32 @@ impl Link {
             buffer.clear();
             return Ok(None);
         };
-        buffer.resize(header.len as usize, 0);
-        self.read_payload(buffer)?;
+        self.gather(buffer)?;
         Ok(Some(header.kind))
+    }
+
+    /// Reads the current frame's payload into `buffer`, for which room is made as the bytes come.
+    fn gather(&mut self, buffer: &mut Vec<u8>) -> Result<(), LinkError> {
+        buffer.clear();
+        let len = self.left as usize;
+        while buffer.len() < len {
+            let at = buffer.len();
+            let to = len.min(at + at.clamp(FIRST_PIECE, PIECE));
+            if self.place.as_ref().is_some_and(|place| !place.hold(to as u64)) {
+                self.broken = true;
+                return Err(LinkError::NoRoom);
+            }
+            if buffer.capacity() < to {
+                // By hand: a message may hold secrets, and growing leaves its old memory as it is.
+                let mut wider = Vec::with_capacity(to.max(2 * at).min(len));
+                wider.extend_from_slice(buffer);
+                buffer.zeroize();
+                *buffer = wider;
+            }
+            buffer.resize(to, 0);
+            self.read_payload(&mut buffer[at..])?;
+        }
+        Ok(())
     }
 
     /// Waits for a frame of at most `max_len` payload bytes and reads its header only. Its payload must be taken with
@@ -412,6 +457,10 @@ impl Link {
         self.check()?;
         if self.left > 0 {
             return Err(LinkError::Misuse("payload of the current frame not read"));
+        }
+        // Whoever asks for the next message is done with the last one.
+        if let Some(place) = &self.place {
+            place.hold(0);
         }
         while self.header_len < HEADER_LEN {
             // The frame's clock starts with its first byte, be it only of a TLS record not whole yet.

@@ -35,6 +35,12 @@ pub enum LinkError {
     /// The peer did not agree to the application protocol `mirrorvm/1`.
     #[error("peer did not agree to the application protocol")]
     WrongProtocol,
+    /// Something else than a mirrorvm daemon is there: what it sent first is no TLS.
+    #[error("not a mirrorvm daemon: it says \"{said}\"")]
+    NotMirrorvm {
+        /// Its first bytes, few and printable.
+        said: String,
+    },
     /// TLS failed: not TLS 1.3, a forged or damaged record, an alert.
     #[error("TLS failure")]
     Tls(#[source] rustls::Error),
@@ -53,6 +59,9 @@ pub enum LinkError {
     /// The peer sent a header that we do not take.
     #[error("frame refused")]
     BadFrame(#[source] HeaderError),
+    /// The peer's message is longer than what there is room for now, beside those of other links.
+    #[error("no room for the peer's message")]
+    NoRoom,
     /// The socket failed.
     #[error("socket failure")]
     Io(#[source] std::io::Error),
@@ -71,11 +80,19 @@ pub(super) fn link_error(error: SessionError, waiting: Waiting) -> LinkError {
         SessionError::Socket(SocketError::Deadline) => LinkError::Deadline(waiting),
         SessionError::Socket(SocketError::Cancelled) => LinkError::Cancelled,
         SessionError::Socket(SocketError::Io(source)) => LinkError::Io(source),
+        SessionError::Foreign(first) => LinkError::NotMirrorvm { said: said(&first) },
         SessionError::Tls(source) => match CertRefusal::within(&source) {
             Some(refusal) => LinkError::PeerRefused(refusal.clone()),
             None => LinkError::Tls(source),
         },
     }
+}
+
+/// The first line of what came, printable and short.
+fn said(bytes: &[u8]) -> String {
+    const MAX: usize = 60;
+    let line = bytes.split(|b| matches!(b, b'\r' | b'\n')).next().unwrap_or_default();
+    line.iter().take(MAX).flat_map(|b| b.escape_ascii()).map(char::from).collect()
 }
 
 /// What an error means to a client that has not been admitted yet.
@@ -87,5 +104,18 @@ pub(super) fn not_admitted(error: LinkError) -> LinkError {
         LinkError::Truncated { .. } | LinkError::Io(_) => LinkError::RefusedByPeer { alert: None },
         LinkError::Deadline(_) => LinkError::Deadline(Waiting::Handshake),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::said;
+
+    #[test]
+    fn what_a_stranger_says_is_quoted_short_and_printable() {
+        assert_eq!(said(b"SSH-2.0-OpenSSH_9.2\r\nmore"), "SSH-2.0-OpenSSH_9.2");
+        assert_eq!(said(b"\x1b[31m\"red\"\xff"), "\\x1b[31m\\\"red\\\"\\xff");
+        assert_eq!(said(&[7; 500]).len(), 60 * 4);
+        assert_eq!(said(b"\r\n"), "");
     }
 }

@@ -1,18 +1,18 @@
 //! Accepting peers.
 //!
-//! Owns: the listening socket, a thread per connection, how many there may be. Must not know: what handlers do.
+//! Owns: the listening socket, a thread per connection, what is told of those that came to nothing. Must not know: what handlers do.
 //!
-//! A stranger can make us spend at most [`ListenerLimits::max_handshakes`] threads, each for at most the handshake timeout.
-//! These do not count against [`ListenerLimits::max_connections`], so a flood of strangers cannot throw out or keep
-//! out peers that are in; it can delay new ones.
+//! A stranger can make us spend at most [`ListenerLimits::max_handshakes`] threads, each for at most the handshake timeout,
+//! and nobody can keep others out by being silent: whoever has waited longest gives way to the next (`shares`). Links do
+//! not count against that, nor the other way round, and each peer has its share of them and of their memory (`places`).
 
-use std::collections::HashMap;
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustls::ServerConfig;
@@ -20,14 +20,13 @@ use rustls::ServerConfig;
 use super::identity::Identity;
 use super::link::{Deadlines, Link};
 use super::link_error::LinkError;
-use super::socket::{LinkCanceller, Socket};
-use super::tls::{self, PeerFilter};
+use super::log_budget::LogBudget;
+use super::places::{KnownAddress, Occupancy, Place, Places};
+use super::socket::Socket;
+use super::tls::{self, CertRefusal, PeerFilter};
 
 /// Pause after `accept` failed for want of descriptors or memory: the next attempt would fail at once.
 const ACCEPT_BACKOFF: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
-/// Log lines on refused connections per [`LOG_WINDOW`]; the rest are counted.
-const LOG_LINES: u32 = 10;
-const LOG_WINDOW: Duration = Duration::from_secs(10);
 /// Longest error text in a log line, in characters.
 const LOG_TEXT: usize = 300;
 
@@ -36,15 +35,38 @@ const LOG_TEXT: usize = 300;
 pub struct ListenerLimits {
     /// For the handshake of one connection, from accept to admission.
     pub handshake_timeout: Duration,
-    /// Connections in their handshake at once; more are closed unread.
+    /// Connections in their handshake at once. A newcomer takes the place of the oldest of the busiest address.
     pub max_handshakes: usize,
-    /// Admitted connections at once, counted until the handler returns; more are closed unread.
-    pub max_connections: usize,
+    /// The same of one address (of IPv6: one /64 network).
+    pub handshakes_per_address: usize,
+    /// Handshakes from addresses of known peers, beside those of strangers.
+    pub reserved_handshakes: usize,
+    /// Links at once; more are closed unread, but for the peers' reserved ones.
+    pub max_links: usize,
+    /// Links of one peer at once.
+    pub links_per_peer: usize,
+    /// Links that each peer may have when all others are taken: enough to ask what became of a migration.
+    pub reserved_links_per_peer: usize,
+    /// Bytes of messages that all links hold at once.
+    pub max_message_bytes: u64,
+    /// Bytes of messages that the links of one peer hold at once.
+    pub message_bytes_per_peer: u64,
 }
 
 impl Default for ListenerLimits {
+    /// A peer that sends sixteen guests at once over sixteen streams each has 272 links.
     fn default() -> Self {
-        Self { handshake_timeout: Duration::from_secs(10), max_handshakes: 32, max_connections: 256 }
+        Self {
+            handshake_timeout: Duration::from_secs(10),
+            max_handshakes: 64,
+            handshakes_per_address: 32,
+            reserved_handshakes: 32,
+            max_links: 512,
+            links_per_peer: 288,
+            reserved_links_per_peer: 4,
+            max_message_bytes: 512 << 20,
+            message_bytes_per_peer: 128 << 20,
+        }
     }
 }
 
@@ -95,14 +117,27 @@ impl PeerListener {
         limits: ListenerLimits,
         handler: Handler,
     ) -> Result<Self, ListenerError> {
+        Self::bind_knowing(addr, identity, admits, Arc::new(|_| false), limits, handler)
+    }
+
+    /// As [`bind`](Self::bind); handshakes from addresses that are `known` have room that strangers do not take.
+    pub(crate) fn bind_knowing(
+        addr: SocketAddr,
+        identity: &Identity,
+        admits: PeerFilter,
+        known: KnownAddress,
+        limits: ListenerLimits,
+        handler: Handler,
+    ) -> Result<Self, ListenerError> {
         let config = tls::server_config(tls::provider(), identity, admits).map_err(ListenerError::Tls)?;
         let bind = |source| ListenerError::Bind { addr, source };
         let listener = TcpListener::bind(addr).map_err(bind)?;
         listener.set_nonblocking(true).map_err(bind)?;
         let addr = listener.local_addr().map_err(bind)?;
         let (wake, woken) = UnixStream::pair().map_err(ListenerError::Start)?;
-        let shared =
-            Arc::new(Shared { config, limits, handler, state: Mutex::default(), log: Mutex::default() });
+        let places = Arc::new(Places::new(limits, known));
+        let turned = Turned::KINDS.map(|_| Counted::default());
+        let shared = Arc::new(Shared { config, limits, handler, places, threads: Mutex::default(), turned });
         let accepting = thread::Builder::new()
             .name("mvm-peer-accept".into())
             .spawn({
@@ -118,6 +153,17 @@ impl PeerListener {
         self.addr
     }
 
+    /// Who is connected now, and what that holds.
+    pub fn occupancy(&self) -> Occupancy {
+        self.shared.places.occupancy()
+    }
+
+    /// Connections that came to nothing since the start, by reason.
+    pub fn turned_away(&self) -> Vec<(&'static str, u64)> {
+        let counts = self.shared.turned.iter().map(|counted| counted.count.load(Relaxed));
+        Turned::KINDS.into_iter().zip(counts).collect()
+    }
+
     /// Stops accepting, cancels every link that a handler still has, and waits for the handlers to return (except one
     /// that calls this).
     pub fn shutdown(mut self) {
@@ -126,16 +172,13 @@ impl PeerListener {
 
     fn stop(&mut self) {
         let Some(accepting) = self.accepting.take() else { return };
-        self.shared.state().stopping = true;
+        self.shared.places.stop();
         // Fails only when the thread is gone already.
         let _ = (&self.wake).write(&[0]);
         join(accepting);
         // Nobody adds to these after the accepting thread has ended.
-        let threads = {
-            let mut state = self.shared.state();
-            state.connections.values().for_each(|connection| connection.canceller.cancel());
-            std::mem::take(&mut state.threads)
-        };
+        self.shared.places.cancel_all();
+        let threads = std::mem::take(&mut *self.shared.threads());
         threads.into_iter().for_each(join);
     }
 }
@@ -156,35 +199,26 @@ struct Shared {
     config: Arc<ServerConfig>,
     limits: ListenerLimits,
     handler: Handler,
-    state: Mutex<State>,
-    log: Mutex<LogBudget>,
+    places: Arc<Places>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// In the order of [`Turned::KINDS`].
+    turned: [Counted; Turned::KINDS.len()],
 }
 
+/// How often something happened, and when it was logged.
 #[derive(Default)]
-struct State {
-    stopping: bool,
-    next: u64,
-    connections: HashMap<u64, Connection>,
-    threads: Vec<JoinHandle<()>>,
+struct Counted {
+    count: AtomicU64,
+    log: LogBudget,
 }
 
-struct Connection {
-    canceller: LinkCanceller,
-    admitted: bool,
-}
-
-impl State {
-    fn counts(&self) -> (usize, usize) {
-        let admitted = self.connections.values().filter(|connection| connection.admitted).count();
-        (self.connections.len() - admitted, admitted)
-    }
-}
-
-/// Why a connection was closed without a word.
+/// Why a connection came to nothing.
 #[derive(Debug, thiserror::Error)]
-enum Turned {
-    #[error("too many connections")]
-    Full,
+pub(super) enum Turned {
+    #[error("gave way to a newer connection before its handshake was over")]
+    GaveWay,
+    #[error("too many links")]
+    TooMany,
     #[error("shutting down")]
     Stopping,
     #[error("cannot set up the connection")]
@@ -193,84 +227,61 @@ enum Turned {
     Handshake(#[source] LinkError),
 }
 
-/// The connection's place among those counted; gives it back when dropped, also by a panicking handler.
-struct Place {
-    shared: Arc<Shared>,
-    id: u64,
-}
+impl Turned {
+    /// What [`kind`](Self::kind) indexes; names of the metric.
+    const KINDS: [&'static str; 8] =
+        ["gave_way", "too_many", "stopping", "setup", "not_admitted", "not_tls", "slow", "handshake"];
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.shared.state().connections.remove(&self.id);
+    const fn kind(&self) -> usize {
+        match self {
+            Self::GaveWay => 0,
+            Self::TooMany => 1,
+            Self::Stopping => 2,
+            Self::Setup(_) => 3,
+            Self::Handshake(LinkError::PeerRefused(CertRefusal::NotAdmitted(_))) => 4,
+            Self::Handshake(LinkError::NotMirrorvm { .. }) => 5,
+            Self::Handshake(LinkError::Deadline(_)) => 6,
+            Self::Handshake(_) => 7,
+        }
     }
 }
 
 impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing in there panics half way.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Counts a new connection in, if there is room.
-    fn place(self: &Arc<Self>, canceller: LinkCanceller) -> Result<Place, Turned> {
-        let mut state = self.state();
-        if state.stopping {
-            return Err(Turned::Stopping);
-        }
-        let (handshaking, admitted) = state.counts();
-        if handshaking >= self.limits.max_handshakes || admitted >= self.limits.max_connections {
-            return Err(Turned::Full);
-        }
-        let id = state.next;
-        state.next += 1;
-        state.connections.insert(id, Connection { canceller, admitted: false });
-        Ok(Place { shared: self.clone(), id })
-    }
-
-    /// Moves a connection from those shaking hands to those admitted, if there is room.
-    fn promote(&self, place: &Place) -> Result<(), Turned> {
-        let mut state = self.state();
-        if state.stopping {
-            return Err(Turned::Stopping);
-        }
-        if state.counts().1 >= self.limits.max_connections {
-            return Err(Turned::Full);
-        }
-        if let Some(connection) = state.connections.get_mut(&place.id) {
-            connection.admitted = true;
-        }
-        Ok(())
+    fn threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Starts a connection's thread.
     fn start(self: &Arc<Self>, stream: TcpStream, from: SocketAddr) -> Result<(), Turned> {
         let socket = Socket::new(stream).map_err(Turned::Setup)?;
-        let place = self.place(socket.canceller())?;
+        let place = self.places.enter(socket.canceller(), from)?;
+        let shared = Arc::clone(self);
         let thread = thread::Builder::new()
             .name("mvm-peer".into())
             .spawn(move || {
-                if let Err(reason) = serve(&place, socket) {
-                    place.shared.log_turned(from, &reason);
+                if let Err(reason) = serve(&shared, place, socket) {
+                    shared.turned_away(from, &reason);
                 }
             })
             .map_err(Turned::Setup)?;
-        let mut state = self.state();
-        state.threads.retain(|thread| !thread.is_finished());
-        state.threads.push(thread);
+        let mut threads = self.threads();
+        threads.retain(|thread| !thread.is_finished());
+        threads.push(thread);
         Ok(())
     }
 
-    fn log_turned(&self, from: SocketAddr, reason: &Turned) {
-        let admitted = self.log.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now());
-        if let Some(unlogged) = admitted {
+    fn turned_away(&self, from: SocketAddr, reason: &Turned) {
+        let Some(counted) = self.turned.get(reason.kind()) else { return };
+        counted.count.fetch_add(1, Relaxed);
+        if let Some(unlogged) = counted.log.take() {
             tracing::warn!(%from, unlogged, reason = chain(reason), "peer connection refused");
         }
     }
 }
 
 fn accept_loop(listener: &TcpListener, woken: &UnixStream, shared: &Arc<Shared>) {
-    let mut backing_off = false;
-    while !shared.state().stopping {
+    let (mut backing_off, failures) = (false, LogBudget::new());
+    while !shared.places.is_stopping() {
         let polled = if backing_off {
             poll(&mut [PollFd::new(woken, PollFlags::IN)], Some(&ACCEPT_BACKOFF))
         } else {
@@ -286,7 +297,7 @@ fn accept_loop(listener: &TcpListener, woken: &UnixStream, shared: &Arc<Shared>)
         match listener.accept() {
             Ok((stream, from)) => {
                 if let Err(reason) = shared.start(stream, from) {
-                    shared.log_turned(from, &reason);
+                    shared.turned_away(from, &reason);
                 }
             }
             Err(error) => match error.kind() {
@@ -295,7 +306,9 @@ fn accept_loop(listener: &TcpListener, woken: &UnixStream, shared: &Arc<Shared>)
                 | io::ErrorKind::ConnectionAborted
                 | io::ErrorKind::ConnectionReset => {}
                 _ => {
-                    tracing::warn!(%error, "cannot accept a peer connection");
+                    if let Some(unlogged) = failures.take() {
+                        tracing::warn!(%error, unlogged, "cannot accept a peer connection");
+                    }
                     backing_off = true;
                 }
             },
@@ -303,11 +316,14 @@ fn accept_loop(listener: &TcpListener, woken: &UnixStream, shared: &Arc<Shared>)
     }
 }
 
-fn serve(place: &Place, socket: Socket) -> Result<(), Turned> {
-    let shared = &place.shared;
+fn serve(shared: &Shared, place: Place, socket: Socket) -> Result<(), Turned> {
     let deadlines = Deadlines { handshake: shared.limits.handshake_timeout, ..Deadlines::default() };
-    let mut link = Link::accept(socket, shared.config.clone(), deadlines).map_err(Turned::Handshake)?;
-    shared.promote(place)?;
+    let mut link = Link::accept(socket, shared.config.clone(), deadlines).map_err(|error| {
+        // What a connection that was cut sees is the cut.
+        if place.gave_way() { Turned::GaveWay } else { Turned::Handshake(error) }
+    })?;
+    place.admit(link.peer())?;
+    link.counted(place);
     link.admit().map_err(Turned::Handshake)?;
     (shared.handler)(link);
     Ok(())
@@ -323,27 +339,4 @@ fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text.chars().flat_map(char::escape_debug).take(LOG_TEXT).collect()
-}
-
-/// How many lines may still be logged in this window.
-#[derive(Default)]
-struct LogBudget {
-    window: Option<Instant>,
-    lines: u32,
-    unlogged: u64,
-}
-
-impl LogBudget {
-    /// `Some(lines left out since the last one)` if a line may be written now.
-    fn take(&mut self, now: Instant) -> Option<u64> {
-        if self.window.is_none_or(|since| now.duration_since(since) >= LOG_WINDOW) {
-            (self.window, self.lines) = (Some(now), 0);
-        }
-        if self.lines >= LOG_LINES {
-            self.unlogged += 1;
-            return None;
-        }
-        self.lines += 1;
-        Some(std::mem::take(&mut self.unlogged))
-    }
 }

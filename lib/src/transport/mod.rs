@@ -5,8 +5,8 @@
 //! frame means. Only `migration` uses it.
 //!
 //! Not trusted: the network, whoever connects, and the bytes of an authenticated peer. So: a peer that is not pinned is
-//! refused inside the handshake; every length is bounded before anything is allocated; every wait has a deadline;
-//! what a stranger can make us spend (threads, memory, log lines) has a cap.
+//! refused inside the handshake; every length is bounded, and takes memory only as its bytes come; every wait has a
+//! deadline; what a stranger or a peer can make us spend (threads, links, memory, log lines) has a cap.
 //!
 //! On the wire, after the handshake (ALPN `mirrorvm/1`): frames `[u32 le payload length][u8 kind][3 zero bytes][payload]`
 //! in both directions. Kind 0 is the link's own: the server's first frame, empty, tells the client that it has been
@@ -22,8 +22,11 @@ mod identity;
 mod link;
 mod link_error;
 mod listener;
+mod log_budget;
+mod places;
 mod records;
 mod session;
+mod shares;
 mod socket;
 mod tls;
 
@@ -35,5 +38,8 @@ pub use identity::{Identity, IdentityError, ParsePeerIdentityError, PeerIdentity
 pub use link::{Deadlines, Frame, Link, LinkCounters};
 pub use link_error::LinkError;
 pub use listener::{ListenerError, ListenerLimits, PeerListener};
+pub(crate) use log_budget::LogBudget;
+pub use places::Occupancy;
+pub use rustls::AlertDescription;
 pub use socket::{LinkCanceller, Waiting};
 pub use tls::{CertRefusal, PeerFilter};

@@ -9,6 +9,8 @@ use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedS
 
 /// Most that rustls may want to send on its own in one go (its flight of handshake messages).
 const MAX_OWN: usize = 64 << 10;
+/// What it mostly comes to.
+const USUAL_OWN: usize = 1 << 10;
 
 /// Decrypted bytes nobody has asked for yet: `bytes[taken..]`.
 #[derive(Default)]
@@ -130,7 +132,13 @@ where
             failed.map_or(Ok(Step::Plain(placed)), Err)
         }
         Ok(ConnectionState::EncodeTlsData(mut data)) => {
-            match outgoing.append(MAX_OWN, |out| data.encode(out)) {
+            let encoded = match outgoing.append(USUAL_OWN, |out| data.encode(out)) {
+                Err(EncodeError::InsufficientSize(more)) if more.required_size <= MAX_OWN => {
+                    outgoing.append(more.required_size, |out| data.encode(out))
+                }
+                encoded => encoded,
+            };
+            match encoded {
                 Ok(()) => Ok(Step::Encoded),
                 Err(EncodeError::InsufficientSize(_) | EncodeError::AlreadyEncoded) => {
                     Err(Error::EncryptError)

@@ -8,7 +8,7 @@
 //!
 //! Every call to rustls passes all the ciphertext there is: it keeps offsets into that between calls.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustls::client::UnbufferedClientConnection;
 use rustls::server::UnbufferedServerConnection;
@@ -19,10 +19,12 @@ use super::records::{Outgoing, Plain, Put, Step, Traffic, advance};
 use super::socket::{LinkCanceller, Socket, SocketError};
 use crate::memory::Span;
 
-/// Ciphertext buffer before the peer is known. More than any handshake flight of ours, and all that a stranger
+/// Ciphertext buffer at first; it grows when bytes fill it, so that a peer pays for its room by sending.
+const FIRST_BUFFER: usize = 2 << 10;
+/// Ciphertext buffer before the peer is known, at most. More than any handshake flight of ours, and all that a stranger
 /// can make us hold.
 const HANDSHAKE_BUFFER: usize = 32 << 10;
-/// Ciphertext buffer afterwards; what one read asks for.
+/// Ciphertext buffer afterwards, at most; what one read asks for where much comes.
 const READ_CHUNK: usize = 256 << 10;
 /// Plaintext encrypted before a write.
 const WRITE_CHUNK: usize = 256 << 10;
@@ -31,6 +33,11 @@ const RECORD: usize = 16 << 10;
 /// Room beyond the plaintext: 22 bytes per record (header, type, tag), a key update now and then.
 const OVERHEAD: usize = 32 * (WRITE_CHUNK / RECORD + 1) + 1024;
 
+/// How long a failed session stays to let its last word arrive.
+const LAST_WORD: Duration = Duration::from_millis(500);
+/// Bytes kept of what something says that is no TLS.
+const FOREIGN: usize = 256;
+
 /// Why a session cannot go on.
 #[derive(Debug)]
 pub(super) enum SessionError {
@@ -38,6 +45,8 @@ pub(super) enum SessionError {
     Tls(Error),
     /// The peer's bytes ended without its `close_notify`.
     Truncated,
+    /// The first bytes are no TLS record: these.
+    Foreign(Vec<u8>),
 }
 
 impl From<SocketError> for SessionError {
@@ -56,6 +65,32 @@ struct Incoming {
     bytes: Vec<u8>,
     start: usize,
     end: usize,
+    /// Bytes that the buffer may grow to.
+    most: usize,
+}
+
+impl Incoming {
+    const fn upto(most: usize) -> Self {
+        Self { bytes: Vec::new(), start: 0, end: 0, most }
+    }
+
+    /// Makes room behind what is there; false when there cannot be more.
+    fn make_room(&mut self) -> bool {
+        if self.start > 0 {
+            self.bytes.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
+        if self.end == self.bytes.len() {
+            self.grow();
+        }
+        self.end < self.bytes.len()
+    }
+
+    fn grow(&mut self) {
+        let twice = (self.bytes.len() * 2).max(FIRST_BUFFER).min(self.most);
+        self.bytes.resize(twice.max(self.bytes.len()), 0);
+    }
 }
 
 /// One TLS session; see the module.
@@ -87,7 +122,7 @@ impl Session {
         Self {
             socket,
             tls,
-            incoming: Incoming { bytes: vec![0; HANDSHAKE_BUFFER], start: 0, end: 0 },
+            incoming: Incoming::upto(HANDSHAKE_BUFFER),
             outgoing: Outgoing::default(),
             plain: Plain::default(),
             gathered: Vec::new(),
@@ -131,7 +166,13 @@ impl Session {
             match self.step(&mut []) {
                 Ok(Step::Encoded) => {}
                 Ok(Step::Transmit) => self.flush(deadline)?,
-                Ok(Step::Handshaking) => self.fill(deadline)?,
+                Ok(Step::Handshaking) => {
+                    let first = self.wire_in == 0;
+                    self.fill(deadline)?;
+                    if first {
+                        self.expect_tls()?;
+                    }
+                }
                 Ok(Step::Ready) => break,
                 Ok(Step::PeerClosed | Step::Closed) => return Err(SessionError::Truncated),
                 // Data behind the handshake is kept for the first read.
@@ -143,8 +184,17 @@ impl Session {
             }
         }
         self.flush(deadline)?;
-        self.incoming.bytes.resize(READ_CHUNK, 0);
+        self.incoming.most = READ_CHUNK;
         Ok(())
+    }
+
+    /// Looks whether the first bytes that came can be TLS at all: a record's type, and a version that begins with 3.
+    fn expect_tls(&self) -> Result<(), SessionError> {
+        let Incoming { bytes, start, end, .. } = &self.incoming;
+        match &bytes[*start..*end] {
+            [20..=23] | [20..=23, 3, ..] | [] => Ok(()),
+            foreign => Err(SessionError::Foreign(foreign[..foreign.len().min(FOREIGN)].to_vec())),
+        }
     }
 
     /// From here on bytes cross as they are. Nothing of the peer's may be on its way: false, and nothing changes, when
@@ -154,7 +204,7 @@ impl Session {
             return false;
         }
         self.bare = true;
-        self.incoming = Incoming { bytes: Vec::new(), start: 0, end: 0 };
+        self.incoming = Incoming::upto(0);
         self.outgoing = Outgoing::default();
         true
     }
@@ -285,6 +335,9 @@ impl Session {
         // before it does.
         while self.facts().wants_write() && matches!(self.step(&mut []), Ok(Step::Encoded | Step::Plain(_))) {
         }
+        // A peer that stays is not waited for: whoever called us is to hear now what went wrong.
+        let soon = Instant::now() + LAST_WORD;
+        let deadline = Some(deadline.map_or(soon, |at| at.min(soon)));
         if self.flush(deadline).is_err() {
             return;
         }
@@ -340,22 +393,21 @@ impl Session {
 
     /// Reads more ciphertext. Only called when rustls has used up every whole record.
     fn fill(&mut self, deadline: Option<Instant>) -> Result<(), SessionError> {
-        let Incoming { bytes, start, end } = &mut self.incoming;
-        if *start > 0 {
-            bytes.copy_within(*start..*end, 0);
-            *end -= *start;
-            *start = 0;
-        }
-        if *end == bytes.len() {
+        if !self.incoming.make_room() {
             // A record fits, so this is a handshake message longer than any of ours.
             return Err(SessionError::Tls(rustls::InvalidMessage::HandshakePayloadTooLarge.into()));
         }
-        let count = self.socket.read(&mut bytes[*end..], deadline)?;
+        let incoming = &mut self.incoming;
+        let count = self.socket.read(&mut incoming.bytes[incoming.end..], deadline)?;
         if count == 0 {
             return Err(SessionError::Truncated);
         }
-        *end += count;
+        incoming.end += count;
         self.wire_in += count as u64;
+        if incoming.end == incoming.bytes.len() {
+            // There is more to come at once: the next read asks for more.
+            incoming.grow();
+        }
         Ok(())
     }
 
@@ -364,7 +416,7 @@ impl Session {
     }
 
     fn run(&mut self, into: &mut [u8], put: Option<Put<'_>>) -> Result<Step, SessionError> {
-        let Incoming { bytes, start, end } = &mut self.incoming;
+        let Incoming { bytes, start, end, .. } = &mut self.incoming;
         let ciphertext = &mut bytes[*start..*end];
         let (outgoing, plain) = (&mut self.outgoing, &mut self.plain);
         let (discard, step) = match &mut self.tls {

@@ -3,14 +3,15 @@
 //! Owns: the file descriptor, its options, waiting on it. Must not know: TLS, frames.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::sockopt;
+use rustix::io::Errno;
+use rustix::net::{self, AddressFamily, SocketFlags, SocketType, sockopt};
 
 use crate::memory::Span;
 
@@ -100,6 +101,40 @@ impl Socket {
         sockopt::set_tcp_keepintvl(&stream, KEEPALIVE_INTERVAL)?;
         sockopt::set_tcp_keepcnt(&stream, KEEPALIVE_PROBES)?;
         Ok(Self(Arc::new(Shared { stream, cancelled: AtomicBool::new(false) })))
+    }
+
+    /// Connects to `addr`. `begun` gets the canceller before anything is waited for.
+    pub(super) fn connect(
+        addr: SocketAddr,
+        deadline: Instant,
+        begun: impl FnOnce(LinkCanceller),
+    ) -> Result<Self, SocketError> {
+        let family = if addr.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let failed = |errno: Errno| SocketError::Io(errno.into());
+        let fd = net::socket_with(family, SocketType::STREAM, flags, None).map_err(failed)?;
+        let socket = Self::new(TcpStream::from(fd)).map_err(SocketError::Io)?;
+        begun(socket.canceller());
+        match net::connect(&socket.0.stream, &addr) {
+            Ok(()) => return Ok(socket),
+            Err(Errno::INPROGRESS | Errno::INTR) => {}
+            Err(errno) => return Err(socket.or_cancelled(failed(errno))),
+        }
+        let mut connected = false;
+        while !connected {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if socket.0.cancelled.load(Ordering::Acquire) {
+                return Err(SocketError::Cancelled);
+            }
+            if left.is_zero() {
+                return Err(SocketError::Deadline);
+            }
+            socket.wait(PollFlags::OUT, Some(left))?;
+            let settled = sockopt::socket_error(&socket.0.stream).map_err(failed)?;
+            settled.map_err(|errno| socket.or_cancelled(failed(errno)))?;
+            connected = socket.0.stream.peer_addr().is_ok();
+        }
+        Ok(socket)
     }
 
     pub(super) fn canceller(&self) -> LinkCanceller {
