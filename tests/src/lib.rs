@@ -5,12 +5,14 @@
 #![allow(clippy::unwrap_used, reason = "a harness fails by panicking, with the place")]
 
 mod daemon;
+mod group;
 mod guest;
 mod http;
 mod proxy;
 mod wait;
 
 pub use daemon::{Census, Daemon, children, daemon_binary};
+pub use group::MemoryGroup;
 pub use guest::{Pair, Ticks, embedded, is_terminal, kvm, linux_guest, migration, qemu_binary, repository};
 pub use http::{Reply, Request};
 pub use proxy::{Act, Break, Proxy, Traffic, Way};

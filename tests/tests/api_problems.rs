@@ -14,7 +14,8 @@ use serde_json::{Value, json};
 /// Codes that take a broken host, a moment or a limit, and what shows them.
 const ELSEWHERE: &[(&str, &str)] = &[
     ("internal", "problem::host_error::tests: a fault of the host says nothing; http::middleware for panics"),
-    ("no_resources", "api_events: there_are_only_so_many_streams; faults: memory used up"),
+    ("no_memory", "memory: a_guest_on_huge_pages_that_are_not_there_is_refused_by_name_and_the_others_live"),
+    ("no_resources", "api_events: there_are_only_so_many_streams"),
     ("storage_full", "storage: a_full_disk_refuses_changes_by_name_and_loses_nothing_that_was_acknowledged"),
     ("storage_failed", "problem::host_error::tests: a_database_that_takes_nothing_is_named_with_what_to_do"),
     ("not_ready", "without_a_host: everything about resources before the host is open"),

@@ -94,6 +94,9 @@ fn what_is_larger_than_the_guest_is_refused_where_it_is_named() {
     std::fs::File::create(&big).unwrap().set_len(2 << 20).unwrap();
     let found = refusal(&d, &guest(&p.images.join("kernel"), Some(&big), 1));
     assert_eq!(found, ("/driver/initrd".into(), "too_large".into()));
+    // Kernels and their disks are loaded above the first MiB.
+    let found = refusal(&d, &guest(&p.images.join("kernel"), Some(&p.images.join("kernel")), 1));
+    assert_eq!(found, ("/driver/initrd".into(), "too_large".into()));
 }
 
 #[test]

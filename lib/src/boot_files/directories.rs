@@ -84,7 +84,9 @@ pub enum FileRefusal {
     #[error("the file is empty")]
     Empty,
     /// More than the guest can take.
-    #[error("the file has {bytes} bytes, and {limit} at most can be used here")]
+    #[error(
+        "the file has {bytes} bytes, and {limit} at most fit into the guest's memory; give it more memory"
+    )]
     TooLarge {
         /// Bytes.
         bytes: u64,

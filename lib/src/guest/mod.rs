@@ -167,7 +167,7 @@ pub enum MachineError {
     NoUser,
     /// QEMU.
     #[error("QEMU did not do as told")]
-    Qemu(#[source] Box<dyn std::error::Error + Send + Sync>),
+    Qemu(#[source] Box<crate::qemu::QemuError>),
 }
 
 /// How a guest ended by itself.

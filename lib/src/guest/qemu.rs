@@ -12,7 +12,7 @@ use super::{Console, EncryptionStatus, Machine, MachineEnd, MachineError, Migrat
 use crate::addr::Gpa;
 use crate::address_space::{GuestLayout, Plug};
 use crate::boot_files::SealedFile;
-use crate::memory::GuestRam;
+use crate::memory::{Claim, GuestRam};
 use crate::pages::PageSet;
 use crate::qemu::{self, KvmAccess, Qemu, QemuError, RunAs, UserLease, kvm_access};
 
@@ -41,6 +41,8 @@ pub struct QemuMachineSpec {
     pub append: String,
     /// The user that it runs as; `None`: this process's.
     pub user: Option<UserLease>,
+    /// What it may take beside the guest's memory.
+    pub memory: Option<Claim>,
     /// Whether it waits for state from elsewhere.
     pub incoming: bool,
 }
@@ -55,6 +57,7 @@ pub struct QemuMachine {
     secret: Zeroizing<[u8; 32]>,
     // Dropped after the process: nobody gets the user while it lives.
     _user: Option<UserLease>,
+    _memory: Option<Claim>,
 }
 
 fn failed(e: QemuError) -> MachineError {
@@ -98,8 +101,12 @@ impl QemuMachine {
             timeouts: qemu::Timeouts::default(),
         };
         let qemu = Qemu::launch(command, Box::new(move |bytes: &[u8]| sink.append(bytes))).map_err(failed)?;
-        let control = Arc::new(MigrationControl::new(false));
-        Ok(Self { qemu, ram, console, encryption: Arc::default(), control, secret, _user: spec.user })
+        if let Some(memory) = &spec.memory {
+            memory.of_process(qemu.pid());
+        }
+        let (control, encryption) = (Arc::new(MigrationControl::new(false)), Arc::default());
+        let (_user, _memory) = (spec.user, spec.memory);
+        Ok(Self { qemu, ram, console, encryption, control, secret, _user, _memory })
     }
 
     /// Where QEMU has the guest's RAM: `layout` with the plugged parts as QEMU says.

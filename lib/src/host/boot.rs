@@ -11,6 +11,11 @@ use crate::boot_files::{BootFile, BootFiles, FileRefusal, ImageFile, SealedFile}
 use crate::guest::MachineError;
 use crate::qemu::{self, pick_accel};
 
+/// A kernel is loaded above this; an initial RAM disk is, too.
+const BELOW_KERNEL: u64 = 1 << 20;
+/// At the end of the guest's memory QEMU keeps this much for ACPI's tables.
+const TABLES: u64 = 160 << 10;
+
 impl Inner {
     /// What a definition's files hold; `None` for a driver that reads none. The files are opened here, so that a definition
     /// that is taken named files that could be read.
@@ -19,8 +24,9 @@ impl Inner {
         let room = room_of(spec);
         let facts = |path: &Path, room| self.image(path)?.facts(room);
         let kernel = facts(kernel, room).map_err(|refusal| ("kernel", refusal));
-        // Both have to lie in the guest's memory at once.
-        let left = room.saturating_sub(kernel.as_ref().map_or(0, |k| k.bytes));
+        // Both have to lie in the guest's memory at once, beside what is QEMU's there.
+        let kept = kernel.as_ref().map_or(0, |k| k.bytes).saturating_add(BELOW_KERNEL + TABLES);
+        let left = room.saturating_sub(kept);
         let initrd = initrd.as_deref().map(|path| facts(path, left)).transpose();
         match (kernel, initrd.map_err(|refusal| ("initrd", refusal))) {
             (Ok(kernel), Ok(initrd)) => Ok(Some(BootFiles { kernel, initrd })),

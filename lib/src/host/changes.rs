@@ -120,6 +120,9 @@ impl Host {
         if let Some(migration) = record.migration {
             return Err(HostError::GuestMigrating { migration });
         }
+        if action == GuestAction::Start && record.state == GuestState::Stopped {
+            self.inner.has_memory_for(&record)?;
+        }
         record.state = guest_task::after(&record, action)?;
         Ok(record)
     }

@@ -4,6 +4,7 @@ use uuid::Uuid;
 
 use crate::address_space::Refusal;
 use crate::guest::PlugError;
+use crate::memory::{MemoryError, Shortage};
 use crate::store::{StoreError, Trouble};
 
 /// A field of a request and what is wrong with it.
@@ -144,10 +145,13 @@ pub enum HostError {
         /// Why.
         why: String,
     },
+    /// There is not that much memory. Nothing was changed.
+    #[error(transparent)]
+    NoMemory(#[from] Shortage),
     /// The host has run out of something.
     #[error("the host has not enough {what}")]
     NoResources {
-        /// `memory`, `migration slots`, ...
+        /// `migration slots`, `helper memory`, ...
         what: &'static str,
         /// What happened.
         #[source]
@@ -215,6 +219,16 @@ impl HostError {
         match source.trouble() {
             Some(trouble) => Self::Owed { trouble, source },
             None => Self::internal("storing what happened", source),
+        }
+    }
+
+    /// Why there is no memory for something.
+    pub fn memory(what: &'static str, source: MemoryError) -> Self {
+        match source {
+            MemoryError::NotEnough(shortage) => Self::NoMemory(shortage),
+            source @ (MemoryError::Size { .. } | MemoryError::System { .. } | MemoryError::Map { .. }) => {
+                Self::internal(what, source)
+            }
         }
     }
 

@@ -348,8 +348,17 @@ impl Owner {
         }
     }
 
-    /// Answers as soon as the start is accepted; how it goes on is in the record.
+    /// Answers as soon as the start is accepted, which it is when there is memory for the guest; how it goes on is in the
+    /// record.
     fn start(&mut self, next: GuestState, reply: Reply<GuestRecord>) {
+        let before = self.entry.record();
+        let memory = match self.inner.memory_for(&before.spec, &before.layout, before.boot.as_ref()) {
+            Ok(memory) => memory,
+            Err(refused) => {
+                let _ = reply.send(Err(refused));
+                return;
+            }
+        };
         let record = match self.store(next, |r| r.error = None) {
             Ok(record) => record,
             Err(refused) => {
@@ -358,7 +367,7 @@ impl Owner {
             }
         };
         let _ = reply.send(Ok(record.clone()));
-        match self.inner.make_machine(&record, &self.entry, None) {
+        match self.inner.make_machine(&record, &self.entry, memory, None) {
             Ok(Made { mut machine, layout, mirror }) => {
                 if let Some(mirror) = mirror {
                     self.keep_mirror(mirror);

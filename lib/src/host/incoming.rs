@@ -10,12 +10,13 @@ use zeroize::Zeroizing;
 use super::entries::MigrationEntry;
 use super::guest_task::{self, Command};
 use super::inner::Inner;
-use super::make::{IncomingMachine, MakeError};
+use super::make::{GuestMemory, IncomingMachine, MakeError};
 use super::outgoing::{fault_of, new_control};
 use super::{
     GuestRecord, GuestState, HostError, LaunchMirror, MigrationDirection, MigrationRecord, MigrationState,
     Progress, validate,
 };
+use crate::address_space::GuestLayout;
 use crate::boot_files::BootFiles;
 use crate::guest::MachineError;
 use crate::memory::MemoryError;
@@ -135,8 +136,9 @@ fn no_leave() -> Refused {
 }
 
 impl Destination<'_> {
-    /// Everything about a prepared migration that can be wrong without making anything; gives what the guest boots from.
-    fn check(&self, prepare: &Prepare) -> Result<Option<BootFiles>, Refused> {
+    /// Everything about a prepared migration that can be wrong without making anything; gives what the guest boots from,
+    /// and the memory that is claimed for it.
+    fn check(&self, prepare: &Prepare) -> Result<(Option<BootFiles>, GuestMemory), Refused> {
         let inner = self.inner;
         if inner.is_stopping() {
             return Err(refuse("shutting_down", "the destination shuts down"));
@@ -154,7 +156,7 @@ impl Destination<'_> {
         let boot = inner.boot_facts(&prepare.spec).map_err(|e| refused_by(&e))?;
         let layout = inner.layout_for(&prepare.spec.driver, &bare).map_err(|e| refused_by(&e))?;
         // Where QEMU has its RAM plugged is the source's to say; everything else must come out the same here.
-        let plugs_aside = |l: &crate::address_space::GuestLayout| {
+        let plugs_aside = |l: &GuestLayout| {
             l.blocks().iter().map(|b| (b.name.clone(), b.ram_addr, b.size, b.role)).collect::<Vec<_>>()
         };
         if plugs_aside(&layout) != plugs_aside(&prepare.layout) {
@@ -175,7 +177,9 @@ impl Destination<'_> {
         if !inner.holds_ticket(prepare.session, &self.identity) && !self.is_known() {
             return Err(no_leave());
         }
-        Ok(boot)
+        let memory = inner.memory_for(&prepare.spec, &prepare.layout, boot.as_ref());
+        let memory = memory.map_err(|e| refused_by(&e))?;
+        Ok((boot, memory))
     }
 
     fn is_known(&self) -> bool {
@@ -237,7 +241,7 @@ impl Destination<'_> {
         &self,
         prepare: &Prepare,
         entry: &super::entries::GuestEntry,
-        peer: &str,
+        (memory, peer): (GuestMemory, &str),
     ) -> Result<Arrival, Refused> {
         let inner = self.inner;
         let record = entry.record();
@@ -248,7 +252,7 @@ impl Destination<'_> {
             mirror: LaunchMirror { strategy: prepare.strategy, workers: u32::from(prepare.streams) },
         };
         let image = self.image(prepare)?;
-        let made = inner.make_machine(&record, entry, Some(incoming)).map_err(|e| match e {
+        let made = inner.make_machine(&record, entry, memory, Some(incoming)).map_err(|e| match e {
             MakeError::Machine(e) => machine_refusal(&e),
             MakeError::Host(e) => refused_by(&e),
         })?;
@@ -357,9 +361,9 @@ impl Destination<'_> {
 
 impl Receiver for Destination<'_> {
     fn admit(&self, prepare: &Prepare, peer: &str) -> Result<Arrival, Refused> {
-        let boot = self.check(prepare)?;
+        let (boot, memory) = self.check(prepare)?;
         let entry = self.reserve(prepare, boot)?;
-        self.make(prepare, &entry, peer).inspect_err(|_| self.vanish(&entry))
+        self.make(prepare, &entry, (memory, peer)).inspect_err(|_| self.vanish(&entry))
     }
 
     fn commit(
@@ -406,7 +410,7 @@ impl Receiver for Destination<'_> {
 
 fn refused_by(e: &HostError) -> Refused {
     let code = match e {
-        HostError::NoResources { what: "memory", .. } => "no_memory",
+        HostError::NoMemory(_) => "no_memory",
         HostError::NoResources { .. } => "no_resources",
         HostError::PlanRefused(_) => "plan_refused",
         HostError::CapabilityMissing { .. } => "capability_missing",
@@ -429,14 +433,16 @@ fn refused_by(e: &HostError) -> Refused {
 fn machine_refusal(e: &MachineError) -> Refused {
     tracing::warn!(error = %super::chain(e), "no machine could be made for an import");
     match e {
-        MachineError::Memory(MemoryError::NotEnough { .. } | MemoryError::Map { .. }) => {
-            refuse("no_memory", e.to_string())
-        }
+        MachineError::Memory(MemoryError::NotEnough(shortage)) => refuse("no_memory", shortage.to_string()),
         MachineError::Unsupported { .. } => refuse("capability_missing", e.to_string()),
         MachineError::BootFile { .. } | MachineError::BootFileChanged { .. } => {
             refuse("invalid", format!("/driver/{e}"))
         }
         MachineError::NoUser => refuse("no_resources", e.to_string()),
+        MachineError::Qemu(_) => {
+            let super::Fault { code, detail } = super::machine_fault(e);
+            refuse(&code, detail)
+        }
         _ => refuse("destination_failed", e.to_string()),
     }
 }

@@ -8,16 +8,17 @@ use zeroize::Zeroizing;
 use super::entries::GuestEntry;
 use super::guest_task::Command;
 use super::inner::{Inner, qemu_binary};
-use super::{DriverSpec, Fill, GuestRecord, HostError, LaunchMirror, SevSpec, WorkloadSpec};
+use super::{DriverSpec, Fill, GuestRecord, GuestSpec, HostError, LaunchMirror, SevSpec, WorkloadSpec};
 use crate::address_space::{
     self, Confidentiality, Declaration, GuestLayout, HelperPlacement, HostLimits, MailboxSize, MirrorPlan,
     PlanRequest, PspVia, Refusal, Shift, Strategy,
 };
+use crate::boot_files::BootFiles;
 use crate::guest::embedded::{Embedded, EmbeddedSetup, EmbeddedSpec, SevSetup, level};
 use crate::guest::qemu::{QEMU_RESERVED, QemuMachine, QemuMachineSpec};
 use crate::guest::{CarriedReadiness, Machine, MachineError};
 use crate::hypervisor::Hypervisor;
-use crate::memory::{Backing, GuestRam, MemoryError, free_huge_bytes};
+use crate::memory::{Backing, Budget, Claim, GuestRam, MemoryError, Purpose};
 use crate::mirror::{HelperImage, HelperSource, Mirror, MirrorError};
 use crate::pages::PageSet;
 use crate::qemu::UserPool;
@@ -42,6 +43,13 @@ pub(super) struct IncomingMachine<'a> {
     pub readiness: CarriedReadiness,
     /// The mirror that the migration uses.
     pub mirror: LaunchMirror,
+}
+
+/// Memory of a guest that is about to be: there is enough of it, and nobody else gets it.
+pub(super) struct GuestMemory {
+    ram: GuestRam,
+    /// What the guest's process takes for itself.
+    process: Option<Claim>,
 }
 
 /// A machine, and the mirror that an SEV-ES guest is launched with.
@@ -114,15 +122,44 @@ impl Inner {
         layout.map_err(placed)
     }
 
+    /// Claims all the memory that a guest is going to have, and maps it; nothing of it is touched.
+    pub fn memory_for(
+        &self,
+        spec: &GuestSpec,
+        layout: &GuestLayout,
+        boot: Option<&BootFiles>,
+    ) -> Result<GuestMemory, HostError> {
+        let own = self.process_bytes(&spec.driver, boot);
+        let claim = |bytes| Budget::of_this_process().claim(bytes, Backing::Anonymous, Purpose::Guest);
+        let process = own.map(claim).transpose()?;
+        let ram = GuestRam::allocate_first(&Arc::new(layout.clone()), backings_of(spec));
+        Ok(GuestMemory { ram: ram.map_err(|e| HostError::memory("making memory for a guest", e))?, process })
+    }
+
+    /// Whether [`Inner::memory_for`] a guest as it is would find enough now; claims nothing.
+    pub fn has_memory_for(&self, record: &GuestRecord) -> Result<(), HostError> {
+        let own = self.process_bytes(&record.spec.driver, record.boot.as_ref());
+        Ok(GuestRam::has_room(&record.layout, backings_of(&record.spec), own.unwrap_or(0))?)
+    }
+
+    /// What a guest's process takes beside the guest's memory.
+    fn process_bytes(&self, driver: &DriverSpec, boot: Option<&BootFiles>) -> Option<u64> {
+        let DriverSpec::Qemu { accel, .. } = driver else { return None };
+        let files = boot.map_or(0, |b| b.kernel.bytes.saturating_add(b.initrd.map_or(0, |i| i.bytes)));
+        // The sealed copies, and what QEMU reads of them.
+        Some(self.choose_accel(*accel).own_bytes().saturating_add(files.saturating_mul(2)))
+    }
+
     /// A machine for a guest, paused: booted afresh, or (`incoming`) waiting for memory and state.
     pub fn make_machine(
         &self,
         record: &GuestRecord,
         entry: &GuestEntry,
+        memory: GuestMemory,
         incoming: Option<IncomingMachine<'_>>,
     ) -> Result<Made, MakeError> {
-        let backing = backing_of(record);
-        let ram = GuestRam::allocate(Arc::new(record.layout.clone()), backing).map_err(MachineError::from)?;
+        let GuestMemory { ram, process } = memory;
+        let ram = settled(ram, &record.spec)?;
         let boot = incoming.is_none();
         let (secret, machine_type, readiness, mirror) = match incoming {
             Some(i) => (i.secret, i.machine_type.map(str::to_owned), Some(i.readiness), Some(i.mirror)),
@@ -149,6 +186,7 @@ impl Inner {
                     initrd,
                     append: append.clone(),
                     user,
+                    memory: process,
                     incoming: !boot,
                 };
                 let mut machine = QemuMachine::launch(spec, ram, secret)?;
@@ -458,9 +496,7 @@ pub(super) fn no_sev(hypervisor: &dyn Hypervisor) -> HostError {
 
 fn mirror_error(e: MirrorError) -> HostError {
     match e {
-        MirrorError::Memory(MemoryError::NotEnough { .. }) => {
-            HostError::NoResources { what: "memory", source: Some(Box::new(e)) }
-        }
+        MirrorError::Memory(e) => HostError::memory("making memory for a mirror", e),
         MirrorError::Debuggable => HostError::PolicyForbids { why: e.to_string() },
         MirrorError::AfterLaunch => HostError::MirrorAtLaunch,
         MirrorError::NotLaunched { offset } => HostError::NotLaunched { offset },
@@ -479,17 +515,38 @@ pub(super) fn fresh_secret() -> Result<Zeroizing<[u8; 32]>, MachineError> {
     Ok(secret)
 }
 
-/// What a guest's RAM lies on: what was asked for, or transparent huge pages where guest and mirror are of one process, and
-/// for QEMU a file, on reserved huge pages if there are enough of them now.
-pub(super) fn backing_of(record: &GuestRecord) -> Backing {
-    if let Some(chosen) = record.spec.backing {
-        return chosen;
+/// What a guest's RAM may lie on, the best first: what was asked for, or transparent huge pages where guest and mirror are of
+/// one process, and for QEMU a file, on reserved huge pages if there are enough of them.
+const fn backings_of(spec: &GuestSpec) -> &'static [Backing] {
+    match (spec.backing, &spec.driver) {
+        (Some(Backing::Anonymous), _) | (None, DriverSpec::Embedded { .. } | DriverSpec::Emulated { .. }) => {
+            &[Backing::Anonymous]
+        }
+        (Some(Backing::Memfd), _) => &[Backing::Memfd],
+        (Some(Backing::Hugetlb), _) => &[Backing::Hugetlb],
+        (None, DriverSpec::Qemu { .. }) => &[Backing::Hugetlb, Backing::Memfd],
     }
-    match record.spec.driver {
-        DriverSpec::Embedded { .. } | DriverSpec::Emulated { .. } => Backing::Anonymous,
-        DriverSpec::Qemu { .. } => {
-            let need: u64 = record.layout.ram().map(|b| b.size).sum();
-            if need <= free_huge_bytes() { Backing::Hugetlb } else { Backing::Memfd }
+}
+
+/// What a guest's RAM would lie on now.
+pub(super) fn backing_of(record: &GuestRecord) -> Backing {
+    let list = backings_of(&record.spec);
+    let found = list.iter().find(|b| GuestRam::has_room(&record.layout, &[**b], 0).is_ok());
+    found.or(list.last()).copied().unwrap_or(Backing::Memfd)
+}
+
+/// Memory whose reserved pages are there. Where a guest does not insist on them, it gets other memory if they are not.
+fn settled(ram: GuestRam, spec: &GuestSpec) -> Result<GuestRam, MachineError> {
+    match (ram.take_reserved(), backings_of(spec)) {
+        (Err(MemoryError::NotEnough(why)), [first, rest @ ..]) if !rest.is_empty() => {
+            tracing::info!(%why, backing = first.name(), "a guest gets other memory");
+            let layout = Arc::new(GuestLayout::clone(&ram.layout()));
+            drop(ram);
+            Ok(GuestRam::allocate_first(&layout, rest)?)
+        }
+        (taken, _) => {
+            taken?;
+            Ok(ram)
         }
     }
 }

@@ -36,6 +36,7 @@ use uuid::Uuid;
 use crate::addr::{Gpa, RamAddr};
 use crate::address_space::{MirrorPlan, Plug, Strategy};
 use crate::guest::{EncryptionStatus, MachineError, PlugError, StatusError, StatusExtent};
+use crate::memory::MemoryError;
 use crate::mirror::PlacementError;
 use crate::private_files::{PrivateDir, PrivateFileError};
 use crate::store::{Ledger, Trouble};
@@ -523,6 +524,7 @@ fn machine_fault(e: &MachineError) -> Fault {
         MachineError::BootFile { .. } => "boot_file_unusable",
         MachineError::BootFileChanged { .. } => "boot_file_changed",
         MachineError::NoUser => "no_resources",
+        MachineError::Qemu(e) if e.is_want_of_memory() => "no_memory",
         MachineError::Qemu(_) => "qemu_failed",
         MachineError::Measurement => "launch_measurement",
         MachineError::Sev(_) => "sev_refused",
@@ -532,7 +534,12 @@ fn machine_fault(e: &MachineError) -> Fault {
         | MachineError::BadState { .. }
         | MachineError::Thread(_) => "machine_failed",
     };
-    Fault { code: code.into(), detail: e.to_string() }
+    let detail = match e {
+        MachineError::Memory(MemoryError::NotEnough(shortage)) => shortage.to_string(),
+        MachineError::Qemu(e) => format!("QEMU did not do as told: {}", e.told()),
+        e => e.to_string(),
+    };
+    Fault { code: code.into(), detail }
 }
 
 /// A host's error as a migration's record shows it.
@@ -543,6 +550,7 @@ fn host_fault(e: &HostError) -> Fault {
         HostError::WrongState { .. } => "state_conflict",
         HostError::InUse { .. } => "in_use",
         HostError::PlanRefused(_) => "plan_refused",
+        HostError::NoMemory(_) => "no_memory",
         HostError::NoResources { .. } => "no_resources",
         HostError::CapabilityMissing { .. } => "capability_missing",
         HostError::Invalid(_) => "invalid",

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::boot_files::{DirectoryError, ImageDirectories};
 use crate::hypervisor::kvm::KvmHost;
+use crate::memory::Budget;
 use crate::qemu::{QemuUsers, UserPool};
 use crate::store::ledger::EVENTS_KEPT;
 use crate::store::{Kind, Ledger, Store, StoreError};
@@ -35,6 +36,9 @@ pub struct HostConfig {
     pub image_directories: Vec<PathBuf>,
     /// Whom QEMU processes run as where this process is root.
     pub qemu_users: QemuUsers,
+    /// Bytes of memory that guests leave to this process and the rest of the host; `None`: a part of what there is. Of hosts
+    /// of one process the last one's counts.
+    pub memory_reserve: Option<u64>,
 }
 
 /// Why a host could not be opened.
@@ -77,6 +81,9 @@ impl Host {
             .mode(0o700)
             .create(&dir)
             .map_err(|source| OpenError::StateDir { path: dir.clone(), source })?;
+        if let Some(bytes) = config.memory_reserve {
+            Budget::of_this_process().keep_back(bytes);
+        }
         let images = ImageDirectories::open(&config.image_directories, std::slice::from_ref(&dir))?;
         let store = Store::open(&dir.join("mirrorvm.db"))?;
         let ledger = Ledger::open(&dir.join("mirrorvm.db"), config.events_kept.unwrap_or(EVENTS_KEPT))?;

@@ -8,10 +8,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{MemfdFlags, SealFlags};
 use serde::{Deserialize, Serialize};
+use vm_memory::mmap::MmapRegionError;
 use vm_memory::{
     Bytes, FileOffset, MmapRegion, ReadVolatile, VolatileMemory, VolatileMemoryError, WriteVolatile,
 };
 
+use super::budget::{Budget, Claim, Purpose, Shortage, Touched};
+use super::limits::{Bound, Tree};
 use crate::addr::{PAGE_1G, PAGE_2M, PAGE_SIZE};
 
 /// Why memory could not be had or reached.
@@ -24,13 +27,8 @@ pub enum MemoryError {
         bytes: u64,
     },
     /// The host has not that much memory to give.
-    #[error("the host has {available} bytes of memory to give, {bytes} are needed")]
-    NotEnough {
-        /// Bytes asked for.
-        bytes: u64,
-        /// Bytes there are (MemAvailable).
-        available: u64,
-    },
+    #[error(transparent)]
+    NotEnough(#[from] Shortage),
     /// A system call failed.
     #[error("{what} failed")]
     System {
@@ -102,6 +100,8 @@ pub enum View {
 /// Memory that this process has mapped, shared with whoever holds a clone of the `Arc`.
 #[derive(Debug)]
 pub struct Mapping {
+    /// Goes first: whoever looks what of it was touched finds the memory there.
+    _claim: Claim,
     region: MmapRegion,
     /// The same file once more, for helpers.
     second: Option<MmapRegion>,
@@ -123,16 +123,29 @@ fn give_physical(bytes: u64) -> u64 {
 }
 
 impl Mapping {
-    /// New memory of `bytes`; its content is zero.
+    /// New memory of `bytes`; its content is zero. It is claimed first: what this host cannot give is not mapped.
     ///
     /// # Errors
     /// [`MemoryError`].
     pub fn new(name: &str, bytes: u64, backing: Backing) -> Result<Arc<Self>, MemoryError> {
+        size(bytes)?;
+        Self::claimed(name, bytes, backing, Budget::of_this_process().claim(bytes, backing, Purpose::Guest)?)
+    }
+
+    /// New memory under a claim that there is.
+    pub(super) fn claimed(
+        name: &str,
+        bytes: u64,
+        backing: Backing,
+        claim: Claim,
+    ) -> Result<Arc<Self>, MemoryError> {
         match backing {
-            Backing::Anonymous => Self::anonymous(bytes),
-            Backing::Memfd => Self::file(name, bytes, MemfdFlags::empty(), backing),
+            Backing::Anonymous => Self::private(bytes, bytes, claim),
+            Backing::Memfd => Self::file(name, bytes, MemfdFlags::empty(), backing, claim),
             Backing::Hugetlb if !bytes.is_multiple_of(PAGE_2M) => Err(MemoryError::Size { bytes }),
-            Backing::Hugetlb => Self::file(name, bytes, MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB, backing),
+            Backing::Hugetlb => {
+                Self::file(name, bytes, MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB, backing, claim)
+            }
         }
     }
 
@@ -145,7 +158,13 @@ impl Mapping {
         Self::new(name, bytes, Backing::Memfd)
     }
 
-    fn file(name: &str, bytes: u64, flags: MemfdFlags, backing: Backing) -> Result<Arc<Self>, MemoryError> {
+    fn file(
+        name: &str,
+        bytes: u64,
+        flags: MemfdFlags,
+        backing: Backing,
+        claim: Claim,
+    ) -> Result<Arc<Self>, MemoryError> {
         let len = size(bytes)?;
         let system = |what| move |source| MemoryError::System { what, source };
         let flags = flags | MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
@@ -154,13 +173,19 @@ impl Mapping {
         rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
             .map_err(system("fcntl(F_ADD_SEALS)"))?;
         let file = Arc::new(File::from(fd));
+        // The kernel reserves huge pages with the mapping, or refuses it; without, the first touch of one that is not there
+        // would be a SIGBUS. Of small pages there is nothing to reserve: the claim stands for them.
+        let reserve = if backing == Backing::Hugetlb { 0 } else { libc::MAP_NORESERVE };
         let view = || {
-            MmapRegion::from_file(FileOffset::from_arc(Arc::clone(&file), 0), len)
-                .map_err(|source| MemoryError::Map { bytes, source })
+            let whole = Some(FileOffset::from_arc(Arc::clone(&file), 0));
+            let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | reserve);
+            MmapRegion::build(whole, len, access, flags).map_err(|source| not_mapped(bytes, backing, source))
         };
         let (region, second) = (view()?, Some(view()?));
+        claim.watch(Touched::File(Arc::clone(&file)));
         let (memfd, physical) = (Some(file), give_physical(bytes));
-        let mapping = Self { region, second, base: 0, len, backing, memfd, physical };
+        let mapping = Self { _claim: claim, region, second, base: 0, len, backing, memfd, physical };
+        mapping.keep_from_children();
         if backing == Backing::Memfd {
             mapping.advise_huge();
         }
@@ -172,27 +197,55 @@ impl Mapping {
     /// # Errors
     /// [`MemoryError`].
     pub fn anonymous(bytes: u64) -> Result<Arc<Self>, MemoryError> {
-        Self::anonymous_sparing(bytes, bytes)
+        Self::new("", bytes, Backing::Anonymous)
     }
 
-    /// Anonymous memory of `bytes` of which the first `dense` are used throughout and the rest here and there: huge pages
+    /// A mirror's memory of `bytes` of which the first `dense` are used throughout and the rest here and there: huge pages
     /// that fit into `dense`, small pages behind them.
     ///
     /// # Errors
     /// [`MemoryError`].
     pub fn anonymous_sparing(bytes: u64, dense: u64) -> Result<Arc<Self>, MemoryError> {
+        size(bytes)?;
+        let claim = Budget::of_this_process().claim(bytes, Backing::Anonymous, Purpose::Mirror)?;
+        Self::private(bytes, dense, claim)
+    }
+
+    /// The same under a claim that there is.
+    pub(super) fn private(bytes: u64, dense: u64, claim: Claim) -> Result<Arc<Self>, MemoryError> {
         let len = size(bytes)?;
         // A huge page begins at a multiple of its size in the host's, the guest's and the mirror's addresses alike.
         let spare = if bytes < PAGE_2M { 0 } else { PAGE_2M as usize };
-        let region = MmapRegion::new(len + spare).map_err(|source| MemoryError::Map { bytes, source })?;
+        let region =
+            MmapRegion::new(len + spare).map_err(|source| not_mapped(bytes, Backing::Anonymous, source))?;
         let base = if spare == 0 { 0 } else { (region.as_ptr() as usize).wrapping_neg() % spare };
+        claim.watch(Touched::Anonymous(region.as_ptr() as usize, len + spare));
         let (backing, physical) = (Backing::Anonymous, give_physical(bytes));
-        let mapping = Self { region, second: None, base, len, backing, memfd: None, physical };
+        let mapping = Self { _claim: claim, region, second: None, base, len, backing, memfd: None, physical };
+        mapping.keep_from_children();
         let huge = dense.min(bytes) / PAGE_2M * PAGE_2M;
         // Refusals cost speed or memory, nothing else.
         let _ = mapping.advise(0, huge, rustix::mm::Advice::LinuxHugepage);
         let _ = mapping.advise(huge, mapping.len() - huge, rustix::mm::Advice::LinuxNoHugepage);
         Ok(Arc::new(mapping))
+    }
+
+    /// Takes the huge pages that were reserved with the mapping. A reservation is the whole host's: without this a touch
+    /// could still find none of them on the nodes, or within the control group, that this process is bound to, and that is
+    /// a `SIGBUS`. Other memory comes when it is touched.
+    ///
+    /// # Errors
+    /// [`MemoryError::NotEnough`] when the kernel does not give them.
+    pub fn take_reserved(&self) -> Result<(), MemoryError> {
+        let Some(file) = self.memfd.as_deref().filter(|_| self.backing == Backing::Hugetlb) else {
+            return Ok(());
+        };
+        let none = rustix::fs::FallocateFlags::empty();
+        match rustix::io::retry_on_intr(|| rustix::fs::fallocate(file, none, 0, self.len())) {
+            Ok(()) => Ok(()),
+            Err(rustix::io::Errno::NOMEM | rustix::io::Errno::NOSPC) => Err(no_huge_pages(self.len()).into()),
+            Err(source) => Err(MemoryError::System { what: "fallocate", source }),
+        }
     }
 
     /// What it lies on.
@@ -274,8 +327,8 @@ impl Mapping {
         self.slice(offset, 4).store(value, 0, Ordering::Release).expect("cursors are aligned");
     }
 
-    /// Gives `len` bytes at `offset` back to the host; they read as zero from then on. On reserved huge pages a piece of
-    /// one is zeroed and kept.
+    /// Gives `len` bytes at `offset` back to the host; they read as zero from then on. On reserved huge pages they are zeroed
+    /// and kept: a page that was given back is no longer reserved, and the next touch of it might find none.
     ///
     /// # Errors
     /// A refusing kernel.
@@ -284,6 +337,14 @@ impl Mapping {
             let refused = |source| MemoryError::System { what: "madvise(MADV_DONTNEED)", source };
             return self.advise(offset, len, rustix::mm::Advice::LinuxDontNeed).map_err(refused);
         };
+        if self.backing == Backing::Hugetlb {
+            let zeros = vec![0; (len as usize).min(PAGE_2M as usize)];
+            for at in (offset..offset + len).step_by(PAGE_2M as usize) {
+                let piece = (offset + len - at).min(PAGE_2M) as usize;
+                self.write(at, zeros.get(..piece).unwrap_or_default());
+            }
+            return Ok(());
+        }
         let refused = |source| MemoryError::System { what: "fallocate", source };
         let flags = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
         rustix::fs::fallocate(file, flags, offset, len).map_err(refused)
@@ -326,6 +387,19 @@ impl Mapping {
         unsafe { rustix::mm::madvise(at.cast(), len as usize, advice) }
     }
 
+    /// Leaves the memory out of a fork: between fork and exec a child has no use for it, and copying how it is mapped would
+    /// hold up the guest that runs in it.
+    #[expect(unsafe_code, reason = "UNSAFETY: madvise takes an address range")]
+    fn keep_from_children(&self) {
+        for region in std::iter::once(&self.region).chain(&self.second) {
+            // SAFETY: the range is a mapping that we own; only children are affected, and those run nothing but exec. A
+            // refusal only costs speed.
+            let _ = unsafe {
+                rustix::mm::madvise(region.as_ptr().cast(), region.size(), rustix::mm::Advice::LinuxDontFork)
+            };
+        }
+    }
+
     #[expect(unsafe_code, reason = "UNSAFETY: madvise takes an address range")]
     fn advise_huge(&self) {
         for region in std::iter::once(&self.region).chain(&self.second) {
@@ -345,26 +419,25 @@ fn volatile_result(result: Result<usize, VolatileMemoryError>) -> io::Result<usi
     })
 }
 
-/// Bytes of memory that the host could give without swapping (`MemAvailable`), `None` when it does not say.
-pub fn available_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+/// Reserved pages were there a moment ago and are not there now, or a bound that nobody tells of has been met.
+fn no_huge_pages(bytes: u64) -> Shortage {
+    let available = Tree::host().rooms(Backing::Hugetlb).iter().map(|r| r.bytes).min().unwrap_or(0);
+    Shortage { bytes, available: available.min(bytes.saturating_sub(1)), bound: Bound::HugePages }
 }
 
-/// Bytes of reserved 2 MiB pages that nobody has taken or been promised.
-pub fn free_huge_bytes() -> u64 {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let field = |name: &str| {
-        let line = text.lines().find_map(|l| l.strip_prefix(name))?;
-        line.trim_start_matches(':').split_whitespace().next()?.parse::<u64>().ok()
-    };
-    // Sizes other than the default one are not in this file.
-    if field("Hugepagesize") != Some(PAGE_2M / 1024) {
-        return 0;
+/// Why the kernel did not map memory.
+fn not_mapped(bytes: u64, backing: Backing, source: MmapRegionError) -> MemoryError {
+    match (&source, backing) {
+        (MmapRegionError::Mmap(error), _) if error.raw_os_error() != Some(libc::ENOMEM) => {
+            MemoryError::Map { bytes, source }
+        }
+        (MmapRegionError::Mmap(_), Backing::Hugetlb) => no_huge_pages(bytes).into(),
+        (MmapRegionError::Mmap(_), Backing::Anonymous | Backing::Memfd) => {
+            let (available, bound) = (Tree::host().mappable(), Bound::AddressSpace);
+            Shortage { bytes, available: available.min(bytes.saturating_sub(1)), bound }.into()
+        }
+        _ => MemoryError::Map { bytes, source },
     }
-    let free = field("HugePages_Free").unwrap_or(0).saturating_sub(field("HugePages_Rsvd").unwrap_or(0));
-    free.saturating_mul(PAGE_2M)
 }
 
 fn size(bytes: u64) -> Result<usize, MemoryError> {
@@ -428,6 +501,37 @@ mod tests {
         b.set_nonblocking(true).unwrap();
         let empty = to.read_from(0, 6, b.as_fd()).unwrap_err();
         assert_eq!(empty.kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn huge_pages_that_are_not_there_are_refused_before_anything_is_touched() {
+        // More than any machine has reserved.
+        let bytes = 1 << 45;
+        for _ in 0..2 {
+            let refused = Mapping::new("t", bytes, Backing::Hugetlb).unwrap_err();
+            let MemoryError::NotEnough(Shortage { bytes: asked, bound, .. }) = refused else {
+                panic!("{refused:?}")
+            };
+            assert_eq!((asked, bound), (bytes, Bound::HugePages));
+        }
+    }
+
+    #[test]
+    fn more_memory_than_the_host_has_is_refused_whatever_it_would_lie_on() {
+        for backing in [Backing::Anonymous, Backing::Memfd] {
+            let refused = Mapping::new("t", 1 << 45, backing).unwrap_err();
+            assert!(matches!(refused, MemoryError::NotEnough(_)), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn a_child_between_fork_and_exec_has_no_guest_memory() {
+        let m = Mapping::memfd("not in children", PAGE_2M).unwrap();
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let at = format!("{:x}-", m.host_address(View::Guest));
+        let mut lines = maps.lines().skip_while(|l| !l.starts_with(&at)).skip(1);
+        let flags = lines.find(|l| l.starts_with("VmFlags:")).unwrap();
+        assert!(flags.split(' ').any(|f| f == "dc"), "{flags}");
     }
 
     #[test]

@@ -2,8 +2,7 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use super::mapping::available_bytes;
-use super::{Backing, Mapping, MemoryError};
+use super::{Backing, Budget, Claim, Mapping, MemoryError, Purpose, Shortage};
 use crate::addr::{PAGE_2M, PAGE_SIZE, RamAddr, RamPage};
 use crate::address_space::{BlockRole, GuestLayout, RamBlock};
 
@@ -25,6 +24,32 @@ pub struct GuestRam {
     /// The same with what is plugged where at the moment.
     now: Arc<RwLock<Arc<GuestLayout>>>,
     mappings: Arc<[Arc<Mapping>]>,
+    /// What the kernel needs to keep track of it: page tables, logs.
+    _overhead: Arc<Claim>,
+}
+
+/// Of this many bytes of RAM the kernel takes one for page tables and logs: two views here, and those of guest and mirror.
+const OVERHEAD: u64 = 128;
+
+/// What memory for a layout comes to: bytes of ordinary memory and of reserved huge pages.
+fn needs(layout: &GuestLayout, backing: Backing) -> (u64, u64) {
+    let mut needs = (0u64, 0u64);
+    for block in layout.blocks() {
+        let sum = if lies_on(block, backing) == Backing::Hugetlb { &mut needs.1 } else { &mut needs.0 };
+        *sum = sum.saturating_add(block.size);
+    }
+    needs.0 = needs.0.saturating_add(needs.0.saturating_add(needs.1) / OVERHEAD);
+    needs
+}
+
+/// Reserved huge pages are for the guest's own memory, where its size is theirs; the rest lies on a memfd then. So a guest of
+/// 128 MiB needs 64 of them.
+const fn lies_on(block: &RamBlock, backing: Backing) -> Backing {
+    match (backing, block.role) {
+        (Backing::Hugetlb, BlockRole::Ram) if block.size.is_multiple_of(PAGE_2M) => Backing::Hugetlb,
+        (Backing::Hugetlb, BlockRole::Ram | BlockRole::Vmsa | BlockRole::Helper) => Backing::Memfd,
+        (Backing::Anonymous | Backing::Memfd, _) => backing,
+    }
 }
 
 /// Another layout than this RAM's: plugged parts may change, blocks may not.
@@ -33,27 +58,76 @@ pub struct GuestRam {
 pub struct OtherBlocks;
 
 impl GuestRam {
-    /// Memory for every block of `layout`. Blocks that reserved huge pages cannot hold because of their size, the
-    /// helper's for one, lie on a memfd then.
+    /// Memory for every block of `layout`, claimed as a whole before any of it is mapped. With reserved huge pages only the
+    /// guest's own memory lies on them, as far as it is of whole ones; the rest lies on a memfd.
     ///
     /// # Errors
-    /// [`MemoryError::NotEnough`] when the host has visibly less; otherwise what the system says.
+    /// [`MemoryError::NotEnough`] when the host cannot give it; otherwise what the system says.
     pub fn allocate(layout: Arc<GuestLayout>, backing: Backing) -> Result<Self, MemoryError> {
-        let fits = |b: &RamBlock| backing != Backing::Hugetlb || b.size.is_multiple_of(PAGE_2M);
-        // Reserved pages are not part of what is available to others.
-        let bytes =
-            layout.blocks().iter().filter(|b| backing != Backing::Hugetlb || !fits(b)).map(|b| b.size);
-        let bytes = bytes.sum();
-        if let Some(available) = available_bytes().filter(|a| *a < bytes) {
-            return Err(MemoryError::NotEnough { bytes, available });
-        }
-        let make = |b: &RamBlock| match (backing, b.role) {
-            // The image, stacks and tables lie apart in it.
-            (Backing::Anonymous, BlockRole::Helper) => Mapping::anonymous_sparing(b.size, 0),
-            _ => Mapping::new(&b.name, b.size, if fits(b) { backing } else { Backing::Memfd }),
+        let budget = Budget::of_this_process();
+        let (ordinary, huge) = needs(&layout, backing);
+        let plain = if backing == Backing::Hugetlb { Backing::Memfd } else { backing };
+        let overhead = budget.claim(ordinary, plain, Purpose::Guest)?;
+        let reserved =
+            (huge > 0).then(|| budget.claim(huge, Backing::Hugetlb, Purpose::Guest)).transpose()?;
+        let make = |b: &RamBlock| {
+            let on = lies_on(b, backing);
+            let claim = match &reserved {
+                Some(reserved) if on == Backing::Hugetlb => reserved.split(b.size),
+                _ => overhead.split(b.size),
+            };
+            match (on, b.role) {
+                // The image, stacks and tables lie apart in it.
+                (Backing::Anonymous, BlockRole::Helper) => Mapping::private(b.size, 0, claim),
+                _ => Mapping::claimed(&b.name, b.size, on, claim),
+            }
         };
         let mappings = layout.blocks().iter().map(make).collect::<Result<_, _>>()?;
-        Ok(Self { now: Arc::new(RwLock::new(Arc::clone(&layout))), blocks: layout, mappings })
+        let (now, overhead) = (Arc::new(RwLock::new(Arc::clone(&layout))), Arc::new(overhead));
+        Ok(Self { now, blocks: layout, mappings, _overhead: overhead })
+    }
+
+    /// The same on the first of `backings` that there is enough of; the error is the last one's.
+    ///
+    /// # Errors
+    /// As [`GuestRam::allocate`].
+    pub fn allocate_first(layout: &Arc<GuestLayout>, backings: &[Backing]) -> Result<Self, MemoryError> {
+        let (last, before) = backings.split_last().map_or((Backing::Memfd, &[][..]), |(l, b)| (*l, b));
+        for backing in before {
+            match Self::allocate(Arc::clone(layout), *backing) {
+                Err(MemoryError::NotEnough(why)) => tracing::debug!(%why, "other memory is taken"),
+                made => return made,
+            }
+        }
+        Self::allocate(Arc::clone(layout), last)
+    }
+
+    /// Whether [`GuestRam::allocate_first`] would find room now beside `more` bytes of ordinary memory; claims nothing.
+    ///
+    /// # Errors
+    /// What is short.
+    pub fn has_room(layout: &GuestLayout, backings: &[Backing], more: u64) -> Result<(), Shortage> {
+        let budget = Budget::of_this_process();
+        let mut found = Ok(());
+        for backing in backings {
+            let (ordinary, huge) = needs(layout, *backing);
+            let room = |bytes, backing| budget.has_room(bytes, backing, Purpose::Guest);
+            found = if huge > 0 { room(huge, Backing::Hugetlb) } else { Ok(()) };
+            found = found.and_then(|()| room(ordinary.saturating_add(more), Backing::Memfd));
+            if found.is_ok() {
+                break;
+            }
+        }
+        found
+    }
+
+    /// Takes what was reserved for it, so that no touch of it can fail; see [`Mapping::take_reserved`]. Takes a while for
+    /// large guests.
+    ///
+    /// # Errors
+    /// [`MemoryError::NotEnough`].
+    pub fn take_reserved(&self) -> Result<(), MemoryError> {
+        self.mappings.iter().try_for_each(|m| m.take_reserved())
     }
 
     /// The blocks, and what is plugged where now.

@@ -13,6 +13,21 @@ pub enum Accel {
     Tcg,
 }
 
+impl Accel {
+    /// Bytes that a QEMU takes for itself at most, beside the guest's memory and the files that it boots: code that it
+    /// translated, device models, stacks.
+    #[must_use]
+    pub const fn own_bytes(self) -> u64 {
+        match self {
+            Self::Kvm => 48 << 20,
+            Self::Tcg => (48 + TRANSLATED_MIB) << 20,
+        }
+    }
+}
+
+/// MiB of translated code that a QEMU keeps. Its default is an eighth of the host's memory, up to 1 GiB for each.
+pub(super) const TRANSLATED_MIB: u64 = 128;
+
 /// What the host says that matters to the choice; a value, so that the choice is testable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct HostFacts {

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use rustix::fs::{SealFlags, fcntl_add_seals, fcntl_get_seals, fstat};
 
-use super::accel::Accel;
+use super::accel::{Accel, TRANSLATED_MIB};
 use super::error::QemuError;
 use crate::boot_files::is_sealed;
 
@@ -181,11 +181,10 @@ impl QemuSpec {
     }
 }
 
-fn accel_option(accel: Accel) -> &'static str {
+fn accel_option(accel: Accel) -> String {
     match accel {
-        Accel::Kvm => "kvm",
-        // The default translation buffer is an eighth of the host's memory, up to 1 GiB per QEMU.
-        Accel::Tcg => "tcg,tb-size=128",
+        Accel::Kvm => "kvm".to_owned(),
+        Accel::Tcg => format!("tcg,tb-size={TRANSLATED_MIB}"),
     }
 }
 

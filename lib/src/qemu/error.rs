@@ -98,3 +98,82 @@ pub enum QemuError {
     #[error("qemu's ram layout is not usable")]
     Layout(#[source] LayoutError),
 }
+
+impl QemuError {
+    /// What happened, for whoever asked for the guest: what QEMU said last goes along, names of the host's files do not.
+    #[must_use]
+    pub fn told(&self) -> String {
+        match self {
+            Self::Exited(exit) => {
+                let how = match (exit.code, exit.signal) {
+                    (Some(code), _) => format!("QEMU ended with code {code}"),
+                    (None, Some(signal)) => format!("QEMU was ended by signal {signal}"),
+                    (None, None) => "QEMU ended".to_owned(),
+                };
+                match exit.last_words() {
+                    words if words.is_empty() => how,
+                    words => format!("{how}: {words}"),
+                }
+            }
+            Self::Spawn { source, .. } => format!("QEMU could not be started: {}", source.kind()),
+            Self::Qmp(source) => format!("{self}: {source}"),
+            Self::Layout(source) => format!("{self}: {source}"),
+            Self::BadSpec { .. }
+            | Self::BadRam { .. }
+            | Self::Prepare { .. }
+            | Self::Late { .. }
+            | Self::WrongState { .. }
+            | Self::StateTooLarge { .. }
+            | Self::StateRefused { .. }
+            | Self::StateIo { .. } => self.to_string(),
+        }
+    }
+
+    /// Whether QEMU ended because it did not get memory.
+    #[must_use]
+    pub fn is_want_of_memory(&self) -> bool {
+        let Self::Exited(exit) = self else { return false };
+        let wants = ["Cannot allocate memory", "cannot set up guest memory", "os_mem_prealloc"];
+        wants.iter().any(|text| exit.stderr.contains(text))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exited(stderr: &str) -> QemuError {
+        QemuError::Exited(ExitInfo { code: Some(1), signal: None, stderr: stderr.into() })
+    }
+
+    #[test]
+    fn what_qemu_said_last_is_told_on_one_line_within_bounds() {
+        let told = exited("qemu: warning: x\n\nqemu: initrd is too large, cannot support this.\n").told();
+        assert_eq!(
+            told,
+            "QEMU ended with code 1: qemu: warning: x / qemu: initrd is too large, cannot support this."
+        );
+        assert_eq!(exited("").told(), "QEMU ended with code 1");
+        assert_eq!(exited("a\u{1b}[31mb\u{7}\u{202e}c").told(), "QEMU ended with code 1: a[31mbc");
+        let long = exited(&format!("{}\n{}last", "first\n".repeat(300), "\u{e9}".repeat(2000))).told();
+        assert!(long.len() <= 530 && long.ends_with("last") && !long.contains("first"), "{long}");
+        let many = exited(&"line\n".repeat(300)).told();
+        assert!(many.len() <= 530 && many.matches("line").count() > 50, "{many}");
+        let killed = QemuError::Exited(ExitInfo { code: None, signal: Some(9), stderr: String::new() });
+        assert_eq!(killed.told(), "QEMU was ended by signal 9");
+    }
+
+    #[test]
+    fn a_qemu_that_got_no_memory_is_known_by_what_it_said() {
+        let backing = "qemu: unable to map backing store for guest RAM: Cannot allocate memory";
+        assert!(exited(backing).is_want_of_memory());
+        assert!(!exited("qemu: initrd is too large").is_want_of_memory());
+    }
+
+    #[test]
+    fn names_of_the_host_s_files_are_not_told() {
+        let source = io::Error::new(io::ErrorKind::NotFound, "/usr/secret/qemu");
+        let told = QemuError::Spawn { binary: "/usr/secret/qemu".into(), source }.told();
+        assert!(!told.contains("secret") && told.contains("not found"), "{told}");
+    }
+}

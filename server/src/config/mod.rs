@@ -70,6 +70,9 @@ pub struct Limits {
     pub stream_stall_seconds: u32,
     /// Events that are kept.
     pub events_kept: u64,
+    /// MiB of memory that guests leave to the daemon and the rest of the host, and in each control group; 0: a sixty-fourth
+    /// of what there is, 48 MiB to 1 GiB.
+    pub memory_reserve_mib: u64,
 }
 
 impl Default for Limits {
@@ -84,6 +87,7 @@ impl Default for Limits {
             drain_seconds: 10,
             stream_stall_seconds: 30,
             events_kept: mirrorvm::store::ledger::EVENTS_KEPT,
+            memory_reserve_mib: 0,
         }
     }
 }

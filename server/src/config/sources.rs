@@ -281,7 +281,7 @@ fn limits(
     // Name, smallest and largest value, where it goes.
     type Set<'a> = Box<dyn FnOnce(&mut Limits, u64) + 'a>;
     let d = Limits::default();
-    let table: [(&str, u64, u64, u64, Set<'_>); 9] = [
+    let table: [(&str, u64, u64, u64, Set<'_>); 10] = [
         ("connections", 1, 65_536, d.connections.into(), Box::new(|l, v| small(&mut l.connections, v))),
         ("streams", 0, 65_536, d.streams.into(), Box::new(|l, v| small(&mut l.streams, v))),
         (
@@ -309,6 +309,7 @@ fn limits(
             Box::new(|l, v| small(&mut l.stream_stall_seconds, v)),
         ),
         ("events_kept", 10, 100_000_000, d.events_kept, Box::new(|l, v| l.events_kept = v)),
+        ("memory_reserve_mib", 0, 1 << 24, d.memory_reserve_mib, Box::new(|l, v| l.memory_reserve_mib = v)),
     ];
     let known: Vec<&str> = table.iter().map(|(name, ..)| *name).collect();
     if let Some((name, value)) = file.iter().find(|(name, _)| !known.contains(&name.as_str())) {

@@ -248,10 +248,15 @@ catalogue! {
         "The helper does not take the sealed batch",
         cause "A record does not open (`unsealed`: changed, sealed for another import, taken twice or out of order), is of a page that the helper may not write (`page_refused`) or has written already (`page_repeated`), or the batch is not whole (`incomplete`). The import is over; `errors[0].index` is the record, and the pages before it were written.",
         fix "Open a new import and export the pages again for it. Give batches in the order in which they were sealed, each once.";
+    /// There is not that much memory.
+    NoMemory = "no_memory", SERVICE_UNAVAILABLE, retry true,
+        "There is not enough memory",
+        cause "What is asked for needs more memory than can be given: by the host, by a control group of the daemon's, or in reserved huge pages, less what running guests were promised and have not touched yet. Nothing was changed. `errors[0].what` says what bounds it, `value` how many bytes are needed and `bound` how many there are.",
+        fix "Stop or migrate a guest, raise what bounds it, or define the guest smaller or with another `memory.backing`; then try again.";
     /// The host has run out of something.
     NoResources = "no_resources", SERVICE_UNAVAILABLE, retry true,
         "The host has run out of something",
-        cause "Memory, descriptors or another limited resource is used up.",
+        cause "Descriptors, streams or another limited resource is used up.",
         fix "Free some, or try again later.";
     /// No space is left for the database.
     StorageFull = "storage_full", INSUFFICIENT_STORAGE, retry true,

@@ -3,6 +3,7 @@
 
 use mirrorvm::address_space::Refusal;
 use mirrorvm::host::HostError;
+use mirrorvm::memory::Shortage;
 use mirrorvm::store::Trouble;
 
 use axum::http::header;
@@ -32,6 +33,7 @@ const fn code_of(error: &HostError) -> ProblemCode {
         HostError::GuestNotReady { .. } => ProblemCode::GuestNotReady,
         HostError::PlugRefused(_) => ProblemCode::PlugRefused,
         HostError::CapabilityMissing { .. } => ProblemCode::CapabilityMissing,
+        HostError::NoMemory(_) => ProblemCode::NoMemory,
         HostError::NoResources { .. } => ProblemCode::NoResources,
         HostError::ShuttingDown => ProblemCode::ShuttingDown,
         HostError::Storage { trouble: Trouble::Full, .. }
@@ -77,6 +79,13 @@ impl From<HostError> for Problem {
             HostError::PlugRefused(cause) => {
                 let source = std::error::Error::source(&cause).map(|e| format!(": {e}")).unwrap_or_default();
                 inner.detail = format!("{cause}{source}");
+            }
+            HostError::NoMemory(Shortage { bytes, available, bound }) => {
+                let safe = |value: u64| (value <= MAX_SAFE_INTEGER).then_some(value);
+                let mut error = ProblemError::bare("no_memory", inner.detail.clone());
+                error.what = Some(bound.name().to_owned());
+                (error.value, error.bound) = (safe(bytes), safe(available));
+                inner.errors = vec![error];
             }
             HostError::WrongState { current, allowed, .. } => {
                 inner.current_state = Some(current);
@@ -134,6 +143,7 @@ fn chain(error: &HostError) -> Option<String> {
 mod tests {
     use mirrorvm::address_space::RefusalCode;
     use mirrorvm::host::FieldError;
+    use mirrorvm::memory::Bound;
     use mirrorvm::store::StoreError;
     use uuid::Uuid;
 
@@ -194,7 +204,8 @@ mod tests {
             ),
             (HostError::PlugRefused(mirrorvm::guest::PlugError::InUse), 409),
             (HostError::CapabilityMissing { what: "kvm", why: "no device".into() }, 501),
-            (HostError::NoResources { what: "memory", source: None }, 503),
+            (HostError::NoResources { what: "helper memory", source: None }, 503),
+            (HostError::NoMemory(Shortage { bytes: 2 << 20, available: 0, bound: Bound::HugePages }), 503),
             (HostError::ShuttingDown, 503),
             (HostError::storage("storing the guest", sqlite(13)), 507),
             (HostError::storage("storing the guest", sqlite(10)), 503),
@@ -226,6 +237,14 @@ mod tests {
         let huge =
             Problem::from(HostError::PlanRefused(vec![Refusal::new(RefusalCode::Wraps, "s", u64::MAX)]));
         assert_eq!(huge.0.errors[0].value, None);
+        let shortage = Shortage { bytes: 16 << 20, available: 4 << 20, bound: Bound::HugePages };
+        let problem = Problem::from(HostError::NoMemory(shortage));
+        let error = &problem.0.errors[0];
+        let found = (error.what.as_deref(), error.value, error.bound);
+        assert_eq!(found, (Some("huge_pages"), Some(16 << 20), Some(4 << 20)));
+        for word in ["16 MiB", "4 MiB", "vm.nr_hugepages", "another backing"] {
+            assert!(problem.0.detail.contains(word), "{}", problem.0.detail);
+        }
         let state = Problem::from(HostError::WrongState { kind: "g", current: "a", allowed: &["b"] });
         assert_eq!((state.0.current_state, state.0.allowed_states), (Some("a"), &["b"][..]));
     }

@@ -186,6 +186,7 @@ pub async fn run(options: Options) -> Result<(), ServeError> {
         events_kept: Some(options.config.limits.events_kept),
         image_directories: options.image_directories,
         qemu_users: options.qemu_users,
+        memory_reserve: Some(options.config.limits.memory_reserve_mib).filter(|n| *n > 0).map(|n| n << 20),
     };
     let opened = tokio::select! {
         opened = Host::open(config) => Some(opened),
