@@ -160,7 +160,14 @@ fn a_destination_opens_no_file_that_its_administrator_did_not_list() {
     a.add_peer(&b, &b.peer_address);
     b.add_peer(&a, &a.peer_address);
     let body = guest(&linux.join("vmlinuz"), Some(&linux.join("initrd.gz")), 256);
-    let _ = a.post("/v1/guests", &body).expect(201);
+    let defined = a.post("/v1/guests", &body).expect(201).json();
+    let digest = |name: &str| {
+        let path = linux.join(name);
+        let said = std::process::Command::new("sha256sum").arg(&path).output().unwrap().stdout;
+        let hex = String::from_utf8(said).unwrap().split(' ').next().unwrap().to_owned();
+        json!({"size_bytes": path.metadata().unwrap().len(), "digest": format!("sha256:{hex}")})
+    };
+    assert_eq!(defined["boot"], json!({"kernel": digest("vmlinuz"), "initrd": digest("initrd.gz")}));
     let _ = a.act("/v1/guests/q/start").expect(202);
     a.guest_in("q", "running");
     let m = a.migrate(&mirrorvm_tests::migration("q", "b", "stop_and_copy"));
@@ -169,4 +176,68 @@ fn a_destination_opens_no_file_that_its_administrator_did_not_list() {
     assert!(end["error"]["detail"].as_str().unwrap().contains("/driver/kernel"), "{end}");
     assert_eq!(a.guest_state("q"), "running", "it goes on where it was");
     assert_eq!(b.items("/v1/guests"), [] as [Value; 0]);
+}
+
+#[test]
+fn a_guest_goes_nowhere_where_it_would_boot_something_else_the_next_time() {
+    if qemu_binary().is_none() || !kvm() {
+        println!("SKIPPED (no qemu): a guest goes nowhere where it would boot something else");
+        return;
+    }
+    let linux = linux_guest();
+    let here = place();
+    // Both hosts have their files there, as on a share; the guest keeps what it was defined with.
+    for name in ["vmlinuz", "initrd.gz"] {
+        std::fs::copy(linux.join(name), here.images.join(name)).unwrap();
+    }
+    let (a, b) = (daemon("a", &here.images), daemon("b", &here.images));
+    a.add_peer(&b, &b.peer_address);
+    b.add_peer(&a, &a.peer_address);
+    let (kernel, initrd) = (here.images.join("vmlinuz"), here.images.join("initrd.gz"));
+    let _ = a.post("/v1/guests", &guest(&kernel, Some(&initrd), 256)).expect(201);
+    let _ = a.act("/v1/guests/q/start").expect(202);
+    a.guest_in("q", "running");
+    let go = || {
+        let m = a.migrate(&mirrorvm_tests::migration("q", "b", "stop_and_copy"));
+        a.migration_end(&m)
+    };
+    let whole = std::fs::read(&initrd).unwrap();
+    std::fs::write(&initrd, &whole[..whole.len() / 2]).unwrap();
+    let end = go();
+    assert_eq!(
+        (&end["state"], &end["error"]["code"]),
+        (&json!("failed"), &json!("boot_file_differs")),
+        "{end}"
+    );
+    let detail = end["error"]["detail"].as_str().unwrap();
+    assert!(detail.contains("/driver/initrd") && detail.contains("sha256:"), "{detail}");
+    assert_eq!(end["progress"]["downtime_ms"], Value::Null, "refused before the pause");
+    assert_eq!(a.guest_state("q"), "running");
+    assert_eq!(b.items("/v1/guests"), [] as [Value; 0]);
+    std::fs::write(&initrd, &whole).unwrap();
+    let end = go();
+    assert_eq!(end["state"], "succeeded", "{end}");
+    assert_eq!(b.read("/v1/guests/q")["boot"], a.read("/v1/guests/q")["boot"]);
+}
+
+#[test]
+fn what_qemu_says_when_it_does_not_start_is_in_the_guest_s_error() {
+    if qemu_binary().is_none() || !kvm() {
+        println!("SKIPPED (no qemu): what QEMU says");
+        return;
+    }
+    let p = place();
+    let d = daemon("a", &p.images);
+    // No kernel at all; QEMU notices when it is to load a disk with it.
+    let text = p.images.join("kernel");
+    let _ = d.post("/v1/guests", &guest(&text, Some(&text), 64)).expect(201);
+    let _ = d.act("/v1/guests/q/start").expect(202);
+    let failed = d.guest_in("q", "failed");
+    assert_eq!(failed["error"]["code"], "qemu_failed", "{failed}");
+    let detail = failed["error"]["detail"].as_str().unwrap();
+    assert!(detail.contains("QEMU ended with code 1: ") && detail.contains("kernel"), "{detail}");
+    assert!(detail.len() < 700 && !detail.chars().any(char::is_control), "{detail:?}");
+    assert!(children(d.pid()).is_empty());
+    let users = &d.read("/v1/host/capabilities")["qemu"]["users"];
+    assert_eq!(users.is_null(), !rustix::process::geteuid().is_root(), "{users}");
 }

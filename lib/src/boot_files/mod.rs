@@ -25,3 +25,15 @@ pub struct BootFiles {
     /// The initial RAM disk, if there is one.
     pub initrd: Option<BootFile>,
 }
+
+impl BootFiles {
+    /// The first of a definition's fields whose file holds something else in `other`, with both contents.
+    pub fn first_difference(
+        &self,
+        other: &Self,
+    ) -> Option<(&'static str, Option<BootFile>, Option<BootFile>)> {
+        let fields =
+            [("kernel", Some(self.kernel), Some(other.kernel)), ("initrd", self.initrd, other.initrd)];
+        fields.into_iter().find(|(_, ours, theirs)| ours != theirs)
+    }
+}

@@ -25,6 +25,13 @@ pub struct BootFile {
     pub sha256: [u8; 32],
 }
 
+impl std::fmt::Display for BootFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} bytes, sha256:", self.bytes)?;
+        self.sha256.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
 /// A copy of a file in memory that nobody can change, not even its owner.
 #[derive(Debug)]
 pub struct SealedFile {

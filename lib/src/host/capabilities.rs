@@ -4,7 +4,7 @@ use super::inner::{Inner, qemu_binary};
 use super::{Capabilities, Host, HostInfo, MissingCapability};
 use crate::hypervisor::kvm::KvmHost;
 use crate::migration::wire::{Abilities, PROTOCOL_VERSIONS};
-use crate::qemu::{Accel, pick_accel};
+use crate::qemu::{Accel, UserPool, pick_accel};
 use crate::sev::kernel::probe;
 use crate::store::Writing;
 use crate::transport::Occupancy;
@@ -102,6 +102,7 @@ impl Inner {
             helper_measurement: inner.image.measurement(),
             protocol_versions: PROTOCOL_VERSIONS.to_vec(),
             qemu_accel: qemu.map(|(accel, why)| (accel_name(accel), why)),
+            qemu_users: inner.qemu_users.as_ref().map(UserPool::users),
             missing: self.missing(qemu.is_some()),
         }
     }

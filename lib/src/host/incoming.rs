@@ -17,7 +17,7 @@ use super::{
     Progress, validate,
 };
 use crate::address_space::GuestLayout;
-use crate::boot_files::BootFiles;
+use crate::boot_files::{BootFile, BootFiles};
 use crate::guest::MachineError;
 use crate::memory::MemoryError;
 use crate::migration::wire::{self, Outcome, Prepare, Purpose, Refused, kind};
@@ -154,6 +154,9 @@ impl Destination<'_> {
         }
         let bare = validate::guest(&prepare.spec).map_err(|e| refused_by(&e))?;
         let boot = inner.boot_facts(&prepare.spec).map_err(|e| refused_by(&e))?;
+        if let (Some(theirs), Some(ours)) = (&prepare.boot, &boot) {
+            check_boot_files(theirs, ours)?;
+        }
         let layout = inner.layout_for(&prepare.spec.driver, &bare).map_err(|e| refused_by(&e))?;
         // Where QEMU has its RAM plugged is the source's to say; everything else must come out the same here.
         let plugs_aside = |l: &GuestLayout| {
@@ -406,6 +409,20 @@ impl Receiver for Destination<'_> {
         let state = if canceled { MigrationState::Canceled } else { MigrationState::Failed };
         self.finish(session, state, Some(fault), None);
     }
+}
+
+/// The files that a guest would boot from here, the next time, hold what they hold where it comes from. For its journey they
+/// do not matter; but a restart must not be the day on which it turns out to be another system.
+fn check_boot_files(theirs: &BootFiles, ours: &BootFiles) -> Result<(), Refused> {
+    let Some((field, theirs, ours)) = theirs.first_difference(ours) else { return Ok(()) };
+    let what = |file: Option<BootFile>| file.map_or_else(|| "none".to_owned(), |f| f.to_string());
+    let detail = format!(
+        "/driver/{field}: the file at the destination holds something else ({}) than what the guest was defined with ({}); \
+         put the same file there",
+        what(ours),
+        what(theirs)
+    );
+    Err(refuse("boot_file_differs", detail))
 }
 
 fn refused_by(e: &HostError) -> Refused {

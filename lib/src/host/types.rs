@@ -14,6 +14,7 @@ use crate::guest::Readiness;
 pub use crate::guest::lifecycle::GuestState;
 use crate::memory::Backing;
 use crate::mirror::Placement;
+use crate::qemu::QemuUsers;
 use crate::sev::Policy;
 use crate::store::Writing;
 
@@ -732,6 +733,8 @@ pub struct Capabilities {
     pub protocol_versions: Vec<u32>,
     /// Why `accel: auto` picks what it picks, when QEMU is there.
     pub qemu_accel: Option<(&'static str, &'static str)>,
+    /// Whom QEMU processes run as; `None`: as the daemon's user.
+    pub qemu_users: Option<QemuUsers>,
     /// What is missing.
     pub missing: Vec<MissingCapability>,
 }

@@ -189,6 +189,7 @@ impl Course<'_, '_> {
             verify: out.spec.verify,
             stall_timeout_ms: out.spec.limits.stall_timeout_ms,
             machine_type: out.machine_type.clone(),
+            boot: out.guest.boot,
         };
         let transcript = transcript(&prepare);
         wire::send(&mut link, kind::PREPARE, &prepare)?;

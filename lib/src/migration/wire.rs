@@ -10,6 +10,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use super::MigrationFault;
 use crate::address_space::{GuestLayout, Strategy};
+use crate::boot_files::BootFiles;
 use crate::guest::CarriedReadiness;
 use crate::host::{GuestSpec, StreamTransport};
 use crate::transport::Link;
@@ -211,6 +212,11 @@ pub struct Prepare {
     pub stall_timeout_ms: u64,
     /// What a driver needs to make the same machine: QEMU's machine type.
     pub machine_type: Option<String>,
+    /// What the guest boots from, where its driver reads files: the destination's must hold the same. Sources of earlier
+    /// versions do not say.
+    #[zeroize(skip)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot: Option<BootFiles>,
 }
 
 /// The destination is ready.

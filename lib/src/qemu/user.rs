@@ -23,6 +23,13 @@ pub struct QemuUsers {
     gid: Option<u32>,
 }
 
+impl QemuUsers {
+    /// The first and the last of them.
+    pub const fn range(self) -> (u32, u32) {
+        (self.first, self.last)
+    }
+}
+
 impl Default for QemuUsers {
     fn default() -> Self {
         Self { first: DEFAULT.0, last: DEFAULT.1, gid: None }

@@ -85,6 +85,20 @@ pub struct QemuCapability {
     pub accel: &'static str,
     /// Why.
     pub reason: &'static str,
+    /// The users that QEMU processes run as, without privileges, each guest's as one of its own while there are enough; null:
+    /// all of them run as the daemon's user, who is not root.
+    pub users: Option<QemuUserRange>,
+}
+
+/// User ids, both ends included.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct QemuUserRange {
+    /// The first.
+    #[schema(example = 65_520)]
+    pub first: u32,
+    /// The last.
+    #[schema(example = 65_533)]
+    pub last: u32,
 }
 
 /// Something that this host cannot do.
@@ -107,6 +121,10 @@ impl From<MissingCapability> for Missing {
 
 impl From<Capabilities> for HostCapabilities {
     fn from(c: Capabilities) -> Self {
+        let users = c.qemu_users.map(|users| {
+            let (first, last) = users.range();
+            QemuUserRange { first, last }
+        });
         Self {
             strategies: StrategyInfo::all(&c)
                 .into_iter()
@@ -130,7 +148,7 @@ impl From<Capabilities> for HostCapabilities {
             helper_abi: HelperAbiRange { min: c.helper_abi.0, max: c.helper_abi.1 },
             helper_measurement: sha256_text(&c.helper_measurement),
             protocol_versions: c.protocol_versions,
-            qemu: c.qemu_accel.map(|(accel, reason)| QemuCapability { accel, reason }),
+            qemu: c.qemu_accel.map(|(accel, reason)| QemuCapability { accel, reason, users }),
             missing: c.missing.into_iter().map(Missing::from).collect(),
         }
     }

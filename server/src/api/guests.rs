@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use mirrorvm::addr::{Gpa, PAGE_SIZE};
 use mirrorvm::address_space::BlockSpec;
+use mirrorvm::boot_files::BootFile;
 use mirrorvm::guest::{Readiness, ReadinessReason};
 use mirrorvm::host::{ConsoleChunk, GuestRecord, GuestSpec};
 use mirrorvm::memory::Backing;
@@ -14,7 +15,7 @@ use uuid::Uuid;
 
 use super::decode::{Decode, Errors, Fields, Node, one_of};
 use super::driver::{DriverBody, driver_spec};
-use super::{Fault, Preview};
+use super::{Fault, Preview, sha256_text};
 use crate::problem::MAX_SAFE_INTEGER;
 
 /// What a guest is to be.
@@ -197,6 +198,8 @@ pub struct Guest {
     pub generation: u64,
     /// What the hardware gives it.
     pub protection: Protection,
+    /// What it boots from, and nothing else; null for a driver that reads no files.
+    pub boot: Option<BootFilesBody>,
     /// Whether the guest says that it can be migrated; null while it has no machine.
     pub migration_readiness: Option<MigrationReadiness>,
     /// The migration that has it now.
@@ -213,6 +216,31 @@ pub struct Guest {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub preview: Option<Preview>,
+}
+
+/// What a guest boots from, as it was when the guest was defined: a start, and a host that it comes to, must have the same.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct BootFilesBody {
+    /// The kernel.
+    pub kernel: BootFileBody,
+    /// The initial RAM disk, if there is one.
+    pub initrd: Option<BootFileBody>,
+}
+
+/// What a file holds.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct BootFileBody {
+    /// Bytes.
+    pub size_bytes: u64,
+    /// SHA-256 of them.
+    #[schema(pattern = "^sha256:[0-9a-f]{64}$")]
+    pub digest: String,
+}
+
+impl From<BootFile> for BootFileBody {
+    fn from(file: BootFile) -> Self {
+        Self { size_bytes: file.bytes, digest: sha256_text(&file.sha256) }
+    }
 }
 
 /// A guest's RAM with its sum.
@@ -317,6 +345,9 @@ impl From<&GuestRecord> for Guest {
             state: record.state.name(),
             generation: record.generation,
             protection: Protection { level: record.protection.name(), promise },
+            boot: record
+                .boot
+                .map(|b| BootFilesBody { kernel: b.kernel.into(), initrd: b.initrd.map(BootFileBody::from) }),
             migration_readiness: record.readiness.clone().map(MigrationReadiness::from),
             migration: record.migration,
             moved_to: record.moved_to.clone(),
