@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::act::{self, Act, Effect};
+use super::asking::{self, Answer};
 use super::events::{Change, EventBody};
 use super::guest_task::{self, Command};
 use super::{
@@ -18,6 +19,19 @@ use super::{
 use crate::address_space::{MirrorPlan, Strategy};
 use crate::mirror::Placement;
 use crate::store::{Batch, Kind, StoreError};
+
+/// A migration that would begin.
+#[derive(Clone, Debug)]
+pub struct MigrationPreview {
+    /// The record that it would begin with.
+    pub record: MigrationRecord,
+    /// Its guest.
+    pub guest: GuestRecord,
+    /// The plan of its mirror.
+    pub plan: MirrorPlan,
+    /// Whether the destination has said that it would let it in; false where its build cannot be asked.
+    pub destination_asked: bool,
+}
 
 /// States in which a migration's course can still be changed.
 const MOVING: [MigrationState; 4] =
@@ -307,24 +321,34 @@ impl Host {
         begun.await.map_err(|e| HostError::internal("starting the migration", e))?
     }
 
-    /// The record that a migration would begin with, the guest and the plan of its mirror; starts none.
+    /// The record that a migration would begin with, if both hosts have nothing against it; starts none.
     ///
     /// # Errors
-    /// As [`Host::create_migration_as`].
+    /// As [`Host::create_migration_as`]; [`HostError::DestinationRefuses`], [`HostError::PeerSilent`].
     pub async fn preview_migration(
         &self,
         id: Option<Uuid>,
         spec: MigrationSpec,
-    ) -> Result<(MigrationRecord, GuestRecord, MirrorPlan), HostError> {
+    ) -> Result<MigrationPreview, HostError> {
+        let mut looked = outgoing::look(&self.inner, id, &spec)?;
+        if !looked.against.is_empty() {
+            return Err(looked.against.swap_remove(0));
+        }
+        outgoing::may_claim(&looked.guest, &spec).await?;
+        let destination_asked = match asking::ask(&self.inner, &looked, &spec).await {
+            Some(Answer::Against(reasons)) if reasons.is_empty() => true,
+            Some(Answer::Against(reasons)) => return Err(HostError::DestinationRefuses(reasons)),
+            Some(Answer::Silent(silence)) => return Err(HostError::PeerSilent(silence)),
+            Some(Answer::Unknown) | None => false,
+        };
         let streams = u32::from(spec.streams);
-        let prepared = outgoing::prepare(&self.inner, id, spec)?;
-        outgoing::claim(&prepared, false).await?;
+        let prepared = outgoing::prepared(looked, spec)?;
         let guest = prepared.guest.record();
         let strategy = prepared.record.strategy;
         let helper_image = prepared.record.spec.as_ref().and_then(|s| s.template.helper_image.clone());
         let options = PlanOptions { helper_image, ..PlanOptions::default() };
         let plan = self.inner.plan(&prepared.guest, strategy, streams, &options)?;
-        Ok((prepared.record, guest, plan))
+        Ok(MigrationPreview { record: prepared.record, guest, plan, destination_asked })
     }
 
     /// As [`Host::cancel_migration`], of a migration at the expected generation.

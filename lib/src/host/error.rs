@@ -97,6 +97,15 @@ pub enum HostError {
     /// The migration cannot be called off any more.
     #[error("START has gone out; the destination may already run the guest")]
     PastPointOfNoReturn,
+    /// A migration to the host that the guest is on.
+    #[error("the destination is this host itself, under another name or address")]
+    DestinationIsSelf,
+    /// The destination would not let the migration in.
+    #[error("the destination refuses: {}", .0.iter().map(|f| f.detail.as_str()).collect::<Vec<_>>().join("; "))]
+    DestinationRefuses(Vec<super::Finding>),
+    /// The destination does not answer as it should.
+    #[error("{}: {}", .0.code, .0.detail)]
+    PeerSilent(super::PeerSilence),
     /// The planner refuses.
     #[error("the address space cannot be laid out: {} refusals", .0.len())]
     PlanRefused(Vec<Refusal>),

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
+use super::admission::{Arriving, first, no_leave, record_of, taken};
 use super::entries::MigrationEntry;
 use super::guest_task::{self, Command};
 use super::inner::Inner;
@@ -14,15 +15,14 @@ use super::make::{GuestMemory, IncomingMachine, MakeError};
 use super::outgoing::{fault_of, new_control};
 use super::{
     GuestRecord, GuestState, HostError, LaunchMirror, MigrationDirection, MigrationRecord, MigrationState,
-    Progress, validate,
+    Progress,
 };
-use crate::address_space::GuestLayout;
-use crate::boot_files::{BootFile, BootFiles};
+use crate::boot_files::BootFiles;
 use crate::guest::MachineError;
 use crate::memory::MemoryError;
 use crate::migration::wire::{self, Outcome, Prepare, Purpose, Refused, kind};
-use crate::migration::{Arrival, Arrived, MigrationFault, Receiver, accept_hello, serve_import};
-use crate::mirror::{HelperImage, SealedToken};
+use crate::migration::{Arrival, Arrived, MigrationFault, Receiver, accept_hello, serve_check, serve_import};
+use crate::mirror::SealedToken;
 use crate::store::Kind;
 use crate::transport::{Link, LogBudget, PeerIdentity};
 
@@ -73,6 +73,9 @@ pub(super) fn serve(inner: &Arc<Inner>, mut link: Link) {
             }
         }
         Purpose::Resolve { session } => answer(inner, link, &identity, session),
+        Purpose::Check {} => serve_check(link, &peer, |prepare| {
+            Arriving { inner, identity: &identity, prepare }.admit().err().unwrap_or_default()
+        }),
         Purpose::Ask {} => {
             if wire::send(&mut link, kind::ABILITIES, &inner.capabilities().to_peers()).is_ok() {
                 let _ = link.close();
@@ -118,7 +121,7 @@ pub(super) fn was_committed(inner: &Inner, session: Uuid) -> bool {
 }
 
 /// Streams of one migration.
-const STREAMS_MAX: u16 = 16;
+pub(super) const STREAMS_MAX: u16 = 16;
 
 struct Destination<'a> {
     inner: &'a Arc<Inner>,
@@ -127,76 +130,34 @@ struct Destination<'a> {
     replaced: Mutex<Option<GuestRecord>>,
 }
 
-fn refuse(code: &str, detail: impl Into<String>) -> Refused {
+/// Whether a session was here before; each is good for one import.
+pub(super) fn has_seen(inner: &Inner, session: Uuid) -> Result<bool, Refused> {
+    let there = inner.migration_entry(session).is_some()
+        || matches!(inner.store.get::<HandOver>(Kind::HandOver, session), Ok(Some(_)));
+    Ok(there)
+}
+
+/// Least room on disk that an import begins with: what its last records and the database around them may take.
+const RECORDS: u64 = 2 << 20;
+
+/// Whether there is disk space for how a migration ends.
+pub(super) fn room_on_disk(inner: &Inner, _prepare: &Prepare) -> Result<(), Refused> {
+    match rustix::fs::statvfs(&inner.state_dir) {
+        Ok(s) if s.f_bavail.saturating_mul(s.f_frsize) < RECORDS => {
+            let detail = "the destination has no disk space to store how the migration ends";
+            Err(refuse("no_storage", detail))
+        }
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+pub(super) fn refuse(code: &str, detail: impl Into<String>) -> Refused {
     Refused { code: code.into(), detail: detail.into() }
 }
 
-fn no_leave() -> Refused {
-    refuse("ticket_invalid", "no ticket for this session and source")
-}
-
 impl Destination<'_> {
-    /// Everything about a prepared migration that can be wrong without making anything; gives what the guest boots from,
-    /// and the memory that is claimed for it.
-    fn check(&self, prepare: &Prepare) -> Result<(Option<BootFiles>, GuestMemory), Refused> {
-        let inner = self.inner;
-        if inner.is_stopping() {
-            return Err(refuse("shutting_down", "the destination shuts down"));
-        }
-        if inner.in_maintenance() {
-            return Err(refuse("maintenance", "the destination is in maintenance"));
-        }
-        let image = self.image(prepare)?;
-        if inner.migration_entry(prepare.session).is_some()
-            || matches!(inner.store.get::<HandOver>(Kind::HandOver, prepare.session), Ok(Some(_)))
-        {
-            return Err(refuse("session_exists", "the destination has seen this session"));
-        }
-        let bare = validate::guest(&prepare.spec).map_err(|e| refused_by(&e))?;
-        let boot = inner.boot_facts(&prepare.spec).map_err(|e| refused_by(&e))?;
-        if let (Some(theirs), Some(ours)) = (&prepare.boot, &boot) {
-            check_boot_files(theirs, ours)?;
-        }
-        let layout = inner.layout_for(&prepare.spec.driver, &bare).map_err(|e| refused_by(&e))?;
-        // Where QEMU has its RAM plugged is the source's to say; everything else must come out the same here.
-        let plugs_aside = |l: &GuestLayout| {
-            l.blocks().iter().map(|b| (b.name.clone(), b.ram_addr, b.size, b.role)).collect::<Vec<_>>()
-        };
-        if plugs_aside(&layout) != plugs_aside(&prepare.layout) {
-            return Err(refuse("layout_mismatch", "the helper's footprint differs between the hosts"));
-        }
-        if !(1..=STREAMS_MAX).contains(&prepare.streams) {
-            return Err(refuse("invalid", format!("streams is not 1 to {STREAMS_MAX}")));
-        }
-        let driver = &prepare.spec.driver;
-        let (streams, declared) = (u32::from(prepare.streams), prepare.readiness.declaration.as_ref());
-        inner
-            .plan_arrival(driver, &prepare.layout, prepare.strategy, streams, declared, &image)
-            .map_err(|e| refused_by(&e))?;
-        inner.check_driver(driver).map_err(|e| refused_by(&e))?;
-        if let Some(sev) = driver.sev() {
-            super::outgoing::check_policy(sev.policy).map_err(|e| refused_by(&e))?;
-        }
-        if !inner.holds_ticket(prepare.session, &self.identity) && !self.is_known() {
-            return Err(no_leave());
-        }
-        let memory = inner.memory_for(&prepare.spec, &prepare.layout, boot.as_ref());
-        let memory = memory.map_err(|e| refused_by(&e))?;
-        Ok((boot, memory))
-    }
-
-    fn is_known(&self) -> bool {
-        let text = self.identity.to_string();
-        self.inner.peers().values().any(|p| p.spec.identity == text)
-    }
-
-    /// The image that the source's helper is: the built-in one, or one that was uploaded here, too.
-    fn image(&self, prepare: &Prepare) -> Result<Arc<HelperImage>, Refused> {
-        let found = self.inner.image_measuring(&prepare.helper_measurement).map_err(|e| refused_by(&e))?;
-        let image =
-            found.ok_or_else(|| refuse("helper_mismatch", "the destination has no such helper image"))?;
-        self.inner.check_image(&prepare.spec.driver, &image).map_err(|e| refused_by(&e))?;
-        Ok(image)
+    const fn arriving<'p>(&'p self, prepare: &'p Prepare) -> Arriving<'p> {
+        Arriving { inner: self.inner, identity: &self.identity, prepare }
     }
 
     /// Takes the guest's id and name, also from a record of a guest that left for another host earlier.
@@ -206,28 +167,12 @@ impl Destination<'_> {
         boot: Option<BootFiles>,
     ) -> Result<Arc<super::entries::GuestEntry>, Refused> {
         let inner = self.inner;
-        let record = GuestRecord {
-            id: prepare.guest,
-            spec: prepare.spec.clone(),
-            layout: prepare.layout.clone(),
-            state: GuestState::Incoming,
-            generation: 1,
-            protection: prepare.spec.driver.protection(),
-            boot,
-            readiness: None,
-            migration: Some(prepare.session),
-            moved_to: None,
-            error: None,
-            created_at: Timestamp::now(),
-            started_at: None,
-        };
+        let record = record_of(prepare, boot);
         let mut guests = inner.guests_mut();
         let old = guests.get(&prepare.guest).map(|g| g.record());
-        if old.as_ref().is_some_and(|o| o.state != GuestState::Stopped || o.moved_to.is_none()) {
-            return Err(refuse("guest_exists", "the destination has this guest"));
-        }
-        if guests.named(&record.spec.name).is_some_and(|g| g.id != prepare.guest) {
-            return Err(refuse("name_taken", "the destination has another guest of this name"));
+        let taken = taken(&guests, prepare);
+        if !taken.is_empty() {
+            return Err(first(taken));
         }
         let stored = inner.store.put(Kind::Guest, record.id, Some(&record.spec.name), &record);
         stored.map_err(|_| refuse("storage", "the destination's storage failed"))?;
@@ -254,7 +199,7 @@ impl Destination<'_> {
             readiness: prepare.readiness.clone(),
             mirror: LaunchMirror { strategy: prepare.strategy, workers: u32::from(prepare.streams) },
         };
-        let image = self.image(prepare)?;
+        let image = self.arriving(prepare).image()?;
         let made = inner.make_machine(&record, entry, memory, Some(incoming)).map_err(|e| match e {
             MakeError::Machine(e) => machine_refusal(&e),
             MakeError::Host(e) => refused_by(&e),
@@ -364,7 +309,10 @@ impl Destination<'_> {
 
 impl Receiver for Destination<'_> {
     fn admit(&self, prepare: &Prepare, peer: &str) -> Result<Arrival, Refused> {
-        let (boot, memory) = self.check(prepare)?;
+        let arriving = self.arriving(prepare);
+        let boot = arriving.admit().map_err(first)?;
+        let memory = self.inner.memory_for(&prepare.spec, &prepare.layout, boot.as_ref());
+        let memory = memory.map_err(|e| refused_by(&e))?;
         let entry = self.reserve(prepare, boot)?;
         self.make(prepare, &entry, (memory, peer)).inspect_err(|_| self.vanish(&entry))
     }
@@ -411,21 +359,7 @@ impl Receiver for Destination<'_> {
     }
 }
 
-/// The files that a guest would boot from here, the next time, hold what they hold where it comes from. For its journey they
-/// do not matter; but a restart must not be the day on which it turns out to be another system.
-fn check_boot_files(theirs: &BootFiles, ours: &BootFiles) -> Result<(), Refused> {
-    let Some((field, theirs, ours)) = theirs.first_difference(ours) else { return Ok(()) };
-    let what = |file: Option<BootFile>| file.map_or_else(|| "none".to_owned(), |f| f.to_string());
-    let detail = format!(
-        "/driver/{field}: the file at the destination holds something else ({}) than what the guest was defined with ({}); \
-         put the same file there",
-        what(ours),
-        what(theirs)
-    );
-    Err(refuse("boot_file_differs", detail))
-}
-
-fn refused_by(e: &HostError) -> Refused {
+pub(super) fn refused_by(e: &HostError) -> Refused {
     let code = match e {
         HostError::NoMemory(_) => "no_memory",
         HostError::NoResources { .. } => "no_resources",
@@ -447,7 +381,7 @@ fn refused_by(e: &HostError) -> Refused {
     refuse(code, detail)
 }
 
-fn machine_refusal(e: &MachineError) -> Refused {
+pub(super) fn machine_refusal(e: &MachineError) -> Refused {
     tracing::warn!(error = %super::chain(e), "no machine could be made for an import");
     match e {
         MachineError::Memory(MemoryError::NotEnough(shortage)) => refuse("no_memory", shortage.to_string()),

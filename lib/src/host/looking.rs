@@ -6,13 +6,15 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use uuid::Uuid;
 
+use super::asking::{self, Answer};
 use super::{
-    Destination, DriverSpec, GuestRecord, GuestState, Host, HostError, MigrationSpec, MigrationState,
-    MirrorChoice, PeerRecord, Ticket, outgoing,
+    DriverSpec, GuestRecord, GuestState, Host, HostError, MigrationSpec, MigrationState, MirrorChoice,
+    PeerRecord, outgoing,
 };
 use crate::addr::PAGE_SIZE;
 use crate::migration::wire::Abilities;
 use crate::migration::{MigrationFault, ask};
+use crate::store::Trouble;
 use crate::transport::{LinkError, PeerIdentity};
 
 /// Longest time that a peer has to answer a look.
@@ -106,7 +108,9 @@ pub struct Estimate {
 pub struct MigrationCheck {
     /// What stands in its way, all at once.
     pub blockers: Vec<Finding>,
-    /// What does not, and may surprise.
+    /// What could not be found out: as long as there is any of it, nobody says that the migration would work.
+    pub unknowns: Vec<Finding>,
+    /// What does not stand in the way, and may surprise.
     pub warnings: Vec<Finding>,
     /// What it would take; `None` without a guest.
     pub estimate: Option<Estimate>,
@@ -148,22 +152,15 @@ impl Host {
     async fn probe(&self, peer: PeerRecord) -> Result<PeerAnswer, PeerSilence> {
         let inner = std::sync::Arc::clone(&self.inner);
         let asked = tokio::task::spawn_blocking(move || {
-            let unreadable = |_| PeerSilence {
-                code: "peer_identity".into(),
-                detail: "the peer's stored identity cannot be read".into(),
-                timed_out: false,
-            };
-            let identity: PeerIdentity = peer.spec.identity.parse().map_err(unreadable)?;
+            let identity: PeerIdentity = peer.spec.identity.parse().map_err(|_| unreadable_identity())?;
             let begun = Instant::now();
             let address = (peer.spec.address, identity);
             match ask(&address, &inner.identity, &inner.name, PATIENCE) {
                 Ok((abilities, round_trip)) => Ok(PeerAnswer { round_trip, abilities }),
-                Err(fault) => Err(silence(&fault, begun.elapsed())),
+                Err(fault) => Err(silence(&fault, begun.elapsed(), PATIENCE)),
             }
         });
-        let gone =
-            |_| PeerSilence { code: "internal".into(), detail: "the look failed".into(), timed_out: false };
-        asked.await.map_err(gone)?
+        asked.await.map_err(|_| PeerSilence::failed())?
     }
 
     /// Looks whether a migration would work, at both hosts; starts none. Everything that stands in the way is in the
@@ -172,35 +169,36 @@ impl Host {
     /// # Errors
     /// No such guest, values that cannot be.
     pub async fn check_migration(&self, spec: MigrationSpec) -> Result<MigrationCheck, HostError> {
-        let guest = self.guest(&spec.guest)?;
-        super::validate::migration(&spec)?;
-        let (mut blockers, mut warnings) = (Vec::new(), Vec::new());
-        match outgoing::prepare(&self.inner, None, spec.clone()) {
-            Ok(_) => {}
-            Err(HostError::Invalid(fields)) => return Err(HostError::Invalid(fields)),
-            Err(e) => blockers.extend(findings(&e)),
+        let mut looked = outgoing::look(&self.inner, None, &spec)?;
+        let mut blockers = Vec::new();
+        for e in std::mem::take(&mut looked.against) {
+            match e {
+                HostError::Invalid(fields) => return Err(HostError::Invalid(fields)),
+                e => blockers.extend(findings(&e)),
+            }
         }
-        let peer = match &spec.destination {
-            Destination::Host(key) => self.inner.find_peer(key).ok(),
-            Destination::Ticket(text) => Ticket::parse(text).and_then(|t| t.peer()).ok(),
-        };
-        let answered = match peer {
-            Some(peer) => Some(self.probe(peer).await),
-            None => None,
-        };
-        match answered {
-            Some(Ok(answer)) => {
-                let built_in =
-                    matches!(spec.mirror, MirrorChoice::Template(_)) && spec.template.helper_image.is_none();
-                let measurement = built_in.then(|| self.inner.image.measurement());
-                blockers.extend(answer.lacks(guest.spec.driver.name(), measurement));
-            }
-            Some(Err(silence)) => {
-                let fix = "check address, identity and that the other daemon knows this host";
-                blockers.push(Finding { code: silence.code, detail: silence.detail, fix: fix.into() });
-            }
+        if let Err(e) = outgoing::may_claim(&looked.guest, &spec).await {
+            blockers.extend(findings(&e));
+        }
+        let mut unknowns = Vec::new();
+        match asking::ask(&self.inner, &looked, &spec).await {
+            Some(Answer::Against(reasons)) => blockers.extend(reasons),
+            Some(Answer::Silent(silence)) => blockers.push(silence.finding()),
+            Some(Answer::Unknown) => unknowns.push(not_asked()),
             None => {}
         }
+        // Its general word, from builds that cannot be asked about this migration, too.
+        if let Some(peer) = looked.peer.clone()
+            && let Ok(answer) = self.probe(peer).await
+        {
+            let built_in =
+                matches!(spec.mirror, MirrorChoice::Template(_)) && spec.template.helper_image.is_none();
+            let measurement = built_in.then(|| self.inner.image.measurement());
+            blockers.extend(answer.lacks(looked.record.spec.driver.name(), measurement));
+        }
+        let mut seen = std::collections::BTreeSet::new();
+        blockers.retain(|f| seen.insert((f.code.clone(), f.detail.clone())));
+        let (guest, mut warnings) = (looked.record, Vec::new());
         let estimate = self.estimate(&guest, &spec);
         if estimate.converges == Some(false) {
             warnings.push(Finding {
@@ -218,7 +216,7 @@ impl Host {
                 fix: "wait, or raise migration_slots of the host".into(),
             });
         }
-        Ok(MigrationCheck { blockers, warnings, estimate: Some(estimate), guest: guest.id })
+        Ok(MigrationCheck { blockers, unknowns, warnings, estimate: Some(estimate), guest: guest.id })
     }
 
     fn estimate(&self, guest: &GuestRecord, spec: &MigrationSpec) -> Estimate {
@@ -257,9 +255,36 @@ const fn has_machine(state: GuestState) -> bool {
     matches!(state, GuestState::Running | GuestState::Paused | GuestState::InDoubt)
 }
 
-fn silence(fault: &MigrationFault, took: Duration) -> PeerSilence {
-    let timed_out = took >= PATIENCE || matches!(fault, MigrationFault::Connect(LinkError::Deadline(_)));
+pub(super) fn silence(fault: &MigrationFault, took: Duration, patience: Duration) -> PeerSilence {
+    let timed_out = took >= patience || matches!(fault, MigrationFault::Connect(LinkError::Deadline(_)));
     PeerSilence { code: fault.code().to_owned(), detail: fault.chain(), timed_out }
+}
+
+pub(super) fn unreadable_identity() -> PeerSilence {
+    let detail = "the peer's stored identity cannot be read".into();
+    PeerSilence { code: "peer_identity".into(), detail, timed_out: false }
+}
+
+impl PeerSilence {
+    /// The look itself came to nothing.
+    pub(super) fn failed() -> Self {
+        Self { code: "internal".into(), detail: "the look failed".into(), timed_out: false }
+    }
+
+    fn finding(self) -> Finding {
+        let fix = "check address, identity and that the other daemon knows this host";
+        Finding { code: self.code, detail: self.detail, fix: fix.into() }
+    }
+}
+
+/// A destination that cannot say whether it would let the migration in.
+pub(super) fn not_asked() -> Finding {
+    Finding {
+        code: "destination_not_asked".into(),
+        detail: "the other host's build cannot be asked whether it would let this migration in".into(),
+        fix: "run the same build on both hosts, or start the migration: what is in the way ends it before a page moves"
+            .into(),
+    }
 }
 
 /// An error of a request as what stands in its way.
@@ -279,16 +304,58 @@ fn findings(e: &HostError) -> Vec<Finding> {
             if *kind == "host" { "peer_unknown" } else { "not_found" },
             "add the destination with POST /v1/hosts, or name a mirror that exists",
         ),
+        HostError::Invalid(fields) => fields
+            .iter()
+            .map(|f| Finding {
+                code: f.code.into(),
+                detail: format!("{}: {}", f.pointer, f.detail),
+                fix: "correct the value that the pointer names".into(),
+            })
+            .collect(),
         HostError::WrongState { .. } => one("state_conflict", "start the guest first"),
         HostError::GuestMigrating { .. } => one("guest_migrating", "wait for its migration, or cancel it"),
+        HostError::GuestMoved { .. } => one("guest_moved", "ask the host that has it"),
         HostError::CapabilityMissing { what: "throttling", .. } => {
             one("throttling", "leave auto_throttle off, and choose on_timeout cancel or force")
         }
         HostError::CapabilityMissing { what, .. } => {
             one(&what.replace(' ', "_"), "`missing` of /v1/host/capabilities says what would help")
         }
-        HostError::InUse { .. } => one("in_use", "remove what uses it first"),
+        HostError::InUse { .. } => one("in_use", "remove what uses it first, or name it"),
         HostError::ShuttingDown => one("shutting_down", "try again when the daemon runs again"),
-        _ => one("host_failed", "look into the daemon's log"),
+        HostError::DestinationIsSelf => one("destination_is_self", "choose another host"),
+        HostError::DestinationRefuses(list) => list.clone(),
+        HostError::PeerSilent(silence) => vec![silence.clone().finding()],
+        HostError::IdTaken { .. } => one("id_taken", "choose another id; a ticket is good for one migration"),
+        HostError::PolicyForbids { .. } => {
+            one("policy_forbids", "define the guest with a policy that has NODBG and not NOSEND")
+        }
+        HostError::MirrorAtLaunch => one(
+            "mirror_at_launch",
+            "migrate through the mirror that the guest has, or name another in driver.sev.mirror and start it anew",
+        ),
+        HostError::NotLaunched { .. } | HostError::ImageNotLaunched => one(
+            "helper_not_launched",
+            "use a strategy as GET /v1/strategies lists it, and the built-in helper image",
+        ),
+        HostError::GuestNotReady { .. } => {
+            one("guest_not_ready", "wait until the guest announces itself; migration_readiness shows it")
+        }
+        HostError::NoMemory(_) => one("no_memory", "stop a guest, or give the daemon more memory"),
+        HostError::NoResources { .. } => one("no_resources", "free some of what the detail names"),
+        HostError::Maintenance => one("host_in_maintenance", "unset maintenance with PATCH /v1/host"),
+        HostError::Storage { trouble: Trouble::Full, .. }
+        | HostError::Owed { trouble: Trouble::Full, .. } => {
+            one("storage_full", "free space in the file system of the state directory")
+        }
+        HostError::Storage { .. } | HostError::Owed { .. } => {
+            one("storage_failed", "look at the disk of the state directory")
+        }
+        HostError::NameTaken { .. }
+        | HostError::GenerationMismatch { .. }
+        | HostError::PastPointOfNoReturn
+        | HostError::BatchRefused(_)
+        | HostError::PlugRefused(_)
+        | HostError::Internal { .. } => one("host_failed", "look into the daemon's log"),
     }
 }

@@ -371,15 +371,7 @@ impl Inner {
         let record = entry.record();
         let driver = &record.spec.driver;
         self.check_strategy(driver, strategy)?;
-        // Of a guest that runs, what it declared; of one that does not, what the reference guest is going to declare.
-        let known = || match (entry.readiness(), driver) {
-            (Some(readiness), _) => readiness.declaration.as_deref().cloned(),
-            (None, DriverSpec::Qemu { .. }) => None,
-            (None, DriverSpec::Embedded { .. } | DriverSpec::Emulated { .. }) => {
-                self.home_layout(&record).ok().and_then(|home| self.reference_declaration(driver, &home))
-            }
-        };
-        let declaration = options.declaration.clone().or_else(known);
+        let declaration = options.declaration.clone().or_else(|| self.known_declaration(entry, &record));
         let shared = entry.encryption().map(|e| e.shared());
         let image = self.helper_image(driver, options.helper_image.as_deref())?;
         let request = self.request(driver, &record.layout, strategy, workers, declaration.as_ref(), &image);
@@ -390,6 +382,18 @@ impl Inner {
             read_only_text: options.read_only_text,
             ..request
         })
+    }
+
+    /// Of a guest that runs, what it declared; of one that does not, what the reference guest is going to declare.
+    pub fn known_declaration(&self, entry: &GuestEntry, record: &GuestRecord) -> Option<Declaration> {
+        let driver = &record.spec.driver;
+        match (entry.readiness(), driver) {
+            (Some(readiness), _) => readiness.declaration.as_deref().cloned(),
+            (None, DriverSpec::Qemu { .. }) => None,
+            (None, DriverSpec::Embedded { .. } | DriverSpec::Emulated { .. }) => {
+                self.home_layout(record).ok().and_then(|home| self.reference_declaration(driver, &home))
+            }
+        }
     }
 
     /// Whether a guest of this driver can have a mirror of this strategy at all, whatever its layout.

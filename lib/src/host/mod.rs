@@ -4,6 +4,8 @@
 //! know: HTTP, JSON bodies, users. Each guest has one owning task; each migration one thread.
 
 mod act;
+mod admission;
+mod asking;
 mod batches;
 mod boot;
 mod capabilities;
@@ -44,6 +46,7 @@ use crate::transport::PeerListener;
 
 pub use act::{Act, Along, Effect, Riding};
 pub use batches::{BatchRefusal, ExportSpec, ImportReport, ImportStep, SealedBatch};
+pub use changes::MigrationPreview;
 pub use error::{FieldError, HostError};
 pub use expected::Expected;
 pub use images::{BUILT_IN_ID, ContentError, ImageFacts, ImageRecord};
@@ -546,6 +549,9 @@ fn machine_fault(e: &MachineError) -> Fault {
 fn host_fault(e: &HostError) -> Fault {
     let code = match e {
         HostError::NotFound { .. } => "not_found",
+        HostError::DestinationIsSelf => "destination_is_self",
+        HostError::DestinationRefuses(_) => "destination_refuses",
+        HostError::PeerSilent(_) => "peer_failed",
         HostError::GuestMigrating { .. } => "guest_migrating",
         HostError::WrongState { .. } => "state_conflict",
         HostError::InUse { .. } => "in_use",

@@ -29,49 +29,95 @@ pub(super) struct Prepared {
     pub peer: PeerRecord,
 }
 
-/// Checks everything about a migration that can be checked before it starts.
-pub(super) fn prepare(
-    inner: &Arc<Inner>,
-    id: Option<Uuid>,
-    spec: MigrationSpec,
-) -> Result<Prepared, HostError> {
-    inner.check_running()?;
+/// What this host can see of a migration before it starts.
+pub(super) struct Looked {
+    /// The id that it must have.
+    pub id: Option<Uuid>,
+    pub guest: Arc<GuestEntry>,
+    pub record: GuestRecord,
+    /// Where it goes, if that is known.
+    pub peer: Option<PeerRecord>,
+    strategy: Option<Strategy>,
+    /// All that speaks against it here, whatever the destination says.
+    pub against: Vec<HostError>,
+}
+
+/// Looks at everything about a migration that this host can see before it starts.
+///
+/// # Errors
+/// Values that cannot be, no such guest: then there is nothing to look at.
+pub(super) fn look(inner: &Arc<Inner>, id: Option<Uuid>, spec: &MigrationSpec) -> Result<Looked, HostError> {
     let ticket = ticket_of(&spec.destination)?;
     // A ticket is good for one session, and a session's id is its migration's.
     let id = match &ticket {
         Some(ticket) => Some(ticket_id(ticket, id)?),
         None => id,
     };
-    if id.is_some_and(|id| inner.migration_entry(id).is_some()) {
-        return Err(HostError::IdTaken { kind: "migration" });
-    }
-    validate::migration(&spec)?;
+    validate::migration(spec)?;
     let guest = inner.find_guest(&spec.guest)?;
-    let peer = match (&spec.destination, ticket) {
-        (_, Some(ticket)) => ticket.peer()?,
-        (Destination::Host(key) | Destination::Ticket(key), None) => inner.find_peer(key)?,
-    };
     let record = guest.record();
-    if let Some(migration) = record.migration {
-        return Err(HostError::GuestMigrating { migration });
+    let mut against = Vec::new();
+    note(&mut against, inner.check_running());
+    if id.is_some_and(|id| inner.migration_entry(id).is_some()) {
+        against.push(HostError::IdTaken { kind: "migration" });
     }
-    if !matches!(record.state, GuestState::Running | GuestState::Paused) {
+    let peer = match (&spec.destination, ticket) {
+        (_, Some(ticket)) => Some(ticket.peer()?),
+        (Destination::Host(key) | Destination::Ticket(key), None) => note(&mut against, inner.find_peer(key)),
+    };
+    if peer.as_ref().is_some_and(|p| p.spec.identity.parse().ok().as_ref() == Some(inner.identity.pin())) {
+        against.push(HostError::DestinationIsSelf);
+    }
+    if let Some(migration) = record.migration {
+        against.push(HostError::GuestMigrating { migration });
+    } else if !matches!(record.state, GuestState::Running | GuestState::Paused) {
         let current = record.state.name();
-        return Err(HostError::WrongState { kind: "guest", current, allowed: &["running", "paused"] });
+        against.push(HostError::WrongState { kind: "guest", current, allowed: &["running", "paused"] });
     }
     let strategy = match &spec.mirror {
         MirrorChoice::Template(strategy) => {
             // Refused now rather than after the lease.
             let helper_image = spec.template.helper_image.clone();
             let options = PlanOptions { helper_image, ..PlanOptions::default() };
-            inner.plan(&guest, *strategy, u32::from(spec.streams), &options)?;
-            *strategy
+            let plan = inner.plan(&guest, *strategy, u32::from(spec.streams), &options);
+            note(&mut against, plan).map(|_| *strategy)
         }
-        MirrorChoice::Existing(id) => existing_mirror(inner, *id, record.id, spec.streams)?,
+        MirrorChoice::Existing(id) => {
+            note(&mut against, existing_mirror(inner, *id, record.id, spec.streams))
+        }
     };
-    check_throttle(&record.spec.driver, &spec.limits)?;
-    check_guest(inner, &guest, &record, &spec)?;
-    check_precopy(inner, &guest, &record, &spec, strategy)?;
+    note(&mut against, check_throttle(&record.spec.driver, &spec.limits));
+    note(&mut against, inner.check_driver(&record.spec.driver));
+    note(&mut against, check_guest(&guest, &record, spec));
+    if let Some(strategy) = strategy {
+        note(&mut against, check_precopy(inner, &guest, &record, spec, strategy));
+    }
+    Ok(Looked { id, guest, record, peer, strategy, against })
+}
+
+fn note<T>(against: &mut Vec<HostError>, found: Result<T, HostError>) -> Option<T> {
+    found.map_err(|e| against.push(e)).ok()
+}
+
+/// Checks everything about a migration that can be checked here before it starts: what [`look`] has nothing against.
+pub(super) fn prepare(
+    inner: &Arc<Inner>,
+    id: Option<Uuid>,
+    spec: MigrationSpec,
+) -> Result<Prepared, HostError> {
+    prepared(look(inner, id, &spec)?, spec)
+}
+
+/// A migration that this host has nothing against.
+pub(super) fn prepared(looked: Looked, spec: MigrationSpec) -> Result<Prepared, HostError> {
+    let Looked { id, guest, record, peer, strategy, against } = looked;
+    if let Some(first) = against.into_iter().next() {
+        return Err(first);
+    }
+    // Whatever is missing was against it.
+    let (Some(peer), Some(strategy)) = (peer, strategy) else {
+        return Err(HostError::internal("looking at a migration", "something is missing without a reason"));
+    };
     let migration = MigrationRecord {
         id: id.unwrap_or_else(Uuid::now_v7),
         direction: MigrationDirection::Outgoing,
@@ -146,6 +192,12 @@ pub(super) async fn claim(prepared: &Prepared, act: bool) -> Result<(), HostErro
     guest.ask(|reply| Command::Claim { migration, choice, streams, act, reply }).await
 }
 
+/// Asks the guest's owner whether a migration might have the guest now; takes nothing.
+pub(super) async fn may_claim(guest: &GuestEntry, spec: &MigrationSpec) -> Result<(), HostError> {
+    let (migration, choice, streams) = (Uuid::nil(), spec.mirror.clone(), spec.streams);
+    guest.ask(|reply| Command::Claim { migration, choice, streams, act: false, reply }).await
+}
+
 /// Records and starts a migration. From the answer on, and while it waits in the queue, it alone has the guest.
 pub(super) async fn create(
     inner: &Arc<Inner>,
@@ -202,16 +254,9 @@ fn begin(inner: &Arc<Inner>, prepared: Prepared) -> Result<MigrationRecord, Host
     Ok(record)
 }
 
-/// What the guest itself has to say: its driver, its policy, its readiness.
-fn check_guest(
-    inner: &Inner,
-    guest: &GuestEntry,
-    record: &GuestRecord,
-    spec: &MigrationSpec,
-) -> Result<(), HostError> {
-    let driver = &record.spec.driver;
-    inner.check_driver(driver)?;
-    if let Some(sev) = driver.sev() {
+/// What the guest itself has to say: its policy, its readiness.
+fn check_guest(guest: &GuestEntry, record: &GuestRecord, spec: &MigrationSpec) -> Result<(), HostError> {
+    if let Some(sev) = record.spec.driver.sev() {
         check_policy(sev.policy)?;
     }
     if spec.verify && matches!(record.protection, ProtectionLevel::Sev | ProtectionLevel::SevEs) {

@@ -171,12 +171,12 @@ impl Inner {
         })
     }
 
-    /// Whether there is a ticket of `session` that this source may still use; leaves it as it is.
-    pub(super) fn holds_ticket(&self, session: Uuid, identity: &PeerIdentity) -> bool {
+    /// Whether there is a ticket of `session` for this source that is good.
+    pub(super) fn has_ticket(&self, session: Uuid, identity: &PeerIdentity) -> bool {
         self.good_ticket(session, identity).is_some()
     }
 
-    /// A good ticket as it is kept, and what it says.
+    /// The ticket of `session` for this source, if it is good: as it is kept, and what that says.
     fn good_ticket(&self, session: Uuid, identity: &PeerIdentity) -> Option<(String, Kept)> {
         let there = self.ledger.find(Space::Ticket, &session.to_string()).ok().flatten()?;
         let kept: Kept = serde_json::from_str(&there).ok()?;
@@ -189,12 +189,11 @@ impl Inner {
     pub(super) fn use_ticket(&self, session: Uuid, identity: &PeerIdentity) -> bool {
         // Looked at before it is taken: a stranger's guess must not cost its owner the ticket.
         let Some((there, kept)) = self.good_ticket(session, identity) else { return false };
-        let key = session.to_string();
         let used = Kept { used: true, ..kept };
         let until = Timestamp::now() + (AFTERMATH_DAYS * 24).hours();
         let Ok(body) = serde_json::to_string(&used) else { return false };
         // Of several at once only one gets it; while it cannot be noted that it is used up, nobody does.
-        match self.ledger.swap_blocking(Space::Ticket, key, there, Some(until), body) {
+        match self.ledger.swap_blocking(Space::Ticket, session.to_string(), there, Some(until), body) {
             Ok(mine) => mine,
             Err(error) => {
                 tracing::error!(%error, "a ticket cannot be used up");

@@ -74,7 +74,7 @@ pub trait Receiver {
 
 /// Serves one incoming migration on its control link, from Prepare to the end.
 pub fn serve_import(mut link: Link, peer: &str, host: &dyn Receiver) {
-    let prepare = match read_prepare(&mut link) {
+    let prepare = match read_prepare(&mut link, kind::PREPARE) {
         Ok(p) => p,
         Err(fault) => {
             static UNPREPARED: LogBudget = LogBudget::new();
@@ -110,9 +110,25 @@ pub fn serve_import(mut link: Link, peer: &str, host: &dyn Receiver) {
     }
 }
 
-fn read_prepare(link: &mut Link) -> Result<Prepare, MigrationFault> {
+/// Answers one look at a migration that was not begun: what speaks against it. Nothing is kept of it.
+pub fn serve_check(mut link: Link, peer: &str, against: impl FnOnce(&Prepare) -> Vec<Refused>) {
+    let prepare = match read_prepare(&mut link, kind::CHECK) {
+        Ok(p) => p,
+        Err(fault) => {
+            tracing::info!(peer, fault = %fault.chain(), "a look at a migration was not understood");
+            return;
+        }
+    };
+    let verdict = wire::Verdict { against: against(&prepare) };
     link.set_deadline(Some(Instant::now() + Duration::from_secs(10)));
-    let (_, payload) = wire::expect(link, &[kind::PREPARE], wire::MESSAGE_MAX)?;
+    if wire::send(&mut link, kind::CHECKED, &verdict).is_ok() {
+        let _ = link.close();
+    }
+}
+
+fn read_prepare(link: &mut Link, kind: u8) -> Result<Prepare, MigrationFault> {
+    link.set_deadline(Some(Instant::now() + Duration::from_secs(10)));
+    let (_, payload) = wire::expect(link, &[kind], wire::MESSAGE_MAX)?;
     link.set_deadline(None);
     let payload = zeroize::Zeroizing::new(payload);
     wire::parse(&payload)

@@ -40,8 +40,8 @@ mod threads;
 pub mod wire;
 
 pub use control::{Control, Live, PastPointOfNoReturn};
-pub use destination::{Arrival, Arrived, Receiver, serve_import};
+pub use destination::{Arrival, Arrived, Receiver, serve_check, serve_import};
 pub use error::MigrationFault;
-pub use peer::{accept_hello, ask, open_control, resolve};
+pub use peer::{accept_hello, ask, check, open_control, resolve};
 pub use rounds::{Convergence, Decision, Observation};
 pub use source::{Journal, Outgoing, SourceEnd, run_source};

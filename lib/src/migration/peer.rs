@@ -10,7 +10,8 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use uuid::Uuid;
 
 use super::wire::{
-    self, ABILITIES_MAX, Abilities, Hello, HelloAck, Outcome, PROTOCOL_VERSIONS, Purpose, kind,
+    self, ABILITIES_MAX, Abilities, Hello, HelloAck, Outcome, PROTOCOL_VERSIONS, Prepare, Purpose,
+    VERDICT_MAX, Verdict, kind,
 };
 use super::{Control, MigrationFault};
 use crate::transport::{Deadlines, Identity, Link, LinkCanceller, LinkError, PeerIdentity};
@@ -171,6 +172,39 @@ pub fn ask(
     let agreed = begun.elapsed();
     let (_, payload) = wire::expect(&mut link, &[kind::ABILITIES], ABILITIES_MAX)?;
     Ok((Abilities::read(&payload)?, agreed))
+}
+
+/// Asks a peer what speaks against a migration, as its answer to PREPARE would; nothing is kept of it there. `None`: it ends
+/// the link over the question, as builds do that do not know it.
+///
+/// # Errors
+/// No link, or no answer that makes sense.
+pub fn check(
+    peer: &PeerAddress,
+    identity: &Identity,
+    host: &str,
+    patience: Duration,
+    prepare: &Prepare,
+) -> Result<Option<Verdict>, MigrationFault> {
+    let begun = Instant::now();
+    let mut link = connect(peer, identity, patience, None)?;
+    link.set_deadline(Some(begun + patience));
+    let hello = Hello {
+        protocol_versions: PROTOCOL_VERSIONS.to_vec(),
+        host: host.to_owned(),
+        purpose: Purpose::Check {},
+    };
+    let mut link = match agree(link, &hello) {
+        Ok(link) => link,
+        Err(
+            MigrationFault::PeerGone
+            | MigrationFault::PeerLost(LinkError::Truncated { .. } | LinkError::Io(_) | LinkError::Broken),
+        ) => return Ok(None),
+        Err(fault) => return Err(fault),
+    };
+    wire::send(&mut link, kind::CHECK, prepare)?;
+    let (_, payload) = wire::expect(&mut link, &[kind::CHECKED], VERDICT_MAX)?;
+    Verdict::read(&payload).map(Some)
 }
 
 #[cfg(test)]

@@ -67,6 +67,10 @@ pub mod kind {
     pub const OUTCOME: u8 = 16;
     /// What the host can do, JSON.
     pub const ABILITIES: u8 = 17;
+    /// What would come, JSON: as [`PREPARE`], without secrets.
+    pub const CHECK: u8 = 20;
+    /// What speaks against it, JSON.
+    pub const CHECKED: u8 = 21;
 }
 
 /// First message of a link.
@@ -101,6 +105,8 @@ pub enum Purpose {
     },
     /// What the host can do. A build that does not know the question ends the link.
     Ask {},
+    /// Whether a migration would be let in. A build that does not know the question ends the link.
+    Check {},
 }
 
 /// What a host says that it can do, as far as it matters to a host that would send it a guest.
@@ -237,6 +243,30 @@ pub struct Refused {
     pub detail: String,
 }
 
+/// Everything that speaks against a migration, by its destination's word; nothing: it would be let in now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Verdict {
+    /// Each reason by itself. PREPARE would be refused with the first one's code.
+    pub against: Vec<Refused>,
+}
+
+/// Longest message with a [`Verdict`].
+pub const VERDICT_MAX: u32 = 64 << 10;
+/// Reasons of a verdict that are listened to.
+const REASONS_MAX: usize = 64;
+
+impl Verdict {
+    /// Reads a peer's word; what it says is bounded and printable then, and nothing more.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn read(payload: &[u8]) -> Result<Self, MigrationFault> {
+        let said: Self = parse(payload)?;
+        Ok(Self { against: said.against.into_iter().take(REASONS_MAX).map(Refused::bounded).collect() })
+    }
+}
+
 /// The JSON part of the state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -328,17 +358,24 @@ pub fn parse<T: DeserializeOwned>(payload: &[u8]) -> Result<T, MigrationFault> {
     })
 }
 
-impl From<Refused> for MigrationFault {
+impl Refused {
     /// A peer's text is shown to people: bounded, printable.
-    fn from(refused: Refused) -> Self {
-        let code = refused.code;
+    fn bounded(self) -> Self {
+        let code = self.code;
         let legal = !code.is_empty()
             && code.len() <= 64
             && code.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
-        Self::PeerRefused {
+        Self {
             code: if legal { code } else { "peer_refused".into() },
-            detail: refused.detail.chars().filter(|c| !c.is_control()).take(300).collect(),
+            detail: self.detail.chars().filter(|c| !c.is_control()).take(300).collect(),
         }
+    }
+}
+
+impl From<Refused> for MigrationFault {
+    fn from(refused: Refused) -> Self {
+        let Refused { code, detail } = refused.bounded();
+        Self::PeerRefused { code, detail }
     }
 }
 

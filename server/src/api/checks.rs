@@ -44,11 +44,13 @@ pub struct MigrationEstimate {
 pub struct MigrationCheck {
     /// The guest.
     pub guest: Uuid,
-    /// Whether nothing stands in the way.
+    /// Whether both hosts have said that nothing stands in the way now.
     pub migratable: bool,
     /// What stands in the way, all at once.
     pub blockers: Vec<CheckFinding>,
-    /// What does not, and may surprise.
+    /// What could not be found out. As long as there is any of it, `migratable` is false.
+    pub unknowns: Vec<CheckFinding>,
+    /// What does not stand in the way, and may surprise. `queued`: the migration would wait for a slot, not fail.
     pub warnings: Vec<CheckFinding>,
     /// What it would take.
     pub estimate: Option<MigrationEstimate>,
@@ -58,8 +60,9 @@ impl From<Check> for MigrationCheck {
     fn from(check: Check) -> Self {
         Self {
             guest: check.guest,
-            migratable: check.blockers.is_empty(),
+            migratable: check.blockers.is_empty() && check.unknowns.is_empty(),
             blockers: check.blockers.into_iter().map(CheckFinding::from).collect(),
+            unknowns: check.unknowns.into_iter().map(CheckFinding::from).collect(),
             warnings: check.warnings.into_iter().map(CheckFinding::from).collect(),
             estimate: check.estimate.map(|e| MigrationEstimate {
                 precopy_ms: e.precopy_ms.min(crate::problem::MAX_SAFE_INTEGER),

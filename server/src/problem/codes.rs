@@ -233,6 +233,11 @@ catalogue! {
         "This host cannot do it",
         cause "The hardware, the kernel or a program that the request needs is missing.",
         fix "`missing` in `/v1/host/capabilities` says what would help.";
+    /// The other host would not let the migration in.
+    DestinationRefuses = "destination_refuses", CONFLICT, retry true,
+        "The destination would not let the migration in",
+        cause "Asked about this migration, the other host has something against it: its name or id is taken there, files or memory are missing, it is in maintenance. `blocked_reasons` has every reason, with the code that the migration would fail with.",
+        fix "`POST /v1/migration-checks` says for each reason what would help.";
     /// The other host does not do its part.
     PeerFailed = "peer_failed", BAD_GATEWAY, retry true,
         "The other host did not answer as it should",

@@ -2,7 +2,7 @@
 //! not compile here before it has a code.
 
 use mirrorvm::address_space::Refusal;
-use mirrorvm::host::HostError;
+use mirrorvm::host::{Finding, HostError, PeerSilence};
 use mirrorvm::memory::Shortage;
 use mirrorvm::store::Trouble;
 
@@ -25,6 +25,10 @@ const fn code_of(error: &HostError) -> ProblemCode {
         HostError::Maintenance => ProblemCode::HostInMaintenance,
         HostError::InUse { .. } => ProblemCode::InUse,
         HostError::PastPointOfNoReturn => ProblemCode::PastPointOfNoReturn,
+        HostError::DestinationIsSelf => ProblemCode::ValidationFailed,
+        HostError::DestinationRefuses(_) => ProblemCode::DestinationRefuses,
+        HostError::PeerSilent(PeerSilence { timed_out: true, .. }) => ProblemCode::PeerTimedOut,
+        HostError::PeerSilent(PeerSilence { timed_out: false, .. }) => ProblemCode::PeerFailed,
         HostError::PlanRefused(_) => ProblemCode::PlanRefused,
         HostError::PolicyForbids { .. } => ProblemCode::PolicyForbids,
         HostError::MirrorAtLaunch => ProblemCode::MirrorAtLaunch,
@@ -63,6 +67,14 @@ impl From<HostError> for Problem {
             }
             HostError::PlanRefused(refusals) => {
                 inner.errors = refusals.into_iter().map(ProblemError::from).collect();
+            }
+            HostError::DestinationIsSelf => {
+                let detail = inner.detail.clone();
+                inner.errors = vec![ProblemError::at_pointer("/destination", "destination_is_self", detail)];
+            }
+            HostError::DestinationRefuses(reasons) => {
+                let reason = |f: Finding| BlockedReason { code: f.code, detail: f.detail };
+                inner.blocked_reasons.extend(reasons.into_iter().map(reason));
             }
             HostError::BatchRefused(refusal) => {
                 let written: u64 = refusal.written.iter().map(|(_, len)| len / 4096).sum();
@@ -175,6 +187,10 @@ mod tests {
         }
     }
 
+    fn silence(timed_out: bool) -> PeerSilence {
+        PeerSilence { code: "peer_lost".into(), detail: "it said nothing".into(), timed_out }
+    }
+
     fn one_of_each() -> Vec<(HostError, u16)> {
         vec![
             (HostError::NotFound { kind: "guest", key: "g".into() }, 404),
@@ -188,6 +204,10 @@ mod tests {
             (HostError::IdTaken { kind: "guest" }, 409),
             (HostError::Maintenance, 409),
             (HostError::PastPointOfNoReturn, 409),
+            (HostError::DestinationIsSelf, 422),
+            (HostError::DestinationRefuses(Vec::new()), 409),
+            (HostError::PeerSilent(silence(true)), 504),
+            (HostError::PeerSilent(silence(false)), 502),
             (HostError::PlanRefused(vec![Refusal::new(RefusalCode::Wraps, "shift", u64::MAX)]), 422),
             (HostError::PolicyForbids { why: "NOSEND".into() }, 409),
             (HostError::MirrorAtLaunch, 409),

@@ -99,12 +99,16 @@ fn made(record: MigrationRecord) -> Response {
 
 /// The migration that would begin.
 async fn previewed(state: &AppState, id: Option<Uuid>, spec: MigrationSpec) -> Result<Response, Problem> {
-    let (record, guest, plan) = state.host()?.preview_migration(id, spec).await?;
-    let address_space_plan = Some(AddressSpacePlan::new(&plan, &guest.layout));
-    let warnings = vec![Warning::new(
-        "destination_not_asked",
-        "only this host was looked at; POST /v1/migration-checks asks the destination, too",
-    )];
+    let would = state.host()?.preview_migration(id, spec).await?;
+    let (record, plan) = (would.record, would.plan);
+    let address_space_plan = Some(AddressSpacePlan::new(&plan, &would.guest.layout));
+    let not_asked = || {
+        Warning::new(
+            "destination_not_asked",
+            "only this host was looked at: the destination's build cannot be asked whether it would let this in",
+        )
+    };
+    let warnings = (!would.destination_asked).then(not_asked).into_iter().collect();
     let preview = Some(Preview { warnings, address_space_plan });
     Ok(respond::ok(record.generation, Migration { preview, ..Migration::from(record) }))
 }
@@ -331,8 +335,8 @@ pub async fn switchover(
 
 /// Check a migration
 ///
-/// Looks whether a migration would work, at this host and by talking to the destination; starts none. Everything that
-/// stands in the way is in `blockers`, all at once.
+/// Looks whether a migration would work, at this host and by asking the destination, which goes by what it would let the
+/// migration itself in by; starts none and keeps nothing. Everything that stands in the way is in `blockers`, all at once.
 #[utoipa::path(post, path = "/v1/migration-checks", operation_id = "migration_check_create", tag = "migrations",
     request_body = MigrationCreate, params(IdempotencyKeyParam),
     responses((status = 200, description = "What was found", body = MigrationCheck)))]

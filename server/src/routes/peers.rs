@@ -19,7 +19,7 @@ use crate::http::body::{JsonBody, PatchBody};
 use crate::http::change::Change;
 use crate::http::query::Query;
 use crate::http::{respond, wait};
-use crate::problem::{Problem, ProblemCode};
+use crate::problem::Problem;
 use crate::state::AppState;
 
 const PATH: &str = "/v1/hosts";
@@ -126,10 +126,7 @@ pub async fn capabilities(
     let ours = host.capabilities().protocol_versions;
     match host.probe_peer(&key).await? {
         Ok(answer) => Ok(Json(PeerHostCapabilities::new(peer, answer, &ours))),
-        Err(silence) => {
-            let code = if silence.timed_out { ProblemCode::PeerTimedOut } else { ProblemCode::PeerFailed };
-            Err(Problem::new(code, format!("{}: {}", silence.code, silence.detail)))
-        }
+        Err(silence) => Err(HostError::PeerSilent(silence).into()),
     }
 }
 

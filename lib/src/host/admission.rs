@@ -1,0 +1,230 @@
+//! Whether a guest that another host would send may come in.
+//!
+//! Owns: everything that speaks against an import before anything is made for it, each reason by itself, and how a peer hears
+//! of it. PREPARE goes by this and so does a look at a migration that was not begun: what one of them lets in the other does.
+//! Must not know: how the place is taken, how the guest arrives.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::incoming::{STREAMS_MAX, has_seen, machine_refusal, refuse, refused_by, room_on_disk};
+use super::inner::{Inner, qemu_binary};
+use super::registry::Registry;
+use super::{AccelChoice, DriverSpec, GuestRecord, GuestState, HostError, validate};
+use crate::address_space::GuestLayout;
+use crate::boot_files::{BootFile, BootFiles};
+use crate::guest::MachineError;
+use crate::migration::wire::{Prepare, Refused};
+use crate::mirror::HelperImage;
+use crate::qemu::{KvmAccess, kvm_access};
+use crate::transport::PeerIdentity;
+
+/// Who comes, and with what.
+#[derive(Clone, Copy)]
+pub(super) struct Arriving<'a> {
+    pub inner: &'a Arc<Inner>,
+    pub identity: &'a PeerIdentity,
+    pub prepare: &'a Prepare,
+}
+
+impl Arriving<'_> {
+    /// What the guest would boot from if it were let in now, or all that speaks against it. Makes nothing and takes nothing:
+    /// whoever lets it in takes what can be taken once (id and name, memory, a ticket) by calls that look again.
+    pub fn admit(&self) -> Result<Option<BootFiles>, Vec<Refused>> {
+        let Self { inner, prepare, .. } = *self;
+        let mut against = Vec::new();
+        if inner.is_stopping() {
+            against.push(refuse("shutting_down", "the destination shuts down"));
+        }
+        if inner.in_maintenance() {
+            against.push(refuse("maintenance", "the destination is in maintenance"));
+        }
+        match has_seen(inner, prepare.session) {
+            Ok(false) => {}
+            Ok(true) => against.push(refuse("session_exists", "the destination has seen this session")),
+            Err(refusal) => against.push(refusal),
+        }
+        if !(1..=STREAMS_MAX).contains(&prepare.streams) {
+            against.push(refuse("invalid", format!("streams is not 1 to {STREAMS_MAX}")));
+        }
+        let image = note(&mut against, self.image());
+        let boot = self.boot(&mut against);
+        let fits = self.memory_layout(&mut against);
+        if self.machine(&mut against)
+            && fits
+            && let Some(image) = image
+        {
+            let _ = note(&mut against, self.mirror(&image));
+        }
+        against.extend(taken(&inner.guests(), prepare));
+        if fits && let Err(e) = inner.has_memory_for(&record_of(prepare, boot)) {
+            against.push(refused_by(&e));
+        }
+        if let Err(refusal) = room_on_disk(inner, prepare) {
+            against.push(refusal);
+        }
+        if !self.is_known() && !inner.has_ticket(prepare.session, self.identity) {
+            against.push(no_leave());
+        }
+        if against.is_empty() { Ok(boot) } else { Err(against) }
+    }
+
+    /// The image that the source's helper is: the built-in one, or one that was uploaded here, too.
+    pub fn image(&self) -> Result<Arc<HelperImage>, Refused> {
+        let measurement = &self.prepare.helper_measurement;
+        let found = self.inner.image_measuring(measurement).map_err(|e| refused_by(&e))?;
+        let image =
+            found.ok_or_else(|| refuse("helper_mismatch", "the destination has no such helper image"))?;
+        self.inner.check_image(&self.prepare.spec.driver, &image).map_err(|e| refused_by(&e))?;
+        Ok(image)
+    }
+
+    /// Whether the source needs no ticket.
+    pub fn is_known(&self) -> bool {
+        let text = self.identity.to_string();
+        self.inner.peers().values().any(|p| p.spec.identity == text)
+    }
+
+    /// What the definition's files hold here; each that cannot be used is a reason of its own.
+    fn boot(&self, against: &mut Vec<Refused>) -> Option<BootFiles> {
+        match self.inner.boot_facts(&self.prepare.spec) {
+            Ok(boot) => {
+                if let (Some(theirs), Some(ours)) = (&self.prepare.boot, &boot) {
+                    let _ = note(against, check_boot_files(theirs, ours));
+                }
+                boot
+            }
+            Err(HostError::Invalid(fields)) => {
+                let each = |f| refused_by(&HostError::Invalid(vec![f]));
+                against.extend(fields.into_iter().map(each));
+                None
+            }
+            Err(e) => {
+                against.push(refused_by(&e));
+                None
+            }
+        }
+    }
+
+    /// Whether the definition comes to the same RAM here as there.
+    fn memory_layout(&self, against: &mut Vec<Refused>) -> bool {
+        let prepare = self.prepare;
+        let layout = validate::guest(&prepare.spec)
+            .and_then(|bare| self.inner.layout_for(&prepare.spec.driver, &bare))
+            .map_err(|e| refused_by(&e));
+        let Some(layout) = note(against, layout) else { return false };
+        // Where QEMU has its RAM plugged is the source's to say; everything else must come out the same here.
+        let plugs_aside = |l: &GuestLayout| {
+            l.blocks().iter().map(|b| (b.name.clone(), b.ram_addr, b.size, b.role)).collect::<Vec<_>>()
+        };
+        let same = plugs_aside(&layout) == plugs_aside(&prepare.layout);
+        if !same {
+            let detail = "the helper's footprint differs between the hosts";
+            against.push(refuse("layout_mismatch", detail));
+        }
+        same
+    }
+
+    /// Whether a machine for the guest's driver can be made here.
+    fn machine(&self, against: &mut Vec<Refused>) -> bool {
+        let before = against.len();
+        let (inner, driver) = (self.inner, &self.prepare.spec.driver);
+        let _ = note(against, inner.check_driver(driver).map_err(|e| refused_by(&e)));
+        if let Some(sev) = driver.sev() {
+            let allowed = super::outgoing::check_policy(sev.policy);
+            let _ = note(against, allowed.map_err(|e| refused_by(&e)));
+        }
+        if let DriverSpec::Qemu { accel, .. } = driver {
+            let _ = note(against, check_qemu(inner, *accel));
+        }
+        against.len() == before
+    }
+
+    fn mirror(&self, image: &HelperImage) -> Result<(), Refused> {
+        let p = self.prepare;
+        let (streams, declared) = (u32::from(p.streams), p.readiness.declaration.as_ref());
+        let plan = self.inner.plan_arrival(&p.spec.driver, &p.layout, p.strategy, streams, declared, image);
+        plan.map(|_| ()).map_err(|e| refused_by(&e))
+    }
+}
+
+/// A source that is neither known nor has a ticket.
+pub(super) fn no_leave() -> Refused {
+    refuse("ticket_invalid", "no ticket for this session and source")
+}
+
+/// Who has the guest's id or name here, if that is not a guest that left earlier: such a record makes way.
+pub(super) fn taken(guests: &Registry<super::entries::GuestEntry>, prepare: &Prepare) -> Vec<Refused> {
+    let mut taken = Vec::new();
+    let there = guests.get(&prepare.guest).map(|g| g.record());
+    if there.is_some_and(|o| o.state != GuestState::Stopped || o.moved_to.is_none()) {
+        taken.push(refuse("guest_exists", "the destination has this guest"));
+    }
+    if guests.named(&prepare.spec.name).is_some_and(|g| g.id != prepare.guest) {
+        taken.push(refuse("name_taken", "the destination has another guest of this name"));
+    }
+    taken
+}
+
+/// The record that the guest begins with here.
+pub(super) fn record_of(prepare: &Prepare, boot: Option<BootFiles>) -> GuestRecord {
+    GuestRecord {
+        id: prepare.guest,
+        spec: prepare.spec.clone(),
+        layout: prepare.layout.clone(),
+        state: GuestState::Incoming,
+        generation: 1,
+        protection: prepare.spec.driver.protection(),
+        boot,
+        readiness: None,
+        migration: Some(prepare.session),
+        moved_to: None,
+        error: None,
+        created_at: Timestamp::now(),
+        started_at: None,
+    }
+}
+
+/// The files that a guest would boot from here, the next time, hold what they hold where it comes from. For its journey they
+/// do not matter; but a restart must not be the day on which it turns out to be another system.
+fn check_boot_files(theirs: &BootFiles, ours: &BootFiles) -> Result<(), Refused> {
+    let Some((field, theirs, ours)) = theirs.first_difference(ours) else { return Ok(()) };
+    let what = |file: Option<BootFile>| file.map_or_else(|| "none".to_owned(), |f| f.to_string());
+    let detail = format!(
+        "/driver/{field}: the file at the destination holds something else ({}) than what the guest was defined with ({}); \
+         put the same file there",
+        what(ours),
+        what(theirs)
+    );
+    Err(refuse("boot_file_differs", detail))
+}
+
+/// All reasons as one refusal: with the first one's code, in the words of all.
+pub(super) fn first(against: Vec<Refused>) -> Refused {
+    let code = against.first().map_or_else(|| "destination_failed".into(), |r| r.code.clone());
+    let detail = against.into_iter().map(|r| r.detail).collect::<Vec<_>>().join("; ");
+    Refused { code, detail }
+}
+
+/// Whether a QEMU can be started here, as the definition wants it.
+fn check_qemu(inner: &Inner, accel: AccelChoice) -> Result<(), Refused> {
+    if qemu_binary().is_none() {
+        let missing = "the destination lacks qemu: qemu-system-x86_64 is not on the PATH";
+        return Err(refuse("capability_missing", missing));
+    }
+    let users = inner.qemu_users.as_ref();
+    if accel == AccelChoice::Kvm && kvm_access(users.is_some()) == KvmAccess::Closed {
+        let closed = "/driver/accel: QEMU's user cannot open /dev/kvm at the destination";
+        return Err(refuse("capability_missing", closed));
+    }
+    match users {
+        // Given back at once: the one who makes the machine takes it.
+        Some(pool) if pool.lease().is_none() => Err(machine_refusal(&MachineError::NoUser)),
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn note<T>(against: &mut Vec<Refused>, found: Result<T, Refused>) -> Option<T> {
+    found.map_err(|refusal| against.push(refusal)).ok()
+}

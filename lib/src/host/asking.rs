@@ -1,0 +1,135 @@
+//! Asking a destination about one migration that was not begun.
+//!
+//! Owns: what the question says of the guest (as PREPARE would, without secrets), and what the answers mean for whoever asks.
+//! Must not know: what the destination goes by, how a migration runs.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use super::entries::GuestEntry;
+use super::inner::Inner;
+use super::looking::{Finding, PeerSilence, silence, unreadable_identity};
+use super::outgoing::Looked;
+use super::{GuestRecord, GuestState, MigrationSpec, MirrorChoice, PeerRecord, ProtectionLevel};
+use crate::guest::{CarriedReadiness, ReadinessReason};
+use crate::migration::check;
+use crate::migration::wire::{Prepare, Refused};
+use crate::transport::PeerIdentity;
+
+/// Longest time that a destination has for its answer. It may have to read a kernel and an initial RAM disk for it.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// What a destination says of a migration.
+#[derive(Clone, Debug)]
+pub(super) enum Answer {
+    /// It would let it in now, if this is empty.
+    Against(Vec<Finding>),
+    /// It does not know the question.
+    Unknown,
+    /// It does not answer as it should.
+    Silent(PeerSilence),
+}
+
+/// Asks, on a thread that may block. `None`: there is nobody to ask, or nothing to ask about; why that is so was found
+/// already.
+pub(super) async fn ask(inner: &Arc<Inner>, looked: &Looked, spec: &MigrationSpec) -> Option<Answer> {
+    let peer = looked.peer.clone()?;
+    let question = question(inner, looked, spec)?;
+    let inner = Arc::clone(inner);
+    let asked = tokio::task::spawn_blocking(move || put(&inner, &peer, &question));
+    let gone = |_| Answer::Silent(PeerSilence::failed());
+    Some(asked.await.unwrap_or_else(gone))
+}
+
+fn put(inner: &Inner, peer: &PeerRecord, question: &Prepare) -> Answer {
+    let Ok(identity) = peer.spec.identity.parse::<PeerIdentity>() else {
+        return Answer::Silent(unreadable_identity());
+    };
+    let begun = Instant::now();
+    let address = (peer.spec.address, identity);
+    match check(&address, &inner.identity, &inner.name, PATIENCE, question) {
+        Ok(Some(verdict)) => Answer::Against(verdict.against.into_iter().map(finding).collect()),
+        Ok(None) => Answer::Unknown,
+        Err(fault) => Answer::Silent(silence(&fault, begun.elapsed(), PATIENCE)),
+    }
+}
+
+/// The guest as PREPARE would present it now.
+fn question(inner: &Inner, looked: &Looked, spec: &MigrationSpec) -> Option<Prepare> {
+    let Looked { guest, record, .. } = looked;
+    let (strategy, helper_measurement) = match &spec.mirror {
+        MirrorChoice::Template(strategy) => {
+            let image =
+                inner.helper_image(&record.spec.driver, spec.template.helper_image.as_deref()).ok()?;
+            (*strategy, image.measurement())
+        }
+        MirrorChoice::Existing(id) => {
+            let mirror = inner.mirror_entry(*id)?.record();
+            (mirror.strategy, mirror.helper_measurement)
+        }
+    };
+    Some(Prepare {
+        session: looked.id.unwrap_or_else(Uuid::now_v7),
+        guest: record.id,
+        spec: record.spec.clone(),
+        layout: record.layout.clone(),
+        strategy,
+        streams: spec.streams,
+        stream_transport: spec.stream_transport,
+        mask: [0; 32],
+        helper_measurement,
+        nonce: [0; 32],
+        secret: [0; 32],
+        readiness: readiness(inner, guest, record),
+        boot: record.boot,
+        paused: record.state == GuestState::Paused,
+        elide_zero: record.protection == ProtectionLevel::None,
+        verify: spec.verify,
+        stall_timeout_ms: spec.limits.stall_timeout_ms,
+        // Only the machine knows it.
+        machine_type: None,
+    })
+}
+
+/// What the guest says of being migrated; of one that does not run, what it is going to say.
+fn readiness(inner: &Inner, guest: &GuestEntry, record: &GuestRecord) -> CarriedReadiness {
+    let declaration = inner.known_declaration(guest, record);
+    let encrypted = record.spec.driver.sev().is_some();
+    let expected = if encrypted { ReadinessReason::Announced } else { ReadinessReason::NotEncrypted };
+    CarriedReadiness { reason: guest.readiness().map_or(expected, |r| r.reason), declaration }
+}
+
+/// A destination's reason, with what would help.
+pub(super) fn finding(refused: Refused) -> Finding {
+    let fix = match refused.code.as_str() {
+        "name_taken" => "rename or remove the guest of that name there, or choose another destination",
+        "guest_exists" => "remove the guest with this id there first: it must not run twice",
+        "session_exists" => "a ticket is good for one migration; get another one",
+        "ticket_invalid" => "add this host there with POST /v1/hosts, or get another ticket",
+        "maintenance" => "unset maintenance there with PATCH /v1/host, or choose another destination",
+        "shutting_down" => "try again when the other daemon runs again, or choose another destination",
+        "invalid" => {
+            "put the files there under the same paths, beneath one of its image_directories, and give its daemon leave to \
+             read them"
+        }
+        "boot_file_differs" => "put the same file there under the same path",
+        "no_memory" => {
+            "stop guests there, give its daemon more memory or huge pages, or choose another destination"
+        }
+        "no_storage" | "storage" => "free space in the file system of the other daemon's state directory",
+        "no_resources" => "the detail says what ran out there; free some, or choose another destination",
+        "capability_missing" => {
+            "`missing` of the other host's capabilities says what would help; or choose another one"
+        }
+        "helper_mismatch" | "layout_mismatch" => {
+            "run the same build on both hosts, or upload the helper image there, too"
+        }
+        "plan_refused" => "choose another strategy or shift; address-space-plans previews them",
+        "policy_forbids" => "define the guest with a policy that has NODBG and not NOSEND",
+        "helper_not_launched" => "use the built-in helper image",
+        _ => "look into the other daemon's log",
+    };
+    Finding { code: refused.code, detail: refused.detail, fix: fix.into() }
+}
