@@ -108,7 +108,7 @@ async fn a_guest_that_writes_too_fast_gets_a_verdict_or_is_forced_or_slowed() {
     // set never fits into the pause.
     let limits = MigrationLimits {
         bandwidth_bytes_per_second: Some(32 * MIB),
-        downtime_ms: 20,
+        downtime_ms: 200,
         timeout_ms: 3_000,
         ..Default::default()
     };
@@ -149,6 +149,83 @@ async fn a_guest_that_writes_too_fast_gets_a_verdict_or_is_forced_or_slowed() {
     let slowed = MigrationLimits { on_timeout: OnTimeout::Throttle, timeout_ms: 1, ..limits };
     let end = moved(&two.a, &two.b, limited(slowed)).await;
     assert!(end.progress.throttle_percent >= 20, "{:?}", end.progress);
+    close(two).await;
+}
+
+/// At the rate that is the least there is, with many streams: what is taken when the deadline comes is soon gone. By bytes, so
+/// that it does not depend on how fast the machine is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_deadline_under_a_low_rate_is_kept_to_within_a_batch() {
+    let two = two().await;
+    let workload = WorkloadSpec { dirty_bytes_per_second: 0, ..WORKLOAD };
+    run(&two, guest(DriverSpec::Emulated { vcpus: 1, workload, sev: None }, &[(32, Some(0))])).await;
+    for (streams, timeout_ms) in [(1, 1_000), (4, 1_500)] {
+        let limits =
+            MigrationLimits { bandwidth_bytes_per_second: Some(MIB), timeout_ms, ..Default::default() };
+        let spec = MigrationSpec { limits, ..migration("b", SHIFTED, streams) };
+        let id = two.a.create_migration(spec).await.unwrap().id;
+        let verdict = end(&two, id).await;
+        assert_eq!(verdict.error.as_ref().map(|e| e.code.as_str()), Some("not_converging"), "{verdict:?}");
+        let sent = verdict.progress.processed_bytes;
+        // A quarter of a second's worth is what streams have in their hands and what a late wait may make up for.
+        let allowed = MIB * (timeout_ms + 250) / 1000;
+        println!("{streams} streams: {sent} bytes of {allowed} allowed, {} ms", verdict.progress.elapsed_ms);
+        assert!(sent > 0 && sent <= allowed, "{sent} of {allowed}");
+        assert_eq!(verdict.guest_state_after, Some(GuestState::Running));
+    }
+    // A deadline that is set while it runs counts as well: an hour before.
+    let slow = MigrationLimits { bandwidth_bytes_per_second: Some(MIB), ..Default::default() };
+    let id = two
+        .a
+        .create_migration(MigrationSpec { limits: slow, ..migration("b", SHIFTED, 2) })
+        .await
+        .unwrap()
+        .id;
+    until(&two.a, "pages that moved", || {
+        two.a.migration(id).ok().filter(|m| m.state == MigrationState::Precopy && m.progress.pages_sealed > 0)
+    })
+    .await;
+    let now = MigrationLimits { timeout_ms: 1, ..slow };
+    two.a.limit_migration(id, now, &Expected::default(), true).unwrap();
+    let verdict = end(&two, id).await;
+    assert_eq!(verdict.error.map(|e| e.code).as_deref(), Some("not_converging"));
+    assert!(verdict.progress.processed_bytes < 16 * MIB, "the round was cut");
+    close(two).await;
+}
+
+/// No pause fits: the guest is never paused, and the answer names the limit that would do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_limit_that_no_pause_fits_is_never_exceeded_and_the_shortest_pause_is_named() {
+    let two = two().await;
+    let workload = WorkloadSpec { dirty_bytes_per_second: 0, ..WORKLOAD };
+    run(&two, guest(DriverSpec::Emulated { vcpus: 1, workload, sev: None }, &[(32, Some(0))])).await;
+    let limits = MigrationLimits { downtime_ms: 1, timeout_ms: 600_000, ..Default::default() };
+    let spec = MigrationSpec { limits, ..migration("b", SHIFTED, 1) };
+    let check = two.a.check_migration(spec.clone()).await.unwrap();
+    let named = check.warnings.iter().find(|w| w.code == "downtime_limit_below_floor").unwrap();
+    let floor = check.estimate.unwrap().downtime_floor_ms;
+    assert!(floor > 1 && named.fix.contains(&floor.to_string()), "{named:?}");
+    let id = two.a.create_migration(spec).await.unwrap().id;
+    let told = until(&two.a, "a floor", || {
+        two.a.migration(id).ok().filter(|m| m.rounds.len() > 1 && m.progress.downtime_floor_ms.is_some())
+    })
+    .await;
+    assert!(told.progress.downtime_floor_ms.unwrap() > 1 && !told.state.is_terminal());
+    // Late: the verdict says what would help.
+    let now = MigrationLimits { timeout_ms: 1, ..limits };
+    two.a.limit_migration(id, now, &Expected::default(), true).unwrap();
+    let verdict = end(&two, id).await;
+    let detail = verdict.error.unwrap().detail;
+    assert!(detail.contains("raise limits.downtime_ms"), "{detail}");
+    assert!(verdict.rounds.iter().all(|r| !r.paused), "the guest was never paused");
+    // What helps: a limit that a pause fits, given while it runs.
+    let id = two.a.create_migration(MigrationSpec { limits, ..migration("b", SHIFTED, 1) }).await.unwrap().id;
+    until(&two.a, "a floor", || two.a.migration(id).ok().filter(|m| m.progress.downtime_floor_ms.is_some()))
+        .await;
+    let roomy = MigrationLimits { downtime_ms: 60_000, ..limits };
+    two.a.limit_migration(id, roomy, &Expected::default(), true).unwrap();
+    let end = end(&two, id).await;
+    assert_eq!(end.state, MigrationState::Succeeded, "{:?}", end.error);
     close(two).await;
 }
 

@@ -213,6 +213,7 @@ async fn a_migration_by_scans_can_be_called_off_lost_and_refused() {
     let fault = end.error.unwrap();
     assert_eq!((end.state, fault.code.as_str()), (MigrationState::Failed, "not_converging"), "{fault:?}");
     println!("{}", fault.detail);
+    assert!(fault.detail.contains("raise limits.downtime_ms"), "what would help: {}", fault.detail);
     assert!(end.rounds.len() > 1 && end.rounds.iter().all(|r| !r.paused), "{:?}", end.rounds);
     goes_on_at(&two.a, ticks(&two.a).last().unwrap().number).await;
 

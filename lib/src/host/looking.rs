@@ -8,17 +8,19 @@ use uuid::Uuid;
 
 use super::asking::{self, Answer};
 use super::{
-    DriverSpec, GuestRecord, GuestState, Host, HostError, MigrationSpec, MigrationState, MirrorChoice,
-    PeerRecord, outgoing,
+    DriverSpec, GuestRecord, GuestState, Host, HostError, MigrationMode, MigrationRecord, MigrationSpec,
+    MigrationState, MirrorChoice, PeerRecord, outgoing,
 };
 use crate::addr::PAGE_SIZE;
 use crate::migration::wire::Abilities;
-use crate::migration::{MigrationFault, ask};
+use crate::migration::{Fixed, MigrationFault, ask};
 use crate::store::Trouble;
 use crate::transport::{LinkError, PeerIdentity};
 
 /// Longest time that a peer has to answer a look.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Bytes of RAM that a scan is assumed to read in a millisecond, before one was measured here.
+const SCANNED_PER_MS: u64 = 4_000_000;
 /// Page content per second that is assumed before any migration was measured here.
 const THROUGHPUT: u64 = 300_000_000;
 
@@ -97,6 +99,8 @@ pub struct Estimate {
     pub precopy_ms: u64,
     /// Pause, milliseconds; `None`: not known.
     pub downtime_ms: Option<u64>,
+    /// The shortest pause that can be had, milliseconds, whatever the number of pages.
+    pub downtime_floor_ms: u64,
     /// Whether pre-copy would get done; `None`: the guest's rate of writing is not known.
     pub converges: Option<bool>,
     /// Page content per second that this is reckoned with.
@@ -200,7 +204,15 @@ impl Host {
         blockers.retain(|f| seen.insert((f.code.clone(), f.detail.clone())));
         let (guest, mut warnings) = (looked.record, Vec::new());
         let estimate = self.estimate(&guest, &spec);
-        if estimate.converges == Some(false) {
+        let (floor, limit) = (estimate.downtime_floor_ms, spec.limits.downtime_ms);
+        let live = spec.mode == MigrationMode::Precopy && guest.state != GuestState::Paused;
+        if live && floor > limit {
+            warnings.push(Finding {
+                code: "downtime_limit_below_floor".into(),
+                detail: format!("the shortest pause is about {floor} ms, and the limit is {limit} ms"),
+                fix: format!("raise limits.downtime_ms to {floor} or more, choose on_timeout force, or use stop_and_copy"),
+            });
+        } else if estimate.converges == Some(false) {
             warnings.push(Finding {
                 code: "not_converging".into(),
                 detail: "the guest may write faster than pages move".into(),
@@ -235,19 +247,47 @@ impl Host {
         } else {
             None
         };
-        if spec.mode == super::MigrationMode::StopAndCopy {
+        let downtime_floor_ms = self.floor(guest);
+        if spec.mode == MigrationMode::StopAndCopy {
             let all = ms(total);
             return Estimate {
                 precopy_ms: 0,
                 downtime_ms: Some(all),
+                downtime_floor_ms,
                 converges: Some(true),
                 throughput_bytes_per_second: throughput,
             };
         }
         // Each round leaves what was written during it; rounds shrink by the ratio of the two rates.
         let converges = rate.map(|(dirty, set)| dirty < throughput || ms(set) <= spec.limits.downtime_ms);
-        let downtime_ms = rate.map(|(dirty, set)| ms(set.min(dirty / 10)).max(5));
-        Estimate { precopy_ms: ms(total), downtime_ms, converges, throughput_bytes_per_second: throughput }
+        let converges = if downtime_floor_ms > spec.limits.downtime_ms { Some(false) } else { converges };
+        let downtime_ms = rate.map(|(dirty, set)| ms(set.min(dirty / 10)).max(downtime_floor_ms));
+        Estimate {
+            precopy_ms: ms(total),
+            downtime_ms,
+            downtime_floor_ms,
+            converges,
+            throughput_bytes_per_second: throughput,
+        }
+    }
+
+    /// The shortest pause of a guest, milliseconds. Where all RAM has to be read in it: by what that took in the last migration
+    /// of such a guest from here, else by what is assumed.
+    fn floor(&self, guest: &GuestRecord) -> u64 {
+        let DriverSpec::Qemu { .. } = &guest.spec.driver else {
+            return Fixed::assumed(false).total().as_millis() as u64;
+        };
+        let fixed = Fixed::assumed(true).total().as_millis() as u64;
+        let total = guest.layout.ram_bytes();
+        let scanned = |m: &MigrationRecord| {
+            let there = self.inner.find_guest(&m.guest.to_string()).ok()?.record();
+            matches!(there.spec.driver, DriverSpec::Qemu { .. }).then_some(())?;
+            let (floor, bytes) = (m.progress.downtime_floor_ms?, m.progress.total_bytes.max(1));
+            let by_size = u128::from(floor.saturating_sub(fixed)) * u128::from(total) / u128::from(bytes);
+            u64::try_from(by_size).ok()
+        };
+        let measured = self.migrations().iter().rev().find_map(scanned);
+        fixed + measured.unwrap_or(total / SCANNED_PER_MS)
     }
 }
 

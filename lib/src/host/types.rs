@@ -439,7 +439,8 @@ pub enum StreamTransport {
 pub struct MigrationLimits {
     /// Bytes of page content per second over all streams; `None`: as fast as it goes.
     pub bandwidth_bytes_per_second: Option<u64>,
-    /// Longest pause that pre-copy aims for, milliseconds.
+    /// Longest pause of a live migration, milliseconds. Kept up to START, with a tolerance of a tenth and at least 5 ms; what
+    /// the destination takes beyond the prediction from there on comes on top.
     pub downtime_ms: u64,
     /// Longest time from the first page to the switchover, milliseconds.
     pub timeout_ms: u64,
@@ -580,6 +581,10 @@ pub struct Progress {
     pub remaining_ms: Option<u64>,
     /// Pause that the next switchover would cost, milliseconds.
     pub expected_downtime_ms: Option<u64>,
+    /// The shortest pause that can be had, whatever the number of pages, milliseconds; `None`: not known yet. A limit below it
+    /// is never met.
+    #[serde(default)]
+    pub downtime_floor_ms: Option<u64>,
     /// The pause as measured from the guest's last instruction here to its first there, `verify_ms` taken off.
     pub downtime_ms: Option<f64>,
     /// Time that verification added to the pause.

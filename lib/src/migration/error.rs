@@ -49,13 +49,16 @@ pub enum MigrationFault {
     Machine(#[from] MachineError),
     /// The guest dirties memory faster than it moves.
     #[error(
-        "not converging: the guest dirties {dirty_pages_per_second} pages/s, {pages_per_second} pages/s move"
+        "not converging: the guest dirties {dirty_pages_per_second} pages/s, {pages_per_second} pages/s move{}",
+        Floor(*floor_ms)
     )]
     NotConverging {
         /// Measured over the last round.
         dirty_pages_per_second: u64,
         /// Measured over the last round.
         pages_per_second: u64,
+        /// The shortest pause that could be had, milliseconds, when it is longer than the limit.
+        floor_ms: Option<u64>,
     },
     /// A private page that the helper cannot reach under the mirror's strategy: it was unplugged, or its status changed,
     /// after the mirror was planned.
@@ -70,6 +73,19 @@ pub enum MigrationFault {
     /// The journal could not be written, so START was not sent.
     #[error("the journal could not be written")]
     Journal(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// What would help where the limit of the pause is what stands in the way.
+struct Floor(Option<u64>);
+
+impl std::fmt::Display for Floor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Some(ms) = self.0 else { return Ok(()) };
+        write!(
+            f,
+            "; the shortest pause is about {ms} ms: raise limits.downtime_ms to that, or choose on_timeout force"
+        )
+    }
 }
 
 impl MigrationFault {

@@ -52,6 +52,14 @@ impl Finder {
         }
     }
 
+    /// Whether a look takes as long as reading all RAM does.
+    pub const fn is_slow(&self) -> bool {
+        match self {
+            Self::Log(_) => false,
+            Self::Scan(_) => true,
+        }
+    }
+
     /// Where marks are taken off page by page, if they are.
     pub const fn ranges(&self) -> Option<&DirtyRanges> {
         match self {

@@ -43,5 +43,5 @@ pub use control::{Control, Live, PastPointOfNoReturn};
 pub use destination::{Arrival, Arrived, Receiver, serve_check, serve_import};
 pub use error::MigrationFault;
 pub use peer::{accept_hello, ask, check, open_control, resolve};
-pub use rounds::{Convergence, Decision, Observation};
+pub use rounds::{Bound, Convergence, Decision, Fixed, Observation};
 pub use source::{Journal, Outgoing, SourceEnd, run_source};

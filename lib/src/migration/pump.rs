@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 use mirrorvm_abi::mailbox::BATCH_MAX;
 
 use super::records::{Mask, Pass, pass};
+use super::rounds::ends_at;
 use super::stages::{Clock, Stage};
 use super::wire::{SHARED_PAGE_BYTES, data_header, kind};
 use super::{Control, MigrationFault};
 use crate::addr::{PAGE_SIZE, PageRange, RamPage};
 use crate::address_space::MirrorPlan;
 use crate::guest::{DirtyRanges, MachineError};
-use crate::host::Progress;
+use crate::host::{OnTimeout, Progress};
 use crate::memory::GuestRam;
 use crate::mirror::{Done, Lane, LaneError};
 use crate::pages::PageSet;
@@ -37,8 +38,11 @@ pub(super) struct Work<'a> {
     dirty: Option<&'a DirtyRanges>,
     pub control: &'a Control,
     pub limiter: &'a Limiter,
-    /// When the round ends even if pages are left; a switchover that was asked for ends it too. `None`: it is the last.
-    until: Option<Instant>,
+    /// Streams that share the round.
+    streams: usize,
+    /// Since when pages move while the guest runs: at the deadline the round ends even if pages are left, and a switchover
+    /// that was asked for ends it too. `None`: it is the last.
+    since: Option<Instant>,
     cursor: Mutex<u64>,
     failed: AtomicBool,
     pub counts: Counts,
@@ -51,6 +55,26 @@ pub(super) struct Work<'a> {
 
 /// How often a round shows its progress.
 const SHOW_EVERY: Duration = Duration::from_millis(100);
+
+/// Time that what is on its way at the deadline still has.
+const GRACE: Duration = Duration::from_millis(100);
+/// Time that one stream's claim may take under a bandwidth limit. A stream has several with the helper at once.
+const CLAIM_TIME: f64 = 0.01;
+
+/// Pages that a stream of `streams` takes at a time under a limit of `rate` bytes per second.
+fn claim_under(rate: u64, streams: usize) -> usize {
+    let pages = rate as f64 * CLAIM_TIME / (PAGE_SIZE as f64 * streams.max(1) as f64);
+    (pages as usize).clamp(1, CLAIM)
+}
+
+/// The pages of `set` from number `cursor` on.
+fn after(set: &PageSet, cursor: u64) -> PageSet {
+    let mut left = set.clone();
+    if let Ok(taken) = PageRange::new(0, cursor.saturating_mul(PAGE_SIZE)) {
+        left.remove_range(taken);
+    }
+    left
+}
 
 /// What a round has sent.
 #[derive(Default)]
@@ -74,8 +98,8 @@ impl<'a> Work<'a> {
         sealed: &'a PageSet,
         shared: &'a PageSet,
         (ram, plan): (&'a GuestRam, &'a MirrorPlan),
-        (control, limiter): (&'a Control, &'a Limiter),
-        (until, dirty): (Option<Instant>, Option<&'a DirtyRanges>),
+        (control, limiter, streams): (&'a Control, &'a Limiter, usize),
+        (since, dirty): (Option<Instant>, Option<&'a DirtyRanges>),
     ) -> Self {
         let (cursor, failed, counts) = (Mutex::new(0), AtomicBool::new(false), Counts::default());
         let begun = Instant::now();
@@ -89,7 +113,8 @@ impl<'a> Work<'a> {
             dirty,
             control,
             limiter,
-            until,
+            streams,
+            since,
             cursor,
             failed,
             counts,
@@ -105,22 +130,49 @@ impl<'a> Work<'a> {
             return;
         }
         let mut cursor = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
-        self.sealed.next_batch(&mut cursor, CLAIM, batch);
+        self.sealed.next_batch(&mut cursor, self.claim(), batch);
     }
 
-    /// Whether the round is over although pages may be left.
+    /// Pages to take at a time: under a low bandwidth limit so few that what was taken is gone before anybody notices that
+    /// the round is over.
+    fn claim(&self) -> usize {
+        let Some(rate) = self.control.limits().bandwidth_bytes_per_second else { return CLAIM };
+        claim_under(rate, self.streams)
+    }
+
+    /// Whether the round is over although pages may be left. Limits count as they are now.
     pub fn is_cut(&self) -> bool {
-        self.until.is_some_and(|until| self.control.wants_switchover() || Instant::now() >= until)
+        self.since.is_some() && (self.control.wants_switchover() || self.is_late())
+    }
+
+    /// Whether the deadline has passed and ends the round.
+    pub fn is_late(&self) -> bool {
+        let ends = self.since.and_then(|since| ends_at(since, &self.control.limits()));
+        ends.is_some_and(|at| Instant::now() >= at)
+    }
+
+    /// Whether the deadline has passed and ends the migration: nobody waits for a peer then.
+    pub fn is_over(&self) -> bool {
+        self.is_late() && self.control.limits().on_timeout == OnTimeout::Cancel
+    }
+
+    /// Longest silence of the peer. No longer than to the deadline, where that ends the migration, and a moment for what is on
+    /// its way.
+    pub fn patience(&self) -> Duration {
+        let limits = self.control.limits();
+        let stall = self.control.patience();
+        let ends = self.since.and_then(|since| ends_at(since, &limits));
+        match ends {
+            Some(at) if limits.on_timeout == OnTimeout::Cancel => {
+                stall.min(at.saturating_duration_since(Instant::now()) + GRACE)
+            }
+            Some(_) | None => stall,
+        }
     }
 
     /// Pages that no stream took, because the round was cut.
     pub fn untaken(&self) -> PageSet {
-        let cursor = *self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut left = self.sealed.clone();
-        if let Ok(taken) = PageRange::new(0, cursor.saturating_mul(PAGE_SIZE)) {
-            left.remove_range(taken);
-        }
-        left
+        after(self.sealed, *self.cursor.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Has writes to `batch` logged again. Before the pages are read: a write in between is then sent twice, and none is
@@ -268,7 +320,7 @@ impl Stream {
         clock: &mut Clock,
     ) -> Result<(), MigrationFault> {
         work.check()?;
-        self.link.set_patience(work.control.patience());
+        self.link.set_patience(work.patience());
         work.limiter.take(u64::from(done.pages - done.zero) * PAGE_SIZE, work.control)?;
         clock.skip();
         let records = lane.payload(done.slot, done.len);
@@ -286,14 +338,19 @@ impl Stream {
     }
 }
 
-/// Sends the pages that the guest shares with its host, as they are: over a link with TLS.
-pub(super) fn send_shared(link: &mut Link, work: &Work<'_>) -> Result<(), MigrationFault> {
+/// Sends the pages that the guest shares with its host, as they are: over a link with TLS. Gives those that there was no time
+/// for.
+pub(super) fn send_shared(link: &mut Link, work: &Work<'_>) -> Result<PageSet, MigrationFault> {
     let (mut cursor, mut batch, mut buffer) = (0, Vec::new(), Vec::new());
     loop {
-        work.shared.next_batch(&mut cursor, BATCH_MAX - 8, &mut batch);
-        if batch.is_empty() {
-            return Ok(());
+        if work.is_cut() {
+            return Ok(after(work.shared, cursor));
         }
+        work.shared.next_batch(&mut cursor, (work.claim() * work.streams).min(BATCH_MAX - 8), &mut batch);
+        if batch.is_empty() {
+            return Ok(PageSet::new());
+        }
+        link.set_patience(work.patience());
         work.check()?;
         work.log_again(&batch)?;
         buffer.clear();
@@ -353,6 +410,25 @@ impl Limiter {
                 return Ok(());
             }
             std::thread::sleep(left.min(Duration::from_millis(5)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// What all streams have taken at most when a round is cut, five claims each, is gone within a tenth of a second, or
+        /// as soon as a page a claim is.
+        #[test]
+        fn what_is_on_its_way_under_a_limit_is_soon_gone(rate in 1u64 << 20..1 << 40, streams in 1usize..=16) {
+            let taken = claim_under(rate, streams) * streams * 5;
+            let seconds = taken as f64 * PAGE_SIZE as f64 / rate as f64;
+            prop_assert!(seconds <= 0.1 || claim_under(rate, streams) == 1, "{} s", seconds);
+            prop_assert!(seconds <= 0.4);
         }
     }
 }

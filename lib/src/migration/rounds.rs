@@ -1,6 +1,12 @@
 //! Convergence: after each round, whether to go on, to slow the guest, to switch over, or to give up. Pure.
+//!
+//! A limit of the pause holds up to what is stated here. The guest is paused only when the whole pause is predicted to fit:
+//! leaving, the last look, the last pages, arriving. What a pause costs without a page is assumed at first, and learnt from
+//! pauses that turned out too long: such a pause is broken off while it can be (until START), the guest goes on where it
+//! was, and the next attempt waits, longer each time. After START nothing can be broken off; what the destination then takes
+//! beyond the prediction, and [`tolerance`], are all that a pause may exceed its limit by.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::addr::PAGE_SIZE;
 use crate::host::{MigrationLimits, OnTimeout};
@@ -25,7 +31,7 @@ pub struct Observation {
 }
 
 /// What to do next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Decision {
     /// Another round while the guest runs.
     Round {
@@ -38,6 +44,8 @@ pub enum Decision {
     Switchover {
         /// The pause that this will cost, as predicted.
         expected: Duration,
+        /// What the pause must keep to; `None`: it was asked for, or is forced, and takes what it takes.
+        bound: Option<Bound>,
     },
     /// The deadline has passed and the rest is too much.
     NotConverging {
@@ -48,28 +56,142 @@ pub enum Decision {
     },
 }
 
-/// What pausing, state and tokens cost whatever the number of pages.
-const FIXED: Duration = Duration::from_millis(8);
-/// So few pages are never worth another round.
-const FEW_PAGES: u64 = 64;
+/// What a pause costs whatever the number of pages, the last look apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fixed {
+    /// Stopping the guest and saving its state.
+    pub leave: Duration,
+    /// From the last page to the destination's word that it has them all.
+    pub settle: Duration,
+    /// Sending the state, setting it there, noting the hand-over at both hosts.
+    pub arrive: Duration,
+}
+
+impl Fixed {
+    /// What to assume before anything was measured: of a machine in this process, or in one of its own, whose monitor is
+    /// spoken to and whose devices are saved and set.
+    pub const fn assumed(own_process: bool) -> Self {
+        let (leave, arrive) = if own_process { (10, 15) } else { (1, 5) };
+        let ms = Duration::from_millis;
+        Self { leave: ms(leave), settle: ms(2), arrive: ms(arrive) }
+    }
+
+    /// All of it.
+    pub fn total(&self) -> Duration {
+        self.leave + self.settle + self.arrive
+    }
+}
+
+/// What a pause is to keep to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Bound {
+    limit: Duration,
+    pages_per_second: f64,
+    settle: Duration,
+    arrive: Duration,
+}
+
+impl Bound {
+    /// Whether a pause that has taken `spent` so far will end within the limit and its [`tolerance`], `pages` being left.
+    pub fn holds(&self, spent: Duration, pages: u64) -> bool {
+        let rest =
+            if pages == 0 { Duration::ZERO } else { self.settle + moving(pages, self.pages_per_second) };
+        spent + rest + self.arrive <= self.limit + tolerance(self.limit)
+    }
+}
+
+/// By how much a pause may miss its limit and is still not broken off: a tenth, at least 5 ms.
+pub fn tolerance(limit: Duration) -> Duration {
+    (limit / 10).max(Duration::from_millis(5))
+}
+
+/// When a live round has to end even if pages are left; `None`: the guest is only slowed then.
+pub fn ends_at(begun: Instant, limits: &MigrationLimits) -> Option<Instant> {
+    match limits.on_timeout {
+        OnTimeout::Cancel | OnTimeout::Force => begun.checked_add(Duration::from_millis(limits.timeout_ms)),
+        OnTimeout::Throttle => None,
+    }
+}
+
+fn moving(pages: u64, pages_per_second: f64) -> Duration {
+    Duration::from_secs_f64((pages as f64 / pages_per_second.max(1.0)).min(1e9))
+}
+
 /// Rounds of fewer pages say little about the rate: hand-shakes and wake-ups are most of them.
 const TELLING_PAGES: u64 = 2048;
 /// Steps in which a guest is slowed; the last is as slow as it gets.
 const THROTTLE: [u8; 6] = [20, 40, 60, 80, 95, 99];
 /// Rounds in a row that shrink too little before the next step.
 const STUCK_ROUNDS: u32 = 2;
+/// Time after a pause that was broken off before the next is tried: from, doubled each time, and to.
+const AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
 /// What earlier rounds have shown.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Convergence {
     /// Pages that move per second.
     rate: Option<f64>,
     /// Rounds in a row after which more than half of what moved was dirty again.
     stuck: u32,
     throttle_percent: u8,
+    assumed: Fixed,
+    /// The least that a pause of this migration took to leave.
+    left_in: Option<Duration>,
+    /// The least that an epoch took to settle.
+    settled_in: Option<Duration>,
+    /// Pauses that were broken off since the limit was last raised.
+    broken_off: u32,
+    /// The limit then.
+    under_ms: u64,
+    /// Since the first page: before that no other pause is tried.
+    not_before: Duration,
 }
 
 impl Convergence {
+    /// Before the first round.
+    pub const fn new(assumed: Fixed) -> Self {
+        Self {
+            rate: None,
+            stuck: 0,
+            throttle_percent: 0,
+            assumed,
+            left_in: None,
+            settled_in: None,
+            broken_off: 0,
+            under_ms: 0,
+            not_before: Duration::ZERO,
+        }
+    }
+
+    /// Notes how long an epoch took from its last page to the destination's word.
+    pub fn settled(&mut self, took: Duration) {
+        self.settled_in = Some(self.settled_in.map_or(took, |before| before.min(took)));
+    }
+
+    /// Notes a pause that was broken off after `leave` for stopping and saving.
+    pub fn went_back(&mut self, leave: Duration, elapsed: Duration, limits: &MigrationLimits) {
+        self.left_in = Some(self.left_in.map_or(leave, |before| before.min(leave)));
+        self.under_ms = limits.downtime_ms;
+        let wait = AGAIN.0.saturating_mul(1 << self.broken_off.min(10)).min(AGAIN.1);
+        self.broken_off += 1;
+        self.not_before = elapsed + wait;
+    }
+
+    fn fixed(&self) -> Fixed {
+        let leave = self.left_in.unwrap_or(self.assumed.leave);
+        Fixed {
+            leave,
+            settle: self.settled_in.unwrap_or(self.assumed.settle),
+            // Setting a state takes about as long as saving it.
+            arrive: self.assumed.arrive.max(self.left_in.unwrap_or_default()),
+        }
+    }
+
+    /// The shortest pause that can be had when a look takes that long, with no page left to send.
+    pub fn floor(&self, look: Duration) -> Duration {
+        self.fixed().total() + look
+    }
+
     /// Predicts the pause and decides.
     pub fn decide(&mut self, seen: &Observation, limits: &MigrationLimits) -> Decision {
         let seconds = seen.duration.as_secs_f64().max(1e-6);
@@ -78,16 +200,25 @@ impl Convergence {
             limits.bandwidth_bytes_per_second.map_or(f64::INFINITY, |b| b as f64 / PAGE_SIZE as f64);
         let rate = by_link.min(by_limit).max(1.0);
         let dirty_rate = seen.written_pages as f64 / (seconds + seen.look.as_secs_f64());
-        let expected = FIXED + seen.look + Duration::from_secs_f64((seen.dirty_pages as f64 / rate).min(1e9));
-        let short = expected <= Duration::from_millis(limits.downtime_ms) || seen.dirty_pages <= FEW_PAGES;
-        if short || seen.asked {
-            return Decision::Switchover { expected };
+        let limit = Duration::from_millis(limits.downtime_ms);
+        let floor = self.floor(seen.look);
+        let expected = floor + moving(seen.dirty_pages, rate);
+        if limits.downtime_ms > self.under_ms {
+            (self.broken_off, self.not_before) = (0, Duration::ZERO);
+        }
+        if seen.asked {
+            return Decision::Switchover { expected, bound: None };
+        }
+        if expected <= limit && seen.elapsed >= self.not_before {
+            let Fixed { settle, arrive, .. } = self.fixed();
+            let bound = Some(Bound { limit, pages_per_second: rate, settle, arrive });
+            return Decision::Switchover { expected, bound };
         }
         self.stuck = if dirty_rate > rate / 2.0 { self.stuck + 1 } else { 0 };
         let late = seen.elapsed >= Duration::from_millis(limits.timeout_ms);
         match limits.on_timeout {
-            OnTimeout::Force if late => return Decision::Switchover { expected },
-            OnTimeout::Throttle if late && !self.is_hopeless() => self.slow_down(),
+            OnTimeout::Force if late => return Decision::Switchover { expected, bound: None },
+            OnTimeout::Throttle if late && !self.is_hopeless() && floor <= limit => self.slow_down(),
             OnTimeout::Cancel | OnTimeout::Throttle if late => {
                 return Decision::NotConverging {
                     dirty_pages_per_second: dirty_rate as u64,
@@ -100,6 +231,13 @@ impl Convergence {
             OnTimeout::Cancel | OnTimeout::Force | OnTimeout::Throttle => {}
         }
         Decision::Round { throttle_percent: self.throttle_percent, expected }
+    }
+
+    /// Whether the next round can wait a little: it would move next to nothing, and no pause is tried after it.
+    pub fn may_rest(&self, seen: &Observation, limits: &MigrationLimits) -> bool {
+        let waits = self.floor(seen.look) > Duration::from_millis(limits.downtime_ms)
+            || seen.elapsed < self.not_before;
+        waits && seen.dirty_pages < TELLING_PAGES
     }
 
     /// Small rounds count only while there is nothing better.
@@ -136,6 +274,13 @@ mod tests {
 
     use super::*;
 
+    /// The shortest pause of a machine in this process, before anything was measured.
+    const FLOOR: Duration = Duration::from_millis(8);
+
+    fn fresh() -> Convergence {
+        Convergence::new(Fixed::assumed(false))
+    }
+
     fn seen(moved_pages: u64, ms: u64, dirty_pages: u64, elapsed: u64) -> Observation {
         Observation {
             moved_pages,
@@ -165,18 +310,23 @@ mod tests {
                 auto_throttle, on_timeout, ..Default::default()
             };
             let late = elapsed >= timeout;
-            match Convergence::default().decide(&seen, &limits) {
-                Decision::Switchover { expected } => prop_assert!(
-                    dirty <= FEW_PAGES
-                        || expected <= Duration::from_millis(downtime)
-                        || asked
-                        || (late && on_timeout == OnTimeout::Force)
-                ),
-                Decision::NotConverging { .. } => {
-                    prop_assert!(late && dirty > FEW_PAGES && !asked && on_timeout == OnTimeout::Cancel);
+            match Convergence::new(Fixed::assumed(false)).decide(&seen, &limits) {
+                Decision::Switchover { expected, bound: Some(bound) } => {
+                    prop_assert!(expected <= Duration::from_millis(downtime) && !asked);
+                    prop_assert!(bound.holds(Duration::ZERO, dirty), "what is predicted to fit is begun");
+                    prop_assert!(!bound.holds(Duration::from_millis(downtime + downtime / 10 + 6), 0));
                 }
-                Decision::Round { throttle_percent, .. } => {
-                    prop_assert!(dirty > FEW_PAGES && !asked && (!late || on_timeout == OnTimeout::Throttle));
+                Decision::Switchover { bound: None, .. } => {
+                    prop_assert!(asked || (late && on_timeout == OnTimeout::Force));
+                }
+                Decision::NotConverging { .. } => {
+                    prop_assert!(late && !asked && on_timeout != OnTimeout::Force);
+                    let floor = FLOOR > Duration::from_millis(downtime);
+                    prop_assert!(on_timeout == OnTimeout::Cancel || floor, "no throttling helps against it");
+                }
+                Decision::Round { throttle_percent, expected } => {
+                    prop_assert!(!asked && (!late || on_timeout == OnTimeout::Throttle));
+                    prop_assert!(expected > Duration::from_millis(downtime));
                     prop_assert_eq!(throttle_percent, 0, "one round is no reason yet");
                 }
             }
@@ -195,7 +345,7 @@ mod tests {
                 auto_throttle: !late,
                 ..Default::default()
             };
-            let (mut course, mut left, mut throttle, mut before) = (Convergence::default(), pages, 0, 0);
+            let (mut course, mut left, mut throttle, mut before) = (Convergence::new(Fixed::assumed(false)), pages, 0, 0);
             for round in 0.. {
                 prop_assert!(round < 2_000, "it goes on for ever");
                 let seconds = left as f64 / rate;
@@ -204,8 +354,8 @@ mod tests {
                 let mut seen = seen(left, 0, written, round);
                 seen.duration = Duration::from_secs_f64(seconds.max(1e-6));
                 match course.decide(&seen, &limits) {
-                    Decision::Switchover { expected } => {
-                        prop_assert!(expected <= Duration::from_millis(downtime_ms) || written <= FEW_PAGES);
+                    Decision::Switchover { expected, .. } => {
+                        prop_assert!(expected <= Duration::from_millis(downtime_ms));
                         break;
                     }
                     Decision::NotConverging { .. } => {
@@ -227,10 +377,88 @@ mod tests {
     }
 
     #[test]
-    fn an_idle_guest_switches_over_at_once() {
-        let limits = MigrationLimits { downtime_ms: 0, ..Default::default() };
-        let decision = Convergence::default().decide(&seen(1 << 18, 1000, 0, 1000), &limits);
-        assert!(matches!(decision, Decision::Switchover { .. }));
+    fn an_idle_guest_switches_over_at_once_if_any_pause_fits_the_limit() {
+        for (downtime_ms, switches) in [(0, false), (7, false), (8, true), (300, true)] {
+            let limits = MigrationLimits { downtime_ms, ..Default::default() };
+            let decision = fresh().decide(&seen(1 << 18, 1000, 0, 1000), &limits);
+            assert_eq!(
+                matches!(decision, Decision::Switchover { .. }),
+                switches,
+                "{downtime_ms}: {decision:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_limit_below_the_shortest_pause_is_named_with_it() {
+        let limits = MigrationLimits { downtime_ms: 10, timeout_ms: 5_000, ..Default::default() };
+        let mut course = Convergence::new(Fixed::assumed(true));
+        let idle = |elapsed| Observation { look: Duration::from_millis(60), ..seen(100, 10, 0, elapsed) };
+        let Decision::Round { expected, .. } = course.decide(&idle(1_000), &limits) else {
+            panic!("too long")
+        };
+        assert!(course.may_rest(&idle(1_000), &limits), "rounds would only cost");
+        assert_eq!(expected, course.floor(Duration::from_millis(60)));
+        assert!(matches!(course.decide(&idle(5_000), &limits), Decision::NotConverging { .. }));
+        assert_eq!(expected, Duration::from_millis(87));
+        // What it names would do.
+        let raised = MigrationLimits { downtime_ms: 87, ..limits };
+        assert!(matches!(course.decide(&idle(5_000), &raised), Decision::Switchover { bound: Some(_), .. }));
+    }
+
+    #[test]
+    fn a_pause_that_was_broken_off_is_learnt_from_and_tried_again_later_and_later() {
+        let ms = Duration::from_millis;
+        let limits = MigrationLimits { downtime_ms: 50, ..Default::default() };
+        let idle = |elapsed| seen(100, 10, 0, elapsed);
+        let mut course = fresh();
+        let mut at = 1_000;
+        for wait in [200, 400, 800, 1_600, 3_200, 6_400, 10_000, 10_000] {
+            assert!(matches!(course.decide(&idle(at), &limits), Decision::Switchover { .. }), "at {at}");
+            // A hiccup of the machine: leaving alone took 20 ms, twice of which may fit.
+            course.went_back(ms(20), ms(at), &limits);
+            assert!(matches!(course.decide(&idle(at + wait - 1), &limits), Decision::Round { .. }));
+            assert!(course.may_rest(&idle(at + wait - 1), &limits));
+            at += wait;
+        }
+        // A higher limit is worth another attempt at once.
+        course.went_back(ms(20), ms(at), &limits);
+        let raised = MigrationLimits { downtime_ms: 60, ..limits };
+        assert!(matches!(course.decide(&idle(at), &raised), Decision::Switchover { .. }));
+        // One that cannot be kept is not tried again.
+        let mut course = fresh();
+        course.went_back(ms(30), ms(1_000), &limits);
+        let decision = course.decide(&idle(1_000_000), &limits);
+        assert!(matches!(decision, Decision::Round { expected, .. } if expected > ms(60)), "{decision:?}");
+    }
+
+    proptest! {
+        /// Whatever pauses really cost: none that keeps to its bound lasts longer than limit and tolerance, arriving as
+        /// predicted, and the number of attempts is bounded by the time.
+        #[test]
+        fn no_pause_goes_beyond_its_limit_before_start(
+            downtime_ms in 0u64..500, leave in 0u64..400, look in 0u64..200, pages in 0u64..20_000, rate in 1_000u64..1_000_000,
+        ) {
+            let ms = Duration::from_millis;
+            let limits = MigrationLimits { downtime_ms, ..Default::default() };
+            let (mut course, mut elapsed, mut attempts) = (Convergence::new(Fixed::assumed(true)), 0, 0);
+            while elapsed < 60_000 {
+                let mut now = seen(rate, 1_000, pages, elapsed);
+                now.look = ms(look);
+                elapsed += 100;
+                let Decision::Switchover { bound: Some(bound), .. } = course.decide(&now, &limits) else { continue };
+                attempts += 1;
+                let spent = ms(leave + look);
+                if bound.holds(spent, pages) {
+                    let all = spent + bound.settle + moving(pages, rate as f64) + bound.arrive;
+                    let limit = ms(downtime_ms);
+                    prop_assert!(pages == 0 || all <= limit + tolerance(limit) + ms(1), "{:?}", all);
+                    break;
+                }
+                course.went_back(ms(leave), ms(elapsed), &limits);
+            }
+            prop_assert!(attempts <= 14, "{} attempts in a minute", attempts);
+        }
     }
 
     #[test]
@@ -238,8 +466,8 @@ mod tests {
         let limits = MigrationLimits { downtime_ms: 100, ..Default::default() };
         let quick = seen(100_000, 1000, 5_000, 1000);
         let slow = Observation { look: Duration::from_millis(60), ..quick };
-        let decide = |seen| Convergence::default().decide(&seen, &limits);
-        let Decision::Switchover { expected } = decide(quick) else { panic!("50 ms of pages") };
+        let decide = |seen| Convergence::new(Fixed::assumed(false)).decide(&seen, &limits);
+        let Decision::Switchover { expected, .. } = decide(quick) else { panic!("50 ms of pages") };
         let Decision::Round { expected: with_look, .. } = decide(slow) else { panic!("110 ms and more") };
         assert_eq!(with_look, expected + Duration::from_millis(60));
     }
@@ -247,7 +475,7 @@ mod tests {
     #[test]
     fn a_short_round_does_not_spoil_the_rate() {
         let limits = MigrationLimits { downtime_ms: 20, ..Default::default() };
-        let mut course = Convergence::default();
+        let mut course = Convergence::new(Fixed::assumed(false));
         // 1 GiB in a second, then a few pages that mostly waited for hand-shakes: 2,000 more would still take 8 ms.
         course.decide(&seen(262_144, 1000, 100_000, 1000), &limits);
         let decision = course.decide(&seen(100, 10, 2_000, 1010), &limits);

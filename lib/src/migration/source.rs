@@ -14,13 +14,13 @@ use super::finder::Finder;
 use super::peer::{PeerAddress, open_control};
 use super::pump::{Limiter, Stream, Work, send_shared};
 use super::records::Mask;
-use super::rounds::{Convergence, Decision, Observation};
+use super::rounds::{Bound, Convergence, Decision, Fixed, Observation, ends_at};
 use super::threads::{all, side_by_side};
 use super::wire::{self, Prepare, Prepared, Purpose, Settled, StateHead, kind};
 use crate::addr::{PAGE_SIZE, RamAddr};
 use crate::guest::{DirtyRanges, Machine, MachineError};
 use crate::host::{
-    GuestRecord, MigrationMode, MigrationSpec, MigrationState, OnTimeout, ProtectionLevel, Round,
+    GuestRecord, MigrationLimits, MigrationMode, MigrationSpec, MigrationState, ProtectionLevel, Round,
     StreamTransport,
 };
 use crate::mirror::Mirror;
@@ -132,17 +132,35 @@ struct Sent {
     dirty: Option<DirtyRanges>,
 }
 
+/// The links of a migration, and what went over them.
+struct Ends {
+    link: Link,
+    streams: Vec<Stream>,
+    sent: Sent,
+}
+
+/// How a switchover went.
+enum Switched {
+    /// START is on its way.
+    Over,
+    /// The pause would have been too long: the guest goes on here. Stopping and saving took so long.
+    Back { leave: Duration },
+}
+
+/// How long rounds that would only cost are put off.
+const REST: Duration = Duration::from_millis(500);
+
 impl Course<'_, '_> {
     /// Everything that can be called off: preparation, rounds, pause, last round, state. Ends with START on its way.
     fn up_to_start(&mut self) -> Result<(Link, Vec<Stream>), MigrationFault> {
         let control = self.out.control;
         control.enter(MigrationState::Preparing);
-        let (mut link, mut streams) = self.prepare()?;
+        let (link, streams) = self.prepare()?;
         control.update(|l| {
             l.progress.total_bytes = self.machine.ram().layout().ram_bytes();
             l.progress.setup_ms = self.begun.elapsed().as_millis() as u64;
         });
-        let mut sent = Sent {
+        let sent = Sent {
             epoch: 1,
             ever_sealed: PageSet::new(),
             ever_shared: PageSet::new(),
@@ -157,11 +175,40 @@ impl Course<'_, '_> {
         // Shared pages that the helper cannot reach go as they are; private ones were refused by the planner.
         let live = self.out.spec.mode == MigrationMode::Precopy && self.was_running;
         let mut finder = if live { Finder::choose(self.machine, self.mirror) } else { None };
-        if let Some(finder) = &mut finder {
-            self.precopy(&mut link, &mut streams, &mut sent, &mut left, finder)?;
+        let mut ends = Ends { link, streams, sent };
+        match &mut finder {
+            Some(finder) => self.live(&mut ends, left, finder)?,
+            None => _ = self.switchover(&mut ends, &mut left, None, None)?,
         }
-        self.switchover(&mut link, &mut streams, &mut sent, left, finder.as_ref())?;
-        Ok((link, streams))
+        Ok((ends.link, ends.streams))
+    }
+
+    /// Rounds, then the switchover; again from there when its pause would be too long.
+    fn live(
+        &mut self,
+        ends: &mut Ends,
+        mut left: PageSet,
+        finder: &mut Finder,
+    ) -> Result<(), MigrationFault> {
+        finder.begin(self.machine)?;
+        ends.sent.dirty = finder.ranges().cloned();
+        let begun = Instant::now();
+        let mut course = Convergence::new(Fixed::assumed(self.machine.pid().is_some()));
+        loop {
+            let bound = self.precopy(ends, &mut left, finder, (begun, &mut course))?;
+            match self.switchover(ends, &mut left, Some(finder), bound)? {
+                Switched::Over => return Ok(()),
+                Switched::Back { leave } => {
+                    tracing::info!(
+                        migration = %self.out.id,
+                        leave_ms = leave.as_millis() as u64,
+                        "the pause would have been longer than its limit; the guest goes on for now"
+                    );
+                    ends.sent.dirty = finder.ranges().cloned();
+                    course.went_back(leave, begun.elapsed(), &self.out.control.limits());
+                }
+            }
+        }
     }
 
     fn prepare(&mut self) -> Result<(Link, Vec<Stream>), MigrationFault> {
@@ -223,65 +270,94 @@ impl Course<'_, '_> {
         Ok((link, streams))
     }
 
-    /// Rounds while the guest runs, until what is left fits the downtime limit.
+    /// Rounds while the guest runs, until what is left fits the downtime limit, or must go anyway. Gives what the pause has to
+    /// keep to.
     fn precopy(
         &mut self,
-        link: &mut Link,
-        streams: &mut [Stream],
-        sent: &mut Sent,
+        ends: &mut Ends,
         left: &mut PageSet,
-        finder: &mut Finder,
-    ) -> Result<(), MigrationFault> {
+        finder: &Finder,
+        (begun, course): (Instant, &mut Convergence),
+    ) -> Result<Option<Bound>, MigrationFault> {
         let control = self.out.control;
         control.enter(MigrationState::Precopy);
-        finder.begin(self.machine)?;
-        sent.dirty = finder.ranges().cloned();
-        let begun = Instant::now();
-        let mut course = Convergence::default();
         loop {
             self.check()?;
-            let until = self.round_ends_at(begun);
-            let mut round = self.round(link, streams, sent, left, Some(until))?;
-            let lanes = (streams.len(), sent.epoch);
-            let look = finder.look(self.machine, self.mirror, lanes, control, left)?;
+            let (mut round, settled) = self.round(ends, left, Some(begun))?;
+            course.settled(settled);
             let duration = Duration::from_micros(round.duration_us);
-            let seen = Observation {
+            let mut seen = Observation {
                 moved_pages: round.pages_sealed + round.pages_shared,
                 duration,
-                look: look.took,
+                look: Duration::ZERO,
                 dirty_pages: left.len(),
-                written_pages: look.written_pages,
+                written_pages: 0,
                 elapsed: begun.elapsed(),
                 asked: control.wants_switchover(),
             };
+            // What is left already may be the verdict: no scan of all RAM beyond the deadline then.
+            let mut already = *course;
+            if finder.is_slow()
+                && let Decision::NotConverging { pages_per_second, .. } =
+                    already.decide(&seen, &control.limits())
+            {
+                return Err(self.not_converging(pages_per_second));
+            }
+            let lanes = (ends.streams.len(), ends.sent.epoch);
+            let look = finder.look(self.machine, self.mirror, lanes, control, left)?;
+            seen.look = look.took;
+            seen.dirty_pages = left.len();
+            seen.written_pages = look.written_pages;
+            seen.elapsed = begun.elapsed();
+            seen.asked = control.wants_switchover();
             round.dirtied_pages = seen.written_pages;
-            let decision = course.decide(&seen, &control.limits());
+            let limits = control.limits();
+            let decision = course.decide(&seen, &limits);
+            let floor = course.floor(seen.look);
             control.update(|l| {
                 l.progress.dirty_pages_per_second = per_second(seen.written_pages, duration + look.took);
-                if let Decision::Round { expected, .. } | Decision::Switchover { expected } = decision {
-                    l.progress.expected_downtime_ms = Some(expected.as_millis() as u64);
+                l.progress.downtime_floor_ms = Some(whole_ms(floor));
+                if let Decision::Round { expected, .. } | Decision::Switchover { expected, .. } = decision {
+                    l.progress.expected_downtime_ms = Some(whole_ms(expected));
                 }
                 l.rounds.push(round);
             });
             match decision {
                 Decision::Round { throttle_percent, .. } => self.throttle(throttle_percent)?,
-                Decision::Switchover { .. } => return Ok(()),
-                Decision::NotConverging { dirty_pages_per_second, pages_per_second } => {
-                    return Err(MigrationFault::NotConverging { dirty_pages_per_second, pages_per_second });
+                Decision::Switchover { bound, .. } => return Ok(bound),
+                Decision::NotConverging { pages_per_second, .. } => {
+                    return Err(self.not_converging(pages_per_second));
                 }
+            }
+            if course.may_rest(&seen, &limits) {
+                self.rest(begun, &limits);
             }
         }
     }
 
-    /// When a round has to end even if pages are left: at the deadline, unless the guest is only slowed then.
-    fn round_ends_at(&self, begun: Instant) -> Instant {
-        let limits = self.out.control.limits();
-        let far = begun + Duration::from_secs(10 * 365 * 86_400);
-        match limits.on_timeout {
-            OnTimeout::Cancel | OnTimeout::Force => {
-                begun.checked_add(Duration::from_millis(limits.timeout_ms)).unwrap_or(far).min(far)
-            }
-            OnTimeout::Throttle => far,
+    /// A verdict with what was seen last.
+    fn not_converging(&self, pages_per_second: u64) -> MigrationFault {
+        let (p, limit) = (self.out.control.live().progress, self.out.control.limits().downtime_ms);
+        MigrationFault::NotConverging {
+            dirty_pages_per_second: p.dirty_pages_per_second,
+            pages_per_second,
+            floor_ms: p.downtime_floor_ms.filter(|floor| *floor > limit),
+        }
+    }
+
+    /// Waits where rounds would only cost, until something changes: at most half a second.
+    fn rest(&self, begun: Instant, limits: &MigrationLimits) {
+        let control = self.out.control;
+        let by = Instant::now() + REST;
+        let by = ends_at(begun, limits).map_or(by, |at| at.min(by));
+        let changed = || {
+            control.is_cancelled()
+                || control.wants_switchover()
+                || control.limits() != *limits
+                || self.machine.ended().is_some()
+        };
+        while Instant::now() < by && !changed() {
+            std::thread::sleep(Duration::from_millis(10));
         }
     }
 
@@ -297,39 +373,55 @@ impl Course<'_, '_> {
         Ok(())
     }
 
-    /// Pause, the last pages, the state, START.
+    /// Pause, the last pages, the state, START. With a `bound` that the pause turns out not to keep to, the guest goes on here
+    /// instead, and what is left has to be sent by another round.
     fn switchover(
         &mut self,
-        link: &mut Link,
-        streams: &mut [Stream],
-        sent: &mut Sent,
-        mut left: PageSet,
+        ends: &mut Ends,
+        left: &mut PageSet,
         finder: Option<&Finder>,
-    ) -> Result<(), MigrationFault> {
+        bound: Option<Bound>,
+    ) -> Result<Switched, MigrationFault> {
         self.check()?;
         let control = self.out.control;
         control.enter(MigrationState::Switchover);
-        self.paused_at = Some(Instant::now());
+        let paused_at = Instant::now();
+        self.paused_at = Some(paused_at);
         self.machine.pause()?;
-        self.mirror.paused()?;
         // Saving may touch memory (drivers say so), hence before the last look at the dirty log.
         let state = self.machine.save_state()?;
+        let leave = paused_at.elapsed();
         if let Some(finder) = finder {
-            let lanes = (streams.len(), sent.epoch);
-            finder.look(self.machine, self.mirror, lanes, control, &mut left)?;
-            sent.dirty = None;
-            finder.end(self.machine)?;
+            let lanes = (ends.streams.len(), ends.sent.epoch);
+            finder.look(self.machine, self.mirror, lanes, control, left)?;
         }
+        // Marks stay: nothing is written any more, and if the guest goes on after all they are found once more.
+        ends.sent.dirty = None;
         // Registers are written to the save areas when the vCPUs stop: whatever went before, they go again, last.
         if let Some(areas) = self.machine.ram().layout().save_areas() {
             left.insert_range(areas.ram_range());
         }
-        let round = self.round(link, streams, sent, &mut left, None)?;
+        // A switchover that was asked for meanwhile takes what it takes.
+        let holds =
+            |pages| bound.is_none_or(|b| b.holds(paused_at.elapsed(), pages)) || control.wants_switchover();
+        if !holds(left.len()) {
+            return self.go_on(leave);
+        }
+        let (round, _) = self.round(ends, left, None)?;
         control.update(|l| l.rounds.push(round));
+        if !holds(0) {
+            return self.go_on(leave);
+        }
+        if let Some(finder) = finder {
+            finder.end(self.machine)?;
+        }
+        // From here on the guest does not run again without the helper's leave.
+        self.mirror.paused()?;
+        let link = &mut ends.link;
         let state_digest = self.send_state(link, &state)?;
         // What the helper may export, less what it did: the rest went as shared pages.
         let allowed: u64 = self.mirror.plan().allowed_pages();
-        let start = Start { state: state_digest, shared_pages: allowed - sent.ever_sealed.len() };
+        let start = Start { state: state_digest, shared_pages: allowed - ends.sent.ever_sealed.len() };
         self.check()?;
         if !control.pass_point_of_no_return() {
             return Err(MigrationFault::Canceled);
@@ -341,22 +433,29 @@ impl Course<'_, '_> {
         if let Err(error) = link.send(kind::START, &token) {
             tracing::warn!(%error, "START may not have arrived");
         }
-        Ok(())
+        Ok(Switched::Over)
     }
 
-    /// One epoch over all streams: sends `left`, and leaves in it what there was no time for. Without `until` it is the
-    /// last, and takes the time that it takes.
+    /// A pause is broken off: the guest runs again.
+    fn go_on(&mut self, leave: Duration) -> Result<Switched, MigrationFault> {
+        self.machine.resume()?;
+        self.paused_at = None;
+        Ok(Switched::Back { leave })
+    }
+
+    /// One epoch over all streams: sends `left`, and leaves in it what there was no time for. With `since`, when pages began to
+    /// move, the guest runs and limits may cut it; without it is the last, and takes the time that it takes. Also gives how
+    /// long it was from the last page to the destination's word.
     fn round(
         &mut self,
-        link: &mut Link,
-        streams: &mut [Stream],
-        sent: &mut Sent,
+        ends: &mut Ends,
         left: &mut PageSet,
-        until: Option<Instant>,
-    ) -> Result<Round, MigrationFault> {
+        since: Option<Instant>,
+    ) -> Result<(Round, Duration), MigrationFault> {
+        let Ends { link, streams, sent } = ends;
         let begun = Instant::now();
         let status = self.machine.encryption().shared();
-        let (mut sealed, shared) = split(left, &status);
+        let (mut sealed, mut shared) = split(left, &status);
         let changed = sent.status.as_ref().map_or(0, |before| differing(before, &status));
         let shared_bytes = status.len() * PAGE_SIZE;
         sent.status = Some(status);
@@ -367,18 +466,23 @@ impl Course<'_, '_> {
             l.progress.iteration = sent.epoch;
             l.progress.remaining_bytes = left.len() * PAGE_SIZE;
         });
-        link.set_patience(control.patience());
-        link.send(kind::EPOCH_BEGIN, &sent.epoch.to_le_bytes())?;
         let (ram, plan) = (self.machine.ram(), self.mirror.plan());
         let plan = std::sync::Arc::clone(plan);
-        let limits = (control, &sent.limiter);
+        let limits = (control, &sent.limiter, streams.len());
         let work =
-            Work::new(sent.epoch, &sealed, &shared, (ram, &plan), limits, (until, sent.dirty.as_ref()));
-        pump_all(self.mirror, streams, &work).map_err(|fault| reason(link, fault))?;
-        send_shared(link, &work).map_err(|fault| reason(link, fault))?;
-        let token = self.mirror.end_epoch()?;
-        link.send(kind::EPOCH_TOKEN, &token)?;
-        wire::expect(link, &[kind::EPOCH_ACK], 64)?;
+            Work::new(sent.epoch, &sealed, &shared, (ram, &plan), limits, (since, sent.dirty.as_ref()));
+        link.set_patience(work.patience());
+        let epoch = sent.epoch;
+        let crossed = cross(link, self.mirror, streams, &work, epoch);
+        let (unsent, settled) = match crossed {
+            Ok(crossed) => crossed,
+            // Whoever is not heard at the deadline is not waited for.
+            Err(MigrationFault::PeerLost(_) | MigrationFault::PeerGone) if work.is_over() => {
+                let pages = work.counts.bytes() / PAGE_SIZE;
+                return Err(self.not_converging(per_second(pages, begun.elapsed())));
+            }
+            Err(fault) => return Err(reason(link, fault)),
+        };
         let (duration, bytes) = (begun.elapsed(), work.counts.bytes());
         let count = |n: &std::sync::atomic::AtomicU64| n.load(std::sync::atomic::Ordering::Relaxed);
         let round = Round {
@@ -389,12 +493,14 @@ impl Course<'_, '_> {
             bytes,
             duration_us: duration.as_micros() as u64,
             dirtied_pages: 0,
-            paused: until.is_none(),
+            paused: since.is_none(),
         };
         let before = *work.before();
         let untaken = work.untaken();
         left.clone_from(&untaken);
+        left.union(&unsent);
         sealed.take(&untaken);
+        shared.take(&unsent);
         sent.epoch += 1;
         sent.ever_sealed.union(&sealed);
         sent.ever_shared.union(&shared);
@@ -409,11 +515,11 @@ impl Course<'_, '_> {
             if bytes >= 1 << 20 {
                 p.throughput_bytes_per_second = per_second(bytes, duration);
             }
-            let total = if until.is_none() { &mut p.downtime_bytes } else { &mut p.precopy_bytes };
+            let total = if since.is_none() { &mut p.downtime_bytes } else { &mut p.precopy_bytes };
             *total += bytes;
             p.elapsed_ms = self.begun.elapsed().as_millis() as u64;
         });
-        Ok(round)
+        Ok((round, settled))
     }
 
     fn send_state(&mut self, link: &mut Link, state: &[u8]) -> Result<[u8; 32], MigrationFault> {
@@ -536,6 +642,26 @@ fn reason(link: &mut Link, fault: MigrationFault) -> MigrationFault {
     }
 }
 
+/// All of an epoch's messages. Gives the shared pages that there was no time for, and how long it was from the last page to the
+/// destination's word.
+fn cross(
+    link: &mut Link,
+    mirror: &mut Mirror,
+    streams: &mut [Stream],
+    work: &Work<'_>,
+    epoch: u32,
+) -> Result<(PageSet, Duration), MigrationFault> {
+    link.send(kind::EPOCH_BEGIN, &epoch.to_le_bytes())?;
+    pump_all(mirror, streams, work)?;
+    let unsent = send_shared(link, work)?;
+    let sent_all = Instant::now();
+    let token = mirror.end_epoch()?;
+    link.set_patience(work.patience());
+    link.send(kind::EPOCH_TOKEN, &token)?;
+    wire::expect(link, &[kind::EPOCH_ACK], 64)?;
+    Ok((unsent, sent_all.elapsed()))
+}
+
 /// Every stream sends its part, each on its own thread; the first error counts.
 fn pump_all(mirror: &mut Mirror, streams: &mut [Stream], work: &Work<'_>) -> Result<(), MigrationFault> {
     let placement = mirror.placement();
@@ -585,6 +711,11 @@ fn fresh_key() -> Result<[u8; 32], MigrationFault> {
         .fill(&mut key)
         .map_err(|_| MigrationFault::Protocol("the system has no randomness"))?;
     Ok(key)
+}
+
+/// Milliseconds, none of them lost: a limit of as many is enough.
+fn whole_ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros().div_ceil(1000)).unwrap_or(u64::MAX)
 }
 
 fn per_second(n: u64, duration: Duration) -> u64 {

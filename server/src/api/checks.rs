@@ -32,6 +32,9 @@ pub struct MigrationEstimate {
     /// The pause; null: not known.
     #[schema(example = 12)]
     pub downtime_ms: Option<u64>,
+    /// The shortest pause that can be had, whatever the number of pages: a `limits.downtime_ms` below it is never met.
+    #[schema(example = 30)]
+    pub downtime_floor_ms: u64,
     /// Whether pre-copy would get done; null: how fast the guest writes is not known.
     pub converges: Option<bool>,
     /// Page content per second that this is reckoned with.
@@ -67,6 +70,7 @@ impl From<Check> for MigrationCheck {
             estimate: check.estimate.map(|e| MigrationEstimate {
                 precopy_ms: e.precopy_ms.min(crate::problem::MAX_SAFE_INTEGER),
                 downtime_ms: e.downtime_ms.map(|d| d.min(crate::problem::MAX_SAFE_INTEGER)),
+                downtime_floor_ms: e.downtime_floor_ms.min(crate::problem::MAX_SAFE_INTEGER),
                 converges: e.converges,
                 throughput_bytes_per_second: e.throughput_bytes_per_second,
             }),

@@ -160,7 +160,9 @@ pub struct LimitsBody {
     /// Bytes of page content per second over all streams; null or absent: as fast as it goes.
     #[schema(minimum = 1, maximum = 9007199254740991u64)]
     pub bandwidth_bytes_per_second: Option<u64>,
-    /// Longest pause that pre-copy aims for.
+    /// Longest pause of a live migration. A pause that turns out longer is broken off while it can be, until the destination is
+    /// told to start the guest; the guest goes on and another is tried later. Tolerance: a tenth, at least 5 ms, and what the
+    /// destination takes beyond the prediction.
     #[serde(default)]
     #[schema(default = 300, minimum = 0, maximum = 3600000)]
     pub downtime_ms: u64,
@@ -545,6 +547,9 @@ pub struct MigrationProgress {
     pub remaining_ms: Option<u64>,
     /// Pause that the next switchover would cost; null: unknown.
     pub expected_downtime_ms: Option<u64>,
+    /// The shortest pause that can be had, whatever the number of pages; null: unknown. With `limits.downtime_ms` below it
+    /// the migration does not switch over by itself.
+    pub downtime_floor_ms: Option<u64>,
     /// The pause as measured, from the guest's last instruction at the source to its first at the destination,
     /// `verify_ms` taken off; null: there was none yet.
     pub downtime_ms: Option<f64>,
@@ -638,6 +643,13 @@ pub struct Condition {
     /// Why, for programs; `snake_case`, an open list.
     #[schema(example = "dirty_rate_below_throughput")]
     pub reason: &'static str,
+    /// More of why, and what would help, for people; absent where the reason says it all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(
+        nullable = false,
+        example = "the shortest pause is about 420 ms: raise limits.downtime_ms to that"
+    )]
+    pub detail: Option<String>,
 }
 
 impl Condition {
@@ -650,10 +662,21 @@ impl Condition {
             kind,
             status: so.map_or("unknown", |so| if so { "true" } else { "false" }),
             reason,
+            detail: None,
         };
+        let limit = record.spec.as_ref().map(|s| s.limits.downtime_ms);
+        let floor = p.downtime_floor_ms.filter(|floor| moving && limit.is_some_and(|limit| *floor > limit));
         let measured = moving && p.iteration > 1 && p.throughput_bytes_per_second > 0;
         let converging = match (code, measured) {
             ("not_converging", _) => is("Converging", Some(false), "not_converging"),
+            _ if floor.is_some() => Self {
+                detail: floor.map(|ms| {
+                    format!(
+                        "the shortest pause is about {ms} ms: raise limits.downtime_ms to that, or ask for the switchover"
+                    )
+                }),
+                ..is("Converging", Some(false), "downtime_limit_below_floor")
+            },
             (_, true) if dirty < p.throughput_bytes_per_second => {
                 is("Converging", Some(true), "dirty_rate_below_throughput")
             }
@@ -683,6 +706,7 @@ impl MigrationProgress {
             elapsed_ms: p.elapsed_ms,
             remaining_ms: p.remaining_ms,
             expected_downtime_ms: p.expected_downtime_ms,
+            downtime_floor_ms: p.downtime_floor_ms,
             downtime_ms: p.downtime_ms,
             setup_ms: p.setup_ms,
             verify_ms: p.verify_ms,
