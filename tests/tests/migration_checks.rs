@@ -1,6 +1,8 @@
 //! A look at a migration and the migration itself go by the same: what the look lets pass is let in, and what it names is what
 //! the migration would fail with.
 
+#![allow(clippy::unwrap_used, reason = "the helpers of a test are test code")]
+
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;

@@ -12,6 +12,7 @@ use super::{
     MigrationState, MirrorChoice, PeerRecord, outgoing,
 };
 use crate::addr::PAGE_SIZE;
+use crate::address_space::Strategy;
 use crate::migration::wire::Abilities;
 use crate::migration::{Fixed, MigrationFault, ask};
 use crate::store::Trouble;
@@ -142,6 +143,16 @@ impl Host {
             total_bytes: record.layout.ram_bytes(),
             shared_bytes: shared,
         })
+    }
+
+    /// The only mirror that a guest can have, if it was launched with one (SEV-ES): its strategy and workers, as it is now or
+    /// as the guest's definition wants it.
+    pub fn launch_mirror(&self, key: &str) -> Option<(Strategy, u32)> {
+        let guest = self.inner.find_guest(key).ok()?.record();
+        let sev = guest.spec.driver.sev().filter(|sev| sev.es)?;
+        let there = self.inner.mirror_entries().into_iter().map(|m| m.record()).find(|m| m.guest == guest.id);
+        let there = there.map(|m| (m.strategy, m.workers.len() as u32));
+        Some(there.unwrap_or((sev.mirror.strategy, sev.mirror.workers)))
     }
 
     /// Asks a known peer what it can do.

@@ -41,11 +41,12 @@ pub struct MigrationCreate {
     #[serde(default)]
     #[schema(default = "precopy")]
     pub mode: ModeBody,
-    /// Through which mirror; absent: a template of `shifted` with `4gib`.
+    /// Through which mirror; absent: a template of `shifted` with `4gib`, and of an SEV-ES guest the mirror that it was
+    /// launched with.
     #[serde(default)]
     pub mirror: MirrorChoiceBody,
     /// Helper workers and connections, no more than an existing mirror has workers; absent: by this host's processors and
-    /// their load, or 1 with an existing mirror.
+    /// their load, no more than an SEV-ES guest's mirror has workers, or 1 with an existing mirror.
     #[serde(default)]
     #[schema(minimum = 1, maximum = 16)]
     pub streams: u16,
@@ -64,6 +65,19 @@ pub struct MigrationCreate {
     #[serde(default)]
     #[schema(default = false)]
     pub verify: bool,
+    /// What the caller left to the daemon.
+    #[serde(skip)]
+    #[schema(ignore)]
+    pub left_open: LeftOpen,
+}
+
+/// What a caller left to the daemon: where a guest has only one mirror, that decides.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LeftOpen {
+    /// Through which mirror.
+    pub mirror: bool,
+    /// How many streams.
+    pub streams: bool,
 }
 
 /// Where a migration goes.
@@ -218,6 +232,7 @@ impl Decode for MigrationCreate {
         let guest = f.required("guest");
         let destination = f.required("destination");
         let mode = f.or("mode", ModeBody::Precopy);
+        let left_open = LeftOpen { mirror: !f.has("mirror"), streams: !f.has("streams") };
         let mirror = f.or("mirror", DEFAULT_MIRROR);
         let made = !matches!(mirror, Some(MirrorChoiceBody::Existing { .. }));
         let streams = f.int_or("streams", 1..=16, if made { default_streams() } else { 1 });
@@ -236,6 +251,7 @@ impl Decode for MigrationCreate {
             limits: limits?,
             on_success: on_success?,
             verify: verify?,
+            left_open,
         })
     }
 }
@@ -483,6 +499,7 @@ impl From<MigrationSpec> for MigrationCreate {
                 },
             },
             verify: spec.verify,
+            left_open: LeftOpen::default(),
         }
     }
 }

@@ -5,7 +5,9 @@ use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use mirrorvm::host::{Destination, HostError, MigrationRecord, MigrationSpec, MigrationState, Ticket};
+use mirrorvm::host::{
+    Destination, Host, HostError, MigrationRecord, MigrationSpec, MigrationState, MirrorChoice, Ticket,
+};
 use uuid::Uuid;
 
 use super::common::{
@@ -92,6 +94,21 @@ pub async fn list(State(state): State<AppState>, query: Query) -> Result<Respons
     Ok(respond::list(MigrationList { items, next_page_token }, link))
 }
 
+/// What a body asks for. Where it leaves mirror or streams open and the guest has only one mirror, the one of its launch, that
+/// one decides: defaults of guests and of migrations fit each other.
+fn wanted(host: &Host, body: MigrationCreate) -> MigrationSpec {
+    let open = body.left_open;
+    let mut spec = MigrationSpec::from(body);
+    let Some((strategy, workers)) = host.launch_mirror(&spec.guest) else { return spec };
+    if open.mirror {
+        spec.mirror = MirrorChoice::Template(strategy);
+    }
+    if open.streams {
+        spec.streams = spec.streams.min(u16::try_from(workers).unwrap_or(u16::MAX));
+    }
+    spec
+}
+
 fn made(record: MigrationRecord) -> Response {
     let (location, generation) = (format!("{PATH}/{}", record.id), record.generation);
     respond::created(&location, generation, Migration::from(record))
@@ -130,7 +147,7 @@ pub async fn create(
     JsonBody(body): JsonBody<MigrationCreate>,
 ) -> Result<Response, Problem> {
     let host = state.host()?.clone();
-    let spec = MigrationSpec::from(body);
+    let spec = wanted(&host, body);
     let patience = wait::preferred(&headers);
     // A ticket brings its own id, the same every time.
     let session = match &spec.destination {
@@ -180,7 +197,7 @@ pub async fn put(
 ) -> Result<Response, Problem> {
     let host = state.host()?.clone();
     let id = new_id(&key)?;
-    let spec = MigrationSpec::from(body);
+    let spec = wanted(&host, body);
     if let Ok(there) = host.migration(id) {
         check_put(&change, "migration", there.generation)?;
         // Limits may have changed since.
@@ -345,7 +362,7 @@ pub async fn check(
     JsonBody(body): JsonBody<MigrationCreate>,
 ) -> Result<Json<MigrationCheck>, Problem> {
     let host = state.host()?.clone();
-    let spec = MigrationSpec::from(body);
+    let spec = wanted(&host, body);
     let found = respond::detached(async move { host.check_migration(spec).await }).await?;
     Ok(Json(found.into()))
 }
