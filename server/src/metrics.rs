@@ -13,6 +13,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+use crate::problem::ProblemCode;
+
 /// Operation and class of its answer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Asked {
@@ -26,7 +28,29 @@ impl EncodeLabelSet for Asked {
     }
 }
 
-/// A state.
+/// What became of a connection that came to a full listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turned {
+    /// It took the place of one that asked for nothing.
+    Replaced,
+    /// It is one of the few beyond the bound, for monitoring.
+    Reserved,
+    /// It was closed.
+    Refused,
+}
+
+impl Turned {
+    /// As log and counters have it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Replaced => "replaced",
+            Self::Reserved => "reserved",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+/// One label.
 type State = [(&'static str, &'static str); 1];
 
 /// Counters of one daemon.
@@ -36,7 +60,10 @@ pub struct Metrics {
     requests: Family<Asked, Counter>,
     latency: Histogram,
     connections: Gauge,
+    crowded: Family<State, Counter>,
+    problems: Family<State, Counter>,
     streams: Gauge,
+    long_polls: Gauge,
     guests: Family<State, Gauge>,
     mirrors: Family<State, Gauge>,
     migrations: Family<State, Gauge>,
@@ -57,7 +84,10 @@ impl Default for Metrics {
             requests: Family::default(),
             latency,
             connections: Gauge::default(),
+            crowded: Family::default(),
+            problems: Family::default(),
             streams: Gauge::default(),
+            long_polls: Gauge::default(),
             guests: Family::default(),
             mirrors: Family::default(),
             migrations: Family::default(),
@@ -70,6 +100,13 @@ impl Default for Metrics {
         registry.register("http_requests", "Requests answered", metrics.requests.clone());
         registry.register("http_request_duration_seconds", "Time to the answer", metrics.latency.clone());
         registry.register("http_connections", "Open connections", metrics.connections.clone());
+        registry.register(
+            "http_listener_full",
+            "Connections that came to a full listener, by what became of them",
+            metrics.crowded.clone(),
+        );
+        registry.register("http_problems", "Problems answered, by code", metrics.problems.clone());
+        registry.register("long_polls", "Callers that wait for a change", metrics.long_polls.clone());
         registry.register("event_streams", "Open event streams", metrics.streams.clone());
         registry.register("guests", "Guests by state", metrics.guests.clone());
         registry.register("mirrors", "Mirrors by state", metrics.mirrors.clone());
@@ -104,10 +141,26 @@ impl Metrics {
         self.latency.observe(took.as_secs_f64());
     }
 
+    /// One request was answered with a problem.
+    pub fn problem(&self, code: ProblemCode) {
+        self.problems.get_or_create(&[("code", code.as_str())]).inc();
+    }
+
     /// A connection is open until the guard goes.
     pub fn connection(&self) -> Open {
         self.connections.inc();
         Open(self.connections.clone())
+    }
+
+    /// A connection came to a full listener.
+    pub fn turned(&self, turned: Turned) {
+        self.crowded.get_or_create(&[("what", turned.name())]).inc();
+    }
+
+    /// A caller waits until the guard goes.
+    pub fn long_poll(&self) -> Open {
+        self.long_polls.inc();
+        Open(self.long_polls.clone())
     }
 
     /// An event stream is open until the guard goes.
@@ -169,12 +222,16 @@ mod tests {
         let metrics = Metrics::default();
         metrics.answered("guest_get", 200, Duration::from_millis(1));
         metrics.answered("guest_get", 404, Duration::from_millis(1));
+        metrics.turned(Turned::Replaced);
+        metrics.problem(ProblemCode::TooManyLongPolls);
         let open = metrics.connection();
         let text = metrics.text(None).unwrap();
         for line in [
             "mirrorvm_http_requests_total{operation=\"guest_get\",status=\"2xx\"} 1",
             "mirrorvm_http_requests_total{operation=\"guest_get\",status=\"4xx\"} 1",
             "mirrorvm_http_connections 1",
+            "mirrorvm_http_problems_total{code=\"too_many_long_polls\"} 1",
+            "mirrorvm_http_listener_full_total{what=\"replaced\"} 1",
             "mirrorvm_http_request_duration_seconds_count 2",
             "# EOF",
         ] {

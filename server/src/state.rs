@@ -34,6 +34,7 @@ struct Shared {
     credentials: Credentials,
     acts: Acts,
     streams: Arc<Semaphore>,
+    long_polls: Arc<Semaphore>,
     metrics: Metrics,
 }
 
@@ -45,7 +46,8 @@ impl AppState {
         config: Config,
         closing: watch::Receiver<bool>,
     ) -> Self {
-        let streams = Arc::new(Semaphore::new(config.limits.streams as usize));
+        let streams = Arc::new(Semaphore::new(config.limits.open_streams()));
+        let long_polls = Arc::new(Semaphore::new(config.limits.waiting()));
         Self(Arc::new(Shared {
             host: OnceLock::new(),
             closing,
@@ -59,6 +61,7 @@ impl AppState {
             credentials: Credentials::default(),
             acts: Acts::default(),
             streams,
+            long_polls,
             metrics: Metrics::default(),
         }))
     }
@@ -140,6 +143,11 @@ impl AppState {
     /// Event streams that may still be opened.
     pub fn streams(&self) -> Arc<Semaphore> {
         Arc::clone(&self.0.streams)
+    }
+
+    /// Callers that may still begin to wait.
+    pub fn long_polls(&self) -> Arc<Semaphore> {
+        Arc::clone(&self.0.long_polls)
     }
 
     /// What is counted.

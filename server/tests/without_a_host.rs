@@ -59,6 +59,9 @@ async fn send(service: &Router, mut request: Request<Body>) -> Answer {
         let uid = rustix::process::geteuid().as_raw();
         request.extensions_mut().insert(Peer::Unix { uid, gid: uid });
     }
+    if !request.headers().contains_key("host") {
+        request.headers_mut().insert("host", "localhost".parse().unwrap());
+    }
     let (parts, body) = service.clone().oneshot(request).await.unwrap().into_parts();
     let body = body.collect().await.unwrap().to_bytes().to_vec();
     Answer { status: parts.status, headers: parts.headers, body }

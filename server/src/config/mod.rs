@@ -52,10 +52,12 @@ impl AccessRules {
 /// How much of what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections at once for each listener; more wait in the kernel's backlog.
+    /// Connections at once for each listener; of more, those that ask for nothing are closed first.
     pub connections: u32,
-    /// Event streams at once.
+    /// Event streams at once, and at most a quarter of a listener's connections.
     pub streams: u32,
+    /// Callers that wait for a change at once, and at most half of a listener's connections.
+    pub long_polls: u32,
     /// Requests per second of one principal, over the time of a second; 0: any number.
     pub requests_per_second: u32,
     /// Seconds for a TLS handshake.
@@ -75,11 +77,24 @@ pub struct Limits {
     pub memory_reserve_mib: u64,
 }
 
+impl Limits {
+    /// Event streams that may be open: they never fill a listener.
+    pub fn open_streams(&self) -> usize {
+        self.streams.min((self.connections / 4).max(1)) as usize
+    }
+
+    /// Callers that may wait: with the streams they never fill a listener.
+    pub fn waiting(&self) -> usize {
+        self.long_polls.min((self.connections / 2).max(1)) as usize
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 512,
             streams: 64,
+            long_polls: 256,
             requests_per_second: 0,
             handshake_seconds: 10,
             header_seconds: 10,

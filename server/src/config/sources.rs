@@ -281,9 +281,10 @@ fn limits(
     // Name, smallest and largest value, where it goes.
     type Set<'a> = Box<dyn FnOnce(&mut Limits, u64) + 'a>;
     let d = Limits::default();
-    let table: [(&str, u64, u64, u64, Set<'_>); 10] = [
+    let table: [(&str, u64, u64, u64, Set<'_>); 11] = [
         ("connections", 1, 65_536, d.connections.into(), Box::new(|l, v| small(&mut l.connections, v))),
         ("streams", 0, 65_536, d.streams.into(), Box::new(|l, v| small(&mut l.streams, v))),
+        ("long_polls", 0, 65_536, d.long_polls.into(), Box::new(|l, v| small(&mut l.long_polls, v))),
         (
             "requests_per_second",
             0,

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use axum::body::{Body, HttpBody};
-use axum::extract::{FromRequest, Request};
-use axum::http::{HeaderMap, HeaderValue, header};
+use axum::extract::{FromRequest, MatchedPath, Request};
+use axum::http::{Extensions, HeaderMap, HeaderValue, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 
 use crate::api::decode::{Decode, decode};
@@ -14,9 +14,12 @@ use crate::state::AppState;
 
 /// Most bytes of a request body, where nothing else is said.
 pub const BODY_MAX: usize = 64 << 10;
-/// Bodies that need more, by the end of their path: a declaration of 4096 tuples, a sealed batch of 256 pages, a helper image.
-const LARGER: [(&str, usize); 3] =
-    [("/address-space-plans", 1 << 20), ("/imports", 2 << 20), ("/content", CONTENT_MAX)];
+/// Routes whose bodies need more: a declaration of 4096 tuples, a sealed batch of 256 pages, a helper image.
+const LARGER: [(&str, usize); 3] = [
+    ("/v1/guests/{guest}/address-space-plans", 1 << 20),
+    ("/v1/mirrors/{mirror}/imports", 2 << 20),
+    ("/v1/helper-images/{image}/content", CONTENT_MAX),
+];
 /// Most bytes of a helper image.
 pub const CONTENT_MAX: usize = 16 << 20;
 const JSON: &str = "application/json";
@@ -24,9 +27,10 @@ const JSON: &str = "application/json";
 pub const MERGE_PATCH: &str = "application/merge-patch+json";
 const OCTETS: &str = "application/octet-stream";
 
-/// Most bytes of a body that goes to `path`.
-pub fn max_of(path: &str) -> usize {
-    LARGER.iter().find(|(end, _)| path.ends_with(end)).map_or(BODY_MAX, |(_, max)| *max)
+/// Most bytes of a request's body: by the route that it was found to go to, not by how its path looks.
+pub fn max_of(extensions: &Extensions) -> usize {
+    let route = extensions.get::<MatchedPath>().map_or("", MatchedPath::as_str);
+    LARGER.iter().find(|(larger, _)| *larger == route).map_or(BODY_MAX, |(_, max)| *max)
 }
 
 /// A decoded JSON body.
@@ -38,7 +42,7 @@ impl<T: Decode> FromRequest<AppState> for JsonBody<T> {
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, Problem> {
         check_media_type(request.headers(), &[JSON], "accept-post")?;
-        let max = max_of(request.uri().path());
+        let max = max_of(request.extensions());
         let bytes = read(request.into_body(), max, timeout(state)).await?;
         parse(&bytes).map(Self)
     }
@@ -118,7 +122,7 @@ fn check_media_type(
 /// As [`read`].
 pub async fn whole(state: &AppState, request: Request) -> Result<Request, Problem> {
     let (parts, body) = request.into_parts();
-    let bytes = read(body, max_of(parts.uri.path()), timeout(state)).await?;
+    let bytes = read(body, max_of(&parts.extensions), timeout(state)).await?;
     Ok(Request::from_parts(parts, Body::from(bytes)))
 }
 
@@ -156,6 +160,13 @@ mod tests {
         }
         check_media_type(&headers, &[JSON], "accept-post")
             .map_or_else(|p| p.code().status().as_u16(), |()| 200)
+    }
+
+    #[test]
+    fn routes_with_larger_bodies_are_routes() {
+        for (route, _) in LARGER {
+            assert!(crate::access::table::OPERATIONS.iter().any(|o| o.path == route), "{route}");
+        }
     }
 
     #[test]

@@ -1,17 +1,17 @@
 //! Against web pages: over loopback TCP any page in a browser on this machine can send requests here.
 //!
 //! DNS rebinding shows in the Host header, a cross-site request in Origin. A Unix socket is out of reach for a
-//! browser and is not checked.
+//! browser and is not checked. What HTTP/1.1 itself wants of a Host header (RFC 9112, section 3.2) holds everywhere.
 
 use std::net::IpAddr;
 
 use axum::extract::Request;
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, Uri, header};
+use axum::http::{HeaderMap, Uri, Version, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use crate::problem::{Problem, ProblemCode};
+use crate::problem::{Problem, ProblemCode, ProblemError};
 
 /// How a request came in; set on every request by the accept loop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,12 +26,27 @@ pub enum Transport {
 
 /// Refuses requests over TCP that another site may have sent.
 pub async fn layer(request: Request, next: Next) -> Response {
+    if !well_formed(request.version(), request.headers()) {
+        let detail = "an HTTP/1.1 request has one Host header, with a host's name or address";
+        let error = ProblemError::at_header(&header::HOST, "invalid_format", detail);
+        return Problem::new(ProblemCode::MalformedRequest, detail).with_errors(vec![error]).into_response();
+    }
     let over_tcp = request.extensions().get::<Transport>() == Some(&Transport::LoopbackTcp);
     if over_tcp && !allowed(request.uri(), request.headers()) {
         let detail = "Host, or Origin where there is one, does not name this machine's loopback address";
         return Problem::new(ProblemCode::OriginRefused, detail).into_response();
     }
     next.run(request).await
+}
+
+/// One Host header in HTTP/1.1 and at most one before; a host, or empty where there is none to name.
+fn well_formed(version: Version, headers: &HeaderMap) -> bool {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (None, _) => version < Version::HTTP_11,
+        (Some(host), None) => host.is_empty() || host.to_str().is_ok_and(|h| h.parse::<Authority>().is_ok()),
+        (Some(_), Some(_)) => false,
+    }
 }
 
 fn allowed(uri: &Uri, headers: &HeaderMap) -> bool {
@@ -71,6 +86,18 @@ mod tests {
             headers.insert(header::ORIGIN, HeaderValue::from_static(origin));
         }
         allowed(&Uri::from_static(target), &headers)
+    }
+
+    #[test]
+    fn http_1_1_has_one_host_and_http_1_0_may_have_none() {
+        let of = |version, hosts: &[&'static str]| {
+            let hosts = hosts.iter().map(|h| (header::HOST, HeaderValue::from_static(h)));
+            well_formed(version, &hosts.collect())
+        };
+        assert!(of(Version::HTTP_10, &[]) && of(Version::HTTP_10, &["a"]) && of(Version::HTTP_11, &["a:1"]));
+        assert!(of(Version::HTTP_11, &[""]) && of(Version::HTTP_11, &["[::1]:7800"]));
+        assert!(!of(Version::HTTP_11, &[]) && !of(Version::HTTP_11, &["a", "a"]));
+        assert!(!of(Version::HTTP_11, &["a b"]) && !of(Version::HTTP_10, &["a/b", "a"]));
     }
 
     #[test]

@@ -92,7 +92,7 @@ async fn run(state: &AppState, request: Request, next: Next) -> Result<Response,
     let principal = parts.extensions.get::<Caller>().map_or("", |c| c.principal.as_str());
     let key = format!("{principal}\n{key}");
     let limit = std::time::Duration::from_secs(state.config().limits.body_seconds.into());
-    let bytes = body::read(body, body::max_of(parts.uri.path()), limit).await?;
+    let bytes = body::read(body, body::max_of(&parts.extensions), limit).await?;
     let target = parts.uri.path_and_query().map_or("", |p| p.as_str());
     let fingerprint = fingerprint(parts.method.as_str(), target, &parts.headers, &bytes);
     let mine = claim(&host, &key, fingerprint, state.boot()).await?;

@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use tower_http::catch_panic::CatchPanicLayer;
 use uuid::Uuid;
 
-use super::{gate, guard, idempotency, trace};
+use super::{gate, guard, idempotency, quiet, trace};
 use crate::access::table;
 use crate::problem::{PROBLEM_JSON, Problem, ProblemCode};
 use crate::state::AppState;
@@ -23,6 +23,14 @@ pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const SLOW: Duration = Duration::from_millis(10);
 /// Longest time for an answer: the longest long poll and some.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
+/// Most bytes of a request's head: first line and headers.
+pub const HEAD_MAX: usize = 64 << 10;
+/// What is answered also where there is no room for anything else.
+const MONITORING: [&str; 3] = ["/livez", "/readyz", "/metrics"];
+
+/// On requests of a connection beyond the listener's bound; set by the accept loop.
+#[derive(Clone, Copy, Debug)]
+pub struct Crowded;
 
 /// Puts the middleware around `router`.
 pub fn wrap(router: Router, state: &AppState) -> Router {
@@ -36,12 +44,12 @@ pub fn wrap(router: Router, state: &AppState) -> Router {
         .layer(from_fn_with_state(state.clone(), finish))
 }
 
-/// Puts around routes that anybody may read who reaches their socket what they need: no gate, nothing for changes.
+/// Puts around routes that anybody may read who reaches their socket what they need: no gate, nothing for changes, and
+/// no question of which name they know the daemon by: scrapers come through proxies.
 pub fn wrap_open(router: Router, state: &AppState) -> Router {
     router
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn(timeout))
-        .layer(from_fn(guard::layer))
         .layer(from_fn_with_state(state.clone(), finish))
 }
 
@@ -68,7 +76,11 @@ async fn finish(State(state): State<AppState>, mut request: Request, next: Next)
     let operation = route.as_deref().and_then(|r| table::find(&method, r)).map_or("none", |o| o.id);
     let trace = trace::of(request.headers());
     request.extensions_mut().insert(RequestId(id.clone()));
-    let response = next.run(request).await;
+    let crowded = request.extensions().get::<Crowded>().is_some();
+    let response = match refusal(&request, crowded) {
+        Some(problem) => problem.into_response(),
+        None => next.run(request).await,
+    };
     let problem = problem_of(&response, &method);
     let mut response = match &problem {
         Some(problem) => render(problem, &response, &path, &id),
@@ -83,6 +95,9 @@ async fn finish(State(state): State<AppState>, mut request: Request, next: Next)
     if !headers.contains_key(header::CACHE_CONTROL) {
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     }
+    if crowded {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     let took = started.elapsed();
     if method == Method::GET && took >= SLOW {
         let timing = format!("total;dur={:.1}", took.as_secs_f64() * 1e3);
@@ -91,8 +106,64 @@ async fn finish(State(state): State<AppState>, mut request: Request, next: Next)
         }
     }
     state.metrics().answered(operation, response.status().as_u16(), took);
+    if let Some(problem) = &problem {
+        state.metrics().problem(problem.code());
+    }
     log(&method, operation, &id, trace.id(), response.status(), took, problem.as_ref());
     response
+}
+
+/// Why a request is not looked at, whatever it asks for.
+fn refusal(request: &Request, crowded: bool) -> Option<Problem> {
+    if head_bytes(request) > HEAD_MAX {
+        let detail = format!("a request's head has at most {HEAD_MAX} bytes");
+        return Some(Problem::new(ProblemCode::HeadersTooLarge, detail));
+    }
+    if crowded && !MONITORING.contains(&request.uri().path()) {
+        let detail = "every connection that this listener may have is being used";
+        return Some(Problem::new(ProblemCode::TooManyConnections, detail));
+    }
+    None
+}
+
+/// Bytes of the head, without white space that it may do without. Requests that are sent without waiting for answers come in
+/// one piece, of which the parser cannot tell how much is whose.
+fn head_bytes(request: &Request) -> usize {
+    // The spaces and the version of the first line, and an empty line at the end.
+    let first =
+        request.method().as_str().len() + request.uri().to_string().len() + "  HTTP/1.1\r\n\r\n".len();
+    request.headers().iter().map(|(n, v)| n.as_str().len() + v.len() + ": \r\n".len()).sum::<usize>() + first
+}
+
+/// The answer to what could not be read as a request, as it goes over the wire.
+pub async fn unread(state: Option<&AppState>, problem: &Problem) -> Vec<u8> {
+    let id = Uuid::now_v7().to_string();
+    // There is no path that could be trusted.
+    let (head, body) = problem.render("", &id).into_parts();
+    // A problem's body is in memory.
+    let body = axum::body::to_bytes(body, usize::MAX).await.unwrap_or_default();
+    let reason = head.status.canonical_reason().unwrap_or_default();
+    let mut text = format!(
+        "HTTP/1.1 {} {reason}\r\n{REQUEST_ID}: {id}\r\nconnection: close\r\ncontent-length: {}\r\n\
+         x-content-type-options: nosniff\r\n",
+        head.status.as_u16(),
+        body.len()
+    )
+    .into_bytes();
+    for (name, value) in head.headers.iter().filter(|(n, _)| *n != header::CONTENT_LENGTH) {
+        text.extend_from_slice(name.as_str().as_bytes());
+        text.extend_from_slice(b": ");
+        text.extend_from_slice(value.as_bytes());
+        text.extend_from_slice(b"\r\n");
+    }
+    text.extend_from_slice(b"\r\n");
+    text.extend_from_slice(&body);
+    if let Some(state) = state {
+        state.metrics().answered("none", head.status.as_u16(), Duration::ZERO);
+        state.metrics().problem(problem.code());
+    }
+    log(&Method::default(), "none", &id, "", head.status, Duration::ZERO, Some(problem));
+    text
 }
 
 /// The id of the request being handled.
@@ -159,16 +230,42 @@ fn log(
     took: Duration,
     problem: Option<&Problem>,
 ) {
+    // One of the caller's own making may be of any length.
+    let shown: String = method.as_str().chars().take(16).collect();
     let ms = took.as_secs_f64() * 1e3;
-    let code = problem.map_or("", |p| p.code().as_str());
+    let code = problem.map_or("none", |p| p.code().as_str());
     let cause = problem.and_then(Problem::log).unwrap_or("");
     let status = status.as_u16();
     if status >= 500 {
-        tracing::error!(%method, operation, status, code, cause, request_id = id, trace_id, ms, "request failed");
+        let Some(left_out) = quiet::admits(code) else { return };
+        tracing::error!(
+            method = shown,
+            operation,
+            status,
+            code,
+            cause,
+            request_id = id,
+            trace_id,
+            ms,
+            left_out,
+            "request failed"
+        );
     } else if status >= 400 {
-        tracing::info!(%method, operation, status, code, cause, request_id = id, trace_id, ms, "request refused");
+        let Some(left_out) = quiet::admits(code) else { return };
+        tracing::info!(
+            method = shown,
+            operation,
+            status,
+            code,
+            cause,
+            request_id = id,
+            trace_id,
+            ms,
+            left_out,
+            "request refused"
+        );
     } else {
-        tracing::debug!(%method, operation, status, request_id = id, trace_id, ms, "request");
+        tracing::debug!(method = shown, operation, status, request_id = id, trace_id, ms, "request");
     }
 }
 

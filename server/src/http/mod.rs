@@ -12,6 +12,7 @@ pub mod middleware;
 pub mod negotiate;
 pub mod precondition;
 pub mod query;
+pub mod quiet;
 pub mod respond;
 pub mod stream;
 pub mod trace;

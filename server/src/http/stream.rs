@@ -10,6 +10,8 @@ use bytes::Bytes;
 use hyper::body::Frame;
 use tokio::sync::{Notify, mpsc};
 
+use super::quiet;
+
 /// Chunks between writer and reader.
 const CHUNKS: usize = 64;
 
@@ -51,7 +53,9 @@ impl Chunks {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(Gone),
             Err(_) => {
-                tracing::info!("a reader of events takes nothing and is disconnected");
+                if let Some(left_out) = quiet::admits("stalled_reader") {
+                    tracing::info!(left_out, "a reader of events takes nothing and is disconnected");
+                }
                 if let Some(hangup) = &self.hangup {
                     hangup.now();
                 }

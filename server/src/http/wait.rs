@@ -6,17 +6,38 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use mirrorvm::host::HostError;
 use serde::Serialize;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::precondition::{IfNoneMatch, etag};
 use super::query::WAIT_MAX;
 use super::respond;
-use crate::problem::Problem;
+use crate::metrics::Open;
+use crate::problem::{Problem, ProblemCode};
 use crate::state::AppState;
 
 /// Says that a preference was followed.
 pub const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 const PREFER: HeaderName = HeaderName::from_static("prefer");
+
+/// One that waits: counted until it goes.
+#[derive(Debug)]
+pub struct Waiting {
+    _permit: OwnedSemaphorePermit,
+    _counted: Open,
+}
+
+/// Leave to wait, for as long as the result is kept. Those that wait hold connections, and must not hold all of them.
+///
+/// # Errors
+/// `too_many_long_polls`.
+pub fn begin(state: &AppState) -> Result<Waiting, Problem> {
+    let permit = state.long_polls().try_acquire_owned().map_err(|_| {
+        let detail = "as many callers wait for changes as may; ask again later, or without waiting";
+        Problem::new(ProblemCode::TooManyLongPolls, detail)
+    })?;
+    Ok(Waiting { _permit: permit, _counted: state.metrics().long_poll() })
+}
 
 /// How long a caller would wait for the outcome: `Prefer: wait=N` (RFC 7240, section 4.3), at most a long poll's time. A
 /// preference that cannot be read is none.
@@ -24,9 +45,13 @@ pub fn preferred(headers: &HeaderMap) -> Duration {
     let all = headers.get_all(PREFER).iter().filter_map(|v| v.to_str().ok());
     let seconds = all.flat_map(|v| v.split(',')).find_map(|p| {
         let (name, value) = p.trim().split_once('=')?;
-        name.trim().eq_ignore_ascii_case("wait").then(|| value.trim().parse::<u64>().ok()).flatten()
+        name.trim().eq_ignore_ascii_case("wait").then(|| digits(value.trim())).flatten()
     });
     Duration::from_secs(seconds.unwrap_or(0).min(WAIT_MAX))
+}
+
+fn digits(text: &str) -> Option<u64> {
+    (!text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())).then(|| text.parse().ok()).flatten()
 }
 
 /// How it was followed.
@@ -46,6 +71,8 @@ pub async fn end_of<T>(
     if patience.is_zero() {
         return (record, false);
     }
+    // A preference that cannot be followed is passed over; the act is done.
+    let Ok(_waiting) = begin(state) else { return (record, false) };
     let (mut changes, mut closing) = (host.changes(), state.closing());
     let deadline = Instant::now() + patience;
     loop {
@@ -84,11 +111,15 @@ pub async fn get<T: Serialize>(
     let mut closing = state.closing();
     // Subscribed before the first look, so that no change falls between the two.
     let mut changes = state.host()?.changes();
+    let mut waiting = None;
     loop {
         changes.mark_unchanged();
         let (generation, body) = read()?;
         if !condition.has(generation) {
             return Ok(respond::ok(generation, body));
+        }
+        if waiting.is_none() && !wait.is_zero() {
+            waiting = Some(begin(state)?);
         }
         let changed = tokio::select! {
             changed = changes.changed() => changed.is_ok(),

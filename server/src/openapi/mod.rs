@@ -368,7 +368,7 @@ fn add_problems(path: &str, method: &str, operation: &mut Map<String, Value>) {
     if has_body {
         list.extend([
             (404, "No such resource"),
-            (408, "The body arrived too slowly"),
+            (408, "The request arrived too slowly"),
             (413, "The body is too large"),
             (415, "The body's media type is not supported"),
         ]);

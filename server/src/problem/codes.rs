@@ -61,8 +61,8 @@ catalogue! {
     /// The request itself cannot be parsed.
     MalformedRequest = "malformed_request", BAD_REQUEST, retry false,
         "The request cannot be parsed",
-        cause "The path, the query or a header is not valid UTF-8 or has a broken percent escape, or the body broke off.",
-        fix "Percent-encode paths and query values; send header values as visible ASCII.";
+        cause "This is no HTTP/1.1 request, or it has no Host header, or more than one; the path, the query or a header is not valid UTF-8 or has a broken percent escape; or the body broke off.",
+        fix "Send HTTP/1.1 with one Host header; percent-encode paths and query values; send header values as visible ASCII.";
     /// A browser page of another origin, or a name that is not this machine's loopback.
     OriginRefused = "origin_refused", FORBIDDEN, retry false,
         "The Host or Origin is not this machine's",
@@ -98,10 +98,10 @@ catalogue! {
         "No acceptable representation",
         cause "The `Accept` header rules out every media type that the resource has.",
         fix "Accept one of the media types that the document lists for the operation.";
-    /// The body arrived too slowly.
+    /// The request arrived too slowly.
     RequestTimeout = "request_timeout", REQUEST_TIMEOUT, retry true,
-        "The body arrived too slowly",
-        cause "The request body was not complete within 30 seconds (`limits.body_seconds` of the daemon's configuration).",
+        "The request arrived too slowly",
+        cause "The head was not complete within 10 seconds (`limits.header_seconds` of the daemon's configuration), or the body within 30 (`limits.body_seconds`).",
         fix "Send it again over a better connection.";
     /// The name is taken.
     NameTaken = "name_taken", CONFLICT, retry false,
@@ -188,6 +188,26 @@ catalogue! {
         "The bytes are not a helper image",
         cause "The header of the content does not pass the checks. `errors` says which.",
         fix "Upload an image built for this helper ABI; `/v1/host/capabilities` has the range.";
+    /// The head is too large.
+    HeadersTooLarge = "headers_too_large", REQUEST_HEADER_FIELDS_TOO_LARGE, retry false,
+        "The request's head is too large",
+        cause "First line and headers have more than 65536 bytes together, or there are more than 64 headers.",
+        fix "Send fewer and shorter headers; what is large belongs into the body.";
+    /// The target is too long.
+    UriTooLong = "uri_too_long", URI_TOO_LONG, retry false,
+        "The request's target is too long",
+        cause "Path and query do not fit into the 65536 bytes of a request's head.",
+        fix "Send a shorter path and query; ask for fewer things at once.";
+    /// Every connection is used.
+    TooManyConnections = "too_many_connections", SERVICE_UNAVAILABLE, retry true,
+        "All connections are in use",
+        cause "A request is being answered on every connection that the listener may have (`limits.connections` of the daemon's configuration), or on every one that one address may have. `/livez`, `/readyz` and `/metrics` are answered nevertheless.",
+        fix "Wait for `Retry-After` seconds; use fewer connections, or another listener.";
+    /// Enough callers wait already.
+    TooManyLongPolls = "too_many_long_polls", SERVICE_UNAVAILABLE, retry true,
+        "Too many callers wait",
+        cause "As many long polls wait as may (`limits.long_polls` of the daemon's configuration, and at most half of `limits.connections`).",
+        fix "Wait for `Retry-After` seconds, ask without `wait`, or follow `/v1/events/stream` instead of many resources.";
     /// Too many requests.
     TooManyRequests = "too_many_requests", TOO_MANY_REQUESTS, retry true,
         "Too many requests",

@@ -18,6 +18,7 @@ use crate::api::events::{Event, EventFilter, EventList};
 use crate::api::page::{LIMIT_DEFAULT, LIMIT_MAX};
 use crate::http::query::{Parameters, Query};
 use crate::http::stream::{self, Chunks, Hangup};
+use crate::http::wait;
 use crate::problem::{Problem, ProblemCode, ProblemError};
 use crate::state::AppState;
 
@@ -97,10 +98,14 @@ pub async fn list(State(state): State<AppState>, query: Query) -> Result<Json<Ev
     let id = host.info().id;
     let deadline = Instant::now() + patience;
     let (mut news, mut closing) = (host.events().watch(), state.closing());
+    let mut waiting = None;
     loop {
         news.mark_unchanged();
         let page = host.events().page(after.as_ref(), limit, |body| filter.wants(body)).map_err(expired)?;
         if page.events.is_empty() {
+            if !page.more && waiting.is_none() && !patience.is_zero() {
+                waiting = Some(wait::begin(&state)?);
+            }
             let more = page.more || {
                 tokio::select! {
                     changed = news.changed() => changed.is_ok(),

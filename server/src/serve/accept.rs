@@ -1,42 +1,58 @@
-//! The accept loop. Not `axum::serve`: that has no timeout on headers and no deadline for draining.
+//! The accept loop. Not `axum::serve`: that has no timeout on headers, no deadline for draining, and lets whoever comes
+//! first keep everybody else out.
 
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use hyper::body::Incoming;
+use axum::response::Response;
+use hyper::body::{Bytes, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt as _;
 
 use super::listen::Listener;
+use super::shares::{Admission, Owner, RESERVED, Seat, Seated, Shares};
 use super::tls;
+use super::wire::Wire;
 use crate::access::caller::Peer;
 use crate::config::Limits;
 use crate::http::guard::Transport;
+use crate::http::middleware::{self, Crowded, HEAD_MAX};
+use crate::http::quiet;
 use crate::http::stream::Hangup;
+use crate::metrics::Turned;
+use crate::problem::{Problem, ProblemCode};
 use crate::state::AppState;
 
 /// Most headers of a request.
 const HEADERS_MAX: usize = 64;
-/// Bytes of a request's head, and of what is buffered of its body.
-const BUFFER_MAX: usize = 64 << 10;
 /// Pause after a failed accept (descriptors used up), so as not to spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Time for a last word to be read before the connection is cut.
+const LAST_WORD: Duration = Duration::from_secs(2);
+/// Bytes that are taken and thrown away meanwhile.
+const LAST_BYTES: usize = 4 << 20;
 
 /// What a listener serves, and within which bounds.
 #[derive(Clone)]
 pub(super) struct Service {
     pub router: Router,
     pub limits: Limits,
-    pub metrics: Option<AppState>,
+    /// Connections that may be open at once.
+    pub places: usize,
+    pub state: Option<AppState>,
     pub closing: watch::Receiver<bool>,
 }
 
@@ -44,26 +60,28 @@ pub(super) struct Service {
 pub(super) async fn run(listener: Listener, service: Service) {
     let closing = service.closing.clone();
     let drain = Duration::from_secs(service.limits.drain_seconds.into());
-    let slots = Arc::new(Semaphore::new(service.limits.connections as usize));
+    let shares = Shares::new(service.places);
+    let address = listener.address();
     let mut connections = JoinSet::new();
     loop {
-        let slot = tokio::select! {
-            slot = slots.clone().acquire_owned() => slot,
-            () = closed(closing.clone()) => break,
-        };
-        let Ok(slot) = slot else { break };
         // Finished ones are forgotten as we go.
         while connections.try_join_next().is_some() {}
         tokio::select! {
-            accepted = accept(&listener, &service) => match accepted {
-                Ok(connection) => {
-                    connections.spawn(async move {
-                        connection.await;
-                        drop(slot);
-                    });
-                }
+            accepted = accept(&listener) => match accepted {
+                Ok(accepted) => match admit(&shares, &accepted, &service, &address) {
+                    Some(guest) => {
+                        connections.spawn(serve(accepted, guest, service.clone()));
+                        // Those that have lost their places are on their way out, and no faster than that do others come in.
+                        if connections.len() > service.places + 2 * RESERVED {
+                            connections.join_next().await;
+                        }
+                    }
+                    None => drop(accepted),
+                },
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
+                    if let Some(left_out) = quiet::admits("accept") {
+                        tracing::warn!(%error, left_out, listener = address, "cannot accept a connection");
+                    }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             },
@@ -79,83 +97,267 @@ pub(super) async fn run(listener: Listener, service: Service) {
     drop(listener);
 }
 
-type Connection = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+/// A connection as it was accepted.
+enum Accepted {
+    Unix(tokio::net::UnixStream, Option<Peer>, Owner),
+    Tcp(TcpStream, SocketAddr),
+    Tls(TcpStream, SocketAddr, TlsAcceptor),
+}
 
-async fn accept(listener: &Listener, service: &Service) -> std::io::Result<Connection> {
-    let service = service.clone();
+impl Accepted {
+    fn owner(&self) -> Owner {
+        match self {
+            Self::Unix(_, _, owner) => *owner,
+            Self::Tcp(_, theirs) | Self::Tls(_, theirs, _) => Owner::of(theirs.ip()),
+        }
+    }
+}
+
+async fn accept(listener: &Listener) -> std::io::Result<Accepted> {
     Ok(match listener {
         Listener::Unix(listener, _) | Listener::Passed(listener, _) => {
             let (stream, _) = listener.accept().await?;
             // Of the process that connected; another that it passes the socket to is taken for it.
-            let peer = stream.peer_cred().ok().map(|c| Peer::Unix { uid: c.uid(), gid: c.gid() });
-            Box::pin(connection(stream, Transport::Unix, peer, service))
+            let credentials = stream.peer_cred().ok();
+            let owner = credentials.map_or(Owner::Unknown, |c| Owner::User(c.uid()));
+            let peer = credentials.map(|c| Peer::Unix { uid: c.uid(), gid: c.gid() });
+            Accepted::Unix(stream, peer, owner)
         }
         Listener::Tcp(listener, _) => {
-            let (stream, _) = listener.accept().await?;
+            let (stream, theirs) = listener.accept().await?;
             let _ = stream.set_nodelay(true);
-            Box::pin(connection(stream, Transport::LoopbackTcp, Some(Peer::Tcp), service))
+            Accepted::Tcp(stream, theirs)
         }
         Listener::Tls(listener, _, acceptor) => {
-            let (stream, _) = listener.accept().await?;
+            let (stream, theirs) = listener.accept().await?;
             let _ = stream.set_nodelay(true);
-            Box::pin(secured(stream, acceptor.clone(), service))
+            Accepted::Tls(stream, theirs, acceptor.clone())
         }
     })
 }
 
+/// A place for the connection, if there is one; tells the log and the counters when somebody had to go.
+fn admit(shares: &Arc<Shares>, accepted: &Accepted, service: &Service, address: &str) -> Option<Seated> {
+    let (guest, turned) = match shares.admit(accepted.owner()) {
+        Admission::Seated { guest, in_place } => {
+            let reserved = guest.seat.is_reserved();
+            let turned = match (in_place, reserved) {
+                (false, false) => return Some(guest),
+                (true, false) => Turned::Replaced,
+                (_, true) => Turned::Reserved,
+            };
+            (Some(guest), turned)
+        }
+        Admission::Full => (None, Turned::Refused),
+    };
+    if let Some(state) = &service.state {
+        state.metrics().turned(turned);
+    }
+    if let Some(left_out) = quiet::admits("listener_full") {
+        let connections = service.places;
+        let what = turned.name();
+        tracing::warn!(listener = address, connections, what, left_out, "a listener is full");
+    }
+    guest
+}
+
+async fn serve(accepted: Accepted, guest: Seated, service: Service) {
+    let seat = Arc::clone(&guest.seat);
+    match accepted {
+        Accepted::Unix(stream, peer, _) => connection(stream, Transport::Unix, peer, service, seat).await,
+        Accepted::Tcp(stream, _) => {
+            connection(stream, Transport::LoopbackTcp, Some(Peer::Tcp), service, seat).await;
+        }
+        Accepted::Tls(stream, _, acceptor) => secured(stream, acceptor, service, seat).await,
+    }
+    drop(guest);
+}
+
 /// A connection with a handshake before it, on a task of its own like every other.
-async fn secured(stream: TcpStream, acceptor: TlsAcceptor, service: Service) {
+async fn secured(stream: TcpStream, acceptor: TlsAcceptor, service: Service, seat: Arc<Seat>) {
     let limit = Duration::from_secs(service.limits.handshake_seconds.into());
-    match tokio::time::timeout(limit, acceptor.accept(stream)).await {
+    let shaken = tokio::select! {
+        shaken = tokio::time::timeout(limit, acceptor.accept(stream)) => shaken,
+        () = seat.given_away() => return,
+    };
+    match shaken {
         Ok(Ok(stream)) => {
             let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
             let names = shown.map_or_else(Vec::new, |c| tls::names(c));
-            connection(stream, Transport::Tls, Some(Peer::Tls { names }), service).await;
+            connection(stream, Transport::Tls, Some(Peer::Tls { names }), service, seat).await;
         }
-        Ok(Err(error)) => tracing::info!(%error, "a TLS handshake failed"),
-        Err(_) => tracing::info!("a TLS handshake took too long"),
+        Ok(Err(error)) => {
+            if let Some(left_out) = quiet::admits("handshake") {
+                tracing::info!(%error, left_out, "a TLS handshake failed");
+            }
+        }
+        Err(_) => {
+            if let Some(left_out) = quiet::admits("handshake") {
+                tracing::info!(left_out, "a TLS handshake took too long");
+            }
+        }
     }
 }
 
-async fn connection<S>(stream: S, transport: Transport, peer: Option<Peer>, service: Service)
+/// The place was given away before the request was looked at.
+#[derive(Debug, thiserror::Error)]
+#[error("the connection's place was given away")]
+struct GivenAway;
+
+async fn connection<S>(stream: S, transport: Transport, peer: Option<Peer>, service: Service, seat: Arc<Seat>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let Service { router, limits, metrics, closing } = service;
-    let _counted = metrics.as_ref().map(|state| state.metrics().connection());
+    let Service { router, limits, state, closing, places: _ } = service;
+    let _counted = state.as_ref().map(|state| state.metrics().connection());
     let hangup = Hangup::default();
-    let theirs = hangup.clone();
+    let (theirs, place) = (hangup.clone(), Arc::clone(&seat));
     let service = service_fn(move |mut request: hyper::Request<Incoming>| {
-        request.extensions_mut().insert(transport);
-        request.extensions_mut().insert(theirs.clone());
+        let extensions = request.extensions_mut();
+        extensions.insert(transport);
+        extensions.insert(theirs.clone());
         if let Some(peer) = &peer {
-            request.extensions_mut().insert(peer.clone());
+            extensions.insert(peer.clone());
         }
-        let request = request.map(Body::new);
-        router.clone().oneshot(request)
+        if place.is_reserved() {
+            extensions.insert(Crowded);
+        }
+        let (router, place) = (router.clone(), Arc::clone(&place));
+        let asked = place.ask();
+        let answer = async move {
+            if !asked {
+                return Err(GivenAway);
+            }
+            // Made before the work begins, so that the place is free again also when that is called off.
+            let whole = Whole(place);
+            let answer: Result<Response, Infallible> = router.oneshot(request.map(Body::new)).await;
+            match answer {
+                Ok(answer) => Ok(answer.map(|body| Watched { body, _whole: whole })),
+                Err(never) => match never {},
+            }
+        };
+        Box::pin(answer)
     });
+    let stall = Duration::from_secs(limits.stream_stall_seconds.into());
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
         .header_read_timeout(Duration::from_secs(limits.header_seconds.into()))
         .max_headers(HEADERS_MAX)
-        .max_buf_size(BUFFER_MAX);
-    let served = builder.serve_connection(TokioIo::new(stream), service);
-    tokio::pin!(served);
-    let result = tokio::select! {
-        result = served.as_mut() => result,
-        () = hangup.wanted() => return,
-        () = closed(closing.clone()) => {
-            served.as_mut().graceful_shutdown();
-            tokio::select! {
-                result = served.as_mut() => result,
-                () = hangup.wanted() => return,
+        .max_buf_size(HEAD_MAX);
+    let wire = Wire::new(stream, Arc::clone(&seat), stall);
+    let mut served = builder.serve_connection(TokioIo::new(wire), service);
+    let mut draining = false;
+    let result = loop {
+        tokio::select! {
+            result = poll_fn(|context| served.poll_without_shutdown(context)) => break result,
+            () = hangup.wanted() => return,
+            () = seat.given_away() => return,
+            () = closed(closing.clone()), if !draining => {
+                Pin::new(&mut served).graceful_shutdown();
+                draining = true;
             }
         }
     };
+    seat.closing();
+    let wire = served.into_parts().io.into_inner();
+    let last = result.as_ref().err().and_then(|error| last_word(error, &wire));
     if let Err(error) = result {
         // Slow heads, resets and the like: the peer's business.
         tracing::debug!(%error, "connection ended early");
+    }
+    tokio::select! {
+        () = part(wire, last, state.as_ref()) => {}
+        () = seat.given_away() => {}
+    }
+}
+
+/// What the other end is told when its request could not be read.
+fn last_word(error: &hyper::Error, wire: &Wire<impl Sized>) -> Option<Problem> {
+    let problem = |code, detail: String| Some(Problem::new(code, detail));
+    let malformed = "this is no HTTP/1.1 request";
+    if error.is_timeout() {
+        let detail = "the request's head was not complete in time".to_owned();
+        return wire.in_head().then(|| Problem::new(ProblemCode::RequestTimeout, detail));
+    }
+    match wire.refused_with() {
+        Some(431) => problem(
+            ProblemCode::HeadersTooLarge,
+            format!("a request's head has at most {HEAD_MAX} bytes and {HEADERS_MAX} headers"),
+        ),
+        Some(414) => {
+            problem(ProblemCode::UriTooLong, format!("a request's head has at most {HEAD_MAX} bytes"))
+        }
+        Some(_) => problem(ProblemCode::MalformedRequest, malformed.to_owned()),
+        // HTTP/2 without TLS, or a head that breaks off while the other end still listens.
+        None if error.is_parse() || (error.is_incomplete_message() && wire.in_head()) => {
+            problem(ProblemCode::MalformedRequest, malformed.to_owned())
+        }
+        None => None,
+    }
+}
+
+/// Says the last word, and closes so that it is read: a socket that is closed with bytes left to read is reset, and what
+/// was written is lost.
+async fn part<S>(wire: Wire<S>, last: Option<Problem>, state: Option<&AppState>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let ended = wire.has_ended();
+    let mut socket = wire.into_inner();
+    let goodbye = async {
+        if let Some(problem) = last {
+            let text = middleware::unread(state, &problem).await;
+            if socket.write_all(&text).await.is_err() {
+                return;
+            }
+        }
+        if socket.shutdown().await.is_err() || ended {
+            return;
+        }
+        let (mut scrap, mut left) = ([0; 4096], LAST_BYTES);
+        while let Ok(read) = socket.read(&mut scrap).await {
+            left = left.saturating_sub(read);
+            if read == 0 || left == 0 {
+                return;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(LAST_WORD, goodbye).await;
+}
+
+/// Tells the place when the answer is whole, or nobody makes it any more.
+struct Whole(Arc<Seat>);
+
+impl Drop for Whole {
+    fn drop(&mut self) {
+        self.0.answer_made();
+    }
+}
+
+/// An answer's body.
+struct Watched {
+    body: Body,
+    _whole: Whole,
+}
+
+impl hyper::body::Body for Watched {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -182,7 +384,7 @@ mod tests {
         let listener = listen::open(Listen::Unix(path.clone()), None).await.unwrap().remove(0);
         let (close, closing) = watch::channel(false);
         let limits = Limits { drain_seconds, header_seconds: 1, ..Limits::default() };
-        let task = tokio::spawn(run(listener, Service { router, limits, metrics: None, closing }));
+        let task = tokio::spawn(run(listener, Service { router, limits, places: 16, state: None, closing }));
         let stream = UnixStream::connect(path).await.unwrap();
         (dir, stream, close, task)
     }

@@ -4,9 +4,12 @@
 
 mod accept;
 mod core_dumps;
+mod descriptors;
 mod listen;
+mod shares;
 mod tls;
 mod unix;
+mod wire;
 
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
@@ -30,6 +33,7 @@ pub use unix::SocketError;
 
 use crate::access::admin_token::{self, AdminTokenError};
 use crate::config::Config;
+use crate::http::quiet;
 use crate::routes;
 use crate::state::AppState;
 
@@ -78,6 +82,18 @@ pub enum ServeError {
         /// What happened.
         #[source]
         source: io::Error,
+    },
+    /// The state directory is a link to one.
+    #[error(
+        "the state directory {} is a symbolic link to {}: give the directory itself, so that nobody who can change the link \
+         moves the daemon's keys and database",
+        path.display(), target.display()
+    )]
+    StateDirLink {
+        /// Which.
+        path: PathBuf,
+        /// Where it leads.
+        target: PathBuf,
     },
     /// Core dumps cannot be turned off.
     #[error("cannot turn core dumps off")]
@@ -142,6 +158,7 @@ pub async fn run(options: Options) -> Result<(), ServeError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signals)?;
     let mut parent_gone = pin!(end_of_stdin(options.exit_with_stdin));
     core_dumps::disable().map_err(ServeError::CoreDumps)?;
+    let files = descriptors::lift();
     make_state_dir(&options.state_dir)?;
     let (close, closing) = watch::channel(false);
     let (router, state) = routes::service_with(options.config.clone(), closing.clone())?;
@@ -167,12 +184,24 @@ pub async fn run(options: Options) -> Result<(), ServeError> {
         }
     }
     let addresses: Vec<String> = addresses.into_iter().chain(watched).collect();
+    let wanted = options.config.limits.connections;
+    let places = descriptors::places(wanted, listeners.len(), files);
+    if places < wanted as usize {
+        tracing::warn!(
+            wanted,
+            places,
+            ?files,
+            "the limit of open files leaves fewer connections to a listener"
+        );
+    }
     let mut loops = JoinSet::new();
+    loops.spawn(sum_up_the_log(closing.clone()));
     for (listener, router) in listeners {
         let service = accept::Service {
             router,
             limits: options.config.limits,
-            metrics: Some(state.clone()),
+            places,
+            state: Some(state.clone()),
             closing: closing.clone(),
         };
         loops.spawn(accept::run(listener, service));
@@ -228,6 +257,17 @@ pub async fn run(options: Options) -> Result<(), ServeError> {
     result
 }
 
+/// Says what was left out of the log, now and then and at the end.
+async fn sum_up_the_log(mut closing: watch::Receiver<bool>) {
+    loop {
+        let ended = tokio::time::timeout(quiet::SUM_UP, closing.wait_for(|closing| *closing)).await.is_ok();
+        quiet::sum_up();
+        if ended {
+            return;
+        }
+    }
+}
+
 /// Tells the service manager, where there is one (sd_notify(3)).
 fn tell_manager(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
@@ -260,6 +300,11 @@ fn give_admin_token(state: &AppState, host: &Host, over_network: bool) -> Result
 }
 
 fn make_state_dir(path: &Path) -> Result<(), ServeError> {
+    // Also one that leads nowhere yet: nothing is made through it. A slash at the end would follow it.
+    let bare: PathBuf = path.components().collect();
+    if let Ok(target) = std::fs::read_link(&bare) {
+        return Err(ServeError::StateDirLink { path: bare, target });
+    }
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)

@@ -1,0 +1,364 @@
+//! Who may hold a connection of a listener, and who has to give his up.
+//!
+//! Owns: the places of one listener and the choice between those who want one. Must not know: sockets, HTTP.
+//!
+//! A full listener takes newcomers and lets go of whoever has waited longest without asking for anything, of the address
+//! that holds the most: silence must not keep those out who have something to ask. Where nobody is silent a few places
+//! beyond the bound are left, in which only monitoring is answered.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::Notify;
+
+/// Places beyond the bound, for monitoring.
+pub(super) const RESERVED: usize = 16;
+
+/// Whose a connection is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Owner {
+    /// A network address; of IPv6 the 64 bits that one site has.
+    Address(IpAddr),
+    /// A user of this machine.
+    User(u32),
+    /// The system did not say.
+    Unknown,
+}
+
+impl Owner {
+    /// The owner behind an address.
+    pub(super) fn of(address: IpAddr) -> Self {
+        Self::Address(match address.to_canonical() {
+            IpAddr::V6(v6) if !v6.is_loopback() => {
+                let [a, b, c, d, ..] = v6.segments();
+                IpAddr::from([a, b, c, d, 0, 0, 0, 0])
+            }
+            other => other,
+        })
+    }
+
+    /// Whether many callers may be behind it, so that it has no bound of its own: everybody on this machine comes from
+    /// the loopback address, and the daemon's own user and root are its administrators.
+    fn is_shared(self, own: u32) -> bool {
+        match self {
+            Self::Address(address) => address.is_loopback(),
+            Self::User(uid) => uid == 0 || uid == own,
+            Self::Unknown => false,
+        }
+    }
+}
+
+/// What the choice goes by, of one connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Held {
+    id: u64,
+    owner: Owner,
+    /// Since when nothing was asked; `None` while a request is being answered.
+    silent_since: Option<u64>,
+    /// In a place beyond the bound.
+    reserved: bool,
+}
+
+/// Where a newcomer goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Choice {
+    /// A place is free.
+    Free,
+    /// In place of this one.
+    Instead(u64),
+    /// Beyond the bound, for monitoring alone.
+    Reserved,
+    /// Beyond the bound, in place of this one.
+    ReservedInstead(u64),
+    /// Nowhere.
+    Refused,
+}
+
+/// Most places of one owner: three of four, so that nobody holds all of them.
+const fn share(places: usize) -> usize {
+    let share = places - places / 4;
+    if share == 0 { 1 } else { share }
+}
+
+fn choose(held: &[Held], newcomer: Owner, places: usize, own: u32) -> Choice {
+    let mut of: HashMap<Owner, usize> = HashMap::new();
+    for h in held.iter().filter(|h| !h.reserved) {
+        *of.entry(h.owner).or_default() += 1;
+    }
+    let used: usize = of.values().sum();
+    let count = |owner: &Owner| of.get(owner).copied().unwrap_or(0);
+    // The longest silent one, of the owner that has the most.
+    let victim = |wanted: &dyn Fn(&Held) -> bool| {
+        let silent = held.iter().filter(|h| wanted(h)).filter_map(|h| Some((h, h.silent_since?)));
+        let worst = silent.max_by_key(|(h, since)| (count(&h.owner), std::cmp::Reverse((*since, h.id))));
+        worst.map(|(h, _)| h.id)
+    };
+    let over_share = !newcomer.is_shared(own) && count(&newcomer) >= share(places);
+    let found = match (over_share, used < places) {
+        (false, true) => return Choice::Free,
+        (true, _) => victim(&|h| !h.reserved && h.owner == newcomer),
+        (false, false) => victim(&|h| !h.reserved),
+    };
+    if let Some(id) = found {
+        return Choice::Instead(id);
+    }
+    if held.iter().filter(|h| h.reserved).count() < RESERVED {
+        return Choice::Reserved;
+    }
+    victim(&|h| h.reserved).map_or(Choice::Refused, Choice::ReservedInstead)
+}
+
+const SILENT: u8 = 0;
+const ASKED: u8 = 1;
+const GONE: u8 = 2;
+
+/// A connection's place.
+#[derive(Debug)]
+pub(super) struct Seat {
+    id: u64,
+    owner: Owner,
+    reserved: bool,
+    phase: AtomicU8,
+    since: AtomicU64,
+    answered: AtomicBool,
+    asked_for: Notify,
+    epoch: Instant,
+}
+
+impl Seat {
+    /// A request has come. False when the place was given away just before: nothing may be done for it any more.
+    pub(super) fn ask(&self) -> bool {
+        self.answered.store(false, Ordering::Release);
+        let asked = self.phase.compare_exchange(SILENT, ASKED, Ordering::AcqRel, Ordering::Acquire);
+        // One after the other without a pause between is no harm.
+        asked.is_ok() || asked == Err(ASKED)
+    }
+
+    /// The answer is complete as far as the service goes; not all of it may be written yet.
+    pub(super) fn answer_made(&self) {
+        self.answered.store(true, Ordering::Release);
+    }
+
+    /// Everything there was to write is written. Whether that was the end of an answer.
+    pub(super) fn flushed(&self) -> bool {
+        if !self.answered.load(Ordering::Acquire) || !self.is_asked() {
+            return false;
+        }
+        self.since.store(self.epoch.elapsed().as_nanos() as u64, Ordering::Release);
+        self.phase.compare_exchange(ASKED, SILENT, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// Whether a request is being answered.
+    pub(super) fn is_asked(&self) -> bool {
+        self.phase.load(Ordering::Acquire) == ASKED
+    }
+
+    /// Whether only monitoring is answered here.
+    pub(super) fn is_reserved(&self) -> bool {
+        self.reserved
+    }
+
+    /// Whatever was asked, the connection is being closed: others may have the place.
+    pub(super) fn closing(&self) {
+        let _ = self.phase.compare_exchange(ASKED, SILENT, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    /// Returns when the place is given to somebody else.
+    pub(super) async fn given_away(&self) {
+        self.asked_for.notified().await;
+    }
+
+    /// Takes the place away, unless a request came meanwhile.
+    fn take(&self) -> bool {
+        let taken = self.phase.compare_exchange(SILENT, GONE, Ordering::AcqRel, Ordering::Acquire).is_ok();
+        if taken {
+            self.asked_for.notify_one();
+        }
+        taken
+    }
+
+    fn held(&self) -> Held {
+        let silent_since = (!self.is_asked()).then(|| self.since.load(Ordering::Acquire));
+        Held { id: self.id, owner: self.owner, silent_since, reserved: self.reserved }
+    }
+}
+
+/// What became of a newcomer.
+pub(super) enum Admission {
+    /// It has a place; `in_place` of a silent one if there was no other.
+    Seated { guest: Seated, in_place: bool },
+    /// There is none.
+    Full,
+}
+
+/// A place that is given back when this goes.
+pub(super) struct Seated {
+    pub seat: Arc<Seat>,
+    shares: Arc<Shares>,
+}
+
+impl Drop for Seated {
+    fn drop(&mut self) {
+        self.shares.lock().seats.remove(&self.seat.id);
+    }
+}
+
+/// The places of one listener.
+#[derive(Debug)]
+pub(super) struct Shares {
+    places: usize,
+    own: u32,
+    epoch: Instant,
+    taken: Mutex<Taken>,
+}
+
+#[derive(Debug, Default)]
+struct Taken {
+    next: u64,
+    seats: HashMap<u64, Arc<Seat>>,
+}
+
+impl Shares {
+    /// With so many places.
+    pub(super) fn new(places: usize) -> Arc<Self> {
+        let own = rustix::process::geteuid().as_raw();
+        Arc::new(Self { places, own, epoch: Instant::now(), taken: Mutex::default() })
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Taken> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Finds a place for a connection of `owner`.
+    pub(super) fn admit(self: &Arc<Self>, owner: Owner) -> Admission {
+        let mut taken = self.lock();
+        loop {
+            let held: Vec<Held> = taken.seats.values().map(|s| s.held()).collect();
+            let (instead, reserved) = match choose(&held, owner, self.places, self.own) {
+                Choice::Free => (None, false),
+                Choice::Instead(id) => (Some(id), false),
+                Choice::Reserved => (None, true),
+                Choice::ReservedInstead(id) => (Some(id), true),
+                Choice::Refused => return Admission::Full,
+            };
+            if let Some(id) = instead {
+                // It may have asked for something since we looked: then another one goes.
+                if !taken.seats.get(&id).is_some_and(|s| s.take()) {
+                    continue;
+                }
+                taken.seats.remove(&id);
+            }
+            let id = taken.next;
+            taken.next += 1;
+            let seat = Arc::new(Seat {
+                id,
+                owner,
+                reserved,
+                phase: AtomicU8::new(SILENT),
+                since: AtomicU64::new(self.epoch.elapsed().as_nanos() as u64),
+                answered: AtomicBool::new(false),
+                asked_for: Notify::new(),
+                epoch: self.epoch,
+            });
+            taken.seats.insert(id, Arc::clone(&seat));
+            let guest = Seated { seat, shares: Arc::clone(self) };
+            return Admission::Seated { guest, in_place: instead.is_some() };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const OWN: u32 = 4_000_001;
+
+    fn held(id: u64, owner: Owner, silent_since: Option<u64>) -> Held {
+        Held { id, owner, silent_since, reserved: false }
+    }
+
+    fn address(last: u8) -> Owner {
+        Owner::of(IpAddr::from([192, 0, 2, last]))
+    }
+
+    #[test]
+    fn the_longest_silent_one_of_the_greediest_goes_first() {
+        let mut all = vec![
+            held(1, address(1), Some(10)),
+            held(2, address(2), Some(30)),
+            held(3, address(2), Some(20)),
+            held(4, address(2), None),
+        ];
+        assert_eq!(choose(&all, address(3), 5, OWN), Choice::Free);
+        assert_eq!(choose(&all, address(3), 4, OWN), Choice::Instead(3));
+        all.iter_mut().for_each(|h| h.silent_since = None);
+        assert_eq!(choose(&all, address(3), 4, OWN), Choice::Reserved);
+        let beyond = |id, since| Held { reserved: true, ..held(id, address(9), since) };
+        all.extend((0..RESERVED as u64).map(|n| beyond(100 + n, (n == 7).then_some(1))));
+        assert_eq!(choose(&all, address(3), 4, OWN), Choice::ReservedInstead(107));
+        all.iter_mut().for_each(|h| h.silent_since = None);
+        assert_eq!(choose(&all, address(3), 4, OWN), Choice::Refused);
+    }
+
+    #[test]
+    fn one_address_never_holds_everything_and_this_machine_may() {
+        let busy = |owner, n| (0..n).map(|id| held(id, owner, None)).collect::<Vec<_>>();
+        assert_eq!(choose(&busy(address(1), 6), address(1), 8, OWN), Choice::Reserved);
+        assert_eq!(choose(&busy(address(1), 6), address(2), 8, OWN), Choice::Free);
+        let here = Owner::of(IpAddr::from([127, 0, 0, 1]));
+        assert_eq!(choose(&busy(here, 7), here, 8, OWN), Choice::Free);
+        assert_eq!(choose(&busy(Owner::User(OWN), 7), Owner::User(OWN), 8, OWN), Choice::Free);
+        assert_eq!(choose(&busy(Owner::User(7), 7), Owner::User(7), 8, OWN), Choice::Reserved);
+        let v6 = |text: &str| Owner::of(text.parse().unwrap());
+        assert_eq!(v6("2001:db8::1"), v6("2001:db8::ffff:1"));
+        assert_ne!(v6("2001:db8::1"), v6("2001:db8:0:1::1"));
+        assert_eq!(v6("::ffff:192.0.2.1"), address(1));
+        assert_eq!(v6("::1"), v6("::1"));
+    }
+
+    #[test]
+    fn whoever_asks_keeps_the_place() {
+        let shares = Shares::new(1);
+        let Admission::Seated { guest: first, in_place: false } = shares.admit(address(1)) else { panic!() };
+        assert!(first.seat.ask());
+        let Admission::Seated { guest: second, in_place: false } = shares.admit(address(1)) else { panic!() };
+        assert!(second.seat.is_reserved() && !first.seat.is_reserved());
+        assert!(!first.seat.flushed(), "a flush before the answer is made ends nothing");
+        first.seat.answer_made();
+        assert!(first.seat.flushed());
+        let Admission::Seated { guest: third, in_place: true } = shares.admit(address(1)) else { panic!() };
+        assert!(!first.seat.ask(), "it came too late");
+        drop((first, second, third));
+        assert!(shares.lock().seats.is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn nobody_who_asked_loses_a_place_and_the_bound_holds(
+            of in proptest::collection::vec((0_u8..4, proptest::option::of(0_u64..50)), 0..40),
+            newcomer in 0_u8..4,
+            places in 1_usize..40,
+        ) {
+            let all: Vec<Held> =
+                of.iter().take(places).enumerate().map(|(i, (o, s))| held(i as u64, address(*o), *s)).collect();
+            match choose(&all, address(newcomer), places, OWN) {
+                Choice::Free => prop_assert!(all.len() < places),
+                Choice::Instead(id) => prop_assert!(all[id as usize].silent_since.is_some()),
+                Choice::Reserved => {
+                    let mine = all.iter().filter(|h| h.owner == address(newcomer));
+                    let over = mine.clone().count() >= share(places);
+                    prop_assert!(all.len() == places || over);
+                    let stuck = if over { mine.clone().all(|h| h.silent_since.is_none()) }
+                        else { all.iter().all(|h| h.silent_since.is_none()) };
+                    prop_assert!(stuck);
+                }
+                other => prop_assert!(false, "{:?}", other),
+            }
+        }
+    }
+}
