@@ -6,8 +6,11 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use mirrorvm_tests::{
-    Daemon, MemoryGroup, Pair, embedded, kvm, linux_guest, migration, qemu_binary, until, until_some,
+    Daemon, MemoryGroup, Pair, children, embedded, kvm, linux_guest, migration, qemu_binary, until,
+    until_some,
 };
+use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
 use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
@@ -30,6 +33,17 @@ fn on_huge_pages(name: &str, mib: u64) -> Value {
     let mut guest = sparse(name, mib);
     guest["memory"]["backing"] = json!("hugetlb");
     guest
+}
+
+/// A Linux in QEMU whose memory lies on whatever the daemon chooses.
+fn linux(name: &str) -> Value {
+    let images = linux_guest();
+    json!({
+        "name": name,
+        "driver": {"kind": "qemu", "vcpus": 1, "kernel": images.join("vmlinuz"),
+            "initrd": images.join("initrd.gz"), "accel": "tcg", "append": "console=ttyS0 quiet panic=-1"},
+        "memory": {"blocks": [{"name": "ram0", "size_bytes": 128 * MIB, "gpa": 0}]},
+    })
 }
 
 fn define(d: &Daemon, guest: &Value) {
@@ -153,17 +167,8 @@ fn of_two_guests_that_race_for_huge_pages_the_one_that_gets_none_gets_other_memo
     // For one of the two, and a little.
     let Some(_pages) = HugePages::with(72) else { return };
     let d = Daemon::start("d");
-    let images = linux_guest();
     for name in ["one", "two"] {
-        define(
-            &d,
-            &json!({
-                "name": name,
-                "driver": {"kind": "qemu", "vcpus": 1, "kernel": images.join("vmlinuz"),
-                    "initrd": images.join("initrd.gz"), "accel": "tcg", "append": "console=ttyS0 quiet panic=-1"},
-                "memory": {"blocks": [{"name": "ram0", "size_bytes": 128 * MIB, "gpa": 0}]},
-            }),
-        );
+        define(&d, &linux(name));
     }
     std::thread::scope(|s| {
         let d = &d;
@@ -181,6 +186,27 @@ fn of_two_guests_that_race_for_huge_pages_the_one_that_gets_none_gets_other_memo
     });
     backings.sort();
     assert_eq!(backings, ["hugetlb", "memfd"]);
+    assert_eq!(HugePages::number("free_hugepages"), 72 - 128 * MIB / HUGE);
+}
+
+#[test]
+fn whoever_takes_over_a_qemu_cannot_take_its_huge_pages_from_under_the_daemon() {
+    if qemu_binary().is_none() || !kvm() {
+        return;
+    }
+    let _one = alone();
+    let Some(_pages) = HugePages::with(72) else { return };
+    let d = Daemon::start("d");
+    define(&d, &linux("q"));
+    let _ = d.act("/v1/guests/q/start").expect(202);
+    d.guest_in("q", "running");
+    let [qemu] = children(d.pid())[..] else { panic!("one QEMU") };
+    // What QEMU has open, as itself would open it.
+    let memory = std::fs::File::options().read(true).write(true).open(format!("/proc/{qemu}/fd/0")).unwrap();
+    assert_eq!(memory.metadata().unwrap().len(), 128 * MIB);
+    let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    assert_eq!(fallocate(&memory, punch, 0, HUGE), Err(Errno::PERM));
+    assert!(memory.set_len(0).is_err());
     assert_eq!(HugePages::number("free_hugepages"), 72 - 128 * MIB / HUGE);
 }
 

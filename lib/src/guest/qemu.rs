@@ -101,6 +101,8 @@ impl QemuMachine {
             timeouts: qemu::Timeouts::default(),
         };
         let qemu = Qemu::launch(command, Box::new(move |bytes: &[u8]| sink.append(bytes))).map_err(failed)?;
+        // It has its memory mapped; from here on a guest runs in it that may take it over.
+        ram.mapping(block).map_or(Ok(()), |m| m.keep_pages())?;
         if let Some(memory) = &spec.memory {
             memory.of_process(qemu.pid());
         }

@@ -170,7 +170,9 @@ impl Mapping {
         let flags = flags | MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let fd = rustix::fs::memfd_create(name, flags).map_err(system("memfd_create"))?;
         rustix::fs::ftruncate(&fd, bytes).map_err(system("ftruncate"))?;
-        rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
+        // Huge pages get one seal more, once everybody has them mapped.
+        let last = if backing == Backing::Hugetlb { SealFlags::empty() } else { SealFlags::SEAL };
+        rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | last)
             .map_err(system("fcntl(F_ADD_SEALS)"))?;
         let file = Arc::new(File::from(fd));
         // The kernel reserves huge pages with the mapping, or refuses it; without, the first touch of one that is not there
@@ -246,6 +248,20 @@ impl Mapping {
             Err(rustix::io::Errno::NOMEM | rustix::io::Errno::NOSPC) => Err(no_huge_pages(self.len()).into()),
             Err(source) => Err(MemoryError::System { what: "fallocate", source }),
         }
+    }
+
+    /// From now on nobody who has the file takes pages out of it, or maps it anew for writing: a guest that took over its
+    /// QEMU could give reserved pages back, and this process's next touch would be a `SIGBUS`. Where pages come when they are
+    /// touched there is nothing to keep, and nothing is done.
+    ///
+    /// # Errors
+    /// [`MemoryError::System`].
+    pub fn keep_pages(&self) -> Result<(), MemoryError> {
+        let Some(file) = self.memfd.as_deref().filter(|_| self.backing == Backing::Hugetlb) else {
+            return Ok(());
+        };
+        rustix::fs::fcntl_add_seals(file, SealFlags::FUTURE_WRITE | SealFlags::SEAL)
+            .map_err(|source| MemoryError::System { what: "fcntl(F_ADD_SEALS)", source })
     }
 
     /// What it lies on.
