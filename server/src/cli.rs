@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use clap::{ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use mirrorvm::qemu::QemuUsers;
+use mirrorvm::transport::Advertised;
 use tracing_subscriber::EnvFilter;
 
 use crate::bench::{self, BenchArgs};
@@ -90,6 +91,10 @@ struct ServeArgs {
     /// Where other hosts connect for migrations to this one; port 0 picks one [default: nowhere].
     #[arg(long, env = "MIRRORVM_PEER_LISTEN", value_name = "ADDR:PORT")]
     peer_listen: Option<SocketAddr>,
+    /// Where other hosts are told to connect, as `peer_address` of /v1/host and in tickets: address or DNS name, with a port
+    /// unless it is that of --peer-listen [default: --peer-listen, unless that is on all addresses].
+    #[arg(long, env = "MIRRORVM_ADVERTISE", value_name = "ADDR[:PORT]")]
+    advertise: Option<Advertised>,
     /// Directory that definitions of guests may name files of: kernels, initial RAM disks. May be repeated [default: none, and
     /// no definition may name a file].
     #[arg(
@@ -188,6 +193,7 @@ fn resolved(args: &ServeArgs, matches: &ArgMatches) -> Result<Resolved, ConfigEr
         name: Given::of(matches, "name"),
         listen: Given::many(matches, "listen"),
         peer_listen: Given::of(matches, "peer_listen"),
+        advertise: Given::of(matches, "advertise"),
         image_directories: Given::many(matches, "image_directories"),
         qemu_users: Given::of(matches, "qemu_users"),
         metrics_listen: Given::many(matches, "metrics_listen"),
@@ -221,6 +227,7 @@ fn run(args: &ServeArgs, resolved: Resolved) -> Result<(), ServeError> {
         state_dir,
         listen: resolved.listen,
         peer_listen: resolved.peer_listen,
+        advertise: resolved.advertise,
         image_directories: resolved.image_directories,
         qemu_users: resolved.qemu_users,
         metrics_listen: resolved.metrics_listen,

@@ -48,7 +48,7 @@ fn put(inner: &Inner, peer: &PeerRecord, question: &Prepare) -> Answer {
         return Answer::Silent(unreadable_identity());
     };
     let begun = Instant::now();
-    let address = (peer.spec.address, identity);
+    let address = (peer.spec.address.clone(), identity);
     match check(&address, &inner.identity, &inner.name, PATIENCE, question) {
         Ok(Some(verdict)) => Answer::Against(verdict.against.into_iter().map(finding).collect()),
         Ok(None) => Answer::Unknown,

@@ -1,5 +1,7 @@
 //! What this host is and can do, said as it is.
 
+use std::net::{SocketAddr, UdpSocket};
+
 use super::inner::{Inner, qemu_binary};
 use super::{Capabilities, Host, HostInfo, MissingCapability};
 use crate::hypervisor::kvm::KvmHost;
@@ -7,19 +9,14 @@ use crate::migration::wire::{Abilities, PROTOCOL_VERSIONS};
 use crate::qemu::{Accel, UserPool, pick_accel};
 use crate::sev::kernel::probe;
 use crate::store::Writing;
-use crate::transport::Occupancy;
+use crate::transport::{Endpoint, Occupancy};
 
 impl Host {
     /// About this host.
     pub fn info(&self) -> HostInfo {
         let inner = &self.inner;
         let uname = rustix::system::uname();
-        let peer_address = self
-            .listener
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .as_ref()
-            .map(crate::transport::PeerListener::local_addr);
+        let peer_listen = self.peer_listen();
         let active = inner.migration_entries().iter().filter(|m| !m.record().state.is_terminal()).count();
         HostInfo {
             id: inner.id,
@@ -29,7 +26,8 @@ impl Host {
             cpus: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             memory_bytes: memory_bytes().unwrap_or(0),
             identity: inner.identity.pin().to_string(),
-            peer_address,
+            peer_address: self.peer_address(),
+            peer_listen,
             guests: inner.guests().len(),
             mirrors: inner.mirror_entries().len(),
             active_migrations: active,
@@ -56,7 +54,47 @@ impl Host {
 
     /// What it can do.
     pub fn capabilities(&self) -> Capabilities {
-        self.inner.capabilities()
+        let mut capabilities = self.inner.capabilities();
+        if self.lacks_address() {
+            capabilities.missing.push(MissingCapability {
+                code: "peer_address",
+                why: "the peer listener is on all addresses, so none of them can be named to others".into(),
+                fix: "start the daemon with --advertise, or with --peer-listen on one address".into(),
+            });
+        }
+        capabilities
+    }
+
+    /// Where the peer listener is.
+    fn peer_listen(&self) -> Option<SocketAddr> {
+        let listener = self.listener.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        listener.as_ref().map(crate::transport::PeerListener::local_addr)
+    }
+
+    /// Where others are to connect.
+    fn peer_address(&self) -> Option<Endpoint> {
+        let bound = self.peer_listen()?;
+        match &self.advertise {
+            Some(advertised) => Some(advertised.for_port(bound.port())),
+            None => Some(Endpoint::from(bound)).filter(|at| at.check_connectable().is_ok()),
+        }
+    }
+
+    /// Whether peers may come, and nobody can be told where to.
+    pub(super) fn lacks_address(&self) -> bool {
+        self.peer_listen().is_some() && self.peer_address().is_none()
+    }
+
+    /// Whether whoever connects to `endpoint` meets this host, as far as that can be said from here.
+    pub(super) fn is_own_address(&self, endpoint: &Endpoint) -> bool {
+        if self.peer_address().is_some_and(|own| own == *endpoint) {
+            return true;
+        }
+        let (Some(bound), Some(at)) = (self.peer_listen(), endpoint.address()) else { return false };
+        let (own, ip) = (bound.ip().to_canonical(), at.ip().to_canonical());
+        // An address can be bound to where it is local, and only there.
+        let any = own.is_unspecified() && (own.is_ipv6() || ip.is_ipv4()) && UdpSocket::bind((ip, 0)).is_ok();
+        at.port() == bound.port() && (own == ip || any)
     }
 }
 

@@ -12,13 +12,14 @@ use super::asking::{self, Answer};
 use super::events::{Change, EventBody};
 use super::guest_task::{self, Command};
 use super::{
-    Expected, GuestAction, GuestRecord, GuestSpec, GuestState, Host, HostError, Labels, MigrationLimits,
-    MigrationRecord, MigrationSpec, MigrationState, MirrorRecord, MirrorSpec, MirrorState, PeerRecord,
-    PeerSpec, PlanOptions, outgoing, validate,
+    Expected, FieldError, GuestAction, GuestRecord, GuestSpec, GuestState, Host, HostError, Labels,
+    MigrationLimits, MigrationRecord, MigrationSpec, MigrationState, MirrorRecord, MirrorSpec, MirrorState,
+    PeerRecord, PeerSpec, PlanOptions, outgoing, validate,
 };
 use crate::address_space::{MirrorPlan, Strategy};
 use crate::mirror::Placement;
 use crate::store::{Batch, Kind, StoreError};
+use crate::transport::{Endpoint, PeerIdentity};
 
 /// A migration that would begin.
 #[derive(Clone, Debug)]
@@ -466,6 +467,7 @@ impl Host {
     pub fn preview_peer(&self, id: Option<Uuid>, spec: PeerSpec) -> Result<PeerRecord, HostError> {
         self.inner.check_running()?;
         let identity = validate::peer(&spec)?;
+        self.check_not_self(&spec.address, &identity)?;
         // In one spelling, so that a pin can be compared as text.
         let spec = PeerSpec { identity: identity.to_string(), ..spec };
         if id.is_some_and(|id| self.inner.peers().contains_key(&id)) {
@@ -476,6 +478,22 @@ impl Host {
         }
         let id = id.unwrap_or_else(Uuid::now_v7);
         Ok(PeerRecord { id, spec, generation: 1, created_at: Timestamp::now() })
+    }
+
+    /// A host is no peer of its own: nothing could go there.
+    fn check_not_self(&self, address: &Endpoint, identity: &PeerIdentity) -> Result<(), HostError> {
+        let mut errors = Vec::new();
+        if identity == self.inner.identity.pin() {
+            let detail = format!(
+                "{identity} is this host itself; give the identity that the other host's `/v1/host` shows"
+            );
+            errors.push(FieldError::new("/identity", "own_identity", detail));
+        }
+        if self.is_own_address(address) {
+            let detail = format!("at {address} this host itself listens; give the other host's address");
+            errors.push(FieldError::new("/address", "own_address", detail));
+        }
+        if errors.is_empty() { Ok(()) } else { Err(HostError::Invalid(errors)) }
     }
 
     /// Adds a peer under an id of the caller's choice (`None`: a new one).
@@ -516,6 +534,7 @@ impl Host {
         let spec = change(now.spec.clone());
         // Conditions come last: a request that cannot work is told so, whatever it expects (RFC 9110, section 13.2.1).
         let identity = validate::peer(&spec)?;
+        self.check_not_self(&spec.address, &identity)?;
         expected.check("host", now.generation)?;
         let spec = PeerSpec { identity: identity.to_string(), name: now.spec.name.clone(), ..spec };
         let record = PeerRecord { spec, generation: now.generation + 1, ..now.clone() };

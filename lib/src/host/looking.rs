@@ -169,7 +169,7 @@ impl Host {
         let asked = tokio::task::spawn_blocking(move || {
             let identity: PeerIdentity = peer.spec.identity.parse().map_err(|_| unreadable_identity())?;
             let begun = Instant::now();
-            let address = (peer.spec.address, identity);
+            let address = (peer.spec.address.clone(), identity);
             match ask(&address, &inner.identity, &inner.name, PATIENCE) {
                 Ok((abilities, round_trip)) => Ok(PeerAnswer { round_trip, abilities }),
                 Err(fault) => Err(silence(&fault, begun.elapsed(), PATIENCE)),

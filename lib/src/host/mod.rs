@@ -42,7 +42,7 @@ use crate::memory::MemoryError;
 use crate::mirror::PlacementError;
 use crate::private_files::{PrivateDir, PrivateFileError};
 use crate::store::{Ledger, Trouble};
-use crate::transport::PeerListener;
+use crate::transport::{Advertised, PeerListener};
 
 pub use act::{Act, Along, Effect, Riding};
 pub use batches::{BatchRefusal, ExportSpec, ImportReport, ImportStep, SealedBatch};
@@ -79,6 +79,7 @@ pub enum GuestAction {
 pub struct Host {
     inner: Arc<Inner>,
     listener: Arc<Mutex<Option<PeerListener>>>,
+    advertise: Option<Advertised>,
 }
 
 impl std::fmt::Debug for Host {

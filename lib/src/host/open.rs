@@ -19,7 +19,9 @@ use crate::memory::Budget;
 use crate::qemu::{QemuUsers, UserPool};
 use crate::store::ledger::EVENTS_KEPT;
 use crate::store::{Kind, Ledger, Store, StoreError};
-use crate::transport::{Identity, IdentityError, ListenerError, ListenerLimits, PeerIdentity, PeerListener};
+use crate::transport::{
+    Advertised, Identity, IdentityError, ListenerError, ListenerLimits, PeerIdentity, PeerListener,
+};
 
 /// How a host is opened.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +32,8 @@ pub struct HostConfig {
     pub name: Option<String>,
     /// Where peers connect; `None`: no incoming migrations. Port 0 picks one.
     pub peer_listen: Option<SocketAddr>,
+    /// What peers are told to connect to; `None`: where the listener is, unless that is "all addresses".
+    pub advertise: Option<Advertised>,
     /// How many events are kept; `None`: [`EVENTS_KEPT`](crate::store::ledger::EVENTS_KEPT).
     pub events_kept: Option<u64>,
     /// Directories that files named by definitions of guests may come from; none: no definition may name a file.
@@ -107,7 +111,11 @@ impl Host {
         reconcile(&inner)?;
         inner.events.host(inner.id, &inner.name, super::events::Change::Started);
         let listener = config.peer_listen.map(|addr| listen(&inner, addr)).transpose()?;
-        Ok(Self { inner, listener: Arc::new(Mutex::new(listener)) })
+        let host = Self { inner, listener: Arc::new(Mutex::new(listener)), advertise: config.advertise };
+        if host.lacks_address() {
+            tracing::warn!("the peer listener is on all addresses, and none is advertised to be registered");
+        }
+        Ok(host)
     }
 }
 
@@ -121,7 +129,9 @@ fn listen(inner: &Arc<Inner>, addr: SocketAddr) -> Result<PeerListener, Listener
     };
     let around = Arc::downgrade(inner);
     let known = move |from: std::net::IpAddr| {
-        let at = |p: &PeerRecord| p.spec.address.ip().to_canonical() == from.to_canonical();
+        let at = |p: &PeerRecord| {
+            p.spec.address.address().is_some_and(|at| at.ip().to_canonical() == from.to_canonical())
+        };
         around.upgrade().is_some_and(|i| i.peers().values().any(at))
     };
     let theirs = Arc::downgrade(inner);

@@ -17,7 +17,9 @@ use super::{
 use crate::address_space::Strategy;
 use crate::guest::Machine;
 use crate::migration::wire::Outcome;
-use crate::migration::{Control, Journal, MigrationFault, Outgoing, SourceEnd, resolve, run_source};
+use crate::migration::{
+    Control, Journal, MigrationFault, Outgoing, PeerAddress, SourceEnd, resolve, run_source,
+};
 use crate::mirror::Mirror;
 use crate::sev::Policy;
 use crate::transport::PeerIdentity;
@@ -377,7 +379,7 @@ impl Run {
                 (SourceEnd::NotMoved { fault }, None)
             }
             Ok(identity) => {
-                let peer = (self.peer.spec.address, identity);
+                let peer = (self.peer.spec.address.clone(), identity);
                 let out = Outgoing {
                     id: self.entry.id,
                     guest: &record,
@@ -390,12 +392,13 @@ impl Run {
                     control: &self.entry.control,
                     journal: self,
                 };
+                let peer = out.peer.clone();
                 (run_source(&out, machine.as_mut(), &mut mirror, was_running), Some(peer))
             }
         };
         let end = match (end, peer) {
             (SourceEnd::InDoubt { fault }, Some(peer)) => {
-                self.settle(spec, fault, &peer, machine.as_mut(), &mut mirror, was_running)
+                self.settle(spec, fault, peer, machine.as_mut(), &mut mirror, was_running)
             }
             (end, _) => end,
         };
@@ -407,7 +410,7 @@ impl Run {
         &self,
         spec: &MigrationSpec,
         fault: MigrationFault,
-        peer: &(std::net::SocketAddr, PeerIdentity),
+        (mut address, identity): PeerAddress,
         machine: &mut dyn Machine,
         mirror: &mut Mirror,
         was_running: bool,
@@ -422,7 +425,12 @@ impl Run {
             if self.inner.is_stopping() {
                 return SourceEnd::InDoubt { fault };
             }
-            let answer = resolve(peer, &self.inner.identity, &self.inner.name, self.entry.id);
+            // A peer that was renumbered since is the same one: its key says so, and what is known of it says where.
+            if let Ok(peer) = self.inner.find_peer(&self.peer.id.to_string()) {
+                address = peer.spec.address;
+            }
+            let peer = (address.clone(), identity);
+            let answer = resolve(&peer, &self.inner.identity, &self.inner.name, self.entry.id);
             let reason = MigrationFault::PeerLost(crate::transport::LinkError::Broken);
             match answer {
                 Ok(Outcome::Committed { token }) => {

@@ -6,8 +6,6 @@
 //!
 //! Owns: the ticket's text and record. Must not know: how a migration goes.
 
-use std::net::SocketAddr;
-
 use jiff::{Timestamp, ToSpan as _};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -18,7 +16,7 @@ use super::{FieldError, Host, HostError, PeerRecord, PeerSpec, validate};
 use crate::migration::wire::PROTOCOL_VERSIONS;
 use crate::store::Batch;
 use crate::store::ledger::Space;
-use crate::transport::PeerIdentity;
+use crate::transport::{Endpoint, PeerIdentity};
 
 /// Longest text of a ticket.
 pub const TICKET_MAX: usize = 2048;
@@ -43,7 +41,7 @@ pub struct Ticket {
     /// Name of the destination.
     pub host: String,
     /// Where the destination's peer listener is.
-    pub address: SocketAddr,
+    pub address: Endpoint,
     /// Its pinned identity.
     pub identity: String,
     /// The one session that it is good for: the migration's id.
@@ -98,7 +96,7 @@ impl Ticket {
     pub(super) fn peer(&self) -> Result<PeerRecord, HostError> {
         let spec = PeerSpec {
             name: self.host.clone(),
-            address: self.address,
+            address: self.address.clone(),
             identity: self.identity.clone(),
             labels: super::Labels::new(),
         };
@@ -118,12 +116,17 @@ impl Host {
         let info = self.info();
         let address = info.peer_address.ok_or_else(|| HostError::CapabilityMissing {
             what: "peer listener",
-            why: "the daemon was started without --peer-listen".to_owned(),
+            why: if self.lacks_address() {
+                "the peer listener is on all addresses and the daemon was started without --advertise"
+                    .to_owned()
+            } else {
+                "the daemon was started without --peer-listen".to_owned()
+            },
         })?;
         let peer = PeerSpec {
             name: spec.source_name,
             // A source's own address plays no part.
-            address,
+            address: address.clone(),
             identity: spec.source_identity,
             labels: super::Labels::new(),
         };

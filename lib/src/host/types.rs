@@ -17,6 +17,7 @@ use crate::mirror::Placement;
 use crate::qemu::QemuUsers;
 use crate::sev::Policy;
 use crate::store::Writing;
+use crate::transport::Endpoint;
 
 /// Labels of a resource: at most 64, keys 1 to 63 and values 0 to 255 bytes.
 pub type Labels = BTreeMap<String, String>;
@@ -686,7 +687,7 @@ pub struct PeerSpec {
     /// Name, unique among peers; shaped as a guest's name.
     pub name: String,
     /// Where its peer listener is.
-    pub address: SocketAddr,
+    pub address: Endpoint,
     /// Its pinned identity: `sha256:` and 64 hex digits over its public key.
     pub identity: String,
     /// Free labels.
@@ -761,8 +762,11 @@ pub struct HostInfo {
     pub memory_bytes: u64,
     /// This host's identity on the peer link, as [`PeerSpec::identity`].
     pub identity: String,
+    /// Where others are to connect for migrations to it; `None` without a listener, or while that is on all addresses
+    /// and none is advertised.
+    pub peer_address: Option<Endpoint>,
     /// Where its peer listener is.
-    pub peer_address: Option<SocketAddr>,
+    pub peer_listen: Option<SocketAddr>,
     /// Guests by state.
     pub guests: usize,
     /// Mirrors.

@@ -10,6 +10,7 @@ use crate::address_space::{GuestLayout, HELPER_BLOCK, LayoutError, PspVia, Strat
 use crate::memory::Backing;
 use crate::mirror::{FIFO_PRIORITIES, NICE, Placement, Scheduler};
 use crate::sev::Policy;
+use crate::transport::Unconnectable;
 
 /// vCPUs and workers that one guest or mirror may have.
 const CPUS_MAX: u32 = 16;
@@ -201,8 +202,9 @@ pub(super) fn peer(spec: &PeerSpec) -> Result<crate::transport::PeerIdentity, Ho
         let detail = "not sha256: and 64 hex digits";
         errors.push(FieldError::new("/identity", "invalid_identity", detail));
     }
-    if spec.address.port() == 0 {
-        errors.push(FieldError::new("/address", "out_of_range", "port 0 cannot be connected to"));
+    if let Err(why) = spec.address.check_connectable() {
+        let code = if why == Unconnectable::Port { "out_of_range" } else { "unusable_address" };
+        errors.push(FieldError::new("/address", code, format!("{} {why}", spec.address)));
     }
     match identity {
         Ok(identity) if errors.is_empty() => Ok(identity),

@@ -107,6 +107,7 @@ impl MigrationFault {
             Self::Connect(LinkError::PeerRefused(_) | LinkError::RefusedByPeer { alert: Some(_) }) => {
                 "peer_identity"
             }
+            Self::Connect(LinkError::Unresolved { .. }) => "peer_unresolved",
             Self::Connect(_) => "peer_unreachable",
             Self::PeerLost(_) | Self::PeerGone => "peer_lost",
             Self::PeerRefused { code, .. } => code,

@@ -42,6 +42,6 @@ pub mod wire;
 pub use control::{Control, Live, PastPointOfNoReturn};
 pub use destination::{Arrival, Arrived, Receiver, serve_check, serve_import};
 pub use error::MigrationFault;
-pub use peer::{accept_hello, ask, check, open_control, resolve};
+pub use peer::{PeerAddress, accept_hello, ask, check, open_control, resolve};
 pub use rounds::{Bound, Convergence, Decision, Fixed, Observation};
 pub use source::{Journal, Outgoing, SourceEnd, run_source};

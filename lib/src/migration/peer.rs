@@ -3,7 +3,6 @@
 //! A peer that hangs up before it has said anything may be one that is busy with others: it is tried again, a few times,
 //! each time after a longer pause of uneven length, and never beyond the caller's patience.
 
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use ring::rand::{SecureRandom as _, SystemRandom};
@@ -14,13 +13,18 @@ use super::wire::{
     VERDICT_MAX, Verdict, kind,
 };
 use super::{Control, MigrationFault};
-use crate::transport::{Deadlines, Identity, Link, LinkCanceller, LinkError, PeerIdentity};
+use crate::transport::{
+    Deadlines, Endpoint, Identity, Link, LinkError, PeerIdentity, ResolveError, resolve as resolve_name,
+};
 
 /// Longest wait for a connection, and for a handshake.
 const STEP: Duration = Duration::from_secs(10);
 
+/// Longest wait for a connection to one of several addresses, before the next has its turn.
+const TURN: Duration = Duration::from_secs(2);
+
 /// Where a peer is and who it must be.
-pub type PeerAddress = (SocketAddr, PeerIdentity);
+pub type PeerAddress = (Endpoint, PeerIdentity);
 
 /// Connects and says hello. With a `control`, cancelling reaches the link from its first moment.
 ///
@@ -46,15 +50,8 @@ fn connect(
     control: Option<&Control>,
 ) -> Result<Link, MigrationFault> {
     let by = Instant::now() + patience;
-    let register = |link: LinkCanceller| {
-        if let Some(control) = control {
-            control.register(link);
-        }
-    };
     for attempt in 0.. {
-        let left = by.saturating_duration_since(Instant::now()).min(STEP);
-        let deadlines = Deadlines { connect: left, handshake: left, frame: patience, idle: Some(patience) };
-        let error = match Link::connect_cancellable(peer.0, identity, &peer.1, deadlines, register) {
+        let error = match attempt_once(peer, identity, by, patience, control) {
             Ok(link) => return Ok(link),
             Err(error) => error,
         };
@@ -74,6 +71,45 @@ fn connect(
         }
     }
     Err(MigrationFault::PeerGone)
+}
+
+/// Tries each of the peer's addresses. Of several failures the one that tells most is given.
+fn attempt_once(
+    peer: &PeerAddress,
+    identity: &Identity,
+    by: Instant,
+    patience: Duration,
+    control: Option<&Control>,
+) -> Result<Link, LinkError> {
+    let left = || by.saturating_duration_since(Instant::now()).min(STEP);
+    let called_off = || control.is_some_and(Control::is_cancelled);
+    let addresses =
+        resolve_name(&peer.0, Instant::now() + left(), &called_off).map_err(|error| match error {
+            ResolveError::CalledOff => LinkError::Cancelled,
+            source => LinkError::Unresolved { name: peer.0.to_string(), source },
+        })?;
+    let mut told = None;
+    let last = addresses.len().saturating_sub(1);
+    for (at, address) in addresses.into_iter().enumerate() {
+        let handshake = left();
+        // A dead address must not take the time that the others need.
+        let connect = if at < last { handshake.min(TURN) } else { handshake };
+        let deadlines = Deadlines { connect, handshake, frame: patience, idle: Some(patience) };
+        let register = |link| {
+            if let Some(control) = control {
+                control.register(link);
+            }
+        };
+        match Link::connect_cancellable(address, identity, &peer.1, deadlines, register) {
+            Ok(link) => return Ok(link),
+            Err(LinkError::Cancelled) => return Err(LinkError::Cancelled),
+            Err(error) => {
+                let says_more = !matches!(error, LinkError::Connect { .. });
+                told = Some(told.filter(|_| !says_more).unwrap_or(error));
+            }
+        }
+    }
+    Err(told.unwrap_or(LinkError::Broken))
 }
 
 /// Whether a peer that did not take us may take us in a moment: it hung up without a word, as one does that has others

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use rustls::AlertDescription;
 
 use super::frame::HeaderError;
+use super::resolve::ResolveError;
 use super::session::SessionError;
 use super::socket::{SocketError, Waiting};
 use super::tls::CertRefusal;
@@ -22,6 +23,15 @@ pub enum LinkError {
         /// The system's reason.
         #[source]
         source: std::io::Error,
+    },
+    /// The peer's name leads to no address.
+    #[error("{name} cannot be resolved")]
+    Unresolved {
+        /// The name, with its port.
+        name: String,
+        /// What became of it.
+        #[source]
+        source: ResolveError,
     },
     /// We refused the peer's certificate. No application byte was exchanged.
     #[error("peer refused by its certificate")]

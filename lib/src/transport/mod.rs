@@ -17,6 +17,7 @@
 //! know each other: the same frames, as they are. From there on the network can read and change them, so that nothing may
 //! cross that would matter to: see `migration` for what does.
 
+mod endpoint;
 mod frame;
 mod identity;
 mod link;
@@ -25,6 +26,7 @@ mod listener;
 mod log_budget;
 mod places;
 mod records;
+mod resolve;
 mod session;
 mod shares;
 mod socket;
@@ -33,6 +35,7 @@ mod tls;
 #[cfg(test)]
 mod tests;
 
+pub use endpoint::{AdvertiseError, Advertised, Endpoint, ParseEndpointError, Unconnectable};
 pub use frame::{FrameHeader, HEADER_LEN, HeaderError};
 pub use identity::{Identity, IdentityError, ParsePeerIdentityError, PeerIdentity};
 pub use link::{Deadlines, Frame, Link, LinkCounters};
@@ -40,6 +43,7 @@ pub use link_error::LinkError;
 pub use listener::{ListenerError, ListenerLimits, PeerListener};
 pub(crate) use log_budget::LogBudget;
 pub use places::Occupancy;
+pub use resolve::{ResolveError, resolve};
 pub use rustls::AlertDescription;
 pub use socket::{LinkCanceller, Waiting};
 pub use tls::{CertRefusal, PeerFilter};

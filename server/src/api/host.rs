@@ -35,9 +35,14 @@ pub struct Host {
     /// This host's identity on the peer link: what peers pin.
     #[schema(pattern = "^sha256:[0-9a-f]{64}$")]
     pub identity: String,
-    /// Where its peer listener is; null: no incoming migrations.
+    /// Where other hosts connect for migrations to this one: what to register there as its `address`. Null: no incoming
+    /// migrations, or the peer listener is on all addresses and the daemon was not told (`advertise`) by which of them
+    /// others reach it.
     #[schema(example = "192.0.2.1:7801")]
     pub peer_address: Option<String>,
+    /// Where its peer listener is; null: no incoming migrations.
+    #[schema(example = "0.0.0.0:7801")]
+    pub peer_listen: Option<String>,
     /// What it has to do.
     pub load: HostLoad,
     /// Whether its database takes what is to be stored.
@@ -111,6 +116,7 @@ impl Host {
             limits: capabilities.limits.into(),
             identity: info.identity,
             peer_address: info.peer_address.map(|a| a.to_string()),
+            peer_listen: info.peer_listen.map(|a| a.to_string()),
             load: HostLoad {
                 guests: info.guests as u64,
                 mirrors: info.mirrors as u64,

@@ -1,10 +1,10 @@
 //! Bodies of `PATCH`: JSON merge patches (RFC 7396) of what can change while a resource lives.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 
 use mirrorvm::host::{Labels, MigrationLimits, PeerSpec};
 use mirrorvm::mirror::{NICE, Placement, Scheduler};
+use mirrorvm::transport::Endpoint;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -263,7 +263,7 @@ impl LimitsUpdate {
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({"address": "192.0.2.8:7801"}))]
 pub struct PeerHostUpdate {
-    /// Where its peer listener is: IP address and port.
+    /// Where its peer listener is: IP address or DNS name, and port.
     #[schema(required = false, nullable = false, example = "192.0.2.8:7801")]
     pub address: Option<String>,
     /// Its pinned identity.
@@ -291,7 +291,7 @@ impl PeerHostUpdate {
     /// # Errors
     /// An address that is none.
     pub fn change(self) -> Result<impl FnOnce(PeerSpec) -> PeerSpec, Vec<ProblemError>> {
-        let address: Option<SocketAddr> = match &self.address {
+        let address: Option<Endpoint> = match &self.address {
             Some(text) => Some(super::peers::parse_address(text)?),
             None => None,
         };

@@ -1,10 +1,10 @@
 //! Known peers ("hosts" in the API) on the wire.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 
 use jiff::Timestamp;
 use mirrorvm::host::{PeerAnswer, PeerRecord, PeerSpec};
+use mirrorvm::transport::{Endpoint, ParseEndpointError};
 use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -27,7 +27,8 @@ pub struct PeerHostCreate {
     /// Name, unique among hosts; not shaped like a UUID.
     #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", example = "b")]
     pub name: String,
-    /// Where its peer listener is: IP address and port.
+    /// Where its peer listener is: IP address or DNS name, and port. A name is resolved for each connection and says nothing
+    /// of who is there: that is `identity`.
     #[schema(example = "192.0.2.7:7801")]
     pub address: String,
     /// Its pinned identity, as its daemon prints it.
@@ -54,10 +55,10 @@ impl Decode for PeerHostCreate {
 ///
 /// # Errors
 /// What is wrong with `/address`.
-pub(crate) fn parse_address(text: &str) -> Result<SocketAddr, Vec<ProblemError>> {
-    text.parse().map_err(|_| {
-        let detail = "this is not an IP address with a port, as 192.0.2.7:7801 or [2001:db8::7]:7801";
-        vec![ProblemError::at_pointer("/address", "invalid_format", detail)]
+pub(crate) fn parse_address(text: &str) -> Result<Endpoint, Vec<ProblemError>> {
+    text.parse().map_err(|why: ParseEndpointError| {
+        let said: String = text.chars().take(80).flat_map(char::escape_debug).collect();
+        vec![ProblemError::at_pointer("/address", "invalid_format", format!("\"{said}\": {why}"))]
     })
 }
 
@@ -102,7 +103,7 @@ pub struct PeerHostCapabilities {
     /// Its name.
     #[schema(example = "b")]
     pub name: String,
-    /// Always true: a host that does not answer is the problem `peer_failed` or `peer_timed_out`.
+    /// Always true: a host that does not answer is a problem, `peer_failed` for example.
     pub reachable: bool,
     /// Versions of the peer protocol that both hosts speak.
     #[schema(example = json!([2]))]

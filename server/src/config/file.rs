@@ -22,6 +22,8 @@ pub struct FileConfig {
     pub listen: Option<Vec<String>>,
     /// As `--peer-listen`.
     pub peer_listen: Option<String>,
+    /// As `--advertise`.
+    pub advertise: Option<String>,
     /// As `--image-directory`.
     pub image_directories: Option<Vec<PathBuf>>,
     /// As `--qemu-users`.

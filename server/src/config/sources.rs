@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 use mirrorvm::qemu::QemuUsers;
+use mirrorvm::transport::Advertised;
 use serde::Serialize;
 
 use super::file::{ConfigError, FileConfig};
@@ -105,6 +106,8 @@ pub struct Arguments {
     pub listen: Given<Vec<Listen>>,
     /// `--peer-listen`.
     pub peer_listen: Given<SocketAddr>,
+    /// `--advertise`.
+    pub advertise: Given<Advertised>,
     /// `--image-directory`.
     pub image_directories: Given<Vec<PathBuf>>,
     /// `--qemu-users`.
@@ -136,6 +139,8 @@ pub struct Resolved {
     pub listen: Vec<Listen>,
     /// Where peers connect.
     pub peer_listen: Option<SocketAddr>,
+    /// What peers are told to connect to.
+    pub advertise: Option<Advertised>,
     /// Where files that definitions name may come from.
     pub image_directories: Vec<PathBuf>,
     /// Whom QEMU processes of a daemon of root's run as.
@@ -179,6 +184,15 @@ pub fn resolve(
     let peer = file.peer_listen.map(|p| one("peer_listen", p, "ADDR:PORT")).transpose()?;
     let peer_listen = arguments.peer_listen.or_file(peer);
     note("peer_listen", peer_listen.value.map(|p| p.to_string()), &peer_listen.source);
+    let told = file.advertise.map(|a| {
+        a.parse::<Advertised>().map_err(|e| wrong("advertise", &a, &format!("usable: {e}"), "file"))
+    });
+    let advertise = arguments.advertise.or_file(told.transpose()?);
+    if let (Some(advertised), None) = (&advertise.value, peer_listen.value) {
+        let wanted = "of use without peer_listen: nobody could connect to it";
+        return Err(wrong("advertise", &advertised.to_string(), wanted, advertise.source.name()));
+    }
+    note("advertise", advertise.value.as_ref().map(ToString::to_string), &advertise.source);
     let images = arguments.image_directories.or_file(file.image_directories);
     let listed: Vec<String> = images.value.iter().flatten().map(shown).collect();
     note("image_directories", (!listed.is_empty()).then(|| listed.join(", ")), &images.source);
@@ -239,6 +253,7 @@ pub fn resolve(
         name: name.value,
         listen: listen.value.unwrap_or_default(),
         peer_listen: peer_listen.value,
+        advertise: advertise.value,
         image_directories: images.value.unwrap_or_default(),
         qemu_users: users,
         metrics_listen: metrics_listen.value.unwrap_or_default(),
@@ -370,6 +385,7 @@ mod tests {
             name: given(name.map(str::to_owned), source),
             listen: given(None, Source::Default),
             peer_listen: given(None, Source::Default),
+            advertise: given(None, Source::Default),
             image_directories: Given { value: None, source: Source::Default },
             qemu_users: Given { value: None, source: Source::Default },
             metrics_listen: given(None, Source::Default),
@@ -407,6 +423,9 @@ mod tests {
         for (text, key) in [
             ("listen = [\"tcp:192.0.2.1:1\"]", "listen"),
             ("peer_listen = \"x\"", "peer_listen"),
+            ("peer_listen = \"0.0.0.0:1\"\nadvertise = \"0.0.0.0\"", "advertise"),
+            ("peer_listen = \"0.0.0.0:1\"\nadvertise = \"a_b\"", "advertise"),
+            ("advertise = \"192.0.2.7\"", "advertise"),
             ("log_format = \"xml\"", "log_format"),
             ("[limits]\nspeed = 1", "limits.speed"),
             ("[limits]\nconnections = 0", "limits.connections"),

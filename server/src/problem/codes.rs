@@ -268,6 +268,16 @@ catalogue! {
         "The other host did not answer in time",
         cause "A connection was there or begun, and nothing came over it in time.",
         fix "Check the network between the hosts; try again.";
+    /// Somebody else is at the other host's address.
+    PeerNotMirrorvm = "peer_not_mirrorvm", BAD_GATEWAY, retry false,
+        "No mirrorvm daemon is at the other host's address",
+        cause "What answers there speaks something else, HTTP or SSH for example; `detail` quotes the first it said.",
+        fix "Correct the address, its port above all: it is the one that the other daemon listens on for peers (`peer_address` of its `/v1/host`), not that of its API.";
+    /// The other host's name leads nowhere.
+    PeerUnresolved = "peer_unresolved", BAD_GATEWAY, retry true,
+        "The other host's name cannot be resolved",
+        cause "The resolver of this host has no usable address for the name in `address`, or does not answer; `detail` says which.",
+        fix "Check the name and this host's resolver, or register the other host with its IP address.";
     /// A sealed batch was not taken.
     BatchRefused = "batch_refused", UNPROCESSABLE_ENTITY, retry false,
         "The helper does not take the sealed batch",

@@ -12,7 +12,16 @@ use super::{BlockedReason, MAX_SAFE_INTEGER, Problem, ProblemCode, ProblemError}
 use crate::http::precondition::etag;
 
 /// The code of a library error; its status is the catalogue's.
-const fn code_of(error: &HostError) -> ProblemCode {
+fn code_of_silence(silence: &PeerSilence) -> ProblemCode {
+    match (silence.code.as_str(), silence.timed_out) {
+        ("peer_not_mirrorvm", _) => ProblemCode::PeerNotMirrorvm,
+        ("peer_unresolved", _) => ProblemCode::PeerUnresolved,
+        (_, true) => ProblemCode::PeerTimedOut,
+        (_, false) => ProblemCode::PeerFailed,
+    }
+}
+
+fn code_of(error: &HostError) -> ProblemCode {
     match error {
         HostError::NotFound { .. } => ProblemCode::NotFound,
         HostError::NameTaken { .. } => ProblemCode::NameTaken,
@@ -27,8 +36,7 @@ const fn code_of(error: &HostError) -> ProblemCode {
         HostError::PastPointOfNoReturn => ProblemCode::PastPointOfNoReturn,
         HostError::DestinationIsSelf => ProblemCode::ValidationFailed,
         HostError::DestinationRefuses(_) => ProblemCode::DestinationRefuses,
-        HostError::PeerSilent(PeerSilence { timed_out: true, .. }) => ProblemCode::PeerTimedOut,
-        HostError::PeerSilent(PeerSilence { timed_out: false, .. }) => ProblemCode::PeerFailed,
+        HostError::PeerSilent(silence) => code_of_silence(silence),
         HostError::PlanRefused(_) => ProblemCode::PlanRefused,
         HostError::PolicyForbids { .. } => ProblemCode::PolicyForbids,
         HostError::MirrorAtLaunch => ProblemCode::MirrorAtLaunch,

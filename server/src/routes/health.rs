@@ -54,7 +54,7 @@ pub async fn ready(State(state): State<AppState>, query: Query) -> Result<String
     let capabilities = host.capabilities();
     let kvm = if capabilities.kvm_api_version.is_some() { "ok" } else { "absent" };
     let qemu = if capabilities.drivers.contains(&"qemu") { "ok" } else { "absent" };
-    let peers = if host.info().peer_address.is_some() { "ok" } else { "off" };
+    let peers = if host.info().peer_listen.is_some() { "ok" } else { "off" };
     Ok(format!("[+] database {storage}\n[+] kvm {kvm}\n[+] qemu {qemu}\n[+] peer listener {peers}\nok\n"))
 }
 

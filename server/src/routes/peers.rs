@@ -112,8 +112,8 @@ pub async fn update(
 
 /// Ask a known host what it can do
 ///
-/// Connects, checks its identity, agrees on a version of the peer protocol and asks. `peer_failed` and `peer_timed_out` say
-/// why there is no answer.
+/// Connects, checks its identity, agrees on a version of the peer protocol and asks. `peer_failed`,
+/// `peer_timed_out`, `peer_not_mirrorvm` and `peer_unresolved` say why there is no answer.
 #[utoipa::path(get, path = "/v1/hosts/{host}/capabilities", operation_id = "peer_host_capabilities_get", tag = "hosts",
     params(("host" = String, Path, description = "Id or name of the host", example = "b")),
     responses((status = 200, description = "It answers", body = PeerHostCapabilities)))]

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use mirrorvm::host::{Host, HostConfig, OpenError};
 use mirrorvm::qemu::QemuUsers;
+use mirrorvm::transport::Advertised;
 use rustix::fs::{Mode, OFlags};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
@@ -52,6 +53,8 @@ pub struct Options {
     pub listen: Vec<Listen>,
     /// Where peers connect.
     pub peer_listen: Option<SocketAddr>,
+    /// What peers are told to connect to.
+    pub advertise: Option<Advertised>,
     /// Where files that definitions name may come from.
     pub image_directories: Vec<PathBuf>,
     /// Whom QEMU processes of a daemon of root's run as.
@@ -212,6 +215,7 @@ pub async fn run(options: Options) -> Result<(), ServeError> {
         state_dir: options.state_dir,
         name: options.name,
         peer_listen: options.peer_listen,
+        advertise: options.advertise,
         events_kept: Some(options.config.limits.events_kept),
         image_directories: options.image_directories,
         qemu_users: options.qemu_users,
@@ -321,7 +325,7 @@ fn make_state_dir(path: &Path) -> Result<(), ServeError> {
 fn say_ready(addresses: &[String], host: &Host) -> io::Result<()> {
     let info = host.info();
     let mut line = format!("ready {}", addresses.join(" "));
-    if let Some(peer) = info.peer_address {
+    if let Some(peer) = info.peer_listen {
         line.push_str(&format!(" peer:{peer}"));
     }
     line.push_str(&format!(" identity:{}\n", info.identity));
