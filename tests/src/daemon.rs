@@ -124,8 +124,11 @@ impl Daemon {
         if !self.environment.iter().any(|(name, _)| name == "MIRRORVM_IMAGE_DIRECTORIES") {
             command.env("MIRRORVM_IMAGE_DIRECTORIES", image_directories());
         }
+        if !self.environment.iter().any(|(name, _)| name == "MIRRORVM_PEER_LISTEN") {
+            command.env("MIRRORVM_PEER_LISTEN", &self.peer_address);
+        }
         let mut child = command
-            .args(["serve", "--name", &self.name, "--peer-listen", &self.peer_address])
+            .args(["serve", "--name", &self.name])
             .arg("--state-dir")
             .arg(self.dir.path().join("state"))
             .args(&self.arguments)

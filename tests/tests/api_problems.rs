@@ -119,17 +119,29 @@ fn every_code_can_be_reached() {
     walk.reach("not_acceptable", &get(&format!("{path}/layout")).header("accept", "text/html"));
     let _ = d.delete(&path).expect(204);
 
-    // A peer that is nobody, and one that accepts and says nothing.
+    // A peer that is nobody, one that accepts and says nothing, one that is somebody else, and a name that nobody has.
     let identity = format!("sha256:{}", "5a".repeat(32));
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    for (name, address) in
-        [("dead", "127.0.0.1:9".to_owned()), ("silent", silent.local_addr().unwrap().to_string())]
-    {
+    let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (at_silent, at_else) = (silent.local_addr().unwrap(), other.local_addr().unwrap());
+    std::thread::spawn(move || {
+        let mut stream = other.accept().unwrap().0;
+        let _ = std::io::Write::write_all(&mut stream, b"SSH-2.0-OpenSSH_9.2\r\n");
+        let _ = std::io::copy(&mut stream, &mut std::io::sink());
+    });
+    for (name, address) in [
+        ("dead", "127.0.0.1:9".to_owned()),
+        ("silent", at_silent.to_string()),
+        ("else", at_else.to_string()),
+        ("nobody", "nobody.invalid:7801".to_owned()),
+    ] {
         let _ =
             d.post("/v1/hosts", &json!({"name": name, "address": address, "identity": identity})).expect(201);
     }
     walk.reach("peer_failed", &get("/v1/hosts/dead/capabilities"));
     walk.reach("peer_timed_out", &get("/v1/hosts/silent/capabilities"));
+    walk.reach("peer_not_mirrorvm", &get("/v1/hosts/else/capabilities"));
+    walk.reach("peer_unresolved", &get("/v1/hosts/nobody/capabilities"));
 
     // A host that does not find QEMU.
     let lonely = Daemon::start_as("c", &[("PATH", "/nowhere")], |_| Vec::new());

@@ -626,7 +626,7 @@ fn mirrors_plans_migrations_and_hosts_that_cannot_be() {
     for (at, value, error) in [
         ("/name", Some(json!("a b")), "/name invalid_name"),
         ("/name", None, "/name missing"),
-        ("/address", Some(json!("somewhere:80")), "/address invalid_format"),
+        ("/address", Some(json!("some where:80")), "/address invalid_format"),
         ("/address", Some(json!("127.0.0.1")), "/address invalid_format"),
         ("/address", Some(json!("127.0.0.1:0")), "/address out_of_range"),
         ("/address", Some(json!("127.0.0.1:65536")), "/address invalid_format"),

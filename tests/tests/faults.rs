@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use mirrorvm::migration::wire::{self, Abilities, Hello, HelloAck, Purpose, Refused, kind};
 use mirrorvm::transport::{Deadlines, Identity, Link, ListenerLimits, PeerListener};
 use mirrorvm_tests::{
-    Act, Break, Daemon, Pair, Way, embedded, is_terminal, kvm, migration, until, until_some,
+    Act, Break, Daemon, Pair, Request, Way, embedded, is_terminal, kvm, migration, until, until_some,
 };
 use serde_json::{Value, json};
 
@@ -348,7 +348,7 @@ fn peers_that_are_not_what_they_should_be_get_a_typed_answer() {
         ("wrong-key", &["peer_identity"][..]),
         ("stranger", &["peer_identity"]),
         ("nobody", &["peer_unreachable"]),
-        ("plain", &["peer_unreachable"]),
+        ("plain", &["peer_not_mirrorvm"]),
         ("mute", &["peer_unreachable"]),
         ("newer", &["peer_version"]),
         ("newer-refuses", &["peer_version"]),
@@ -422,7 +422,7 @@ fn a_caller_of_another_version_or_with_nonsense_is_refused() {
     }
     // What became of a session that is none of ours.
     let session = "0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11".parse().unwrap();
-    let asked = mirrorvm::migration::resolve(&(address, pin), &identity, "us", session).unwrap_err();
+    let asked = mirrorvm::migration::resolve(&(address.into(), pin), &identity, "us", session).unwrap_err();
     assert_eq!(asked.code(), "unknown_session");
     drop(link);
     assert!(b.items("/v1/guests").is_empty() && b.items("/v1/migrations").is_empty());
@@ -616,6 +616,25 @@ fn a_destination_killed_after_it_committed_keeps_what_it_took() {
     assert_eq!((&here["state"], &here["moved_to"]), (&json!("stopped"), &json!("b")), "{here}");
     assert_eq!(pair.a.act(&format!("/v1/guests/{GUEST}/start")).expect(409).problem(), "guest_moved");
     let _ = pair.b.act(&format!("/v1/guests/{GUEST}/start")).expect(202);
+    pair.b.ticks_on(GUEST);
+}
+
+#[test]
+fn a_doubt_is_settled_with_a_peer_that_has_another_address_by_then() {
+    if !kvm() {
+        return;
+    }
+    let pair = Pair::start();
+    pair.a.run_guest(&embedded(GUEST, 16, 0));
+    let whole = stop_and_copy_records(&pair);
+    pair.to_b.arm(before_commit(whole, Act::Cut));
+    let m = pair.a.migrate(&quick("b", "stop_and_copy"));
+    pair.a.follow(&format!("/v1/migrations/{m}"), 60, |now| now["state"] == "in_doubt");
+    // The old way stays cut for good.
+    let moved = json!({"address": pair.b.peer_address});
+    let _ = pair.a.send(&Request::new("PATCH", "/v1/hosts/b").json(&moved)).expect(200);
+    let end = pair.a.migration_end(&m);
+    assert_eq!(end["state"], "succeeded", "{end}");
     pair.b.ticks_on(GUEST);
 }
 

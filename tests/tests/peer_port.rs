@@ -140,7 +140,8 @@ impl Speaker {
 
 /// A session that the daemon does not know: told so, it was reached, and would have settled a doubt.
 fn ask_what_became(daemon: &Daemon, us: &Identity) {
-    let peer = (daemon.peer_address.parse().unwrap(), daemon.identity.parse().unwrap());
+    let at: SocketAddr = daemon.peer_address.parse().unwrap();
+    let peer = (at.into(), daemon.identity.parse().unwrap());
     let session = "0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11".parse().unwrap();
     let told = mirrorvm::migration::resolve(&peer, us, "us", session).unwrap_err();
     assert_eq!(told.code(), "unknown_session", "{}", told.chain());
