@@ -297,7 +297,7 @@ fn a_destination_without_disk_space_is_found_before() {
     let mut file = std::fs::File::create(&filler).unwrap();
     while std::io::Write::write_all(&mut file, &[0x5a; 4096]).is_ok() {}
     drop(file);
-    all_refuse(&a, &wanted, "no_storage");
+    all_refuse(&a, &wanted, "storage_full");
     std::fs::remove_file(&filler).unwrap();
     all_pass(&a, &wanted);
     drop((b, mounted));

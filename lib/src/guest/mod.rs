@@ -171,7 +171,7 @@ pub enum MachineError {
 }
 
 /// How a guest ended by itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MachineEnd {
     /// It switched itself off.
     #[error("it switched itself off")]
@@ -185,6 +185,28 @@ pub enum MachineEnd {
         /// vCPU; the log tells of the exits before.
         rip: Option<u64>,
     },
+    /// The process that was its machine went away without the guest having asked for it.
+    #[error("its machine's process ended: {how}")]
+    Exited {
+        /// Exit code or signal, and the last of what it wrote to stderr. Bounded and printable.
+        how: String,
+    },
+}
+
+/// Tells whether a guest has ended by itself, without its machine: for those who wait while somebody else has that.
+#[derive(Clone)]
+pub struct EndWatch(Arc<dyn Fn() -> Option<MachineEnd> + Send + Sync>);
+
+impl EndWatch {
+    /// A watch that asks `look`, which must not block.
+    pub fn new(look: impl Fn() -> Option<MachineEnd> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(look))
+    }
+
+    /// How the guest ended, if it has.
+    pub fn look(&self) -> Option<MachineEnd> {
+        (self.0)()
+    }
 }
 
 /// Where a vCPU stood, for people.
@@ -320,8 +342,13 @@ pub trait Machine: Send {
     /// The machine is of no use then.
     fn load_state(&mut self, state: &[u8]) -> Result<(), MachineError>;
 
+    /// Whether the guest has ended by itself, for others than the machine's owner.
+    fn end_watch(&self) -> EndWatch;
+
     /// Whether the guest has ended by itself.
-    fn ended(&self) -> Option<MachineEnd>;
+    fn ended(&self) -> Option<MachineEnd> {
+        self.end_watch().look()
+    }
 
     /// What the destination needs to make the same machine: QEMU's exact machine type.
     ///

@@ -8,13 +8,13 @@ use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
-use super::{Console, EncryptionStatus, Machine, MachineEnd, MachineError, MigrationControl};
+use super::{Console, EncryptionStatus, EndWatch, Machine, MachineEnd, MachineError, MigrationControl};
 use crate::addr::Gpa;
 use crate::address_space::{GuestLayout, Plug};
 use crate::boot_files::SealedFile;
 use crate::memory::{Claim, GuestRam};
 use crate::pages::PageSet;
-use crate::qemu::{self, KvmAccess, Qemu, QemuError, RunAs, UserLease, kvm_access};
+use crate::qemu::{self, ExitInfo, KvmAccess, Qemu, QemuError, RunAs, UserLease, kvm_access};
 
 /// Bytes of `RamAddr` after the guest's memory that belong to QEMU's own blocks (firmware, ROMs, video memory);
 /// the helper's block comes after them.
@@ -58,6 +58,16 @@ pub struct QemuMachine {
     // Dropped after the process: nobody gets the user while it lives.
     _user: Option<UserLease>,
     _memory: Option<Claim>,
+}
+
+/// What a QEMU's exit says of its guest. QEMU exits with 0 when the guest powers off, and (`-no-reboot`) when it asks for a
+/// reset, panicked or not; and also when somebody ends it by a signal that it handles, which it only says.
+fn end_of(exit: &ExitInfo) -> MachineEnd {
+    if exit.code == Some(0) && !exit.stderr.contains("terminating on signal") {
+        return MachineEnd::PowerOff;
+    }
+    let how = exit.to_string().replace(['\n', '\r'], "; ");
+    MachineEnd::Exited { how: how.chars().filter(|c| !c.is_control()).take(1000).collect() }
 }
 
 fn failed(e: QemuError) -> MachineError {
@@ -195,8 +205,9 @@ impl Machine for QemuMachine {
         self.qemu.load_device_state(state).map_err(failed)
     }
 
-    fn ended(&self) -> Option<MachineEnd> {
-        self.qemu.has_exited().map(|_| MachineEnd::PowerOff)
+    fn end_watch(&self) -> EndWatch {
+        let exit = self.qemu.exit_watch();
+        EndWatch::new(move || exit.look().map(|exit| end_of(&exit)))
     }
 
     fn machine_type(&mut self) -> Result<Option<String>, MachineError> {
@@ -205,5 +216,30 @@ impl Machine for QemuMachine {
 
     fn pid(&self) -> Option<u32> {
         Some(self.qemu.pid())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exit(code: Option<i32>, signal: Option<i32>, stderr: &str) -> MachineEnd {
+        end_of(&ExitInfo { code, signal, stderr: stderr.into() })
+    }
+
+    #[test]
+    fn only_a_clean_exit_is_a_power_off() {
+        assert_eq!(exit(Some(0), None, ""), MachineEnd::PowerOff);
+        assert_eq!(exit(Some(0), None, "warning: something"), MachineEnd::PowerOff);
+        let how = |end| match end {
+            MachineEnd::Exited { how } => how,
+            other => panic!("{other}"),
+        };
+        assert_eq!(how(exit(Some(1), None, "no\nmemory\n")), "code 1, stderr: no; memory");
+        assert_eq!(how(exit(None, Some(9), "")), "signal 9");
+        assert_eq!(how(exit(None, None, "")), "unknown status");
+        let ended = "qemu-system-x86_64: terminating on signal 15 from pid 1 (init)";
+        assert!(how(exit(Some(0), None, ended)).contains("signal 15"));
+        assert!(how(exit(Some(2), None, &"x".repeat(4096))).len() <= 1000);
     }
 }

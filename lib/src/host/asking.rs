@@ -118,7 +118,7 @@ pub(super) fn finding(refused: Refused) -> Finding {
         "no_memory" => {
             "stop guests there, give its daemon more memory or huge pages, or choose another destination"
         }
-        "no_storage" | "storage" => "free space in the file system of the other daemon's state directory",
+        "storage_full" | "storage" => "free space in the file system of the other daemon's state directory",
         "no_resources" => "the detail says what ran out there; free some, or choose another destination",
         "capability_missing" => {
             "`missing` of the other host's capabilities says what would help; or choose another one"

@@ -11,8 +11,8 @@ use super::act::Act;
 use super::events::{Change, Told};
 use super::guest_task::{Asked, Command};
 use super::{
-    ConsoleChunk, Expected, Fault, GuestRecord, GuestState, HostError, MigrationRecord, MirrorRecord,
-    MirrorState, PageDigests, WorkerInfo,
+    ConsoleChunk, Expected, Fault, GuestRecord, GuestState, HandOverToken, HostError, MigrationRecord,
+    MirrorRecord, MirrorState, PageDigests, WorkerInfo,
 };
 use crate::guest::{Console, EncryptionStatus, Machine, MigrationControl, Readiness};
 use crate::memory::Backing;
@@ -243,7 +243,12 @@ pub(super) struct MigrationEntry {
     /// The mirror's workers, while the migration has them.
     workers: RwLock<Option<Workers>>,
     pub digests: RwLock<Option<Arc<PageDigests>>>,
+    /// Where whoever settles a doubt takes tokens that were carried by hand.
+    tokens: Mutex<Option<mpsc::Sender<Carried>>>,
 }
+
+/// A token that was carried by hand, and who waits to hear whether it is taken.
+pub(super) type Carried = (HandOverToken, oneshot::Sender<Result<(), HostError>>);
 
 impl MigrationEntry {
     pub fn new(record: MigrationRecord, control: Arc<Control>) -> Self {
@@ -256,7 +261,20 @@ impl MigrationEntry {
             told,
             workers: RwLock::default(),
             digests: RwLock::default(),
+            tokens: Mutex::default(),
         }
+    }
+
+    /// Begins to take tokens; those that nobody takes before the receiver goes are refused.
+    pub fn take_tokens(&self) -> mpsc::Receiver<Carried> {
+        let (sender, receiver) = mpsc::channel(1);
+        *self.tokens.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
+        receiver
+    }
+
+    /// Where tokens go, while somebody settles a doubt.
+    pub fn tokens(&self) -> Option<mpsc::Sender<Carried>> {
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The record with the live part as it is now.
@@ -267,6 +285,7 @@ impl MigrationEntry {
             record.state = live.state;
             record.progress = live.progress;
             record.rounds = live.rounds;
+            record.committing = live.committing;
             record.generation += live.version;
             if let Some(workers) = &*self.workers.read().unwrap_or_else(PoisonError::into_inner) {
                 workers.show(&mut record);
@@ -277,6 +296,14 @@ impl MigrationEntry {
             }
         }
         record
+    }
+
+    /// The record as `change` would make it, shown to nobody: to be stored first.
+    pub fn next(&self, change: impl FnOnce(&mut MigrationRecord)) -> MigrationRecord {
+        let mut next = self.record();
+        next.generation += 1;
+        change(&mut next);
+        next
     }
 
     /// Changes the fixed part, the live part taken over first.
@@ -302,14 +329,26 @@ impl MigrationEntry {
         act(self.record())
     }
 
-    fn change_held(&self, change: impl FnOnce(&mut MigrationRecord)) -> MigrationRecord {
-        let mut next = self.record();
-        next.generation += 1;
-        change(&mut next);
-        if next.state.is_terminal() {
+    /// Shows a record that is stored with the event of it.
+    pub fn show_told(&self, record: MigrationRecord) {
+        let _alone = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let generation = record.generation.max(self.record().generation + 1);
+        let record = MigrationRecord { generation, ..record };
+        *self.told.lock().unwrap_or_else(PoisonError::into_inner) =
+            Told { state: record.state, rounds: record.rounds.len() };
+        self.show(record);
+    }
+
+    fn show(&self, record: MigrationRecord) {
+        if record.state.is_terminal() {
             *self.workers.write().unwrap_or_else(PoisonError::into_inner) = None;
         }
-        *self.record.write().unwrap_or_else(PoisonError::into_inner) = next.clone();
+        *self.record.write().unwrap_or_else(PoisonError::into_inner) = record;
+    }
+
+    fn change_held(&self, change: impl FnOnce(&mut MigrationRecord)) -> MigrationRecord {
+        let next = self.next(change);
+        self.show(next.clone());
         next
     }
 

@@ -12,21 +12,22 @@ use uuid::Uuid;
 
 use super::act::{self, Act, Effect, Riding};
 use super::batches::BatchSession;
+use super::endings::{self, Ending, Together};
 use super::entries::{GuestEntry, MirrorEntry};
 use super::events::{Change, EventBody};
 use super::inner::Inner;
 use super::make::Made;
 use super::{
     BatchRefusal, Expected, ExportSpec, Fault, FieldError, GuestAction, GuestRecord, GuestState, HostError,
-    ImportReport, ImportStep, Labels, MirrorChoice, MirrorOptions, MirrorRecord, MirrorSpec, MirrorState,
-    ProtectionLevel, SealedBatch,
+    ImportReport, ImportStep, Labels, MigrationRecord, MirrorChoice, MirrorOptions, MirrorRecord, MirrorSpec,
+    MirrorState, ProtectionLevel, SealedBatch,
 };
 use mirrorvm_abi::op::Status;
 
 use crate::addr::{Gpa, RamPage};
 use crate::address_space::{Addressing, BlockSpec, GuestLayout, Strategy};
 use crate::guest::lifecycle::Event;
-use crate::guest::{Machine, MachineEnd, MachineError, PlugError, Readiness};
+use crate::guest::{EndWatch, Machine, MachineEnd, MachineError, PlugError, Readiness};
 use crate::mirror::{BatchFault, BatchTerms, LaneError, Mirror, Placement, parse_records};
 use crate::pages::PageSet;
 use crate::store::{Batch, Kind, StoreError};
@@ -98,10 +99,32 @@ pub(super) enum Command {
         streams: u16,
         reply: Reply<Lease>,
     },
+    /// The migration that has the guest holds it for its last round.
+    Held,
+    /// It lets it run on, until it holds it again.
+    RunsOn,
+    /// START is about to go out: stored, with the migration's record, before it does.
+    StartSent(Box<Together>, Reply<()>),
     /// START went out and no token came back yet.
     InDoubt,
-    /// A migration ends here.
+    /// A migration ends here, and the guest stays.
     GiveBack(Box<GiveBack>),
+    /// A migration ends here, and the guest is another host's: stored, or nothing has changed.
+    HandedOver {
+        peer: String,
+        /// Whether the definition goes too.
+        delete: bool,
+        with: Box<Together>,
+        reply: Reply<()>,
+    },
+    /// A machine waits for its memory: who tells whether it is still there.
+    Watch(Uuid, EndWatch),
+    /// COMMIT is minted: stored, with the records of guest and migration as they will be, or nothing has changed.
+    Commit {
+        paused: bool,
+        with: Box<Together>,
+        reply: Reply<()>,
+    },
     /// The machine ended by itself.
     Ended(MachineEnd),
     /// The guest arrived from another host.
@@ -113,13 +136,16 @@ pub(super) enum Command {
         mirror: Option<Box<Mirror>>,
         done: oneshot::Sender<()>,
     },
-    /// After a restart: doubt is settled; `peer` has the guest, or nobody.
+    /// After a restart: doubt is settled; `peer` has the guest, or nobody. Stored, or nothing has changed.
     Settled {
         peer: Option<String>,
-        done: oneshot::Sender<()>,
+        /// Whether the definition goes too.
+        delete: bool,
+        with: Box<Together>,
+        reply: Reply<()>,
     },
-    /// The import failed: the guest never was here.
-    Vanish(oneshot::Sender<()>),
+    /// The import failed: the guest never was here. Stored, or nothing has changed.
+    Vanish(Box<Vanish>),
     /// The daemon goes.
     Shutdown(oneshot::Sender<()>),
 }
@@ -136,15 +162,26 @@ pub(super) struct Lease {
 
 /// What a migration brings back.
 pub(super) struct GiveBack {
-    /// `None`: the guest was handed over.
-    pub machine: Option<Box<dyn Machine>>,
+    pub machine: Box<dyn Machine>,
     pub mirror: Mirror,
     pub mirror_id: Uuid,
     pub keep_mirror: bool,
+    /// Whether it runs.
     pub running: bool,
-    /// Where it was handed over to, and whether the definition goes too.
-    pub moved: Option<(String, bool)>,
+    /// The migration's last word, but for the guest's state.
+    pub with: Together,
     pub done: oneshot::Sender<GuestState>,
+}
+
+/// An import that failed.
+pub(super) struct Vanish {
+    /// What was here before under the guest's id, which is here again.
+    pub replaced: Option<GuestRecord>,
+    /// Its last word; `None`: it had not come so far as to have a record.
+    pub with: Option<Together>,
+    /// Whether the guest goes although that cannot be stored.
+    pub force: bool,
+    pub reply: Reply<()>,
 }
 
 /// The owner's state.
@@ -158,6 +195,8 @@ struct Owner {
     batches: HashMap<Uuid, BatchSession>,
     /// The migration that has the guest: by its claim from the queue on, then by the lease, to its end.
     lent: Option<Uuid>,
+    /// While a migration has the machine: whether the guest has ended.
+    away: Option<(Uuid, EndWatch)>,
     /// The guest's readiness as of the last generation.
     shown: Option<Readiness>,
 }
@@ -174,6 +213,7 @@ pub(super) fn spawn(inner: &Arc<Inner>, record: GuestRecord, state: GuestState) 
         mirrors: HashMap::new(),
         batches: HashMap::new(),
         lent: None,
+        away: None,
         shown: None,
     };
     inner.runtime.spawn(owner.run(receiver));
@@ -185,7 +225,8 @@ impl Owner {
         let mut poll = tokio::time::interval(std::time::Duration::from_millis(250));
         poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            let watching = self.machine.is_some() && self.state != GuestState::Failed;
+            let watching =
+                (self.machine.is_some() && self.state != GuestState::Failed) || self.away.is_some();
             let command = tokio::select! {
                 command = commands.recv() => command,
                 _ = poll.tick(), if watching => {
@@ -204,6 +245,17 @@ impl Owner {
     fn look_after_machine(&mut self) {
         if let Some(end) = self.machine.as_ref().and_then(|m| m.ended()) {
             tokio::task::block_in_place(|| self.ended(end));
+        } else if let Some(end) = self.away.as_ref().and_then(|(_, watch)| watch.look()) {
+            self.ended_away(&end);
+        }
+    }
+
+    /// The guest ended while a migration has its machine: there is nothing more to move.
+    fn ended_away(&mut self, end: &MachineEnd) {
+        let Some((migration, _)) = self.away.take() else { return };
+        tracing::info!(guest = %self.entry.id, %migration, %end, "a guest ended while it was being migrated");
+        if let Some(entry) = self.inner.migration_entry(migration) {
+            entry.control.guest_ended(end);
         }
     }
 
@@ -262,12 +314,24 @@ impl Owner {
                     self.publish(|r| r.migration = None);
                 }
             }
+            Command::Held => self.held(Event::HoldForHandOver, GuestState::Paused),
+            Command::RunsOn => self.held(Event::Resume, GuestState::Running),
+            Command::StartSent(with, reply) => {
+                let _ = reply.send(self.start_sent(&with));
+            }
+            Command::HandedOver { peer, delete, with, reply } => {
+                return self.handed_over(Some(peer), delete, &with, reply);
+            }
+            Command::Watch(migration, watch) => self.away = Some((migration, watch)),
+            Command::Commit { paused, with, reply } => {
+                let _ = reply.send(self.commit(paused, &with));
+            }
             Command::InDoubt => {
                 self.step(Event::HoldForHandOver);
                 self.step(Event::StartSent);
                 self.publish(|_| {});
             }
-            Command::GiveBack(back) => return self.give_back(*back),
+            Command::GiveBack(back) => self.give_back(*back),
             Command::Ended(end) => self.ended(end),
             Command::Arrived { machine, paused, fault, mirror, done } => {
                 if let Some(mirror) = mirror {
@@ -276,19 +340,10 @@ impl Owner {
                 self.arrived(machine, paused, fault);
                 let _ = done.send(());
             }
-            Command::Settled { peer, done } => {
-                self.step(Event::HandedOver);
-                self.publish(|r| {
-                    r.migration = None;
-                    r.moved_to = peer;
-                });
-                let _ = done.send(());
+            Command::Settled { peer, delete, with, reply } => {
+                return self.handed_over(peer, delete, &with, reply);
             }
-            Command::Vanish(done) => {
-                self.forget();
-                let _ = done.send(());
-                return true;
-            }
+            Command::Vanish(vanish) => return self.vanish(*vanish),
             Command::Shutdown(done) => {
                 self.drop_body();
                 let _ = done.send(());
@@ -929,54 +984,139 @@ impl Owner {
         let mirror = self.mirrors.remove(&mirror_id).ok_or_else(missing)?;
         let Some(machine) = self.machine.take() else { return Err(missing()) };
         self.lent = Some(migration);
+        self.away = Some((migration, machine.end_watch()));
         self.inner.set_mirror_state(mirror_id, MirrorState::Busy, None);
         let record = self.publish(|r| r.migration = Some(migration));
         Ok(Lease { machine, mirror, mirror_id, transient, was_running, record })
     }
 
-    fn give_back(&mut self, back: GiveBack) -> bool {
-        let GiveBack { machine, mirror, mirror_id, keep_mirror, running, moved, done } = back;
-        let Some(machine) = machine else {
-            return self.handed_over(mirror, mirror_id, moved, done);
-        };
+    /// Shown at once and not stored: every microsecond counts, and a crash finds the guest stopped either way.
+    fn held(&mut self, event: Event, to: GuestState) {
+        if self.away.is_none() || self.state == to {
+            return;
+        }
+        self.step(event);
+        let (before, record) = (self.entry.record(), self.turned(|_| {}));
+        self.inner.events.guest(&record, Some(&before), Change::Updated);
+        self.entry.show(record);
+        self.is_shown();
+    }
+
+    /// From here on a crash leaves guest and migration in doubt. Shown is what is so, as long as somebody knows: held.
+    fn start_sent(&self, with: &Together) -> Result<(), HostError> {
+        let record = GuestRecord { state: GuestState::InDoubt, ..self.turned(|_| {}) };
+        // What a crash leaves is told by whoever finds it.
+        let ending = Ending { events: Vec::new(), ..self.ending(Some(record), with) };
+        let shown = self.showing(Some(self.turned(|_| {})), None);
+        let stored = endings::store(&self.inner, &ending, None, shown);
+        stored.map_err(|e| HostError::storage("storing START", e))
+    }
+
+    /// A guest that arrives is this host's: stored as it will be, shown when it is so.
+    fn commit(&self, paused: bool, with: &Together) -> Result<(), HostError> {
+        let record = self.turned(|r| {
+            r.migration = None;
+            r.started_at = Some(Timestamp::now());
+        });
+        let state = if paused { GuestState::Paused } else { GuestState::Running };
+        let record = GuestRecord { state, ..record };
+        let ending = Ending { events: Vec::new(), ..self.ending(Some(record), with) };
+        // Whether it lives is the guest's business from here on, not the import's.
+        let stored = endings::store(&self.inner, &ending, with.space.as_ref(), || {});
+        stored.map_err(|e| HostError::storage("storing COMMIT", e))
+    }
+
+    fn give_back(&mut self, back: GiveBack) {
+        let GiveBack { machine, mirror, mirror_id, keep_mirror, running, with, done } = back;
         if self.state == GuestState::InDoubt {
             self.step(Event::HandedBack);
         }
+        let end = machine.ended();
         self.take_back(machine, mirror, mirror_id, keep_mirror);
-        // A guest that ended meanwhile is found by `ended` at the next look.
-        self.step(if running { Event::Resume } else { Event::Pause });
-        self.publish(|r| r.migration = None);
-        self.look_after_machine_now();
+        match end {
+            Some(end) => self.ended_with(end, Some(with)),
+            None => {
+                self.step(if running { Event::Resume } else { Event::Pause });
+                self.publish_with(|r| r.migration = None, Some(with));
+            }
+        }
         let _ = done.send(self.state);
-        false
     }
 
-    fn handed_over(
-        &mut self,
-        mirror: Mirror,
-        mirror_id: Uuid,
-        moved: Option<(String, bool)>,
-        done: oneshot::Sender<GuestState>,
-    ) -> bool {
-        drop(mirror);
-        self.inner.forget_mirror(mirror_id);
-        self.lent = None;
-        self.state = GuestState::Stopped;
-        let (peer, delete) = moved.unwrap_or_default();
-        if delete {
-            self.forget();
-        } else {
-            self.publish(|r| {
-                r.migration = None;
-                r.moved_to = Some(peer);
-            });
+    /// The guest is another host's, or (`peer` is `None`) nobody's. True when it is not defined here any more.
+    fn handed_over(&mut self, peer: Option<String>, delete: bool, with: &Together, reply: Reply<()>) -> bool {
+        let delete = delete && peer.is_some();
+        let record = self.turned(|r| {
+            r.migration = None;
+            r.moved_to = peer;
+        });
+        let record = (!delete).then_some(GuestRecord { state: GuestState::Stopped, ..record });
+        let ending = self.ending(record.clone(), with);
+        let shown = self.showing(record, Some(with.migration.clone()));
+        if let Err(error) = endings::store(&self.inner, &ending, with.space.as_ref(), shown) {
+            let _ = reply.send(Err(HostError::storage("storing the end of a hand-over", error)));
+            return false;
         }
-        let _ = done.send(GuestState::Stopped);
+        self.lent = None;
+        self.away = None;
+        self.state = GuestState::Stopped;
+        self.is_shown();
+        let _ = reply.send(Ok(()));
         delete
+    }
+
+    /// True when the guest is gone.
+    fn vanish(&mut self, vanish: Vanish) -> bool {
+        let Vanish { replaced, with, force, reply } = vanish;
+        let before = self.entry.record();
+        let mut events = vec![EventBody::guest(&before, None, Change::Deleted)];
+        events.extend(replaced.as_ref().map(|old| EventBody::guest(old, None, Change::Created)));
+        let shown = self.showing(None, with.as_ref().map(|w| w.migration.clone()));
+        let stored = match &with {
+            Some(with) => {
+                let mut ending = self.ending(replaced, with);
+                // The last is the migration's.
+                events.extend(ending.events.pop());
+                let ending = Ending { events, ..ending };
+                endings::store(&self.inner, &ending, with.space.as_ref(), shown.clone())
+            }
+            None => self.was_never_here(replaced.as_ref(), &before, &events, shown.clone()),
+        };
+        let gone = stored.is_ok() || force;
+        if gone {
+            if stored.is_err() {
+                shown();
+            }
+            self.away = None;
+            self.inner.changed();
+        }
+        let _ = reply.send(stored.map_err(|e| HostError::storage("storing an import's end", e)));
+        gone
+    }
+
+    /// An import that had not come so far as to have a record.
+    fn was_never_here(
+        &self,
+        replaced: Option<&GuestRecord>,
+        before: &GuestRecord,
+        events: &[EventBody],
+        then: impl FnOnce() + Send + 'static,
+    ) -> Result<(), StoreError> {
+        let mut batch = Batch::new();
+        match replaced {
+            Some(old) => _ = batch.put(Kind::Guest, old.id, Some(&old.spec.name), old)?,
+            None => _ = batch.delete(Kind::Guest, before.id),
+        }
+        if let Some(session) = before.migration {
+            batch.delete(Kind::HandOver, session);
+        }
+        events.iter().for_each(|event| event.write(&mut batch));
+        self.inner.ledger.commit_blocking(batch, then)
     }
 
     fn take_back(&mut self, machine: Box<dyn Machine>, mirror: Mirror, mirror_id: Uuid, keep_mirror: bool) {
         self.lent = None;
+        self.away = None;
         self.machine = Some(machine);
         if keep_mirror {
             self.mirrors.insert(mirror_id, mirror);
@@ -988,6 +1128,7 @@ impl Owner {
     }
 
     fn arrived(&mut self, machine: Box<dyn Machine>, paused: bool, fault: Option<Fault>) {
+        self.away = None;
         self.entry.attach(machine.as_ref());
         self.machine = Some(machine);
         self.step(Event::Arrived);
@@ -1001,6 +1142,8 @@ impl Owner {
         if let Some(fault) = fault {
             self.broke(&fault);
         }
+        // It may have ended before it was ours to look after.
+        self.look_after_machine_now();
     }
 
     fn look_after_machine_now(&mut self) {
@@ -1010,27 +1153,41 @@ impl Owner {
     }
 
     fn ended(&mut self, end: MachineEnd) {
-        // While a migration has the machine, it sees the end itself.
+        if self.away.is_some() {
+            return self.ended_away(&end);
+        }
         if self.machine.is_none() || self.state == GuestState::Failed {
             return;
         }
-        match end {
+        self.ended_with(end, None);
+    }
+
+    fn ended_with(&mut self, end: MachineEnd, with: Option<Together>) {
+        let crashed = |code: &str, detail| Fault { code: code.into(), detail };
+        let fault = match end {
             MachineEnd::PowerOff => {
                 self.step(Event::Stop);
                 self.drop_body();
                 self.step(Event::Stopped);
-                self.publish(|r| r.error = None);
+                let migration = self.lent;
+                self.publish_with(|r| (r.error, r.migration) = (None, migration), with);
+                return;
             }
-            MachineEnd::Crashed { .. } => {
-                self.broke(&Fault { code: "guest_crashed".into(), detail: end.to_string() });
-            }
-        }
+            MachineEnd::Crashed { .. } => crashed("guest_crashed", end.to_string()),
+            MachineEnd::Exited { .. } => crashed("qemu_failed", end.to_string()),
+        };
+        self.broke_with(&fault, with);
     }
 
     fn broke(&mut self, fault: &Fault) {
+        self.broke_with(fault, None);
+    }
+
+    fn broke_with(&mut self, fault: &Fault, with: Option<Together>) {
         self.step(Event::Broke);
         self.drop_body();
-        self.publish(|r| r.error = Some(fault.clone()));
+        let migration = self.lent;
+        self.publish_with(|r| (r.error, r.migration) = (Some(fault.clone()), migration), with);
     }
 
     fn drop_body(&mut self) {
@@ -1040,10 +1197,6 @@ impl Owner {
             self.inner.forget_mirror(id);
         }
         self.machine = None;
-    }
-
-    fn forget(&mut self) {
-        self.inner.guest_has_gone(self.entry.id);
     }
 
     fn step(&mut self, event: Event) {
@@ -1099,6 +1252,67 @@ impl Owner {
             tracing::error!(error = %super::chain(&error), guest = %record.id, "a guest's record is not stored yet");
         }
         record
+    }
+
+    /// As [`Owner::publish`], together with the last word of a migration that ends with it, which is told the guest's state.
+    fn publish_with(&mut self, change: impl FnOnce(&mut GuestRecord), with: Option<Together>) {
+        let Some(with) = with else {
+            self.publish(change);
+            return;
+        };
+        let record = self.turned(change);
+        let migration = MigrationRecord { guest_state_after: Some(self.state), ..with.migration };
+        let with = Together { migration, ..with };
+        let ending = self.ending(Some(record.clone()), &with);
+        endings::owe(&self.inner, &ending, self.showing(Some(record), Some(with.migration)));
+        self.is_shown();
+    }
+
+    /// The next record in the state that the guest is in.
+    fn turned(&self, change: impl FnOnce(&mut GuestRecord)) -> GuestRecord {
+        let mut record = self.entry.record();
+        change(&mut record);
+        record.state = self.state;
+        record.generation += 1;
+        record
+    }
+
+    /// What is stored of a turn of a hand-over, with the events of what is shown then.
+    fn ending(&self, record: Option<GuestRecord>, with: &Together) -> Ending {
+        let before = self.entry.record();
+        let guest = match &record {
+            Some(record) => EventBody::guest(record, Some(&before), Change::Updated),
+            None => EventBody::guest(&before, None, Change::Deleted),
+        };
+        let labels = before.spec.labels.clone();
+        let migration = EventBody::migration(&with.migration, labels, Change::StateChanged);
+        Ending {
+            guest: self.entry.id,
+            record,
+            migration: with.migration.clone(),
+            hand_over: with.hand_over.clone(),
+            events: vec![guest, migration],
+        }
+    }
+
+    /// Shows the records of guest (`None`: it is not here any more) and migration, which are stored with the events of that.
+    fn showing(
+        &self,
+        guest: Option<GuestRecord>,
+        migration: Option<MigrationRecord>,
+    ) -> impl FnOnce() + Clone + Send + 'static {
+        let (inner, entry) = (Arc::clone(&self.inner), Arc::clone(&self.entry));
+        move || {
+            match guest {
+                Some(guest) => entry.show(guest),
+                None => _ = inner.guests_mut().remove(&entry.id),
+            }
+            if let Some(migration) = migration
+                && let Some(entry) = inner.migration_entry(migration.id)
+            {
+                entry.show_told(migration);
+            }
+        }
     }
 
     /// The next record, with everything that is to be stored together with it.

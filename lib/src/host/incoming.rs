@@ -8,30 +8,38 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use super::admission::{Arriving, first, no_leave, record_of, taken};
+use super::endings::Together;
 use super::entries::MigrationEntry;
-use super::guest_task::{self, Command};
+use super::guest_task::{self, Command, Vanish};
 use super::inner::Inner;
 use super::make::{GuestMemory, IncomingMachine, MakeError};
 use super::outgoing::{fault_of, new_control};
+use super::reserve::Reserve;
 use super::{
-    GuestRecord, GuestState, HostError, LaunchMirror, MigrationDirection, MigrationRecord, MigrationState,
-    Progress,
+    GuestRecord, GuestState, HandOverOutcome, HandOverToken, HostError, LaunchMirror, MigrationDirection,
+    MigrationRecord, MigrationState, Progress,
 };
 use crate::boot_files::BootFiles;
 use crate::guest::MachineError;
 use crate::memory::MemoryError;
 use crate::migration::wire::{self, Outcome, Prepare, Purpose, Refused, kind};
-use crate::migration::{Arrival, Arrived, MigrationFault, Receiver, accept_hello, serve_check, serve_import};
+use crate::migration::{
+    Arrival, Arrived, MigrationFault, NotStored, Receiver, accept_hello, serve_check, serve_import,
+};
 use crate::mirror::SealedToken;
-use crate::store::Kind;
+use crate::store::{Kind, StoreError, Trouble};
 use crate::transport::{Link, LogBudget, PeerIdentity};
 
 /// The destination's journal of one session.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct HandOver {
+pub(super) struct HandOver {
     /// Who may ask.
     peer: String,
     settled: Settlement,
+    /// While it is open: what was here before under the guest's id, a guest that had left earlier. Is here again when the
+    /// import fails, also with its daemon.
+    #[serde(default)]
+    replaced: Option<Box<GuestRecord>>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -62,7 +70,7 @@ pub(super) fn serve(inner: &Arc<Inner>, mut link: Link) {
     };
     match hello.purpose {
         Purpose::Migrate {} => {
-            serve_import(link, &peer, &Destination { inner, identity, replaced: Mutex::default() });
+            serve_import(link, &peer, &Destination::new(inner, identity));
         }
         Purpose::Stream { session, index } => {
             // Only the peer that brought the session adds streams to it.
@@ -92,7 +100,15 @@ fn peer_name(inner: &Inner, identity: &PeerIdentity) -> Option<String> {
 
 /// What became of a session: for the peer that brought it, and nobody else.
 fn answer(inner: &Inner, mut link: Link, identity: &PeerIdentity, session: Uuid) {
-    let known = inner.store.get::<HandOver>(Kind::HandOver, session).ok().flatten();
+    let known = match hand_over(inner, session) {
+        Ok(known) => known,
+        Err(error) => {
+            tracing::error!(%session, error = %super::chain(&error), "a source asks, and the journal cannot be read");
+            let refusal = refuse("storage", "the destination's storage failed");
+            let _ = wire::send(&mut link, kind::REFUSED, &refusal).map(|()| link.close());
+            return;
+        }
+    };
     let outcome = known.filter(|h| h.peer == identity.to_string()).map(|h| match h.settled {
         Settlement::Committed { token } => Outcome::Committed { token },
         Settlement::Aborted { token: Some(token) } => Outcome::Aborted { token },
@@ -114,10 +130,36 @@ fn answer(inner: &Inner, mut link: Link, identity: &PeerIdentity, session: Uuid)
     }
 }
 
+/// What is known of a session: stored, or of an end that could not be.
+fn hand_over(inner: &Inner, session: Uuid) -> Result<Option<HandOver>, StoreError> {
+    let unstored = inner.unstored().get(&session).cloned();
+    unstored.map_or_else(|| inner.store.get(Kind::HandOver, session), |known| Ok(Some(known)))
+}
+
 /// Whether a session's COMMIT was noted: its guest was this host's from then on.
 pub(super) fn was_committed(inner: &Inner, session: Uuid) -> bool {
     let known = inner.store.get::<HandOver>(Kind::HandOver, session).ok().flatten();
     known.is_some_and(|h| matches!(h.settled, Settlement::Committed { .. }))
+}
+
+/// What was here before the guest of a session that never came to its end.
+pub(super) fn replaced_by(inner: &Inner, session: Uuid) -> Option<GuestRecord> {
+    let known = inner.store.get::<HandOver>(Kind::HandOver, session).ok().flatten();
+    known.and_then(|h| h.replaced).map(|record| *record)
+}
+
+/// The token that this host's helper minted for a session, to be carried to the source by hand.
+pub(super) fn token_of(inner: &Inner, session: Uuid) -> Result<HandOverToken, HostError> {
+    let known = hand_over(inner, session).map_err(|e| HostError::internal("reading a hand-over", e))?;
+    let (outcome, token) = match known.map(|h| h.settled) {
+        Some(Settlement::Committed { token }) => (HandOverOutcome::Committed, token),
+        Some(Settlement::Aborted { token: Some(token) }) => (HandOverOutcome::NeverCommitted, token),
+        Some(Settlement::Aborted { token: None } | Settlement::Open) | None => {
+            let key = session.to_string();
+            return Err(HostError::NotFound { kind: "token of a hand-over to this host", key });
+        }
+    };
+    Ok(HandOverToken { session, outcome, token })
 }
 
 /// Streams of one migration.
@@ -128,34 +170,49 @@ struct Destination<'a> {
     identity: PeerIdentity,
     /// What this host had under the guest's id before: a guest that left earlier. Comes back if the import fails.
     replaced: Mutex<Option<GuestRecord>>,
+    /// Disk space for the last records.
+    space: Mutex<Option<Arc<Reserve>>>,
 }
 
 /// Whether a session was here before; each is good for one import.
 pub(super) fn has_seen(inner: &Inner, session: Uuid) -> Result<bool, Refused> {
-    let there = inner.migration_entry(session).is_some()
-        || matches!(inner.store.get::<HandOver>(Kind::HandOver, session), Ok(Some(_)));
-    Ok(there)
+    let known = hand_over(inner, session).map_err(|e| not_stored(&storing(e)))?;
+    Ok(known.is_some() || inner.migration_entry(session).is_some())
 }
 
-/// Least room on disk that an import begins with: what its last records and the database around them may take.
-const RECORDS: u64 = 2 << 20;
-
 /// Whether there is disk space for how a migration ends.
-pub(super) fn room_on_disk(inner: &Inner, _prepare: &Prepare) -> Result<(), Refused> {
-    match rustix::fs::statvfs(&inner.state_dir) {
-        Ok(s) if s.f_bavail.saturating_mul(s.f_frsize) < RECORDS => {
-            let detail = "the destination has no disk space to store how the migration ends";
-            Err(refuse("no_storage", detail))
-        }
-        Ok(_) | Err(_) => Ok(()),
-    }
+pub(super) fn room_on_disk(inner: &Inner, prepare: &Prepare) -> Result<(), Refused> {
+    // Given back at once: whoever lets the guest in sets it aside again.
+    set_aside(inner, prepare).map(drop)
+}
+
+/// Sets disk space aside for how a hand-over ends, whatever fills the disk meanwhile.
+fn set_aside(inner: &Inner, prepare: &Prepare) -> Result<Reserve, Refused> {
+    let here = inner.guests().get(&prepare.guest).map(|g| g.record());
+    let documents =
+        [serde_json::to_vec(&prepare.spec), serde_json::to_vec(&prepare.layout), serde_json::to_vec(&here)];
+    let bytes = documents.iter().map(|d| d.as_ref().map_or(0, Vec::len)).sum();
+    Reserve::take(&inner.state_dir, prepare.session, bytes).map_err(|error| {
+        tracing::warn!(%error, "an incoming migration is refused: no disk space for its records");
+        let error = MigrationFault::NoStorage(error);
+        refuse(error.code(), format!("the destination: {error}"))
+    })
 }
 
 pub(super) fn refuse(code: &str, detail: impl Into<String>) -> Refused {
     Refused { code: code.into(), detail: detail.into() }
 }
 
-impl Destination<'_> {
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<'a> Destination<'a> {
+    fn new(inner: &'a Arc<Inner>, identity: PeerIdentity) -> Self {
+        let (replaced, space) = (Mutex::default(), Mutex::default());
+        Self { inner, identity, replaced, space }
+    }
+
     const fn arriving<'p>(&'p self, prepare: &'p Prepare) -> Arriving<'p> {
         Arriving { inner: self.inner, identity: &self.identity, prepare }
     }
@@ -174,14 +231,26 @@ impl Destination<'_> {
         if !taken.is_empty() {
             return Err(first(taken));
         }
-        let stored = inner.store.put(Kind::Guest, record.id, Some(&record.spec.name), &record);
-        stored.map_err(|_| refuse("storage", "the destination's storage failed"))?;
+        let replaced = old.clone().map(Box::new);
+        let open = HandOver { peer: self.identity.to_string(), settled: Settlement::Open, replaced };
+        let stored = inner.store.transaction(|t| {
+            // Again, where nobody can come in between: of two with one session, one is refused and leaves the other alone.
+            if t.get::<HandOver>(Kind::HandOver, prepare.session)?.is_some() {
+                return Err(StoreError::Exists { kind: Kind::HandOver, id: prepare.session });
+            }
+            t.put(Kind::Guest, record.id, Some(&record.spec.name), &record)?;
+            t.put(Kind::HandOver, prepare.session, None, &open)
+        });
+        stored.map_err(|e| match e {
+            StoreError::Exists { .. } => session_exists(),
+            e => not_stored(&storing(e)),
+        })?;
         inner.events.guest(&record, None, super::events::Change::Created);
         let entry = guest_task::spawn(inner, record, GuestState::Incoming);
         if let Some(left) = guests.insert(Arc::clone(&entry)) {
             left.dismiss();
         }
-        *self.replaced.lock().unwrap_or_else(PoisonError::into_inner) = old;
+        *lock(&self.replaced) = old;
         Ok(entry)
     }
 
@@ -235,48 +304,59 @@ impl Destination<'_> {
             guest_state_after: None,
             error: None,
             cancel_requested_at: None,
+            committing: false,
+            resolution: None,
             created_at: Timestamp::now(),
             started_at: Some(Timestamp::now()),
             finished_at: None,
         };
-        let hand_over = HandOver { peer: self.identity.to_string(), settled: Settlement::Open };
-        let entry = Arc::new(MigrationEntry::new(migration, Arc::clone(&control)));
-        entry.attach(mirror.watch());
+        let session = Arc::new(MigrationEntry::new(migration, Arc::clone(&control)));
+        session.attach(mirror.watch());
         let noted = {
             // Whoever forgets a peer looks for its migrations under this lock, so leave is asked for under it, too. A
             // ticket is used up here, by a migration that everything else allows.
             let peers = inner.peers();
-            let known = peers.values().any(|p| p.spec.identity == hand_over.peer);
+            let text = self.identity.to_string();
+            let known = peers.values().any(|p| p.spec.identity == text);
             if !inner.use_ticket(prepare.session, &self.identity) && !known {
                 return Err(no_leave());
             }
-            inner.begin_migration(&entry, |b| {
-                b.put(Kind::HandOver, prepare.session, None, &hand_over).map(|_| ())
-            })
+            inner.begin_migration(&session, |_| Ok(()))
         };
         noted.map_err(|e| match e {
-            HostError::IdTaken { .. } => refuse("session_exists", "the destination has seen this session"),
-            e => {
-                tracing::error!(error = %super::chain(&e), "an import could not be noted");
-                refuse("storage", "the destination's storage failed")
-            }
+            HostError::IdTaken { .. } => session_exists(),
+            e => not_stored(&e),
         })?;
         let (sender, streams) = mpsc::sync_channel(usize::from(STREAMS_MAX));
         inner.streams().insert(prepare.session, (self.identity, sender));
+        entry.tell_blocking(Command::Watch(prepare.session, machine.end_watch()));
         Ok(Arrival { machine, mirror, control, streams })
     }
 
-    /// Removes a guest that never arrived, and waits until it is gone. What was here before it comes back.
-    fn vanish(&self, entry: &super::entries::GuestEntry) {
-        let (done, gone) = tokio::sync::oneshot::channel();
-        if entry.tell_blocking(Command::Vanish(done)) {
-            let _ = gone.blocking_recv();
+    /// Removes a guest that never arrived, and waits until it is gone. What was here before it comes back. `with`: the
+    /// import's last word, stored together with that.
+    fn vanish(&self, entry: &super::entries::GuestEntry, with: Option<Together>) {
+        let replaced = lock(&self.replaced).take();
+        let attempt = |force| {
+            let (replaced, with) = (replaced.clone(), with.clone());
+            entry.ask_blocking(|reply| Command::Vanish(Box::new(Vanish { replaced, with, force, reply })))
+        };
+        let stored = attempt(false).or_else(|_| attempt(true));
+        if let Err(error) = stored {
+            // What is stored is an import that is open and that nobody works on: that COMMIT never was, which is so. The token
+            // that says it to the source's helper is kept for as long as this daemon lives.
+            tracing::error!(error = %super::chain(&error), "the end of an import could not be stored");
+            if let Some(with) = with
+                && let Some(hand_over) = with.hand_over
+            {
+                self.inner.unstored().insert(with.migration.id, hand_over);
+            }
         }
-        let Some(old) = self.replaced.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
-        self.inner.guest_is_back(&old);
-        let entry = guest_task::spawn(self.inner, old, GuestState::Stopped);
-        self.inner.guests_mut().insert(entry);
-        self.inner.changed();
+        if let Some(old) = replaced {
+            let entry = guest_task::spawn(self.inner, old, GuestState::Stopped);
+            self.inner.guests_mut().insert(entry);
+            self.inner.changed();
+        }
     }
 
     fn guest_entry(&self, session: Uuid) -> Option<Arc<super::entries::GuestEntry>> {
@@ -284,26 +364,8 @@ impl Destination<'_> {
         self.inner.guests().get(&guest).cloned()
     }
 
-    fn settle(&self, session: Uuid, settled: Settlement) -> Result<(), crate::store::StoreError> {
-        let hand_over = HandOver { peer: self.identity.to_string(), settled };
-        self.inner.store.put(Kind::HandOver, session, None, &hand_over)
-    }
-
-    fn finish(
-        &self,
-        session: Uuid,
-        state: MigrationState,
-        fault: Option<&MigrationFault>,
-        after: Option<GuestState>,
-    ) {
-        self.inner.streams().remove(&session);
-        let Some(entry) = self.inner.migration_entry(session) else { return };
-        self.inner.migration_happened(&entry, |r| {
-            r.state = state;
-            r.error = fault.filter(|_| state != MigrationState::Canceled).map(fault_of);
-            r.finished_at = Some(Timestamp::now());
-            r.guest_state_after = after;
-        });
+    fn settled(&self, settled: Settlement) -> HandOver {
+        HandOver { peer: self.identity.to_string(), settled, replaced: None }
     }
 }
 
@@ -313,23 +375,37 @@ impl Receiver for Destination<'_> {
         let boot = arriving.admit().map_err(first)?;
         let memory = self.inner.memory_for(&prepare.spec, &prepare.layout, boot.as_ref());
         let memory = memory.map_err(|e| refused_by(&e))?;
+        *lock(&self.space) = Some(Arc::new(set_aside(self.inner, prepare)?));
         let entry = self.reserve(prepare, boot)?;
-        self.make(prepare, &entry, (memory, peer)).inspect_err(|_| self.vanish(&entry))
+        self.make(prepare, &entry, (memory, peer)).inspect_err(|_| self.vanish(&entry, None))
     }
 
-    fn commit(
-        &self,
-        session: Uuid,
-        token: &SealedToken,
-    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        Ok(self.settle(session, Settlement::Committed { token: token.to_vec() })?)
+    fn commit(&self, session: Uuid, token: &SealedToken, paused: bool) -> Result<(), NotStored> {
+        if self.inner.is_stopping() {
+            return Err(NotStored::Ever);
+        }
+        // Neither is forgotten while an import has them.
+        let gone = || NotStored::Yet("the import's records are gone".into());
+        let migration = self.inner.migration_entry(session).ok_or_else(gone)?;
+        let guest = self.guest_entry(session).ok_or_else(gone)?;
+        let record = migration.next(|r| {
+            r.state = MigrationState::Succeeded;
+            r.committing = false;
+            r.finished_at = Some(Timestamp::now());
+            r.guest_state_after = Some(if paused { GuestState::Paused } else { GuestState::Running });
+        });
+        let hand_over = Some(self.settled(Settlement::Committed { token: token.to_vec() }));
+        let with = Box::new(Together { migration: record, hand_over, space: lock(&self.space).clone() });
+        let stored = guest.ask_blocking(|reply| Command::Commit { paused, with, reply });
+        stored.map_err(|e| NotStored::Yet(super::chain(&e).into()))
     }
 
     fn arrived(&self, session: Uuid, arrived: Arrived) {
         let Arrived { machine, mirror, paused, digests, fault } = arrived;
+        let fault = fault.as_ref().map(fault_of);
         if let Some(entry) = self.guest_entry(session) {
             let (done, told) = tokio::sync::oneshot::channel();
-            let fault = fault.as_ref().map(fault_of);
+            let fault = fault.clone();
             // Others get a fresh one when they need it; this is the only one that the guest can have.
             let keeps = entry.record().spec.driver.sev().is_some_and(|s| s.es);
             let mirror = keeps.then(|| Box::new(mirror));
@@ -337,26 +413,59 @@ impl Receiver for Destination<'_> {
                 let _ = told.blocking_recv();
             }
         }
-        if let Some(entry) = self.inner.migration_entry(session) {
-            entry.keep_digests(digests);
-        }
+        self.inner.streams().remove(&session);
+        let Some(entry) = self.inner.migration_entry(session) else { return };
+        entry.keep_digests(digests);
         let after = self.guest_entry(session).map(|g| g.record().state);
-        self.finish(session, MigrationState::Succeeded, fault.as_ref(), after);
+        self.inner.migration_happened(&entry, |r| {
+            r.state = MigrationState::Succeeded;
+            r.committing = false;
+            r.finished_at = Some(Timestamp::now());
+            r.guest_state_after = after;
+            r.error = fault;
+        });
     }
 
     fn aborted(&self, session: Uuid, token: Option<&SealedToken>, fault: &MigrationFault) {
-        let token = token.map(|t| t.to_vec());
-        if let Err(error) = self.settle(session, Settlement::Aborted { token }) {
-            // What stays is `Open` without an import: the answer is then that COMMIT never was, and that is so.
-            tracing::error!(%error, "an aborted import could not be noted");
-        }
-        if let Some(entry) = self.guest_entry(session) {
-            self.vanish(&entry);
-        }
         let canceled = matches!(fault, MigrationFault::Canceled) || fault.code() == "canceled";
         let state = if canceled { MigrationState::Canceled } else { MigrationState::Failed };
-        self.finish(session, state, Some(fault), None);
+        let finished_at = Some(Timestamp::now());
+        let end = |r: &mut MigrationRecord| {
+            r.state = state;
+            r.error = (!canceled).then(|| fault_of(fault));
+            r.finished_at = finished_at;
+            r.guest_state_after = None;
+        };
+        self.inner.streams().remove(&session);
+        let Some(entry) = self.inner.migration_entry(session) else { return };
+        let hand_over = Some(self.settled(Settlement::Aborted { token: token.map(|t| t.to_vec()) }));
+        if let Some(guest) = self.guest_entry(session) {
+            let space = lock(&self.space).clone();
+            self.vanish(&guest, Some(Together { migration: entry.next(end), hand_over, space }));
+        }
+        // Shown with the guest's end, if there was a guest.
+        if !entry.record().state.is_terminal() {
+            self.inner.migration_happened(&entry, end);
+        }
     }
+}
+
+fn session_exists() -> Refused {
+    refuse("session_exists", "the destination has seen this session")
+}
+
+fn storing(error: StoreError) -> HostError {
+    HostError::storage("storing an import", error)
+}
+
+/// What a peer hears of a store that failed.
+fn not_stored(error: &HostError) -> Refused {
+    tracing::error!(error = %super::chain(error), "an import could not be noted");
+    let code = match error {
+        HostError::Storage { trouble: Trouble::Full, .. } => "storage_full",
+        _ => "storage",
+    };
+    refuse(code, format!("the destination: {error}"))
 }
 
 pub(super) fn refused_by(e: &HostError) -> Refused {

@@ -86,6 +86,8 @@ pub(super) struct Inner {
     /// Streams of imports that wait for them, by session.
     streams: Mutex<HashMap<Uuid, WaitingImport>>,
     space_looked_at: Mutex<Option<Instant>>,
+    /// Imports that were given up and that the store did not take: what their sources are told while this daemon lives.
+    unstored: Mutex<HashMap<Uuid, super::incoming::HandOver>>,
     changes: watch::Sender<u64>,
     stopping: AtomicBool,
 }
@@ -137,6 +139,7 @@ impl Inner {
             peers: RwLock::default(),
             streams: Mutex::default(),
             space_looked_at: Mutex::default(),
+            unstored: Mutex::default(),
             changes: watch::Sender::new(1),
             stopping: AtomicBool::new(false),
         }
@@ -275,28 +278,6 @@ impl Inner {
         Ok(())
     }
 
-    /// A guest that is not here any more, whatever the store says of it.
-    pub fn guest_has_gone(&self, id: Uuid) {
-        let gone = self.guests_mut().remove(&id);
-        let mut batch = Batch::new();
-        batch.delete(Kind::Guest, id);
-        if let Some(gone) = gone {
-            EventBody::guest(&gone.record(), None, Change::Deleted).write(&mut batch);
-        }
-        self.owe(batch, "that a guest is gone");
-        self.changed();
-    }
-
-    /// A guest whose place another had taken, which never arrived.
-    pub fn guest_is_back(&self, record: &GuestRecord) {
-        let mut batch = Batch::new();
-        if let Err(error) = batch.put(Kind::Guest, record.id, Some(&record.spec.name), record) {
-            tracing::error!(%error, "a guest's earlier record cannot be written");
-        }
-        EventBody::guest(record, None, Change::Created).write(&mut batch);
-        self.owe(batch, "a guest's earlier record");
-    }
-
     /// Writes what has happened; what the store does not take now is owed to it.
     fn owe(&self, batch: Batch, what: &str) {
         if let Err(error) = self.ledger.owe_blocking(batch, || {}) {
@@ -351,7 +332,7 @@ impl Inner {
         self.events.mirror(&entry.record(), self.labels_of(entry.guest), change);
     }
 
-    fn labels_of(&self, guest: Uuid) -> super::Labels {
+    pub fn labels_of(&self, guest: Uuid) -> super::Labels {
         self.guests().get(&guest).map(|g| g.record().spec.labels).unwrap_or_default()
     }
 
@@ -503,6 +484,11 @@ impl Inner {
     /// Sessions that wait for their streams.
     pub fn streams(&self) -> MutexGuard<'_, HashMap<Uuid, WaitingImport>> {
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends of imports that could not be stored.
+    pub fn unstored(&self) -> MutexGuard<'_, HashMap<Uuid, super::incoming::HandOver>> {
+        self.unstored.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes of helper images go one after the other.

@@ -88,6 +88,7 @@ impl Host {
         if let Some(bytes) = config.memory_reserve {
             Budget::of_this_process().keep_back(bytes);
         }
+        super::reserve::clear(&dir);
         let images = ImageDirectories::open(&config.image_directories, std::slice::from_ref(&dir))?;
         let store = Store::open(&dir.join("mirrorvm.db"))?;
         let ledger = Ledger::open(&dir.join("mirrorvm.db"), config.events_kept.unwrap_or(EVENTS_KEPT))?;
@@ -108,6 +109,7 @@ impl Host {
         let name = config.name.unwrap_or(node);
         let inner = Arc::new(Inner::new(dir, id, name, (store, ledger), identity, kvm, (images, users)));
         inner.load_settings()?;
+        super::endings::recover(&inner).await?;
         reconcile(&inner)?;
         inner.events.host(inner.id, &inner.name, super::events::Change::Started);
         let listener = config.peer_listen.map(|addr| listen(&inner, addr)).transpose()?;
@@ -153,7 +155,17 @@ fn reconcile(inner: &Arc<Inner>) -> Result<(), StoreError> {
     for (id, record) in inner.store.list::<GuestRecord>(Kind::Guest)? {
         let committed = record.migration.is_some_and(|m| incoming::was_committed(inner, m));
         if record.state == GuestState::Incoming && !committed {
-            inner.store.delete(Kind::Guest, id)?;
+            match record.migration.and_then(|m| incoming::replaced_by(inner, m)) {
+                // What was here before a guest that never arrived.
+                Some(earlier) => {
+                    inner.store.put(Kind::Guest, id, Some(&earlier.spec.name), &earlier)?;
+                    let entry = guest_task::spawn(inner, earlier, GuestState::Stopped);
+                    inner.guests_mut().insert(entry);
+                }
+                None => {
+                    inner.store.delete(Kind::Guest, id)?;
+                }
+            }
             continue;
         }
         let before = record.clone();
@@ -187,11 +199,12 @@ fn reconciled_guest(mut record: GuestRecord) -> (GuestRecord, GuestState) {
             detail: "the daemon ended while the guest had a machine; its memory is lost".into(),
         });
     }
+    // While a migration had the guest, what was shown may be ahead of what was stored: once held, and once let go again.
+    record.generation += if record.migration.is_some() { 3 } else { 1 };
     if !doubtful {
         record.state = GuestState::Stopped;
         record.migration = None;
     }
-    record.generation += 1;
     (record, if doubtful { GuestState::InDoubt } else { GuestState::Stopped })
 }
 

@@ -1,24 +1,27 @@
 //! Outgoing migrations: leasing the guest, running the source's course, settling doubt, giving back.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use uuid::Uuid;
 
+use super::endings::Together;
 use super::entries::{GuestEntry, MigrationEntry};
 use super::guest_task::{Command, GiveBack, Lease};
 use super::inner::Inner;
+use super::reserve::Reserve;
+use super::resolution;
 use super::{
-    Destination, DriverSpec, Fault, GuestRecord, GuestState, HostError, MigrationDirection, MigrationLimits,
-    MigrationMode, MigrationRecord, MigrationSpec, MigrationState, MirrorChoice, OnTimeout, PeerRecord,
-    PlanOptions, Progress, ProtectionLevel, SourceAfter, Ticket, validate,
+    Destination, DriverSpec, Fault, GuestRecord, GuestState, HandOverOutcome, HostError, MigrationDirection,
+    MigrationLimits, MigrationMode, MigrationRecord, MigrationSpec, MigrationState, MirrorChoice, OnTimeout,
+    PeerRecord, PlanOptions, Progress, ProtectionLevel, Resolution, SourceAfter, Ticket, validate,
 };
 use crate::address_space::Strategy;
-use crate::guest::Machine;
+use crate::guest::{Machine, MachineError};
 use crate::migration::wire::Outcome;
 use crate::migration::{
-    Control, Journal, MigrationFault, Outgoing, PeerAddress, SourceEnd, resolve, run_source,
+    Control, Journal, MigrationFault, Outgoing, PeerAddress, SourceEnd, resolve, resume_here, run_source,
 };
 use crate::mirror::Mirror;
 use crate::sev::Policy;
@@ -138,6 +141,8 @@ pub(super) fn prepared(looked: Looked, spec: MigrationSpec) -> Result<Prepared, 
         guest_state_after: None,
         error: None,
         cancel_requested_at: None,
+        committing: false,
+        resolution: None,
         created_at: Timestamp::now(),
         started_at: None,
         finished_at: None,
@@ -241,9 +246,10 @@ fn begin(inner: &Arc<Inner>, prepared: Prepared) -> Result<MigrationRecord, Host
     inner.runtime.spawn(async move {
         let mut changes = theirs.changes();
         let mut slot = std::pin::pin!(slots.acquire_owned());
-        // Called off in the queue: ends now, not when a slot is free.
+        // Called off in the queue, or nothing left to be moved: ends now, not when a slot is free.
         let _slot = loop {
-            if entry.control.is_cancelled() {
+            let there = matches!(guest.record().state, GuestState::Running | GuestState::Paused);
+            if entry.control.is_cancelled() || !there {
                 break None;
             }
             tokio::select! {
@@ -341,7 +347,7 @@ impl Run {
         let started = self.entry.change(|r| r.started_at = Some(Timestamp::now()));
         if self.entry.control.is_cancelled() {
             self.release();
-            return self.record_end(MigrationState::Canceled, &MigrationFault::Canceled, None);
+            return self.finish(MigrationState::Canceled, None);
         }
         let Some(spec) = started.spec else { return self.release() };
         let lease = self.guest.ask_blocking(|reply| Command::Lend {
@@ -355,9 +361,15 @@ impl Run {
             Ok(lease) => self.with_lease(&spec, lease),
             Err(error) => {
                 tracing::warn!(error = %super::chain(&error), "a migration got no guest");
-                let fault = super::host_fault(&error);
+                let fault = match &error {
+                    HostError::WrongState { kind: "guest", current, .. } => {
+                        let detail = format!("the guest is {current}: it ended before the migration began");
+                        Fault { code: "guest_ended".into(), detail }
+                    }
+                    error => super::host_fault(error),
+                };
                 self.release();
-                self.finish(MigrationState::Failed, Some(fault), None);
+                self.finish(MigrationState::Failed, Some(fault));
             }
         }
     }
@@ -373,12 +385,15 @@ impl Run {
     fn with_lease(&self, spec: &MigrationSpec, lease: Lease) {
         let Lease { mut machine, mut mirror, mirror_id, transient, was_running, record } = lease;
         self.entry.attach(mirror.watch());
-        let (end, peer) = match self.peer.spec.identity.parse::<PeerIdentity>() {
-            Err(_) => {
-                let fault = MigrationFault::Protocol("the peer's stored identity cannot be read");
-                (SourceEnd::NotMoved { fault }, None)
-            }
-            Ok(identity) => {
+        let stays = |fault| (SourceEnd::NotMoved { fault, resumed: was_running }, None);
+        let documents = [serde_json::to_vec(&record), serde_json::to_vec(&self.entry.record())];
+        let bytes = documents.iter().map(|d| d.as_ref().map_or(0, Vec::len)).sum();
+        // Held until the end is stored: a disk that fills up meanwhile must not leave the guest in doubt.
+        let space = Reserve::take(&self.inner.state_dir, self.entry.id, bytes).map(Arc::new);
+        let (end, peer) = match (self.peer.spec.identity.parse::<PeerIdentity>(), &space) {
+            (Err(_), _) => stays(MigrationFault::Protocol("the peer's stored identity cannot be read")),
+            (_, Err(error)) => stays(MigrationFault::NoStorage(error.kind().into())),
+            (Ok(identity), Ok(_)) => {
                 let peer = (self.peer.spec.address.clone(), identity);
                 let out = Outgoing {
                     id: self.entry.id,
@@ -402,10 +417,11 @@ impl Run {
             }
             (end, _) => end,
         };
-        self.give_back(spec, end, machine, mirror, mirror_id, !transient, was_running);
+        let back = Back { machine, mirror, mirror_id, keep_mirror: !transient };
+        self.give_back(spec, end, back, space.ok());
     }
 
-    /// After START without an answer: asks until a token tells, or the daemon goes.
+    /// After START without an answer: asks until a token tells, an administrator does, or the daemon goes.
     fn settle(
         &self,
         spec: &MigrationSpec,
@@ -416,10 +432,12 @@ impl Run {
         was_running: bool,
     ) -> SourceEnd {
         tracing::warn!(migration = %self.entry.id, fault = %fault.chain(), "in doubt; asking the destination");
-        self.entry.control.enter(MigrationState::InDoubt);
+        let mut tokens = self.entry.take_tokens();
+        self.entry.control.update(|l| (l.state, l.committing) = (MigrationState::InDoubt, false));
         self.note(|r| r.error = Some(fault_of(&fault)));
         self.guest.tell_blocking(Command::InDoubt);
         let hosts_are_trusted = self.guest.record().protection == ProtectionLevel::None;
+        let mut doubt = Doubt { verify: spec.verify, machine, mirror, was_running };
         let mut patience = Duration::from_millis(100);
         loop {
             if self.inner.is_stopping() {
@@ -431,87 +449,133 @@ impl Run {
             }
             let peer = (address.clone(), identity);
             let answer = resolve(&peer, &self.inner.identity, &self.inner.name, self.entry.id);
-            let reason = MigrationFault::PeerLost(crate::transport::LinkError::Broken);
+            let reason = || MigrationFault::PeerLost(crate::transport::LinkError::Broken);
             match answer {
                 Ok(Outcome::Committed { token }) => {
-                    if token.as_slice().try_into().is_ok_and(|t| mirror.check_commit(t).is_ok()) {
-                        let digests = if spec.verify { machine.page_digests() } else { None };
-                        return SourceEnd::Succeeded { digests };
+                    if let Some(end) = doubt.committed(&token) {
+                        return end;
                     }
                 }
                 Ok(Outcome::Aborted { token }) => {
-                    if token.as_slice().try_into().is_ok_and(|t| mirror.check_abort(t).is_ok()) {
-                        return back_here(machine, was_running, reason);
+                    if let Some(end) = doubt.aborted(&token, reason()) {
+                        return end;
                     }
                 }
                 // The destination's host says so, not its helper: enough at protection level `none`, where hosts are
                 // trusted anyway. Others stay in doubt until a token tells.
-                Ok(Outcome::NeverCommitted {}) if hosts_are_trusted => {
-                    return back_here(machine, was_running, reason);
-                }
+                Ok(Outcome::NeverCommitted {}) if hosts_are_trusted => return doubt.back_here(reason()),
                 Ok(Outcome::NeverCommitted {} | Outcome::Pending {}) | Err(_) => {}
             }
-            std::thread::sleep(patience);
+            let next_look = Instant::now() + patience;
+            while Instant::now() < next_look && !self.inner.is_stopping() {
+                if let Some(word) = self.entry.record().resolution {
+                    return self.take_word(&word, &mut doubt);
+                }
+                if let Ok((carried, reply)) = tokens.try_recv() {
+                    let end = match carried.outcome {
+                        HandOverOutcome::Committed => doubt.committed(&carried.token),
+                        HandOverOutcome::NeverCommitted => doubt.aborted(&carried.token, reason()),
+                    };
+                    let _ = reply.send(end.as_ref().map(|_| ()).ok_or_else(resolution::token_refused));
+                    if let Some(end) = end {
+                        return end;
+                    }
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
             patience = (patience * 2).min(Duration::from_secs(5));
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "everything that was borrowed goes back at once")]
-    fn give_back(
-        &self,
-        spec: &MigrationSpec,
-        end: SourceEnd,
-        machine: Box<dyn Machine>,
-        mirror: Mirror,
-        mirror_id: Uuid,
-        keep_mirror: bool,
-        running: bool,
-    ) {
-        let moved = match &end {
-            SourceEnd::Succeeded { .. } => {
-                Some((self.peer.spec.name.clone(), spec.source_after == SourceAfter::Delete))
-            }
-            SourceEnd::NotMoved { .. } => None,
+    /// An administrator decides, and answers for it.
+    fn take_word(&self, word: &Resolution, doubt: &mut Doubt<'_>) -> SourceEnd {
+        tracing::warn!(migration = %self.entry.id, outcome = word.outcome.name(), reason = word.reason,
+            "a doubt is ended by an administrator's word");
+        match word.outcome {
+            HandOverOutcome::Committed => SourceEnd::Succeeded { digests: None },
+            HandOverOutcome::NeverCommitted => doubt.back_here(MigrationFault::Resolved),
+        }
+    }
+
+    fn give_back(&self, spec: &MigrationSpec, end: SourceEnd, back: Back, space: Option<Arc<Reserve>>) {
+        let Back { machine, mirror, mirror_id, keep_mirror } = back;
+        match end {
             SourceEnd::InDoubt { .. } => {
                 // The daemon goes while in doubt: the record stays so, and the next daemon asks on.
                 self.note(|_| {});
                 drop((machine, mirror));
-                return;
             }
-        };
-        // The memory goes before anybody is told, so that whoever sees the end finds nothing left.
-        let machine = moved.is_none().then_some(machine);
-        let (done, state) = tokio::sync::oneshot::channel();
-        let back = GiveBack { machine, mirror, mirror_id, keep_mirror, running, moved, done };
-        self.guest.tell_blocking(Command::GiveBack(Box::new(back)));
-        let after = state.blocking_recv().ok();
-        match end {
             SourceEnd::Succeeded { digests } => {
+                // The memory goes before anybody is told, so that whoever sees the end finds nothing left.
+                drop((machine, mirror));
+                self.inner.forget_mirror(mirror_id);
                 self.entry.keep_digests(digests);
-                self.finish(MigrationState::Succeeded, None, after);
+                self.handed_over(spec, space);
             }
-            SourceEnd::NotMoved { fault: MigrationFault::Canceled } => {
-                self.record_end(MigrationState::Canceled, &MigrationFault::Canceled, after);
-            }
-            SourceEnd::NotMoved { fault } | SourceEnd::InDoubt { fault } => {
-                tracing::warn!(migration = %self.entry.id, fault = %fault.chain(), "a migration failed");
-                self.record_end(MigrationState::Failed, &fault, after);
+            SourceEnd::NotMoved { fault, resumed } => {
+                let state = match fault {
+                    MigrationFault::Canceled => MigrationState::Canceled,
+                    _ => MigrationState::Failed,
+                };
+                let error = (state == MigrationState::Failed).then(|| {
+                    tracing::warn!(migration = %self.entry.id, fault = %fault.chain(), "a migration failed");
+                    fault_of(&fault)
+                });
+                let ended = last_word(state, error);
+                let migration = self.entry.next(|r| ended(r));
+                let (done, state) = tokio::sync::oneshot::channel();
+                let with = Together { migration, hand_over: None, space: None };
+                let back = GiveBack { machine, mirror, mirror_id, keep_mirror, running: resumed, with, done };
+                // Whatever is stored now has the room that was set aside.
+                drop(space);
+                self.guest.tell_blocking(Command::GiveBack(Box::new(back)));
+                // The owner shows both ends together; without one, this is all there is to tell.
+                if state.blocking_recv().is_err() {
+                    self.finish_as(ended);
+                }
             }
         }
     }
 
-    fn record_end(&self, state: MigrationState, fault: &MigrationFault, after: Option<GuestState>) {
-        let error = (state == MigrationState::Failed).then(|| fault_of(fault));
-        self.finish(state, error, after);
+    /// The guest is the destination's. That is told when it is stored, however long that takes: until then a restart would
+    /// find the migration in doubt, and so would whoever asks.
+    fn handed_over(&self, spec: &MigrationSpec, space: Option<Arc<Reserve>>) {
+        let ended = last_word(MigrationState::Succeeded, None);
+        let change = |r: &mut MigrationRecord| {
+            ended(r);
+            r.guest_state_after = Some(GuestState::Stopped);
+        };
+        let delete = spec.source_after == SourceAfter::Delete;
+        let mut patience = Duration::from_millis(20);
+        loop {
+            let space = space.clone();
+            let with = Box::new(Together { migration: self.entry.next(change), hand_over: None, space });
+            let peer = self.peer.spec.name.clone();
+            match self.guest.ask_blocking(|reply| Command::HandedOver { peer, delete, with, reply }) {
+                // The guest's owner has gone with the daemon.
+                Ok(()) | Err(HostError::NotFound { .. }) => return,
+                Err(error) => {
+                    tracing::error!(migration = %self.entry.id, error = %super::chain(&error),
+                        "that the guest was handed over cannot be stored yet");
+                }
+            }
+            if self.inner.is_stopping() {
+                return;
+            }
+            std::thread::sleep(patience);
+            patience = (patience * 2).min(Duration::from_secs(1));
+        }
     }
 
-    /// The record's last word: stored, then shown.
-    fn finish(&self, state: MigrationState, error: Option<Fault>, after: Option<GuestState>) {
+    /// The last word on a migration that never had the guest.
+    fn finish(&self, state: MigrationState, error: Option<Fault>) {
+        self.finish_as(last_word(state, error));
+    }
+
+    fn finish_as(&self, ended: impl Fn(&mut MigrationRecord)) {
         self.note(|r| {
-            r.state = state;
-            r.error = error;
-            r.finished_at = Some(Timestamp::now());
-            r.guest_state_after = after.or_else(|| Some(self.guest.record().state));
+            ended(r);
+            r.guest_state_after = Some(self.guest.record().state);
         });
     }
 
@@ -520,27 +584,75 @@ impl Run {
     }
 }
 
-impl Journal for Run {
-    fn start_sent(&self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        let record = self.entry.change(|_| {});
-        let doubtful = MigrationRecord { state: MigrationState::InDoubt, ..record };
-        Ok(self.inner.store_migration(&doubtful)?)
+/// What a migration's record says from its end on.
+fn last_word(state: MigrationState, error: Option<Fault>) -> impl Fn(&mut MigrationRecord) {
+    let finished_at = Some(Timestamp::now());
+    move |r| {
+        r.state = state;
+        r.committing = false;
+        r.error.clone_from(&error);
+        r.finished_at = finished_at;
     }
 }
 
-fn back_here(machine: &mut dyn Machine, was_running: bool, reason: MigrationFault) -> SourceEnd {
-    if was_running
-        && machine.ended().is_none()
-        && let Err(error) = machine.resume()
-    {
-        return SourceEnd::NotMoved { fault: error.into() };
+/// What a migration had of a guest.
+struct Back {
+    machine: Box<dyn Machine>,
+    mirror: Mirror,
+    mirror_id: Uuid,
+    keep_mirror: bool,
+}
+
+/// A guest after START of which nobody knows yet whose it is.
+struct Doubt<'a> {
+    verify: bool,
+    machine: &'a mut dyn Machine,
+    mirror: &'a mut Mirror,
+    was_running: bool,
+}
+
+impl Doubt<'_> {
+    /// The end, if the helper takes the token for the destination's COMMIT.
+    fn committed(&mut self, token: &[u8]) -> Option<SourceEnd> {
+        let token = token.try_into().ok()?;
+        self.mirror.check_commit(token).ok()?;
+        let digests = if self.verify { self.machine.page_digests() } else { None };
+        Some(SourceEnd::Succeeded { digests })
     }
-    SourceEnd::NotMoved { fault: reason }
+
+    /// The end, if the helper takes the token for the destination's ABORT.
+    fn aborted(&mut self, token: &[u8], reason: MigrationFault) -> Option<SourceEnd> {
+        let token = token.try_into().ok()?;
+        self.mirror.check_abort(token).ok()?;
+        Some(self.back_here(reason))
+    }
+
+    fn back_here(&mut self, reason: MigrationFault) -> SourceEnd {
+        resume_here(self.machine, self.was_running, reason)
+    }
+}
+
+impl Journal for Run {
+    fn held(&self) {
+        // Not waited for: the guest's owner does one thing after the other, and START is journaled by it, too.
+        self.guest.tell_blocking(Command::Held);
+    }
+
+    fn runs_on(&self) {
+        self.guest.tell_blocking(Command::RunsOn);
+    }
+
+    fn start_sent(&self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let migration = self.entry.next(|r| r.state = MigrationState::InDoubt);
+        let with = Box::new(Together { migration, hand_over: None, space: None });
+        Ok(self.guest.ask_blocking(|reply| Command::StartSent(with, reply))?)
+    }
 }
 
 /// A fault as the API shows it.
 pub(super) fn fault_of(fault: &MigrationFault) -> Fault {
     let detail = match fault {
+        MigrationFault::Machine(MachineError::Ended(end)) => format!("the guest has ended: {end}"),
         // Details of our own faults may name paths; the log has them.
         MigrationFault::Machine(_) | MigrationFault::Mirror(_) | MigrationFault::Journal(_) => {
             fault.to_string()
@@ -553,6 +665,7 @@ pub(super) fn fault_of(fault: &MigrationFault) -> Fault {
 /// After a restart: a migration that was in doubt. The guest's memory went with the old daemon, so the answer
 /// decides only what the records say.
 pub(super) async fn settle_after_restart(inner: Arc<Inner>, entry: Arc<MigrationEntry>) {
+    let mut tokens = entry.take_tokens();
     let mut patience = Duration::from_millis(200);
     while !inner.is_stopping() {
         let record = entry.record();
@@ -572,43 +685,64 @@ pub(super) async fn settle_after_restart(inner: Arc<Inner>, entry: Arc<Migration
                 tokio::task::spawn_blocking(ask).await.ok().flatten()
             }
         };
-        let end = match answer {
-            Some(Outcome::Committed { .. }) => Some((MigrationState::Succeeded, None)),
-            Some(Outcome::Aborted { .. } | Outcome::NeverCommitted {}) => Some((
-                MigrationState::Failed,
-                Some(Fault {
-                    code: "source_restarted".into(),
-                    detail: "the daemon restarted before the answer to START; the guest's memory is lost"
-                        .into(),
-                }),
-            )),
+        let mut outcome = match answer {
+            Some(Outcome::Committed { .. }) => Some(HandOverOutcome::Committed),
+            Some(Outcome::Aborted { .. } | Outcome::NeverCommitted {}) => {
+                Some(HandOverOutcome::NeverCommitted)
+            }
             Some(Outcome::Pending {}) | None => None,
         };
-        if let Some((state, error)) = end {
-            let moved = state == MigrationState::Succeeded;
-            if let Ok(guest) = inner.find_guest(&record.guest.to_string()) {
-                let (done, told) = tokio::sync::oneshot::channel();
-                let peer = moved.then(|| record.peer.clone());
-                // The guest first: whoever sees the migration's end finds it settled.
-                if guest.tell(Command::Settled { peer, done }).await {
-                    let _ = told.await;
-                }
+        let next_look = Instant::now() + patience;
+        while outcome.is_none() && Instant::now() < next_look {
+            outcome = entry.record().resolution.map(|word| word.outcome);
+            // The helper that could check it went with the daemon that sent START.
+            if let Ok((_, reply)) = tokens.try_recv() {
+                let _ = reply.send(Err(resolution::nobody_checks()));
             }
-            let (theirs, ended) = (Arc::clone(&inner), Arc::clone(&entry));
-            let note = move || {
-                theirs.migration_happened(&ended, |r| {
-                    r.state = state;
-                    r.error = error;
-                    r.finished_at = Some(Timestamp::now());
-                    r.guest_state_after = Some(GuestState::Stopped);
-                });
-            };
-            let _ = tokio::task::spawn_blocking(note).await;
-            return;
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        tokio::time::sleep(patience).await;
+        if let Some(outcome) = outcome {
+            if settled_after_restart(&inner, &entry, outcome).await {
+                return;
+            }
+            tokio::time::sleep(patience).await;
+        }
         patience = (patience * 2).min(Duration::from_secs(10));
     }
+}
+
+/// Stores and shows the end of a doubt whose guest's memory is lost; false when it could not be stored.
+async fn settled_after_restart(
+    inner: &Arc<Inner>,
+    entry: &Arc<MigrationEntry>,
+    outcome: HandOverOutcome,
+) -> bool {
+    let moved = outcome == HandOverOutcome::Committed;
+    let ended = if moved {
+        last_word(MigrationState::Succeeded, None)
+    } else {
+        let detail = "the daemon restarted before the answer to START; the guest's memory is lost".to_owned();
+        last_word(MigrationState::Failed, Some(Fault { code: "source_restarted".into(), detail }))
+    };
+    let change = move |r: &mut MigrationRecord| {
+        ended(r);
+        r.guest_state_after = Some(GuestState::Stopped);
+    };
+    let record = entry.next(&change);
+    let delete = record.spec.as_ref().is_some_and(|s| s.source_after == SourceAfter::Delete);
+    let Ok(guest) = inner.find_guest(&record.guest.to_string()) else {
+        let (inner, entry) = (Arc::clone(inner), Arc::clone(entry));
+        let note = move || inner.migration_happened(&entry, change);
+        return tokio::task::spawn_blocking(note).await.is_ok();
+    };
+    let peer = moved.then(|| record.peer.clone());
+    let with = Box::new(Together { migration: record, hand_over: None, space: None });
+    // Both are shown together: whoever sees the one sees the other.
+    let stored = guest.ask(|reply| Command::Settled { peer, delete, with, reply }).await;
+    if let Err(error) = &stored {
+        tracing::error!(migration = %entry.id, error = %super::chain(error), "the end of a doubt cannot be stored yet");
+    }
+    stored.is_ok()
 }
 
 #[cfg(test)]

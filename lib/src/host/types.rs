@@ -665,12 +665,70 @@ pub struct MigrationRecord {
     pub error: Option<Fault>,
     /// When cancelling was asked for; the outcome is `state`.
     pub cancel_requested_at: Option<Timestamp>,
+    /// Whether COMMIT is minted and the destination's store does not take it yet.
+    #[serde(default)]
+    pub committing: bool,
+    /// An administrator's word, if it was that which ended a doubt.
+    #[serde(default)]
+    pub resolution: Option<Resolution>,
     /// When it was asked for.
     pub created_at: Timestamp,
     /// When it left the queue.
     pub started_at: Option<Timestamp>,
     /// When it ended.
     pub finished_at: Option<Timestamp>,
+}
+
+/// What became of a hand-over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HandOverOutcome {
+    /// The guest is the destination's.
+    Committed,
+    /// It never was, and never will be.
+    NeverCommitted,
+}
+
+impl HandOverOutcome {
+    /// The API's name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Committed => "committed",
+            Self::NeverCommitted => "never_committed",
+        }
+    }
+}
+
+/// An administrator's word on a migration in doubt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resolution {
+    /// What is taken to be so.
+    pub outcome: HandOverOutcome,
+    /// How the administrator knows.
+    pub reason: String,
+    /// When it was said.
+    pub at: Timestamp,
+}
+
+/// What a destination's helper said of a hand-over, to be carried to the source by hand. Sealed by the helpers' session: of
+/// no use to anybody else, and only the source's helper can tell whether it is true.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HandOverToken {
+    /// The migration.
+    pub session: Uuid,
+    /// What the token says.
+    pub outcome: HandOverOutcome,
+    /// COMMIT or ABORT, sealed.
+    pub token: Vec<u8>,
+}
+
+/// What ends a doubt that the hosts cannot end between themselves.
+#[derive(Clone, Debug)]
+pub enum Answer {
+    /// The destination's token: the helper checks it.
+    Token(HandOverToken),
+    /// An administrator's word, which nobody checks.
+    Word(Resolution),
 }
 
 /// A digest of every page of guest RAM at the pause point of a verified migration: SHA-256, the first

@@ -3,8 +3,13 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::MigrationFault;
+use crate::guest::{MachineEnd, MachineError};
 use crate::host::{MigrationLimits, MigrationState, Progress, Round};
 use crate::transport::LinkCanceller;
+
+/// Rounds that are kept; what a record may hold is bounded, and so is what its storing takes.
+const ROUNDS_MAX: usize = 4096;
 
 /// What can be seen of a migration while it runs; stays as it was after the end.
 #[derive(Clone, Debug)]
@@ -13,10 +18,21 @@ pub struct Live {
     pub state: MigrationState,
     /// How far.
     pub progress: Progress,
-    /// Rounds so far.
+    /// Rounds so far, the first [`ROUNDS_MAX`] of them.
     pub rounds: Vec<Round>,
+    /// Whether COMMIT is minted and the destination's store does not take it yet.
+    pub committing: bool,
     /// Goes up with every change.
     pub version: u64,
+}
+
+impl Live {
+    /// Notes a round.
+    pub fn push_round(&mut self, round: Round) {
+        if self.rounds.len() < ROUNDS_MAX {
+            self.rounds.push(round);
+        }
+    }
 }
 
 /// Cancelling came too late.
@@ -37,13 +53,25 @@ struct Gate {
     cancelled: bool,
     past: bool,
     switchover: bool,
+    /// How the guest ended, if it did while it could still be called off.
+    guest_end: Option<MachineEnd>,
     links: Vec<LinkCanceller>,
+    /// The link that the peer ends when it gives up.
+    peer: Option<LinkCanceller>,
+}
+
+impl Gate {
+    /// Whether this side has called it off.
+    const fn is_over(&self) -> bool {
+        self.cancelled || self.guest_end.is_some()
+    }
 }
 
 impl Control {
     /// A migration that starts in `state` under `limits`; `changed` is called after every change, without locks held.
     pub fn new(state: MigrationState, limits: MigrationLimits, changed: Box<dyn Fn() + Send + Sync>) -> Self {
-        let live = Live { state, progress: Progress::default(), rounds: Vec::new(), version: 1 };
+        let progress = Progress::default();
+        let live = Live { state, progress, rounds: Vec::new(), committing: false, version: 1 };
         Self {
             live: Mutex::new(live),
             gate: Mutex::default(),
@@ -121,21 +149,45 @@ impl Control {
         Ok(())
     }
 
-    /// Whether it was called off.
+    /// The guest has ended by itself: what was to be moved is no more, and blocked calls on the links return. From the point
+    /// of no return on this changes nothing: then only a token tells whose guest it was.
+    pub fn guest_ended(&self, end: &MachineEnd) {
+        let mut gate = self.gate();
+        if !gate.past && gate.guest_end.is_none() {
+            gate.guest_end = Some(end.clone());
+            self.called_off.notify_all();
+            gate.links.iter().for_each(LinkCanceller::cancel);
+        }
+    }
+
+    /// Whether work on the migration is of no more use: it was called off, the guest has ended, or the peer has gone.
     pub fn is_cancelled(&self) -> bool {
-        self.gate().cancelled
+        let gate = self.gate();
+        gate.is_over() || gate.peer.as_ref().is_some_and(LinkCanceller::ended)
+    }
+
+    /// Why it is called off from this side, if it is: by request, or because the guest has ended.
+    pub fn called_off(&self) -> Option<MigrationFault> {
+        let gate = self.gate();
+        let ended = || gate.guest_end.clone().map(|end| MachineError::Ended(end).into());
+        if gate.cancelled { Some(MigrationFault::Canceled) } else { ended() }
+    }
+
+    /// Has [`Control::is_cancelled`] look whether the peer has ended this link.
+    pub fn watch_peer(&self, link: LinkCanceller) {
+        self.gate().peer = Some(link);
     }
 
     /// Waits for `pause`, or until it is called off: true then.
     pub fn pause(&self, pause: Duration) -> bool {
-        let waited = self.called_off.wait_timeout_while(self.gate(), pause, |gate| !gate.cancelled);
-        waited.unwrap_or_else(PoisonError::into_inner).0.cancelled
+        let waited = self.called_off.wait_timeout_while(self.gate(), pause, |gate| !gate.is_over());
+        waited.unwrap_or_else(PoisonError::into_inner).0.is_over()
     }
 
     /// Lets cancelling reach a link.
     pub fn register(&self, link: LinkCanceller) {
         let mut gate = self.gate();
-        if gate.cancelled {
+        if gate.is_over() {
             link.cancel();
         }
         gate.links.push(link);
@@ -144,7 +196,7 @@ impl Control {
     /// From here nothing can be called off; false when it was already.
     pub fn pass_point_of_no_return(&self) -> bool {
         let mut gate = self.gate();
-        gate.past = !gate.cancelled;
+        gate.past = !gate.is_over();
         gate.past
     }
 

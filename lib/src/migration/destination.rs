@@ -15,11 +15,11 @@ use super::threads::{all, side_by_side};
 use super::wire::{self, Prepare, Prepared, Refused, STATE_MAX, Settled, StateHead, kind};
 use super::{Control, MigrationFault};
 use crate::addr::{PAGE_SIZE, PageRange};
-use crate::guest::Machine;
+use crate::guest::{Machine, MachineError};
 use crate::host::{MigrationState, ProtectionLevel, Round, StreamTransport};
 use crate::mirror::{Mirror, SealedToken};
 use crate::pages::PageSet;
-use crate::transport::{Link, LogBudget};
+use crate::transport::{Link, LinkError, LogBudget, Waiting};
 
 /// What a destination made for a guest that arrives.
 pub struct Arrival {
@@ -47,6 +47,17 @@ pub struct Arrived {
     pub fault: Option<MigrationFault>,
 }
 
+/// The store did not take something.
+#[derive(Debug, thiserror::Error)]
+pub enum NotStored {
+    /// It may take it later: nothing was noted.
+    #[error("the host's store refuses")]
+    Yet(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The host goes: nothing was noted, and nothing will be.
+    #[error("the host shuts down")]
+    Ever,
+}
+
 /// The host as a destination sees it. Everything that must be durable is, when a call returns.
 pub trait Receiver {
     /// Makes a place for the guest, or says why not; then nothing is left behind.
@@ -55,17 +66,14 @@ pub trait Receiver {
     /// A refusal for the peer.
     fn admit(&self, prepare: &Prepare, peer: &str) -> Result<Arrival, Refused>;
 
-    /// COMMIT is minted and nobody has seen it. Durable when this returns; only then may the guest run.
+    /// COMMIT is minted and nobody has seen it; `paused` as the guest will be. Durable when this returns, together with the
+    /// records of guest and migration; only then may the token leave, and after it the guest run.
     ///
     /// # Errors
-    /// Nothing was noted: the guest does not run, the token goes nowhere.
-    fn commit(
-        &self,
-        session: uuid::Uuid,
-        token: &SealedToken,
-    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
+    /// Nothing was noted: the guest does not run, the token goes nowhere. May be called again.
+    fn commit(&self, session: uuid::Uuid, token: &SealedToken, paused: bool) -> Result<(), NotStored>;
 
-    /// The guest is this host's.
+    /// The guest is this host's, and runs if it should.
     fn arrived(&self, session: uuid::Uuid, arrived: Arrived);
 
     /// The import is over; the machine is gone. With a token: ABORT was minted.
@@ -101,7 +109,7 @@ pub fn serve_import(mut link: Link, peer: &str, host: &dyn Receiver) {
     };
     let Arrival { machine, mirror, control, streams } = arrival;
     let stall = Duration::from_millis(prepare.stall_timeout_ms.clamp(1_000, 600_000));
-    control.register(link.canceller());
+    // Calling it off ends the streams; this link is looked after by who reads it, so that the source can be told.
     let mut import =
         Import { link, prepare, host, machine, mirror, control, streams, stall, verify_us: 0, digests: None };
     match import.up_to_start() {
@@ -134,8 +142,12 @@ fn read_prepare(link: &mut Link, kind: u8) -> Result<Prepare, MigrationFault> {
     wire::parse(&payload)
 }
 
-/// How often the wait for streams looks whether the source is still there.
+/// How often a wait looks whether it is still worth it.
 const LOOK: Duration = Duration::from_millis(50);
+/// How long a source that is told of the end may take to end its side.
+const LAST_WORD: Duration = Duration::from_secs(5);
+/// Waits between attempts to store COMMIT, from and to; a source is told in between that it is being tried.
+const RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
 struct Import<'a> {
     link: Link,
@@ -174,7 +186,7 @@ impl Import<'_> {
             l.progress.total_bytes = self.prepare.layout.ram_bytes();
         });
         loop {
-            self.arm();
+            self.await_frame()?;
             let kinds = [kind::EPOCH_BEGIN, kind::STATE];
             let (kind, payload) = wire::expect(&mut self.link, &kinds, STATE_MAX)?;
             if kind == kind::STATE {
@@ -185,10 +197,11 @@ impl Import<'_> {
             let epoch = payload.as_slice().try_into().map(u32::from_le_bytes);
             self.epoch(epoch.map_err(|_| MigrationFault::Protocol("an epoch without number"))?, &mut sinks)?;
         }
-        self.arm();
+        self.await_frame()?;
         let (_, payload) = wire::expect(&mut self.link, &[kind::START], 4096)?;
         self.mirror.check_start(&token(&payload)?)?;
-        Ok(())
+        // Whether it is still there to be committed: from COMMIT on it is this host's, alive or not.
+        self.check()
     }
 
     fn await_streams(&self) -> Result<Vec<Sink>, MigrationFault> {
@@ -200,7 +213,10 @@ impl Import<'_> {
             let (index, link) = match self.streams.recv_timeout(left.min(LOOK)) {
                 Ok(stream) => stream,
                 // A source that gave up brings no streams; it does so by closing the link that is not read here.
-                Err(RecvTimeoutError::Timeout) if !left.is_zero() && !self.link.ended() => continue,
+                Err(RecvTimeoutError::Timeout) if !left.is_zero() && !self.link.ended() => {
+                    self.check()?;
+                    continue;
+                }
                 Err(_) => return Err(MigrationFault::PeerGone),
             };
             self.control.register(link.canceller());
@@ -239,18 +255,16 @@ impl Import<'_> {
             p.pages_sealed += got.sealed;
             p.pages_shared += shared;
             p.pages_zero += got.zero;
-            if l.rounds.len() < 4096 {
-                l.rounds.push(Round {
-                    number: epoch,
-                    pages_sealed: got.sealed,
-                    pages_shared: shared,
-                    pages_zero: got.zero,
-                    bytes,
-                    duration_us: begun.elapsed().as_micros() as u64,
-                    dirtied_pages: 0,
-                    paused: false,
-                });
-            }
+            l.push_round(Round {
+                number: epoch,
+                pages_sealed: got.sealed,
+                pages_shared: shared,
+                pages_zero: got.zero,
+                bytes,
+                duration_us: begun.elapsed().as_micros() as u64,
+                dirtied_pages: 0,
+                paused: false,
+            });
         });
         Ok(())
     }
@@ -259,7 +273,7 @@ impl Import<'_> {
     fn shared_pages(&mut self, epoch: u32) -> Result<(u64, Vec<u8>), MigrationFault> {
         let mut pages = 0;
         loop {
-            self.arm();
+            self.await_frame()?;
             let header = self.link.recv_header(wire::DATA_MAX)?.ok_or(MigrationFault::PeerGone)?;
             match header.kind {
                 kind::SHARED => {
@@ -335,7 +349,7 @@ impl Import<'_> {
         Ok(())
     }
 
-    /// The guest becomes this host's: minted, noted, running, told, in this order.
+    /// The guest becomes this host's: minted, noted, told, running, in this order.
     fn commit(mut self) {
         let session = self.prepare.session;
         if !self.control.pass_point_of_no_return() {
@@ -345,19 +359,23 @@ impl Import<'_> {
             Ok(t) => t,
             Err(e) => return self.abort(e.into()),
         };
-        // A crash before this is durable: the token never left and the guest never ran, and the journal says so.
-        if let Err(e) = self.host.commit(session, &token) {
-            return self.abort(MigrationFault::Journal(e));
-        }
+        // COMMIT is minted, so ABORT never can be: nothing from here on gives the guest up, whatever the store says.
         self.control.enter(MigrationState::Finishing);
-        let paused = self.prepare.paused;
-        let resumed = if paused { Ok(()) } else { self.machine.resume() };
-        let fault = resumed.err().map(MigrationFault::from);
+        if !self.store_commit(&token) {
+            // A crash, or this, before COMMIT is durable: the token never left and the guest never ran, and the journal
+            // says so.
+            tracing::error!(%session, "the daemon goes before COMMIT could be stored: the guest was never this host's");
+            return;
+        }
         let settled = Settled { token: token.to_vec(), verify_us: self.verify_us, reason: None };
+        self.link.set_deadline(Some(Instant::now() + LAST_WORD));
         let told = wire::send(&mut self.link, kind::COMMITTED, &settled);
         if let Err(fault) = &told {
             tracing::warn!(fault = %fault.chain(), "COMMIT may not have arrived; the source will ask");
         }
+        let paused = self.prepare.paused;
+        let resumed = if paused { Ok(()) } else { self.machine.resume() };
+        let fault = resumed.err().map(MigrationFault::from);
         self.host.arrived(
             session,
             Arrived {
@@ -373,17 +391,56 @@ impl Import<'_> {
         }
     }
 
+    /// Stores COMMIT, however long it takes; false when the host goes before that.
+    fn store_commit(&mut self, token: &SealedToken) -> bool {
+        let session = self.prepare.session;
+        let mut pause = RETRY.0;
+        let longest = RETRY.1.min(self.stall / 4);
+        let mut heard = true;
+        loop {
+            let error = match self.host.commit(session, token, self.prepare.paused) {
+                Ok(()) => {
+                    self.control.update(|l| l.committing = false);
+                    return true;
+                }
+                Err(NotStored::Ever) => return false,
+                Err(NotStored::Yet(error)) => error,
+            };
+            if !self.control.live().committing {
+                tracing::error!(%session, %error, "COMMIT cannot be stored yet; the guest is held at both hosts");
+                self.control.update(|l| l.committing = true);
+            }
+            if heard {
+                let detail =
+                    "the destination's store does not take the hand-over yet; it tries on".to_owned();
+                let word = Refused { code: "committing".into(), detail };
+                self.arm();
+                heard = wire::send(&mut self.link, kind::COMMITTING, &word).is_ok();
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(longest);
+        }
+    }
+
     fn abort(mut self, fault: MigrationFault) {
         let session = self.prepare.session;
-        let fault = if self.control.is_cancelled() { MigrationFault::Canceled } else { fault };
+        let fault = self.why(fault);
         tracing::info!(fault = %fault.chain(), "an import is given up");
         let token =
             self.mirror.abort().map_err(|error| tracing::debug!(%error, "no ABORT can be minted")).ok();
         drop(self.mirror);
         drop(self.machine);
         self.host.aborted(session, token.as_ref(), &fault);
-        let reason = Refused { code: fault.code().to_owned(), detail: fault.to_string() };
-        self.link.set_deadline(Some(Instant::now() + Duration::from_secs(5)));
+        let detail = match &fault {
+            // Details of our own faults may name paths; the log has them.
+            MigrationFault::Machine(_) | MigrationFault::Mirror(_) | MigrationFault::Journal(_) => {
+                fault.to_string()
+            }
+            fault => fault.chain(),
+        };
+        let reason = Refused { code: fault.code().to_owned(), detail };
+        let by = Instant::now() + LAST_WORD;
+        self.link.set_deadline(Some(by));
         let told = match token {
             Some(t) => {
                 let settled = Settled { token: t.to_vec(), verify_us: 0, reason: Some(reason) };
@@ -392,12 +449,46 @@ impl Import<'_> {
             None => wire::send(&mut self.link, kind::REFUSED, &reason),
         };
         if told.is_ok() {
-            let _ = self.link.close();
+            // The source may be in the midst of an epoch.
+            self.link.close_after_peer(by);
+        }
+    }
+
+    /// The reason of an end that shows as another one, if there is one behind it.
+    fn why(&self, fault: MigrationFault) -> MigrationFault {
+        self.over().unwrap_or(fault)
+    }
+
+    /// Whether the import is still wanted here, and its machine still there.
+    fn check(&self) -> Result<(), MigrationFault> {
+        self.over().map_or(Ok(()), Err)
+    }
+
+    fn over(&self) -> Option<MigrationFault> {
+        let ended = || self.machine.ended().map(MigrationFault::PlaceLost);
+        match self.control.called_off() {
+            Some(MigrationFault::Machine(MachineError::Ended(end))) => Some(MigrationFault::PlaceLost(end)),
+            called_off => called_off.or_else(ended),
         }
     }
 
     fn arm(&mut self) {
         self.link.set_deadline(Some(Instant::now() + self.stall));
+    }
+
+    /// Waits until the source says something on the control link, ends it, or was silent for too long. Notices meanwhile when
+    /// the import is called off here.
+    fn await_frame(&mut self) -> Result<(), MigrationFault> {
+        self.link.set_deadline(None);
+        self.link.set_patience(self.stall);
+        let by = Instant::now() + self.stall;
+        while !self.link.await_input(Instant::now() + LOOK)? {
+            self.check()?;
+            if Instant::now() >= by {
+                return Err(LinkError::Deadline(Waiting::FrameStart).into());
+            }
+        }
+        self.check()
     }
 }
 

@@ -1,6 +1,6 @@
 //! Why a migration did not come to its end.
 
-use crate::guest::MachineError;
+use crate::guest::{MachineEnd, MachineError};
 use crate::mirror::{LaneError, MirrorError};
 use crate::transport::{AlertDescription, CertRefusal, LinkError};
 
@@ -47,6 +47,9 @@ pub enum MigrationFault {
     /// The guest's machine.
     #[error("the guest's machine failed")]
     Machine(#[from] MachineError),
+    /// At a destination: the machine that waited for the guest ended. The guest runs on at the source.
+    #[error("the machine that waited for the guest ended: {0}")]
+    PlaceLost(MachineEnd),
     /// The guest dirties memory faster than it moves.
     #[error(
         "not converging: the guest dirties {dirty_pages_per_second} pages/s, {pages_per_second} pages/s move{}",
@@ -70,6 +73,12 @@ pub enum MigrationFault {
     /// The guest shares its pages in more pieces than a migration carries.
     #[error("the guest shares its pages in too many pieces")]
     Fragmented,
+    /// An administrator said that the destination never took the guest.
+    #[error("an administrator said that the destination never took the guest")]
+    Resolved,
+    /// No room can be set aside for the records of a hand-over, so it does not begin.
+    #[error("no disk space can be set aside in the state directory to store how the migration ends: {0}")]
+    NoStorage(std::io::Error),
     /// The journal could not be written, so START was not sent.
     #[error("the journal could not be written")]
     Journal(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -117,7 +126,13 @@ impl MigrationFault {
             Self::Mirror(_) => "mirror_failed",
             Self::Machine(MachineError::Ended(_)) => "guest_ended",
             Self::Machine(_) => "guest_failed",
+            Self::PlaceLost(_) => "destination_failed",
             Self::NotConverging { .. } => "not_converging",
+            Self::Resolved => "resolved",
+            Self::NoStorage(e) => match e.kind() {
+                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => "storage_full",
+                _ => "storage",
+            },
             Self::Journal(_) => "journal",
         }
     }

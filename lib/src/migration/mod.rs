@@ -14,8 +14,11 @@
 //!   EpochToken ------------------------>   totals agree
 //!                      <---- EpochAck
 //!   (pause, last epoch) State --------->   vCPU and device state
-//!   [journal] START token ------------->   digest agrees; COMMIT token; [journal]; guest runs
+//!   [journal] START token ------------->   digest agrees; COMMIT token is minted, and never ABORT from then on
+//!                      <---- Committing       while [journal] fails: the guest is kept and held at both ends
+//!                                           [journal]
 //!                      <---- Committed{token}   or   Aborted{token}
+//!                                           the guest runs
 //!   COMMIT token opens: the source's guest is done
 //! ```
 //!
@@ -40,8 +43,9 @@ mod threads;
 pub mod wire;
 
 pub use control::{Control, Live, PastPointOfNoReturn};
-pub use destination::{Arrival, Arrived, Receiver, serve_check, serve_import};
+pub use destination::{Arrival, Arrived, NotStored, Receiver, serve_check, serve_import};
 pub use error::MigrationFault;
 pub use peer::{PeerAddress, accept_hello, ask, check, open_control, resolve};
 pub use rounds::{Bound, Convergence, Decision, Fixed, Observation};
+pub(crate) use source::resume_here;
 pub use source::{Journal, Outgoing, SourceEnd, run_source};

@@ -32,7 +32,14 @@ const SHARED_RUNS_MAX: usize = 1 << 18;
 
 /// Durable notes of a source.
 pub trait Journal {
-    /// START is about to go out. Durable when this returns: after a crash the migration is in doubt, not failed.
+    /// The guest is held from now on. Shown before START leaves; need not be durable.
+    fn held(&self);
+
+    /// The guest was held for too long and runs on here, until it is held again.
+    fn runs_on(&self);
+
+    /// START is about to go out. Durable when this returns, in the records of guest and migration together: after a crash
+    /// the migration is in doubt, not failed.
     ///
     /// # Errors
     /// Nothing was noted; START is not sent.
@@ -63,7 +70,7 @@ pub struct Outgoing<'a> {
     pub journal: &'a dyn Journal,
 }
 
-/// How it ended. The machine is paused in all but `NotMoved { resumed: true }`.
+/// How it ended. The machine is paused in all but `NotMoved { resumed: true, .. }`.
 #[derive(Debug)]
 pub enum SourceEnd {
     /// The destination has the guest. Digests when verification was asked for.
@@ -75,6 +82,8 @@ pub enum SourceEnd {
     NotMoved {
         /// Why.
         fault: MigrationFault,
+        /// Whether it runs again. One that ran before and does not now has ended, or cannot be resumed.
+        resumed: bool,
     },
     /// START went out and no token came back.
     InDoubt {
@@ -95,7 +104,8 @@ pub fn run_source(
     match course.up_to_start() {
         Ok((link, streams)) => course.finish(link, streams),
         Err(fault) => {
-            let fault = if out.control.is_cancelled() { MigrationFault::Canceled } else { fault };
+            let ended = || course.machine.ended().map(|end| MachineError::Ended(end).into());
+            let fault = out.control.called_off().or_else(ended).unwrap_or(fault);
             course.back_out(fault)
         }
     }
@@ -155,7 +165,11 @@ impl Course<'_, '_> {
     fn up_to_start(&mut self) -> Result<(Link, Vec<Stream>), MigrationFault> {
         let control = self.out.control;
         control.enter(MigrationState::Preparing);
-        let (link, streams) = self.prepare()?;
+        let mut link = self.call()?;
+        let streams = match self.prepare(&mut link) {
+            Ok(streams) => streams,
+            Err(fault) => return Err(reason(&mut link, fault)),
+        };
         control.update(|l| {
             l.progress.total_bytes = self.machine.ram().layout().ram_bytes();
             l.progress.setup_ms = self.begun.elapsed().as_millis() as u64;
@@ -176,11 +190,14 @@ impl Course<'_, '_> {
         let live = self.out.spec.mode == MigrationMode::Precopy && self.was_running;
         let mut finder = if live { Finder::choose(self.machine, self.mirror) } else { None };
         let mut ends = Ends { link, streams, sent };
-        match &mut finder {
-            Some(finder) => self.live(&mut ends, left, finder)?,
-            None => _ = self.switchover(&mut ends, &mut left, None, None)?,
+        let moved = match &mut finder {
+            Some(finder) => self.live(&mut ends, left, finder),
+            None => self.switchover(&mut ends, &mut left, None, None).map(|_| ()),
+        };
+        match moved {
+            Ok(()) => Ok((ends.link, ends.streams)),
+            Err(fault) => Err(reason(&mut ends.link, fault)),
         }
-        Ok((ends.link, ends.streams))
     }
 
     /// Rounds, then the switchover; again from there when its pause would be too long.
@@ -211,11 +228,21 @@ impl Course<'_, '_> {
         }
     }
 
-    fn prepare(&mut self) -> Result<(Link, Vec<Stream>), MigrationFault> {
+    /// Opens the control link.
+    fn call(&self) -> Result<Link, MigrationFault> {
         let out = self.out;
         let stall = Duration::from_millis(out.spec.limits.stall_timeout_ms);
         let watched = Some(out.control);
-        let mut link = open_control(&out.peer, out.identity, out.host, Purpose::Migrate {}, stall, watched)?;
+        let link = open_control(&out.peer, out.identity, out.host, Purpose::Migrate {}, stall, watched)?;
+        // A destination that gives up says so on this link, whatever this end is at.
+        out.control.watch_peer(link.canceller());
+        Ok(link)
+    }
+
+    fn prepare(&mut self, link: &mut Link) -> Result<Vec<Stream>, MigrationFault> {
+        let out = self.out;
+        let stall = Duration::from_millis(out.spec.limits.stall_timeout_ms);
+        let watched = Some(out.control);
         let nonce = self.mirror.hello()?;
         let prepare = Prepare {
             session: out.id,
@@ -239,8 +266,8 @@ impl Course<'_, '_> {
             boot: out.guest.boot,
         };
         let transcript = transcript(&prepare);
-        wire::send(&mut link, kind::PREPARE, &prepare)?;
-        let (_, payload) = wire::expect(&mut link, &[kind::PREPARED], 64 << 10)?;
+        wire::send(link, kind::PREPARE, &prepare)?;
+        let (_, payload) = wire::expect(link, &[kind::PREPARED], 64 << 10)?;
         let prepared: Prepared = wire::parse(&payload)?;
         self.mirror.begin(&Begin {
             source: true,
@@ -267,7 +294,7 @@ impl Course<'_, '_> {
             };
             streams.push(Stream::new(link, mask));
         }
-        Ok((link, streams))
+        Ok(streams)
     }
 
     /// Rounds while the guest runs, until what is left fits the downtime limit, or must go anyway. Gives what the pause has to
@@ -320,7 +347,7 @@ impl Course<'_, '_> {
                 if let Decision::Round { expected, .. } | Decision::Switchover { expected, .. } = decision {
                     l.progress.expected_downtime_ms = Some(whole_ms(expected));
                 }
-                l.rounds.push(round);
+                l.push_round(round);
             });
             match decision {
                 Decision::Round { throttle_percent, .. } => self.throttle(throttle_percent)?,
@@ -388,6 +415,7 @@ impl Course<'_, '_> {
         let paused_at = Instant::now();
         self.paused_at = Some(paused_at);
         self.machine.pause()?;
+        self.out.journal.held();
         // Saving may touch memory (drivers say so), hence before the last look at the dirty log.
         let state = self.machine.save_state()?;
         let leave = paused_at.elapsed();
@@ -408,7 +436,7 @@ impl Course<'_, '_> {
             return self.go_on(leave);
         }
         let (round, _) = self.round(ends, left, None)?;
-        control.update(|l| l.rounds.push(round));
+        control.update(|l| l.push_round(round));
         if !holds(0) {
             return self.go_on(leave);
         }
@@ -424,7 +452,7 @@ impl Course<'_, '_> {
         let start = Start { state: state_digest, shared_pages: allowed - ends.sent.ever_sealed.len() };
         self.check()?;
         if !control.pass_point_of_no_return() {
-            return Err(MigrationFault::Canceled);
+            return Err(control.called_off().unwrap_or(MigrationFault::Canceled));
         }
         self.out.journal.start_sent().map_err(MigrationFault::Journal)?;
         let token = self.mirror.start(&start)?;
@@ -439,6 +467,7 @@ impl Course<'_, '_> {
     /// A pause is broken off: the guest runs again.
     fn go_on(&mut self, leave: Duration) -> Result<Switched, MigrationFault> {
         self.machine.resume()?;
+        self.out.journal.runs_on();
         self.paused_at = None;
         Ok(Switched::Back { leave })
     }
@@ -481,7 +510,7 @@ impl Course<'_, '_> {
                 let pages = work.counts.bytes() / PAGE_SIZE;
                 return Err(self.not_converging(per_second(pages, begun.elapsed())));
             }
-            Err(fault) => return Err(reason(link, fault)),
+            Err(fault) => return Err(fault),
         };
         let (duration, bytes) = (begun.elapsed(), work.counts.bytes());
         let count = |n: &std::sync::atomic::AtomicU64| n.load(std::sync::atomic::Ordering::Relaxed);
@@ -579,7 +608,20 @@ impl Course<'_, '_> {
     }
 
     fn await_token(&mut self, link: &mut Link) -> Result<(u8, Settled, [u8; TOKEN_BYTES]), MigrationFault> {
-        let (kind, payload) = wire::expect(link, &[kind::COMMITTED, kind::ABORTED], 64 << 10)?;
+        let kinds = [kind::COMMITTED, kind::ABORTED, kind::COMMITTING];
+        let (kind, payload) = loop {
+            let (kind, payload) = wire::expect(link, &kinds, wire::REASON_MAX)?;
+            if kind != kind::COMMITTING {
+                break (kind, payload);
+            }
+            // Somebody is there and tries: silence begins anew, and whoever looks here sees what is waited for.
+            if !self.out.control.live().committing {
+                let why: MigrationFault = wire::parse::<wire::Refused>(&payload)?.into();
+                tracing::warn!(migration = %self.out.id, fault = %why, "the destination cannot store COMMIT yet");
+                self.out.control.update(|l| l.committing = true);
+            }
+        };
+        self.out.control.update(|l| l.committing = false);
         let settled: Settled = wire::parse(&payload)?;
         let token = settled
             .token
@@ -613,32 +655,42 @@ impl Course<'_, '_> {
         if let Err(error) = self.machine.log_dirty(false) {
             tracing::debug!(%error, "dirty logging could not be switched off");
         }
-        if self.was_running
-            && self.machine.ended().is_none()
-            && let Err(error) = self.machine.resume()
-        {
-            return SourceEnd::NotMoved { fault: error.into() };
-        }
-        SourceEnd::NotMoved { fault }
+        resume_here(self.machine, self.was_running, fault)
     }
 
     fn check(&self) -> Result<(), MigrationFault> {
         if self.out.control.is_cancelled() {
-            return Err(MigrationFault::Canceled);
+            return Err(self.out.control.called_off().unwrap_or(MigrationFault::PeerGone));
         }
         self.machine.ended().map_or(Ok(()), |end| Err(MachineError::Ended(end).into()))
     }
 }
 
-/// A destination that gives up cuts the streams and says why on the control link.
+/// The guest, which did not move because of `fault`, goes on here if it ran.
+pub(crate) fn resume_here(machine: &mut dyn Machine, was_running: bool, fault: MigrationFault) -> SourceEnd {
+    if !was_running || machine.ended().is_some() {
+        return SourceEnd::NotMoved { fault, resumed: false };
+    }
+    match machine.resume() {
+        Ok(()) => SourceEnd::NotMoved { fault, resumed: true },
+        Err(error) => SourceEnd::NotMoved { fault: error.into(), resumed: false },
+    }
+}
+
+/// A destination that gives up cuts the streams and says why on the control link. Whatever this end was at then, that word is
+/// the reason.
 fn reason(link: &mut Link, fault: MigrationFault) -> MigrationFault {
-    if !matches!(fault, MigrationFault::PeerLost(_) | MigrationFault::PeerGone) {
+    let by_peer =
+        matches!(fault, MigrationFault::PeerLost(_) | MigrationFault::PeerGone | MigrationFault::Canceled);
+    if !by_peer {
         return fault;
     }
     link.set_deadline(Some(Instant::now() + Duration::from_secs(2)));
-    match wire::expect(link, &[], 64 << 10) {
-        Err(said @ MigrationFault::PeerRefused { .. }) => said,
-        _ => fault,
+    match (wire::expect(link, &[], wire::REASON_MAX), fault) {
+        (Err(said @ MigrationFault::PeerRefused { .. }), _) => said,
+        // Work that was stopped because the peer had gone.
+        (_, MigrationFault::Canceled) => MigrationFault::PeerGone,
+        (_, fault) => fault,
     }
 }
 

@@ -26,6 +26,8 @@ pub const MESSAGE_MAX: u32 = 16 << 20;
 pub const DATA_MAX: u32 = (mirrorvm_abi::mailbox::PAYLOAD_BYTES + DATA_HEADER_BYTES) as u32;
 /// Longest state: QEMU's is a few hundred KiB.
 pub const STATE_MAX: u32 = 80 << 20;
+/// Longest message that says why a peer gives up; it may come in place of any other, however short that would be.
+pub const REASON_MAX: u32 = 64 << 10;
 /// Bytes before a data frame's records: epoch, count.
 pub const DATA_HEADER_BYTES: usize = 8;
 /// Bytes of a shared page in a data frame: its number, its content.
@@ -59,7 +61,7 @@ pub mod kind {
     pub const STATE: u8 = 12;
     /// The helper's START token.
     pub const START: u8 = 13;
-    /// The guest runs at the destination: COMMIT token, JSON.
+    /// The guest is the destination's: COMMIT token, JSON.
     pub const COMMITTED: u8 = 14;
     /// It never will: ABORT token, JSON.
     pub const ABORTED: u8 = 15;
@@ -67,6 +69,9 @@ pub mod kind {
     pub const OUTCOME: u8 = 16;
     /// What the host can do, JSON.
     pub const ABILITIES: u8 = 17;
+    /// COMMIT is minted, and the destination's store does not take it yet; COMMITTED follows when it does. Said again and
+    /// again, so that the source knows that somebody is there. Why, JSON.
+    pub const COMMITTING: u8 = 18;
     /// What would come, JSON: as [`PREPARE`], without secrets.
     pub const CHECK: u8 = 20;
     /// What speaks against it, JSON.
@@ -326,13 +331,13 @@ pub fn send<T: Serialize>(link: &mut Link, kind: u8, message: &T) -> Result<(), 
     Ok(sent?)
 }
 
-/// Waits for one of `kinds` (or a refusal, which becomes an error) and gives kind and payload.
+/// Waits for one of `kinds` of at most `max` bytes (or a refusal, which becomes an error) and gives kind and payload.
 ///
 /// # Errors
-/// The link's, a refusal, an early end, or another kind.
+/// The link's, a refusal, an early end, another kind, or more bytes.
 pub fn expect(link: &mut Link, kinds: &[u8], max: u32) -> Result<(u8, Vec<u8>), MigrationFault> {
     let mut payload = Vec::new();
-    let kind = link.recv_into(max, &mut payload)?.ok_or(MigrationFault::PeerGone)?;
+    let kind = link.recv_into(max.max(REASON_MAX), &mut payload)?.ok_or(MigrationFault::PeerGone)?;
     if kind == kind::REFUSED {
         let refused: Refused = parse(&payload)?;
         return Err(refused.into());
@@ -343,6 +348,9 @@ pub fn expect(link: &mut Link, kinds: &[u8], max: u32) -> Result<(u8, Vec<u8>), 
     }
     if !kinds.contains(&kind) {
         return Err(MigrationFault::Protocol("a message that does not belong here"));
+    }
+    if payload.len() > max as usize {
+        return Err(MigrationFault::Protocol("a message that is too long"));
     }
     Ok((kind, payload))
 }

@@ -102,6 +102,18 @@ impl Shared {
     }
 }
 
+/// Tells whether a process has ended, without the process; keeps nothing of it alive.
+#[derive(Clone, Debug)]
+pub struct ExitWatch(Arc<Shared>);
+
+impl ExitWatch {
+    /// How it ended, if it has.
+    #[must_use]
+    pub fn look(&self) -> Option<ExitInfo> {
+        self.0.exit().clone()
+    }
+}
+
 /// A running (or ended) child. Dropping it kills it and waits for a moment until it is reaped.
 #[derive(Debug)]
 pub(super) struct Child {
@@ -132,6 +144,10 @@ impl Child {
 
     pub(super) fn has_exited(&self) -> Option<ExitInfo> {
         self.shared.exit().clone()
+    }
+
+    pub(super) fn exit_watch(&self) -> ExitWatch {
+        ExitWatch(Arc::clone(&self.shared))
     }
 
     /// Waits until the child is reaped.

@@ -37,7 +37,7 @@ mod ramblock;
 mod user;
 
 pub use accel::{Accel, KvmAccess, kvm_access, pick_accel};
-pub use child::ExitInfo;
+pub use child::{ExitInfo, ExitWatch};
 pub use command::{QemuSpec, RunAs, Timeouts, seal_ram};
 pub use console::ConsoleSink;
 pub use device_state::MAX_DEVICE_STATE_BYTES;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::child::{Child, ExitInfo};
+use super::child::{Child, ExitInfo, ExitWatch};
 use super::command::{QemuSpec, RAM_ID, Timeouts};
 use super::console::{Console, ConsoleSink};
 use super::device_state;
@@ -132,6 +132,12 @@ impl Qemu {
     #[must_use]
     pub fn has_exited(&self) -> Option<ExitInfo> {
         self.child.has_exited()
+    }
+
+    /// Tells others than the owner whether it has exited.
+    #[must_use]
+    pub fn exit_watch(&self) -> ExitWatch {
+        self.child.exit_watch()
     }
 
     /// QEMU's RAM blocks, and where the main one shows in guest-physical space now.

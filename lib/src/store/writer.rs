@@ -33,10 +33,13 @@ pub(super) type Then = Box<dyn FnOnce() + Send>;
 /// What is told when readers see it, or when they never will.
 pub(super) type Tell = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
 
+/// What reads and writes as it likes; gives who is told of the commit.
+pub(super) type Free = Box<dyn FnOnce(&Transaction<'_>) -> Result<Tell, StoreError> + Send>;
+
 /// Something to write.
 pub(super) enum Work {
     /// Reads and writes as it likes; told whether it was committed.
-    Free(Box<dyn FnOnce(&Transaction<'_>) -> Result<Tell, StoreError> + Send>, Tell),
+    Free(Free, Tell),
     /// A batch; one that is owed is kept until it is on disk, and its `then` is done in any case.
     Batch { batch: Batch, owed: bool, then: Then, tell: Tell },
 }

@@ -225,6 +225,16 @@ impl Link {
         self.deadlines.idle = Some(patience);
     }
 
+    /// Waits until there is something to receive, be it the peer's end, or until `until`; says which. The next frame's time
+    /// does not begin before.
+    ///
+    /// # Errors
+    /// [`LinkError::Broken`] after an earlier error.
+    pub fn await_input(&mut self, until: Instant) -> Result<bool, LinkError> {
+        self.check()?;
+        Ok(self.header_len > 0 || self.left > 0 || self.session.has_input() || self.session.readable(until))
+    }
+
     /// Totals so far.
     pub fn counters(&self) -> LinkCounters {
         let (wire_in, wire_out) = self.session.wire_bytes();
@@ -418,6 +428,28 @@ impl Link {
     /// Payload bytes of the current frame not read yet.
     pub fn payload_left(&self) -> u32 {
         self.left
+    }
+
+    /// Says that nothing more will be sent, then reads and drops what the peer still sends until it ends its side, or until
+    /// `by`. For a last word to a peer that is in the midst of sending: a connection that is closed with bytes unread is reset,
+    /// and the reset may overtake the word.
+    pub fn close_after_peer(mut self, by: Instant) {
+        self.limit = Some(by);
+        if self.check().is_err() || self.session.close(Some(by)).is_err() {
+            return;
+        }
+        let mut scrap = [0; 4096];
+        while Instant::now() < by {
+            let got = if self.left > 0 {
+                let len = scrap.len().min(self.left as usize);
+                self.read_payload(&mut scrap[..len]).is_ok()
+            } else {
+                matches!(self.recv_any(u32::MAX), Ok(Some(_)))
+            };
+            if !got {
+                return;
+            }
+        }
     }
 
     /// Ends the link properly: what was sent arrives, and the peer then sees the end. Bytes of the peer that we have

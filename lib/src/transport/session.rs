@@ -159,6 +159,11 @@ impl Session {
         self.incoming.start != self.incoming.end || !self.plain.bytes.is_empty()
     }
 
+    /// Waits until the socket has something to read, an end or an error among it, or until `until`; says which.
+    pub(super) fn readable(&self, until: Instant) -> bool {
+        self.socket.readable(until)
+    }
+
     /// Runs the handshake to its end. On failure the peer has been told why, as far as TLS has words for it.
     pub(super) fn handshake(&mut self, deadline: Instant) -> Result<(), SessionError> {
         let deadline = Some(deadline);

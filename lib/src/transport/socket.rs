@@ -64,6 +64,13 @@ impl Shared {
         // Fails only if the peer has gone already: nothing blocks then either.
         let _ = self.stream.shutdown(Shutdown::Both);
     }
+
+    fn ended(&self) -> bool {
+        let over = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+        let mut fds = [PollFd::new(&self.stream, PollFlags::RDHUP)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut fds, Some(&now)).is_ok() && fds.iter().any(|fd| fd.revents().intersects(over))
+    }
 }
 
 /// Ends a [`Link`](super::Link)'s blocking calls from another thread. Keeps nothing of the link alive.
@@ -77,6 +84,12 @@ impl LinkCanceller {
         if let Some(shared) = self.0.upgrade() {
             shared.cancel();
         }
+    }
+
+    /// Whether the peer has ended its side of the connection, or the link is cancelled or gone; what arrived before may
+    /// still be unread. Does not wait.
+    pub fn ended(&self) -> bool {
+        self.0.upgrade().is_none_or(|shared| shared.ended())
     }
 }
 
@@ -143,10 +156,23 @@ impl Socket {
 
     /// Whether the peer's side of the connection has ended, or this one was cancelled; what arrived before may still be unread.
     pub(super) fn ended(&self) -> bool {
-        let over = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
-        let mut fds = [PollFd::new(&self.0.stream, PollFlags::RDHUP)];
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        poll(&mut fds, Some(&now)).is_ok() && fds.iter().any(|fd| fd.revents().intersects(over))
+        self.0.ended()
+    }
+
+    /// Waits until a read would not, or until `until`; says which. After a failure of the wait it is for the read to tell.
+    pub(super) fn readable(&self, until: Instant) -> bool {
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let timeout = Timespec {
+                tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+                tv_nsec: left.subsec_nanos().into(),
+            };
+            match poll(&mut [PollFd::new(&self.0.stream, PollFlags::IN)], Some(&timeout)) {
+                Ok(0) if left.is_zero() => return false,
+                Ok(0) | Err(rustix::io::Errno::INTR) => {}
+                Ok(_) | Err(_) => return true,
+            }
+        }
     }
 
     /// Reads what there is, at least one byte; 0 means that the peer's side of the connection has ended.

@@ -96,6 +96,8 @@ operations! {
     Operate DELETE "/v1/migrations/{migration}" migration_delete,
     Operate POST "/v1/migrations/{migration}/cancel" migration_cancel,
     Operate POST "/v1/migrations/{migration}/switchover" migration_switchover,
+    Administer POST "/v1/migrations/{migration}/resolution" migration_resolve,
+    Read GET "/v1/migrations/{migration}/hand-over-token" migration_hand_over_token_get,
     Read GET "/v1/migrations/{migration}/rounds" migration_round_list,
     Read GET "/v1/migrations/{migration}/page-digests" migration_page_digests_get,
     LetIn POST "/v1/incoming-migrations" incoming_migration_create,

@@ -309,7 +309,7 @@ impl<const N: usize> Decode for Hex<N> {
 }
 
 /// Bytes in base64, with padding.
-struct Base64(Vec<u8>);
+pub(super) struct Base64(pub Vec<u8>);
 
 impl Decode for Base64 {
     fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {

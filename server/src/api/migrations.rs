@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::decode::{Decode, Errors, Fields, Node, one_of};
 use super::mirrors::Worker;
 use super::patch::PlacementBody;
+use super::resolution::MigrationResolution;
 use super::strategies::{ShiftBody, StrategyBody};
 use super::{Fault, Preview};
 use crate::problem::{MAX_SAFE_INTEGER, ProblemError};
@@ -536,6 +537,11 @@ pub struct Migration {
     pub conditions: Vec<Condition>,
     /// Why it failed, or is in doubt.
     pub error: Option<Fault>,
+    /// Whether the guest is the destination's already and its store does not take that yet: both hosts hold the guest, and
+    /// it runs at the destination as soon as the store takes it. Nothing but room, or a disk that works, is needed.
+    pub committing: bool,
+    /// What an administrator said that became of it, if it was that which ended a doubt.
+    pub resolution: Option<MigrationResolution>,
     /// Whether `cancel` may still work.
     pub cancelable: bool,
     /// When cancelling was asked for; the outcome is `state`.
@@ -703,6 +709,7 @@ impl Condition {
         let stalled = match code {
             "peer_lost" => is("Stalled", Some(true), "peer_lost"),
             _ if record.state == MigrationState::InDoubt => is("Stalled", Some(true), "in_doubt"),
+            _ if record.committing => is("Stalled", Some(true), "committing"),
             _ => is("Stalled", Some(false), "progress"),
         };
         let helper = is(
@@ -781,6 +788,8 @@ impl From<MigrationRecord> for Migration {
             progress,
             guest_state_after: record.guest_state_after.map(|s| s.name()),
             error: record.error.map(Fault::from),
+            committing: record.committing,
+            resolution: record.resolution.map(MigrationResolution::from),
             cancelable: cancelable(record.state),
             cancel_requested_at: record.cancel_requested_at,
             created_at: record.created_at,

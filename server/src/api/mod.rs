@@ -24,6 +24,7 @@ pub mod patch;
 pub mod peers;
 pub mod problems;
 pub mod ram_blocks;
+pub mod resolution;
 pub mod stats;
 pub mod strategies;
 pub mod tickets;

@@ -265,7 +265,8 @@ pub async fn start(
 
 /// Pause a guest
 ///
-/// `running` to `paused`. Its memory stays.
+/// `running` to `paused`. Its memory stays, and its clock stands still: a guest that is resumed is behind by as long as it was
+/// paused until it sets its clock (as by NTP).
 #[utoipa::path(post, path = "/v1/guests/{guest}/pause", operation_id = "guest_pause", tag = "guests",
     params(("guest" = String, Path, description = "Id or name of the guest", example = "g1"),
         DryRunParam, IdempotencyKeyParam, IfMatchParam),

@@ -30,10 +30,10 @@ use crate::http::{negotiate, respond, wait};
 use crate::problem::Problem;
 use crate::state::AppState;
 
-const PATH: &str = "/v1/migrations";
+pub(super) const PATH: &str = "/v1/migrations";
 
 /// The id in a path. What is no id names nothing.
-fn id_of(key: &str) -> Result<Uuid, Problem> {
+pub(super) fn id_of(key: &str) -> Result<Uuid, Problem> {
     Uuid::try_parse(key).map_err(|_| HostError::NotFound { kind: "migration", key: key.to_owned() }.into())
 }
 

@@ -17,6 +17,7 @@ mod mirrors;
 mod peers;
 mod problems;
 mod ram;
+mod resolution;
 
 use axum::Router;
 use axum::routing::get;
@@ -81,6 +82,8 @@ pub fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(migrations::get, migrations::put, migrations::update, migrations::delete))
         .routes(routes!(migrations::cancel))
         .routes(routes!(migrations::switchover))
+        .routes(routes!(resolution::resolve))
+        .routes(routes!(resolution::token))
         .routes(routes!(migrations::rounds))
         .routes(routes!(migrations::page_digests))
         .routes(routes!(incoming::create))

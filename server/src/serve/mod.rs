@@ -159,6 +159,9 @@ pub async fn run(options: Options) -> Result<(), ServeError> {
     // First of all: a signal that comes early must end the daemon in order, too.
     let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signals)?;
+    // Caught, a file that may not grow (RLIMIT_FSIZE) is an error of the write, and not the end of the daemon.
+    let _too_large =
+        signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw())).map_err(ServeError::Signals)?;
     let mut parent_gone = pin!(end_of_stdin(options.exit_with_stdin));
     core_dumps::disable().map_err(ServeError::CoreDumps)?;
     let files = descriptors::lift();

@@ -15,7 +15,7 @@ use super::vcpu::{Gate, VcpuThread};
 use crate::addr::{Gpa, PAGE_SIZE, RamAddr};
 use crate::address_space::{Declaration, GuestLayout, Plug};
 use crate::guest::{
-    Console, DirtyRanges, EncryptionStatus, LaunchedHelper, LoggedSlot, Machine, MachineEnd, MachineError,
+    Console, DirtyRanges, EncryptionStatus, EndWatch, LaunchedHelper, LoggedSlot, Machine, MachineError,
     MigrationControl, OnEnd, PlugError, helper_block,
 };
 use crate::hypervisor::{Hypervisor, Kicker, Slot, SlotId, Vm};
@@ -427,8 +427,9 @@ impl Machine for Embedded {
         Ok(())
     }
 
-    fn ended(&self) -> Option<MachineEnd> {
-        self.devices.gate.ended()
+    fn end_watch(&self) -> EndWatch {
+        let gate = Arc::clone(&self.devices.gate);
+        EndWatch::new(move || gate.ended())
     }
 }
 

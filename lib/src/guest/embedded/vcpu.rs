@@ -59,7 +59,7 @@ impl Gate {
     }
 
     pub fn ended(&self) -> Option<MachineEnd> {
-        self.lock().ended
+        self.lock().ended.clone()
     }
 
     /// Whether a thread should leave the vCPU.
@@ -187,7 +187,7 @@ fn run(vcpu: &Mutex<Box<dyn Vcpu>>, gate: &Gate, mut ports: VcpuPorts) {
         }
         drop(vcpu);
         if let Some(how) = ended
-            && gate.end(how)
+            && gate.end(how.clone())
         {
             ports.tell_end(how);
         }
