@@ -328,6 +328,15 @@ impl Daemon {
         }
     }
 
+    /// Lets none of its files grow beyond `bytes`; `None` lifts the limit. With 0 its disk takes nothing.
+    ///
+    /// # Panics
+    /// When the limit cannot be set.
+    pub fn limit_files(&self, bytes: Option<u64>) {
+        let limit = Rlimit { current: bytes, maximum: None };
+        prlimit(Pid::from_raw(self.pid() as i32), Resource::Fsize, limit).unwrap();
+    }
+
     /// Limits its address space to what it has now and `more` bytes; `None` lifts the limit.
     ///
     /// # Panics

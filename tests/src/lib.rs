@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a harness fails by panicking, with the place")]
 
 mod daemon;
+mod disk;
 mod group;
 mod guest;
 mod http;
@@ -12,6 +13,7 @@ mod proxy;
 mod wait;
 
 pub use daemon::{Census, Daemon, children, daemon_binary};
+pub use disk::{SmallDisk, mounts};
 pub use group::MemoryGroup;
 pub use guest::{Pair, Ticks, embedded, is_terminal, kvm, linux_guest, migration, qemu_binary, repository};
 pub use http::{Reply, Request};
