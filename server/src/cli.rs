@@ -15,6 +15,7 @@ use crate::bench::{self, BenchArgs};
 use crate::config::file::{self, ConfigError};
 use crate::config::sources::{self, Arguments, Given, Resolved, Setting};
 use crate::demo::{self, DemoArgs};
+use crate::offline;
 use crate::openapi::Document;
 use crate::serve::{self, Listen, Options, ServeError};
 
@@ -57,10 +58,17 @@ enum Command {
 #[derive(Debug, Subcommand)]
 enum IdentityCommand {
     /// Make a key and a certificate in DIR, which must not have any, and print the identity that peers pin.
-    /// A daemon makes its own in STATE_DIR/identity when there is none.
+    /// A daemon makes its own in STATE_DIR/identity at its first start.
     Init {
         /// Directory, made with mode 0700.
         dir: PathBuf,
+    },
+    /// Make the key in STATE_DIR/identity the one that this host is known by, and print the identity; with no key there, make
+    /// one. For a host whose key is lost or was replaced: its daemon does not start before. Every peer that pins the old
+    /// identity has to be told the new one (PATCH /v1/hosts/...). The audit log keeps it. No daemon may be running.
+    Accept {
+        /// The daemon's state directory.
+        state_dir: PathBuf,
     },
 }
 
@@ -179,6 +187,7 @@ pub fn main() -> ExitCode {
         },
         Command::Demo(args) => return demo::main(&args),
         Command::Identity(IdentityCommand::Init { dir }) => init_identity(&dir),
+        Command::Identity(IdentityCommand::Accept { state_dir }) => offline::accept_identity(&state_dir),
         Command::Bench(args) => bench::run(&args).map_err(|e| e as Box<dyn Error>),
         Command::Openapi { version } => print_document(version),
     };

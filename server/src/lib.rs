@@ -6,6 +6,7 @@
 //! - [`api`]: wire types. [`routes`]: parse, one library call, render. [`problem`]: what can go wrong.
 //! - [`access`]: who may call what. [`config`]: file, environment, command line. [`metrics`]: what is counted.
 //! - [`http`]: bodies, conditions, long polls, middleware. [`openapi`]: the document. [`draw`]: layouts as SVG.
+//! - `offline`: the command line at a state directory without its daemon.
 //! - `bench`: what the parts cost. [`serve`]: sockets and the accept loop. [`cli`]: the command line.
 //! - [`demo`]: two daemons and a migration between them; a client of the API like any other.
 
@@ -18,6 +19,7 @@ pub mod demo;
 pub mod draw;
 pub mod http;
 pub mod metrics;
+mod offline;
 pub mod openapi;
 pub mod problem;
 pub mod routes;

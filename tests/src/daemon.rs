@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -118,7 +118,35 @@ impl Daemon {
         self.launch();
     }
 
+    /// Starts it again where it must not start; gives what it said while it refused.
+    ///
+    /// # Panics
+    /// When it still runs, or does start.
+    pub fn restart_refused(&mut self) -> String {
+        assert!(self.child.is_none(), "it runs");
+        let before = self.log().len();
+        let mut child = self.spawn();
+        let ended = until_some("the end of a daemon that must not start", 60, || child.try_wait().unwrap());
+        let said = self.log().split_off(before);
+        assert!(!ended.success(), "it started; its log:\n{said}");
+        said
+    }
+
+    /// Runs the program with these arguments, where no daemon runs; gives its exit code and what it said.
+    pub fn command_line(&self, arguments: &[&str]) -> (i32, String, String) {
+        let out = Command::new(daemon_binary()).args(arguments).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (out.status.code().unwrap_or(-1), text(&out.stdout), text(&out.stderr))
+    }
+
     fn launch(&mut self) {
+        let mut child = self.spawn();
+        let stdout = child.stdout.take().unwrap();
+        self.child = Some(child);
+        self.await_ready(stdout);
+    }
+
+    fn spawn(&self) -> Child {
         let log = std::fs::File::options().create(true).append(true).open(self.log_path()).unwrap();
         let mut command = Command::new(daemon_binary());
         if !self.environment.iter().any(|(name, _)| name == "MIRRORVM_IMAGE_DIRECTORIES") {
@@ -127,7 +155,7 @@ impl Daemon {
         if !self.environment.iter().any(|(name, _)| name == "MIRRORVM_PEER_LISTEN") {
             command.env("MIRRORVM_PEER_LISTEN", &self.peer_address);
         }
-        let mut child = command
+        command
             .args(["serve", "--name", &self.name])
             .arg("--state-dir")
             .arg(self.dir.path().join("state"))
@@ -139,9 +167,10 @@ impl Daemon {
             .stdout(Stdio::piped())
             .stderr(log)
             .spawn()
-            .unwrap();
-        let stdout = child.stdout.take().unwrap();
-        self.child = Some(child);
+            .unwrap()
+    }
+
+    fn await_ready(&mut self, stdout: ChildStdout) {
         let (sender, line) = mpsc::channel();
         std::thread::spawn(move || {
             let mut text = String::new();

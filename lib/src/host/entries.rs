@@ -3,7 +3,6 @@
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Instant;
 
-use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
@@ -26,6 +25,7 @@ struct Senses {
     encryption: Arc<EncryptionStatus>,
     control: Arc<MigrationControl>,
     backings: Arc<[Backing]>,
+    since: Instant,
 }
 
 /// A guest as others reach it.
@@ -73,12 +73,18 @@ impl GuestEntry {
             encryption: Arc::clone(machine.encryption()),
             control: Arc::clone(machine.migration_control()),
             backings: machine.ram().backings(),
+            since: Instant::now(),
         };
         *self.senses.write().unwrap_or_else(PoisonError::into_inner) = Some(senses);
     }
 
     pub fn encryption(&self) -> Option<Arc<EncryptionStatus>> {
         self.senses().map(|s| s.encryption)
+    }
+
+    /// Milliseconds since the guest's last machine came, whatever the wall clock did meanwhile.
+    pub fn uptime_ms(&self) -> Option<u64> {
+        self.senses().map(|s| s.since.elapsed().as_millis() as u64)
     }
 
     /// What the blocks of the guest's last machine lie on, in the layout's order.
@@ -245,6 +251,9 @@ pub(super) struct MigrationEntry {
     pub digests: RwLock<Option<Arc<PageDigests>>>,
     /// Where whoever settles a doubt takes tokens that were carried by hand.
     tokens: Mutex<Option<mpsc::Sender<Carried>>>,
+    since: Instant,
+    /// What had elapsed when an earlier daemon wrote the record.
+    elapsed_before_ms: u64,
 }
 
 /// A token that was carried by hand, and who waits to hear whether it is taken.
@@ -254,6 +263,8 @@ impl MigrationEntry {
     pub fn new(record: MigrationRecord, control: Arc<Control>) -> Self {
         let told = Mutex::new(Told { state: record.state, rounds: record.rounds.len() });
         Self {
+            since: Instant::now(),
+            elapsed_before_ms: record.progress.elapsed_ms,
             id: record.id,
             record: RwLock::new(record),
             changing: Mutex::default(),
@@ -290,10 +301,10 @@ impl MigrationEntry {
             if let Some(workers) = &*self.workers.read().unwrap_or_else(PoisonError::into_inner) {
                 workers.show(&mut record);
             }
-            if let Ok(since) = record.created_at.duration_until(Timestamp::now()).try_into() {
-                let since: std::time::Duration = since;
-                record.progress.elapsed_ms = since.as_millis() as u64;
-            }
+            // Since it was made, or since this daemon took it up again; never by the difference of two readings of a clock
+            // that somebody sets.
+            let since = self.since.elapsed().as_millis() as u64;
+            record.progress.elapsed_ms = self.elapsed_before_ms.saturating_add(since);
         }
         record
     }

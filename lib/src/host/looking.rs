@@ -3,7 +3,6 @@
 
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::asking::{self, Answer};
@@ -132,13 +131,11 @@ impl Host {
         let guest = self.inner.find_guest(key)?;
         let record = guest.record();
         let live = has_machine(record.state);
-        let since =
-            |t: Timestamp| Timestamp::now().as_millisecond().saturating_sub(t.as_millisecond()).max(0);
         let shared =
             guest.encryption().filter(|_| live).map(|e| e.shared().iter().count() as u64 * PAGE_SIZE);
         Ok(GuestStats {
             vcpus: record.spec.driver.vcpus(),
-            uptime_ms: record.started_at.filter(|_| live).map(|t| since(t) as u64),
+            uptime_ms: guest.uptime_ms().filter(|_| live),
             console_bytes: guest.console(Some(u64::MAX), 1).end,
             total_bytes: record.layout.ram_bytes(),
             shared_bytes: shared,

@@ -55,7 +55,7 @@ pub use expected::Expected;
 pub use images::{BUILT_IN_ID, ContentError, ImageFacts, ImageRecord};
 pub use looking::{Estimate, Finding, GuestStats, MigrationCheck, PeerAnswer, PeerSilence};
 pub use make::PlanOptions;
-pub use open::{HostConfig, OpenError};
+pub use open::{HostConfig, OpenError, accept_identity};
 pub use resolution::REASON_MAX;
 pub use settings::HostSettings;
 pub use tickets::{TICKET_MAX, Ticket, TicketSpec};

@@ -1,7 +1,7 @@
 //! Opening a host: state directory, identity, database, what an earlier daemon left, the peer listener.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use jiff::Timestamp;
@@ -17,7 +17,7 @@ use crate::boot_files::{DirectoryError, ImageDirectories};
 use crate::hypervisor::kvm::KvmHost;
 use crate::memory::Budget;
 use crate::qemu::{QemuUsers, UserPool};
-use crate::store::ledger::EVENTS_KEPT;
+use crate::store::ledger::{EVENTS_KEPT, Log};
 use crate::store::{Kind, Ledger, Store, StoreError};
 use crate::transport::{
     Advertised, Identity, IdentityError, ListenerError, ListenerLimits, PeerIdentity, PeerListener,
@@ -92,7 +92,7 @@ impl Host {
         let images = ImageDirectories::open(&config.image_directories, std::slice::from_ref(&dir))?;
         let store = Store::open(&dir.join("mirrorvm.db"))?;
         let ledger = Ledger::open(&dir.join("mirrorvm.db"), config.events_kept.unwrap_or(EVENTS_KEPT))?;
-        let identity = Identity::load_or_create(&dir.join("identity"))?;
+        let identity = identity_of(&store, &dir)?;
         let id = match store.meta_get::<Uuid>("host_id")? {
             Some(id) => id,
             None => {
@@ -119,6 +119,56 @@ impl Host {
         }
         Ok(host)
     }
+}
+
+/// Key of the document with the identity that the database belongs to.
+const IDENTITY: &str = "identity";
+
+/// The key that peers know this host by. It is made once, with the database: a host whose key is gone is another host to its
+/// peers, and no daemon decides that by itself.
+fn identity_of(store: &Store, state_dir: &Path) -> Result<Identity, OpenError> {
+    let dir = state_dir.join("identity");
+    let known = store.meta_get::<PeerIdentity>(IDENTITY)?;
+    let has_run = known.is_some() || store.meta_get::<Uuid>("host_id")?.is_some();
+    let identity = match Identity::load(&dir) {
+        Err(IdentityError::Missing) if has_run => {
+            let expected =
+                known.map_or_else(|| "that an earlier build did not note".to_owned(), |k| k.to_string());
+            return Err(IdentityError::Lost { dir, expected }.into());
+        }
+        Err(IdentityError::Missing) => Identity::load_or_create(&dir)?,
+        loaded => loaded?,
+    };
+    match known {
+        Some(known) if known != *identity.pin() => {
+            Err(IdentityError::Replaced { dir, expected: known, found: *identity.pin() }.into())
+        }
+        Some(_) => Ok(identity),
+        None => {
+            store.meta_put(IDENTITY, identity.pin())?;
+            Ok(identity)
+        }
+    }
+}
+
+/// Makes the key in a state directory the identity of the host whose database is there, and makes one if there is none.
+/// `entry` makes the audit log's entry of it, from the identity that the host had and the one that it has now. No daemon may
+/// be running. Gives both; the host had none when no daemon has noted it.
+///
+/// # Errors
+/// [`OpenError`].
+pub async fn accept_identity(
+    state_dir: &Path,
+    entry: impl FnOnce(Option<&PeerIdentity>, &PeerIdentity) -> String,
+) -> Result<(Option<PeerIdentity>, PeerIdentity), OpenError> {
+    let path = state_dir.join("mirrorvm.db");
+    let store = Store::open(&path)?;
+    let known = store.meta_get::<PeerIdentity>(IDENTITY)?;
+    let identity = Identity::load_or_create(&state_dir.join("identity"))?;
+    let entry = entry(known.as_ref(), identity.pin());
+    Ledger::open(&path, EVENTS_KEPT)?.append_durably(Log::Audit, entry).await?;
+    store.meta_put(IDENTITY, identity.pin())?;
+    Ok((known, *identity.pin()))
 }
 
 fn listen(inner: &Arc<Inner>, addr: SocketAddr) -> Result<PeerListener, ListenerError> {

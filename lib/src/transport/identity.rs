@@ -3,13 +3,15 @@
 //! Owns: creating, storing, checking and loading them. Must not know: handshakes.
 //!
 //! The certificate is only the envelope that TLS wants: nobody signs it but the key itself, and peers compare the public
-//! key, not names. The key file decides whether an identity exists; it is published last and never replaced.
+//! key, not names or dates. The key file decides whether an identity exists; it is published last and never replaced. A
+//! certificate that is lost, damaged, of another key or not valid for ever is made again for the key that is there: peers of
+//! earlier builds look at its dates, and no clock of ours or theirs is to decide whether two hosts know each other.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ring::digest;
 use rustls::pki_types::pem::PemObject;
@@ -18,17 +20,16 @@ use rustls::sign::CertifiedKey;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::{Zeroize, Zeroizing};
 
-use super::tls::{self, CertRefusal};
+use super::tls;
 use crate::private_files::{PrivateDir, PrivateFileError};
 
 const KEY_FILE: &str = "host-key.pem";
 const CERTIFICATE_FILE: &str = "host-certificate.pem";
 const LOCK_FILE: &str = "host-key.lock";
 const MAX_PEM_BYTES: u64 = 16 << 10;
-/// How far a peer's clock may lag behind ours at creation.
-const BACKDATED: Duration = Duration::from_secs(24 * 3600);
-/// Ten years: there is no authority to renew with, peers hold the key for as long as they like.
-const VALID_FOR: Duration = Duration::from_secs(3652 * 24 * 3600);
+/// What a certificate says of its dates: since 1970, and no end (RFC 5280 section 4.1.2.5, the year 9999).
+const VALID_FROM: SystemTime = UNIX_EPOCH;
+const VALID_UNTIL: Duration = Duration::from_secs(253_402_300_799);
 
 /// What a host is to its peers: SHA-256 of the DER SubjectPublicKeyInfo of its certificate (RFC 7469 section 2.4).
 ///
@@ -136,9 +137,30 @@ pub enum IdentityError {
     /// The key is of a kind we do not use, or does not belong to the certificate.
     #[error("the host key cannot be used with the host certificate")]
     Key(#[source] rustls::Error),
-    /// Peers would refuse the certificate (expired, malformed).
-    #[error("the host certificate is not one that peers accept")]
-    Certificate(#[source] CertRefusal),
+    /// There was an identity, and it is gone.
+    #[error(
+        "{dir} holds no host key, and the database beside it belongs to the host with identity {expected}; put the key back \
+         from a backup, or make this host another one to its peers with `mirrorvmd identity accept`"
+    )]
+    Lost {
+        /// Where it should be.
+        dir: PathBuf,
+        /// Whose it is; `an earlier build did not note` when nobody knows.
+        expected: String,
+    },
+    /// There is another key than the one that the host had.
+    #[error(
+        "{dir} holds the key of {found}, and the database beside it belongs to the host with identity {expected}; put the key \
+         back from a backup, or make this host another one to its peers with `mirrorvmd identity accept`"
+    )]
+    Replaced {
+        /// Where it is.
+        dir: PathBuf,
+        /// The identity that the host had.
+        expected: PeerIdentity,
+        /// The identity of the key that is there.
+        found: PeerIdentity,
+    },
 }
 
 /// This host's key and certificate, ready for handshakes. Cheap to clone; never shows the key.
@@ -164,7 +186,7 @@ impl Identity {
         if dir.contains(KEY_FILE)? {
             return Err(IdentityError::Exists);
         }
-        let (certificate, key) = generate(SystemTime::now())?;
+        let (certificate, key) = generate()?;
         // A certificate without a key is what a crash between the two leaves behind.
         dir.remove_if_present(CERTIFICATE_FILE)?;
         dir.create(CERTIFICATE_FILE, certificate.as_bytes())?;
@@ -207,11 +229,29 @@ impl Identity {
             Err(PrivateFileError::Missing { .. }) => return Err(IdentityError::Missing),
             read => read?,
         };
-        let certificate_pem = dir.read(CERTIFICATE_FILE, MAX_PEM_BYTES)?;
-        let identity = Self::from_pem(&certificate_pem, &key_pem)?;
-        let leaf = identity.certified.cert.first().ok_or(IdentityError::Missing)?;
-        tls::examine(leaf, SystemTime::now()).map_err(IdentityError::Certificate)?;
-        Ok(identity)
+        let certificate = match dir.read(CERTIFICATE_FILE, MAX_PEM_BYTES) {
+            Ok(pem) => Some(pem),
+            Err(PrivateFileError::Missing { .. } | PrivateFileError::TooLong { .. }) => None,
+            Err(other) => return Err(other.into()),
+        };
+        let there = certificate.and_then(|pem| Self::from_pem(&pem, &key_pem).ok());
+        if let Some(identity) = there.filter(Self::is_valid_for_ever) {
+            return Ok(identity);
+        }
+        let pem = envelope_of(&key_pem)?;
+        tracing::warn!(
+            "the host's certificate was lost, damaged or not valid for ever, and is made again for the same key"
+        );
+        if let Err(error) = dir.replace(CERTIFICATE_FILE, pem.as_bytes()) {
+            // Good for this run all the same.
+            tracing::warn!(error = %error, "the host's certificate could not be written");
+        }
+        Self::from_pem(pem.as_bytes(), &key_pem)
+    }
+
+    /// Whether peers of earlier builds, which look at the dates, take its certificate whatever their clocks say.
+    fn is_valid_for_ever(&self) -> bool {
+        self.certified.cert.first().is_some_and(|leaf| tls::is_valid_for_ever(leaf))
     }
 
     /// Builds an identity from PEM text without asking whether the certificate is valid today.
@@ -229,18 +269,40 @@ impl Identity {
     }
 }
 
-/// A fresh Ed25519 key and its certificate, in PEM, valid from about `now`.
-pub(super) fn generate(now: SystemTime) -> Result<(String, Zeroizing<String>), IdentityError> {
+/// A fresh Ed25519 key and its certificate, in PEM.
+pub(super) fn generate() -> Result<(String, Zeroizing<String>), IdentityError> {
     let mut key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).map_err(IdentityError::Generate)?;
-    let certificate = (|| {
-        let mut params = rcgen::CertificateParams::new(Vec::new())?;
-        params.distinguished_name = rcgen::DistinguishedName::new();
-        params.distinguished_name.push(rcgen::DnType::CommonName, "mirrorvm host");
-        params.not_before = (now - BACKDATED).into();
-        params.not_after = (now + VALID_FOR).into();
-        params.self_signed(&key)
-    })();
+    let certificate = envelope(&key, VALID_FROM, UNIX_EPOCH + VALID_UNTIL);
     let key_pem = Zeroizing::new(key.serialize_pem());
     key.zeroize();
-    Ok((certificate.map_err(IdentityError::Generate)?.pem(), key_pem))
+    Ok((certificate.map_err(IdentityError::Generate)?, key_pem))
+}
+
+/// A certificate for a key that is there, in PEM.
+fn envelope_of(key_pem: &[u8]) -> Result<String, IdentityError> {
+    let not_text =
+        || IdentityError::Pem { file: KEY_FILE, source: rustls::pki_types::pem::Error::NoItemsFound };
+    let text = std::str::from_utf8(key_pem).map_err(|_| not_text())?;
+    // The reader's own reason is the better one.
+    PrivateKeyDer::from_pem_slice(key_pem)
+        .map_err(|source| IdentityError::Pem { file: KEY_FILE, source })?
+        .zeroize();
+    let mut key = rcgen::KeyPair::from_pem(text).map_err(IdentityError::Generate)?;
+    let certificate = envelope(&key, VALID_FROM, UNIX_EPOCH + VALID_UNTIL);
+    key.zeroize();
+    certificate.map_err(IdentityError::Generate)
+}
+
+/// A certificate that is valid between two dates, in PEM.
+pub(super) fn envelope(
+    key: &rcgen::KeyPair,
+    from: SystemTime,
+    until: SystemTime,
+) -> Result<String, rcgen::Error> {
+    let mut params = rcgen::CertificateParams::new(Vec::new())?;
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(rcgen::DnType::CommonName, "mirrorvm host");
+    params.not_before = from.into();
+    params.not_after = until.into();
+    Ok(params.self_signed(key)?.pem())
 }

@@ -8,7 +8,6 @@
 //! Resumption, tickets and early data are off: each would let a peer in without showing its key.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, UnbufferedClientConnection};
@@ -45,12 +44,6 @@ pub enum CertRefusal {
     /// Not a DER certificate, or bytes follow it.
     #[error("malformed certificate")]
     Malformed,
-    /// Its validity begins in the future.
-    #[error("certificate is not valid yet")]
-    NotYetValid,
-    /// Its validity has ended.
-    #[error("certificate has expired")]
-    Expired,
     /// The server is not the one that the client meant.
     #[error("peer is {presented}, expected {expected}")]
     WrongPeer {
@@ -80,21 +73,19 @@ impl CertRefusal {
     }
 }
 
-/// The peer's identity, if `certificate` is one we can take at `now`.
-pub(super) fn examine(certificate: &[u8], now: SystemTime) -> Result<PeerIdentity, CertRefusal> {
-    let parsed = parse(certificate)?;
-    let now = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let now = i64::try_from(now).unwrap_or(i64::MAX);
-    if now < parsed.validity().not_before.timestamp() {
-        return Err(CertRefusal::NotYetValid);
-    }
-    if now > parsed.validity().not_after.timestamp() {
-        return Err(CertRefusal::Expired);
-    }
-    Ok(PeerIdentity::of_public_key(parsed.public_key().raw))
+/// Whether the certificate has no date by which a peer of an earlier build would refuse it: valid since before there were
+/// any, and after every clock has been wrong.
+pub(super) fn is_valid_for_ever(certificate: &[u8]) -> bool {
+    const YEAR_2000: i64 = 946_684_800;
+    const YEAR_9000: i64 = 221_845_392_000;
+    parse(certificate).is_ok_and(|parsed| {
+        let validity = parsed.validity();
+        validity.not_before.timestamp() < YEAR_2000 && validity.not_after.timestamp() > YEAR_9000
+    })
 }
 
-/// The identity in a certificate that a handshake has accepted.
+/// The identity in a certificate. Its dates are nobody's business: whoever pins a key pins it until told otherwise, and a
+/// clock that is wrong on either side must not part two hosts.
 pub(super) fn identity_of(certificate: &[u8]) -> Result<PeerIdentity, CertRefusal> {
     Ok(PeerIdentity::of_public_key(parse(certificate)?.public_key().raw))
 }
@@ -130,12 +121,11 @@ impl std::fmt::Debug for PinVerifier {
 }
 
 impl PinVerifier {
-    fn verify(&self, certificate: &[u8], intermediates: usize, now: UnixTime) -> Result<(), CertRefusal> {
+    fn verify(&self, certificate: &[u8], intermediates: usize) -> Result<(), CertRefusal> {
         if intermediates != 0 {
             return Err(CertRefusal::Chain(intermediates));
         }
-        let now = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(now.as_secs());
-        let presented = examine(certificate, now)?;
+        let presented = identity_of(certificate)?;
         match &self.expected {
             Expected::Exactly(expected) if *expected == presented => Ok(()),
             Expected::Exactly(expected) => Err(CertRefusal::WrongPeer { expected: *expected, presented }),
@@ -168,9 +158,9 @@ impl ServerCertVerifier for PinVerifier {
         intermediates: &[CertificateDer<'_>],
         _name: &ServerName<'_>,
         _ocsp: &[u8],
-        now: UnixTime,
+        _now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        self.verify(end_entity, intermediates.len(), now)?;
+        self.verify(end_entity, intermediates.len())?;
         Ok(ServerCertVerified::assertion())
     }
 
@@ -206,9 +196,9 @@ impl ClientCertVerifier for PinVerifier {
         &self,
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
+        _now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        self.verify(end_entity, intermediates.len(), now)?;
+        self.verify(end_entity, intermediates.len())?;
         Ok(ClientCertVerified::assertion())
     }
 

@@ -111,21 +111,62 @@ fn key_files_that_others_can_reach_are_refused() {
 }
 
 #[test]
-fn damaged_or_foreign_files_are_refused() {
+fn a_certificate_that_is_lost_or_bad_is_made_again_for_the_same_key() {
+    const YEAR: Duration = Duration::from_secs(366 * 24 * 3600);
     let (dir, other) = (dir(), dir());
-    Identity::create(dir.path()).unwrap();
+    let made = Identity::create(dir.path()).unwrap();
     Identity::create(other.path()).unwrap();
-    fs::copy(other.path().join(CERTIFICATE), dir.path().join(CERTIFICATE)).unwrap();
-    assert!(matches!(Identity::load(dir.path()), Err(IdentityError::Key(_))));
-    fs::write(dir.path().join(CERTIFICATE), "").unwrap();
-    assert!(matches!(Identity::load(dir.path()), Err(IdentityError::Pem { file: CERTIFICATE, .. })));
-    fs::write(dir.path().join(KEY), "nonsense").unwrap();
-    assert!(Identity::load(dir.path()).is_err());
-    fs::write(dir.path().join(KEY), vec![b'x'; 1 << 20]).unwrap();
-    assert!(matches!(
-        Identity::load(dir.path()),
-        Err(IdentityError::Files(PrivateFileError::TooLong { .. }))
-    ));
+    let at = dir.path().join(CERTIFICATE);
+    let good = fs::read(&at).unwrap();
+    let key = fs::read_to_string(dir.path().join(KEY)).unwrap();
+    let now = SystemTime::now();
+    let dated = |from, until| {
+        let key = rcgen::KeyPair::from_pem(&key).unwrap();
+        super::identity::envelope(&key, from, until).unwrap().into_bytes()
+    };
+    for bad in [
+        None,
+        Some(fs::read(other.path().join(CERTIFICATE)).unwrap()),
+        Some(Vec::new()),
+        Some(b"nonsense".to_vec()),
+        Some(vec![b'x'; 1 << 20]),
+        Some(good[..good.len() / 2].to_vec()),
+        // As a daemon of an earlier build leaves it, first started long ago or under a clock that was wrong.
+        Some(dated(now - 11 * YEAR, now - YEAR)),
+        Some(dated(now - YEAR, now + 9 * YEAR)),
+        Some(dated(now + YEAR, now + 11 * YEAR)),
+    ] {
+        match bad {
+            Some(bytes) => fs::write(&at, bytes).unwrap(),
+            None => fs::remove_file(&at).unwrap(),
+        }
+        assert_eq!(Identity::load(dir.path()).unwrap().pin(), made.pin());
+        let again = fs::read(&at).unwrap();
+        assert_eq!(Identity::load(dir.path()).unwrap().pin(), made.pin());
+        assert_eq!(fs::read(&at).unwrap(), again, "a good one stays");
+        assert_eq!(mode(&at), 0o600);
+    }
+    assert_eq!(fs::read_to_string(dir.path().join(KEY)).unwrap(), key);
+}
+
+#[test]
+fn a_damaged_key_is_refused_and_never_replaced() {
+    let dir = dir();
+    Identity::create(dir.path()).unwrap();
+    let at = dir.path().join(KEY);
+    for (bad, too_long) in [(b"nonsense".to_vec(), false), (Vec::new(), false), (vec![b'x'; 1 << 20], true)] {
+        fs::write(&at, &bad).unwrap();
+        for error in
+            [Identity::load(dir.path()).unwrap_err(), Identity::load_or_create(dir.path()).unwrap_err()]
+        {
+            match error {
+                IdentityError::Files(PrivateFileError::TooLong { .. }) => assert!(too_long),
+                IdentityError::Pem { file: KEY, .. } => assert!(!too_long),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(fs::read(&at).unwrap(), bad);
+    }
 }
 
 #[test]

@@ -22,13 +22,14 @@ const LONG: Duration = Duration::from_secs(20);
 const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 fn identity() -> Identity {
-    identity_at(SystemTime::now())
+    let (certificate, key) = identity::generate().unwrap();
+    Identity::from_pem(certificate.as_bytes(), key.as_bytes()).unwrap()
 }
 
-/// An identity made at another time, as if it had been loaded.
-fn identity_at(now: SystemTime) -> Identity {
-    let (certificate, key) = identity::generate(now).unwrap();
-    Identity::from_pem(certificate.as_bytes(), key.as_bytes()).unwrap()
+/// An identity whose certificate has dates, in PEM: certificate and key.
+fn dated(from: SystemTime, until: SystemTime) -> (String, String) {
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+    (identity::envelope(&key, from, until).unwrap(), key.serialize_pem())
 }
 
 fn deadlines() -> Deadlines {

@@ -1,0 +1,121 @@
+//! A host's identity over restarts: it is lost only by somebody's decision, and no date ends it.
+
+#![allow(clippy::unwrap_used, reason = "the helpers of a test are test code")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use mirrorvm_tests::{Daemon, embedded, migration, until};
+use serde_json::{Value, json};
+
+fn key(d: &Daemon) -> PathBuf {
+    d.state_dir().join("identity/host-key.pem")
+}
+
+fn certificate(d: &Daemon) -> PathBuf {
+    d.state_dir().join("identity/host-certificate.pem")
+}
+
+fn emulated(name: &str) -> Value {
+    let mut guest = embedded(name, 8, 0);
+    guest["driver"]["kind"] = json!("emulated");
+    guest
+}
+
+#[test]
+fn a_host_whose_key_is_gone_does_not_become_another_one_by_itself() {
+    let mut d = Daemon::start("a");
+    let _ = d.post("/v1/guests", &emulated("g")).expect(201);
+    let was = d.identity.clone();
+    for what in ["key", "directory", "all at once, killed"] {
+        if what == "all at once, killed" {
+            d.kill();
+        } else {
+            assert!(d.terminate().success());
+        }
+        let kept = fs::read(key(&d)).unwrap();
+        if what == "key" {
+            fs::remove_file(key(&d)).unwrap();
+        } else {
+            fs::remove_dir_all(d.state_dir().join("identity")).unwrap();
+        }
+        let said = d.restart_refused();
+        assert!(said.contains("identity accept") && said.contains(&was), "{what}: {said}");
+        assert!(!key(&d).exists(), "{what}: a refused start made a key");
+        fs::create_dir_all(d.state_dir().join("identity")).unwrap();
+        let private =
+            |path: PathBuf, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        private(d.state_dir().join("identity"), 0o700);
+        fs::write(key(&d), kept).unwrap();
+        private(key(&d), 0o600);
+        // The certificate is made for the key that came back; `restart` checks that the identity is the same.
+        d.restart();
+        assert_eq!(d.read("/v1/guests/g")["name"], "g");
+    }
+}
+
+#[test]
+fn another_key_beside_the_database_is_noticed_and_taken_only_when_somebody_says_so() {
+    let mut d = Daemon::start("a");
+    let was = d.identity.clone();
+    assert!(d.terminate().success());
+    fs::remove_dir_all(d.state_dir().join("identity")).unwrap();
+    let directory = d.state_dir().join("identity").to_string_lossy().into_owned();
+    let (code, made, said) = d.command_line(&["identity", "init", &directory]);
+    assert_eq!(code, 0, "{said}");
+    let said = d.restart_refused();
+    assert!(said.contains(&was) && said.contains(made.trim()), "{said}");
+    let state = d.state_dir().to_string_lossy().into_owned();
+    let (code, now, said) = d.command_line(&["identity", "accept", &state]);
+    assert_eq!((code, &now), (0, &made), "{said}");
+    assert!(said.contains(&was), "{said}");
+    d.identity = made.trim().to_owned();
+    d.restart();
+    let audit = d.items("/v1/audit-log");
+    let entry = audit.iter().find(|e| e["operation"] == "identity_accept").unwrap();
+    let path = entry["path"].as_str().unwrap();
+    assert!(path.contains(&was) && path.contains(made.trim()), "{entry}");
+    // Not under a daemon that runs.
+    let (code, _, said) = d.command_line(&["identity", "accept", &state]);
+    assert!(code != 0 && said.contains("in use by another daemon"), "{said}");
+    // With no key there one is made.
+    assert!(d.terminate().success());
+    fs::remove_file(key(&d)).unwrap();
+    let (code, again, said) = d.command_line(&["identity", "accept", &state]);
+    assert!(code == 0 && again != made, "{said}");
+    d.identity = again.trim().to_owned();
+    d.restart();
+}
+
+/// Gives the host of a daemon that does not run a certificate for its key with these dates.
+fn date(d: &Daemon, from: SystemTime, until: SystemTime) {
+    let pair = rcgen::KeyPair::from_pem(&fs::read_to_string(key(d)).unwrap()).unwrap();
+    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    params.not_before = from.into();
+    params.not_after = until.into();
+    fs::write(certificate(d), params.self_signed(&pair).unwrap().pem()).unwrap();
+}
+
+#[test]
+fn hosts_whose_certificates_are_out_of_date_start_and_migrate_between_each_other() {
+    const YEAR: Duration = Duration::from_secs(366 * 24 * 3600);
+    let (mut a, mut b) = (Daemon::start("a"), Daemon::start("b"));
+    a.terminate();
+    b.terminate();
+    let now = SystemTime::now();
+    // First started under a clock at the beginning of 2000, and long ago.
+    date(&a, now - 26 * YEAR, now - 16 * YEAR);
+    date(&b, now + YEAR, now + 11 * YEAR);
+    a.restart();
+    b.restart();
+    a.add_peer(&b, &b.peer_address);
+    b.add_peer(&a, &a.peer_address);
+    a.run_guest(&emulated("g"));
+    let id = a.migrate(&migration("g", "b", "precopy"));
+    let end = a.migration_end(&id);
+    assert_eq!(end["state"], "succeeded", "{end}");
+    assert_eq!(b.read("/v1/guests/g")["state"], "running");
+    until("the guest's end at a", 10, || a.read("/v1/guests/g")["moved_to"] == "b");
+}
