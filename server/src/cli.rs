@@ -37,6 +37,9 @@ enum Command {
     /// Keys of this host for the peer link.
     #[command(subcommand)]
     Identity(IdentityCommand),
+    /// The state directory's files: whether they are whole, copies of them, and the ways on when they are not.
+    #[command(subcommand)]
+    State(StateCommand),
     /// Measure what the parts that matter cost.
     Bench(BenchArgs),
     /// Print what the daemon would go by, and where each value comes from.
@@ -52,6 +55,39 @@ enum Command {
         /// Version of OpenAPI.
         #[arg(long, value_enum, default_value = "3.1")]
         version: OpenApiVersion,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum StateCommand {
+    /// Look at everything in STATE_DIR's database and say whether it is what was acknowledged. Changes nothing; the daemon may
+    /// run.
+    Check {
+        /// The daemon's state directory.
+        state_dir: PathBuf,
+    },
+    /// Copy STATE_DIR's database and the host's key into one new FILE of mode 0600; the daemon may run. Whoever has the file can
+    /// be this host to its peers.
+    Backup {
+        /// The daemon's state directory.
+        state_dir: PathBuf,
+        /// The file to make.
+        file: PathBuf,
+    },
+    /// Put a backup in the place of STATE_DIR's database, which is kept under another name, and the host's key where there is
+    /// none. Every guest is unconfirmed from then on. The audit log keeps it. No daemon may be running.
+    Restore {
+        /// What `state backup` made.
+        file: PathBuf,
+        /// The daemon's state directory.
+        state_dir: PathBuf,
+    },
+    /// Go on with what is left in STATE_DIR: for a host whose database is older than what was acknowledged, has records that
+    /// are damaged, or is gone, and of which there is no backup. Damaged records are removed. Every guest is unconfirmed from
+    /// then on. The audit log keeps it. No daemon may be running.
+    Accept {
+        /// The daemon's state directory.
+        state_dir: PathBuf,
     },
 }
 
@@ -188,6 +224,7 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => return demo::main(&args),
         Command::Identity(IdentityCommand::Init { dir }) => init_identity(&dir),
         Command::Identity(IdentityCommand::Accept { state_dir }) => offline::accept_identity(&state_dir),
+        Command::State(command) => of_state(&command),
         Command::Bench(args) => bench::run(&args).map_err(|e| e as Box<dyn Error>),
         Command::Openapi { version } => print_document(version),
     };
@@ -256,6 +293,15 @@ fn run(args: &ServeArgs, resolved: Resolved) -> Result<(), ServeError> {
     // Whatever still blocks a thread does not keep the daemon from ending.
     runtime.shutdown_timeout(std::time::Duration::from_secs(5));
     result
+}
+
+fn of_state(command: &StateCommand) -> Result<(), Box<dyn Error>> {
+    match command {
+        StateCommand::Check { state_dir } => offline::state::check(state_dir),
+        StateCommand::Backup { state_dir, file } => offline::state::backup(state_dir, file),
+        StateCommand::Restore { file, state_dir } => offline::state::restore(file, state_dir),
+        StateCommand::Accept { state_dir } => offline::state::accept(state_dir),
+    }
 }
 
 fn init_identity(dir: &std::path::Path) -> Result<(), Box<dyn Error>> {

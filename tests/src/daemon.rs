@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use serde_json::{Value, json};
@@ -15,6 +15,8 @@ use crate::wait::{until, until_some};
 
 /// Longest time to the `ready` line.
 const READY: Duration = Duration::from_secs(60);
+/// Longest time to the end of what is run from the command line.
+const COMMAND: Duration = Duration::from_secs(120);
 
 /// The daemon's binary: `MIRRORVMD`, or the one that the same cargo profile built.
 ///
@@ -134,9 +136,23 @@ impl Daemon {
 
     /// Runs the program with these arguments, where no daemon runs; gives its exit code and what it said.
     pub fn command_line(&self, arguments: &[&str]) -> (i32, String, String) {
-        let out = Command::new(daemon_binary()).args(arguments).output().unwrap();
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        (out.status.code().unwrap_or(-1), text(&out.stdout), text(&out.stderr))
+        let (out, err) = (self.dir.path().join("command.out"), self.dir.path().join("command.err"));
+        let file = |path: &Path| std::fs::File::create(path).unwrap();
+        let mut command = Command::new(daemon_binary());
+        let mut child = command.args(arguments).stdout(file(&out)).stderr(file(&err)).spawn().unwrap();
+        let deadline = Instant::now() + COMMAND;
+        let code = loop {
+            match child.try_wait().unwrap() {
+                Some(ended) => break ended.code().unwrap_or(-1),
+                None if Instant::now() > deadline => {
+                    let _ = (child.kill(), child.wait());
+                    panic!("{arguments:?} does not end");
+                }
+                None => std::thread::sleep(Duration::from_millis(10)),
+            }
+        };
+        let text = |path: &Path| String::from_utf8_lossy(&std::fs::read(path).unwrap()).into_owned();
+        (code, text(&out), text(&err))
     }
 
     fn launch(&mut self) {

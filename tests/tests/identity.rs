@@ -119,3 +119,36 @@ fn hosts_whose_certificates_are_out_of_date_start_and_migrate_between_each_other
     assert_eq!(b.read("/v1/guests/g")["state"], "running");
     until("the guest's end at a", 10, || a.read("/v1/guests/g")["moved_to"] == "b");
 }
+
+#[test]
+fn a_host_is_named_by_the_rule_for_names_or_does_not_start() {
+    let d = Daemon::start("a");
+    let fresh = d.state_dir().with_file_name("another");
+    let state = fresh.to_string_lossy();
+    let long = "n".repeat(300);
+    for name in ["", "x/y", "-x", "a b", long.as_str(), "0190a4c2-7b1e-7c00-8000-000000000000"] {
+        let (code, _, said) = d.command_line(&["serve", "--state-dir", &state, &format!("--name={name}")]);
+        assert!(
+            code != 0 && said.contains("name is") && said.contains("1 to 64 characters"),
+            "{name}: {said}"
+        );
+        assert!(!fresh.exists(), "{name}");
+    }
+}
+
+#[test]
+fn a_state_directory_behind_a_link_is_refused_with_where_the_link_leads() {
+    let d = Daemon::start("a");
+    let (link, target) = (d.state_dir().with_file_name("link"), d.state_dir().with_file_name("target"));
+    std::os::unix::fs::symlink(&target, &link).unwrap();
+    // Whether or not it leads anywhere.
+    for made in [false, true] {
+        if made {
+            fs::create_dir(&target).unwrap();
+        }
+        let (code, _, said) = d.command_line(&["serve", "--state-dir", &link.to_string_lossy()]);
+        let named = format!("{} is a symbolic link to {}", link.display(), target.display());
+        assert!(code != 0 && said.contains(&named), "{said}");
+        assert_eq!(target.exists() && fs::read_dir(&target).unwrap().count() > 0, false);
+    }
+}

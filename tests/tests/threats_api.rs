@@ -504,7 +504,7 @@ fn listing(dir: &Path) -> BTreeSet<(PathBuf, u64, i64)> {
     while let Some(dir) = open.pop() {
         for entry in std::fs::read_dir(dir).unwrap().flatten() {
             let (path, meta) = (entry.path(), entry.metadata().unwrap());
-            let database = path.file_name().unwrap().to_string_lossy().starts_with("mirrorvm.db");
+            let database = path.file_name().unwrap().to_string_lossy().starts_with("mirrorvm.");
             if meta.is_dir() {
                 open.push(path.clone());
             }

@@ -28,6 +28,7 @@ mod registry;
 mod reserve;
 mod resolution;
 mod settings;
+mod state_files;
 mod tickets;
 mod types;
 mod validate;
@@ -58,8 +59,10 @@ pub use make::PlanOptions;
 pub use open::{HostConfig, OpenError, accept_identity};
 pub use resolution::REASON_MAX;
 pub use settings::HostSettings;
+pub use state_files::{StateRestored, accept_state, backup_state, check_state, restore_state};
 pub use tickets::{TICKET_MAX, Ticket, TicketSpec};
 pub use types::*;
+pub use validate::{NAME_RULE, is_name};
 
 use events::{Change, Events};
 use guest_task::Command;

@@ -18,7 +18,7 @@ use crate::hypervisor::kvm::KvmHost;
 use crate::memory::Budget;
 use crate::qemu::{QemuUsers, UserPool};
 use crate::store::ledger::{EVENTS_KEPT, Log};
-use crate::store::{Kind, Ledger, Store, StoreError};
+use crate::store::{Batch, Kind, Ledger, Store, StoreError};
 use crate::transport::{
     Advertised, Identity, IdentityError, ListenerError, ListenerLimits, PeerIdentity, PeerListener,
 };
@@ -57,6 +57,12 @@ pub enum OpenError {
         #[source]
         source: std::io::Error,
     },
+    /// The host's name: one that was given, or the kernel's node name.
+    #[error("the host cannot be named {name:?}: a name is {}; --name gives it one", super::NAME_RULE)]
+    Name {
+        /// The name.
+        name: String,
+    },
     /// The database.
     #[error("the host's database cannot be opened")]
     Store(#[from] StoreError),
@@ -79,6 +85,11 @@ impl Host {
     /// [`OpenError`].
     pub async fn open(config: HostConfig) -> Result<Self, OpenError> {
         use std::os::unix::fs::DirBuilderExt;
+        let node = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let name = config.name.unwrap_or_else(node);
+        if !super::is_name(&name) {
+            return Err(OpenError::Name { name });
+        }
         let dir = config.state_dir;
         std::fs::DirBuilder::new()
             .recursive(true)
@@ -90,8 +101,8 @@ impl Host {
         }
         super::reserve::clear(&dir);
         let images = ImageDirectories::open(&config.image_directories, std::slice::from_ref(&dir))?;
-        let store = Store::open(&dir.join("mirrorvm.db"))?;
-        let ledger = Ledger::open(&dir.join("mirrorvm.db"), config.events_kept.unwrap_or(EVENTS_KEPT))?;
+        let store = Store::open(&dir.join(DATABASE))?;
+        let ledger = Ledger::open(&store, config.events_kept.unwrap_or(EVENTS_KEPT))?;
         let identity = identity_of(&store, &dir)?;
         let id = match store.meta_get::<Uuid>("host_id")? {
             Some(id) => id,
@@ -101,12 +112,10 @@ impl Host {
                 id
             }
         };
-        let node = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let kvm = KvmHost::open().map_err(|e| super::chain(&e));
         // Two daemons of one host begin with different users.
         let pool = || UserPool::new(config.qemu_users, std::process::id());
         let users = rustix::process::geteuid().is_root().then(pool);
-        let name = config.name.unwrap_or(node);
         let inner = Arc::new(Inner::new(dir, id, name, (store, ledger), identity, kvm, (images, users)));
         inner.load_settings()?;
         super::endings::recover(&inner).await?;
@@ -121,6 +130,8 @@ impl Host {
     }
 }
 
+/// The database in a state directory.
+pub(super) const DATABASE: &str = "mirrorvm.db";
 /// Key of the document with the identity that the database belongs to.
 const IDENTITY: &str = "identity";
 
@@ -161,13 +172,12 @@ pub async fn accept_identity(
     state_dir: &Path,
     entry: impl FnOnce(Option<&PeerIdentity>, &PeerIdentity) -> String,
 ) -> Result<(Option<PeerIdentity>, PeerIdentity), OpenError> {
-    let path = state_dir.join("mirrorvm.db");
-    let store = Store::open(&path)?;
+    let store = Store::open(&state_dir.join(DATABASE))?;
     let known = store.meta_get::<PeerIdentity>(IDENTITY)?;
     let identity = Identity::load_or_create(&state_dir.join("identity"))?;
-    let entry = entry(known.as_ref(), identity.pin());
-    Ledger::open(&path, EVENTS_KEPT)?.append_durably(Log::Audit, entry).await?;
-    store.meta_put(IDENTITY, identity.pin())?;
+    let mut batch = Batch::new();
+    batch.append(Log::Audit, entry(known.as_ref(), identity.pin())).meta_put(IDENTITY, identity.pin())?;
+    Ledger::open(&store, EVENTS_KEPT)?.commit(batch).await?;
     Ok((known, *identity.pin()))
 }
 

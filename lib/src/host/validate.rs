@@ -212,15 +212,22 @@ pub(super) fn peer(spec: &PeerSpec) -> Result<crate::transport::PeerIdentity, Ho
     }
 }
 
-fn check_name(name: &str, errors: &mut Vec<FieldError>) {
+/// What a name may be, for people.
+pub const NAME_RULE: &str =
+    "1 to 64 characters of [A-Za-z0-9._-], the first alphanumeric, not shaped like a UUID";
+
+/// Whether guests, hosts and images may have this name.
+pub fn is_name(name: &str) -> bool {
     let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-    let good = (1..=64).contains(&name.len())
+    (1..=64).contains(&name.len())
         && name.bytes().all(legal)
         && name.as_bytes()[0].is_ascii_alphanumeric()
-        && Uuid::try_parse(name).is_err();
-    if !good {
-        let detail = "1 to 64 characters of [A-Za-z0-9._-], the first alphanumeric, not shaped like a UUID";
-        errors.push(FieldError::new("/name", "invalid_name", detail));
+        && Uuid::try_parse(name).is_err()
+}
+
+fn check_name(name: &str, errors: &mut Vec<FieldError>) {
+    if !is_name(name) {
+        errors.push(FieldError::new("/name", "invalid_name", NAME_RULE));
     }
 }
 

@@ -3,12 +3,12 @@
 //! Owns: what a write is, and how it is carried out within a transaction. Must not know: when that is committed.
 
 use jiff::Timestamp;
-use rusqlite::{Connection, params};
 use serde::Serialize;
 use uuid::Uuid;
 
 use super::documents::{self, render};
 use super::ledger::{Log, Space};
+use super::rows::Rows;
 use super::{DocumentRef, Kind, MAX_DOCUMENT, StoreError};
 
 /// One write.
@@ -17,6 +17,7 @@ pub(super) enum Write {
     Put { kind: Kind, id: Uuid, name: Option<String>, body: String },
     Delete { kind: Kind, id: Uuid },
     MetaPut { key: String, body: String },
+    MetaDelete { key: String },
     Append { log: Log, at: Timestamp, body: String },
     Outcome { intent: u64, at: Timestamp, body: String },
     KeyedPut { space: Space, key: String, expires: Option<Timestamp>, body: String },
@@ -72,6 +73,12 @@ impl Batch {
         Ok(self)
     }
 
+    /// Removes the singleton `key`; none is fine, too.
+    pub fn meta_delete(&mut self, key: &str) -> &mut Self {
+        self.writes.push(Write::MetaDelete { key: key.to_owned() });
+        self
+    }
+
     /// Appends to a log, dated now.
     pub fn append(&mut self, log: Log, body: String) -> &mut Self {
         self.writes.push(Write::Append { log, at: Timestamp::now(), body });
@@ -125,37 +132,20 @@ impl Batch {
 
 /// Carries out one write; `append` gives entries of the logs their numbers.
 pub(super) fn carry_out(
-    t: &Connection,
+    t: &Rows<'_>,
     write: &Write,
-    append: &mut impl FnMut(&Connection, Log, Timestamp, &str) -> Result<(), StoreError>,
+    append: &mut impl FnMut(&Rows<'_>, Log, Timestamp, &str) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
     match write {
         Write::Put { kind, id, name, body } => documents::put(t, *kind, *id, name.as_deref(), body),
-        Write::Delete { kind, id } => documents::delete(t, *kind, *id).map(|_| ()),
-        Write::MetaPut { key, body } => documents::meta_put(t, key, body),
+        Write::Delete { kind, id } => t.forget_document(*kind, *id).map(|_| ()).map_err(StoreError::from),
+        Write::MetaPut { key, body } => t.meta(key, body).map_err(StoreError::from),
+        Write::MetaDelete { key } => t.forget_meta(key).map_err(StoreError::from),
         Write::Append { log, at, body } => append(t, *log, *at, body),
-        Write::Outcome { intent, at, body } => t
-            .prepare_cached(
-                "INSERT INTO audit_outcome (seq, at, body) VALUES (?1, ?2, ?3)
-                 ON CONFLICT (seq) DO UPDATE SET at = excluded.at, body = excluded.body",
-            )
-            .and_then(|mut s| s.execute(params![*intent as i64, at.as_millisecond(), body]))
-            .map(|_| ())
-            .map_err(StoreError::from),
-        Write::KeyedPut { space, key, expires, body } => t
-            .prepare_cached(
-                "INSERT INTO keyed (space, key, expires, body) VALUES (?1, ?2, ?3, ?4)
-                 ON CONFLICT (space, key) DO UPDATE SET expires = excluded.expires, body = excluded.body",
-            )
-            .and_then(|mut s| {
-                s.execute(params![space.stored(), key, expires.map(Timestamp::as_millisecond), body])
-            })
-            .map(|_| ())
-            .map_err(StoreError::from),
-        Write::KeyedDelete { space, key } => t
-            .prepare_cached("DELETE FROM keyed WHERE space = ?1 AND key = ?2")
-            .and_then(|mut s| s.execute(params![space.stored(), key]))
-            .map(|_| ())
-            .map_err(StoreError::from),
+        Write::Outcome { intent, at, body } => t.outcome(*intent, *at, body).map_err(StoreError::from),
+        Write::KeyedPut { space, key, expires, body } => {
+            t.keyed(*space, key, *expires, body).map_err(StoreError::from)
+        }
+        Write::KeyedDelete { space, key } => t.forget_keyed(*space, key).map_err(StoreError::from),
     }
 }

@@ -1,23 +1,24 @@
 //! Reading and writing documents on one connection.
 //!
-//! Owns: the statements, and turning constraint violations into our errors. Must not know: files, locks.
+//! Owns: what is read, and turning constraint violations into our errors. Must not know: files, locks.
 
-use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension, Row, ffi, params};
 use serde::Serialize;
-use serde::de::{DeserializeOwned, Error as _};
+use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
+use super::mark::Digest;
+use super::rows::{self, Rows};
 use super::{DocumentRef, Kind, MAX_DOCUMENT, StoreError};
 
 /// Several reads and writes that belong together; see [`Store::transaction`](super::Store::transaction).
 pub struct Transaction<'a> {
-    connection: &'a Connection,
+    rows: Rows<'a>,
 }
 
 impl<'a> Transaction<'a> {
-    pub(super) fn new(connection: &'a Connection) -> Self {
-        Self { connection }
+    pub(super) fn new(rows: Rows<'a>) -> Self {
+        Self { rows }
     }
 
     /// As [`Store::put`](super::Store::put).
@@ -28,7 +29,7 @@ impl<'a> Transaction<'a> {
         name: Option<&str>,
         document: &T,
     ) -> Result<(), StoreError> {
-        put(self.connection, kind, id, name, &render(document, || DocumentRef::Document(kind, id))?)
+        put(&self.rows, kind, id, name, &render(document, || DocumentRef::Document(kind, id))?)
     }
 
     /// As [`Store::insert`](super::Store::insert).
@@ -39,22 +40,13 @@ impl<'a> Transaction<'a> {
         name: Option<&str>,
         document: &T,
     ) -> Result<(), StoreError> {
-        let statement = "INSERT INTO document (kind, id, name, body) VALUES (?1, ?2, ?3, ?4)";
         let body = render(document, || DocumentRef::Document(kind, id))?;
-        write(self.connection, statement, kind, id, name, &body)
+        write(&self.rows, kind, id, name, &body, true)
     }
 
     /// As [`Store::get`](super::Store::get).
     pub fn get<T: DeserializeOwned>(&self, kind: Kind, id: Uuid) -> Result<Option<T>, StoreError> {
-        self.connection
-            .prepare_cached("SELECT body FROM document WHERE kind = ?1 AND id = ?2")
-            .and_then(|mut statement| {
-                let read = |row: &Row<'_>| Ok(parse(row.get_ref(0)?));
-                statement.query_row(params![kind.stored(), id.as_bytes()], read).optional()
-            })
-            .map_err(StoreError::from)?
-            .transpose()
-            .map_err(|source| StoreError::Unreadable { document: DocumentRef::Document(kind, id), source })
+        get(&self.rows, kind, id)
     }
 
     /// As [`Store::get_by_name`](super::Store::get_by_name).
@@ -63,108 +55,131 @@ impl<'a> Transaction<'a> {
         kind: Kind,
         name: &str,
     ) -> Result<Option<(Uuid, T)>, StoreError> {
-        let id: Option<[u8; 16]> = self
-            .connection
-            .prepare_cached("SELECT id FROM document WHERE kind = ?1 AND name = ?2")
-            .and_then(|mut statement| {
-                statement.query_row(params![kind.stored(), name], |row| row.get(0)).optional()
-            })
-            .map_err(StoreError::from)?;
-        match id.map(Uuid::from_bytes) {
-            Some(id) => Ok(self.get(kind, id)?.map(|document| (id, document))),
-            None => Ok(None),
-        }
+        get_by_name(&self.rows, kind, name)
     }
 
     /// As [`Store::list`](super::Store::list).
     pub fn list<T: DeserializeOwned>(&self, kind: Kind) -> Result<Vec<(Uuid, T)>, StoreError> {
-        let mut statement = self
-            .connection
-            .prepare_cached("SELECT id, body FROM document WHERE kind = ?1 ORDER BY id")
-            .map_err(StoreError::from)?;
-        let mut rows = statement.query(params![kind.stored()]).map_err(StoreError::from)?;
-        let mut all = Vec::new();
-        while let Some(row) = rows.next().map_err(StoreError::from)? {
-            let id = Uuid::from_bytes(row.get(0).map_err(StoreError::from)?);
-            let document = parse(row.get_ref(1).map_err(StoreError::from)?).map_err(|source| {
-                StoreError::Unreadable { document: DocumentRef::Document(kind, id), source }
-            })?;
-            all.push((id, document));
-        }
-        Ok(all)
+        list(&self.rows, kind)
     }
 
     /// As [`Store::delete`](super::Store::delete).
     pub fn delete(&self, kind: Kind, id: Uuid) -> Result<bool, StoreError> {
-        delete(self.connection, kind, id)
+        self.rows.forget_document(kind, id).map_err(StoreError::from)
     }
 
     /// As [`Store::meta_put`](super::Store::meta_put).
     pub fn meta_put<T: Serialize>(&self, key: &str, document: &T) -> Result<(), StoreError> {
         let body = render(document, || DocumentRef::Meta(key.to_owned()))?;
-        meta_put(self.connection, key, &body)
+        self.rows.meta(key, &body).map_err(StoreError::from)
     }
 
     /// As [`Store::meta_get`](super::Store::meta_get).
     pub fn meta_get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, StoreError> {
-        self.connection
-            .prepare_cached("SELECT body FROM meta WHERE key = ?1")
-            .and_then(|mut statement| statement.query_row([key], |row| Ok(parse(row.get_ref(0)?))).optional())
-            .map_err(StoreError::from)?
-            .transpose()
-            .map_err(|source| StoreError::Unreadable { document: DocumentRef::Meta(key.to_owned()), source })
+        meta_get(&self.rows, key)
     }
+}
+
+pub(super) fn get<T: DeserializeOwned>(
+    connection: &Connection,
+    kind: Kind,
+    id: Uuid,
+) -> Result<Option<T>, StoreError> {
+    let which = || DocumentRef::Document(kind, id);
+    connection
+        .prepare_cached("SELECT id, name, body, digest FROM document WHERE kind = ?1 AND id = ?2")
+        .and_then(|mut statement| {
+            let read = |row: &Row<'_>| document_in(row, kind).map(|body| parse(body, which()));
+            statement.query_row(params![kind.stored(), id.as_bytes()], read).optional()
+        })
+        .map_err(StoreError::from)?
+        .transpose()
+}
+
+pub(super) fn get_by_name<T: DeserializeOwned>(
+    connection: &Connection,
+    kind: Kind,
+    name: &str,
+) -> Result<Option<(Uuid, T)>, StoreError> {
+    let id: Option<[u8; 16]> = connection
+        .prepare_cached("SELECT id FROM document WHERE kind = ?1 AND name = ?2")
+        .and_then(|mut statement| {
+            statement.query_row(params![kind.stored(), name], |row| row.get(0)).optional()
+        })
+        .map_err(StoreError::from)?;
+    match id.map(Uuid::from_bytes) {
+        Some(id) => Ok(get(connection, kind, id)?.map(|document| (id, document))),
+        None => Ok(None),
+    }
+}
+
+pub(super) fn list<T: DeserializeOwned>(
+    connection: &Connection,
+    kind: Kind,
+) -> Result<Vec<(Uuid, T)>, StoreError> {
+    let mut statement = connection
+        .prepare_cached("SELECT id, name, body, digest FROM document WHERE kind = ?1 ORDER BY id")
+        .map_err(StoreError::from)?;
+    let mut rows = statement.query(params![kind.stored()]).map_err(StoreError::from)?;
+    let mut all = Vec::new();
+    while let Some(row) = rows.next().map_err(StoreError::from)? {
+        let id = Uuid::from_bytes(row.get(0).map_err(StoreError::from)?);
+        let body = document_in(row, kind).map_err(StoreError::from)?;
+        all.push((id, parse(body, DocumentRef::Document(kind, id))?));
+    }
+    Ok(all)
+}
+
+pub(super) fn meta_get<T: DeserializeOwned>(
+    connection: &Connection,
+    key: &str,
+) -> Result<Option<T>, StoreError> {
+    connection
+        .prepare_cached("SELECT body, digest FROM meta WHERE key = ?1")
+        .and_then(|mut statement| {
+            let read = |row: &Row<'_>| {
+                let body = row.get_ref(0)?.as_bytes()?;
+                let good = row.get::<_, Digest>(1)? == rows::of_meta(key, body);
+                Ok(parse(good.then(|| body.to_vec()), DocumentRef::Meta(key.to_owned())))
+            };
+            statement.query_row([key], read).optional()
+        })
+        .map_err(StoreError::from)?
+        .transpose()
+}
+
+/// The body of a document, if the row is what was written.
+fn document_in(row: &Row<'_>, kind: Kind) -> rusqlite::Result<Option<Vec<u8>>> {
+    let (id, name) = (row.get_ref(0)?.as_bytes()?, row.get::<_, Option<String>>(1)?);
+    let body = row.get_ref(2)?.as_bytes()?;
+    let digest = rows::of_document(kind.stored(), id, name.as_deref(), body);
+    Ok((row.get::<_, Digest>(3)? == digest).then(|| body.to_vec()))
 }
 
 /// Writes a document that is JSON already.
 pub(super) fn put(
-    connection: &Connection,
+    rows: &Rows<'_>,
     kind: Kind,
     id: Uuid,
     name: Option<&str>,
     body: &str,
 ) -> Result<(), StoreError> {
-    let statement = "INSERT INTO document (kind, id, name, body) VALUES (?1, ?2, ?3, ?4)
-         ON CONFLICT (kind, id) DO UPDATE SET name = excluded.name, body = excluded.body";
-    write(connection, statement, kind, id, name, body)
-}
-
-pub(super) fn delete(connection: &Connection, kind: Kind, id: Uuid) -> Result<bool, StoreError> {
-    connection
-        .prepare_cached("DELETE FROM document WHERE kind = ?1 AND id = ?2")
-        .and_then(|mut statement| statement.execute(params![kind.stored(), id.as_bytes()]))
-        .map(|removed| removed > 0)
-        .map_err(StoreError::from)
-}
-
-pub(super) fn meta_put(connection: &Connection, key: &str, body: &str) -> Result<(), StoreError> {
-    connection
-        .prepare_cached(
-            "INSERT INTO meta (key, body) VALUES (?1, ?2)
-             ON CONFLICT (key) DO UPDATE SET body = excluded.body",
-        )
-        .and_then(|mut statement| statement.execute(params![key, body]))
-        .map(|_| ())
-        .map_err(StoreError::from)
+    write(rows, kind, id, name, body, false)
 }
 
 fn write(
-    connection: &Connection,
-    statement: &str,
+    rows: &Rows<'_>,
     kind: Kind,
     id: Uuid,
     name: Option<&str>,
     body: &str,
+    insert: bool,
 ) -> Result<(), StoreError> {
-    connection
-        .prepare_cached(statement)
-        .and_then(|mut statement| statement.execute(params![kind.stored(), id.as_bytes(), name, body]))
-        .map(|_| ())
-        .map_err(|error| match error.sqlite_extended_error_code() {
-            Some(ffi::SQLITE_CONSTRAINT_PRIMARYKEY) => StoreError::Exists { kind, id },
-            Some(ffi::SQLITE_CONSTRAINT_UNIQUE) => StoreError::NameTaken { kind, id },
-            _ => StoreError::from(error),
-        })
+    rows.document(kind, id, name, body, insert).map_err(|error| match error.sqlite_extended_error_code() {
+        Some(ffi::SQLITE_CONSTRAINT_PRIMARYKEY) => StoreError::Exists { kind, id },
+        Some(ffi::SQLITE_CONSTRAINT_UNIQUE) => StoreError::NameTaken { kind, id },
+        _ => StoreError::from(error),
+    })
 }
 
 pub(super) fn render<T: Serialize>(
@@ -179,9 +194,9 @@ pub(super) fn render<T: Serialize>(
     Ok(body)
 }
 
-fn parse<T: DeserializeOwned>(body: ValueRef<'_>) -> Result<T, serde_json::Error> {
-    match body {
-        ValueRef::Text(text) => serde_json::from_slice(text),
-        _ => Err(serde_json::Error::custom("stored value is not text")),
-    }
+fn parse<T: DeserializeOwned>(body: Option<Vec<u8>>, which: DocumentRef) -> Result<T, StoreError> {
+    let Some(body) = body else {
+        return Err(StoreError::Damaged { what: which.to_string(), source: None });
+    };
+    serde_json::from_slice(&body).map_err(|source| StoreError::Unreadable { document: which, source })
 }

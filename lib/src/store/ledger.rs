@@ -8,19 +8,19 @@
 //! is told after the commit; readers and watchers of a log see entries only when they are on disk and whoever wrote them
 //! has been told.
 
-use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use jiff::Timestamp;
-use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
+use rusqlite::{Connection, OptionalExtension as _, params};
 use tokio::sync::{oneshot, watch};
 use uuid::Uuid;
 
+use super::rows::Rows;
 use super::writer::{self, Health, Tail, Tell, Work, Writing};
-use super::{Batch, StoreError, open};
+use super::{Batch, Store, StoreError, open};
 
 /// Work that waits at most; more make writers wait.
 const QUEUE: usize = 4096;
@@ -33,20 +33,23 @@ pub const AUDIT_KEPT: u64 = 1_000_000;
 
 /// Tables of the ledger: part of the schema from version 2 on.
 pub(super) const SCHEMA: &str = "
-    CREATE TABLE event (seq INTEGER PRIMARY KEY, at INTEGER NOT NULL, body TEXT NOT NULL) STRICT;
-    CREATE TABLE audit (seq INTEGER PRIMARY KEY, at INTEGER NOT NULL, body TEXT NOT NULL) STRICT;
+    CREATE TABLE event (seq INTEGER PRIMARY KEY, at INTEGER NOT NULL, body TEXT NOT NULL, digest BLOB NOT NULL) STRICT;
+    CREATE TABLE audit (seq INTEGER PRIMARY KEY, at INTEGER NOT NULL, body TEXT NOT NULL, digest BLOB NOT NULL) STRICT;
     CREATE TABLE keyed (
         space TEXT NOT NULL,
         key TEXT NOT NULL,
         expires INTEGER,
         body TEXT NOT NULL,
+        digest BLOB NOT NULL,
         PRIMARY KEY (space, key)
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX keyed_expires ON keyed (expires) WHERE expires IS NOT NULL;
 ";
 /// What came of what the audit log says was begun; `seq` is the entry's. Part of the schema from version 3 on.
 pub(super) const OUTCOMES: &str = "
-    CREATE TABLE audit_outcome (seq INTEGER PRIMARY KEY, at INTEGER NOT NULL, body TEXT NOT NULL) STRICT;
+    CREATE TABLE audit_outcome (
+        seq INTEGER PRIMARY KEY, at INTEGER NOT NULL, body TEXT NOT NULL, digest BLOB NOT NULL
+    ) STRICT;
 ";
 
 /// An append-only log.
@@ -148,14 +151,15 @@ impl std::fmt::Debug for Ledger {
 }
 
 impl Ledger {
-    /// Opens the ledger in the database at `path`, which a [`Store`](super::Store) of this process has open. Keeps
-    /// `events_kept` events.
+    /// Opens the ledger in the database that a store has open. Keeps `events_kept` events.
     ///
     /// # Errors
     /// [`StoreError::Sqlite`], [`StoreError::Files`].
-    pub fn open(path: &Path, events_kept: u64) -> Result<Self, StoreError> {
-        let (mut writer, reader) = (open::another(path)?, open::another(path)?);
-        let epoch = epoch_of(&mut writer)?;
+    pub fn open(store: &Store, events_kept: u64) -> Result<Self, StoreError> {
+        let path = &store.path;
+        let (writer, reader) = (open::another(path)?, open::another(path)?);
+        let keeper = Arc::clone(&store.keeper);
+        let epoch = store.transaction(epoch_of)?;
         let tail = |log: Log, kept: u64| -> Result<Arc<Tail>, StoreError> {
             let last = bounds_of(&reader, log)?.latest;
             let (next, committed) = (AtomicU64::new(last), watch::Sender::new(last));
@@ -167,11 +171,11 @@ impl Ledger {
         let health = Arc::new(Health::default());
         let theirs = Arc::clone(&health);
         let thread = std::thread::Builder::new().name("ledger".into());
-        let writing = move || writer::write_all(writer, &receiver, &tails, &theirs);
+        let writing = move || writer::write_all(writer, &keeper, &receiver, &tails, &theirs);
         let writer = thread.spawn(writing).map_err(|source| {
             StoreError::Files(super::PrivateFileError::Io {
                 operation: "start the writer of",
-                path: path.to_owned(),
+                path: path.clone(),
                 source,
             })
         })?;
@@ -428,9 +432,7 @@ impl Ledger {
         let mut batch = Batch::new();
         batch.keyed_put(space, key.clone(), expires, body)?;
         self.run(move |t| {
-            t.prepare_cached("DELETE FROM keyed WHERE expires <= ?1")
-                .and_then(|mut s| s.execute([now()]))
-                .map_err(StoreError::from)?;
+            t.expire_keyed(now()).map_err(StoreError::from)?;
             let there = t
                 .prepare_cached("SELECT body FROM keyed WHERE space = ?1 AND key = ?2")
                 .and_then(|mut s| {
@@ -466,7 +468,7 @@ impl Ledger {
     /// # Errors
     /// Whatever keeps the database from taking it.
     pub async fn take(&self, space: Space, key: String) -> Result<Option<String>, StoreError> {
-        self.run(move |t| taken(t, space, &key)).await
+        self.run(move |t| t.take_keyed(space, &key, now()).map_err(StoreError::from)).await
     }
 
     /// The same together with a batch: nothing of it is written when there was no record.
@@ -481,7 +483,7 @@ impl Ledger {
     ) -> Result<Option<String>, StoreError> {
         let tails = [Arc::clone(&self.events), Arc::clone(&self.audit)];
         self.run(move |t| {
-            let there = taken(t, space, &key)?;
+            let there = t.take_keyed(space, &key, now()).map_err(StoreError::from)?;
             if there.is_some() {
                 writer::write_batch(t, &batch, &tails)?;
             }
@@ -531,7 +533,7 @@ impl Ledger {
 
     async fn run<R: Send + 'static>(
         &self,
-        work: impl FnOnce(&Transaction<'_>) -> Result<R, StoreError> + Send + 'static,
+        work: impl FnOnce(&Rows<'_>) -> Result<R, StoreError> + Send + 'static,
     ) -> Result<R, StoreError> {
         let (told, done) = oneshot::channel();
         self.submit(work, move |result| _ = told.send(result));
@@ -541,14 +543,14 @@ impl Ledger {
     /// Has `work` done; `told` hears what it gave when that is on disk, or what kept it from getting there.
     fn submit<R: Send + 'static>(
         &self,
-        work: impl FnOnce(&Transaction<'_>) -> Result<R, StoreError> + Send + 'static,
+        work: impl FnOnce(&Rows<'_>) -> Result<R, StoreError> + Send + 'static,
         told: impl FnOnce(Result<R, StoreError>) + Send + 'static,
     ) {
         // Whoever comes first has it: the work that was done, or its refusal.
         let told = Arc::new(Mutex::new(Some(told)));
         let take = |told: &Mutex<Option<_>>| told.lock().unwrap_or_else(PoisonError::into_inner).take();
         let refused = Arc::clone(&told);
-        let work = move |t: &Transaction<'_>| {
+        let work = move |t: &Rows<'_>| {
             let found = work(t)?;
             let tell = move |result: Result<(), StoreError>| {
                 if let Some(told) = take(&told) {
@@ -591,14 +593,6 @@ impl Drop for Ledger {
     }
 }
 
-fn taken(t: &Transaction<'_>, space: Space, key: &str) -> Result<Option<String>, StoreError> {
-    t.prepare_cached(
-        "DELETE FROM keyed WHERE space = ?1 AND key = ?2 AND (expires IS NULL OR expires > ?3) RETURNING body",
-    )
-    .and_then(|mut s| s.query_row(params![space.stored(), key, now()], |row| row.get(0)).optional())
-    .map_err(StoreError::from)
-}
-
 fn entry_of(row: &rusqlite::Row<'_>) -> rusqlite::Result<Entry> {
     let at: i64 = row.get(1)?;
     // A time beyond all times is damage; the entry is worth more than its time.
@@ -617,13 +611,13 @@ fn bounds_of(connection: &Connection, log: Log) -> Result<Bounds, StoreError> {
     Ok(Bounds { oldest: oldest.unwrap_or(1) as u64, latest: latest.unwrap_or(0) as u64 })
 }
 
-fn epoch_of(connection: &mut Connection) -> Result<String, StoreError> {
-    let fresh = format!("\"{:016x}\"", Uuid::new_v4().as_u64_pair().0);
-    connection
-        .execute("INSERT INTO meta (key, body) VALUES ('epoch', ?1) ON CONFLICT (key) DO NOTHING", [fresh])
-        .and_then(|_| connection.query_row("SELECT body FROM meta WHERE key = 'epoch'", [], |r| r.get(0)))
-        .map(|text: String| text.trim_matches('"').to_owned())
-        .map_err(StoreError::from)
+fn epoch_of(t: &super::Transaction<'_>) -> Result<String, StoreError> {
+    if let Some(epoch) = t.meta_get("epoch")? {
+        return Ok(epoch);
+    }
+    let fresh = format!("{:016x}", Uuid::new_v4().as_u64_pair().0);
+    t.meta_put("epoch", &fresh)?;
+    Ok(fresh)
 }
 
 fn gone() -> StoreError {
@@ -638,6 +632,7 @@ fn now() -> i64 {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
+    use std::path::Path;
 
     use jiff::ToSpan as _;
 
@@ -648,7 +643,10 @@ mod tests {
         std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700)).unwrap();
         let path = dir.join("host.db");
         let store = Store::open(&path).unwrap();
-        (store, Ledger::open(&path, kept).unwrap())
+        {
+            let ledger = Ledger::open(&store, kept).unwrap();
+            (store, ledger)
+        }
     }
 
     fn seqs(look: &Look) -> Vec<u64> {
@@ -724,7 +722,7 @@ mod tests {
 
     /// Lets the database have no page more, or as many as it likes.
     async fn bound(ledger: &Ledger, pages: Option<u64>) {
-        let set = move |t: &Transaction<'_>| {
+        let set = move |t: &Rows<'_>| {
             let now: i64 =
                 t.pragma_query_value(None, "page_count", |r| r.get(0)).map_err(StoreError::from)?;
             let most = pages.map_or(1 << 30, |more| now + more as i64);
@@ -791,9 +789,8 @@ mod tests {
         bound(&ledger, None).await;
         assert_eq!(ledger.writing().failing, None);
         // From here on somebody keeps the database locked, and nobody waits for long.
-        let impatient = |t: &Transaction<'_>| {
-            t.query_row("PRAGMA busy_timeout = 20", [], |_| Ok(())).map_err(StoreError::from)
-        };
+        let impatient =
+            |t: &Rows<'_>| t.query_row("PRAGMA busy_timeout = 20", [], |_| Ok(())).map_err(StoreError::from);
         ledger.run(impatient).await.unwrap();
         let raw = Connection::open(dir.path().join("host.db")).unwrap();
         raw.execute_batch("BEGIN IMMEDIATE").unwrap();
@@ -828,19 +825,70 @@ mod tests {
         assert_eq!((seqs(&look), bodies), (vec![1, 2, 3], vec!["before", "owed", "after"]));
     }
 
-    #[test]
-    fn a_file_of_schema_1_gets_the_tables() {
+    #[tokio::test]
+    async fn files_of_earlier_schemas_get_what_they_lack_and_keep_what_they_have() {
+        const OLD: &str = "
+            CREATE TABLE document (kind TEXT NOT NULL, id BLOB NOT NULL, name TEXT, body TEXT NOT NULL,
+                PRIMARY KEY (kind, id)) STRICT, WITHOUT ROWID;
+            CREATE UNIQUE INDEX document_name ON document (kind, name) WHERE name IS NOT NULL;
+            CREATE TABLE meta (key TEXT PRIMARY KEY, body TEXT NOT NULL) STRICT, WITHOUT ROWID;
+            PRAGMA application_id = 1836217965;";
+        const LEDGER: &str = "
+            CREATE TABLE event (seq INTEGER PRIMARY KEY, at INTEGER NOT NULL, body TEXT NOT NULL) STRICT;
+            CREATE TABLE audit (seq INTEGER PRIMARY KEY, at INTEGER NOT NULL, body TEXT NOT NULL) STRICT;
+            CREATE TABLE keyed (space TEXT NOT NULL, key TEXT NOT NULL, expires INTEGER, body TEXT NOT NULL,
+                PRIMARY KEY (space, key)) STRICT, WITHOUT ROWID;
+            CREATE INDEX keyed_expires ON keyed (expires) WHERE expires IS NOT NULL;
+            INSERT INTO event VALUES (7, 8, 'seventh');
+            INSERT INTO keyed VALUES ('token', 'k', NULL, 'v');";
+        const OUTCOMES: &str = "CREATE TABLE audit_outcome (seq INTEGER PRIMARY KEY, at INTEGER NOT NULL, body TEXT NOT NULL) STRICT;";
+        let id = Uuid::now_v7();
+        for version in 1..=3 {
+            let dir = tempfile::tempdir().unwrap();
+            std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+            let path = dir.path().join("host.db");
+            let raw = Connection::open(&path).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+            raw.execute_batch(OLD).unwrap();
+            raw.execute("INSERT INTO document VALUES ('guest', ?1, 'g', '5')", [id.as_bytes()]).unwrap();
+            if version >= 2 {
+                raw.execute_batch(LEDGER).unwrap();
+            }
+            if version >= 3 {
+                raw.execute_batch(OUTCOMES).unwrap();
+            }
+            raw.pragma_update(None, "user_version", version).unwrap();
+            drop(raw);
+            for _ in 0..2 {
+                let (store, ledger) = open(dir.path(), 10);
+                assert_eq!(store.get::<u8>(Kind::Guest, id).unwrap(), Some(5));
+                assert_eq!(store.get_by_name::<u8>(Kind::Guest, "g").unwrap(), Some((id, 5)));
+                assert_eq!(ledger.epoch().len(), 16);
+                if version >= 2 {
+                    assert_eq!(ledger.look(Log::Event, 6, 9, |_| true).unwrap().entries[0].body, "seventh");
+                    assert_eq!(ledger.find(Space::Token, "k").unwrap().as_deref(), Some("v"));
+                }
+                ledger.append_durably(Log::Audit, "x".into()).await.unwrap();
+            }
+            std::fs::remove_file(dir.path().join("host.mark")).unwrap();
+            assert!(Store::open(&path).unwrap_err().to_string().contains("host.mark is missing"));
+        }
+    }
+
+    #[tokio::test]
+    async fn without_anything_to_write_the_log_is_moved_into_the_database() {
         let dir = tempfile::tempdir().unwrap();
-        drop(open(dir.path(), 10));
-        let raw = Connection::open(dir.path().join("host.db")).unwrap();
-        raw.execute_batch(
-            "DROP TABLE event; DROP TABLE audit; DROP TABLE keyed; DROP TABLE audit_outcome; PRAGMA user_version = 1;
-             DELETE FROM meta;",
-        )
-        .unwrap();
-        drop(raw);
         let (_store, ledger) = open(dir.path(), 10);
-        ledger.append(Log::Audit, "x".into());
-        assert_eq!(ledger.epoch().len(), 16);
+        let log = dir.path().join("host.db-wal");
+        for n in 0..2 {
+            ledger.append_durably(Log::Event, format!("{n}")).await.unwrap();
+            assert!(std::fs::metadata(&log).unwrap().len() > 0);
+            let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+            while std::fs::metadata(&log).unwrap().len() > 0 {
+                assert!(std::time::Instant::now() < deadline, "the log stays");
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+        }
+        assert_eq!(ledger.bounds(Log::Event).unwrap().latest, 2);
     }
 }

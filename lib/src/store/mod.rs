@@ -4,22 +4,29 @@
 //! lock that keeps a second daemon out. Must not know: what documents mean; callers bring serde types.
 //!
 //! SQLite in WAL mode with `synchronous=FULL`: a commit is on disk before it is acknowledged, and a torn tail of the log
-//! is a commit that never was. A file that is not ours, not whole or newer than us is refused, never repaired and never
+//! is a commit that never was. Which commits there were is told by a mark outside the log (`mark`), and what they wrote by
+//! digests of the rows (`rows`), so that a log or a page that lost something is not taken for one that never had it. A file that is not ours, not whole or newer than us is refused, never repaired and never
 //! replaced: an empty store in place of a lost one would tell guests that they do not exist.
 //!
 //! Blocking; `Send + Sync`. Calls run one at a time.
 
 mod batch;
 mod documents;
+mod finding;
+mod keeper;
 pub mod ledger;
+mod mark;
 mod open;
+mod rows;
+pub mod state_files;
 mod writer;
 
 #[cfg(test)]
 mod tests;
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 use serde::Serialize;
@@ -30,7 +37,11 @@ use crate::private_files::FileLock;
 pub use crate::private_files::PrivateFileError;
 pub use batch::Batch;
 pub use documents::Transaction;
+pub use finding::Finding;
+use keeper::{Keeper, held};
 pub use ledger::Ledger;
+use mark::Delta;
+use rows::Rows;
 pub use writer::{Trouble, Writing};
 
 /// Longest document taken, in bytes of JSON.
@@ -98,7 +109,7 @@ pub enum StoreError {
     #[error("the state directory cannot be used")]
     Files(#[source] PrivateFileError),
     /// The file is empty: it was ours once and has lost its content, or was put there by someone else.
-    #[error("{path} is empty")]
+    #[error("{path} is empty; `mirrorvmd state restore` puts a backup in its place")]
     Empty {
         /// The database file.
         path: PathBuf,
@@ -120,13 +131,21 @@ pub enum StoreError {
         known: i64,
     },
     /// The database is damaged.
-    #[error("{path} is damaged")]
+    #[error("{path} is damaged; `mirrorvmd state restore` puts a backup in its place")]
     Corrupt {
         /// The database file.
         path: PathBuf,
         /// What SQLite says, if it stopped over the damage.
         #[source]
         source: Option<rusqlite::Error>,
+    },
+    /// Something of what was acknowledged is not there, or nobody can say whether it is.
+    #[error("{}", finding.told(path))]
+    Untrusted {
+        /// The database file.
+        path: PathBuf,
+        /// What is wrong.
+        finding: Finding,
     },
     /// A document does not fit its type: damaged, or of a version that the caller does not know.
     #[error("{document} cannot be read")]
@@ -217,6 +236,8 @@ impl From<rusqlite::Error> for StoreError {
 pub struct Store {
     // Dropped in this order: the connection is closed before the lock goes.
     connection: Mutex<Connection>,
+    keeper: Arc<Mutex<Keeper>>,
+    path: PathBuf,
     _lock: FileLock,
 }
 
@@ -230,8 +251,13 @@ impl Store {
     /// Opens the database file at `path`, creating it (mode 0600) and its directory (mode 0700) if there is none.
     /// Checks the whole file, so it takes time in proportion to its size.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let (connection, lock) = open::open(path)?;
-        Ok(Self { connection: Mutex::new(connection), _lock: lock })
+        Ok(Self::of(path, open::open(path)?))
+    }
+
+    fn of(path: &Path, opened: open::Opened) -> Self {
+        let open::Opened { connection, keeper, lock } = opened;
+        let (connection, keeper) = (Mutex::new(connection), Arc::new(Mutex::new(keeper)));
+        Self { connection, keeper, path: path.to_owned(), _lock: lock }
     }
 
     /// Runs `work` with everything it writes taking effect together on its `Ok`, and not at all on its `Err` or panic.
@@ -241,11 +267,13 @@ impl Store {
         work: impl FnOnce(&Transaction<'_>) -> Result<R, E>,
     ) -> Result<R, E> {
         let mut connection = self.lock();
+        let mut keeper = held(&self.keeper);
         // Dropped without commit, it rolls back.
         let transaction =
             connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(StoreError::from)?;
-        let result = work(&Transaction::new(&transaction))?;
-        transaction.commit().map_err(StoreError::from)?;
+        let account = Cell::new(Delta::default());
+        let result = work(&Transaction::new(Rows::new(&transaction, &account)))?;
+        keeper.commit(transaction, &account.get())?;
         Ok(result)
     }
 
@@ -257,7 +285,7 @@ impl Store {
         name: Option<&str>,
         document: &T,
     ) -> Result<(), StoreError> {
-        Transaction::new(&self.lock()).put(kind, id, name, document)
+        self.transaction(|t| t.put(kind, id, name, document))
     }
 
     /// Writes a new document; fails if the id exists or the name is taken.
@@ -268,12 +296,12 @@ impl Store {
         name: Option<&str>,
         document: &T,
     ) -> Result<(), StoreError> {
-        Transaction::new(&self.lock()).insert(kind, id, name, document)
+        self.transaction(|t| t.insert(kind, id, name, document))
     }
 
     /// Reads a document; `None` if there is none.
     pub fn get<T: DeserializeOwned>(&self, kind: Kind, id: Uuid) -> Result<Option<T>, StoreError> {
-        Transaction::new(&self.lock()).get(kind, id)
+        documents::get(&self.lock(), kind, id)
     }
 
     /// Reads the document that has `name`; `None` if there is none.
@@ -282,28 +310,28 @@ impl Store {
         kind: Kind,
         name: &str,
     ) -> Result<Option<(Uuid, T)>, StoreError> {
-        Transaction::new(&self.lock()).get_by_name(kind, name)
+        documents::get_by_name(&self.lock(), kind, name)
     }
 
     /// Reads all documents of a kind in the order of their ids (of UUIDv7: of creation). One unreadable document
     /// fails the call: a list with a gap would be a lie.
     pub fn list<T: DeserializeOwned>(&self, kind: Kind) -> Result<Vec<(Uuid, T)>, StoreError> {
-        Transaction::new(&self.lock()).list(kind)
+        documents::list(&self.lock(), kind)
     }
 
     /// Removes a document; says whether there was one.
     pub fn delete(&self, kind: Kind, id: Uuid) -> Result<bool, StoreError> {
-        Transaction::new(&self.lock()).delete(kind, id)
+        self.transaction(|t| t.delete(kind, id))
     }
 
     /// Writes the singleton `key`.
     pub fn meta_put<T: Serialize>(&self, key: &str, document: &T) -> Result<(), StoreError> {
-        Transaction::new(&self.lock()).meta_put(key, document)
+        self.transaction(|t| t.meta_put(key, document))
     }
 
     /// Reads the singleton `key`; `None` if there is none.
     pub fn meta_get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, StoreError> {
-        Transaction::new(&self.lock()).meta_get(key)
+        documents::meta_get(&self.lock(), key)
     }
 
     fn lock(&self) -> MutexGuard<'_, Connection> {

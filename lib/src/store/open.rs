@@ -6,6 +6,10 @@
 //! never an unfinished one: an empty or half-made file is damage. A file of another program is recognized by its first
 //! bytes, before SQLite gets to change anything in it.
 //!
+//! What is there is believed when everything agrees: SQLite's own check of the file, the schema, every row with its digest,
+//! their sum with the database's position, and that with the mark beside it. Until then nothing is written and nothing
+//! is tidied up: what a refused start leaves is what it found.
+//!
 //! SQLite opens by path, not by descriptor. That the path still leads to the directory that was checked rests on the
 //! directories above it, which are the administrator's.
 
@@ -14,58 +18,165 @@ use std::io::Read;
 use std::path::Path;
 use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, params};
 use rustix::fs::OFlags;
 
-use super::StoreError;
+use super::finding::Finding;
+use super::keeper::Keeper;
 use super::ledger::{OUTCOMES, SCHEMA as LEDGER};
+use super::mark::{self, Delta, Digest, Mark, Position, Verdict, Word};
+use super::{StoreError, rows, state_files};
 use crate::private_files::{FileLock, PrivateDir, PrivateFileError};
 
 /// `PRAGMA application_id`: "mrvm".
 const APPLICATION_ID: u32 = 0x6d72_766d;
 /// `PRAGMA user_version` of files that this program writes.
-/// 2 added the ledger, 3 the outcomes of its audit log.
-const SCHEMA_VERSION: i64 = 3;
+/// 2 added the ledger, 3 the outcomes of its audit log, 4 the digests of rows and the position.
+const SCHEMA_VERSION: i64 = 4;
 const SCHEMA: &str = "
     CREATE TABLE document (
         kind TEXT NOT NULL,
         id BLOB NOT NULL,
         name TEXT,
         body TEXT NOT NULL,
+        digest BLOB NOT NULL,
         PRIMARY KEY (kind, id)
     ) STRICT, WITHOUT ROWID;
     CREATE UNIQUE INDEX document_name ON document (kind, name) WHERE name IS NOT NULL;
-    CREATE TABLE meta (key TEXT PRIMARY KEY, body TEXT NOT NULL) STRICT, WITHOUT ROWID;
+    CREATE TABLE meta (key TEXT PRIMARY KEY, body TEXT NOT NULL, digest BLOB NOT NULL) STRICT, WITHOUT ROWID;
+    CREATE TABLE position (
+        only INTEGER PRIMARY KEY CHECK (only = 1),
+        seq INTEGER NOT NULL,
+        rows INTEGER NOT NULL,
+        chain BLOB NOT NULL,
+        before BLOB NOT NULL,
+        sum BLOB NOT NULL
+    ) STRICT;
 ";
+/// Tables with rows of ours, and their columns without the digest.
+const TABLES: [(&str, &str); 6] = [
+    ("document", "kind, id, name, body"),
+    ("meta", "key, body"),
+    ("event", "seq, at, body"),
+    ("audit", "seq, at, body"),
+    ("audit_outcome", "seq, at, body"),
+    ("keyed", "space, key, expires, body"),
+];
 /// Bytes of the file header, its magic and where it has the application id, big-endian
 /// (<https://sqlite.org/fileformat.html> section 1.3).
 const HEADER_LEN: u64 = 100;
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 const APPLICATION_ID_AT: std::ops::Range<usize> = 68..72;
 /// For somebody who inspects the file with another tool at the same time.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The connection, and the lock to hold as long as it lives.
-pub(super) fn open(path: &Path) -> Result<(Connection, FileLock), StoreError> {
-    let (parent, name) = match (path.parent(), path.file_name().and_then(|name| name.to_str())) {
-        (Some(parent), Some(name)) if !parent.as_os_str().is_empty() => (parent, name),
-        _ => return Err(StoreError::Files(PrivateFileError::WrongType { path: path.to_owned() })),
-    };
-    let dir = PrivateDir::open_or_create(parent).map_err(StoreError::Files)?;
-    let lock = dir.lock(&format!("{name}.lock")).map_err(|error| match error {
-        PrivateFileError::Locked { .. } => StoreError::InUse,
-        other => StoreError::Files(other),
-    })?;
-    match dir.open_file(name, OFlags::RDWR) {
-        Ok(file) => check_header(path, file)?,
-        Err(PrivateFileError::Missing { .. }) => create(&dir, name)?,
-        Err(other) => return Err(StoreError::Files(other)),
+/// A database that was believed.
+pub(super) struct Opened {
+    pub connection: Connection,
+    pub keeper: Keeper,
+    pub lock: FileLock,
+}
+
+/// Where a database is.
+pub(super) struct Place {
+    pub dir: PrivateDir,
+    pub name: String,
+    pub mark: String,
+}
+
+impl Place {
+    pub fn of(path: &Path, make: bool) -> Result<Self, StoreError> {
+        let (parent, name) = match (path.parent(), path.file_name().and_then(|name| name.to_str())) {
+            (Some(parent), Some(name)) if !parent.as_os_str().is_empty() => (parent, name),
+            _ => return Err(StoreError::Files(PrivateFileError::WrongType { path: path.to_owned() })),
+        };
+        let dir = if make { PrivateDir::open_or_create(parent) } else { PrivateDir::open(parent) };
+        let dir = dir.map_err(StoreError::Files)?;
+        Ok(Self { dir, name: name.to_owned(), mark: mark::name_of(name) })
     }
-    let connection = connect(&dir, name).map_err(|error| classify(path, error))?;
-    // Damage is found before anything is added to the file.
-    check_content(path, &connection)?;
-    check_version(path, &connection)?;
-    Ok((connection, lock))
+
+    /// Keeps every other daemon out.
+    pub fn lock(&self) -> Result<FileLock, StoreError> {
+        self.dir.lock(&format!("{}.lock", self.name)).map_err(|error| match error {
+            PrivateFileError::Locked { .. } => StoreError::InUse,
+            other => StoreError::Files(other),
+        })
+    }
+
+    pub fn word(&self) -> Result<Word, StoreError> {
+        mark::read(&self.dir, &self.mark).map_err(StoreError::Files)
+    }
+
+    pub fn has(&self, suffix: &str) -> Result<bool, StoreError> {
+        self.dir.contains(&format!("{}{suffix}", self.name)).map_err(StoreError::Files)
+    }
+
+    /// Checks the first bytes of a database that is there; says whether one is.
+    pub fn check_header(&self) -> Result<bool, StoreError> {
+        match self.dir.open_file(&self.name, OFlags::RDWR) {
+            Ok(file) => check_header(&self.dir.entry(&self.name), file).map(|()| true),
+            Err(PrivateFileError::Missing { .. }) => Ok(false),
+            Err(other) => Err(StoreError::Files(other)),
+        }
+    }
+}
+
+/// The database at `path`; a new one where there never was one.
+pub(super) fn open(path: &Path) -> Result<Opened, StoreError> {
+    let place = Place::of(path, true)?;
+    let lock = place.lock()?;
+    let word = place.word()?;
+    if !place.check_header()? {
+        let acknowledged = match word {
+            Word::At(at) => Some(at.seq),
+            Word::Missing | Word::Damaged => None,
+        };
+        if word != Word::Missing || place.has("-wal")? {
+            return Err(untrusted(path, Finding::Gone { acknowledged }));
+        }
+        create(&place)?;
+    }
+    let connection = look(&place)?;
+    let verdict = match check_file(path, &connection, "")? {
+        SCHEMA_VERSION => {
+            let position = position_of(path, &connection)?;
+            let verdict = mark::judge(&position, &word);
+            if let Verdict::Refused(refusal) = verdict {
+                return Err(untrusted(path, Finding::of(refusal, path, position.seq)));
+            }
+            check_rows(path, &connection, &position)?;
+            verdict
+        }
+        // A mark is made with version 4: the database is older than it.
+        _ if word != Word::Missing => return Err(state_files::older_than(path, &word)),
+        older => {
+            to_write(&connection)?;
+            upgrade(&connection, older).map_err(|error| damaged_or(path, error))?;
+            Verdict::Begun
+        }
+    };
+    to_write(&connection)?;
+    let position = position_of(path, &connection)?;
+    let keeper = keep(&place, position, verdict == Verdict::Whole { mark: false })?;
+    Ok(Opened { connection, keeper, lock })
+}
+
+/// The keeper of a database at this position, whose mark says so from now on.
+pub(super) fn keep(place: &Place, position: Position, marked: bool) -> Result<Keeper, StoreError> {
+    let there = place.dir.contains(&place.mark).map_err(StoreError::Files)?;
+    if !there {
+        mark::make(&place.dir, &place.mark, &position).map_err(StoreError::of_files)?;
+    }
+    let mark = Mark::open(&place.dir, &place.mark).map_err(StoreError::Files)?;
+    if there && !marked {
+        mark.write(&position).map_err(StoreError::of_files)?;
+    }
+    Ok(Keeper::new(position, mark))
+}
+
+pub(super) fn untrusted(path: &Path, finding: Finding) -> StoreError {
+    StoreError::Untrusted { path: path.to_owned(), finding }
 }
 
 fn check_header(path: &Path, file: File) -> Result<(), StoreError> {
@@ -81,7 +192,8 @@ fn check_header(path: &Path, file: File) -> Result<(), StoreError> {
     if ours { Ok(()) } else { Err(StoreError::Foreign { path: path.to_owned() }) }
 }
 
-fn create(dir: &PrivateDir, name: &str) -> Result<(), StoreError> {
+pub(super) fn create(place: &Place) -> Result<(), StoreError> {
+    let (dir, name) = (&place.dir, &place.name);
     let temporary = dir.temporary_name(name);
     // Made by us, with our mode; SQLite takes an empty file for a new database.
     dir.create(&temporary, &[]).map_err(StoreError::Files)?;
@@ -89,87 +201,215 @@ fn create(dir: &PrivateDir, name: &str) -> Result<(), StoreError> {
         .map_err(StoreError::from)
         .and_then(|()| dir.publish(&temporary, name).map_err(StoreError::Files));
     if filled.is_err() {
-        for leftover in ["", "-wal", "-shm", "-journal"] {
-            // The first failure is the one to report.
-            let _ = dir.remove_if_present(&format!("{temporary}{leftover}"));
-        }
+        discard(dir, &temporary);
     }
     filled
 }
 
+/// Removes a database under a temporary name with everything that SQLite put beside it.
+pub(super) fn discard(dir: &PrivateDir, temporary: &str) {
+    for leftover in ["", "-wal", "-shm", "-journal"] {
+        // The first failure is the one to report.
+        let _ = dir.remove_if_present(&format!("{temporary}{leftover}"));
+    }
+}
+
 fn fill(dir: &PrivateDir, temporary: &str) -> rusqlite::Result<()> {
     let connection = connect(dir, temporary)?;
-    connection.execute_batch(&format!(
-        "BEGIN; {SCHEMA} {LEDGER} {OUTCOMES} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
-    ))?;
+    to_write(&connection)?;
+    let begin = format!("BEGIN; {} PRAGMA application_id = {APPLICATION_ID};", schema());
+    connection.execute_batch(&begin)?;
+    put_first_position(&connection, &Position::first(0, [0; 16]))?;
+    connection.execute_batch(&format!("PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"))?;
     // The last connection's close moves the log into the file, syncs it and removes the log.
     connection.close().map_err(|(_, error)| error)
 }
 
+fn schema() -> String {
+    format!("{SCHEMA} {LEDGER} {OUTCOMES}")
+}
+
 /// One more connection to a file that [`open`] has accepted and this process holds the lock of.
 pub(super) fn another(path: &Path) -> Result<Connection, StoreError> {
-    let wrong = || StoreError::Files(PrivateFileError::WrongType { path: path.to_owned() });
-    let parent = path.parent().ok_or_else(wrong)?;
-    let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(wrong)?;
-    let dir = PrivateDir::open(parent).map_err(StoreError::Files)?;
-    connect(&dir, name).map_err(|error| classify(path, error))
+    let place = Place::of(path, false)?;
+    connect(&place.dir, &place.name)
+        .and_then(|connection| to_write(&connection).map(|()| connection))
+        .map_err(|error| damaged_or(path, error))
+}
+
+/// A connection that leaves everything as it is, also when it is closed.
+pub(super) fn look(place: &Place) -> Result<Connection, StoreError> {
+    let path = place.dir.entry(&place.name);
+    let quiet = || {
+        let connection = connect(&place.dir, &place.name)?;
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        connection.pragma_update(None, "query_only", true)?;
+        Ok(connection)
+    };
+    quiet().map_err(|error: rusqlite::Error| damaged_or(&path, error))
 }
 
 fn connect(dir: &PrivateDir, name: &str) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(dir.entry(name), flags)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
-    connection.pragma_update(None, "journal_mode", "WAL")?;
-    connection.pragma_update(None, "synchronous", "FULL")?;
-    connection.pragma_update(None, "foreign_keys", false)?;
     // Cells are checked as they are read, and nothing in the schema runs code.
     connection.pragma_update(None, "cell_size_check", true)?;
     connection.pragma_update(None, "trusted_schema", false)?;
     Ok(connection)
 }
 
-fn check_version(path: &Path, connection: &Connection) -> Result<(), StoreError> {
-    let version = connection
-        .pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0))
-        .map_err(|error| classify(path, error))?;
-    match version {
-        SCHEMA_VERSION => Ok(()),
-        1 | 2 => {
-            let missing = if version == 1 { LEDGER } else { "" };
-            let added =
-                format!("BEGIN; {missing} {OUTCOMES} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;");
-            connection.execute_batch(&added).map_err(|error| classify(path, error))
+/// Lets a connection write, and have its log tidied up when it is closed.
+pub(super) fn to_write(connection: &Connection) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "query_only", false)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "foreign_keys", false)
+}
+
+/// Gives a database of an earlier version what it lacks.
+pub(super) fn upgrade(connection: &Connection, version: i64) -> Result<(), StoreError> {
+    connection.execute_batch("BEGIN IMMEDIATE").map_err(StoreError::from)?;
+    let upgraded = (|| {
+        let mut script = String::from("DROP INDEX document_name;");
+        let there = |table: &str| match table {
+            "document" | "meta" => true,
+            "audit_outcome" => version >= 3,
+            _ => version >= 2,
+        };
+        let old = || TABLES.iter().filter(|(table, _)| there(table));
+        old().for_each(|(table, _)| script += &format!("ALTER TABLE {table} RENAME TO old_{table};"));
+        if version >= 2 {
+            script += "DROP INDEX keyed_expires;";
         }
-        found if found > SCHEMA_VERSION => {
-            Err(StoreError::TooNew { path: path.to_owned(), found, known: SCHEMA_VERSION })
+        script += &schema();
+        for (table, columns) in old() {
+            script += &format!(
+                "INSERT INTO {table} ({columns}, digest) SELECT {columns}, zeroblob(16) FROM old_{table};
+                 DROP TABLE old_{table};"
+            );
         }
-        _ => Err(StoreError::Corrupt { path: path.to_owned(), source: None }),
+        connection.execute_batch(&script)?;
+        rows::seal(connection)?;
+        let found = rows::walk(connection)?.good;
+        put_first_position(connection, &Position::first(found.rows as u64, found.sum))?;
+        connection.execute_batch(&format!("PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"))?;
+        Ok(())
+    })();
+    if upgraded.is_err() {
+        // The first failure is the one to report.
+        let _ = connection.execute_batch("ROLLBACK");
+    }
+    upgraded
+}
+
+pub(super) fn put_first_position(connection: &Connection, at: &Position) -> rusqlite::Result<()> {
+    let statement =
+        "INSERT INTO position (only, seq, rows, chain, before, sum) VALUES (1, ?1, ?2, ?3, ?4, ?5)";
+    let values = params![at.seq as i64, at.rows as i64, at.chain, at.before, at.sum];
+    connection.execute(statement, values).map(|_| ())
+}
+
+/// Writes where the database is after the transaction that this is part of.
+pub(super) fn put_position(connection: &Connection, at: &Position) -> Result<(), StoreError> {
+    let statement =
+        "UPDATE position SET seq = ?1, rows = ?2, chain = ?3, before = ?4, sum = ?5 WHERE chain = ?4";
+    let values = params![at.seq as i64, at.rows as i64, at.chain, at.before, at.sum];
+    match connection.prepare_cached(statement)?.execute(values)? {
+        1 => Ok(()),
+        _ => Err(StoreError::Damaged { what: "the row with the database's position".into(), source: None }),
     }
 }
 
-/// Walks the whole file: damage is found at start, not in the middle of a migration.
-fn check_content(path: &Path, connection: &Connection) -> Result<(), StoreError> {
+/// Where the database is, as it says itself.
+pub(super) fn position_of(path: &Path, connection: &Connection) -> Result<Position, StoreError> {
+    let read = |row: &rusqlite::Row<'_>| {
+        let (seq, rows): (i64, i64) = (row.get(0)?, row.get(1)?);
+        let (chain, before, sum): (Digest, Digest, Digest) = (row.get(2)?, row.get(3)?, row.get(4)?);
+        Ok(Position { seq: seq as u64, rows: rows as u64, chain, before, sum })
+    };
+    let statement = "SELECT seq, rows, chain, before, sum FROM position";
+    let part = || untrusted(path, Finding::Part { what: "the row with its position" });
+    match connection.query_row(statement, [], read).optional() {
+        Ok(Some(position)) if position.is_sound() => Ok(position),
+        Ok(_)
+        | Err(rusqlite::Error::FromSqlConversionFailure(..) | rusqlite::Error::InvalidColumnType(..)) => {
+            Err(part())
+        }
+        Err(error) => Err(damaged_or(path, error)),
+    }
+}
+
+/// Whether databases of this version have a position, and rows digests.
+pub(super) const fn has_position(version: i64) -> bool {
+    version == SCHEMA_VERSION
+}
+
+/// Walks the whole file and looks at its schema, which is ours and `more`; gives its version. Damage is found at start, not in the middle of a
+/// migration.
+pub(super) fn check_file(path: &Path, connection: &Connection, more: &str) -> Result<i64, StoreError> {
+    let failed = |error: rusqlite::Error| damaged_or(path, error);
+    let version: i64 =
+        connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(failed)?;
+    if version > SCHEMA_VERSION {
+        return Err(StoreError::TooNew { path: path.to_owned(), found: version, known: SCHEMA_VERSION });
+    }
     let verdict = connection
         .pragma_query_value(None, "integrity_check", |row| row.get::<_, String>(0))
-        .map_err(|error| classify(path, error))?;
+        .map_err(failed)?;
     if verdict != "ok" {
         tracing::error!(verdict, "database damaged");
         return Err(StoreError::Corrupt { path: path.to_owned(), source: None });
     }
-    let tables = "SELECT count(*) FROM sqlite_schema WHERE name IN ('document', 'document_name', 'meta')";
-    match connection.query_row(tables, [], |row| row.get::<_, i64>(0)) {
-        Ok(3) => Ok(()),
-        Ok(_) => Err(StoreError::Corrupt { path: path.to_owned(), source: None }),
-        Err(error) => Err(classify(path, error)),
-    }
+    let found = schema_of(connection).map_err(failed)?;
+    let good = match version {
+        SCHEMA_VERSION => {
+            let right = Connection::open_in_memory().map_err(StoreError::from)?;
+            right.execute_batch(&format!("{} {more}", schema())).map_err(StoreError::from)?;
+            found == schema_of(&right).map_err(StoreError::from)?
+        }
+        1..SCHEMA_VERSION => {
+            let has = |name: &str| found.iter().any(|part| part[1] == name);
+            ["document", "document_name", "meta"].iter().all(|name| has(name)) && !has("position")
+        }
+        _ => false,
+    };
+    if good { Ok(version) } else { Err(untrusted(path, Finding::Part { what: "its schema" })) }
 }
 
-fn classify(path: &Path, error: rusqlite::Error) -> StoreError {
-    match error.sqlite_error_code() {
-        Some(ErrorCode::NotADatabase) => StoreError::Foreign { path: path.to_owned() },
-        Some(ErrorCode::DatabaseCorrupt) => {
-            StoreError::Corrupt { path: path.to_owned(), source: Some(error) }
-        }
-        _ => StoreError::from(error),
+/// Everything in the schema: type, name, table, text without what white space there is between its words.
+fn schema_of(connection: &Connection) -> rusqlite::Result<Vec<[String; 4]>> {
+    let statement = "SELECT type, name, tbl_name, coalesce(sql, '') FROM sqlite_schema ORDER BY type, name";
+    let mut statement = connection.prepare(statement)?;
+    let rows = statement.query_map([], |row| {
+        let sql: String = row.get(3)?;
+        let sql = sql.split_whitespace().collect::<Vec<_>>().join(" ");
+        Ok([row.get(0)?, row.get(1)?, row.get(2)?, sql])
+    })?;
+    rows.collect()
+}
+
+/// Whether the rows are those that the database's position was made of.
+pub(super) fn check_rows(path: &Path, connection: &Connection, at: &Position) -> Result<(), StoreError> {
+    let found = rows::walk(connection)?;
+    if !found.damaged.is_empty() {
+        return Err(untrusted(path, Finding::Records { damaged: found.damaged }));
+    }
+    let Delta { rows, sum, .. } = found.good;
+    if rows as u64 == at.rows && sum == at.sum {
+        return Ok(());
+    }
+    Err(untrusted(path, Finding::Sum { found: rows as u64, expected: at.rows }))
+}
+
+/// What an error over a file means that was opened with nothing known of it.
+pub(super) fn damaged_or(path: &Path, error: impl Into<StoreError>) -> StoreError {
+    match error.into() {
+        StoreError::Damaged { source: Some(error), .. } => match error.sqlite_error_code() {
+            Some(ErrorCode::NotADatabase) => StoreError::Foreign { path: path.to_owned() },
+            _ => StoreError::Corrupt { path: path.to_owned(), source: Some(error) },
+        },
+        other => other,
     }
 }

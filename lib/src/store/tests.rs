@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 
 use serde::{Deserialize, Serialize};
 
+use super::state_files::{Doubt, UNCONFIRMED};
 use super::*;
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -134,8 +135,15 @@ fn an_unreadable_document_is_named() {
     assert_eq!(named(store.get::<Doc>(Kind::Migration, bad).unwrap_err()), expected);
     assert_eq!(named(store.list::<Doc>(Kind::Migration).unwrap_err()), expected);
     assert_eq!(store.get::<Doc>(Kind::Migration, good).unwrap(), Some(doc(1)));
-    raw(&path).execute("UPDATE document SET body = '{\"number\":'", []).unwrap();
-    assert!(matches!(store.get::<Doc>(Kind::Migration, good), Err(StoreError::Unreadable { .. })));
+    // What nobody wrote is not even tried, whether or not it can be read.
+    for body in ["{\"number\":", "{\"number\":1,\"text\":\"text 2\"}"] {
+        raw(&path).execute("UPDATE document SET body = ?1", [body]).unwrap();
+        let read = store.get::<Doc>(Kind::Migration, good);
+        assert!(
+            matches!(&read, Err(StoreError::Damaged { what, .. }) if *what == format!("migration {good}"))
+        );
+        assert!(matches!(store.list::<Doc>(Kind::Migration), Err(StoreError::Damaged { .. })));
+    }
     store.meta_put("m", &1).unwrap();
     assert_eq!(named(store.meta_get::<Doc>("m").unwrap_err()), DocumentRef::Meta("m".into()));
     let long = "x".repeat(MAX_DOCUMENT);
@@ -147,11 +155,13 @@ fn versions_and_programs_other_than_ours_are_refused() {
     let dir = dir();
     let path = dir.path().join("host.db");
     drop(Store::open(&path).unwrap());
+    raw(&path).pragma_update(None, "user_version", 5).unwrap();
+    assert!(matches!(Store::open(&path), Err(StoreError::TooNew { found: 5, known: 4, .. })));
+    for version in 0..4 {
+        raw(&path).pragma_update(None, "user_version", version).unwrap();
+        assert!(matches!(Store::open(&path), Err(StoreError::Untrusted { .. })));
+    }
     raw(&path).pragma_update(None, "user_version", 4).unwrap();
-    assert!(matches!(Store::open(&path), Err(StoreError::TooNew { found: 4, known: 3, .. })));
-    raw(&path).pragma_update(None, "user_version", 0).unwrap();
-    assert!(matches!(Store::open(&path), Err(StoreError::Corrupt { .. })));
-    raw(&path).pragma_update(None, "user_version", 3).unwrap();
     drop(Store::open(&path).unwrap());
     raw(&path).pragma_update(None, "application_id", 5).unwrap();
     assert!(matches!(Store::open(&path), Err(StoreError::Foreign { .. })));
@@ -196,7 +206,7 @@ fn damaged_files_are_refused_and_left_alone() {
 }
 
 #[test]
-fn a_torn_log_is_cut_back_to_the_last_good_commit() {
+fn a_log_that_lost_its_end_is_noticed_where_anybody_was_told_of_it() {
     let dir = dir();
     let path = dir.path().join("host.db");
     let store = Store::open(&path).unwrap();
@@ -205,22 +215,280 @@ fn a_torn_log_is_cut_back_to_the_last_good_commit() {
         store.put(Kind::Guest, *id, None, &doc(number as u64)).unwrap();
     }
     // The pair as a crash would leave it.
-    let (database, log) = (fs::read(&path).unwrap(), fs::read(dir.path().join("host.db-wal")).unwrap());
+    let image = Image::of(dir.path());
+    // The next one gets to the log and not to the mark: nobody is told.
+    store.put(Kind::Guest, Uuid::now_v7(), None, &doc(50)).unwrap();
+    let next = Image::of(dir.path());
     drop(store);
-    let mut counts = Vec::new();
-    for keep in [log.len(), log.len() - 1, log.len() / 2 + 5, 40, 0] {
-        let crashed = self::dir();
-        let path = crashed.path().join("host.db");
-        for (name, bytes) in [("host.db", &database[..]), ("host.db-wal", &log[..keep])] {
-            fs::write(crashed.path().join(name), bytes).unwrap();
-            fs::set_permissions(crashed.path().join(name), fs::Permissions::from_mode(0o600)).unwrap();
+    let log = image.0["host.db-wal"].len();
+    for keep in [log, log - 1, log / 2 + 5, 40, 0] {
+        let crashed = image.with("host.db-wal", |log| log.truncate(keep));
+        let opened = Store::open(&crashed.path().join("host.db"));
+        if keep == log {
+            let listed = opened.unwrap().list::<Doc>(Kind::Guest).unwrap();
+            assert!(listed.iter().map(|(id, _)| *id).eq(ids.iter().copied()));
+            continue;
         }
-        let listed = Store::open(&path).unwrap().list::<Doc>(Kind::Guest).unwrap();
-        assert!(listed.iter().zip(&ids).all(|((id, _), expected)| id == expected), "a prefix, no gaps");
-        counts.push(listed.len());
+        let error = opened.unwrap_err();
+        let StoreError::Untrusted { finding: Finding::Behind { found, acknowledged: 50, .. }, .. } = &error
+        else {
+            panic!("{keep}: {error:?}")
+        };
+        let missing = format!("the last {} are missing", 50 - found);
+        assert!(*found < 50 && error.to_string().contains(&missing), "{error}");
+        // What it refused is as it was.
+        assert_eq!(fs::read(crashed.path().join("host.db-wal")).unwrap().len(), keep);
     }
-    assert_eq!((counts[0], counts[1]), (50, 49));
-    assert!(counts[2] < 49 && counts[4] == 0, "{counts:?}");
+    for cut in 1..60 {
+        let mut early = next.clone();
+        early.0.insert("host.mark".into(), image.0["host.mark"].clone());
+        let crashed = early.with("host.db-wal", |log| log.truncate(log.len() - cut * 70));
+        let store = Store::open(&crashed.path().join("host.db")).unwrap();
+        assert_eq!(store.list::<Doc>(Kind::Guest).unwrap().len(), 50, "{cut}");
+        store.put(Kind::Guest, Uuid::now_v7(), None, &doc(51)).unwrap();
+    }
+}
+
+/// The files of a state directory at one moment, as a crash would leave them.
+#[derive(Clone)]
+struct Image(std::collections::BTreeMap<String, Vec<u8>>);
+
+impl Image {
+    fn of(dir: &Path) -> Self {
+        let names = ["host.db", "host.db-wal", "host.db-shm", "host.mark"];
+        let there =
+            names.into_iter().filter_map(|name| Some((name.to_owned(), fs::read(dir.join(name)).ok()?)));
+        Self(there.collect())
+    }
+
+    /// A directory with these files, one of them changed.
+    fn with(&self, name: &str, change: impl FnOnce(&mut Vec<u8>)) -> tempfile::TempDir {
+        let mut files = self.0.clone();
+        if let Some(bytes) = files.get_mut(name) {
+            change(bytes);
+        }
+        let dir = dir();
+        for (name, bytes) in files {
+            fs::write(dir.path().join(&name), bytes).unwrap();
+            fs::set_permissions(dir.path().join(&name), fs::Permissions::from_mode(0o600)).unwrap();
+        }
+        dir
+    }
+}
+
+#[test]
+fn a_crash_anywhere_between_commit_and_mark_starts_with_what_was_acknowledged() {
+    let dir = dir();
+    let path = dir.path().join("host.db");
+    let store = Store::open(&path).unwrap();
+    let ids: Vec<Uuid> = (0..6).map(|_| Uuid::now_v7()).collect();
+    let mut images = vec![Image::of(dir.path())];
+    for (number, id) in ids.iter().enumerate() {
+        store.put(Kind::Guest, *id, None, &doc(number as u64)).unwrap();
+        images.push(Image::of(dir.path()));
+    }
+    for step in 1..images.len() {
+        let (before, after) = (&images[step - 1], &images[step]);
+        // The database is committed first; of the mark, any part may be on disk.
+        let (old, new) = (&before.0["host.mark"], &after.0["host.mark"]);
+        for torn in [0, 7, 30, 100, 4096, 4096 + 50, 8192] {
+            let mut image = after.clone();
+            let mark = [&new[..torn], &old[torn..]].concat();
+            image.0.insert("host.mark".into(), mark);
+            let crashed = image.with("", |_| {});
+            let at = crashed.path().join("host.db");
+            // Twice, with a commit between: the first start leaves a good mark.
+            for more in 0..2 {
+                let store = Store::open(&at).unwrap();
+                let listed = store.list::<Doc>(Kind::Guest).unwrap();
+                assert_eq!(listed.len(), step + more, "{step} {torn}");
+                store.put(Kind::Guest, Uuid::now_v7(), None, &doc(9)).unwrap();
+            }
+        }
+        // The other way round, which no crash does: the mark of what the database lost.
+        let mut image = before.clone();
+        image.0.insert("host.mark".into(), new.clone());
+        let refused = Store::open(&image.with("", |_| {}).path().join("host.db"));
+        assert!(matches!(refused, Err(StoreError::Untrusted { finding: Finding::Behind { .. }, .. })));
+    }
+}
+
+/// Changes one bit, cuts, or removes a file of many: what was acknowledged is there, or the start is refused.
+#[test]
+fn no_damage_to_any_file_loses_something_without_a_word() {
+    let mut random: u64 = 0x5eed_0f_da_7a_ba_5e;
+    let mut next = |below: usize| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        (random % below.max(1) as u64) as usize
+    };
+    let dir = dir();
+    let path = dir.path().join("host.db");
+    let store = Store::open(&path).unwrap();
+    let mut wanted: Vec<(Uuid, Doc)> = Vec::new();
+    let mut images = Vec::new();
+    for number in 0..60 {
+        let id = Uuid::now_v7();
+        store.put(Kind::Guest, id, Some(&format!("g{number}")), &doc(number)).unwrap();
+        wanted.push((id, doc(number)));
+        if number == 29 {
+            // Half of it is in the database itself.
+            drop(raw(&path).query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())));
+        }
+    }
+    images.push(Image::of(dir.path()));
+    drop(store);
+    images.push(Image::of(dir.path()));
+    let (mut whole, mut refused) = (0, 0);
+    for round in 0..500 {
+        let image = &images[next(images.len())];
+        let names: Vec<&String> = image.0.keys().filter(|n| !image.0[*n].is_empty()).collect();
+        let name = names[next(names.len())];
+        let mut what = String::new();
+        let mut image = image.clone();
+        let length = image.0[name].len();
+        match next(8) {
+            0 => {
+                what += "removed";
+                image.0.remove(name);
+            }
+            1 => {
+                let keep = next(length);
+                what += &format!("cut to {keep}");
+                image.0.get_mut(name).unwrap().truncate(keep);
+            }
+            _ => {
+                let bit = next(length * 8);
+                what += &format!("bit {bit}");
+                image.0.get_mut(name).unwrap()[bit / 8] ^= 1 << (bit % 8);
+            }
+        }
+        let damaged = image.with("", |_| {});
+        match Store::open(&damaged.path().join("host.db")) {
+            Ok(store) => {
+                let found = store.list::<Doc>(Kind::Guest).unwrap();
+                assert_eq!(found, wanted, "{round}: {name} {what}");
+                whole += 1;
+            }
+            Err(error) => {
+                let told = error.to_string();
+                assert!(told.contains("host."), "{round}: {name} {what}: {told}");
+                refused += 1;
+            }
+        }
+    }
+    println!("{whole} whole, {refused} refused");
+    assert!(whole > 40 && refused > 40);
+}
+
+#[test]
+fn a_row_that_is_changed_added_or_removed_behind_our_back_is_named_or_missed() {
+    let damages: [(&str, &dyn Fn(&Finding) -> bool); 7] = [
+        ("UPDATE document SET body = replace(body, 'text 3', 'text 4')", &|f| names(f, "guest")),
+        ("UPDATE document SET name = 'other' WHERE name = 'g2'", &|f| names(f, "other")),
+        ("UPDATE meta SET body = '1'", &|f| names(f, "the host's m")),
+        ("DELETE FROM document WHERE name = 'g1'", &|f| matches!(f, Finding::Sum { found: 5, expected: 6 })),
+        ("DELETE FROM position", &|f| matches!(f, Finding::Part { .. })),
+        ("UPDATE position SET seq = seq + 1", &|f| matches!(f, Finding::Part { .. })),
+        ("DROP INDEX document_name", &|f| matches!(f, Finding::Part { .. })),
+    ];
+    for (statement, right) in damages {
+        let dir = dir();
+        let path = dir.path().join("host.db");
+        let store = Store::open(&path).unwrap();
+        for number in 0..5 {
+            let name = format!("g{number}");
+            store.put(Kind::Guest, Uuid::now_v7(), Some(&name), &doc(number)).unwrap();
+        }
+        store.meta_put("m", &3).unwrap();
+        drop(store);
+        raw(&path).execute(statement, []).unwrap();
+        match Store::open(&path) {
+            Err(StoreError::Untrusted { finding, .. }) if right(&finding) => {}
+            other => panic!("{statement}: {other:?}"),
+        }
+        // Somebody may go on with what is left, and the audit log has it.
+        let found = state_files::accept(&path, |wrong| format!("\"{wrong}\""));
+        if statement.starts_with("DROP") {
+            assert!(matches!(found, Err(StoreError::Untrusted { .. })), "the schema is nobody's to guess");
+            continue;
+        }
+        assert!(found.unwrap().finding.is_some(), "{statement}");
+        let store = Store::open(&path).unwrap();
+        assert_eq!(store.meta_get::<state_files::Doubt>(UNCONFIRMED).unwrap(), Some(Doubt::Accepted));
+        let left = store.list::<Doc>(Kind::Guest).unwrap().len();
+        assert!((4..=5).contains(&left), "{statement}: {left}");
+        let ledger = Ledger::open(&store, 10).unwrap();
+        let audit = ledger.look(ledger::Log::Audit, 0, 10, |_| true).unwrap();
+        assert!(audit.entries[0].body.contains("host.db"), "{audit:?}");
+        drop((ledger, store));
+        assert_eq!(state_files::accept(&path, |_| panic!("nothing is wrong")).unwrap().finding, None);
+    }
+}
+
+fn names(finding: &Finding, what: &str) -> bool {
+    matches!(finding, Finding::Records { damaged } if damaged.iter().any(|d| d.contains(what)))
+}
+
+#[test]
+fn a_backup_of_an_open_store_is_put_back_as_it_was_and_says_so() {
+    let (dir, other) = (dir(), dir());
+    let path = dir.path().join("host.db");
+    let (to, elsewhere) = (dir.path().join("backup.db"), other.path().join("host.db"));
+    let store = Store::open(&path).unwrap();
+    let ledger = Ledger::open(&store, 10).unwrap();
+    for number in 0..5 {
+        store.put(Kind::Guest, Uuid::now_v7(), Some(&format!("g{number}")), &doc(number)).unwrap();
+    }
+    let epoch = ledger.epoch().to_owned();
+    let riders = [state_files::Rider { name: "key".into(), body: b"secret of the host".to_vec().into() }];
+    let facts = state_files::backup(&path, &to, &riders).unwrap();
+    assert!(facts.live && facts.records >= 6, "{facts:?}");
+    assert_eq!(fs::metadata(&to).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(matches!(
+        state_files::backup(&path, &to, &[]),
+        Err(StoreError::Files(PrivateFileError::Exists { .. }))
+    ));
+    store.put(Kind::Guest, Uuid::now_v7(), Some("later"), &doc(9)).unwrap();
+    assert!(matches!(state_files::restore(&to, &path, "e"), Err(StoreError::InUse)));
+    drop((ledger, store));
+    for at in [&path, &elsewhere] {
+        let restored = state_files::restore(&to, at, "\"restored\"").unwrap();
+        assert_eq!(restored.riders[0].body.as_slice(), b"secret of the host");
+        assert_eq!(restored.replaced.is_some(), at == &path);
+        let store = Store::open(at).unwrap();
+        assert_eq!(store.list::<Doc>(Kind::Guest).unwrap().len(), 5);
+        assert_eq!(store.meta_get::<Doubt>(UNCONFIRMED).unwrap(), Some(Doubt::Restored));
+        let ledger = Ledger::open(&store, 10).unwrap();
+        assert_ne!(ledger.epoch(), epoch, "numbers of events begin to mean something else");
+        assert_eq!(ledger.bounds(ledger::Log::Audit).unwrap().latest, 1);
+        drop((ledger, store));
+        let bytes = fs::read(at).unwrap();
+        assert!(!bytes.windows(9).any(|w| w == b"secret of"), "the riders leave nothing behind");
+    }
+    // One that is not whole is not put back, and what is there stays.
+    let good = fs::read(&to).unwrap();
+    for at in (100..good.len()).step_by(997) {
+        let mut bad = good.clone();
+        bad[at] ^= 4;
+        fs::write(&to, &bad).unwrap();
+        let before = fs::read(&path).unwrap();
+        if let Err(error) = state_files::restore(&to, &path, "e") {
+            assert!(error.to_string().contains("backup.db"), "{at}: {error}");
+            assert_eq!(fs::read(&path).unwrap(), before);
+        }
+        assert_eq!(Store::open(&path).unwrap().list::<Doc>(Kind::Guest).unwrap().len(), 5, "{at}");
+    }
+    for (name, file) in [("host.db", &path), ("host.mark", &dir.path().join("host.mark"))] {
+        fs::remove_file(file).unwrap();
+        let error = Store::open(&path).unwrap_err();
+        assert!(error.to_string().contains(&format!("{name} is missing")), "{error}");
+        assert!(state_files::check(&path).unwrap_err().to_string().contains(name));
+        fs::write(&to, &good).unwrap();
+        state_files::restore(&to, &path, "e").unwrap();
+        assert!(!state_files::check(&path).unwrap().live);
+    }
 }
 
 #[test]

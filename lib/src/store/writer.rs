@@ -7,6 +7,7 @@
 //! neighbours. Work whose world has changed already is owed when it cannot be written: it is kept in memory and goes
 //! before everything else into the next transaction, once a second until there is one that commits.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
@@ -14,17 +15,23 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use rusqlite::{Connection, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, Transaction, TransactionBehavior};
 use tokio::sync::watch;
 
 use super::batch::{Batch, Write, carry_out};
+use super::keeper::{Keeper, held};
 use super::ledger::Log;
+use super::mark::Delta;
+use super::open::BUSY_TIMEOUT;
+use super::rows::Rows;
 use super::{Kind, StoreError};
 
 /// Work that one transaction takes at most.
 const GROUP: usize = 512;
 /// Between two tries to write what is owed, and between two looks whether a disk that took nothing takes something.
 const RETRY: Duration = Duration::from_secs(1);
+/// Without anything to write for so long, the log is moved into the database: what is in one place cannot be lost in two.
+const IDLE: Duration = Duration::from_secs(3);
 /// Entries of the event log that are owed at most; the oldest give way.
 const OWED_EVENTS: usize = 10_000;
 
@@ -34,7 +41,7 @@ pub(super) type Then = Box<dyn FnOnce() + Send>;
 pub(super) type Tell = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
 
 /// What reads and writes as it likes; gives who is told of the commit.
-pub(super) type Free = Box<dyn FnOnce(&Transaction<'_>) -> Result<Tell, StoreError> + Send>;
+pub(super) type Free = Box<dyn FnOnce(&Rows<'_>) -> Result<Tell, StoreError> + Send>;
 
 /// Something to write.
 pub(super) enum Work {
@@ -92,6 +99,7 @@ impl StoreError {
             | Self::Empty { .. }
             | Self::Foreign { .. }
             | Self::TooNew { .. }
+            | Self::Untrusted { .. }
             | Self::Corrupt { .. } => Some(Trouble::Failed),
             Self::Unreadable { .. }
             | Self::Unwritable { .. }
@@ -202,6 +210,7 @@ impl Owed {
             batch.keep(|w| match w {
                 Write::Put { kind, id, .. } | Write::Delete { kind, id } => (*kind, *id) != (of, which),
                 Write::MetaPut { .. }
+                | Write::MetaDelete { .. }
                 | Write::Append { .. }
                 | Write::Outcome { .. }
                 | Write::KeyedPut { .. }
@@ -215,16 +224,30 @@ impl Owed {
 /// Writes until nobody can send any more, then once more what is owed.
 pub(super) fn write_all(
     mut connection: Connection,
+    keeper: &Mutex<Keeper>,
     work: &Receiver<Work>,
     tails: &[Arc<Tail>],
     health: &Health,
 ) {
     let mut owed = Owed::default();
+    let mut tidied = None;
     loop {
+        let at = held(keeper).seq();
         let first = if owed.batches.is_empty() && !health.is_failing() {
-            match work.recv() {
+            let next = if tidied == Some(at) {
+                work.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            } else {
+                work.recv_timeout(IDLE)
+            };
+            match next {
                 Ok(first) => Some(first),
-                Err(_) => return,
+                Err(RecvTimeoutError::Timeout) => {
+                    if tidy(&connection, keeper) {
+                        tidied = Some(at);
+                    }
+                    continue;
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
             }
         } else {
             match work.recv_timeout(RETRY) {
@@ -235,14 +258,36 @@ pub(super) fn write_all(
         };
         let more = std::iter::from_fn(|| work.try_recv().ok());
         let group: Vec<Work> = first.into_iter().chain(more).take(GROUP).collect();
-        write_group(&mut connection, group, &mut owed, tails, health);
+        write_group(&mut connection, keeper, group, &mut owed, tails, health);
     }
-    write_group(&mut connection, Vec::new(), &mut owed, tails, health);
+    write_group(&mut connection, keeper, Vec::new(), &mut owed, tails, health);
     if !owed.batches.is_empty() {
         tracing::error!(
             owed = owed.batches.len(),
             "changes that happened could not be stored before the end"
         );
+    }
+}
+
+/// Moves the log into the database and empties it, unless somebody reads or writes just now; says whether that is done.
+fn tidy(connection: &Connection, keeper: &Mutex<Keeper>) -> bool {
+    // Those who write wait for nobody who waits for a reader.
+    let _held = held(keeper);
+    let checkpoint = || {
+        connection.busy_timeout(Duration::ZERO)?;
+        let left: i64 = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+        Ok::<_, rusqlite::Error>(left == 0)
+    };
+    let done = checkpoint();
+    if let Err(error) = connection.busy_timeout(BUSY_TIMEOUT) {
+        tracing::error!(%error, "the database could not be told to wait");
+    }
+    match done {
+        Ok(done) => done,
+        Err(error) => {
+            tracing::warn!(%error, "the database's log could not be moved into it");
+            false
+        }
     }
 }
 
@@ -272,6 +317,7 @@ impl Done {
 
 fn write_group(
     connection: &mut Connection,
+    keeper: &Mutex<Keeper>,
     group: Vec<Work>,
     owed: &mut Owed,
     tails: &[Arc<Tail>],
@@ -282,9 +328,12 @@ fn write_group(
     let mut done = Vec::with_capacity(group.len());
     let mut refused = Vec::new();
     let mut waiting = group.into_iter();
+    let mut keeper = held(keeper);
     let result = begin(connection).and_then(|t| {
+        let account = Cell::new(Delta::default());
+        let rows = Rows::new(&t, &account);
         for batch in &owed.batches {
-            match within_savepoint(&t, tails, || write_batch(&t, batch, tails)) {
+            match within_savepoint(&rows, tails, || write_batch(&rows, batch, tails)) {
                 // What can never be written must not keep back what can.
                 Err(error) if error.trouble().is_none() => {
                     tracing::error!(%error, "a change that happened cannot be stored");
@@ -293,16 +342,18 @@ fn write_group(
             }
         }
         for work in waiting.by_ref() {
-            do_work(&t, work, tails, &mut done, &mut refused)?;
+            do_work(&rows, work, tails, &mut done, &mut refused)?;
         }
         for tail in tails {
-            forget_old(&t, tail)?;
+            forget_old(&rows, tail)?;
         }
         if probing {
-            probe(&t)?;
+            probe(&rows)?;
         }
-        commit(t)
+        keeper.commit(t, &account.get())
     });
+    let unmarked = !keeper.is_marked();
+    drop(keeper);
     if let Err(error) = &result {
         if !health.is_failing() || !probing {
             tracing::error!(error = ?error, "the database could not be written");
@@ -321,6 +372,7 @@ fn write_group(
         });
     }
     let mut met = result.as_ref().err().map(|e| e.trouble().unwrap_or(Trouble::Failed));
+    met = met.or(unmarked.then_some(Trouble::Failed));
     let mut told = Vec::with_capacity(done.len() + refused.len());
     for (item, error) in refused {
         met = met.or(error.trouble());
@@ -348,7 +400,7 @@ fn write_group(
 
 /// Does one piece of work; an error is one of the whole transaction.
 fn do_work(
-    t: &Transaction<'_>,
+    t: &Rows<'_>,
     work: Work,
     tails: &[Arc<Tail>],
     done: &mut Vec<Done>,
@@ -388,15 +440,16 @@ fn do_work(
 }
 
 fn within_savepoint(
-    t: &Connection,
+    t: &Rows<'_>,
     tails: &[Arc<Tail>],
     work: impl FnOnce() -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
-    let before = numbers(tails);
+    let before = (numbers(tails), t.account().get());
     t.prepare_cached("SAVEPOINT one").and_then(|mut s| s.execute([])).map_err(StoreError::from)?;
     let result = work();
     if result.is_err() {
-        restore(tails, &before);
+        restore(tails, &before.0);
+        t.account().set(before.1);
         if t.is_autocommit() {
             return result;
         }
@@ -407,20 +460,20 @@ fn within_savepoint(
 }
 
 /// Carries out a batch within the transaction.
-pub(super) fn write_batch(t: &Connection, batch: &Batch, tails: &[Arc<Tail>]) -> Result<(), StoreError> {
+pub(super) fn write_batch(t: &Rows<'_>, batch: &Batch, tails: &[Arc<Tail>]) -> Result<(), StoreError> {
     let mut numbered =
-        |t: &Connection, log: Log, at: Timestamp, body: &str| append(t, tails, log, at, body).map(|_| ());
+        |t: &Rows<'_>, log: Log, at: Timestamp, body: &str| append(t, tails, log, at, body).map(|_| ());
     batch.writes().iter().try_for_each(|write| carry_out(t, write, &mut numbered))
 }
 
 /// The same for a batch without entries of logs.
-pub(super) fn write_keyed(t: &Connection, batch: &Batch) -> Result<(), StoreError> {
+pub(super) fn write_keyed(t: &Rows<'_>, batch: &Batch) -> Result<(), StoreError> {
     write_batch(t, batch, &[])
 }
 
 /// Appends an entry; gives its number.
 pub(super) fn append(
-    t: &Connection,
+    t: &Rows<'_>,
     tails: &[Arc<Tail>],
     log: Log,
     at: Timestamp,
@@ -432,13 +485,7 @@ pub(super) fn append(
         .find(|t| t.log == log)
         .ok_or_else(|| StoreError::Sqlite(rusqlite::Error::InvalidParameterName(log.table().to_owned())))?;
     let seq = tail.next.load(Ordering::SeqCst) + 1;
-    let statement = match log {
-        Log::Event => "INSERT INTO event (seq, at, body) VALUES (?1, ?2, ?3)",
-        Log::Audit => "INSERT INTO audit (seq, at, body) VALUES (?1, ?2, ?3)",
-    };
-    t.prepare_cached(statement)
-        .and_then(|mut s| s.execute(params![seq as i64, at.as_millisecond(), body]))
-        .map_err(StoreError::from)?;
+    t.entry(log, seq, at, body).map_err(StoreError::from)?;
     tail.next.store(seq, Ordering::SeqCst);
     Ok(seq)
 }
@@ -455,29 +502,17 @@ fn begin(connection: &mut Connection) -> Result<Transaction<'_>, StoreError> {
     connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(StoreError::from)
 }
 
-/// The one place where this thread's work gets to the disk.
-fn commit(t: Transaction<'_>) -> Result<(), StoreError> {
-    t.commit().map_err(StoreError::from)
-}
-
 /// A write for its own sake: whether the disk takes something again.
-pub(super) fn probe(t: &Transaction<'_>) -> Result<(), StoreError> {
-    super::documents::meta_put(t, "probe", &format!("\"{}\"", uuid::Uuid::new_v4()))
+pub(super) fn probe(t: &Rows<'_>) -> Result<(), StoreError> {
+    t.meta("probe", &format!("\"{}\"", uuid::Uuid::new_v4())).map_err(StoreError::from)
 }
 
-fn forget_old(t: &Connection, tail: &Tail) -> Result<(), StoreError> {
+fn forget_old(t: &Rows<'_>, tail: &Tail) -> Result<(), StoreError> {
     let below = tail.next.load(Ordering::SeqCst).saturating_sub(tail.kept);
     if below == 0 {
         return Ok(());
     }
-    let statements: &[&str] = match tail.log {
-        Log::Event => &["DELETE FROM event WHERE seq <= ?1"],
-        Log::Audit => &["DELETE FROM audit WHERE seq <= ?1", "DELETE FROM audit_outcome WHERE seq <= ?1"],
-    };
-    for statement in statements {
-        t.prepare_cached(statement).and_then(|mut s| s.execute([below as i64])).map_err(StoreError::from)?;
-    }
-    Ok(())
+    t.forget_entries(tail.log, below).map_err(StoreError::from)
 }
 
 /// Hands work to the thread; work that nobody will do is told so.

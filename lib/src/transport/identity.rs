@@ -23,10 +23,10 @@ use zeroize::{Zeroize, Zeroizing};
 use super::tls;
 use crate::private_files::{PrivateDir, PrivateFileError};
 
-const KEY_FILE: &str = "host-key.pem";
+pub(super) const KEY_FILE: &str = "host-key.pem";
 const CERTIFICATE_FILE: &str = "host-certificate.pem";
 const LOCK_FILE: &str = "host-key.lock";
-const MAX_PEM_BYTES: u64 = 16 << 10;
+pub(super) const MAX_PEM_BYTES: u64 = 16 << 10;
 /// What a certificate says of its dates: since 1970, and no end (RFC 5280 section 4.1.2.5, the year 9999).
 const VALID_FROM: SystemTime = UNIX_EPOCH;
 const VALID_UNTIL: Duration = Duration::from_secs(253_402_300_799);

@@ -20,6 +20,7 @@
 mod endpoint;
 mod frame;
 mod identity;
+pub(crate) mod key_file;
 mod link;
 mod link_error;
 mod listener;

@@ -174,6 +174,9 @@ pub fn resolve(
     note("state_dir", state_dir.value.as_ref().map(shown), &state_dir.source);
     let directory = state_dir.value.clone().or_else(default_state_dir);
     let name = arguments.name.or_file(file.name);
+    if let Some(bad) = name.value.as_ref().filter(|name| !mirrorvm::host::is_name(name)) {
+        return Err(wrong("name", bad, mirrorvm::host::NAME_RULE, name.source.name()));
+    }
     note("name", name.value.clone(), &name.source);
     let listen = arguments.listen.or_file(file.listen.map(|l| all("listen", l)).transpose()?);
     let places: Vec<String> = listen.value.iter().flatten().map(ToString::to_string).collect();
@@ -427,6 +430,9 @@ mod tests {
             ("peer_listen = \"0.0.0.0:1\"\nadvertise = \"a_b\"", "advertise"),
             ("advertise = \"192.0.2.7\"", "advertise"),
             ("log_format = \"xml\"", "log_format"),
+            ("name = \"\"", "name"),
+            ("name = \"x/y\"", "name"),
+            ("name = \"0190a4c2-7b1e-7c00-8000-000000000000\"", "name"),
             ("[limits]\nspeed = 1", "limits.speed"),
             ("[limits]\nconnections = 0", "limits.connections"),
             ("[access.users]\nroot = \"admin\"", "access.users"),

@@ -3,6 +3,7 @@
 //! Owns: the entries of the audit log that such acts leave. Must not know: the API.
 
 mod identity;
+pub mod state;
 
 pub use identity::accept as accept_identity;
 
@@ -34,7 +35,7 @@ mod tests {
 
     #[test]
     fn an_act_from_the_command_line_is_an_entry_like_any_other() {
-        let read: crate::http::gate::AuditRecord =
+        let read: crate::http::audit::AuditRecord =
             serde_json::from_str(&entry("identity_accept", "identity a -> b")).unwrap();
         assert_eq!((read.operation.as_str(), read.path.as_str()), ("identity_accept", "identity a -> b"));
         assert!(read.principal.is_some_and(|p| p.starts_with("unix:")));
