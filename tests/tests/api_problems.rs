@@ -153,6 +153,11 @@ fn every_code_can_be_reached() {
     other.reach("capability_missing", &Request::new("POST", "/v1/guests/q/start"));
     walk.seen.extend(other.seen);
 
+    let look = post("/v1/migrations?dry_run=true", &migration("g1", "b", "precopy"));
+    let _ = pair.b.send(&maintenance(true)).expect(200);
+    walk.reach("destination_refuses", &look);
+    let _ = pair.b.send(&maintenance(false)).expect(200);
+
     let mut slow = migration("g1", "b", "precopy");
     slow["limits"] = json!({"bandwidth_bytes_per_second": 4 << 20});
     let m = d.migrate(&slow);

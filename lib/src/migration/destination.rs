@@ -123,7 +123,11 @@ pub fn serve_check(mut link: Link, peer: &str, against: impl FnOnce(&Prepare) ->
     let prepare = match read_prepare(&mut link, kind::CHECK) {
         Ok(p) => p,
         Err(fault) => {
-            tracing::info!(peer, fault = %fault.chain(), "a look at a migration was not understood");
+            static UNCLEAR: LogBudget = LogBudget::new();
+            if let Some(unlogged) = UNCLEAR.take() {
+                let fault = fault.chain();
+                tracing::info!(peer, unlogged, fault, "a look at a migration was not understood");
+            }
             return;
         }
     };
