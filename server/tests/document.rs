@@ -204,7 +204,7 @@ pub fn resolve<'a>(document: &'a Value, schema: &'a Value) -> &'a Value {
 mod decoders {
     //! Schemas and decoders are written apart; here they are held against each other.
 
-    use mirrorvmd::api::decode::{Decode, decode};
+    use mirrorvmd::api::decode::{self, Decode};
     use mirrorvmd::api::guests::GuestCreate;
     use mirrorvmd::api::layout::AddressSpacePlanCreate;
     use mirrorvmd::api::migrations::MigrationCreate;
@@ -213,6 +213,11 @@ mod decoders {
     use proptest::prelude::*;
 
     use super::*;
+
+    /// Reads a body as the daemon does.
+    fn decode<T: Decode>(value: &Value) -> Result<T, Vec<mirrorvmd::problem::ProblemError>> {
+        decode::decode(&mirrorvmd::api::json::parse(value.to_string().as_bytes()).unwrap())
+    }
 
     /// A source of choices for the generator of values.
     struct Choices(Vec<u8>, usize);

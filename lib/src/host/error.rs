@@ -7,6 +7,9 @@ use crate::guest::PlugError;
 use crate::memory::{MemoryError, Shortage};
 use crate::store::{StoreError, Trouble};
 
+/// Fields that one line names.
+const NAMED_MAX: usize = 8;
+
 /// A field of a request and what is wrong with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldError {
@@ -22,6 +25,22 @@ impl FieldError {
     /// Names a field's problem.
     pub fn new(pointer: impl Into<String>, code: &'static str, detail: impl Into<String>) -> Self {
         Self { pointer: pointer.into(), code, detail: detail.into() }
+    }
+
+    /// Each field with what is wrong with it, in one line: for whoever gets no list.
+    fn list(errors: &[Self]) -> String {
+        if errors.is_empty() {
+            return "a value of the request cannot be used".to_owned();
+        }
+        let named = errors.iter().take(NAMED_MAX).map(|e| match e.pointer.as_str() {
+            "" => e.detail.clone(),
+            pointer => format!("{pointer}: {}", e.detail),
+        });
+        let mut text = named.collect::<Vec<_>>().join("; ");
+        if errors.len() > NAMED_MAX {
+            text.push_str(&format!("; and {} more", errors.len() - NAMED_MAX));
+        }
+        text
     }
 }
 
@@ -45,7 +64,7 @@ pub enum HostError {
         name: String,
     },
     /// Values that cannot be.
-    #[error("{} of the request's values cannot be used", .0.len())]
+    #[error("{}", FieldError::list(.0))]
     Invalid(Vec<FieldError>),
     /// The action does not fit the resource's state.
     #[error("the {kind} is {current}; this needs {}", allowed.join(" or "))]
@@ -244,5 +263,20 @@ impl HostError {
     /// Wraps a fault of the host.
     pub fn internal(what: &'static str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Internal { what, source: source.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_that_cannot_be_are_named_with_their_fields() {
+        let error = |n: usize| FieldError::new(format!("/f{n}"), "out_of_range", format!("{n} is too much"));
+        let text = |errors: Vec<FieldError>| HostError::Invalid(errors).to_string();
+        assert_eq!(text(vec![error(1)]), "/f1: 1 is too much");
+        assert_eq!(text(vec![error(1), error(2)]), "/f1: 1 is too much; /f2: 2 is too much");
+        assert!(text((0..20).map(error).collect()).ends_with("/f7: 7 is too much; and 12 more"));
+        assert_eq!(text(vec![FieldError::new("", "x", "the whole")]), "the whole");
     }
 }

@@ -481,9 +481,6 @@ pub(super) fn refused_by(e: &HostError) -> Refused {
         _ => "destination_failed",
     };
     let detail = match e {
-        HostError::Invalid(list) => {
-            list.iter().map(|f| format!("{}: {}", f.pointer, f.detail)).collect::<Vec<_>>().join("; ")
-        }
         HostError::PlanRefused(list) => list.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
         e => e.to_string(),
     };

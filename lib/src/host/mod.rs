@@ -8,6 +8,7 @@ mod admission;
 mod asking;
 mod batches;
 mod boot;
+pub mod bounds;
 mod capabilities;
 mod changes;
 mod endings;

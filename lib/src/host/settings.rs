@@ -6,11 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::act::{self, Effect};
 use super::events::{Change, EventBody, ResourceKind};
-use super::{Expected, FieldError, Host, HostError, Labels, validate};
+use super::{Expected, FieldError, Host, HostError, Labels, bounds, validate};
 use crate::store::Batch;
 
-/// Most outgoing migrations at once.
-const SLOTS_MAX: u32 = 16;
 const KEY: &str = "host_settings";
 
 /// What can be set.
@@ -53,8 +51,9 @@ impl Host {
         change(&mut next);
         next.generation = settings.generation + 1;
         validate::labels(&next.labels)?;
-        if !(1..=SLOTS_MAX).contains(&next.migration_slots) {
-            let detail = format!("{} is not 1 to {SLOTS_MAX}", next.migration_slots);
+        if !bounds::MIGRATION_SLOTS.contains(&u64::from(next.migration_slots)) {
+            let (low, high) = (bounds::MIGRATION_SLOTS.start(), bounds::MIGRATION_SLOTS.end());
+            let detail = format!("{} is not between {low} and {high}", next.migration_slots);
             return Err(HostError::Invalid(vec![FieldError::new(
                 "/migration_slots",
                 "out_of_range",

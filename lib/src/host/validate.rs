@@ -1,9 +1,12 @@
 //! Checks of what callers ask for. Pure: every problem found, none fixed.
 
+use std::ops::RangeInclusive;
+
 use uuid::Uuid;
 
 use super::{
     DriverSpec, FieldError, GuestSpec, HostError, Labels, MigrationSpec, MirrorSpec, PeerSpec, SevSpec,
+    bounds,
 };
 use crate::addr::{PAGE_2M, PAGE_SIZE};
 use crate::address_space::{GuestLayout, HELPER_BLOCK, LayoutError, PspVia, Strategy, VMSA_BLOCK};
@@ -12,20 +15,23 @@ use crate::mirror::{FIFO_PRIORITIES, NICE, Placement, Scheduler};
 use crate::sev::Policy;
 use crate::transport::Unconnectable;
 
-/// vCPUs and workers that one guest or mirror may have.
-const CPUS_MAX: u32 = 16;
-/// Slowest bandwidth limit: a full frame of 2 MiB must fit the peer's frame deadline.
-const BANDWIDTH_MIN: u64 = 1 << 20;
+/// Notes `value` where it is out of its bound.
+fn check_bound(at: impl Into<String>, value: u64, bound: &RangeInclusive<u64>, errors: &mut Vec<FieldError>) {
+    if !bound.contains(&value) {
+        let detail = format!("{value} is not between {} and {}", bound.start(), bound.end());
+        errors.push(FieldError::new(at, "out_of_range", detail));
+    }
+}
+
+/// Labels of one resource.
+const LABELS_MAX: usize = 64;
 
 /// A guest's definition; gives its layout without the helper's block.
 pub(super) fn guest(spec: &GuestSpec) -> Result<GuestLayout, HostError> {
     let mut errors = Vec::new();
     check_name(&spec.name, &mut errors);
     check_labels(&spec.labels, &mut errors);
-    if !(1..=CPUS_MAX).contains(&spec.driver.vcpus()) {
-        let detail = format!("{} is not 1 to {CPUS_MAX}", spec.driver.vcpus());
-        errors.push(FieldError::new("/driver/vcpus", "out_of_range", detail));
-    }
+    check_bound("/driver/vcpus", spec.driver.vcpus().into(), &bounds::VCPUS, &mut errors);
     if spec.backing == Some(Backing::Hugetlb) {
         for (i, block) in
             spec.blocks.iter().enumerate().filter(|(_, b)| !b.size_bytes.is_multiple_of(PAGE_2M))
@@ -54,11 +60,8 @@ pub(super) fn guest(spec: &GuestSpec) -> Result<GuestLayout, HostError> {
                 let detail = format!("{set} is not a multiple of 4096 up to half of the RAM ({})", ram / 2);
                 errors.push(FieldError::new("/driver/workload/working_set_bytes", "out_of_range", detail));
             }
-            if workload.dirty_bytes_per_second > 1 << 40 {
-                let detail = format!("{} is more than 2^40", workload.dirty_bytes_per_second);
-                let at = "/driver/workload/dirty_bytes_per_second";
-                errors.push(FieldError::new(at, "out_of_range", detail));
-            }
+            let at = "/driver/workload/dirty_bytes_per_second";
+            check_bound(at, workload.dirty_bytes_per_second, &bounds::DIRTY_RATE, &mut errors);
         }
         DriverSpec::Qemu { append, .. } => {
             if spec.backing == Some(Backing::Anonymous) {
@@ -92,10 +95,7 @@ fn check_sev(sev: &SevSpec, errors: &mut Vec<FieldError>) {
                       no RECEIVE_UPDATE_VMSA for its vCPUs either";
         errors.push(FieldError::new("/driver/sev/mirror/strategy", "impossible", detail));
     }
-    if !(1..=CPUS_MAX).contains(&sev.mirror.workers) {
-        let detail = format!("{} is not 1 to {CPUS_MAX}", sev.mirror.workers);
-        errors.push(FieldError::new("/driver/sev/mirror/workers", "out_of_range", detail));
-    }
+    check_bound("/driver/sev/mirror/workers", sev.mirror.workers.into(), &bounds::WORKERS, errors);
 }
 
 fn check_qemu(spec: &GuestSpec, append: &str, errors: &mut Vec<FieldError>) {
@@ -106,11 +106,11 @@ fn check_qemu(spec: &GuestSpec, append: &str, errors: &mut Vec<FieldError>) {
         errors.push(FieldError::new("/memory/blocks", "unsupported_layout", detail));
     }
     if append.len() > 2048 || append.chars().any(char::is_control) {
-        errors.push(FieldError::new(
-            "/driver/append",
-            "out_of_range",
-            "longer than 2048 or with control characters",
-        ));
+        let detail = format!(
+            "{} bytes are given: at most 2048, without control characters, make a kernel command line",
+            append.len()
+        );
+        errors.push(FieldError::new("/driver/append", "out_of_range", detail));
     }
 }
 
@@ -141,10 +141,7 @@ fn block_error(e: &LayoutError) -> FieldError {
 /// What a caller wants of a mirror.
 pub(super) fn mirror(spec: &MirrorSpec) -> Result<(), HostError> {
     let mut errors = placement("/placement", &spec.options.placement);
-    if !(1..=CPUS_MAX).contains(&spec.workers) {
-        let detail = format!("{} is not 1 to {CPUS_MAX}", spec.workers);
-        errors.push(FieldError::new("/workers", "out_of_range", detail));
-    }
+    check_bound("/workers", spec.workers.into(), &bounds::WORKERS, &mut errors);
     if errors.is_empty() { Ok(()) } else { Err(HostError::Invalid(errors)) }
 }
 
@@ -152,17 +149,17 @@ pub(super) fn mirror(spec: &MirrorSpec) -> Result<(), HostError> {
 pub(super) fn placement(at: &str, placement: &Placement) -> Vec<FieldError> {
     let there = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u32;
     let bad = |(i, cpu): (usize, &u32)| {
-        let detail = format!("{cpu} is not 0 to {}", there - 1);
+        let detail = format!("{cpu} is not between 0 and {}: this host has {there} processors", there - 1);
         (*cpu >= there).then(|| FieldError::new(format!("{at}/cpus/{i}"), "out_of_range", detail))
     };
     let mut errors: Vec<FieldError> = placement.cpus.iter().enumerate().filter_map(bad).collect();
     let wrong = match placement.scheduler {
         Some(Scheduler::Other { nice } | Scheduler::Batch { nice }) if !NICE.contains(&nice) => {
-            Some(("nice", format!("{nice} is not {} to {}", NICE.start(), NICE.end())))
+            Some(("nice", format!("{nice} is not between {} and {}", NICE.start(), NICE.end())))
         }
         Some(Scheduler::Fifo { priority }) if !FIFO_PRIORITIES.contains(&priority) => {
             let (low, high) = (FIFO_PRIORITIES.start(), FIFO_PRIORITIES.end());
-            Some(("priority", format!("{priority} is not {low} to {high}")))
+            Some(("priority", format!("{priority} is not between {low} and {high}")))
         }
         _ => None,
     };
@@ -175,18 +172,13 @@ pub(super) fn placement(at: &str, placement: &Placement) -> Vec<FieldError> {
 /// What a caller wants of a migration.
 pub(super) fn migration(spec: &MigrationSpec) -> Result<(), HostError> {
     let mut errors = Vec::new();
-    let mut bound = |at: &str, value: u64, low: u64, high: u64| {
-        if !(low..=high).contains(&value) {
-            let detail = format!("{value} is not {low} to {high}");
-            errors.push(FieldError::new(at, "out_of_range", detail));
-        }
-    };
-    bound("/streams", u64::from(spec.streams), 1, u64::from(CPUS_MAX));
-    bound("/limits/downtime_ms", spec.limits.downtime_ms, 0, 3_600_000);
-    bound("/limits/timeout_ms", spec.limits.timeout_ms, 1, 7 * 24 * 3_600_000);
-    bound("/limits/stall_timeout_ms", spec.limits.stall_timeout_ms, 1_000, 600_000);
-    if let Some(b) = spec.limits.bandwidth_bytes_per_second {
-        bound("/limits/bandwidth_bytes_per_second", b, BANDWIDTH_MIN, 1 << 50);
+    let limits = &spec.limits;
+    check_bound("/streams", spec.streams.into(), &bounds::STREAMS, &mut errors);
+    check_bound("/limits/downtime_ms", limits.downtime_ms, &bounds::DOWNTIME_MS, &mut errors);
+    check_bound("/limits/timeout_ms", limits.timeout_ms, &bounds::TIMEOUT_MS, &mut errors);
+    check_bound("/limits/stall_timeout_ms", limits.stall_timeout_ms, &bounds::STALL_TIMEOUT_MS, &mut errors);
+    if let Some(bandwidth) = limits.bandwidth_bytes_per_second {
+        check_bound("/limits/bandwidth_bytes_per_second", bandwidth, &bounds::BANDWIDTH, &mut errors);
     }
     errors.extend(placement("/mirror/placement", &spec.template.placement));
     if errors.is_empty() { Ok(()) } else { Err(HostError::Invalid(errors)) }
@@ -199,7 +191,10 @@ pub(super) fn peer(spec: &PeerSpec) -> Result<crate::transport::PeerIdentity, Ho
     check_labels(&spec.labels, &mut errors);
     let identity = spec.identity.parse();
     if identity.is_err() {
-        let detail = "not sha256: and 64 hex digits";
+        let detail = format!(
+            "{} is not sha256: and 64 hexadecimal digits; the other daemon's /v1/host shows its identity",
+            shown(&spec.identity)
+        );
         errors.push(FieldError::new("/identity", "invalid_identity", detail));
     }
     if let Err(why) = spec.address.check_connectable() {
@@ -227,7 +222,8 @@ pub fn is_name(name: &str) -> bool {
 
 fn check_name(name: &str, errors: &mut Vec<FieldError>) {
     if !is_name(name) {
-        errors.push(FieldError::new("/name", "invalid_name", NAME_RULE));
+        let detail = format!("{} is no name: {NAME_RULE}", shown(name));
+        errors.push(FieldError::new("/name", "invalid_name", detail));
     }
 }
 
@@ -246,15 +242,31 @@ pub(super) fn labels(labels: &Labels) -> Result<(), HostError> {
 }
 
 fn check_labels(labels: &Labels, errors: &mut Vec<FieldError>) {
-    let bad = |(k, v): &(&String, &String)| {
-        !(1..=63).contains(&k.len())
-            || v.len() > 255
-            || k.chars().chain(v.chars()).any(char::is_control)
-            || k.contains('=')
-    };
-    if labels.len() > 64 || labels.iter().any(|l| bad(&l)) {
-        let detail =
-            "at most 64 labels, keys of 1 to 63 bytes without '=', values up to 255, no control characters";
+    if labels.len() > LABELS_MAX {
+        let detail = format!("{} labels are given, and there are at most {LABELS_MAX}", labels.len());
         errors.push(FieldError::new("/labels", "out_of_range", detail));
     }
+    let control = |text: &str| text.chars().any(char::is_control);
+    for (key, value) in labels.iter().take(LABELS_MAX) {
+        if !(1..=63).contains(&key.len()) || control(key) || key.contains('=') {
+            let detail = format!(
+                "{} is no key of a label: 1 to 63 bytes without '=' and control characters",
+                shown(key)
+            );
+            errors.push(FieldError::new("/labels", "out_of_range", detail));
+        }
+        if value.len() > 255 || control(value) {
+            let detail = format!(
+                "{} is no value of a label: at most 255 bytes without control characters",
+                shown(value)
+            );
+            errors.push(FieldError::new("/labels", "out_of_range", detail));
+        }
+    }
+}
+
+/// A value as a message shows it: quoted, and cut where it gets long.
+fn shown(text: &str) -> String {
+    let cut: String = text.chars().take(64).collect();
+    if cut.len() < text.len() { format!("{cut:?}... ({} bytes)", text.len()) } else { format!("{cut:?}") }
 }

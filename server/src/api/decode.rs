@@ -6,12 +6,14 @@
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
-use serde_json::{Map, Value};
-
+use super::json::{Integer, Json};
 use crate::problem::{MAX_SAFE_INTEGER, ProblemError};
 
 /// Most problems that one answer names.
 const ERRORS_MAX: usize = 64;
+
+/// Most characters that an answer shows of a value.
+const SHOWN: usize = 64;
 
 /// Problems found so far.
 #[derive(Debug, Default)]
@@ -27,12 +29,12 @@ impl Errors {
 
     fn wrong_type(&mut self, node: &Node<'_>, wanted: &str) {
         let found = match node.value {
-            Value::Null => "null",
-            Value::Bool(_) => "a boolean",
-            Value::Number(_) => "a number",
-            Value::String(_) => "a string",
-            Value::Array(_) => "an array",
-            Value::Object(_) => "an object",
+            Json::Null => "null",
+            Json::Bool(_) => "a boolean",
+            Json::Number(_) => "a number",
+            Json::String(_) => "a string",
+            Json::Array(_) => "an array",
+            Json::Object(_) => "an object",
         };
         self.add(&node.pointer, "wrong_type", format!("this is {found}, not {wanted}"));
     }
@@ -41,11 +43,36 @@ impl Errors {
 /// A value of the body and where it is.
 #[derive(Debug)]
 pub struct Node<'v> {
-    value: &'v Value,
+    value: &'v Json,
     pointer: String,
 }
 
 impl Node<'_> {
+    fn is_null(&self) -> bool {
+        *self.value == Json::Null
+    }
+
+    /// The number here, if it is an integer between `low` and `high`: digits alone, whatever a double would make of it.
+    fn integer(&self, errors: &mut Errors, low: i128, high: i128) -> Option<i128> {
+        let Json::Number(text) = self.value else {
+            errors.wrong_type(self, "an integer");
+            return None;
+        };
+        let shown: String = text.chars().take(SHOWN).collect();
+        match Integer::of(text) {
+            Integer::Exact(value) if (low..=high).contains(&value) => return Some(value),
+            Integer::Exact(_) | Integer::Huge => {
+                let detail = format!("{shown} is not between {low} and {high}");
+                errors.add(&self.pointer, "out_of_range", detail);
+            }
+            Integer::NotOne => {
+                let detail = format!("{shown} is not an integer: write {low} to {high} in digits alone");
+                errors.add(&self.pointer, "wrong_type", detail);
+            }
+        }
+        None
+    }
+
     /// Notes that the value is not shaped as it should be.
     pub fn invalid(&self, errors: &mut Errors, detail: &str) {
         errors.add(&self.pointer, "invalid_format", detail);
@@ -62,7 +89,7 @@ pub trait Decode: Sized {
 ///
 /// # Errors
 /// Every problem found.
-pub fn decode<T: Decode>(value: &Value) -> Result<T, Vec<ProblemError>> {
+pub fn decode<T: Decode>(value: &Json) -> Result<T, Vec<ProblemError>> {
     let mut errors = Errors::default();
     let decoded = T::decode(&Node { value, pointer: String::new() }, &mut errors);
     match decoded {
@@ -103,7 +130,7 @@ impl<T> Patch<T> {
 /// Reader of an object's fields; remembers which were asked for, so that [`Fields::done`] can refuse the rest.
 #[derive(Debug)]
 pub struct Fields<'v, 'e> {
-    map: &'v Map<String, Value>,
+    map: &'v BTreeMap<String, Json>,
     pointer: String,
     known: Vec<&'static str>,
     errors: &'e mut Errors,
@@ -113,9 +140,7 @@ impl<'v, 'e> Fields<'v, 'e> {
     /// The fields of `node`, which must be an object.
     pub fn open(node: &Node<'v>, errors: &'e mut Errors) -> Option<Self> {
         match node.value {
-            Value::Object(map) => {
-                Some(Self { map, pointer: node.pointer.clone(), known: Vec::new(), errors })
-            }
+            Json::Object(map) => Some(Self { map, pointer: node.pointer.clone(), known: Vec::new(), errors }),
             _ => {
                 errors.wrong_type(node, "an object");
                 None
@@ -164,7 +189,7 @@ impl<'v, 'e> Fields<'v, 'e> {
     /// A field that may be absent or null. The outer `None` is a problem, the inner an absent value.
     pub fn optional<T: Decode>(&mut self, name: &'static str) -> Option<Option<T>> {
         match self.node(name) {
-            Some(node) if !node.value.is_null() => T::decode(&node, self.errors).map(Some),
+            Some(node) if !node.is_null() => T::decode(&node, self.errors).map(Some),
             _ => Some(None),
         }
     }
@@ -181,7 +206,7 @@ impl<'v, 'e> Fields<'v, 'e> {
     pub fn patch<T: Decode>(&mut self, name: &'static str) -> Option<Patch<T>> {
         match self.node(name) {
             None => Some(Patch::Keep),
-            Some(node) if node.value.is_null() => Some(Patch::Clear),
+            Some(node) if node.is_null() => Some(Patch::Clear),
             Some(node) => T::decode(&node, self.errors).map(Patch::Set),
         }
     }
@@ -190,7 +215,7 @@ impl<'v, 'e> Fields<'v, 'e> {
     pub fn patch_int(&mut self, name: &'static str, range: RangeInclusive<u64>) -> Option<Patch<u64>> {
         match self.node(name) {
             None => Some(Patch::Keep),
-            Some(node) if node.value.is_null() => Some(Patch::Clear),
+            Some(node) if node.is_null() => Some(Patch::Clear),
             Some(node) => self.ranged(&node, range).map(Patch::Set),
         }
     }
@@ -211,18 +236,8 @@ impl<'v, 'e> Fields<'v, 'e> {
     /// An integer in `range`, which may be negative; absent stands for `default`.
     pub fn signed_or(&mut self, name: &'static str, range: RangeInclusive<i8>, default: i8) -> Option<i8> {
         let Some(node) = self.node(name) else { return Some(default) };
-        let Value::Number(number) = node.value else {
-            self.errors.wrong_type(&node, "an integer");
-            return None;
-        };
-        let (low, high) = (*range.start(), *range.end());
-        let value = number.as_f64().filter(|f| f.fract() == 0.0);
-        let fitting = value.filter(|f| (f64::from(low)..=f64::from(high)).contains(f)).map(|f| f as i8);
-        if fitting.is_none() {
-            let detail = format!("{number} is not an integer between {low} and {high}");
-            self.errors.add(&node.pointer, "out_of_range", detail);
-        }
-        fitting
+        let (low, high) = (i128::from(*range.start()), i128::from(*range.end()));
+        node.integer(self.errors, low, high).and_then(|v| i8::try_from(v).ok())
     }
 
     /// An integer in `range`, which must be there.
@@ -243,7 +258,7 @@ impl<'v, 'e> Fields<'v, 'e> {
         range: RangeInclusive<u64>,
     ) -> Option<Option<T>> {
         match self.node(name) {
-            Some(node) if !node.value.is_null() => self.ranged(&node, range).map(Some),
+            Some(node) if !node.is_null() => self.ranged(&node, range).map(Some),
             _ => Some(None),
         }
     }
@@ -261,15 +276,13 @@ impl<'v, 'e> Fields<'v, 'e> {
     }
 
     fn ranged<T: TryFrom<u64>>(&mut self, node: &Node<'_>, range: RangeInclusive<u64>) -> Option<T> {
-        let value = u64::decode(node, self.errors)?;
-        let fitting = range.contains(&value).then(|| T::try_from(value).ok()).flatten();
+        // The type's own bound where the range is wider: one statement of what is taken.
+        let (low, high) = (i128::from(*range.start()), i128::from(*range.end()));
+        let value = node.integer(self.errors, low, high)?;
+        let fitting = u64::try_from(value).ok().and_then(|v| T::try_from(v).ok());
         if fitting.is_none() {
-            let (low, high) = (range.start(), range.end());
-            self.errors.add(
-                &node.pointer,
-                "out_of_range",
-                format!("{value} is not between {low} and {high}"),
-            );
+            let detail = format!("{value} is not a number of this field's kind");
+            self.errors.add(&node.pointer, "out_of_range", detail);
         }
         fitting
     }
@@ -315,7 +328,7 @@ pub fn one_of<T: Copy>(node: &Node<'_>, errors: &mut Errors, known: &[(&'static 
 impl Decode for String {
     fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
         match node.value {
-            Value::String(text) => Some(text.clone()),
+            Json::String(text) => Some(text.clone()),
             _ => {
                 errors.wrong_type(node, "a string");
                 None
@@ -327,7 +340,7 @@ impl Decode for String {
 impl Decode for bool {
     fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
         match node.value {
-            Value::Bool(value) => Some(*value),
+            Json::Bool(value) => Some(*value),
             _ => {
                 errors.wrong_type(node, "a boolean");
                 None
@@ -336,37 +349,16 @@ impl Decode for bool {
     }
 }
 
-/// Integers are 0 to 2^53 - 1. `8.0` is one too: to JSON Schema, and to every client that has only doubles.
+/// Integers are 0 to 2^53 - 1, in digits alone: what `8.0` or `1e0` is depends on who reads it.
 impl Decode for u64 {
     fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
-        let Value::Number(number) = node.value else {
-            errors.wrong_type(node, "an integer");
-            return None;
-        };
-        let integral = number.as_u64().or_else(|| {
-            let float = number
-                .as_f64()
-                .filter(|f| f.fract() == 0.0 && (0.0..=MAX_SAFE_INTEGER as f64).contains(f))?;
-            Some(float as u64)
-        });
-        match integral {
-            Some(value) if value <= MAX_SAFE_INTEGER => Some(value),
-            _ if number.as_f64().is_some_and(|f| f.fract() != 0.0) => {
-                errors.add(&node.pointer, "wrong_type", format!("{number} is not an integer"));
-                None
-            }
-            _ => {
-                let detail = format!("{number} is not between 0 and {MAX_SAFE_INTEGER}");
-                errors.add(&node.pointer, "out_of_range", detail);
-                None
-            }
-        }
+        node.integer(errors, 0, i128::from(MAX_SAFE_INTEGER)).and_then(|v| Self::try_from(v).ok())
     }
 }
 
 impl<T: Decode> Decode for Vec<T> {
     fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
-        let Value::Array(list) = node.value else {
+        let Json::Array(list) = node.value else {
             errors.wrong_type(node, "an array");
             return None;
         };
@@ -381,7 +373,7 @@ impl<T: Decode> Decode for Vec<T> {
 
 impl Decode for BTreeMap<String, Option<String>> {
     fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
-        let Value::Object(map) = node.value else {
+        let Json::Object(map) = node.value else {
             errors.wrong_type(node, "an object");
             return None;
         };
@@ -389,7 +381,7 @@ impl Decode for BTreeMap<String, Option<String>> {
             .iter()
             .map(|(key, value)| {
                 let pointer = format!("{}/{}", node.pointer, token(key));
-                if value.is_null() {
+                if *value == Json::Null {
                     return Some((key.clone(), None));
                 }
                 String::decode(&Node { value, pointer }, errors).map(|v| (key.clone(), Some(v)))
@@ -401,7 +393,7 @@ impl Decode for BTreeMap<String, Option<String>> {
 
 impl Decode for BTreeMap<String, String> {
     fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
-        let Value::Object(map) = node.value else {
+        let Json::Object(map) = node.value else {
             errors.wrong_type(node, "an object");
             return None;
         };
@@ -418,35 +410,61 @@ impl Decode for BTreeMap<String, String> {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-    use serde_json::json;
-
+    use super::super::json::parse;
     use super::*;
+    use proptest::prelude::*;
 
-    fn int(value: &Value) -> Result<u64, String> {
-        decode::<u64>(value).map_err(|e| e[0].code.clone())
+    fn int(text: &str) -> Result<u64, String> {
+        decode::<u64>(&parse(text.as_bytes()).unwrap()).map_err(|e| e[0].code.clone())
     }
 
     #[test]
-    fn integers_are_what_json_schema_calls_integers() {
-        assert_eq!(int(&json!(8)), Ok(8));
-        assert_eq!(int(&json!(8.0)), Ok(8));
-        assert_eq!(int(&json!(9_007_199_254_740_991_u64)), Ok(MAX_SAFE_INTEGER));
-        assert_eq!(int(&json!(9_007_199_254_740_991.0)), Ok(MAX_SAFE_INTEGER));
-        assert_eq!(int(&json!(9_007_199_254_740_992_u64)), Err("out_of_range".into()));
-        assert_eq!(int(&json!(-1)), Err("out_of_range".into()));
-        assert_eq!(int(&json!(-1.0)), Err("out_of_range".into()));
-        assert_eq!(int(&json!(1e300)), Err("out_of_range".into()));
-        assert_eq!(int(&json!(8.5)), Err("wrong_type".into()));
-        assert_eq!(int(&json!("8")), Err("wrong_type".into()));
-        assert_eq!(int(&json!(null)), Err("wrong_type".into()));
+    fn integers_are_digits_alone() {
+        assert_eq!(int("8"), Ok(8));
+        assert_eq!(int("9007199254740991"), Ok(MAX_SAFE_INTEGER));
+        for big in
+            ["9007199254740992", "9007199254740993", "18446744073709551615", "18446744073709551616", "-1"]
+        {
+            assert_eq!(int(big), Err("out_of_range".into()), "{big}");
+        }
+        let odd = [
+            "67108864.000000001",
+            "67108863.9999999999",
+            "1e0",
+            "-0",
+            "0.0",
+            "8.0",
+            "8.5",
+            "-1.0",
+            "1e300",
+            "1E2",
+            "9007199254740991.0",
+            "\"8\"",
+            "null",
+            "true",
+        ];
+        for text in odd {
+            assert_eq!(int(text), Err("wrong_type".into()), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_number_names_it_exactly_and_what_may_be() {
+        let detail =
+            |text: &str| decode::<u64>(&parse(text.as_bytes()).unwrap()).unwrap_err()[0].detail.clone();
+        let taken = format!("0 to {MAX_SAFE_INTEGER}");
+        assert_eq!(
+            detail("67108864.000000001"),
+            format!("67108864.000000001 is not an integer: write {taken} in digits alone")
+        );
+        assert!(detail("18446744073709551617").starts_with("18446744073709551617 is not between 0 and "));
     }
 
     proptest! {
         #[test]
-        fn any_safe_integer_comes_through_also_as_a_float(value in 0..=MAX_SAFE_INTEGER) {
-            prop_assert_eq!(int(&json!(value)), Ok(value));
-            prop_assert_eq!(int(&json!(value as f64)), Ok(value));
+        fn any_safe_integer_comes_through(value in 0..=MAX_SAFE_INTEGER) {
+            prop_assert_eq!(int(&value.to_string()), Ok(value));
+            prop_assert_eq!(int(&format!("{value}.0")), Err("wrong_type".into()));
         }
     }
 

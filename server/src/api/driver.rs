@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use mirrorvm::addr::PAGE_SIZE;
-use mirrorvm::host::{AccelChoice, DriverSpec, Fill, LaunchMirror, SevSpec, WorkloadSpec};
+use mirrorvm::host::{AccelChoice, DriverSpec, Fill, LaunchMirror, SevSpec, WorkloadSpec, bounds};
 use mirrorvm::sev::Policy;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -11,8 +11,6 @@ use utoipa::ToSchema;
 use super::decode::{Decode, Errors, Fields, Node, one_of};
 use super::strategies::{PspViaBody, StrategyBody};
 
-/// Most vCPUs of a guest.
-const VCPUS_MAX: u64 = 16;
 /// Default of `working_set_bytes`, where RAM is large enough.
 const WORKING_SET: u64 = 64 << 20;
 /// Default of `dirty_bytes_per_second`.
@@ -84,7 +82,7 @@ pub struct WorkloadBody {
     #[schema(minimum = 0, maximum = 9007199254740991u64)]
     pub working_set_bytes: Option<u64>,
     /// How fast they are rewritten; 0: counter and console only. Absent: 16 MiB a second.
-    #[schema(minimum = 0, maximum = 9007199254740991u64)]
+    #[schema(minimum = 0, maximum = 1099511627776u64)]
     pub dirty_bytes_per_second: Option<u64>,
     /// The guest clears MSR_KVM_MIGRATION_CONTROL after so many milliseconds, as Linux does when a CPU goes offline, and
     /// is not ready to be migrated from then on. Absent: never.
@@ -153,7 +151,7 @@ impl Decode for DriverBody {
     fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
         let mut f = Fields::open(node, errors)?;
         let kind = f.kind(&["embedded", "emulated", "qemu"])?;
-        let vcpus = f.int_or("vcpus", 1..=VCPUS_MAX, 1);
+        let vcpus = f.int_or("vcpus", bounds::VCPUS, 1);
         if kind == "embedded" {
             let (workload, sev) = (f.optional("workload"), f.optional("sev"));
             f.done()?;
@@ -180,7 +178,7 @@ impl Decode for WorkloadBody {
         let mut f = Fields::open(node, errors)?;
         let fill = f.or("fill", FillBody::Random);
         let working_set_bytes = f.optional("working_set_bytes");
-        let dirty_bytes_per_second = f.optional("dirty_bytes_per_second");
+        let dirty_bytes_per_second = f.optional_int("dirty_bytes_per_second", bounds::DIRTY_RATE);
         let withdraws_readiness_after_ms = f.optional_int("withdraws_readiness_after_ms", 0..=86_400_000);
         f.done()?;
         Some(Self {
@@ -207,7 +205,7 @@ impl Decode for LaunchMirrorBody {
     fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
         let mut f = Fields::open(node, errors)?;
         let strategy = f.required("strategy");
-        let workers = f.int_or("workers", 1..=16, 1);
+        let workers = f.int_or("workers", bounds::WORKERS, 1);
         f.done()?;
         Some(Self { strategy: strategy?, workers: workers? })
     }

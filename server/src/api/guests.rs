@@ -407,16 +407,20 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::json;
 
+    use super::super::json::Json;
+
     use super::*;
     use crate::api::decode::decode;
 
     fn create(driver: serde_json::Value) -> serde_json::Value {
-        json!({"name": "g", "driver": driver, "memory": {"blocks": [{"name": "r", "size_bytes": 8388608.0, "gpa": 0}]}})
+        json!({"name": "g", "driver": driver, "memory": {"blocks": [{"name": "r", "size_bytes": 8388608, "gpa": 0}]}})
     }
 
     #[test]
     fn defaults_of_an_embedded_guest() {
-        let spec = GuestSpec::from(decode::<GuestCreate>(&create(json!({"kind": "embedded"}))).unwrap());
+        let spec = GuestSpec::from(
+            decode::<GuestCreate>(&Json::from(&create(json!({"kind": "embedded"})))).unwrap(),
+        );
         let workload = WorkloadSpec {
             fill: Fill::Random,
             working_set_bytes: 2 << 20,
@@ -432,7 +436,7 @@ mod tests {
     #[test]
     fn an_emulated_guest_is_encrypted_unless_it_says_no() {
         let sev = |driver: serde_json::Value| {
-            let spec = GuestSpec::from(decode::<GuestCreate>(&create(driver)).unwrap());
+            let spec = GuestSpec::from(decode::<GuestCreate>(&Json::from(&create(driver))).unwrap());
             assert_eq!(driver_spec(DriverBody::from(spec.driver.clone()), 1), spec.driver);
             spec.driver.sev().map(|s| (s.policy.0, s.es))
         };
@@ -450,7 +454,7 @@ mod tests {
             "driver": {"kind": "qemu", "vcpus": 17, "accel": "xen", "workload": {}},
             "memory": {"blocks": [{"name": 1, "size_bytes": 0, "gpa": -1, "x/y": 1}], "size": 1},
         });
-        let errors = decode::<GuestCreate>(&body).unwrap_err();
+        let errors = decode::<GuestCreate>(&Json::from(&body)).unwrap_err();
         let mut found: Vec<(&str, &str)> =
             errors.iter().map(|e| (e.pointer.as_deref().unwrap(), e.code.as_str())).collect();
         found.sort_unstable();

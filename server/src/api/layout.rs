@@ -5,6 +5,7 @@ use mirrorvm::address_space::{
     Access, Addressing, Confidentiality, Declaration, GuestLayout, HostLimits, MirrorPlan, Purpose, Refusal,
     SlotBacking, Strategy, Tuple,
 };
+use mirrorvm::host::bounds;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -106,7 +107,7 @@ impl Decode for AddressSpacePlanCreate {
     fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
         let mut f = Fields::open(node, errors)?;
         let strategy = f.required("strategy");
-        let workers = f.int_or("workers", 1..=16, 1);
+        let workers = f.int_or("workers", bounds::WORKERS, 1);
         let host_limits = f.optional("host_limits");
         let declaration = f.optional("declaration");
         let confidentiality = f.optional("confidentiality");

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use mirrorvm::addr::PAGE_SIZE;
 use mirrorvm::host::{
     Destination, MigrationDirection, MigrationLimits, MigrationMode, MigrationRecord, MigrationSpec,
-    MigrationState, MirrorChoice, MirrorOptions, OnTimeout, Round, SourceAfter, StreamTransport,
+    MigrationState, MirrorChoice, MirrorOptions, OnTimeout, Round, SourceAfter, StreamTransport, bounds,
 };
 use mirrorvm::mirror::Placement;
 use serde::Serialize;
@@ -173,7 +173,7 @@ pub enum OnTimeoutBody {
 #[serde(deny_unknown_fields)]
 pub struct LimitsBody {
     /// Bytes of page content per second over all streams; null or absent: as fast as it goes.
-    #[schema(minimum = 1, maximum = 9007199254740991u64)]
+    #[schema(minimum = 1048576, maximum = 1125899906842624u64)]
     pub bandwidth_bytes_per_second: Option<u64>,
     /// Longest pause of a live migration. A pause that turns out longer is broken off while it can be, until the destination is
     /// told to start the guest; the guest goes on and another is tried later. Tolerance: a tenth, at least 5 ms, and what the
@@ -187,7 +187,7 @@ pub struct LimitsBody {
     pub timeout_ms: u64,
     /// Longest silence of the peer.
     #[serde(default)]
-    #[schema(default = 30000, minimum = 1, maximum = 3600000)]
+    #[schema(default = 30000, minimum = 1000, maximum = 600000)]
     pub stall_timeout_ms: u64,
     /// What happens after `timeout_ms`.
     #[serde(default)]
@@ -236,7 +236,7 @@ impl Decode for MigrationCreate {
         let left_open = LeftOpen { mirror: !f.has("mirror"), streams: !f.has("streams") };
         let mirror = f.or("mirror", DEFAULT_MIRROR);
         let made = !matches!(mirror, Some(MirrorChoiceBody::Existing { .. }));
-        let streams = f.int_or("streams", 1..=16, if made { default_streams() } else { 1 });
+        let streams = f.int_or("streams", bounds::STREAMS, if made { default_streams() } else { 1 });
         let stream_transport = f.or("stream_transport", StreamTransportBody::Sealed);
         let limits = f.or("limits", LimitsBody::from(MigrationLimits::default()));
         let on_success = f.or("on_success", OnSuccessBody { source: SourceAfterBody::KeepStopped });
@@ -369,10 +369,10 @@ impl Decode for LimitsBody {
     fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
         let d = MigrationLimits::default();
         let mut f = Fields::open(node, errors)?;
-        let bandwidth = f.optional_int("bandwidth_bytes_per_second", 1..=MAX_SAFE_INTEGER);
-        let downtime_ms = f.int_or("downtime_ms", 0..=3_600_000, d.downtime_ms);
-        let timeout_ms = f.int_or("timeout_ms", 1..=604_800_000, d.timeout_ms);
-        let stall_timeout_ms = f.int_or("stall_timeout_ms", 1..=3_600_000, d.stall_timeout_ms);
+        let bandwidth = f.optional_int("bandwidth_bytes_per_second", bounds::BANDWIDTH);
+        let downtime_ms = f.int_or("downtime_ms", bounds::DOWNTIME_MS, d.downtime_ms);
+        let timeout_ms = f.int_or("timeout_ms", bounds::TIMEOUT_MS, d.timeout_ms);
+        let stall_timeout_ms = f.int_or("stall_timeout_ms", bounds::STALL_TIMEOUT_MS, d.stall_timeout_ms);
         let on_timeout = f.or("on_timeout", OnTimeoutBody::Cancel);
         let auto_throttle = f.or("auto_throttle", d.auto_throttle);
         f.done()?;
@@ -906,6 +906,8 @@ pub struct MigrationRoundList {
 mod tests {
     use serde_json::json;
 
+    use super::super::json::Json;
+
     use super::*;
     use crate::api::decode::decode;
 
@@ -929,7 +931,7 @@ mod tests {
     #[test]
     fn the_shortest_request_has_the_documented_defaults() {
         let body = json!({"guest": "g", "destination": {"kind": "host", "host": "b"}});
-        let spec = MigrationSpec::from(decode::<MigrationCreate>(&body).unwrap());
+        let spec = MigrationSpec::from(decode::<MigrationCreate>(&Json::from(&body)).unwrap());
         let streams = spec.streams;
         assert!((1..=8).contains(&streams));
         assert_eq!(
@@ -951,11 +953,11 @@ mod tests {
             "guest": "g", "destination": {"kind": "host", "host": "b"}, "mode": "stop_and_copy",
             "mirror": {"kind": "existing", "mirror": "0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11"},
             "streams": 16, "stream_transport": "tls",
-            "limits": {"bandwidth_bytes_per_second": 1, "downtime_ms": 2, "timeout_ms": 3, "stall_timeout_ms": 4,
+            "limits": {"bandwidth_bytes_per_second": 1_048_576, "downtime_ms": 2, "timeout_ms": 3, "stall_timeout_ms": 1000,
                 "auto_throttle": true, "on_timeout": "force"},
             "on_success": {"source": "delete"}, "verify": true,
         });
-        let spec = MigrationSpec::from(decode::<MigrationCreate>(&body).unwrap());
+        let spec = MigrationSpec::from(decode::<MigrationCreate>(&Json::from(&body)).unwrap());
         assert_eq!(serde_json::to_value(MigrationCreate::from(spec)).unwrap(), body);
     }
 

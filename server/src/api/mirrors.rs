@@ -1,7 +1,7 @@
 //! Mirrors on the wire.
 
 use jiff::Timestamp;
-use mirrorvm::host::{MirrorOptions, MirrorRecord, MirrorSpec, WorkerInfo};
+use mirrorvm::host::{MirrorOptions, MirrorRecord, MirrorSpec, WorkerInfo, bounds};
 use mirrorvm::mirror::Placement;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -41,7 +41,7 @@ impl Decode for MirrorCreate {
         let mut f = Fields::open(node, errors)?;
         let guest = f.required("guest");
         let strategy = f.required("strategy");
-        let workers = f.int_or("workers", 1..=16, 1);
+        let workers = f.int_or("workers", bounds::WORKERS, 1);
         let placement = f.optional("placement");
         let helper_image = f.optional("helper_image");
         f.done()?;

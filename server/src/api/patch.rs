@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use mirrorvm::host::{Labels, MigrationLimits, PeerSpec};
+use mirrorvm::host::{Labels, MigrationLimits, PeerSpec, bounds};
 use mirrorvm::mirror::{NICE, Placement, Scheduler};
 use mirrorvm::transport::Endpoint;
 use serde::Serialize;
@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 
 use super::decode::{Decode, Errors, Fields, Node, Patch};
 use super::migrations::{LimitsBody, OnTimeoutBody};
-use crate::problem::{MAX_SAFE_INTEGER, ProblemError};
+use crate::problem::ProblemError;
 
 /// Labels to set, and with null to remove; what is not named stays. Null instead of the object removes all.
 pub type LabelsPatch = Patch<BTreeMap<String, Option<String>>>;
@@ -187,7 +187,7 @@ pub struct MigrationUpdate {
 #[serde(deny_unknown_fields)]
 pub struct LimitsUpdate {
     /// Bytes of page content per second over all streams; null: as fast as it goes.
-    #[schema(value_type = Option<u64>, required = false, minimum = 1, maximum = 9007199254740991u64)]
+    #[schema(value_type = Option<u64>, required = false, minimum = 1048576, maximum = 1125899906842624u64)]
     pub bandwidth_bytes_per_second: Patch<u64>,
     /// Longest pause that pre-copy aims for.
     #[schema(value_type = Option<u64>, required = false, minimum = 0, maximum = 3600000)]
@@ -196,7 +196,7 @@ pub struct LimitsUpdate {
     #[schema(value_type = Option<u64>, required = false, minimum = 1, maximum = 604800000)]
     pub timeout_ms: Patch<u64>,
     /// Longest silence of the peer.
-    #[schema(value_type = Option<u64>, required = false, minimum = 1, maximum = 3600000)]
+    #[schema(value_type = Option<u64>, required = false, minimum = 1000, maximum = 600000)]
     pub stall_timeout_ms: Patch<u64>,
     /// What happens after `timeout_ms`.
     #[schema(value_type = Option<OnTimeoutBody>, required = false)]
@@ -209,10 +209,10 @@ pub struct LimitsUpdate {
 impl Decode for LimitsUpdate {
     fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
         let mut f = Fields::open(node, errors)?;
-        let bandwidth = f.patch_int("bandwidth_bytes_per_second", 1..=MAX_SAFE_INTEGER);
-        let downtime_ms = f.patch_int("downtime_ms", 0..=3_600_000);
-        let timeout_ms = f.patch_int("timeout_ms", 1..=604_800_000);
-        let stall_timeout_ms = f.patch_int("stall_timeout_ms", 1..=3_600_000);
+        let bandwidth = f.patch_int("bandwidth_bytes_per_second", bounds::BANDWIDTH);
+        let downtime_ms = f.patch_int("downtime_ms", bounds::DOWNTIME_MS);
+        let timeout_ms = f.patch_int("timeout_ms", bounds::TIMEOUT_MS);
+        let stall_timeout_ms = f.patch_int("stall_timeout_ms", bounds::STALL_TIMEOUT_MS);
         let on_timeout = f.patch("on_timeout");
         let auto_throttle = f.patch("auto_throttle");
         f.done()?;
@@ -325,7 +325,7 @@ impl Decode for HostUpdate {
         let mut f = Fields::open(node, errors)?;
         let labels = f.patch("labels");
         let maintenance = f.optional_not_null("maintenance");
-        let migration_slots = f.optional_int_not_null("migration_slots", 1..=16);
+        let migration_slots = f.optional_int_not_null("migration_slots", bounds::MIGRATION_SLOTS);
         f.done()?;
         Some(Self { labels: labels?, maintenance: maintenance?, migration_slots: migration_slots? })
     }
@@ -335,6 +335,8 @@ impl Decode for HostUpdate {
 mod tests {
     use serde_json::json;
 
+    use super::super::json::Json;
+
     use super::*;
     use crate::api::decode::decode;
 
@@ -342,13 +344,14 @@ mod tests {
     fn labels_merge() {
         let now = Labels::from([("a".to_owned(), "1".to_owned()), ("b".into(), "2".into())]);
         let after = |patch: serde_json::Value| {
-            let labels = relabel(&now, decode::<GuestUpdate>(&patch).unwrap().labels);
+            let labels = relabel(&now, decode::<GuestUpdate>(&Json::from(&patch)).unwrap().labels);
             serde_json::to_value(labels).unwrap()
         };
         assert_eq!(after(json!({})), json!({"a": "1", "b": "2"}));
         assert_eq!(after(json!({"labels": {"a": null, "c": "3"}})), json!({"b": "2", "c": "3"}));
         assert_eq!(after(json!({"labels": null})), json!({}));
-        let errors = decode::<GuestUpdate>(&json!({"labels": {"a": 1}, "name": "x"})).unwrap_err();
+        let errors =
+            decode::<GuestUpdate>(&Json::from(&json!({"labels": {"a": 1}, "name": "x"}))).unwrap_err();
         let places: Vec<_> = errors.iter().filter_map(|e| e.pointer.as_deref()).collect();
         assert_eq!(places, ["/labels/a", "/name"]);
     }
@@ -357,15 +360,19 @@ mod tests {
     fn limits_merge() {
         let now = MigrationLimits { bandwidth_bytes_per_second: Some(7), ..MigrationLimits::default() };
         let after = |patch: serde_json::Value| {
-            decode::<MigrationUpdate>(&json!({"limits": patch})).unwrap().limits.unwrap().apply(now)
+            decode::<MigrationUpdate>(&Json::from(&json!({"limits": patch})))
+                .unwrap()
+                .limits
+                .unwrap()
+                .apply(now)
         };
         assert_eq!(after(json!({})), now);
         assert_eq!(after(json!({"bandwidth_bytes_per_second": null})).bandwidth_bytes_per_second, None);
         assert_eq!(after(json!({"downtime_ms": 5})).downtime_ms, 5);
         assert_eq!(after(json!({"downtime_ms": null})).downtime_ms, 300);
         for null in [json!({"maintenance": null}), json!({"migration_slots": null})] {
-            assert!(decode::<HostUpdate>(&null).is_err(), "{null}");
+            assert!(decode::<HostUpdate>(&Json::from(&null)).is_err(), "{null}");
         }
-        assert!(decode::<MigrationUpdate>(&json!({"limits": null})).is_err());
+        assert!(decode::<MigrationUpdate>(&Json::from(&json!({"limits": null}))).is_err());
     }
 }

@@ -337,7 +337,12 @@ fn limits(
     for (name, low, high, default, set) in table {
         let variable = format!("MIRRORVM_LIMITS_{}", name.to_ascii_uppercase());
         let (value, source) = match (environment(&variable), file.get(name)) {
-            (Some(text), _) => (one(&variable, text, "a number")?, Source::Environment),
+            // Digits alone, as in the file.
+            (Some(text), _) if !text.bytes().all(|b| b.is_ascii_digit()) => {
+                let wanted = format!("a number from {low} to {high}, in digits alone");
+                return Err(wrong(&variable, &text, &wanted, "environment"));
+            }
+            (Some(text), _) => (one(&variable, text, &format!("{low} to {high}"))?, Source::Environment),
             (None, Some(value)) => (*value, Source::File),
             (None, None) => (default, Source::Default),
         };

@@ -21,6 +21,7 @@ use tokio::sync::watch;
 use super::body;
 use super::idempotency::REPLAYED;
 use super::middleware::RequestId;
+use super::query::canonical_path;
 use crate::access::caller::Caller;
 use crate::access::table::Operation;
 use crate::problem::Problem;
@@ -73,7 +74,7 @@ impl AuditRecord {
             authenticated_by: caller.map(|c| c.method.name().to_owned()),
             role: caller.map(|c| c.role.name().to_owned()),
             operation: operation.id.to_owned(),
-            path: request.uri().path().chars().take(256).collect(),
+            path: canonical_path(request.uri().path()).chars().take(256).collect(),
             dry_run,
             outcome: AuditOutcome::default(),
             request_id: request.extensions().get::<RequestId>().map_or_else(String::new, |r| r.0.clone()),

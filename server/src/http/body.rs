@@ -97,7 +97,8 @@ fn check_media_type(
         Problem::new(ProblemCode::UnsupportedMediaType, detail)
             .with_header(header::HeaderName::from_static(accept), HeaderValue::from_static(taken[0]))
     };
-    if headers.get(header::CONTENT_ENCODING).is_some_and(|e| e != "identity") {
+    let plain = |e: &HeaderValue| e.as_bytes().eq_ignore_ascii_case(b"identity");
+    if !headers.get_all(header::CONTENT_ENCODING).iter().all(plain) {
         return Err(unsupported("the body must not have a content encoding"));
     }
     let mut given = headers.get_all(header::CONTENT_TYPE).iter();
@@ -110,7 +111,7 @@ fn check_media_type(
     let utf8 = parts.filter(|p| !p.is_empty()).all(|p| {
         let (name, value) = p.split_once('=').unwrap_or((p, ""));
         !name.trim().eq_ignore_ascii_case("charset")
-            || value.trim().trim_matches('"').eq_ignore_ascii_case("utf-8")
+            || ["utf-8", "\"utf-8\""].iter().any(|u| value.trim().eq_ignore_ascii_case(u))
     });
     let wanted = || format!("Content-Type is not {} (in UTF-8)", taken[0]);
     if json && utf8 { Ok(()) } else { Err(unsupported(&wanted())) }

@@ -1,6 +1,6 @@
 //! What every change has in common: its conditions, whether it is only looked at, the id it uses.
 
-use axum::extract::FromRequestParts;
+use axum::extract::{FromRequestParts, MatchedPath};
 use axum::http::Method;
 use axum::http::request::Parts;
 use mirrorvm::host::Expected;
@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::idempotency::ChosenId;
 use super::precondition::{IfMatch, IfNoneMatch};
-use super::query::Query;
+use super::query::{DRY_RUN, Query};
 use crate::access::caller::Caller;
 use crate::problem::{Problem, ProblemCode};
 use crate::state::AppState;
@@ -49,11 +49,12 @@ impl FromRequestParts<AppState> for Change {
         let condition = IfMatch::read(&parts.headers)?;
         let Ok(query) = Query::from_request_parts(parts, state).await;
         let mut parameters = query.read()?;
-        let dry_run = parameters.flag("dry_run");
+        let dry_run = parameters.flag(DRY_RUN);
         parameters.done()?;
         let only_new = parts.method == Method::PUT && IfNoneMatch::read(&parts.headers)?.is_any();
         if !only_new {
-            need_condition(state, &parts.method, parts.uri.path(), &condition)?;
+            let route = parts.extensions.get::<MatchedPath>().map_or("", MatchedPath::as_str);
+            need_condition(state, &parts.method, route, &condition)?;
         }
         Ok(Self {
             expected: condition.expected(),
@@ -67,9 +68,14 @@ impl FromRequestParts<AppState> for Change {
 }
 
 /// With `require_if_match`, what exists is changed only by those who say which version they have seen.
-fn need_condition(state: &AppState, method: &Method, path: &str, condition: &IfMatch) -> Result<(), Problem> {
+fn need_condition(
+    state: &AppState,
+    method: &Method,
+    route: &str,
+    condition: &IfMatch,
+) -> Result<(), Problem> {
     // Creations have a collection's path: two segments.
-    let of_collection = *method == Method::POST && path.matches('/').count() == 2;
+    let of_collection = *method == Method::POST && route.matches('/').count() == 2;
     if !state.config().require_if_match || of_collection || !condition.is_absent() {
         return Ok(());
     }

@@ -5,13 +5,13 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use axum::extract::{MatchedPath, Request, State};
+use axum::extract::{FromRequestParts as _, MatchedPath, RawPathParams, Request, State};
 use axum::http::Method;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::audit::{self, AuditRecord};
-use super::query;
+use super::query::Query;
 use crate::access::caller::{Caller, Peer, recognize};
 use crate::access::table::{self, Operation};
 use crate::access::{Access, Role};
@@ -22,15 +22,22 @@ use crate::state::AppState;
 const PRINCIPALS_MAX: usize = 4096;
 
 /// Lets requests pass whose callers may send them.
-pub async fn layer(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
+pub async fn layer(State(state): State<AppState>, request: Request, next: Next) -> Response {
+    let (mut parts, body) = request.into_parts();
+    // Decoded here for everybody behind: what is let in, what is noted and what is done go by the same.
+    let query = Query::of(&parts.uri, &mut parts.extensions);
+    let named = RawPathParams::from_request_parts(&mut parts, &()).await.ok();
+    let named =
+        named.as_ref().and_then(|p| p.iter().find(|(name, _)| *name == "guest").map(|(_, v)| v.to_owned()));
+    let mut request = Request::from_parts(parts, body);
     let matched = request.extensions().get::<MatchedPath>().map(|m| m.as_str().to_owned());
     let Some(operation) = matched.as_deref().and_then(|path| table::find(request.method(), path)) else {
         // No such route or method, or a file of the documentation page.
         return next.run(request).await;
     };
     let caller = recognize(&state, request.extensions().get::<Peer>(), request.headers());
-    let admitted = admit(&state, operation, &caller, request.uri().path());
-    let dry_run = query::wants_dry_run(request.uri());
+    let admitted = admit(&state, operation, &caller, named.as_deref());
+    let dry_run = query.wants_dry_run();
     let record = changes_something(operation)
         .then(|| AuditRecord::new(operation, caller.as_ref().ok(), dry_run, &request));
     let refused = admitted.err();
@@ -56,7 +63,7 @@ fn admit(
     state: &AppState,
     operation: &Operation,
     caller: &Result<Caller, Problem>,
-    path: &str,
+    guest: Option<&str>,
 ) -> Result<(), Problem> {
     if operation.access == Access::Public {
         return Ok(());
@@ -68,8 +75,7 @@ fn admit(
         return Err(Problem::new(ProblemCode::Forbidden, detail));
     }
     if caller.role == Role::Vmm && operation.access == Access::Report {
-        let named = path.split('/').nth(3).unwrap_or("");
-        let theirs = state.host()?.guest(named).ok().map(|g| g.id);
+        let theirs = state.host()?.guest(guest.unwrap_or("")).ok().map(|g| g.id);
         // Another guest and no guest look the same.
         if theirs.is_none() || theirs != caller.guest {
             return Err(Problem::new(ProblemCode::Forbidden, "the token is about another guest"));

@@ -25,6 +25,7 @@ use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::middleware::RequestId;
+use super::query::{Query, canonical_path};
 use super::{body, respond};
 use crate::access::caller::Caller;
 use crate::access::table::{self, Operation};
@@ -87,14 +88,16 @@ pub async fn layer(State(state): State<AppState>, request: Request, next: Next) 
 
 async fn run(state: &AppState, request: Request, next: Next) -> Result<Response, Problem> {
     let host = state.host()?.clone();
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
     let key = key_of(&parts.headers)?;
     let principal = parts.extensions.get::<Caller>().map_or("", |c| c.principal.as_str());
     let key = format!("{principal}\n{key}");
     let limit = std::time::Duration::from_secs(state.config().limits.body_seconds.into());
     let bytes = body::read(body, body::max_of(&parts.extensions), limit).await?;
-    let target = parts.uri.path_and_query().map_or("", |p| p.as_str());
-    let fingerprint = fingerprint(parts.method.as_str(), target, &parts.headers, &bytes);
+    let query = Query::of(&parts.uri, &mut parts.extensions).canonical();
+    let path = canonical_path(parts.uri.path());
+    let target = if query.is_empty() { path } else { format!("{path}?{query}") };
+    let fingerprint = fingerprint(parts.method.as_str(), &target, &parts.headers, &bytes);
     let mine = claim(&host, &key, fingerprint, state.boot()).await?;
     let (claim, again) = match mine {
         Turn::Answered(answer) => return Ok(answer.replay()),
@@ -300,7 +303,13 @@ fn key_of(headers: &HeaderMap) -> Result<String, Problem> {
 fn fingerprint(method: &str, target: &str, headers: &HeaderMap, body: &[u8]) -> String {
     let mut hash = Sha256::new();
     let conditions = [header::CONTENT_TYPE, header::IF_MATCH];
-    let values = conditions.iter().map(|name| headers.get(name).map_or(&b""[..], |v| v.as_bytes()));
+    // All of a header's values, as whoever goes by it reads them.
+    let values = conditions.iter().map(|name| {
+        let all: Vec<&[u8]> = headers.get_all(name).iter().map(|v| v.as_bytes()).collect();
+        all.join(&b", "[..])
+    });
+    let values: Vec<Vec<u8>> = values.collect();
+    let values = values.iter().map(Vec::as_slice);
     for part in [method.as_bytes(), target.as_bytes()].into_iter().chain(values).chain([body]) {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
@@ -350,6 +359,12 @@ mod tests {
         assert_ne!(one, fingerprint("POST", "/v1/guests", &none, b"{} "));
         let conditional = [(header::IF_MATCH, HeaderValue::from_static("\"1\""))].into_iter().collect();
         assert_ne!(one, fingerprint("POST", "/v1/guests", &conditional, b"{}"));
+        let tag = |tag| (header::IF_MATCH, HeaderValue::from_static(tag));
+        let both: HeaderMap = [tag("\"1\""), tag("\"2\"")].into_iter().collect();
+        assert_ne!(
+            fingerprint("POST", "/v1/guests", &conditional, b"{}"),
+            fingerprint("POST", "/v1/guests", &both, b"{}")
+        );
     }
 
     #[test]

@@ -119,7 +119,8 @@ fn refusal(request: &Request, crowded: bool) -> Option<Problem> {
         let detail = format!("a request's head has at most {HEAD_MAX} bytes");
         return Some(Problem::new(ProblemCode::HeadersTooLarge, detail));
     }
-    if crowded && !MONITORING.contains(&request.uri().path()) {
+    let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
+    if crowded && !MONITORING.contains(&route) {
         let detail = "every connection that this listener may have is being used";
         return Some(Problem::new(ProblemCode::TooManyConnections, detail));
     }
@@ -170,12 +171,21 @@ pub async fn unread(state: Option<&AppState>, problem: &Problem) -> Vec<u8> {
 #[derive(Clone, Debug)]
 pub struct RequestId(pub String);
 
+/// The value of a header that is given once and is text; of two nobody knows which counts.
+pub fn sole<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {
+    let mut all = headers.get_all(name).iter();
+    match (all.next(), all.next()) {
+        (Some(value), None) => value.to_str().ok(),
+        _ => None,
+    }
+}
+
 /// The caller's id where it is short and plain, else a new one.
 fn request_id(headers: &HeaderMap) -> String {
     let plain = |id: &&str| {
         (1..=64).contains(&id.len()) && id.bytes().all(|c| c.is_ascii_alphanumeric() || b"-_.".contains(&c))
     };
-    let given = headers.get(REQUEST_ID).and_then(|v| v.to_str().ok()).filter(plain);
+    let given = sole(headers, &REQUEST_ID).filter(plain);
     given.map_or_else(|| Uuid::now_v7().to_string(), str::to_owned)
 }
 

@@ -2,11 +2,12 @@
 
 use std::convert::Infallible;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::FromRequestParts;
-use axum::http::Uri;
 use axum::http::request::Parts;
+use axum::http::{Extensions, Uri};
 
 use crate::api::labels::Selector;
 use crate::api::page::{LIMIT_DEFAULT, LIMIT_MAX, Order, PageRequest, Scope};
@@ -15,21 +16,45 @@ use crate::problem::{Problem, ProblemCode, ProblemError};
 /// Longest long poll, seconds.
 pub const WAIT_MAX: u64 = 60;
 
-/// The request's query, not looked at yet.
-#[derive(Debug)]
-pub struct Query {
-    uri: Uri,
-}
+type Pairs = Vec<(String, String)>;
+
+/// The request's query, decoded. It is decoded once: everybody who looks at a request has this from its extensions.
+#[derive(Clone, Debug)]
+pub struct Query(Arc<Result<Pairs, Problem>>);
 
 impl<S: Sync> FromRequestParts<S> for Query {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        Ok(Self { uri: parts.uri.clone() })
+        Ok(Self::of(&parts.uri, &mut parts.extensions))
     }
 }
 
 impl Query {
+    /// The query of the request with these extensions, which keep it.
+    pub fn of(uri: &Uri, extensions: &mut Extensions) -> Self {
+        if let Some(decoded) = extensions.get::<Self>() {
+            return decoded.clone();
+        }
+        let decoded = Self(Arc::new(decode(uri.query().unwrap_or(""))));
+        extensions.insert(decoded.clone());
+        decoded
+    }
+
+    /// Whether only the outcome is asked for. A query that says so twice, or cannot be read, asks for nothing: it is refused.
+    pub fn wants_dry_run(&self) -> bool {
+        let Ok(pairs) = &*self.0 else { return false };
+        let mut said = pairs.iter().filter(|(name, _)| name == DRY_RUN);
+        said.next().is_some_and(|(_, value)| value == "true") && said.next().is_none()
+    }
+
+    /// The same query however it was written: each name and value escaped in one way.
+    pub fn canonical(&self) -> String {
+        let Ok(pairs) = &*self.0 else { return String::new() };
+        let pair = |(name, value): &(String, String)| format!("{}={}", escape(name), escape(value));
+        pairs.iter().map(pair).collect::<Vec<_>>().join("&")
+    }
+
     /// As [`Query::read`], with a bare `name` read as `name=true`: how health checks are asked for details.
     ///
     /// # Errors
@@ -49,13 +74,30 @@ impl Query {
     /// # Errors
     /// `malformed_request` when it has a broken escape or is not UTF-8.
     pub fn read(&self) -> Result<Parameters, Problem> {
-        Parameters::parse(self.uri.query().unwrap_or(""))
+        Ok(Parameters { pairs: (*self.0).clone()?, errors: Vec::new() })
     }
 }
 
-/// Whether a request only wants to see what would be done; read as its handler reads it.
-pub fn wants_dry_run(uri: &Uri) -> bool {
-    Parameters::parse(uri.query().unwrap_or("")).is_ok_and(|mut p| p.flag("dry_run"))
+/// The parameter of changes that are only to be looked at.
+pub const DRY_RUN: &str = "dry_run";
+
+fn decode(query: &str) -> Result<Pairs, Problem> {
+    let bad = || {
+        let detail = "the query has a broken percent escape, or is not UTF-8: write %25 for a percent sign";
+        Problem::new(ProblemCode::MalformedRequest, detail)
+    };
+    let pairs = query.split('&').filter(|p| !p.is_empty()).map(|p| {
+        let (name, value) = p.split_once('=').unwrap_or((p, ""));
+        Some((unescape(name)?, unescape(value)?))
+    });
+    pairs.collect::<Option<_>>().ok_or_else(bad)
+}
+
+/// A path however it was written: each segment escaped in one way; as it is where it cannot be decoded.
+pub fn canonical_path(path: &str) -> String {
+    // A plus is one in a path.
+    let segment = |s: &str| unescape(&s.replace('+', "%2B")).map_or_else(|| s.to_owned(), |s| escape(&s));
+    path.split('/').map(segment).collect::<Vec<_>>().join("/")
 }
 
 /// Decoded parameters; taking one removes it.
@@ -66,20 +108,6 @@ pub struct Parameters {
 }
 
 impl Parameters {
-    fn parse(query: &str) -> Result<Self, Problem> {
-        let bad = || Problem::new(ProblemCode::MalformedRequest, "the query has a broken percent escape");
-        let pairs = query
-            .split('&')
-            .filter(|p| !p.is_empty())
-            .map(|p| {
-                let (name, value) = p.split_once('=').unwrap_or((p, ""));
-                Some((unescape(name)?, unescape(value)?))
-            })
-            .collect::<Option<Vec<_>>>()
-            .ok_or_else(bad)?;
-        Ok(Self { pairs, errors: Vec::new() })
-    }
-
     /// Every value of a repeatable parameter.
     pub fn all(&mut self, name: &str) -> Vec<String> {
         let (taken, rest) = std::mem::take(&mut self.pairs).into_iter().partition(|(n, _)| n == name);
@@ -113,7 +141,7 @@ impl Parameters {
         let digits = !text.is_empty() && text.bytes().all(|c| c.is_ascii_digit());
         let value = digits.then(|| text.parse().ok()).flatten().filter(|v| *v >= low && *v <= high);
         if value.is_none() {
-            let detail = format!("{name} is not an integer between {low} and {high}");
+            let detail = format!("{} is not an integer between {low} and {high}", shown(&text));
             self.problem(ProblemError::at_parameter(name, "out_of_range", detail));
         }
         value
@@ -128,7 +156,7 @@ impl Parameters {
             .and_then(|n| n.parse::<u64>().ok())
             .filter(|n| *n <= WAIT_MAX);
         if seconds.is_none() {
-            let detail = format!("wait is not 0s to {WAIT_MAX}s, as 30s");
+            let detail = format!("{} is not 0s to {WAIT_MAX}s, as 30s", shown(&text));
             self.problem(ProblemError::at_parameter("wait", "invalid_format", detail));
         }
         Duration::from_secs(seconds.unwrap_or(0))
@@ -139,8 +167,8 @@ impl Parameters {
         match self.one(name).as_deref() {
             None | Some("false") => false,
             Some("true") => true,
-            Some(_) => {
-                let detail = format!("{name} is not true or false");
+            Some(text) => {
+                let detail = format!("{} is not true or false", shown(text));
                 self.problem(ProblemError::at_parameter(name, "invalid_format", detail));
                 false
             }
@@ -154,7 +182,8 @@ impl Parameters {
             match Selector::parse(&text) {
                 Some(selector) => selectors.push(selector),
                 None => {
-                    let detail = "label is not KEY=VALUE or KEY, with a key of 1 to 63 bytes";
+                    let detail =
+                        format!("{} is not KEY=VALUE or KEY, with a key of 1 to 63 bytes", shown(&text));
                     self.problem(ProblemError::at_parameter("label", "invalid_format", detail));
                 }
             }
@@ -186,7 +215,7 @@ impl Parameters {
             None => Order::default(),
             Some(text) => Order::parse(&text, named).unwrap_or_else(|| {
                 let names = if named { ", name or -name" } else { "" };
-                let detail = format!("sort_by is not created_at, -created_at{names}");
+                let detail = format!("{} is not created_at, -created_at{names}", shown(&text));
                 self.problem(ProblemError::at_parameter("sort_by", "unknown_value", detail));
                 Order::default()
             }),
@@ -213,6 +242,11 @@ impl Parameters {
         }
         if self.errors.is_empty() { Ok(()) } else { Err(Problem::validation(self.errors)) }
     }
+}
+
+/// A value as a message shows it.
+fn shown(text: &str) -> String {
+    format!("{:?}", text.chars().take(64).collect::<String>())
 }
 
 /// Decodes `%XX`, and `+` as a space, as HTML forms and every client library have it.
@@ -254,8 +288,8 @@ mod tests {
     use super::*;
 
     fn codes(query: &str, take: impl FnOnce(&mut Parameters)) -> Vec<String> {
-        let mut p = match Parameters::parse(query) {
-            Ok(p) => p,
+        let mut p = match decode(query) {
+            Ok(pairs) => Parameters { pairs, errors: Vec::new() },
             Err(problem) => return vec![problem.code().as_str().to_owned()],
         };
         take(&mut p);
@@ -281,6 +315,46 @@ mod tests {
         assert_eq!(codes("page_token=00&x=1", page), ["invalid_page_token", "unknown_parameter"]);
         assert_eq!(codes("limit=%", page), ["malformed_request"]);
         assert!(codes("limit=1000&", page).is_empty());
+    }
+
+    fn query(text: &str) -> Query {
+        Query(Arc::new(decode(text)))
+    }
+
+    #[test]
+    fn however_a_query_is_written_it_says_the_same_to_everybody() {
+        for text in ["dry_run=true", "dry%5Frun=true", "dry_run=tru%65", "%64ry_run=%74rue", "&dry_run=true&"]
+        {
+            let query = query(text);
+            assert!(query.wants_dry_run() && query.read().unwrap().flag(DRY_RUN), "{text}");
+            assert_eq!(query.canonical(), "dry_run=true");
+        }
+        for text in [
+            "",
+            "dry_run=false",
+            "dry_run=true&dry_run=true",
+            "dry_run=false&dry%5frun=true",
+            "dry_run=true+",
+            "DRY_RUN=true",
+            "dry_run=%74rue%",
+            "dry_run=+true",
+            "dry_run",
+            "dry+run=true",
+        ] {
+            let query = query(text);
+            assert!(!query.wants_dry_run(), "{text}");
+            // What is said twice, or cannot be read, is refused by whoever would act.
+            let read = query.read().map(|mut p| p.flag(DRY_RUN) && p.done().is_ok());
+            assert!(!read.unwrap_or(false), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_path_is_the_same_however_it_is_written() {
+        assert_eq!(canonical_path("/v1/guests/%67%31"), "/v1/guests/g1");
+        assert_eq!(canonical_path("/v1/guests/a%2Fb/c%20d"), "/v1/guests/a%2Fb/c%20d");
+        assert_eq!(canonical_path("/a+b/%2b"), "/a%2Bb/%2B");
+        assert_eq!(canonical_path("/%ff/%"), "/%ff/%");
     }
 
     proptest! {

@@ -3,6 +3,8 @@
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use uuid::Uuid;
 
+use super::middleware::sole;
+
 /// The header.
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
@@ -16,7 +18,7 @@ pub struct Trace {
 
 /// The caller's trace with a span of our own; a new trace where there is none, or it cannot be read.
 pub fn of(headers: &HeaderMap) -> Trace {
-    let given = headers.get(TRACEPARENT).and_then(|v| v.to_str().ok()).and_then(parse);
+    let given = sole(headers, &TRACEPARENT).and_then(parse);
     let span = format!("{:016x}", Uuid::new_v4().as_u64_pair().1);
     match given {
         Some((trace, flags)) => Trace { trace, span, flags },

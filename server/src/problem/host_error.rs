@@ -2,7 +2,7 @@
 //! not compile here before it has a code.
 
 use mirrorvm::address_space::Refusal;
-use mirrorvm::host::{Finding, HostError, PeerSilence};
+use mirrorvm::host::{FieldError, Finding, HostError, PeerSilence};
 use mirrorvm::memory::Shortage;
 use mirrorvm::store::Trouble;
 
@@ -68,10 +68,8 @@ impl From<HostError> for Problem {
         inner.log = chain;
         match error {
             HostError::Invalid(fields) => {
-                inner.errors = fields
-                    .into_iter()
-                    .map(|f| ProblemError::at_pointer(f.pointer, f.code, f.detail))
-                    .collect();
+                let error = |f: FieldError| ProblemError::at_pointer(f.pointer, f.code, f.detail);
+                problem = Self::validation(fields.into_iter().map(error).collect());
             }
             HostError::PlanRefused(refusals) => {
                 inner.errors = refusals.into_iter().map(ProblemError::from).collect();
@@ -162,7 +160,6 @@ fn chain(error: &HostError) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use mirrorvm::address_space::RefusalCode;
-    use mirrorvm::host::FieldError;
     use mirrorvm::memory::Bound;
     use mirrorvm::store::StoreError;
     use uuid::Uuid;

@@ -19,6 +19,9 @@ pub const PROBLEM_JSON: &str = "application/problem+json";
 /// Largest integer that every JSON reader keeps exact: 2^53 - 1.
 pub const MAX_SAFE_INTEGER: u64 = (1 << 53) - 1;
 
+/// Values at fault that one sentence names; all of them are in the list beside it.
+const NAMED_MAX: usize = 8;
+
 /// One value of the request that cannot be used, or one refusal of the planner.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct ProblemError {
@@ -135,9 +138,19 @@ impl Problem {
 
     /// Values of the request that cannot be used.
     pub fn validation(errors: Vec<ProblemError>) -> Self {
+        let place = |e: &ProblemError| {
+            let place = [&e.pointer, &e.parameter, &e.header].into_iter().flatten().next();
+            place.filter(|p| !p.is_empty()).map_or("the body", String::as_str).to_owned()
+        };
         let detail = match errors.as_slice() {
-            [one] => one.detail.clone(),
-            many => format!("{} values of the request cannot be used", many.len()),
+            [one] => format!("{}: {}", place(one), one.detail),
+            many => {
+                let mut named: Vec<String> = many.iter().take(NAMED_MAX).map(place).collect();
+                if many.len() > NAMED_MAX {
+                    named.push(format!("and {} more", many.len() - NAMED_MAX));
+                }
+                format!("{} values of the request cannot be used: {}", many.len(), named.join(", "))
+            }
         };
         let mut problem = Self::new(ProblemCode::ValidationFailed, detail);
         problem.0.errors = errors;

@@ -16,6 +16,7 @@ use uuid::Uuid;
 use super::common::LabelParams;
 use crate::api::events::{Event, EventFilter, EventList};
 use crate::api::page::{LIMIT_DEFAULT, LIMIT_MAX};
+use crate::http::middleware::sole;
 use crate::http::query::{Parameters, Query};
 use crate::http::stream::{self, Chunks, Hangup};
 use crate::http::wait;
@@ -50,7 +51,8 @@ fn after(parameters: &mut Parameters) -> Option<EventCursor> {
     let text = parameters.one("after")?;
     let found = cursor(&text);
     if found.is_none() {
-        let detail = "after is not an event's id";
+        let shown: String = text.chars().take(64).collect();
+        let detail = format!("{shown:?} is not an event's id");
         parameters.problem(ProblemError::at_parameter("after", "invalid_format", detail));
     }
     found
@@ -149,10 +151,10 @@ pub async fn stream(
     let mut parameters = query.read()?;
     let mut start = after(&mut parameters);
     let filter = filter(&mut parameters);
-    if let Some(value) = headers.get(&LAST_EVENT_ID) {
-        start = value.to_str().ok().and_then(cursor);
+    if headers.contains_key(&LAST_EVENT_ID) {
+        start = sole(&headers, &LAST_EVENT_ID).and_then(cursor);
         if start.is_none() {
-            let detail = "last-event-id is not an event's id";
+            let detail = "last-event-id is not given once with an event's id";
             parameters.problem(ProblemError::at_header(&LAST_EVENT_ID, "invalid_format", detail));
         }
     }
