@@ -5,7 +5,7 @@ mod support;
 
 use mirrorvm::host::*;
 
-use support::hosts::{SHIFTED, WORKLOAD, guest, migration, moved, run, ticks, two, until};
+use support::hosts::{SHIFTED, Two, WORKLOAD, guest, migration, moved, run, ticks, two, until};
 
 fn embedded(mib: u64) -> GuestSpec {
     guest(DriverSpec::Embedded { vcpus: 1, workload: WORKLOAD, sev: None }, &[(mib, Some(0))])
@@ -51,6 +51,88 @@ async fn a_paused_guest_arrives_paused() {
     two.b.guest_action("g1", GuestAction::Resume).await.unwrap();
     let after = until(&two.b, "ticks there", || ticks(&two.b).filter(|t| t.0 > before.0 + 20)).await;
     assert_eq!(after.1, 0, "the guest found every page as it left it");
+    two.a.shutdown().await;
+    two.b.shutdown().await;
+}
+
+fn emulated(mib: u64) -> GuestSpec {
+    let workload = WorkloadSpec { dirty_bytes_per_second: 0, working_set_bytes: 1 << 20, ..WORKLOAD };
+    guest(DriverSpec::Emulated { vcpus: 1, workload, sev: None }, &[(mib, Some(0))])
+}
+
+/// So slow that there is time to look; it goes over when it is asked to.
+fn slowly() -> MigrationSpec {
+    let limits = MigrationLimits { bandwidth_bytes_per_second: Some(1 << 20), ..MigrationLimits::default() };
+    MigrationSpec { limits, verify: false, ..migration("b", SHIFTED, 1) }
+}
+
+fn labels(value: u64) -> Labels {
+    Labels::from([("n".to_owned(), value.to_string())])
+}
+
+async fn begun(two: &Two) -> uuid::Uuid {
+    let id = two.a.create_migration(slowly()).await.unwrap().id;
+    until(&two.a, "copying", || {
+        (two.a.migration(id).unwrap().state == MigrationState::Precopy).then_some(())
+    })
+    .await;
+    id
+}
+
+async fn ended(host: &Host, id: uuid::Uuid) -> MigrationState {
+    let end =
+        until(host, "the end", || Some(host.migration(id).ok()?.state).filter(|s| s.is_terminal())).await;
+    until(host, "the guest is let go", || host.guest("g1").ok()?.migration.is_none().then_some(())).await;
+    end
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn labels_that_were_acknowledged_on_the_way_arrive_with_the_guest() {
+    let two = two().await;
+    run(&two, emulated(16)).await;
+    let defined = two.a.guest("g1").unwrap().created_at;
+
+    // Called off: they stay, and can change again.
+    let id = begun(&two).await;
+    two.a.relabel_guest("g1", labels(1), Expected::any(), true).await.unwrap();
+    two.a.cancel_migration(id).await.unwrap();
+    assert_eq!(ended(&two.a, id).await, MigrationState::Canceled);
+    assert_eq!(two.a.guest("g1").unwrap().spec.labels, labels(1));
+    two.a.relabel_guest("g1", labels(2), Expected::any(), true).await.unwrap();
+
+    // Somebody changes them without a pause, over the switchover and beyond. What is acknowledged of the guest, and not of what
+    // it leaves behind, arrives; whoever comes too late for that is told so.
+    let id = begun(&two).await;
+    let host = two.a.clone();
+    let changes = tokio::spawn(async move {
+        let mut last = 2;
+        for n in 3.. {
+            match host.relabel_guest("g1", labels(n), Expected::any(), true).await {
+                Ok(record) if record.migration == Some(id) => last = n,
+                Ok(record) => {
+                    assert_eq!((record.state, record.moved_to.as_deref()), (GuestState::Stopped, Some("b")));
+                    break;
+                }
+                Err(HostError::GuestMigrating { migration }) => {
+                    assert_eq!(migration, id);
+                    let dry = host.relabel_guest("g1", labels(n), Expected::any(), false).await;
+                    assert!(dry.is_err() || host.guest("g1").unwrap().migration.is_none(), "{dry:?}");
+                    tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+                }
+                Err(other) => panic!("{other:?}"),
+            }
+        }
+        last
+    });
+    two.a.limit_migration(id, MigrationLimits::default(), &Expected::any(), true).unwrap();
+    assert_eq!(ended(&two.a, id).await, MigrationState::Succeeded);
+    let last = changes.await.unwrap();
+    assert_eq!(ended(&two.b, id).await, MigrationState::Succeeded);
+    let arrived = two.b.guest("g1").unwrap();
+    println!("{last} changes were acknowledged before the guest left");
+    assert_eq!(arrived.spec.labels, labels(last));
+    assert_eq!(arrived.created_at, defined, "the guest is as old as it was");
+    assert!(arrived.started_at.is_some_and(|t| t > defined), "when it came is said, too");
     two.a.shutdown().await;
     two.b.shutdown().await;
 }

@@ -181,7 +181,7 @@ pub(super) fn record_of(prepare: &Prepare, boot: Option<BootFiles>) -> GuestReco
         migration: Some(prepare.session),
         moved_to: None,
         error: None,
-        created_at: Timestamp::now(),
+        created_at: prepare.created_at.unwrap_or_else(Timestamp::now),
         started_at: None,
     }
 }

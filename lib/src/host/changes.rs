@@ -179,35 +179,22 @@ impl Host {
         }
     }
 
-    /// Gives a guest other labels. Works in every state; a migration takes along the labels of its beginning.
+    /// Gives a guest other labels; without `act` it only says what the guest would be. They go along with a migration, also
+    /// when they change while it runs, up to the moment at which the guest's state leaves with them.
     ///
     /// # Errors
-    /// No such guest, labels that cannot be, [`HostError::GenerationMismatch`].
+    /// No such guest, labels that cannot be, [`HostError::GenerationMismatch`], [`HostError::GuestMigrating`] between that
+    /// moment and the migration's end.
     pub async fn relabel_guest(
         &self,
         key: &str,
         labels: Labels,
         expected: Expected,
+        act: bool,
     ) -> Result<GuestRecord, HostError> {
+        let guest = self.inner.find_guest(key)?;
         validate::labels(&labels)?;
-        self.inner.find_guest(key)?.ask(|reply| Command::Relabel(labels, expected, reply)).await
-    }
-
-    /// The guest with other labels; changes nothing.
-    ///
-    /// # Errors
-    /// As [`Host::relabel_guest`].
-    pub fn preview_relabel_guest(
-        &self,
-        key: &str,
-        labels: Labels,
-        expected: &Expected,
-    ) -> Result<GuestRecord, HostError> {
-        let mut record = self.guest(key)?;
-        validate::labels(&labels)?;
-        expected.check("guest", record.generation)?;
-        record.spec.labels = labels;
-        Ok(record)
+        guest.ask(|reply| Command::Relabel { labels, expected, act, reply }).await
     }
 
     /// Makes a mirror under an id of the caller's choice (`None`: a new one).

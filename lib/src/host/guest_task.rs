@@ -47,7 +47,20 @@ pub(super) type Asked = (Command, Option<Act>);
 pub(super) enum Command {
     Act(GuestAction, Expected, Reply<GuestRecord>),
     Undefine(Expected, Reply<()>),
-    Relabel(Labels, Expected, Reply<GuestRecord>),
+    /// Other labels; without `act`: whether it could have them.
+    Relabel {
+        labels: Labels,
+        expected: Expected,
+        act: bool,
+        reply: Reply<GuestRecord>,
+    },
+    /// The labels that go along with a migration: from now to its end there are no others.
+    HoldLabels {
+        migration: Uuid,
+        reply: Reply<Labels>,
+    },
+    /// The labels with which an incoming guest left.
+    AdoptLabels(Labels, Reply<()>),
     CreateMirror(MirrorSpec, Option<Uuid>, Reply<MirrorRecord>),
     DeleteMirror(Uuid, Expected, Reply<()>),
     /// Something that is not stored has changed: a new generation shows it.
@@ -197,6 +210,8 @@ struct Owner {
     lent: Option<Uuid>,
     /// While a migration has the machine: whether the guest has ended.
     away: Option<(Uuid, EndWatch)>,
+    /// Whether its labels have gone to the destination.
+    labels_sent: bool,
     /// The guest's readiness as of the last generation.
     shown: Option<Readiness>,
 }
@@ -214,6 +229,7 @@ pub(super) fn spawn(inner: &Arc<Inner>, record: GuestRecord, state: GuestState) 
         batches: HashMap::new(),
         lent: None,
         away: None,
+        labels_sent: false,
         shown: None,
     };
     inner.runtime.spawn(owner.run(receiver));
@@ -270,11 +286,15 @@ impl Owner {
                 Ok(()) => return self.undefine(reply),
                 Err(e) => _ = reply.send(Err(e)),
             },
-            Command::Relabel(labels, expected, reply) => {
-                let checked = self.check(&expected);
-                let state = self.state;
-                let done = checked.and_then(|()| self.store(state, |r| r.spec.labels = labels));
-                let _ = reply.send(done);
+            Command::Relabel { labels, expected, act, reply } => {
+                let _ = reply.send(self.relabel(labels, &expected, act));
+            }
+            Command::HoldLabels { migration, reply } => {
+                self.labels_sent = self.lent == Some(migration);
+                let _ = reply.send(Ok(self.entry.record().spec.labels));
+            }
+            Command::AdoptLabels(labels, reply) => {
+                let _ = reply.send(self.store(self.state, |r| r.spec.labels = labels).map(|_| ()));
             }
             Command::CreateMirror(spec, id, reply) => {
                 let _ = reply.send(self.create_mirror(&spec, false, id).map(|e| e.record()));
@@ -355,6 +375,22 @@ impl Owner {
 
     fn check(&self, expected: &Expected) -> Result<(), HostError> {
         expected.check("guest", self.entry.record().generation)
+    }
+
+    /// Labels belong to the guest and travel with it: after they were sent, and before they are here, there is nobody to
+    /// whom a change could be acknowledged.
+    fn relabel(&mut self, labels: Labels, expected: &Expected, act: bool) -> Result<GuestRecord, HostError> {
+        let record = self.entry.record();
+        let elsewhere = matches!(self.state, GuestState::InDoubt | GuestState::Incoming);
+        if let Some(migration) = record.migration.filter(|_| self.labels_sent || elsewhere) {
+            return Err(HostError::GuestMigrating { migration });
+        }
+        self.check(expected)?;
+        if !act {
+            let spec = super::GuestSpec { labels, ..record.spec };
+            return Ok(GuestRecord { spec, ..record });
+        }
+        self.store(self.state, |r| r.spec.labels = labels)
     }
 
     fn act(&mut self, action: GuestAction, reply: Reply<GuestRecord>) {
@@ -1059,6 +1095,7 @@ impl Owner {
         }
         self.lent = None;
         self.away = None;
+        self.labels_sent = false;
         self.state = GuestState::Stopped;
         self.is_shown();
         let _ = reply.send(Ok(()));
@@ -1117,6 +1154,7 @@ impl Owner {
     fn take_back(&mut self, machine: Box<dyn Machine>, mirror: Mirror, mirror_id: Uuid, keep_mirror: bool) {
         self.lent = None;
         self.away = None;
+        self.labels_sent = false;
         self.machine = Some(machine);
         if keep_mirror {
             self.mirrors.insert(mirror_id, mirror);

@@ -16,8 +16,8 @@ use super::make::{GuestMemory, IncomingMachine, MakeError};
 use super::outgoing::{fault_of, new_control};
 use super::reserve::Reserve;
 use super::{
-    GuestRecord, GuestState, HandOverOutcome, HandOverToken, HostError, LaunchMirror, MigrationDirection,
-    MigrationRecord, MigrationState, Progress,
+    GuestRecord, GuestState, HandOverOutcome, HandOverToken, HostError, Labels, LaunchMirror,
+    MigrationDirection, MigrationRecord, MigrationState, Progress, validate,
 };
 use crate::boot_files::BootFiles;
 use crate::guest::MachineError;
@@ -378,6 +378,17 @@ impl Receiver for Destination<'_> {
         *lock(&self.space) = Some(Arc::new(set_aside(self.inner, prepare)?));
         let entry = self.reserve(prepare, boot)?;
         self.make(prepare, &entry, (memory, peer)).inspect_err(|_| self.vanish(&entry, None))
+    }
+
+    fn relabeled(
+        &self,
+        session: Uuid,
+        labels: Labels,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        validate::labels(&labels)?;
+        let missing = || HostError::NotFound { kind: "guest", key: session.to_string() };
+        let entry = self.guest_entry(session).ok_or_else(missing)?;
+        Ok(entry.ask_blocking(|reply| Command::AdoptLabels(labels, reply))?)
     }
 
     fn commit(&self, session: Uuid, token: &SealedToken, paused: bool) -> Result<(), NotStored> {

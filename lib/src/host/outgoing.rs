@@ -13,9 +13,10 @@ use super::inner::Inner;
 use super::reserve::Reserve;
 use super::resolution;
 use super::{
-    Destination, DriverSpec, Fault, GuestRecord, GuestState, HandOverOutcome, HostError, MigrationDirection,
-    MigrationLimits, MigrationMode, MigrationRecord, MigrationSpec, MigrationState, MirrorChoice, OnTimeout,
-    PeerRecord, PlanOptions, Progress, ProtectionLevel, Resolution, SourceAfter, Ticket, validate,
+    Destination, DriverSpec, Fault, GuestRecord, GuestState, HandOverOutcome, HostError, Labels,
+    MigrationDirection, MigrationLimits, MigrationMode, MigrationRecord, MigrationSpec, MigrationState,
+    MirrorChoice, OnTimeout, PeerRecord, PlanOptions, Progress, ProtectionLevel, Resolution, SourceAfter,
+    Ticket, validate,
 };
 use crate::address_space::Strategy;
 use crate::guest::{Machine, MachineError};
@@ -644,6 +645,11 @@ impl Journal for Run {
         let migration = self.entry.next(|r| r.state = MigrationState::InDoubt);
         let with = Box::new(Together { migration, hand_over: None, space: None });
         Ok(self.guest.ask_blocking(|reply| Command::StartSent(with, reply))?)
+    }
+
+    fn last_labels(&self) -> Result<Labels, Box<dyn std::error::Error + Send + Sync>> {
+        let migration = self.entry.id;
+        Ok(self.guest.ask_blocking(|reply| Command::HoldLabels { migration, reply })?)
     }
 }
 

@@ -247,7 +247,7 @@ pub struct GuestRecord {
     pub moved_to: Option<String>,
     /// Why it failed.
     pub error: Option<Fault>,
-    /// When it was defined.
+    /// When it was defined, on whichever host that was.
     pub created_at: Timestamp,
     /// When it last began to run here.
     pub started_at: Option<Timestamp>,

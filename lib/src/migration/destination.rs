@@ -16,7 +16,7 @@ use super::wire::{self, Prepare, Prepared, Refused, STATE_MAX, Settled, StateHea
 use super::{Control, MigrationFault};
 use crate::addr::{PAGE_SIZE, PageRange};
 use crate::guest::{Machine, MachineError};
-use crate::host::{MigrationState, ProtectionLevel, Round, StreamTransport};
+use crate::host::{Labels, MigrationState, ProtectionLevel, Round, StreamTransport};
 use crate::mirror::{Mirror, SealedToken};
 use crate::pages::PageSet;
 use crate::transport::{Link, LinkError, LogBudget, Waiting};
@@ -65,6 +65,16 @@ pub trait Receiver {
     /// # Errors
     /// A refusal for the peer.
     fn admit(&self, prepare: &Prepare, peer: &str) -> Result<Arrival, Refused>;
+
+    /// The labels that the guest had when it left. Durable when this returns.
+    ///
+    /// # Errors
+    /// They cannot be, or were not noted.
+    fn relabeled(
+        &self,
+        session: uuid::Uuid,
+        labels: Labels,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
     /// COMMIT is minted and nobody has seen it; `paused` as the guest will be. Durable when this returns, together with the
     /// records of guest and migration; only then may the token leave, and after it the guest run.
@@ -350,6 +360,10 @@ impl Import<'_> {
         self.machine.load_state(state)?;
         self.machine.console().adopt(head.console_end, console);
         self.mirror.state_arrived(&sha256(state))?;
+        // They changed on the way: what was acknowledged at the source is so here, too.
+        if let Some(labels) = head.labels.filter(|labels| *labels != self.prepare.spec.labels) {
+            self.host.relabeled(self.prepare.session, labels).map_err(MigrationFault::Journal)?;
+        }
         Ok(())
     }
 

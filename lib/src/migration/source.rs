@@ -20,8 +20,8 @@ use super::wire::{self, Prepare, Prepared, Purpose, Settled, StateHead, kind};
 use crate::addr::{PAGE_SIZE, RamAddr};
 use crate::guest::{DirtyRanges, Machine, MachineError};
 use crate::host::{
-    GuestRecord, MigrationLimits, MigrationMode, MigrationSpec, MigrationState, ProtectionLevel, Round,
-    StreamTransport,
+    GuestRecord, Labels, MigrationLimits, MigrationMode, MigrationSpec, MigrationState, ProtectionLevel,
+    Round, StreamTransport,
 };
 use crate::mirror::Mirror;
 use crate::pages::PageSet;
@@ -44,6 +44,12 @@ pub trait Journal {
     /// # Errors
     /// Nothing was noted; START is not sent.
     fn start_sent(&self) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
+
+    /// The guest's labels as they travel. Whoever would change them from now on is refused until the migration's end.
+    ///
+    /// # Errors
+    /// Nobody can say.
+    fn last_labels(&self) -> Result<Labels, Box<dyn std::error::Error + Send + Sync>>;
 }
 
 /// What a source needs.
@@ -264,6 +270,7 @@ impl Course<'_, '_> {
             stall_timeout_ms: out.spec.limits.stall_timeout_ms,
             machine_type: out.machine_type.clone(),
             boot: out.guest.boot,
+            created_at: Some(out.guest.created_at),
         };
         let transcript = transcript(&prepare);
         wire::send(link, kind::PREPARE, &prepare)?;
@@ -559,6 +566,7 @@ impl Course<'_, '_> {
             machine_bytes: u32::try_from(state.len())
                 .map_err(|_| MigrationFault::Protocol("state too large"))?,
             shared: self.shared_runs()?,
+            labels: Some(self.out.journal.last_labels().map_err(MigrationFault::Journal)?),
         };
         let head = serde_json::to_vec(&head).map_err(|_| MigrationFault::Protocol("unsendable state"))?;
         let len = (head.len() as u32).to_le_bytes();

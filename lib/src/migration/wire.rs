@@ -3,6 +3,7 @@
 //! Frames are [`crate::transport::Link`]'s; `kind` tells the message. Control messages are JSON with unknown
 //! fields refused; page data is binary.
 
+use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -12,7 +13,7 @@ use super::MigrationFault;
 use crate::address_space::{GuestLayout, Strategy};
 use crate::boot_files::BootFiles;
 use crate::guest::CarriedReadiness;
-use crate::host::{GuestSpec, StreamTransport};
+use crate::host::{GuestSpec, Labels, StreamTransport};
 use crate::transport::Link;
 
 /// Versions of this protocol that this build speaks, oldest first.
@@ -228,6 +229,10 @@ pub struct Prepare {
     #[zeroize(skip)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot: Option<BootFiles>,
+    /// When the guest was defined, wherever that was. Sources of earlier versions do not say.
+    #[zeroize(skip)]
+    #[serde(default)]
+    pub created_at: Option<Timestamp>,
 }
 
 /// The destination is ready.
@@ -284,6 +289,10 @@ pub struct StateHead {
     pub machine_bytes: u32,
     /// Runs of pages that the guest shares: first page, pages.
     pub shared: Vec<(u64, u64)>,
+    /// The guest's labels as they are now. They do not change any more before the migration's end. Sources of earlier
+    /// versions do not say.
+    #[serde(default)]
+    pub labels: Option<Labels>,
 }
 
 /// How the import ended: a token and what went with it.

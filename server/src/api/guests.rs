@@ -208,7 +208,7 @@ pub struct Guest {
     pub moved_to: Option<String>,
     /// Why it failed.
     pub error: Option<Fault>,
-    /// When it was defined.
+    /// When it was defined, on whichever host that was; it goes along with migrations.
     pub created_at: Timestamp,
     /// When it last began to run here.
     pub started_at: Option<Timestamp>,

@@ -179,7 +179,8 @@ pub async fn get(
 
 /// Change a guest
 ///
-/// A JSON merge patch of its labels; works in every state.
+/// A JSON merge patch of its labels; works in every state. Labels go along with a migration. They cannot change from the
+/// moment at which the guest's state leaves for the destination to the migration's end.
 #[utoipa::path(patch, path = "/v1/guests/{guest}", operation_id = "guest_update", tag = "guests",
     request_body(content = GuestUpdate, content_type = "application/merge-patch+json"),
     params(("guest" = String, Path, description = "Id or name of the guest", example = "g1"), DryRunParam, IfMatchParam),
@@ -194,12 +195,14 @@ pub async fn update(
     let now = host.guest(&key)?;
     let labels = relabel(&now.spec.labels, body.labels);
     if change.dry_run {
-        return Ok(previewed(host.preview_relabel_guest(&key, labels, &change.expected)?, Vec::new()));
+        let shown = host.relabel_guest(&key, labels, change.expected, false).await?;
+        return Ok(previewed(shown, Vec::new()));
     }
     // Merged with what was read: without a condition of the caller's, that it is still so is our own.
     let expected = if change.conditional { change.expected } else { Expected::one_of(vec![now.generation]) };
     let id = now.id.to_string();
-    let record = respond::detached(async move { host.relabel_guest(&id, labels, expected).await }).await?;
+    let record =
+        respond::detached(async move { host.relabel_guest(&id, labels, expected, true).await }).await?;
     Ok(respond::ok(record.generation, Guest::from(record)))
 }
 
