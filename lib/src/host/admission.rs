@@ -8,7 +8,9 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::incoming::{STREAMS_MAX, has_seen, machine_refusal, refuse, refused_by, room_on_disk};
+use super::incoming::{
+    STREAMS_MAX, has_seen, machine_refusal, refuse, refused_by, room_on_disk, ticket_unread,
+};
 use super::inner::{Inner, qemu_binary};
 use super::registry::Registry;
 use super::{AccelChoice, DriverSpec, GuestRecord, GuestState, HostError, validate};
@@ -64,8 +66,12 @@ impl Arriving<'_> {
         if let Err(refusal) = room_on_disk(inner, prepare) {
             against.push(refusal);
         }
-        if !self.is_known() && !inner.has_ticket(prepare.session, self.identity) {
-            against.push(no_leave());
+        if !self.is_known() {
+            match inner.has_ticket(prepare.session, self.identity) {
+                Ok(true) => {}
+                Ok(false) => against.push(no_leave()),
+                Err(e) => against.push(ticket_unread(&e)),
+            }
         }
         if against.is_empty() { Ok(boot) } else { Err(against) }
     }

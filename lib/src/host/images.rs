@@ -266,12 +266,14 @@ impl Host {
             let riding = act::along(&Effect::Gone(ResourceKind::HelperImage, record.id), &mut batch);
             let stored = self.inner.ledger.commit_blocking(batch, || riding.arrived());
             stored.map_err(|e| HostError::storage("deleting a helper image", e))?;
-            if record.content.is_some()
-                && let Ok(dir) = PrivateDir::open(&self.inner.state_dir.join("helper-images"))
-                && let Err(error) = dir.remove_if_present(&format!("{}.bin", record.id.simple()))
-            {
-                // The image is gone; its bytes take room until somebody removes them.
-                tracing::error!(error = %super::chain(&error), image = %record.id, "a helper image's file stays");
+            if record.content.is_some() {
+                let dir = PrivateDir::open(&self.inner.state_dir.join("helper-images"));
+                let removed =
+                    dir.and_then(|dir| dir.remove_if_present(&format!("{}.bin", record.id.simple())));
+                if let Err(error) = removed {
+                    // The image is gone; its bytes take room until somebody removes them.
+                    tracing::error!(error = %super::chain(&error), image = %record.id, "a helper image's file stays");
+                }
             }
             self.inner.changed();
         }

@@ -136,16 +136,23 @@ fn hand_over(inner: &Inner, session: Uuid) -> Result<Option<HandOver>, StoreErro
     unstored.map_or_else(|| inner.store.get(Kind::HandOver, session), |known| Ok(Some(known)))
 }
 
-/// Whether a session's COMMIT was noted: its guest was this host's from then on.
-pub(super) fn was_committed(inner: &Inner, session: Uuid) -> bool {
-    let known = inner.store.get::<HandOver>(Kind::HandOver, session).ok().flatten();
-    known.is_some_and(|h| matches!(h.settled, Settlement::Committed { .. }))
+/// Whether a session's COMMIT was noted: its guest was this host's from then on. That it cannot be read is no answer: a guest
+/// that is believed not to have arrived is deleted.
+///
+/// # Errors
+/// The journal cannot be read.
+pub(super) fn was_committed(inner: &Inner, session: Uuid) -> Result<bool, StoreError> {
+    let known = inner.store.get::<HandOver>(Kind::HandOver, session)?;
+    Ok(known.is_some_and(|h| matches!(h.settled, Settlement::Committed { .. })))
 }
 
 /// What was here before the guest of a session that never came to its end.
-pub(super) fn replaced_by(inner: &Inner, session: Uuid) -> Option<GuestRecord> {
-    let known = inner.store.get::<HandOver>(Kind::HandOver, session).ok().flatten();
-    known.and_then(|h| h.replaced).map(|record| *record)
+///
+/// # Errors
+/// The journal cannot be read.
+pub(super) fn replaced_by(inner: &Inner, session: Uuid) -> Result<Option<GuestRecord>, StoreError> {
+    let known = inner.store.get::<HandOver>(Kind::HandOver, session)?;
+    Ok(known.and_then(|h| h.replaced).map(|record| *record))
 }
 
 /// The token that this host's helper minted for a session, to be carried to the source by hand.
@@ -201,6 +208,12 @@ fn set_aside(inner: &Inner, prepare: &Prepare) -> Result<Reserve, Refused> {
 
 pub(super) fn refuse(code: &str, detail: impl Into<String>) -> Refused {
     Refused { code: code.into(), detail: detail.into() }
+}
+
+/// Nobody can say whether there is a ticket, or note that it is used up.
+pub(super) fn ticket_unread(error: &HostError) -> Refused {
+    tracing::error!(error = %super::chain(error), "a ticket cannot be looked at");
+    refuse("storage", "the destination's storage failed")
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -318,7 +331,8 @@ impl<'a> Destination<'a> {
             let peers = inner.peers();
             let text = self.identity.to_string();
             let known = peers.values().any(|p| p.spec.identity == text);
-            if !inner.use_ticket(prepare.session, &self.identity) && !known {
+            let used = inner.use_ticket(prepare.session, &self.identity);
+            if !used.map_err(|e| ticket_unread(&e))? && !known {
                 return Err(no_leave());
             }
             inner.begin_migration(&session, |_| Ok(()))

@@ -97,7 +97,7 @@ impl Inner {
         state_dir: PathBuf,
         id: Uuid,
         name: String,
-        (store, ledger): (Store, Ledger),
+        (store, ledger, page_secret): (Store, Ledger, [u8; 32]),
         identity: Identity,
         kvm: Result<KvmHost, String>,
         (image_directories, qemu_users): (ImageDirectories, Option<UserPool>),
@@ -112,7 +112,6 @@ impl Inner {
             emulated_plain: plain(emulated.limits()),
         };
         let ledger = Arc::new(ledger);
-        let page_secret = page_secret(&store);
         Self {
             state_dir,
             id,
@@ -507,18 +506,6 @@ impl Drop for GuestClaim {
     fn drop(&mut self) {
         self.inner.claims().remove(&self.id);
     }
-}
-
-/// The database's secret, made when there is none. Without storage a fresh one: what it marked is then refused.
-fn page_secret(store: &Store) -> [u8; 32] {
-    if let Ok(Some(stored)) = store.meta_get::<[u8; 32]>("page_secret") {
-        return stored;
-    }
-    let fresh = super::make::fresh_secret().map_or_else(|_| [0; 32], |s| *s);
-    if let Err(error) = store.meta_put("page_secret", &fresh) {
-        tracing::error!(%error, "the secret of page tokens could not be stored");
-    }
-    fresh
 }
 
 /// Where QEMU is, when it is.

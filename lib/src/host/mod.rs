@@ -585,7 +585,10 @@ fn host_fault(e: &HostError) -> Fault {
         | HostError::Internal { .. } => "mirror_failed",
         HostError::Storage { trouble: Trouble::Full, .. }
         | HostError::Owed { trouble: Trouble::Full, .. } => "storage_full",
-        HostError::Storage { .. } | HostError::Owed { .. } => "storage_failed",
+        HostError::Storage { trouble: Trouble::Busy, .. }
+        | HostError::Owed { trouble: Trouble::Busy, .. } => "storage_busy",
+        HostError::Storage { trouble: Trouble::Failed, .. }
+        | HostError::Owed { trouble: Trouble::Failed, .. } => "storage_failed",
     };
     Fault { code: code.into(), detail: e.to_string() }
 }

@@ -11,9 +11,10 @@ use super::entries::MigrationEntry;
 use super::inner::Inner;
 use super::{
     Fault, GuestRecord, GuestState, Host, MigrationDirection, MigrationRecord, MigrationState, PeerRecord,
-    guest_task, incoming, outgoing,
+    guest_task, incoming, make, outgoing,
 };
 use crate::boot_files::{DirectoryError, ImageDirectories};
+use crate::guest::MachineError;
 use crate::hypervisor::kvm::KvmHost;
 use crate::memory::Budget;
 use crate::qemu::{QemuUsers, UserPool};
@@ -72,6 +73,9 @@ pub enum OpenError {
     /// The keys.
     #[error("the host's identity cannot be loaded or made")]
     Identity(#[from] IdentityError),
+    /// The system gives no random numbers.
+    #[error("a secret of the host cannot be made")]
+    Secret(#[source] MachineError),
     /// The peer listener.
     #[error("the peer listener cannot be started")]
     Listener(#[from] ListenerError),
@@ -116,7 +120,9 @@ impl Host {
         // Two daemons of one host begin with different users.
         let pool = || UserPool::new(config.qemu_users, std::process::id());
         let users = rustix::process::geteuid().is_root().then(pool);
-        let inner = Arc::new(Inner::new(dir, id, name, (store, ledger), identity, kvm, (images, users)));
+        let page_secret = page_secret(&store)?;
+        let kept = (store, ledger, page_secret);
+        let inner = Arc::new(Inner::new(dir, id, name, kept, identity, kvm, (images, users)));
         inner.load_settings()?;
         super::endings::recover(&inner).await?;
         reconcile(&inner)?;
@@ -207,15 +213,30 @@ fn listen(inner: &Arc<Inner>, addr: SocketAddr) -> Result<PeerListener, Listener
     PeerListener::bind_knowing(addr, &inner.identity, admits, known, limits, handler)
 }
 
+/// The database's secret, made when there is none. A start without it would be one in which marks that were given out mean
+/// nothing, or in which anybody can make them.
+fn page_secret(store: &Store) -> Result<[u8; 32], OpenError> {
+    if let Some(stored) = store.meta_get::<[u8; 32]>("page_secret")? {
+        return Ok(stored);
+    }
+    let fresh = *make::fresh_secret().map_err(OpenError::Secret)?;
+    store.meta_put("page_secret", &fresh)?;
+    Ok(fresh)
+}
+
 /// Makes every record honest: machines did not survive the last daemon.
 fn reconcile(inner: &Arc<Inner>) -> Result<(), StoreError> {
     for (id, peer) in inner.store.list::<PeerRecord>(Kind::Peer)? {
         inner.peers_mut().insert(id, peer);
     }
     for (id, record) in inner.store.list::<GuestRecord>(Kind::Guest)? {
-        let committed = record.migration.is_some_and(|m| incoming::was_committed(inner, m));
+        let committed = match record.migration {
+            Some(migration) => incoming::was_committed(inner, migration)?,
+            None => false,
+        };
         if record.state == GuestState::Incoming && !committed {
-            match record.migration.and_then(|m| incoming::replaced_by(inner, m)) {
+            let replaced = record.migration.map(|m| incoming::replaced_by(inner, m)).transpose()?;
+            match replaced.flatten() {
                 // What was here before a guest that never arrived.
                 Some(earlier) => {
                     inner.store.put(Kind::Guest, id, Some(&earlier.spec.name), &earlier)?;
@@ -271,7 +292,7 @@ fn reconciled_guest(mut record: GuestRecord) -> (GuestRecord, GuestState) {
 fn reconcile_migration(inner: &Arc<Inner>, mut record: MigrationRecord) -> Result<(), StoreError> {
     let doubtful = record.state == MigrationState::InDoubt;
     let incoming = record.direction == MigrationDirection::Incoming;
-    if !record.state.is_terminal() && incoming && incoming::was_committed(inner, record.id) {
+    if !record.state.is_terminal() && incoming && incoming::was_committed(inner, record.id)? {
         // COMMIT was noted, the record's own end was not: the guest had moved before the daemon ended.
         record.state = MigrationState::Succeeded;
         record.finished_at = Some(Timestamp::now());

@@ -14,8 +14,8 @@ use super::act::{self, Effect};
 use super::inner::Inner;
 use super::{FieldError, Host, HostError, PeerRecord, PeerSpec, validate};
 use crate::migration::wire::PROTOCOL_VERSIONS;
-use crate::store::Batch;
 use crate::store::ledger::Space;
+use crate::store::{Batch, StoreError};
 use crate::transport::{Endpoint, PeerIdentity};
 
 /// Longest text of a ticket.
@@ -167,42 +167,52 @@ impl Inner {
     pub(super) fn ticket_holder(&self, identity: &PeerIdentity) -> Option<String> {
         let text = identity.to_string();
         let now = Timestamp::now();
-        let all = self.ledger.all(Space::Ticket).unwrap_or_default();
-        all.into_iter().find_map(|(_, body)| {
-            let kept: Kept = serde_json::from_str(&body).ok()?;
+        // Whoever has no ticket that can be read has none; that it is the database's fault must not stay unsaid.
+        let unread = |error: StoreError| tracing::error!(%error, "tickets cannot be read");
+        let all = self.ledger.all(Space::Ticket).map_err(unread).unwrap_or_default();
+        all.into_iter().find_map(|(key, body)| {
+            let kept: Kept = Space::Ticket.read(&key, &body).map_err(unread).ok()?;
             (kept.source_identity == text && (kept.used || kept.good_until > now)).then_some(kept.source_name)
         })
     }
 
-    /// Whether there is a ticket of `session` for this source that is good.
-    pub(super) fn has_ticket(&self, session: Uuid, identity: &PeerIdentity) -> bool {
-        self.good_ticket(session, identity).is_some()
+    /// Whether there is a ticket of `session` that this source may still use; leaves it as it is.
+    ///
+    /// # Errors
+    /// Nobody can say.
+    pub(super) fn has_ticket(&self, session: Uuid, identity: &PeerIdentity) -> Result<bool, HostError> {
+        Ok(self.good_ticket(session, identity)?.is_some())
     }
 
-    /// The ticket of `session` for this source, if it is good: as it is kept, and what that says.
-    fn good_ticket(&self, session: Uuid, identity: &PeerIdentity) -> Option<(String, Kept)> {
-        let there = self.ledger.find(Space::Ticket, &session.to_string()).ok().flatten()?;
-        let kept: Kept = serde_json::from_str(&there).ok()?;
+    /// A good ticket as it is kept, and what it says.
+    fn good_ticket(
+        &self,
+        session: Uuid,
+        identity: &PeerIdentity,
+    ) -> Result<Option<(String, Kept)>, HostError> {
+        let failed = |e| HostError::storage("looking for a ticket", e);
+        let key = session.to_string();
+        let Some(there) = self.ledger.find(Space::Ticket, &key).map_err(failed)? else { return Ok(None) };
+        let kept: Kept = Space::Ticket.read(&key, &there).map_err(failed)?;
         let good =
             !kept.used && kept.source_identity == identity.to_string() && kept.good_until > Timestamp::now();
-        good.then_some((there, kept))
+        Ok(good.then_some((there, kept)))
     }
 
     /// Uses up the ticket of `session`, if there is one for this source; false when there is none that is good.
-    pub(super) fn use_ticket(&self, session: Uuid, identity: &PeerIdentity) -> bool {
+    ///
+    /// # Errors
+    /// Nobody can say whether there is one, or note that it is used up: nobody gets it then.
+    pub(super) fn use_ticket(&self, session: Uuid, identity: &PeerIdentity) -> Result<bool, HostError> {
+        let failed = |e| HostError::storage("using up a ticket", e);
         // Looked at before it is taken: a stranger's guess must not cost its owner the ticket.
-        let Some((there, kept)) = self.good_ticket(session, identity) else { return false };
+        let Some((there, kept)) = self.good_ticket(session, identity)? else { return Ok(false) };
+        let key = session.to_string();
         let used = Kept { used: true, ..kept };
         let until = Timestamp::now() + (AFTERMATH_DAYS * 24).hours();
-        let Ok(body) = serde_json::to_string(&used) else { return false };
-        // Of several at once only one gets it; while it cannot be noted that it is used up, nobody does.
-        match self.ledger.swap_blocking(Space::Ticket, session.to_string(), there, Some(until), body) {
-            Ok(mine) => mine,
-            Err(error) => {
-                tracing::error!(%error, "a ticket cannot be used up");
-                false
-            }
-        }
+        let body = serde_json::to_string(&used).map_err(|e| HostError::internal("writing a ticket", e))?;
+        // Of several at once only one gets it.
+        self.ledger.swap_blocking(Space::Ticket, key, there, Some(until), body).map_err(failed)
     }
 }
 

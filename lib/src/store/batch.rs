@@ -103,7 +103,7 @@ impl Batch {
         body: String,
     ) -> Result<&mut Self, StoreError> {
         if body.len() > MAX_DOCUMENT {
-            return Err(StoreError::TooLong { document: DocumentRef::Meta(key), bytes: body.len() });
+            return Err(StoreError::TooLong { document: DocumentRef::Keyed(space, key), bytes: body.len() });
         }
         self.writes.push(Write::KeyedPut { space, key, expires, body });
         Ok(self)

@@ -15,12 +15,13 @@ use std::thread::JoinHandle;
 
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, params};
+use serde::de::DeserializeOwned;
 use tokio::sync::{oneshot, watch};
 use uuid::Uuid;
 
 use super::rows::Rows;
 use super::writer::{self, Health, Tail, Tell, Work, Writing};
-use super::{Batch, Store, StoreError, open};
+use super::{Batch, DocumentRef, Store, StoreError, open};
 
 /// Work that waits at most; more make writers wait.
 const QUEUE: usize = 4096;
@@ -100,6 +101,30 @@ pub struct Entry {
     pub at: Timestamp,
     /// What was appended.
     pub body: String,
+}
+
+impl Entry {
+    /// What was appended to `log`, as what it is.
+    ///
+    /// # Errors
+    /// [`StoreError::Unreadable`].
+    pub fn read<T: DeserializeOwned>(&self, log: Log) -> Result<T, StoreError> {
+        let document = || DocumentRef::Entry(log, self.seq);
+        serde_json::from_str(&self.body)
+            .map_err(|source| StoreError::Unreadable { document: document(), source })
+    }
+}
+
+impl Space {
+    /// The record that is kept under `key`, as what it is. One that cannot be read is not as good as none: whoever is told that
+    /// there is none would act on it.
+    ///
+    /// # Errors
+    /// [`StoreError::Unreadable`].
+    pub fn read<T: DeserializeOwned>(self, key: &str, body: &str) -> Result<T, StoreError> {
+        let document = || DocumentRef::Keyed(self, key.to_owned());
+        serde_json::from_str(body).map_err(|source| StoreError::Unreadable { document: document(), source })
+    }
 }
 
 /// What a log holds.
@@ -788,10 +813,7 @@ mod tests {
         assert_eq!(ledger.writing().failing.map(|f| f.0), Some(Trouble::Full));
         bound(&ledger, None).await;
         assert_eq!(ledger.writing().failing, None);
-        // From here on somebody keeps the database locked, and nobody waits for long.
-        let impatient =
-            |t: &Rows<'_>| t.query_row("PRAGMA busy_timeout = 20", [], |_| Ok(())).map_err(StoreError::from);
-        ledger.run(impatient).await.unwrap();
+        // From here on somebody keeps the database locked.
         let raw = Connection::open(dir.path().join("host.db")).unwrap();
         raw.execute_batch("BEGIN IMMEDIATE").unwrap();
         let (owed, mut batch) = document("owed", 100_000);
@@ -823,6 +845,21 @@ mod tests {
         let look = ledger.look(Log::Event, 0, 10, |_| true).unwrap();
         let bodies: Vec<&str> = look.entries.iter().map(|e| e.body.as_str()).collect();
         assert_eq!((seqs(&look), bodies), (vec![1, 2, 3], vec!["before", "owed", "after"]));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_writer_that_is_gone_is_trouble_and_no_silence() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_store, ledger) = open(dir.path(), 10);
+        let lost = ledger.commit_and(document("g", 10).1, || panic!("a fault of ours, for this test")).await;
+        assert!(lost.is_err(), "nobody can say whether it is on disk");
+        let refused = ledger.commit(document("h", 10).1).await.unwrap_err();
+        assert_eq!(refused.trouble(), Some(Trouble::Failed));
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        while ledger.writing().failing.map(|f| f.0) != Some(Trouble::Failed) {
+            assert!(std::time::Instant::now() < deadline, "{:?}", ledger.writing());
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
     }
 
     #[tokio::test]

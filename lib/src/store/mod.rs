@@ -40,6 +40,7 @@ pub use documents::Transaction;
 pub use finding::Finding;
 use keeper::{Keeper, held};
 pub use ledger::Ledger;
+use ledger::{Log, Space};
 use mark::Delta;
 use rows::Rows;
 pub use writer::{Trouble, Writing};
@@ -88,6 +89,10 @@ pub enum DocumentRef {
     Document(Kind, Uuid),
     /// A singleton.
     Meta(String),
+    /// An entry of a log.
+    Entry(Log, u64),
+    /// A record with a key.
+    Keyed(Space, String),
 }
 
 impl std::fmt::Display for DocumentRef {
@@ -95,6 +100,8 @@ impl std::fmt::Display for DocumentRef {
         match self {
             Self::Document(kind, id) => write!(f, "{kind} {id}"),
             Self::Meta(key) => write!(f, "meta document {key}"),
+            Self::Entry(log, seq) => write!(f, "entry {seq} of the {} log", log.table()),
+            Self::Keyed(space, key) => write!(f, "{} {key}", space.stored()),
         }
     }
 }

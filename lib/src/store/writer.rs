@@ -32,6 +32,10 @@ const GROUP: usize = 512;
 const RETRY: Duration = Duration::from_secs(1);
 /// Without anything to write for so long, the log is moved into the database: what is in one place cannot be lost in two.
 const IDLE: Duration = Duration::from_secs(3);
+/// How long a write waits for another process that keeps the database locked, so long that one who only looks is not noticed.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// The same while writes fail already: those who ask meanwhile are told at once.
+const PATIENCE_IN_TROUBLE: Duration = Duration::from_millis(100);
 /// Entries of the event log that are owed at most; the oldest give way.
 const OWED_EVENTS: usize = 10_000;
 
@@ -231,6 +235,7 @@ pub(super) fn write_all(
 ) {
     let mut owed = Owed::default();
     let mut tidied = None;
+    let _alive = Alive(health);
     loop {
         let at = held(keeper).seq();
         let first = if owed.batches.is_empty() && !health.is_failing() {
@@ -291,6 +296,18 @@ fn tidy(connection: &Connection, keeper: &Mutex<Keeper>) -> bool {
     }
 }
 
+/// Held by the thread that writes: if it ends in a panic, nothing is written any more, and that is said.
+struct Alive<'a>(&'a Health);
+
+impl Drop for Alive<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+            state.failing = Some((Trouble::Failed, Instant::now()));
+        }
+    }
+}
+
 /// Work that was done within the transaction, and waits for its commit.
 struct Done {
     tell: Tell,
@@ -329,7 +346,8 @@ fn write_group(
     let mut refused = Vec::new();
     let mut waiting = group.into_iter();
     let mut keeper = held(keeper);
-    let result = begin(connection).and_then(|t| {
+    let patience = if health.is_failing() { PATIENCE_IN_TROUBLE } else { PATIENCE };
+    let result = begin(connection, patience).and_then(|t| {
         let account = Cell::new(Delta::default());
         let rows = Rows::new(&t, &account);
         for batch in &owed.batches {
@@ -498,7 +516,8 @@ fn restore(tails: &[Arc<Tail>], numbers: &[u64]) {
     tails.iter().zip(numbers).for_each(|(t, n)| t.next.store(*n, Ordering::SeqCst));
 }
 
-fn begin(connection: &mut Connection) -> Result<Transaction<'_>, StoreError> {
+fn begin(connection: &mut Connection, patience: Duration) -> Result<Transaction<'_>, StoreError> {
+    connection.busy_timeout(patience).map_err(StoreError::from)?;
     connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(StoreError::from)
 }
 

@@ -140,20 +140,22 @@ pub async fn create(host: &Host, new: NewToken) -> Result<(TokenRecord, Zeroizin
 /// `internal` when storage fails.
 pub fn list(state: &AppState) -> Result<Vec<TokenRecord>, Problem> {
     let kept = state.host()?.ledger().all(Space::Token).map_err(storage)?;
-    let kept = kept.into_iter().filter_map(|(_, body)| serde_json::from_str(&body).ok());
-    let mut all: Vec<TokenRecord> = kept.chain(state.credentials().admin().record()).collect();
+    // A list with a gap would be a lie.
+    let kept = kept.iter().map(|(key, body)| Space::Token.read::<TokenRecord>(key, body));
+    let mut all = kept.collect::<Result<Vec<_>, _>>().map_err(storage)?;
+    all.extend(state.credentials().admin().record());
     all.sort_by_key(|t| (t.created_at, t.id));
     Ok(all)
 }
 
-/// Withdraws a token; says which one, if there was one. It is refused from now on.
+/// Withdraws a token; says whether there was one. It is refused from now on.
 ///
 /// # Errors
 /// `internal` when storage fails.
-pub async fn withdraw(state: &AppState, id: Uuid) -> Result<Option<TokenRecord>, Problem> {
+pub async fn withdraw(state: &AppState, id: Uuid) -> Result<bool, Problem> {
     let host = state.host()?;
-    if let Some(record) = state.credentials().admin().withdraw(host, id) {
-        return Ok(Some(record));
+    if state.credentials().admin().withdraw(host, id).is_some() {
+        return Ok(true);
     }
     let mut batch = Batch::new();
     let riding = Act::ride(&Effect::Token(id), &mut batch);
@@ -161,7 +163,7 @@ pub async fn withdraw(state: &AppState, id: Uuid) -> Result<Option<TokenRecord>,
     if body.is_some() {
         riding.arrived();
     }
-    Ok(body.and_then(|b| serde_json::from_str(&b).ok()))
+    Ok(body.is_some())
 }
 
 /// The caller that a token stands for.
@@ -174,8 +176,9 @@ pub fn recognize(state: &AppState, text: &str) -> Result<Option<Caller>, Problem
     let record = match state.credentials().admin().record().filter(|r| r.id == id) {
         Some(record) => Some(record),
         None => {
-            let body = host.ledger().find(Space::Token, &id.to_string()).map_err(storage)?;
-            body.and_then(|b| serde_json::from_str::<TokenRecord>(&b).ok())
+            let key = id.to_string();
+            let body = host.ledger().find(Space::Token, &key).map_err(storage)?;
+            body.map(|body| Space::Token.read::<TokenRecord>(&key, &body)).transpose().map_err(storage)?
         }
     };
     Ok(record.filter(|r| r.opens_with(secret)).map(|r| r.caller()))

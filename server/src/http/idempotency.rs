@@ -231,10 +231,12 @@ async fn settle(
         if !recorded || claim.answer.as_ref() != Some(&answer) {
             claim.answer = Some(answer);
             let kept = text_of(&claim).and_then(|text| {
-                batch.keyed_put(Space::Idempotency, key, Some(expiry()), text).map_err(storage)
+                batch.keyed_put(Space::Idempotency, key.clone(), Some(expiry()), text).map_err(storage)
             });
             if kept.is_err() {
-                tracing::error!("an answer could not be kept for its idempotency key");
+                // Without an answer nobody could tell the key from one that is worked on.
+                tracing::error!("an answer is too long to be kept; its idempotency key is free again");
+                batch.keyed_delete(Space::Idempotency, key);
             }
         }
     } else {

@@ -298,11 +298,16 @@ catalogue! {
         "No space is left for the daemon's database",
         cause "The file system of the state directory is full, so what was asked for cannot be stored. Nothing was changed, unless `detail` says that the change was made and its record is kept in memory until it can be written.",
         fix "Free space in the file system of the state directory, then send the request again. The daemon need not be restarted; `/readyz?verbose=true` says when it writes again.";
+    /// Another process keeps the database locked.
+    StorageBusy = "storage_busy", SERVICE_UNAVAILABLE, retry true,
+        "Another process keeps the daemon's database locked",
+        cause "A program beside the daemon holds a lock on its database, for instance a copy or an inspection that is under way. The daemon waits for two seconds at most. Nothing was changed, unless `detail` says that the change was made and its record is kept in memory until it can be written.",
+        fix "Send the request again in a moment; end the other program if it does not end by itself. `/readyz?verbose=true` says when the daemon writes again.";
     /// The database cannot be written.
     StorageFailed = "storage_failed", SERVICE_UNAVAILABLE, retry true,
         "The daemon's database cannot be written",
-        cause "The disk fails, or another process keeps the database locked; `detail` says which. Nothing was changed, unless `detail` says that the change was made and its record is kept in memory until it can be written.",
-        fix "Look at the disk of the state directory and at who else has the database open, then send the request again. `/readyz?verbose=true` says when the daemon writes again.";
+        cause "The disk fails, or what is on it is damaged. Nothing was changed, unless `detail` says that the change was made and its record is kept in memory until it can be written.",
+        fix "Look at the disk of the state directory, then send the request again. `/readyz?verbose=true` says when the daemon writes again.";
     /// The daemon is not ready yet.
     NotReady = "not_ready", SERVICE_UNAVAILABLE, retry true,
         "The daemon is starting",

@@ -50,7 +50,10 @@ fn code_of(error: &HostError) -> ProblemCode {
         HostError::ShuttingDown => ProblemCode::ShuttingDown,
         HostError::Storage { trouble: Trouble::Full, .. }
         | HostError::Owed { trouble: Trouble::Full, .. } => ProblemCode::StorageFull,
-        HostError::Storage { .. } | HostError::Owed { .. } => ProblemCode::StorageFailed,
+        HostError::Storage { trouble: Trouble::Busy, .. }
+        | HostError::Owed { trouble: Trouble::Busy, .. } => ProblemCode::StorageBusy,
+        HostError::Storage { trouble: Trouble::Failed, .. }
+        | HostError::Owed { trouble: Trouble::Failed, .. } => ProblemCode::StorageFailed,
         HostError::Internal { .. } => ProblemCode::Internal,
     }
 }
@@ -176,7 +179,7 @@ mod tests {
         for (code, problem, word) in [
             (13, ProblemCode::StorageFull, "no space is left"),
             (10, ProblemCode::StorageFailed, "look at the disk"),
-            (5, ProblemCode::StorageFailed, "another process"),
+            (5, ProblemCode::StorageBusy, "another process"),
         ] {
             for error in
                 [HostError::storage("storing the guest", sqlite(code)), HostError::owed(sqlite(code))]

@@ -131,7 +131,7 @@ pub async fn delete_token(
         return Ok(respond::ok(1, Token::from(there)));
     }
     let gone = respond::detached(async move { tokens::withdraw(&state, id).await }).await?;
-    gone.map(|_| StatusCode::NO_CONTENT.into_response()).ok_or_else(missing)
+    if gone { Ok(StatusCode::NO_CONTENT.into_response()) } else { Err(missing()) }
 }
 
 /// List the audit log
@@ -158,21 +158,31 @@ pub async fn audit_log(State(state): State<AppState>, query: Query) -> Result<Js
         principal.as_ref().is_none_or(|p| r.principal.as_ref() == Some(p))
             && operation.as_ref().is_none_or(|o| r.operation == *o)
     };
-    let mut records = Vec::new();
+    let failed = |e| HostError::storage("reading the audit log", e);
+    let (mut records, mut unread) = (Vec::new(), None);
     let look = state.host()?.ledger().look_back(Log::Audit, before, limit, |entry| {
-        let record = serde_json::from_str::<AuditRecord>(&entry.body).ok().filter(wanted);
-        let fits = record.is_some();
-        records.extend(record);
-        fits
+        match entry.read::<AuditRecord>(Log::Audit) {
+            Ok(record) if wanted(&record) => {
+                records.push(record);
+                true
+            }
+            Ok(_) => false,
+            Err(error) => {
+                unread.get_or_insert(error);
+                false
+            }
+        }
     });
-    let look = look.map_err(|e| HostError::storage("reading the audit log", e))?;
+    let look = look.map_err(failed)?;
+    // Neither an entry nor what came of it is left out as if it were not there.
+    if let Some(error) = unread {
+        return Err(failed(error).into());
+    }
     let seqs: Vec<u64> = look.entries.iter().map(|e| e.seq).collect();
-    let outcomes = state.host()?.ledger().outcomes(&seqs);
-    let outcomes = outcomes.map_err(|e| HostError::storage("reading the audit log", e))?;
-    let mut outcomes: HashMap<u64, (Timestamp, AuditOutcome)> = outcomes
-        .into_iter()
-        .filter_map(|e| Some((e.seq, (e.at, serde_json::from_str(&e.body).ok()?))))
-        .collect();
+    let outcomes = state.host()?.ledger().outcomes(&seqs).map_err(failed)?;
+    let outcomes = outcomes.into_iter().map(|e| Ok((e.seq, (e.at, e.read::<AuditOutcome>(Log::Audit)?))));
+    let mut outcomes =
+        outcomes.collect::<Result<HashMap<u64, (Timestamp, AuditOutcome)>, _>>().map_err(failed)?;
     let both = look.entries.into_iter().zip(records);
     let items =
         both.map(|(e, record)| AuditEntry::new(e.seq, e.at, record, outcomes.remove(&e.seq))).collect();

@@ -64,7 +64,7 @@ fn not_written(trouble: Trouble, since: Duration, owed: usize) -> Problem {
         Trouble::Full => {
             (ProblemCode::StorageFull, "no space is left in the file system of the state directory")
         }
-        Trouble::Busy => (ProblemCode::StorageFailed, "another process keeps the database locked"),
+        Trouble::Busy => (ProblemCode::StorageBusy, "another process keeps the database locked"),
         Trouble::Failed => (ProblemCode::StorageFailed, "the disk of the state directory fails"),
     };
     let kept = match owed {
