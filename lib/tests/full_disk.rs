@@ -7,11 +7,12 @@ mod support;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use mirrorvm::address_space::BlockSpec;
 use mirrorvm::host::*;
 use mirrorvm::mirror::HelperImage;
-use mirrorvm::store::Trouble;
+use mirrorvm::store::{StoreError, Trouble};
 
 use support::hosts::{SHIFTED, guest, migration, until};
 
@@ -63,16 +64,24 @@ fn labels(value: &str) -> Labels {
     Labels::from([("n".to_owned(), value.to_owned())])
 }
 
+/// Opens the host when nobody is left of an earlier one in this process: not even the owner of a guest that was refused.
 async fn open(dir: &Path) -> Host {
-    let peer_listen = Some("127.0.0.1:0".parse().unwrap());
-    Host::open(HostConfig {
+    let config = HostConfig {
         state_dir: dir.to_owned(),
         name: Some("a".into()),
-        peer_listen,
+        peer_listen: Some("127.0.0.1:0".parse().unwrap()),
         ..HostConfig::default()
-    })
-    .await
-    .unwrap()
+    };
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        match Host::open(config.clone()).await {
+            Ok(host) => return host,
+            Err(OpenError::Store(StoreError::InUse)) if Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Err(other) => panic!("{other:?}"),
+        }
+    }
 }
 
 /// Everything that is stored, as somebody sees it.

@@ -59,9 +59,10 @@ impl Host {
         batch.put(Kind::Guest, record.id, Some(&record.spec.name), &record).map_err(failed)?;
         EventBody::guest(&record, None, Change::Created).write(&mut batch);
         let riding = act::along(&Effect::Guest(&record), &mut batch);
-        let entry = guest_task::spawn(&self.inner, record.clone(), GuestState::Stopped);
-        let inner = Arc::clone(&self.inner);
+        let (inner, stored) = (Arc::clone(&self.inner), record.clone());
         let stored = self.inner.ledger.commit_and(batch, move || {
+            // Not before: a guest that was refused would leave its owner behind.
+            let entry = guest_task::spawn(&inner, stored, GuestState::Stopped);
             inner.guests_mut().insert(entry);
             riding.arrived();
         });
