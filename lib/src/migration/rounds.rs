@@ -126,6 +126,10 @@ const STUCK_ROUNDS: u32 = 2;
 /// Time after a pause that was broken off before the next is tried: from, doubled each time, and to.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
+/// Pauses that are tried on the first assumption, whatever those before took: one that was long may have been a hiccup of the
+/// machine. After as many, the shortest of them counts.
+const HOPEFUL: u32 = 8;
+
 /// What earlier rounds have shown.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Convergence {
@@ -187,6 +191,14 @@ impl Convergence {
         }
     }
 
+    /// What the next attempt is measured by.
+    fn hoped(&self) -> Fixed {
+        if self.broken_off >= HOPEFUL {
+            return self.fixed();
+        }
+        Fixed { settle: self.fixed().settle, ..self.assumed }
+    }
+
     /// The shortest pause that can be had when a look takes that long, with no page left to send.
     pub fn floor(&self, look: Duration) -> Duration {
         self.fixed().total() + look
@@ -203,14 +215,17 @@ impl Convergence {
         let limit = Duration::from_millis(limits.downtime_ms);
         let floor = self.floor(seen.look);
         let expected = floor + moving(seen.dirty_pages, rate);
+        // Whoever raises the limit wants another attempt.
         if limits.downtime_ms > self.under_ms {
             (self.broken_off, self.not_before) = (0, Duration::ZERO);
         }
         if seen.asked {
             return Decision::Switchover { expected, bound: None };
         }
-        if expected <= limit && seen.elapsed >= self.not_before {
-            let Fixed { settle, arrive, .. } = self.fixed();
+        let hoped = self.hoped();
+        let expected_at_best = hoped.total() + seen.look + moving(seen.dirty_pages, rate);
+        if expected_at_best <= limit && seen.elapsed >= self.not_before {
+            let (expected, Fixed { settle, arrive, .. }) = (expected_at_best, hoped);
             let bound = Some(Bound { limit, pages_per_second: rate, settle, arrive });
             return Decision::Switchover { expected, bound };
         }
@@ -425,9 +440,13 @@ mod tests {
         course.went_back(ms(20), ms(at), &limits);
         let raised = MigrationLimits { downtime_ms: 60, ..limits };
         assert!(matches!(course.decide(&idle(at), &raised), Decision::Switchover { .. }));
-        // One that cannot be kept is not tried again.
+        // One that cannot be kept is tried a few times, and then not again.
         let mut course = fresh();
-        course.went_back(ms(30), ms(1_000), &limits);
+        for n in 0..u64::from(HOPEFUL) {
+            let decision = course.decide(&idle(1_000 + n * 20_000), &limits);
+            assert!(matches!(decision, Decision::Switchover { .. }), "{decision:?}");
+            course.went_back(ms(30 + n), ms(1_000 + n * 20_000), &limits);
+        }
         let decision = course.decide(&idle(1_000_000), &limits);
         assert!(matches!(decision, Decision::Round { expected, .. } if expected > ms(60)), "{decision:?}");
     }
