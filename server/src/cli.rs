@@ -16,6 +16,7 @@ use crate::config::file::{self, ConfigError};
 use crate::config::sources::{self, Arguments, Given, Resolved, Setting};
 use crate::demo::{self, DemoArgs};
 use crate::offline;
+use crate::open::{self, OpenArgs};
 use crate::openapi::Document;
 use crate::serve::{self, Listen, Options, ServeError};
 
@@ -31,6 +32,9 @@ struct Cli {
 enum Command {
     /// Serve the API; prints one line `ready ...` when requests are accepted. SIGTERM drains and ends.
     Serve(ServeArgs),
+    /// Print a one-time link that opens a session in a browser, good for 60 seconds. The session has your role at the daemon
+    /// and ends after an hour in which it was not used, after 12 hours, and with the daemon.
+    Open(OpenArgs),
     /// Migrate a guest between two daemons on this machine, and check what arrived.
     #[command(long_about = demo::LONG_ABOUT)]
     Demo(DemoArgs),
@@ -220,6 +224,7 @@ pub fn main() -> ExitCode {
             Some(resolved) => print_settings(&resolved, json),
             None => Ok(()),
         },
+        Command::Open(args) => open::run(&args).map_err(Into::into),
         Command::Demo(args) => return demo::main(&args),
         Command::Identity(IdentityCommand::Init { dir }) => init_identity(&dir),
         Command::Identity(IdentityCommand::Accept { state_dir }) => offline::accept_identity(&state_dir),

@@ -153,7 +153,10 @@ async fn the_documented_examples_get_as_far_as_the_host() {
         let Some(body) = item["post"].get("requestBody") else { continue };
         let name = body["content"]["application/json"]["schema"]["$ref"].as_str().unwrap();
         let example = document.pointer(&name[1..]).unwrap()["example"].to_string();
-        let answer = post(&path.replace(['{', '}'], ""), "application/json", example).await;
+        let request = Request::post(path.replace(['{', '}'], ""))
+            .header("content-type", "application/json")
+            .header("x-mirrorvm", "1");
+        let answer = send(&service(), request.body(example.into()).unwrap()).await;
         assert_eq!(answer.problem(), "not_ready", "{path}");
         assert_eq!(answer.headers["retry-after"], "1");
     }

@@ -94,9 +94,7 @@ fn tokens_are_told_once_withdrawn_and_expire() {
         }
     }
     assert!(bare.iter().all(|s| !d.log().contains(s.as_str())), "the log has a secret");
-    for wrong in
-        ["", "x", "mvm_x_y", &secret[..secret.len() - 1], &format!("{}0", &secret[..secret.len() - 1])]
-    {
+    for wrong in ["x", "mvm_x_y", &secret[..secret.len() - 1], &format!("{}0", &secret[..secret.len() - 1])] {
         let reply = get(&d, wrong);
         if *wrong != *secret {
             assert_eq!((reply.status, reply.problem().as_str()), (401, "unauthenticated"), "{wrong}");
@@ -199,6 +197,43 @@ impl Keys {
     }
 }
 
+/// A browser's session over TLS: the link goes to a name of the certificate, and the cookie is of this host alone.
+fn session_over_tls(d: &Daemon, port: &str) {
+    let link = Command::new(mirrorvm_tests::daemon_binary())
+        .args(["open", "--print", "--socket"])
+        .arg(d.socket())
+        .output()
+        .unwrap();
+    let link = String::from_utf8(link.stdout).unwrap();
+    let (page, code) = link.trim_end().split_once('#').unwrap();
+    let origin = format!("https://localhost:{port}");
+    assert_eq!(page, format!("{origin}/open"));
+    let curl = |arguments: &[&str]| {
+        let ca = d.directory().join("ca.pem");
+        let output =
+            Command::new("curl").args(["-s", "-m", "10", "-i", "--cacert"]).arg(ca).args(arguments).output();
+        String::from_utf8(output.unwrap().stdout).unwrap()
+    };
+    let (json, mark) = ("content-type: application/json", "x-mirrorvm: 1");
+    let body = json!({"code": code}).to_string();
+    let opened = curl(&["-H", json, "-H", mark, "-d", &body, &format!("{origin}/v1/session")]);
+    assert!(opened.starts_with("HTTP/1.1 201"), "{opened}");
+    let set = opened.lines().find_map(|l| l.strip_prefix("set-cookie: ")).unwrap();
+    let (cookie, attributes) = set.split_once("; ").unwrap();
+    assert!(cookie.starts_with("__Host-mirrorvm-session-"), "{cookie}");
+    assert_eq!(attributes, "Path=/; HttpOnly; SameSite=Strict; Secure");
+    let whoami = format!("{origin}/v1/whoami");
+    let known = curl(&["-H", &format!("cookie: {cookie}"), &whoami]);
+    assert!(known.contains("\"session\"") && known.contains("\"admin\""), "{known}");
+    // What a page could have set in the clear does not count here.
+    let bare = format!("cookie: {}", cookie.trim_start_matches("__Host-"));
+    assert!(curl(&["-H", &bare, &whoami]).contains("\"unauthenticated\""));
+    let forged = ["-H", &format!("cookie: {cookie}"), "-X", "DELETE", &format!("{origin}/v1/session")];
+    assert!(curl(&forged).contains("\"session_header_required\""));
+    assert!(curl(&[&forged[..], &["-H", mark]].concat()).starts_with("HTTP/1.1 204"));
+    assert!(curl(&["-H", &format!("cookie: {cookie}"), &whoami]).contains("\"unauthenticated\""));
+}
+
 #[test]
 fn over_tls_callers_are_their_certificates_or_tokens() {
     if Command::new("curl").arg("--version").output().is_err() {
@@ -254,6 +289,15 @@ fn over_tls_callers_are_their_certificates_or_tokens() {
     assert!(curl(&["-H", &bearer]).1.contains("\"viewer\""));
     let (_, both) = curl(&["--cert", "ops.pem", "--key", "ops.key", "-H", &bearer]);
     assert!(both.contains("\"viewer\""), "a token counts before a certificate: {both}");
+    // A browser shows its certificate to whatever page has it ask: the page's origin counts.
+    let ops = ["--cert", "ops.pem", "--key", "ops.key", "-H"];
+    for foreign in ["origin: https://evil.example", "origin: null", "sec-fetch-site: cross-site"] {
+        let (_, said) = curl(&[&ops[..], &[foreign]].concat());
+        assert!(said.contains("\"origin_refused\""), "{foreign}: {said}");
+    }
+    let own = format!("origin: https://localhost:{port}");
+    assert!(curl(&[&ops[..], &[own.as_str()]].concat()).1.contains("\"operator\""));
+    session_over_tls(&d, port);
     // Refused before a byte is read.
     for bad in ["old", "foreign"] {
         assert!(!with(bad).0, "{bad}: {:?}", with(bad));

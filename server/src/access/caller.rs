@@ -1,8 +1,10 @@
 //! From a connection and a token to a caller.
 
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, Uri, header};
 use uuid::Uuid;
 
+use super::lease::Lease;
+use super::presented::{self, Presented};
 use super::{Role, tokens};
 use crate::config::AccessRules;
 use crate::problem::{Problem, ProblemCode};
@@ -37,6 +39,8 @@ pub enum Method {
     Certificate,
     /// Bearer token.
     Token,
+    /// Cookie of a session that a local user has opened for a browser.
+    Session,
 }
 
 impl Method {
@@ -46,6 +50,7 @@ impl Method {
             Self::LocalUser => "local_user",
             Self::Certificate => "certificate",
             Self::Token => "token",
+            Self::Session => "session",
         }
     }
 }
@@ -53,7 +58,7 @@ impl Method {
 /// Who calls.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
-    /// `unix:<uid>`, `cert:<name>` or `token:<id>`.
+    /// `unix:<uid>`, `cert:<name>` or `token:<id>`; by a session whoever has opened it.
     pub principal: String,
     /// How it is known.
     pub method: Method,
@@ -61,28 +66,65 @@ pub struct Caller {
     pub role: Role,
     /// The one guest that it is about, of role `vmm`.
     pub guest: Option<Uuid>,
+    /// The token or session that it is known by.
+    pub lease: Option<Lease>,
 }
 
-/// Recognizes the caller of a request. A token counts before anything that the transport says: whoever sends one wants
-/// to be what it says, also when that is less.
+impl Caller {
+    /// The session that it is known by.
+    pub fn session(&self) -> Option<Uuid> {
+        let by_session = self.method == Method::Session;
+        self.lease.as_ref().filter(|_| by_session).map(|lease| lease.id)
+    }
+}
+
+/// Recognizes the caller of a request. A token or session counts before anything that the transport says: whoever sends
+/// one wants to be what it says, also when that is less.
 ///
 /// # Errors
 /// `unauthenticated`; `not_ready` when a token comes before the database is open.
-pub fn recognize(state: &AppState, peer: Option<&Peer>, headers: &HeaderMap) -> Result<Caller, Problem> {
-    let mut given = headers.get_all(header::AUTHORIZATION).iter();
-    match (given.next(), given.next()) {
-        (Some(value), None) => {
-            let text = value.to_str().unwrap_or_default();
-            let (scheme, token) = text.split_once(' ').unwrap_or((text, ""));
-            if !scheme.eq_ignore_ascii_case("bearer") {
-                return Err(unknown("Authorization is not a bearer token"));
-            }
-            tokens::recognize(state, token.trim())?
-                .ok_or_else(|| unknown("the bearer token is unknown, expired or withdrawn"))
+pub fn recognize(
+    state: &AppState,
+    peer: Option<&Peer>,
+    uri: &Uri,
+    headers: &HeaderMap,
+) -> Result<Caller, Problem> {
+    let cookie = cookie_name(state, peer, headers)?;
+    match presented::read(headers, cookie.as_deref()).map_err(unknown)? {
+        Presented::Bearer(token) => tokens::recognize(state, token)?
+            .ok_or_else(|| unknown("the bearer token is unknown, expired or withdrawn")),
+        Presented::Session(text) => state.credentials().sessions().recognize(text).ok_or_else(|| {
+            unknown("the session has ended: it was not used for long, or the daemon was restarted")
+        }),
+        Presented::Nothing => {
+            let known = by_transport(&state.config().access, peer);
+            known.map_err(|problem| match presented::in_query(uri) {
+                Some(name) if problem.code() == ProblemCode::Unauthenticated => unknown(&format!(
+                    "a credential is not read from the query, where logs and histories have it: send what is in \
+                     `{name}` as `Authorization: Bearer <token>`, or rather another token in its place"
+                )),
+                _ => problem,
+            })
         }
-        (Some(_), Some(_)) => Err(unknown("Authorization is given more than once")),
-        (None, _) => by_transport(&state.config().access, peer),
     }
+}
+
+/// The name of the session's cookie; `None` where no browser is: a proxy in front of the Unix socket is a local user, and
+/// passes on whatever cookies others send to it.
+fn cookie_name(
+    state: &AppState,
+    peer: Option<&Peer>,
+    headers: &HeaderMap,
+) -> Result<Option<String>, Problem> {
+    let over_tls = match peer {
+        Some(Peer::Tcp) => false,
+        Some(Peer::Tls { .. }) => true,
+        Some(Peer::Unix { .. }) | None => return Ok(None),
+    };
+    if !headers.contains_key(header::COOKIE) {
+        return Ok(None);
+    }
+    Ok(Some(presented::cookie_name(state.host()?.info().id, over_tls)))
 }
 
 fn by_transport(rules: &AccessRules, peer: Option<&Peer>) -> Result<Caller, Problem> {
@@ -91,20 +133,33 @@ fn by_transport(rules: &AccessRules, peer: Option<&Peer>) -> Result<Caller, Prob
             let role = rules.role_of_user(*uid, *gid).ok_or_else(|| {
                 Problem::new(ProblemCode::Forbidden, format!("local user {uid} has no role at this daemon"))
             })?;
-            Ok(Caller { principal: format!("unix:{uid}"), method: Method::LocalUser, role, guest: None })
+            Ok(Caller {
+                principal: format!("unix:{uid}"),
+                method: Method::LocalUser,
+                role,
+                guest: None,
+                lease: None,
+            })
         }
         Some(Peer::Tls { names }) if !names.is_empty() => {
             let found = names.iter().find_map(|n| Some((n, *rules.certificates.get(n)?)));
             let (name, role) = found.ok_or_else(|| {
                 Problem::new(ProblemCode::Forbidden, "no name of the client certificate has a role")
             })?;
-            Ok(Caller { principal: format!("cert:{name}"), method: Method::Certificate, role, guest: None })
+            Ok(Caller {
+                principal: format!("cert:{name}"),
+                method: Method::Certificate,
+                role,
+                guest: None,
+                lease: None,
+            })
         }
         Some(Peer::Tcp | Peer::Tls { .. }) | None => Err(unknown("the request carries no credentials")),
     }
 }
 
-fn unknown(detail: &str) -> Problem {
+/// That nobody known calls.
+pub fn unknown(detail: &str) -> Problem {
     Problem::new(ProblemCode::Unauthenticated, detail)
         .with_header(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer realm=\"mirrorvm\""))
 }

@@ -5,7 +5,10 @@
 pub mod admin_token;
 pub mod caller;
 pub mod credentials;
+pub mod lease;
+pub mod presented;
 pub mod secrets;
+pub mod sessions;
 pub mod table;
 pub mod tokens;
 

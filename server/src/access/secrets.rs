@@ -1,6 +1,7 @@
 //! Secrets: 32 random bytes in hexadecimal, of which only the SHA-256 is kept.
 //!
-//! Owns: making, hashing and comparing them. Must not know: what they open.
+//! Owns: making, hashing and comparing them, and the text `<prefix><id>_<secret>` that whoever has one shows. Must not know:
+//! what they open.
 //!
 //! A secret of 32 random bytes cannot be guessed, so a plain SHA-256 of it is as good as a slow hash would be.
 
@@ -10,6 +11,7 @@ use mirrorvm::host::HostError;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
+use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use crate::problem::Problem;
@@ -39,6 +41,18 @@ pub fn opens(secret: &str, hash: &str) -> bool {
     self::hash(secret).as_bytes().ct_eq(hash.as_bytes()).into()
 }
 
+/// What is shown of the secret with this id. The prefix keeps one kind of them from being taken for another.
+pub fn text(prefix: &str, id: Uuid, secret: &str) -> Zeroizing<String> {
+    Zeroizing::new(format!("{prefix}{}_{secret}", id.simple()))
+}
+
+/// The id and the secret in a text with this prefix, if it has the form of one.
+pub fn split<'a>(prefix: &str, text: &'a str) -> Option<(Uuid, &'a str)> {
+    let (id, secret) = text.strip_prefix(prefix)?.split_once('_')?;
+    let shaped = secret.len() == SECRET_HEX && id.len() == 2 * size_of::<Uuid>();
+    Uuid::try_parse(id).ok().filter(|_| shaped).map(|id| (id, secret))
+}
+
 fn hex(bytes: &[u8]) -> Zeroizing<String> {
     let mut text = Zeroizing::new(String::with_capacity(2 * bytes.len()));
     for byte in bytes {
@@ -50,7 +64,21 @@ fn hex(bytes: &[u8]) -> Zeroizing<String> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn any_text_has_the_form_of_a_secret_or_not(text in "\\PC{0,120}", hex in "[0-9a-f]{64}") {
+            prop_assert!(split("mvm_", &text).is_none());
+            let id = Uuid::nil();
+            let shown = super::text("mvm_", id, &hex);
+            prop_assert_eq!(split("mvm_", &shown), Some((id, hex.as_str())));
+            prop_assert!(split("mvs_", &shown).is_none());
+            prop_assert!(split("mvm_", &shown[..shown.len() - 1]).is_none());
+        }
+    }
 
     #[test]
     fn a_secret_opens_its_own_hash_alone() {

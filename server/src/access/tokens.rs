@@ -1,7 +1,9 @@
 //! Bearer tokens: made here, shown once, kept as a hash.
 //!
-//! Owns: `mvm_<id>_<secret>` and the records behind it, those in the database and those of this run of the daemon alone.
-//! Must not know: what a token's bearer may do.
+//! Owns: `mvm_<id>_<secret>` and the records behind it, those in the database and those of this run of the daemon alone; what
+//! is listed and withdrawn like them. Must not know: what a token's bearer may do.
+
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use mirrorvm::host::{Act, Effect, Host, HostError};
@@ -14,11 +16,14 @@ use zeroize::Zeroizing;
 
 use super::Role;
 use super::caller::{Caller, Method};
-use super::secrets::{self, SECRET_HEX};
+use super::lease::Lease;
+use super::secrets;
 use crate::problem::Problem;
 use crate::state::AppState;
 
 const PREFIX: &str = "mvm_";
+/// Longest time for which a token is taken to be good without another look: the clock of the wall may be set.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
 /// Where a token comes from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -29,6 +34,19 @@ pub enum Origin {
     Api,
     /// Written to `admin.token` in the state directory when the daemon started; good until the daemon ends.
     AdminFile,
+    /// A session of a browser, opened with a link of `mirrorvmd open`; good until it is not used for an hour, for 12 hours at
+    /// most, and not beyond the daemon's end.
+    Session,
+}
+
+impl Origin {
+    /// What the text of its secrets begins with.
+    const fn prefix(self) -> &'static str {
+        match self {
+            Self::Api | Self::AdminFile => PREFIX,
+            Self::Session => super::sessions::PREFIX,
+        }
+    }
 }
 
 /// A token as the database has it.
@@ -104,17 +122,24 @@ impl TokenRecord {
 
     /// What its bearer sends.
     pub fn text(&self, secret: &str) -> Zeroizing<String> {
-        Zeroizing::new(format!("{PREFIX}{}_{secret}", self.id.simple()))
+        secrets::text(self.origin.prefix(), self.id, secret)
     }
 
     /// Whom it stands for.
-    fn caller(&self) -> Caller {
-        Caller {
+    fn caller(&self) -> Option<Caller> {
+        Some(Caller {
             principal: format!("token:{}", self.id),
             method: Method::Token,
             role: self.role,
             guest: self.guest,
-        }
+            lease: Some(Lease { id: self.id, until: self.good_until(Instant::now())? }),
+        })
+    }
+
+    /// Until when it is good without another look; `None` when it is not.
+    fn good_until(&self, now: Instant) -> Option<Instant> {
+        let left = Duration::try_from(self.expires_at.duration_since(Timestamp::now())).ok()?;
+        (!left.is_zero()).then(|| now + left.min(LOOK_AGAIN))
     }
 }
 
@@ -134,7 +159,7 @@ pub async fn create(host: &Host, new: NewToken) -> Result<(TokenRecord, Zeroizin
     Ok((record, text))
 }
 
-/// Tokens that are good, by creation.
+/// Tokens and sessions that are good, by creation.
 ///
 /// # Errors
 /// `internal` when storage fails.
@@ -143,18 +168,23 @@ pub fn list(state: &AppState) -> Result<Vec<TokenRecord>, Problem> {
     // A list with a gap would be a lie.
     let kept = kept.iter().map(|(key, body)| Space::Token.read::<TokenRecord>(key, body));
     let mut all = kept.collect::<Result<Vec<_>, _>>().map_err(storage)?;
-    all.extend(state.credentials().admin().record());
+    let credentials = state.credentials();
+    all.extend(credentials.admin().record());
+    all.extend(credentials.sessions().list());
     all.sort_by_key(|t| (t.created_at, t.id));
     Ok(all)
 }
 
-/// Withdraws a token; says whether there was one. It is refused from now on.
+/// Withdraws a token, a session or a link that has opened none yet; says whether there was one. It is refused from now on,
+/// and what it has opened ends.
 ///
 /// # Errors
 /// `internal` when storage fails.
 pub async fn withdraw(state: &AppState, id: Uuid) -> Result<bool, Problem> {
     let host = state.host()?;
-    if state.credentials().admin().withdraw(host, id).is_some() {
+    let credentials = state.credentials();
+    if credentials.admin().withdraw(host, id).is_some() || credentials.sessions().withdraw(id).is_some() {
+        credentials.say_withdrawn();
         return Ok(true);
     }
     let mut batch = Batch::new();
@@ -162,6 +192,7 @@ pub async fn withdraw(state: &AppState, id: Uuid) -> Result<bool, Problem> {
     let body = host.ledger().take_with(Space::Token, id.to_string(), batch).await.map_err(storage)?;
     if body.is_some() {
         riding.arrived();
+        credentials.say_withdrawn();
     }
     Ok(body.is_some())
 }
@@ -171,39 +202,27 @@ pub async fn withdraw(state: &AppState, id: Uuid) -> Result<bool, Problem> {
 /// # Errors
 /// `internal` when storage fails; `not_ready` before the database is open.
 pub fn recognize(state: &AppState, text: &str) -> Result<Option<Caller>, Problem> {
-    let host = state.host()?;
-    let Some((id, secret)) = split(text) else { return Ok(None) };
-    let record = match state.credentials().admin().record().filter(|r| r.id == id) {
-        Some(record) => Some(record),
-        None => {
-            let key = id.to_string();
-            let body = host.ledger().find(Space::Token, &key).map_err(storage)?;
-            body.map(|body| Space::Token.read::<TokenRecord>(&key, &body)).transpose().map_err(storage)?
-        }
-    };
-    Ok(record.filter(|r| r.opens_with(secret)).map(|r| r.caller()))
+    state.host()?;
+    let Some((id, secret)) = secrets::split(PREFIX, text) else { return Ok(None) };
+    Ok(find(state, id)?.filter(|r| r.opens_with(secret)).and_then(|r| r.caller()))
 }
 
-fn split(text: &str) -> Option<(Uuid, &str)> {
-    let (id, secret) = text.strip_prefix(PREFIX)?.split_once('_')?;
-    let shaped = secret.len() == SECRET_HEX && id.len() == 32;
-    Uuid::try_parse(id).ok().filter(|_| shaped).map(|id| (id, secret))
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        #[test]
-        fn any_text_is_a_token_or_none(text in "\\PC{0,120}", hex in "[0-9a-f]{64}") {
-            prop_assert!(split(&text).is_none());
-            let id = Uuid::nil();
-            let token = format!("mvm_{}_{hex}", id.simple());
-            prop_assert_eq!(split(&token), Some((id, hex.as_str())));
-            prop_assert!(split(&token[..token.len() - 1]).is_none());
-        }
+/// Until when the token or session `id` is good without another look; `None` when it is not.
+///
+/// # Errors
+/// As [`recognize`].
+pub fn good_until(state: &AppState, id: Uuid) -> Result<Option<Instant>, Problem> {
+    if let Some(until) = state.credentials().sessions().good_until(id) {
+        return Ok(Some(until));
     }
+    Ok(find(state, id)?.and_then(|r| r.good_until(Instant::now())))
+}
+
+fn find(state: &AppState, id: Uuid) -> Result<Option<TokenRecord>, Problem> {
+    if let Some(record) = state.credentials().admin().record().filter(|r| r.id == id) {
+        return Ok(Some(record));
+    }
+    let key = id.to_string();
+    let body = state.host()?.ledger().find(Space::Token, &key).map_err(storage)?;
+    body.map(|body| Space::Token.read::<TokenRecord>(&key, &body)).transpose().map_err(storage)
 }

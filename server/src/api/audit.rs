@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use serde::Serialize;
 use utoipa::ToSchema;
+use uuid::Uuid;
 
 use crate::http::audit::{AuditOutcome, AuditRecord};
 
@@ -14,15 +15,17 @@ pub struct AuditEntry {
     pub seq: u64,
     /// When it was asked for; of a request that was refused at once, when it was answered.
     pub time: Timestamp,
-    /// Who asked: `unix:<uid>`, `cert:<name>` or `token:<id>`; null when nobody known.
+    /// Who asked: `unix:<uid>`, `cert:<name>` or `token:<id>`, by a session whoever has opened it; null when nobody known.
     #[schema(example = "unix:0")]
     pub principal: Option<String>,
-    /// How the caller was recognized: `local_user`, `certificate` or `token`.
+    /// How the caller was recognized: `local_user`, `certificate`, `token` or `session`.
     #[schema(example = "local_user")]
     pub authenticated_by: Option<String>,
     /// The caller's role.
     #[schema(example = "admin")]
     pub role: Option<String>,
+    /// The session that the caller was known by, of `session`.
+    pub session: Option<Uuid>,
     /// Id of the operation.
     #[schema(example = "guest_create")]
     pub operation: String,
@@ -84,6 +87,7 @@ impl AuditEntry {
             principal: record.principal,
             authenticated_by: record.authenticated_by,
             role: record.role,
+            session: record.session,
             operation: record.operation,
             path: record.path,
             dry_run: record.dry_run,

@@ -72,7 +72,7 @@ impl TokenCreate {
     }
 }
 
-/// A bearer token, without its secret.
+/// A bearer token or a session, without its secret.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Token {
     /// UUIDv7.
@@ -88,9 +88,9 @@ pub struct Token {
     pub origin: Origin,
     /// When it was made.
     pub created_at: Timestamp,
-    /// When it ends to be good.
+    /// When it ends to be good; of a session unless it is used before.
     pub expires_at: Timestamp,
-    /// Who made it; `daemon` of the one in `admin.token`.
+    /// Who made it; `daemon` of the one in `admin.token`; of a session whoever has opened it.
     #[schema(example = "unix:0")]
     pub created_by: String,
     /// What to send as `Authorization: Bearer <secret>`. In the answer to its creation alone, and never again.
@@ -118,7 +118,7 @@ impl From<TokenRecord> for Token {
 /// One page of tokens.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct TokenList {
-    /// Tokens that are good, by creation.
+    /// Tokens and sessions that are good, by creation.
     pub items: Vec<Token>,
     /// Gives the next page; absent at the end.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -129,10 +129,10 @@ pub struct TokenList {
 /// Who calls.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Whoami {
-    /// `unix:<uid>`, `cert:<name>` or `token:<id>`.
+    /// `unix:<uid>`, `cert:<name>` or `token:<id>`; by a session whoever has opened it.
     #[schema(example = "unix:0")]
     pub principal: String,
-    /// How the caller was recognized: `local_user`, `certificate` or `token`; more may come.
+    /// How the caller was recognized: `local_user`, `certificate`, `token` or `session`; more may come.
     #[schema(example = "local_user")]
     pub method: &'static str,
     /// What the caller may do.
@@ -141,16 +141,62 @@ pub struct Whoami {
     pub roles: Vec<Role>,
     /// The one guest that it is about, of role `vmm`.
     pub guest: Option<Uuid>,
+    /// The session that the caller is known by, of `session`: its id among the tokens.
+    pub session: Option<Uuid>,
 }
 
 impl From<Caller> for Whoami {
     fn from(c: Caller) -> Self {
         Self {
+            session: c.session(),
             principal: c.principal,
             method: c.method.name(),
             role: c.role,
             roles: c.role.includes().to_vec(),
             guest: c.guest,
         }
+    }
+}
+
+/// A link that opens a session in a browser.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct SessionLink {
+    /// UUIDv7: the id that the session will have.
+    pub id: Uuid,
+    /// The link for each address at which the daemon serves browsers, with one code for all: the first that is followed uses it
+    /// up. In the answer to its creation alone, and never again.
+    #[schema(example = json!(["http://127.0.0.1:8080/open#mvo_0199d3c56f0e7c4ca2b12f8a4f0d6f11_9f86d081"]))]
+    pub urls: Vec<String>,
+    /// How long it is good.
+    #[schema(example = 60)]
+    pub expires_in_seconds: u64,
+    /// Whose session it will be.
+    #[schema(example = "unix:0")]
+    pub principal: String,
+    /// What that session may do.
+    pub role: Role,
+}
+
+/// What opens a session.
+#[derive(Clone, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"code": "mvo_0199d3c56f0e7c4ca2b12f8a4f0d6f11_9f86d081"}))]
+pub struct SessionCreate {
+    /// What the link has behind `#`.
+    pub code: String,
+}
+
+impl std::fmt::Debug for SessionCreate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SessionCreate")
+    }
+}
+
+impl Decode for SessionCreate {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        let mut f = Fields::open(node, errors)?;
+        let code = f.required("code");
+        f.done()?;
+        Some(Self { code: code? })
     }
 }

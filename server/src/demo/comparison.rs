@@ -4,11 +4,11 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use super::client::ClientError;
 use super::method::Method;
 use super::plan::GUEST_WRITES;
 use super::report::{Report, size};
 use super::setting::{Fallback, Setting};
+use crate::client::ClientError;
 
 /// Characters of a cell's lines, unless a word is longer.
 const CELL: usize = 20;

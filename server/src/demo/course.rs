@@ -6,7 +6,6 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::args::{DemoArgs, StrategyChoice};
-use super::client::Client;
 use super::comparison::{Comparison, Failure, Refusal};
 use super::daemons::Stage;
 use super::error::{DemoError, chain, doing};
@@ -14,6 +13,7 @@ use super::json::text;
 use super::report::Report;
 use super::setting::Setting;
 use super::trial::Trial;
+use crate::client::Client;
 
 const SOURCE: &str = "demo-source";
 pub(super) const DESTINATION: &str = "demo-destination";

@@ -17,8 +17,8 @@ use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
-use super::client::Client;
 use super::error::DemoError;
+use crate::client::Client;
 
 /// Longest time from the start to `ready`; the first start makes keys and a database.
 const READY: Duration = Duration::from_secs(30);

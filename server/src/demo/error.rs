@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::client::ClientError;
+use crate::client::ClientError;
 
 /// Why a demo did not come to its end. For people: it says what to do where something can be done.
 #[derive(Debug, thiserror::Error)]

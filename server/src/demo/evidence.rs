@@ -2,11 +2,11 @@
 
 use tokio::time::timeout;
 
-use super::client::Client;
 use super::course::{Hosts, SETTLED};
 use super::error::{DemoError, doing, failed};
 use super::json::number;
 use super::report::Round;
+use crate::client::Client;
 
 const DIGEST_BYTES: usize = 16;
 

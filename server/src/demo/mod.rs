@@ -4,7 +4,7 @@
 //! guest runs or a page moves; it is a client of the REST API like any other, and shares no memory with the daemons.
 //!
 //! - [`args`]: options. [`method`]: a strategy with its parameters. [`setting`]: which driver, and its guests.
-//! - [`daemons`]: the child processes. [`client`]: HTTP over a Unix socket. [`json`]: fields of answers.
+//! - [`daemons`]: the child processes. [`json`]: fields of answers.
 //! - [`course`]: what is shown in which order. [`trial`]: one strategy from guest to proof. [`evidence`]: what is compared.
 //! - [`console`]: what the guest says. [`plan`], [`progress`], [`report`], [`comparison`]: what the reader sees.
 
@@ -18,7 +18,6 @@ macro_rules! note {
 use note;
 
 mod args;
-mod client;
 mod comparison;
 mod console;
 mod course;

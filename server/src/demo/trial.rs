@@ -6,7 +6,6 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::args::Driver;
-use super::client::{Client, ClientError};
 use super::console::Reader;
 use super::course::{DESTINATION, Hosts, SETTLED, Voice};
 use super::error::{DemoError, doing, failed};
@@ -17,6 +16,7 @@ use super::plan::{self, Facts};
 use super::progress::Display;
 use super::report::{Report, Verified};
 use super::setting::Setting;
+use crate::client::{Client, ClientError};
 
 /// Between two looks at a console or at progress.
 const LOOK: Duration = Duration::from_millis(100);

@@ -17,6 +17,7 @@ use mirrorvm::store::ledger::Log;
 use mirrorvm::store::{Batch, StoreError};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+use uuid::Uuid;
 
 use super::body;
 use super::idempotency::REPLAYED;
@@ -37,6 +38,9 @@ pub struct AuditRecord {
     pub authenticated_by: Option<String>,
     /// The caller's role.
     pub role: Option<String>,
+    /// The session that the caller was known by.
+    #[serde(default)]
+    pub session: Option<Uuid>,
     /// What was asked for.
     pub operation: String,
     /// The path, without the query.
@@ -70,14 +74,28 @@ impl AuditRecord {
     /// About a request that nothing has come of yet.
     pub fn new(operation: &Operation, caller: Option<&Caller>, dry_run: bool, request: &Request) -> Self {
         Self {
-            principal: caller.map(|c| c.principal.clone()),
-            authenticated_by: caller.map(|c| c.method.name().to_owned()),
-            role: caller.map(|c| c.role.name().to_owned()),
+            principal: None,
+            authenticated_by: None,
+            role: None,
+            session: None,
             operation: operation.id.to_owned(),
             path: canonical_path(request.uri().path()).chars().take(256).collect(),
             dry_run,
             outcome: AuditOutcome::default(),
             request_id: request.extensions().get::<RequestId>().map_or_else(String::new, |r| r.0.clone()),
+        }
+        .by(caller)
+    }
+
+    /// The same, asked for by `caller`.
+    fn by(self, caller: Option<&Caller>) -> Self {
+        let Some(caller) = caller else { return self };
+        Self {
+            principal: Some(caller.principal.clone()),
+            authenticated_by: Some(caller.method.name().to_owned()),
+            role: Some(caller.role.name().to_owned()),
+            session: caller.session(),
+            ..self
         }
     }
 }
@@ -202,6 +220,27 @@ pub async fn carry_out(
         Err(_) if outcome.status >= 400 || outcome.replayed => response,
         Err(e) => Problem::from(HostError::owed(e)).into_response(),
     }
+}
+
+/// Has a change carried out whose caller is known only when it is done: the opening of a session. Its entry names the caller
+/// that comes of it, and is on disk before that caller has what it needs to do anything.
+pub async fn carry_out_for_nobody_known(
+    state: AppState,
+    record: AuditRecord,
+    request: Request,
+    next: Next,
+) -> Response {
+    let _guard = state.acts().begin();
+    let response = match body::whole(&state, request).await {
+        Ok(request) => next.run(request).await,
+        Err(problem) => problem.into_response(),
+    };
+    let opened = response.extensions().get::<Caller>().cloned();
+    let response = at_once(&state, record.by(opened.as_ref()), response).await;
+    if let Some(session) = opened.and_then(|c| c.session()).filter(|_| !response.status().is_success()) {
+        state.credentials().sessions().withdraw(session);
+    }
+    response
 }
 
 /// Notes a request that was refused before anything began, or that only wanted to see what would be done. The entry is on

@@ -1,18 +1,24 @@
-//! The gate before every operation: who calls, whether that caller may, how often; and that changes go
-//! through the audit log, in a task of their own.
+//! The gate before every operation: who calls, whether that caller may, how often; that changes go through the audit log,
+//! in a task of their own; and that nobody reads on by a credential that is withdrawn.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
+use axum::body::{Body, HttpBody as _};
 use axum::extract::{FromRequestParts as _, MatchedPath, RawPathParams, Request, State};
 use axum::http::Method;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use http_body_util::BodyExt as _;
+use tokio::sync::{oneshot, watch};
 
 use super::audit::{self, AuditRecord};
+use super::guard;
 use super::query::Query;
-use crate::access::caller::{Caller, Peer, recognize};
+use super::stream::Hangup;
+use crate::access::caller::{self, Caller, Peer, recognize};
+use crate::access::lease::{self, Lease};
 use crate::access::table::{self, Operation};
 use crate::access::{Access, Role};
 use crate::problem::{Problem, ProblemCode};
@@ -35,22 +41,33 @@ pub async fn layer(State(state): State<AppState>, request: Request, next: Next) 
         // No such route or method, or a file of the documentation page.
         return next.run(request).await;
     };
-    let caller = recognize(&state, request.extensions().get::<Peer>(), request.headers());
-    let admitted = admit(&state, operation, &caller, named.as_deref());
+    // Before the look at the credential, so that no withdrawal falls between.
+    let withdrawals = state.credentials().withdrawals();
+    let peer = request.extensions().get::<Peer>();
+    let caller = recognize(&state, peer, request.uri(), request.headers());
+    let admitted = admit(&state, operation, &caller, &request, named.as_deref());
     let dry_run = query.wants_dry_run();
     let record = changes_something(operation)
         .then(|| AuditRecord::new(operation, caller.as_ref().ok(), dry_run, &request));
     let refused = admitted.err();
+    let lease = caller.as_ref().ok().and_then(|c| c.lease);
     if let Ok(caller) = caller {
         request.extensions_mut().insert(caller);
     }
     match (refused, record) {
-        (None, None) => next.run(request).await,
+        (None, None) => match lease {
+            Some(lease) => while_good(state, lease, withdrawals, request, next).await,
+            None => next.run(request).await,
+        },
         (Some(problem), None) => problem.into_response(),
         (Some(problem), Some(record)) => audit::at_once(&state, record, problem.into_response()).await,
         (None, Some(record)) => {
             // To the end even when the caller goes away: neither is the change left half-way nor its entry.
-            let act = tokio::spawn(audit::carry_out(state, operation, record, request, next));
+            let act = if operation.access == Access::Public {
+                tokio::spawn(audit::carry_out_for_nobody_known(state, record, request, next))
+            } else {
+                tokio::spawn(audit::carry_out(state, operation, record, request, next))
+            };
             act.await.unwrap_or_else(|_| {
                 Problem::new(ProblemCode::Internal, "the daemon failed; its log has the reason")
                     .into_response()
@@ -63,10 +80,18 @@ fn admit(
     state: &AppState,
     operation: &Operation,
     caller: &Result<Caller, Problem>,
+    request: &Request,
     guest: Option<&str>,
 ) -> Result<(), Problem> {
+    let method = request.method();
+    if let Ok(caller) = caller
+        && caller.method == caller::Method::Session
+    {
+        guard::check_session(method, request.headers())?;
+    }
     if operation.access == Access::Public {
-        return Ok(());
+        // Whoever changes something without being known is a browser without its session.
+        return if is_safe(method) { Ok(()) } else { guard::check_mark(request.headers()) };
     }
     let caller = caller.as_ref().map_err(Clone::clone)?;
     if !operation.access.allows(caller.role) {
@@ -86,6 +111,42 @@ fn admit(
     } else {
         Err(Problem::new(ProblemCode::TooManyRequests, "too many requests of this principal"))
     }
+}
+
+/// Reads for as long as the caller's credential is good: a long poll ends with it, and so does a stream.
+async fn while_good(
+    state: AppState,
+    lease: Lease,
+    withdrawals: watch::Receiver<u64>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let hangup = request.extensions().get::<Hangup>().cloned();
+    let mut over = Box::pin(lease::over(state, lease, withdrawals));
+    let response = tokio::select! {
+        biased;
+        response = next.run(request) => response,
+        () = &mut over => {
+            let detail = "the token or session was withdrawn or has ended meanwhile";
+            return caller::unknown(detail).into_response();
+        }
+    };
+    // What is whole already is on its way.
+    let (Some(hangup), None) = (hangup, response.body().size_hint().exact()) else { return response };
+    let (reads, read) = oneshot::channel::<()>();
+    tokio::spawn(async move {
+        tokio::select! {
+            () = over => hangup.now(),
+            _ = read => {}
+        }
+    });
+    response.map(|body| {
+        Body::new(body.map_frame(move |frame| {
+            // Held for as long as there is a body.
+            let _ = &reads;
+            frame
+        }))
+    })
 }
 
 /// Everything but reading, and posts that only compute.

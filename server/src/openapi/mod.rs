@@ -31,7 +31,7 @@ use crate::problem::{BlockedReason, MAX_SAFE_INTEGER, PROBLEM_JSON, ProblemBody,
     ),
     servers((url = "/", description = "The daemon that serves this document")),
     tags(
-        (name = "access", description = "Callers: who one is, bearer tokens, the audit log"),
+        (name = "access", description = "Callers: who one is, bearer tokens, sessions of browsers, the audit log"),
         (name = "daemon", description = "The daemon itself: health, version, this document"),
         (name = "problems", description = "The catalogue of problems"),
         (name = "host", description = "This host: identity, capabilities, load"),
@@ -163,13 +163,21 @@ fn add_security(document: &mut Value) {
                 Over a Unix socket a caller without one is who the kernel says it is, with the role that the daemon's \
                 configuration gives that user.",
         },
+        "sessionCookie": {
+            "type": "apiKey",
+            "in": "cookie",
+            "name": "mirrorvm-session",
+            "description": "A browser's session, opened with a link of `mirrorvmd open`. The cookie's name has a hyphen and \
+                the host's id (without hyphens) behind it, and over TLS `__Host-` before it. With it, every method but GET \
+                and HEAD needs the header `X-Mirrorvm: 1`. A bearer token counts before it.",
+        },
         "mutualTLS": {
             "type": "mutualTLS",
             "description": "A client certificate whose alternative names the daemon's configuration gives a role.",
         },
     });
     // One of them, or neither for local callers.
-    document["security"] = json!([{"bearerAuth": []}, {"mutualTLS": []}, {}]);
+    document["security"] = json!([{"bearerAuth": []}, {"sessionCookie": []}, {"mutualTLS": []}, {}]);
 }
 
 fn add_access(operation: &mut Map<String, Value>, known: &Operation) {
@@ -352,7 +360,7 @@ fn add_problems(path: &str, method: &str, operation: &mut Map<String, Value>) {
             (504, "The other host did not answer in time"),
         ]);
     }
-    if path.contains('{') {
+    if path.contains('{') || (path == "/v1/session" && method == "delete") {
         list.push((404, "No such resource"));
     }
     if negotiates {

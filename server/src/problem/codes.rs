@@ -66,13 +66,28 @@ catalogue! {
     /// A browser page of another origin, or a name that is not this machine's loopback.
     OriginRefused = "origin_refused", FORBIDDEN, retry false,
         "The Host or Origin is not this machine's",
-        cause "Over loopback TCP, the Host header (or Origin, when there is one) names something other than a loopback address. That is what DNS rebinding and cross-site requests look like.",
-        fix "Address the daemon as `localhost`, `127.0.0.1` or `[::1]`, or use its Unix socket.";
+        cause "Over loopback TCP, the Host header names something other than a loopback address; or, there and over TLS, Origin or Sec-Fetch-Site says that a page of another origin has sent the request. That is what DNS rebinding and cross-site requests look like. By session, an upgrade needs Origin.",
+        fix "Address the daemon as `localhost`, `127.0.0.1` or `[::1]`, or use its Unix socket; in a browser, call it from its own pages alone.";
+    /// A change by session that a page of another origin may have sent.
+    SessionHeaderRequired = "session_header_required", FORBIDDEN, retry false,
+        "A change by session needs the header X-Mirrorvm",
+        cause "A session's cookie lets the caller in, or a session is to be opened, and the request has not `X-Mirrorvm: 1`. Browsers send cookies along with whatever any page has them send; this header no page of another origin can add.",
+        fix "Send `X-Mirrorvm: 1` with every method but GET and HEAD, or use a bearer token, which needs none.";
+    /// A link that opens no session.
+    LinkRefused = "link_refused", FORBIDDEN, retry false,
+        "The link opens no session",
+        cause "Each link opens one session, within 60 seconds, at the run of the daemon that has made it. This code was used, is too old, was withdrawn, or is none.",
+        fix "Ask for another one with `mirrorvmd open`. If you have not used this one, somebody else has: look at the sessions in `/v1/tokens` and withdraw what is not yours.";
+    /// There is nothing that a browser could open.
+    NoNetworkListener = "no_network_listener", CONFLICT, retry false,
+        "The daemon serves no address that a browser can open",
+        cause "The daemon listens at Unix sockets alone.",
+        fix "Start it with `--listen tcp:127.0.0.1:8080` (or `tls:`) and try again.";
     /// Nobody known asks.
     Unauthenticated = "unauthenticated", UNAUTHORIZED, retry false,
         "The caller is not known",
-        cause "The request carries no credentials that this daemon knows: no or an unknown, expired or withdrawn bearer token, a client certificate that maps to no role, or a local user that maps to none. A TCP connection says nothing of who calls, on loopback neither.",
-        fix "Send `Authorization: Bearer <token>` with a token from `POST /v1/tokens` or from `admin.token` in the daemon's state directory, or connect over the Unix socket as a user or with a certificate that the daemon's configuration maps to a role. `/v1/whoami` says who you are.";
+        cause "The request carries no credentials that this daemon knows: no or an unknown, expired or withdrawn bearer token or session, a client certificate that maps to no role, or a local user that maps to none. A TCP connection says nothing of who calls, on loopback neither.",
+        fix "Send `Authorization: Bearer <token>` with a token from `POST /v1/tokens` or from `admin.token` in the daemon's state directory, connect over the Unix socket as a user or with a certificate that the daemon's configuration maps to a role, or, in a browser, open a session with `mirrorvmd open`. No credential is read from a query. `/v1/whoami` says who you are.";
     /// The caller may not.
     Forbidden = "forbidden", FORBIDDEN, retry false,
         "The caller may not do this",
@@ -211,8 +226,8 @@ catalogue! {
     /// Too many requests.
     TooManyRequests = "too_many_requests", TOO_MANY_REQUESTS, retry true,
         "Too many requests",
-        cause "The principal has sent more requests than `limits.requests_per_second` of the daemon's configuration allows.",
-        fix "Wait for `Retry-After` seconds.";
+        cause "The principal has sent more requests than `limits.requests_per_second` of the daemon's configuration allows, or has 8 links to sessions that it has not used yet.",
+        fix "Wait for `Retry-After` seconds; for a minute, or use one of them, where `detail` is about links.";
     /// The planner refuses the address space.
     PlanRefused = "plan_refused", UNPROCESSABLE_ENTITY, retry false,
         "The address space cannot be laid out",

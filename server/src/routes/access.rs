@@ -30,15 +30,15 @@ const PATH: &str = "/v1/tokens";
 
 /// Get who you are
 ///
-/// The caller as the daemon knows it: by the local user behind a Unix socket, a client certificate, or a bearer
-/// token.
+/// The caller as the daemon knows it: by the local user behind a Unix socket, a client certificate, a bearer token, or
+/// the session of a browser.
 #[utoipa::path(get, path = "/v1/whoami", operation_id = "whoami_get", tag = "access",
     responses((status = 200, description = "The caller", body = Whoami)))]
 pub async fn whoami(Extension(caller): Extension<Caller>) -> Json<Whoami> {
     Json(caller.into())
 }
 
-/// List the bearer tokens
+/// List the bearer tokens and sessions
 ///
 /// Those that are good, without their secrets.
 #[utoipa::path(get, path = "/v1/tokens", operation_id = "token_list", tag = "access", params(SortParams, PageParams),
@@ -109,9 +109,10 @@ pub async fn create_token(
     Ok(response)
 }
 
-/// Withdraw a bearer token
+/// Withdraw a bearer token or a session
 ///
-/// It is refused from now on.
+/// It is refused from now on, and what is being read with it ends: long polls, streams. A link whose session is not open yet is
+/// withdrawn by the id that it was made with.
 #[utoipa::path(delete, path = "/v1/tokens/{token}", operation_id = "token_delete", tag = "access",
     params(("token" = String, Path, description = "Id of the token"), DryRunParam),
     responses(

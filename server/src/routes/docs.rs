@@ -14,6 +14,12 @@ use crate::problem::{Problem, ProblemCode};
 use crate::state::AppState;
 
 const DOCUMENT: &str = "/v1/openapi.json";
+/// Where the page's script makes Swagger UI, and the same with our header on whatever the page sends: a change by session needs
+/// it, and nothing else minds it.
+const MAKES_PAGE: (&str, &str) = (
+    "SwaggerUIBundle({",
+    "SwaggerUIBundle({\n    requestInterceptor: (r) => { r.headers[\"X-Mirrorvm\"] = \"1\"; return r; },",
+);
 
 /// The OpenAPI document
 ///
@@ -63,7 +69,12 @@ fn file(name: &str, config: Arc<Config<'static>>) -> Result<Response, Problem> {
         Ok(None) => return Err(Problem::new(ProblemCode::RouteNotFound, "the page has no such file")),
         Err(_) => return Err(Problem::new(ProblemCode::Internal, "the page's file cannot be made")),
     };
-    let mut response = (StatusCode::OK, file.bytes).into_response();
+    let mut response = match std::str::from_utf8(&file.bytes) {
+        Ok(script) if name == "swagger-initializer.js" => {
+            (StatusCode::OK, script.replace(MAKES_PAGE.0, MAKES_PAGE.1)).into_response()
+        }
+        _ => (StatusCode::OK, file.bytes).into_response(),
+    };
     let headers = response.headers_mut();
     if let Ok(kind) = HeaderValue::try_from(file.content_type) {
         headers.insert(header::CONTENT_TYPE, kind);

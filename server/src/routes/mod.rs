@@ -18,6 +18,7 @@ mod peers;
 mod problems;
 mod ram;
 mod resolution;
+mod sessions;
 
 use axum::Router;
 use axum::routing::get;
@@ -46,6 +47,8 @@ pub fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(access::list_tokens, access::create_token))
         .routes(routes!(access::delete_token))
         .routes(routes!(access::audit_log))
+        .routes(routes!(sessions::create_link))
+        .routes(routes!(sessions::create, sessions::delete))
         .routes(routes!(host::get, host::update))
         .routes(routes!(host::capabilities))
         .routes(routes!(host::strategies))
@@ -112,7 +115,7 @@ pub fn service_with(
     drop(api);
     mirrorvm::memory::give_back_heap();
     let state = AppState::new(documents, config, closing);
-    let router = router.merge(docs::assets()).with_state(state.clone());
+    let router = router.merge(docs::assets()).merge(sessions::page()).with_state(state.clone());
     Ok((middleware::wrap(router, &state), state))
 }
 

@@ -128,7 +128,7 @@ async fn accept(listener: &Listener) -> std::io::Result<Accepted> {
             let _ = stream.set_nodelay(true);
             Accepted::Tcp(stream, theirs)
         }
-        Listener::Tls(listener, _, acceptor) => {
+        Listener::Tls(listener, _, acceptor, _) => {
             let (stream, theirs) = listener.accept().await?;
             let _ = stream.set_nodelay(true);
             Accepted::Tls(stream, theirs, acceptor.clone())

@@ -1,6 +1,6 @@
 //! Where the daemon listens.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -83,7 +83,7 @@ pub(super) enum Listener {
     Unix(UnixListener, SocketGuard),
     Passed(UnixListener, String),
     Tcp(TcpListener, SocketAddr),
-    Tls(TcpListener, SocketAddr, TlsAcceptor),
+    Tls(TcpListener, SocketAddr, TlsAcceptor, Option<String>),
 }
 
 impl Listener {
@@ -110,7 +110,27 @@ impl Listener {
             Self::Unix(_, guard) => format!("unix:{}", guard.path().display()),
             Self::Passed(_, path) => format!("unix:{path}"),
             Self::Tcp(_, address) => format!("tcp:{address}"),
-            Self::Tls(_, address, _) => format!("tls:{address}"),
+            Self::Tls(_, address, ..) => format!("tls:{address}"),
+        }
+    }
+
+    /// Where a browser finds it. An address is written as such: what `localhost` leads to may be another program's at the other
+    /// family's port of the same number.
+    pub(super) fn origin(&self) -> Option<String> {
+        match self {
+            Self::Unix(..) | Self::Passed(..) => None,
+            Self::Tcp(_, address) => Some(format!("http://{address}")),
+            Self::Tls(_, address, _, Some(name)) => Some(format!("https://{name}:{}", address.port())),
+            Self::Tls(_, address, ..) => {
+                let mut address = *address;
+                if address.ip().is_unspecified() {
+                    address.set_ip(match address {
+                        SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+                        SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+                    });
+                }
+                Some(format!("https://{address}"))
+            }
         }
     }
 }
@@ -140,11 +160,13 @@ pub(super) async fn open(place: Listen, tls: Option<&TlsFiles>) -> Result<Vec<Li
         }
         Listen::Tls(address) => {
             let failed = |source| ServeError::Tls { address, source };
-            let acceptor = tls.ok_or(TlsError::NoKeys).and_then(tls::acceptor).map_err(failed)?;
+            let files = tls.ok_or(TlsError::NoKeys).map_err(failed)?;
+            let acceptor = tls::acceptor(files).map_err(failed)?;
+            let name = tls::own_name(files).map_err(failed)?;
             let tcp = |source| ServeError::Tcp { address, source };
             let listener = TcpListener::bind(address).await.map_err(tcp)?;
             let bound = listener.local_addr().map_err(tcp)?;
-            Ok(vec![Listener::Tls(listener, bound, acceptor)])
+            Ok(vec![Listener::Tls(listener, bound, acceptor, name)])
         }
         Listen::Systemd => passed().map_err(ServeError::Passed),
     }

@@ -180,6 +180,7 @@ pub async fn run(options: Options) -> Result<(), ServeError> {
         opened.extend(listen::open(Listen::Unix(socket), None).await?);
     }
     let addresses: Vec<String> = opened.iter().map(Listener::address).collect();
+    state.credentials().set_origins(opened.iter().filter_map(Listener::origin).collect());
     let over_network = opened.iter().any(Listener::is_network);
     listeners.extend(opened.into_iter().map(|l| (l, router.clone())));
     let mut watched = Vec::new();

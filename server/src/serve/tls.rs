@@ -109,6 +109,18 @@ fn unusable(path: &Path, source: impl Into<Box<dyn std::error::Error + Send + Sy
     TlsError::File { path: path.to_owned(), source: source.into() }
 }
 
+/// The first name of this host's certificate that a browser could be sent to.
+///
+/// # Errors
+/// As [`acceptor`].
+pub(super) fn own_name(files: &TlsFiles) -> Result<Option<String>, TlsError> {
+    let chain = certificates(&files.certificate)?;
+    let names = chain.first().map_or_else(Vec::new, |own| names(own));
+    let plain =
+        |n: &str| n.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b)).then(|| n.to_owned());
+    Ok(names.iter().filter_map(|n| n.strip_prefix("dns:")).find_map(plain))
+}
+
 /// The names of a certificate that was checked, as the configuration writes them. The subject does not count.
 pub(super) fn names(certificate: &[u8]) -> Vec<String> {
     let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return Vec::new() };

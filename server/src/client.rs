@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Why a request has no answer, or which problem it has.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ClientError {
+pub(crate) enum ClientError {
     #[error("the daemon's socket does not answer")]
     Connect(#[source] std::io::Error),
     #[error("the connection to the daemon broke")]
@@ -32,12 +32,12 @@ pub(super) enum ClientError {
 
 impl ClientError {
     /// Whether the daemon said no and why, as opposed to a fault.
-    pub(super) fn is_refusal(&self) -> bool {
+    pub(crate) fn is_refusal(&self) -> bool {
         matches!(self, Self::Problem { code, .. } if code != "internal")
     }
 
     /// Whether the daemon does not do this at all, here or with these values, as opposed to not now.
-    pub(super) fn is_impossible(&self) -> bool {
+    pub(crate) fn is_impossible(&self) -> bool {
         let Self::Problem { status, code, .. } = self else { return false };
         matches!(status, 422 | 501) || code == "policy_forbids"
     }
@@ -45,38 +45,38 @@ impl ClientError {
 
 /// One daemon's API.
 #[derive(Clone, Debug)]
-pub(super) struct Client {
+pub(crate) struct Client {
     socket: PathBuf,
 }
 
 impl Client {
-    pub(super) fn new(socket: PathBuf) -> Self {
+    pub(crate) fn new(socket: PathBuf) -> Self {
         Self { socket }
     }
 
-    pub(super) async fn get(&self, path: &str) -> Result<Value, ClientError> {
+    pub(crate) async fn get(&self, path: &str) -> Result<Value, ClientError> {
         let answer = self.send(Method::GET, path, None, None).await?;
         Ok(serde_json::from_slice(answer.body())?)
     }
 
     /// The bytes of a resource that is no JSON.
-    pub(super) async fn get_bytes(&self, path: &str) -> Result<Bytes, ClientError> {
+    pub(crate) async fn get_bytes(&self, path: &str) -> Result<Bytes, ClientError> {
         Ok(self.send(Method::GET, path, None, None).await?.into_body())
     }
 
-    pub(super) async fn post(&self, path: &str, body: Option<&Value>) -> Result<Value, ClientError> {
+    pub(crate) async fn post(&self, path: &str, body: Option<&Value>) -> Result<Value, ClientError> {
         let answer = self.send(Method::POST, path, body, None).await?;
         Ok(serde_json::from_slice(answer.body())?)
     }
 
     /// Of something that gives no answer but its going.
-    pub(super) async fn delete(&self, path: &str) -> Result<(), ClientError> {
+    pub(crate) async fn delete(&self, path: &str) -> Result<(), ClientError> {
         self.send(Method::DELETE, path, None, None).await.map(drop)
     }
 
     /// A long poll: the resource when it is not the one with `etag` any more, `None` when it did not change. Keeps
     /// the new ETag in `etag`.
-    pub(super) async fn changed(
+    pub(crate) async fn changed(
         &self,
         path: &str,
         etag: &mut Option<String>,
