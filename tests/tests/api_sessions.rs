@@ -406,8 +406,17 @@ fn streams_and_upgrades_are_for_pages_of_this_origin_alone() {
             is(&session.send(followed), 403, "origin_refused");
         }
     }
-    let stream = session.follow("/v1/events/stream", ": mirrorvm events");
-    drop(stream);
+    drop(session.follow("/v1/events/stream", ": mirrorvm events"));
+    // Whatever an answer holds, a browser that is led to it runs none of it, and gives it to no other page.
+    for target in ["/v1/guests/g1", "/v1/nothing", "/v1/guests/g1/console"] {
+        let reply = session.send(Request::new("GET", target));
+        let policy = reply.header("content-security-policy").unwrap();
+        assert!(
+            policy.starts_with("default-src 'none';") && !policy.contains("script-src"),
+            "{target}: {policy}"
+        );
+        assert_eq!(reply.header("cross-origin-resource-policy"), Some("same-origin"), "{target}");
+    }
     let upgrade = |target: &str| Request::new("GET", target).header("upgrade", "websocket");
     is(&session.send(upgrade("/v1/guests/g1/console")), 403, "origin_refused");
     is(

@@ -19,6 +19,11 @@ use crate::state::AppState;
 
 /// The header with the request's id.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// No page of another origin has a use for an answer, as an image or a script neither.
+const RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
+/// What is no page of ours runs nothing as one: with a browser's session, a script in an answer could do what the session may.
+/// A layout as SVG has its own style.
+const NO_PAGE: &str = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'";
 /// Reads that take longer say how long they took.
 const SLOW: Duration = Duration::from_millis(10);
 /// Longest time for an answer: the longest long poll and some.
@@ -92,6 +97,10 @@ async fn finish(State(state): State<AppState>, mut request: Request, next: Next)
     }
     headers.insert(trace::TRACEPARENT, trace.header());
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(RESOURCE_POLICY, HeaderValue::from_static("same-origin"));
+    if !headers.contains_key(header::CONTENT_SECURITY_POLICY) {
+        headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(NO_PAGE));
+    }
     if !headers.contains_key(header::CACHE_CONTROL) {
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     }
