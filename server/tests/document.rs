@@ -271,7 +271,7 @@ mod decoders {
                 match c.below(3) {
                     0 => json!(low),
                     1 => json!(high),
-                    _ => json!((low + (high - low) / 3) as f64),
+                    _ => json!(low + (high - low) / 3),
                 }
             }
             "boolean" => json!(c.below(2) == 1),
