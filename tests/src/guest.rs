@@ -10,9 +10,14 @@ use crate::daemon::Daemon;
 use crate::proxy::Proxy;
 use crate::wait::{until, until_some};
 
+/// Whether `/dev/kvm` is there.
+pub fn has_kvm() -> bool {
+    Path::new("/dev/kvm").exists()
+}
+
 /// Whether `/dev/kvm` is there; says so loudly when not, in a line that the test runner counts.
 pub fn kvm() -> bool {
-    let there = Path::new("/dev/kvm").exists();
+    let there = has_kvm();
     if !there {
         println!("SKIPPED (no /dev/kvm): this test ran nothing");
     }

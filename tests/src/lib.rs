@@ -4,6 +4,7 @@
 //! a process holds. Must not know: the library; tests speak to daemons as any client would.
 #![allow(clippy::unwrap_used, reason = "a harness fails by panicking, with the place")]
 
+pub mod campaign;
 mod daemon;
 mod disk;
 mod group;
