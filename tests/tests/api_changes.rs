@@ -49,6 +49,32 @@ fn a_request_with_a_key_takes_effect_once() {
 }
 
 #[test]
+fn patches_that_come_at_once_all_count() {
+    let d = Daemon::start("a");
+    let _ = d.post("/v1/guests", &embedded("g1", 8, 0)).expect(201);
+    for round in 0..5 {
+        std::thread::scope(|s| {
+            for n in 0..8 {
+                let d = &d;
+                s.spawn(move || {
+                    let body = json!({"labels": {format!("k{n}"): format!("{round}")}});
+                    let _ = d.send(&patch("/v1/guests/g1", &body)).expect(200);
+                });
+            }
+        });
+        let labels = d.read("/v1/guests/g1")["labels"].clone();
+        let wanted: serde_json::Map<_, _> =
+            (0..8).map(|n| (format!("k{n}"), json!(format!("{round}")))).collect();
+        assert_eq!(labels, Value::Object(wanted));
+    }
+    // A condition of the caller's still holds.
+    let stale = d
+        .send(&patch("/v1/guests/g1", &json!({"labels": {"x": "y"}})).header("if-match", "\"1\""))
+        .expect(412);
+    assert_eq!(stale.problem(), "precondition_failed");
+}
+
+#[test]
 fn of_many_requests_with_a_key_at_once_one_takes_effect() {
     let d = Daemon::start("a");
     let body = embedded("g1", 8, 0);

@@ -193,9 +193,24 @@ impl Host {
         expected: Expected,
         act: bool,
     ) -> Result<GuestRecord, HostError> {
+        self.change_labels(key, |_| labels, expected, act).await
+    }
+
+    /// As [`Host::relabel_guest`], with labels that `change` makes of those there are at that very moment: changes that come
+    /// together all count.
+    ///
+    /// # Errors
+    /// As [`Host::relabel_guest`].
+    pub async fn change_labels(
+        &self,
+        key: &str,
+        change: impl FnOnce(&Labels) -> Labels + Send + 'static,
+        expected: Expected,
+        act: bool,
+    ) -> Result<GuestRecord, HostError> {
         let guest = self.inner.find_guest(key)?;
-        validate::labels(&labels)?;
-        guest.ask(|reply| Command::Relabel { labels, expected, act, reply }).await
+        let change = Box::new(change);
+        guest.ask(|reply| Command::Relabel { change, expected, act, reply }).await
     }
 
     /// Makes a mirror under an id of the caller's choice (`None`: a new one).

@@ -17,6 +17,7 @@ use super::entries::{GuestEntry, MirrorEntry};
 use super::events::{Change, EventBody};
 use super::inner::Inner;
 use super::make::Made;
+use super::validate;
 use super::{
     BatchRefusal, Expected, ExportSpec, Fault, FieldError, GuestAction, GuestRecord, GuestState, HostError,
     ImportReport, ImportStep, Labels, MigrationRecord, MirrorChoice, MirrorOptions, MirrorRecord, MirrorSpec,
@@ -43,13 +44,16 @@ type Reply<T> = oneshot::Sender<Result<T, HostError>>;
 /// A command and the act that it is part of.
 pub(super) type Asked = (Command, Option<Act>);
 
+/// Makes labels of those there are.
+type LabelChange = Box<dyn FnOnce(&Labels) -> Labels + Send>;
+
 /// What a guest's task is asked.
 pub(super) enum Command {
     Act(GuestAction, Expected, Reply<GuestRecord>),
     Undefine(Expected, Reply<()>),
     /// Other labels; without `act`: whether it could have them.
     Relabel {
-        labels: Labels,
+        change: LabelChange,
         expected: Expected,
         act: bool,
         reply: Reply<GuestRecord>,
@@ -286,8 +290,8 @@ impl Owner {
                 Ok(()) => return self.undefine(reply),
                 Err(e) => _ = reply.send(Err(e)),
             },
-            Command::Relabel { labels, expected, act, reply } => {
-                let _ = reply.send(self.relabel(labels, &expected, act));
+            Command::Relabel { change, expected, act, reply } => {
+                let _ = reply.send(self.relabel(change, &expected, act));
             }
             Command::HoldLabels { migration, reply } => {
                 self.labels_sent = self.lent == Some(migration);
@@ -379,13 +383,20 @@ impl Owner {
 
     /// Labels belong to the guest and travel with it: after they were sent, and before they are here, there is nobody to
     /// whom a change could be acknowledged.
-    fn relabel(&mut self, labels: Labels, expected: &Expected, act: bool) -> Result<GuestRecord, HostError> {
+    fn relabel(
+        &mut self,
+        change: LabelChange,
+        expected: &Expected,
+        act: bool,
+    ) -> Result<GuestRecord, HostError> {
         let record = self.entry.record();
         let elsewhere = matches!(self.state, GuestState::InDoubt | GuestState::Incoming);
         if let Some(migration) = record.migration.filter(|_| self.labels_sent || elsewhere) {
             return Err(HostError::GuestMigrating { migration });
         }
         self.check(expected)?;
+        let labels = change(&record.spec.labels);
+        validate::labels(&labels)?;
         if !act {
             let spec = super::GuestSpec { labels, ..record.spec };
             return Ok(GuestRecord { spec, ..record });

@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use mirrorvm::host::{Expected, GuestAction, GuestRecord, GuestSpec, GuestState, HostError, PlanOptions};
+use mirrorvm::host::{GuestAction, GuestRecord, GuestSpec, GuestState, HostError, Labels, PlanOptions};
 
 use super::common::{
     CreateOnlyParam, DryRunParam, IdempotencyKeyParam, IfMatchParam, IfNoneMatchParam, LabelParams,
@@ -192,17 +192,13 @@ pub async fn update(
     PatchBody(body): PatchBody<GuestUpdate>,
 ) -> Result<Response, Problem> {
     let host = state.host()?.clone();
-    let now = host.guest(&key)?;
-    let labels = relabel(&now.spec.labels, body.labels);
+    let merge = |now: &Labels| relabel(now, body.labels);
     if change.dry_run {
-        let shown = host.relabel_guest(&key, labels, change.expected, false).await?;
+        let shown = host.change_labels(&key, merge, change.expected, false).await?;
         return Ok(previewed(shown, Vec::new()));
     }
-    // Merged with what was read: without a condition of the caller's, that it is still so is our own.
-    let expected = if change.conditional { change.expected } else { Expected::one_of(vec![now.generation]) };
-    let id = now.id.to_string();
-    let record =
-        respond::detached(async move { host.relabel_guest(&id, labels, expected, true).await }).await?;
+    let relabeled = async move { host.change_labels(&key, merge, change.expected, true).await };
+    let record = respond::detached(relabeled).await?;
     Ok(respond::ok(record.generation, Guest::from(record)))
 }
 
