@@ -22,7 +22,7 @@ use super::limits::{Bound, Room, Tree};
 
 /// The least and the most that is left under a bound for the daemon itself (heaps, stacks, connections, page tables) and
 /// for the rest of the host, unless the configuration says how much.
-const RESERVE: (u64, u64) = (48 << 20, 1 << 30);
+const RESERVE: (u64, u64) = (32 << 20, 1 << 30);
 /// In between it is this part of what the bound is about.
 const RESERVE_PART: u64 = 64;
 /// A mirror may take of the reserve all but this part: without one no guest can leave, and leaving is what makes room.
@@ -349,7 +349,7 @@ mod tests {
 
     #[test]
     fn what_was_promised_is_not_promised_again_until_it_is_given_back() {
-        let (_dir, budget) = budget(448);
+        let (_dir, budget) = budget(432);
         let first = budget.claim(300 * MIB, Backing::Memfd, Purpose::Guest).unwrap();
         let refused = budget.claim(200 * MIB, Backing::Anonymous, Purpose::Guest).unwrap_err();
         assert_eq!(refused, Shortage { bytes: 200 * MIB, available: 100 * MIB, bound: Bound::Host });
@@ -366,7 +366,7 @@ mod tests {
 
     #[test]
     fn what_was_touched_is_in_the_host_s_figures_and_counted_once() {
-        let (_dir, budget) = budget(160);
+        let (_dir, budget) = budget(144);
         let fd = rustix::fs::memfd_create("t", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
         let file = Arc::new(File::from(fd));
         file.set_len(100 * MIB).unwrap();
@@ -416,29 +416,29 @@ mod tests {
 
     #[test]
     fn a_mirror_may_take_of_what_guests_have_to_leave() {
-        let (_dir, budget) = budget(448);
+        let (_dir, budget) = budget(432);
         let _full = budget.claim(400 * MIB, Backing::Memfd, Purpose::Guest).unwrap();
         assert!(budget.claim(MIB, Backing::Anonymous, Purpose::Guest).is_err());
-        assert!(budget.claim(37 * MIB, Backing::Anonymous, Purpose::Mirror).is_err());
-        assert!(budget.claim(36 * MIB, Backing::Anonymous, Purpose::Mirror).is_ok());
+        assert!(budget.claim(25 * MIB, Backing::Anonymous, Purpose::Mirror).is_err());
+        assert!(budget.claim(24 * MIB, Backing::Anonymous, Purpose::Mirror).is_ok());
     }
 
     #[test]
     fn what_is_left_to_the_host_is_a_part_of_it_or_what_the_administrator_says() {
         let gib = 1 << 30;
         let host = |whole, configured| reserve(whole, configured, &Bound::Host, Purpose::Guest);
-        assert_eq!([host(gib, None), host(16 * gib, None), host(1 << 40, None)], [48 * MIB, 256 * MIB, gib]);
+        assert_eq!([host(gib, None), host(16 * gib, None), host(1 << 40, None)], [32 * MIB, 256 * MIB, gib]);
         assert_eq!([host(gib, Some(0)), host(gib, Some(5 * gib))], [0, 5 * gib]);
         assert_eq!(reserve(gib, Some(gib), &Bound::HugePages, Purpose::Guest), 0);
-        let (_dir, budget) = budget(448);
+        let (_dir, budget) = budget(432);
         budget.keep_back(200 * MIB);
-        assert!(budget.has_room(249 * MIB, Backing::Memfd, Purpose::Guest).is_err());
-        assert_eq!(budget.has_room(248 * MIB, Backing::Memfd, Purpose::Guest), Ok(()));
+        assert!(budget.has_room(233 * MIB, Backing::Memfd, Purpose::Guest).is_err());
+        assert_eq!(budget.has_room(232 * MIB, Backing::Memfd, Purpose::Guest), Ok(()));
     }
 
     #[test]
     fn huge_pages_are_counted_apart() {
-        let (_dir, budget) = budget(448);
+        let (_dir, budget) = budget(432);
         let _all = budget.claim(400 * MIB, Backing::Memfd, Purpose::Guest).unwrap();
         let first = budget.claim(10 * MIB, Backing::Hugetlb, Purpose::Guest).unwrap();
         let refused = budget.claim(8 * MIB, Backing::Hugetlb, Purpose::Guest).unwrap_err();
@@ -450,7 +450,7 @@ mod tests {
 
     #[test]
     fn of_many_that_claim_at_once_only_as_many_get_it_as_there_is_room_for() {
-        let (_dir, budget) = budget(448);
+        let (_dir, budget) = budget(432);
         let won: Vec<Claim> = std::thread::scope(|s| {
             let threads: Vec<_> = (0..16)
                 .map(|_| s.spawn(|| budget.claim(100 * MIB, Backing::Memfd, Purpose::Guest).ok()))
@@ -467,7 +467,7 @@ mod tests {
         fn no_more_is_promised_than_there_is_and_nothing_is_refused_that_fits(
             steps in proptest::collection::vec((1u64..300, any::<bool>()), 1..40),
         ) {
-            let (_dir, budget) = budget(448);
+            let (_dir, budget) = budget(432);
             let mut held: Vec<(u64, Claim)> = Vec::new();
             for (mib, give_back) in steps {
                 if give_back && !held.is_empty() {
@@ -490,7 +490,7 @@ mod tests {
 
         #[test]
         fn a_split_neither_makes_nor_loses_a_byte(total in 1u64..400, cuts in proptest::collection::vec(0u64..200, 0..6)) {
-            let (_dir, budget) = budget(448);
+            let (_dir, budget) = budget(432);
             let whole = budget.claim(total * MIB, Backing::Memfd, Purpose::Guest).unwrap();
             let parts: Vec<Claim> = cuts.iter().map(|c| whole.split(c * MIB)).collect();
             let held = |b: &Budget| locked(&b.entries).list.values().map(|e| e.bytes).sum::<u64>();

@@ -228,15 +228,15 @@ impl Tree {
         Some(Room { bytes, whole, bound: Bound::Group { group: Arc::clone(name), file } })
     }
 
-    /// What a group holds that the kernel takes back when it is short: page cache, and of what was used lately half.
-    /// Memory files are no part of it.
+    /// What a group holds that the kernel takes back when it is short: page cache. Memory files are no part of it. What of it
+    /// the daemon itself needs again at once, its program for one, is in what is left to it.
     fn reclaimable(&self, dir: &Path) -> u64 {
         // Version 1 has sums over the groups below under names of their own.
         let sum = |name: &str| {
             let total = self.statistic(dir, &format!("total_{name}"));
             total.or_else(|| self.statistic(dir, name)).unwrap_or(0)
         };
-        sum("inactive_file").saturating_add(sum("active_file") / 2)
+        sum("inactive_file").saturating_add(sum("active_file"))
     }
 
     fn statistic(&self, dir: &Path, name: &str) -> Option<u64> {
@@ -390,7 +390,7 @@ pub(super) mod tests {
             file("memory.stat"),
             "anon 9\ninactive_file 41943040\nactive_file 20971520\nshmem 99999999\n",
         ));
-        assert_eq!(base(cache), (270, own("memory.max")));
+        assert_eq!(base(cache), (280, own("memory.max")));
         let mut high = max.clone();
         high.push((file("memory.high"), "209715200\n"));
         assert_eq!(base(high), (100, own("memory.high")));

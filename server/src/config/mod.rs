@@ -73,7 +73,7 @@ pub struct Limits {
     /// Events that are kept.
     pub events_kept: u64,
     /// MiB of memory that guests leave to the daemon and the rest of the host, and in each control group; 0: a sixty-fourth
-    /// of what there is, 48 MiB to 1 GiB.
+    /// of what there is, 32 MiB to 1 GiB.
     pub memory_reserve_mib: u64,
 }
 
