@@ -316,7 +316,7 @@ fn a_crash_anywhere_between_commit_and_mark_starts_with_what_was_acknowledged() 
 /// Changes one bit, cuts, or removes a file of many: what was acknowledged is there, or the start is refused.
 #[test]
 fn no_damage_to_any_file_loses_something_without_a_word() {
-    let mut random: u64 = 0x5eed_0f_da_7a_ba_5e;
+    let mut random: u64 = 0x005e_ed0f_da7a_ba5e;
     let mut next = |below: usize| {
         random ^= random << 13;
         random ^= random >> 7;
@@ -384,7 +384,8 @@ fn no_damage_to_any_file_loses_something_without_a_word() {
 
 #[test]
 fn a_row_that_is_changed_added_or_removed_behind_our_back_is_named_or_missed() {
-    let damages: [(&str, &dyn Fn(&Finding) -> bool); 7] = [
+    type Named<'f> = &'f dyn Fn(&Finding) -> bool;
+    let damages: [(&str, Named<'_>); 7] = [
         ("UPDATE document SET body = replace(body, 'text 3', 'text 4')", &|f| names(f, "guest")),
         ("UPDATE document SET name = 'other' WHERE name = 'g2'", &|f| names(f, "other")),
         ("UPDATE meta SET body = '1'", &|f| names(f, "the host's m")),
