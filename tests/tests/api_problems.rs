@@ -28,6 +28,15 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("uri_too_long", "crowds: a_head_has_64_kib_and_not_a_byte_more"),
     ("too_many_connections", "crowds: a_full_listener_still_says_that_the_daemon_lives"),
     ("too_many_long_polls", "crowds: long_polls_have_a_share_of_their_own"),
+    ("session_header_required", "api_sessions: a_change_by_session_needs_our_header_and_is_its_openers"),
+    (
+        "link_refused",
+        "api_sessions: a_link_opens_one_session_with_a_cookie_that_scripts_and_other_sites_do_not_get",
+    ),
+    (
+        "no_network_listener",
+        "api_sessions: links_are_for_who_waits_for_them_few_at_a_time_and_where_there_is_something_to_open",
+    ),
     ("too_many_requests", "api_access: a_principal_that_asks_too_often_waits"),
     ("precondition_required", "api_access: a_daemon_may_insist_on_conditions"),
     ("idempotency_key_in_use", "api_changes: of_many_requests_with_a_key_at_once_one_takes_effect"),
