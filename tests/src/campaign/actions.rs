@@ -409,7 +409,7 @@ impl Caller<'_> {
             kept => {
                 self.model.tokens[side].extend(kept);
                 let name = format!("t{}", self.step);
-                let body = json!({"name": name, "role": "viewer"});
+                let body = json!({"name": name, "role": "viewer", "expires_in_seconds": 300 * 86_400});
                 (format!("token {name}"), Request::new("POST", "/v1/tokens").json(&body), None)
             }
         };

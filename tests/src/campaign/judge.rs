@@ -62,12 +62,15 @@ pub fn judge(world: &World, model: &mut Model, watch: &Watch) {
     let made: BTreeSet<String> =
         records.iter().flatten().map(|g| format!("/v1/guests/{}", g["id"].as_str().unwrap())).collect();
     audit(world, model, &made);
-    for (side, tokens) in model.tokens.iter().enumerate() {
+    for (side, tokens) in model.tokens.iter_mut().enumerate() {
+        if world.sides[side].tokens_expired {
+            tokens.clear();
+        }
         let there: BTreeSet<String> = all(&world.sides[side].daemon, "/v1/tokens")
             .iter()
             .map(|t| t["id"].as_str().unwrap().to_owned())
             .collect();
-        for token in tokens {
+        for token in tokens.iter() {
             assert!(there.contains(token), "token {token} at {} was acknowledged and is gone", NAMES[side]);
         }
     }

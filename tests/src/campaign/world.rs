@@ -103,6 +103,8 @@ pub struct Side {
     pub up: bool,
     /// The way to it from the other host.
     pub proxy: Proxy,
+    /// Whether its clock ever was so far ahead that every token had expired: that a token ends at a date is its nature.
+    pub tokens_expired: bool,
     page: Option<Page>,
     // After the daemon: unmounted when it is gone.
     disk: Option<Disk>,
@@ -159,7 +161,7 @@ impl World {
                 println!("SKIPPED (no file system can be mounted): full disks");
             }
             let proxy = Proxy::to(&daemon.peer_address);
-            Side { daemon, up: true, proxy, page, disk }
+            Side { daemon, up: true, proxy, tokens_expired: false, page, disk }
         };
         let sides = NAMES.map(start);
         for (here, there) in [(0, 1), (1, 0)] {
@@ -246,6 +248,7 @@ impl World {
                 let year = 365 * 86_400;
                 let seconds = *dice.of(&[-3600, -20 * year, 3600, 11 * year, -90, 90]);
                 here.page.as_ref()?.set(0, seconds);
+                here.tokens_expired |= seconds > year;
                 Some(format!("{name}'s clock is {seconds} s off"))
             }
             Fault::Strangers => self.strangers(side, dice),
