@@ -79,7 +79,7 @@ enum StateCommand {
         file: PathBuf,
     },
     /// Put a backup in the place of STATE_DIR's database, which is kept under another name, and the host's key where there is
-    /// none. A guest that has moved to a peer since is startable here: look there first. The audit log keeps it. No daemon may be running.
+    /// none. Every guest is unconfirmed from then on. The audit log keeps it. No daemon may be running.
     Restore {
         /// What `state backup` made.
         file: PathBuf,
@@ -87,7 +87,8 @@ enum StateCommand {
         state_dir: PathBuf,
     },
     /// Go on with what is left in STATE_DIR: for a host whose database is older than what was acknowledged, has records that
-    /// are damaged, or is gone, and of which there is no backup. Damaged records are removed. A guest that has moved to a peer since is startable here: look there first. The audit log keeps it. No daemon may be running.
+    /// are damaged, or is gone, and of which there is no backup. Damaged records are removed. Every guest is unconfirmed from
+    /// then on. The audit log keeps it. No daemon may be running.
     Accept {
         /// The daemon's state directory.
         state_dir: PathBuf,

@@ -8,7 +8,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use mirrorvm_tests::{Daemon, embedded};
+use mirrorvm_tests::{Daemon, embedded, migration, until};
 use serde_json::{Value, json};
 
 const FILES: [&str; 4] = ["mirrorvm.db", "mirrorvm.db-wal", "mirrorvm.db-shm", "mirrorvm.mark"];
@@ -144,5 +144,97 @@ fn a_start_after_any_kill_is_a_healthy_one() {
         assert_eq!(d.items("/v1/guests?limit=200").len(), made);
         let (code, out, said) = d.command_line(&["state", "check", &directory]);
         assert!(code == 0 && out.contains("a daemon has it open"), "{said}");
+    }
+}
+
+fn state_of(d: &Daemon) -> String {
+    d.state_dir().to_string_lossy().into_owned()
+}
+
+fn backup(d: &Daemon, name: &str) -> String {
+    let file = d.state_dir().with_file_name(name).to_string_lossy().into_owned();
+    let (code, _, said) = d.command_line(&["state", "backup", &state_of(d), &file]);
+    assert_eq!(code, 0, "{said}");
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    file
+}
+
+fn restore(d: &Daemon, file: &str) {
+    let (code, _, said) = d.command_line(&["state", "restore", file, &state_of(d)]);
+    assert!(code == 0 && said.contains("unconfirmed"), "{said}");
+}
+
+fn code_of_start(d: &Daemon, guest: &str) -> String {
+    d.act(&format!("/v1/guests/{guest}/start")).expect(409).problem()
+}
+
+#[test]
+fn after_a_restore_a_guest_starts_when_every_known_peer_was_asked_and_not_where_a_peer_has_it() {
+    let (mut a, mut b) = (Daemon::start("a"), Daemon::start("b"));
+    a.add_peer(&b, &b.peer_address);
+    b.add_peer(&a, &a.peer_address);
+    for guest in ["goes", "goes-and-is-deleted", "stays"] {
+        a.run_guest(&emulated(guest));
+    }
+    let file = backup(&a, "backup");
+    // Not under a daemon that runs.
+    let (code, _, said) = a.command_line(&["state", "restore", &file, &state_of(&a)]);
+    assert!(code != 0 && said.contains("in use by another daemon"), "{said}");
+    for guest in ["goes", "goes-and-is-deleted"] {
+        let id = a.migrate(&migration(guest, "b", "precopy"));
+        assert_eq!(a.migration_end(&id)["state"], "succeeded");
+    }
+    let _ = b.act("/v1/guests/goes-and-is-deleted/stop").expect(202);
+    until("the guest to stop", 30, || b.read("/v1/guests/goes-and-is-deleted")["state"] == "stopped");
+    let _ = b.delete("/v1/guests/goes-and-is-deleted").expect(204);
+    assert!(a.terminate().success() && b.terminate().success());
+    restore(&a, &file);
+    // While b says nothing, nobody knows.
+    a.restart();
+    for guest in ["goes", "goes-and-is-deleted", "stays"] {
+        assert_eq!(a.read(&format!("/v1/guests/{guest}"))["unconfirmed"], true);
+        assert_eq!(code_of_start(&a, guest), "guest_unconfirmed");
+        let there = a.post("/v1/migrations", &migration(guest, "b", "precopy"));
+        assert_eq!(there.expect(409).problem(), "guest_unconfirmed");
+    }
+    a.kill();
+    a.restart();
+    assert_eq!(code_of_start(&a, "stays"), "guest_unconfirmed");
+    b.restart();
+    for guest in ["goes", "goes-and-is-deleted", "stays"] {
+        let path = format!("/v1/guests/{guest}");
+        until("all known peers to be asked", 60, || a.read(&path)["unconfirmed"] == false);
+    }
+    for guest in ["goes", "goes-and-is-deleted"] {
+        assert_eq!(a.read(&format!("/v1/guests/{guest}"))["moved_to"], "b", "{guest}");
+        assert_eq!(code_of_start(&a, guest), "guest_moved");
+    }
+    let _ = a.act("/v1/guests/stays/start").expect(202);
+    assert!(a.items("/v1/audit-log").iter().any(|e| e["operation"] == "state_restore"));
+}
+
+#[test]
+fn an_administrator_confirms_a_guest_that_a_lost_peer_says_nothing_about_and_the_audit_log_has_it() {
+    let (mut a, b) = (Daemon::start("a"), Daemon::start("b"));
+    a.add_peer(&b, &b.peer_address);
+    let _ = a.post("/v1/guests", &emulated("g")).expect(201);
+    a.kill();
+    drop(b);
+    fs::remove_file(a.state_dir().join("mirrorvm.mark")).unwrap();
+    let said = a.restart_refused();
+    assert!(said.contains("mirrorvm.mark is missing") && said.contains("mirrorvmd state accept"), "{said}");
+    let (code, _, said) = a.command_line(&["state", "accept", &state_of(&a)]);
+    assert!(code == 0 && said.contains("mirrorvm.mark is missing"), "{said}");
+    a.restart();
+    assert_eq!(code_of_start(&a, "g"), "guest_unconfirmed");
+    let confirm = "/v1/guests/g/confirm";
+    let _ = a.post(confirm, &json!({ "confirm": "another" })).expect(422);
+    assert_eq!(code_of_start(&a, "g"), "guest_unconfirmed");
+    let shown = a.post(confirm, &json!({ "confirm": "g" })).expect(202).json();
+    assert_eq!(shown["unconfirmed"], false);
+    let _ = a.act("/v1/guests/g/start").expect(202);
+    let audit = a.items("/v1/audit-log");
+    for operation in ["state_accept", "guest_confirm"] {
+        assert!(audit.iter().any(|e| e["operation"] == operation), "{operation}: {audit:?}");
     }
 }

@@ -186,6 +186,7 @@ pub(super) fn record_of(prepare: &Prepare, boot: Option<BootFiles>) -> GuestReco
         readiness: None,
         migration: Some(prepare.session),
         moved_to: None,
+        unconfirmed: false,
         error: None,
         created_at: prepare.created_at.unwrap_or_else(Timestamp::now),
         started_at: None,

@@ -99,6 +99,7 @@ impl Host {
             readiness: None,
             migration: None,
             moved_to: None,
+            unconfirmed: false,
             error: None,
             created_at: Timestamp::now(),
             started_at: None,
@@ -140,6 +141,7 @@ impl Host {
             self.inner.has_memory_for(&record)?;
         }
         record.state = guest_task::after(&record, action)?;
+        record.unconfirmed &= action != GuestAction::Confirm;
         Ok(record)
     }
 
@@ -515,6 +517,7 @@ impl Host {
         self.inner.store_peer(&record, Change::Created)?;
         peers.insert(record.id, record.clone());
         drop(peers);
+        self.inner.peer_heard.notify_one();
         self.inner.changed();
         Ok(record)
     }
@@ -547,6 +550,7 @@ impl Host {
         self.inner.store_peer(&record, Change::Updated)?;
         peers.insert(id, record.clone());
         drop(peers);
+        self.inner.peer_heard.notify_one();
         self.inner.changed();
         Ok(record)
     }
@@ -577,6 +581,7 @@ impl Host {
         self.inner.store_peer(&now, Change::Deleted)?;
         peers.remove(&peer.id);
         drop(peers);
+        self.inner.peer_heard.notify_one();
         self.inner.changed();
         Ok(now)
     }

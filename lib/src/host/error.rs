@@ -82,6 +82,12 @@ pub enum HostError {
         /// Which.
         migration: Uuid,
     },
+    /// The host's state may be older than what its peers know of the guest.
+    #[error(
+        "the guest is unconfirmed: the host's state was put back from a backup or had lost something, and not all known peers \
+         have said that they do not have the guest"
+    )]
+    GuestUnconfirmed,
     /// The resource is not at the generation that the caller expects.
     #[error("the {kind} is at generation {generation}")]
     GenerationMismatch {

@@ -161,6 +161,11 @@ pub(super) enum Command {
         with: Box<Together>,
         reply: Reply<()>,
     },
+    /// All known peers were asked: one has the guest, or it is this host's.
+    Confirmed {
+        moved_to: Option<String>,
+        done: oneshot::Sender<()>,
+    },
     /// The import failed: the guest never was here. Stored, or nothing has changed.
     Vanish(Box<Vanish>),
     /// The daemon goes.
@@ -367,6 +372,20 @@ impl Owner {
             Command::Settled { peer, delete, with, reply } => {
                 return self.handed_over(peer, delete, &with, reply);
             }
+            Command::Confirmed { moved_to, done } => {
+                // Somebody may have been faster.
+                if self.entry.record().unconfirmed {
+                    let stored = self.store(self.state, |r| {
+                        r.unconfirmed = false;
+                        r.moved_to = moved_to;
+                    });
+                    if let Err(error) = stored {
+                        tracing::error!(error = %super::chain(&error), guest = %self.entry.id,
+                            "a guest stays unconfirmed: its record is not stored");
+                    }
+                }
+                let _ = done.send(());
+            }
             Command::Vanish(vanish) => return self.vanish(*vanish),
             Command::Shutdown(done) => {
                 self.drop_body();
@@ -410,6 +429,15 @@ impl Owner {
             return;
         }
         let (done, event) = match action {
+            GuestAction::Confirm => {
+                let record = self.entry.record();
+                let confirmed = match record.unconfirmed {
+                    true => self.store(self.state, |r| r.unconfirmed = false),
+                    false => Ok(record),
+                };
+                let _ = reply.send(confirmed);
+                return;
+            }
             GuestAction::Start => {
                 (self.state == GuestState::Running || self.state == GuestState::Starting, Event::Start)
             }
@@ -427,12 +455,18 @@ impl Owner {
             let _ = reply.send(Err(HostError::GuestMoved { peer }));
             return;
         }
+        if record.unconfirmed && matches!(action, GuestAction::Start | GuestAction::Resume) {
+            let _ = reply.send(Err(HostError::GuestUnconfirmed));
+            return;
+        }
         let Ok(next) = self.state.step(event) else {
             let _ = reply.send(Err(wrong_state(self.state, action)));
             return;
         };
         match action {
             GuestAction::Start => self.start(next, reply),
+            // Answered above.
+            GuestAction::Confirm => {}
             GuestAction::Pause | GuestAction::Resume => {
                 let _ = reply.send(self.hold(action, next));
             }
@@ -983,6 +1017,9 @@ impl Owner {
         if let Some(migration) = self.lent {
             return Err(HostError::GuestMigrating { migration });
         }
+        if self.entry.record().unconfirmed {
+            return Err(HostError::GuestUnconfirmed);
+        }
         self.can_lend(choice, streams)?;
         if act {
             // What was asked for is the migration: its own record is the one that says it is done.
@@ -1095,6 +1132,7 @@ impl Owner {
         let delete = delete && peer.is_some();
         let record = self.turned(|r| {
             r.migration = None;
+            r.unconfirmed &= peer.is_none();
             r.moved_to = peer;
         });
         let record = (!delete).then_some(GuestRecord { state: GuestState::Stopped, ..record });
@@ -1411,6 +1449,7 @@ fn helper_error(e: LaneError) -> HostError {
 /// The state that an action would lead to; the one that it is when the guest is there already.
 pub(super) fn after(record: &GuestRecord, action: GuestAction) -> Result<GuestState, HostError> {
     let (goal, event) = match action {
+        GuestAction::Confirm => return Ok(record.state),
         GuestAction::Start => (GuestState::Running, Event::Start),
         GuestAction::Pause => (GuestState::Paused, Event::Pause),
         GuestAction::Resume => (GuestState::Running, Event::Resume),
@@ -1422,6 +1461,9 @@ pub(super) fn after(record: &GuestRecord, action: GuestAction) -> Result<GuestSt
     if let (GuestAction::Start, Some(peer)) = (action, &record.moved_to) {
         return Err(HostError::GuestMoved { peer: peer.clone() });
     }
+    if record.unconfirmed && matches!(action, GuestAction::Start | GuestAction::Resume) {
+        return Err(HostError::GuestUnconfirmed);
+    }
     match record.state.step(event) {
         Ok(_) => Ok(goal),
         Err(_) => Err(wrong_state(record.state, action)),
@@ -1430,7 +1472,7 @@ pub(super) fn after(record: &GuestRecord, action: GuestAction) -> Result<GuestSt
 
 fn wrong_state(state: GuestState, action: GuestAction) -> HostError {
     let allowed: &'static [&'static str] = match action {
-        GuestAction::Start => &["stopped"],
+        GuestAction::Start | GuestAction::Confirm => &["stopped"],
         GuestAction::Pause => &["running"],
         GuestAction::Resume => &["paused"],
         GuestAction::Stop => &["running", "paused", "failed"],

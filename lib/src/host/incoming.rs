@@ -8,6 +8,7 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use super::admission::{Arriving, first, no_leave, record_of, taken};
+use super::confirm;
 use super::endings::Together;
 use super::entries::MigrationEntry;
 use super::guest_task::{self, Command, Vanish};
@@ -22,7 +23,7 @@ use super::{
 use crate::boot_files::BootFiles;
 use crate::guest::MachineError;
 use crate::memory::MemoryError;
-use crate::migration::wire::{self, Outcome, Prepare, Purpose, Refused, kind};
+use crate::migration::wire::{self, FIND_MAX, Outcome, Prepare, Purpose, Refused, kind};
 use crate::migration::{
     Arrival, Arrived, MigrationFault, NotStored, Receiver, accept_hello, serve_check, serve_import,
 };
@@ -36,6 +37,9 @@ pub(super) struct HandOver {
     /// Who may ask.
     peer: String,
     settled: Settlement,
+    /// Whether more may have come of it than this says: the host's state is older than what others know.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    unconfirmed: bool,
     /// While it is open: what was here before under the guest's id, a guest that had left earlier. Is here again when the
     /// import fails, also with its daemon.
     #[serde(default)]
@@ -68,6 +72,10 @@ pub(super) fn serve(inner: &Arc<Inner>, mut link: Link) {
             return;
         }
     };
+    // Not by such a question: two hosts that have both to ask would never rest.
+    if !matches!(hello.purpose, Purpose::Find { .. }) {
+        inner.peer_heard.notify_one();
+    }
     match hello.purpose {
         Purpose::Migrate {} => {
             serve_import(link, &peer, &Destination::new(inner, identity));
@@ -84,6 +92,16 @@ pub(super) fn serve(inner: &Arc<Inner>, mut link: Link) {
         Purpose::Check {} => serve_check(link, &peer, |prepare| {
             Arriving { inner, identity: &identity, prepare }.admit().err().unwrap_or_default()
         }),
+        Purpose::Find { guests } => {
+            // For hosts that are known; a ticket is for one migration.
+            let text = identity.to_string();
+            let known = inner.peers().values().any(|p| p.spec.identity == text);
+            let found: Vec<_> =
+                guests.iter().take(FIND_MAX).map(|g| confirm::holding(inner, *g, &text)).collect();
+            if known && wire::send(&mut link, kind::FOUND, &found).is_ok() {
+                let _ = link.close();
+            }
+        }
         Purpose::Ask {} => {
             if wire::send(&mut link, kind::ABILITIES, &inner.capabilities().to_peers()).is_ok() {
                 let _ = link.close();
@@ -115,7 +133,7 @@ fn answer(inner: &Inner, mut link: Link, identity: &PeerIdentity, session: Uuid)
         Settlement::Aborted { token: None } => Outcome::NeverCommitted {},
         Settlement::Open => {
             let alive = inner.migration_entry(session).is_some_and(|m| !m.record().state.is_terminal());
-            if alive { Outcome::Pending {} } else { Outcome::NeverCommitted {} }
+            if alive || h.unconfirmed { Outcome::Pending {} } else { Outcome::NeverCommitted {} }
         }
     });
     let sent = match outcome {
@@ -134,6 +152,18 @@ fn answer(inner: &Inner, mut link: Link, identity: &PeerIdentity, session: Uuid)
 fn hand_over(inner: &Inner, session: Uuid) -> Result<Option<HandOver>, StoreError> {
     let unstored = inner.unstored().get(&session).cloned();
     unstored.map_or_else(|| inner.store.get(Kind::HandOver, session), |known| Ok(Some(known)))
+}
+
+/// Of hand-overs that were open when a state was that is put back now, nobody here knows what came: they are not answered with
+/// a never.
+pub(super) fn doubt_open(inner: &Inner) -> Result<(), StoreError> {
+    for (session, mut hand_over) in inner.store.list::<HandOver>(Kind::HandOver)? {
+        if matches!(hand_over.settled, Settlement::Open) && !hand_over.unconfirmed {
+            hand_over.unconfirmed = true;
+            inner.store.put(Kind::HandOver, session, None, &hand_over)?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether a session's COMMIT was noted: its guest was this host's from then on. That it cannot be read is no answer: a guest
@@ -245,7 +275,12 @@ impl<'a> Destination<'a> {
             return Err(first(taken));
         }
         let replaced = old.clone().map(Box::new);
-        let open = HandOver { peer: self.identity.to_string(), settled: Settlement::Open, replaced };
+        let open = HandOver {
+            peer: self.identity.to_string(),
+            settled: Settlement::Open,
+            unconfirmed: false,
+            replaced,
+        };
         let stored = inner.store.transaction(|t| {
             // Again, where nobody can come in between: of two with one session, one is refused and leaves the other alone.
             if t.get::<HandOver>(Kind::HandOver, prepare.session)?.is_some() {
@@ -379,7 +414,7 @@ impl<'a> Destination<'a> {
     }
 
     fn settled(&self, settled: Settlement) -> HandOver {
-        HandOver { peer: self.identity.to_string(), settled, replaced: None }
+        HandOver { peer: self.identity.to_string(), settled, unconfirmed: false, replaced: None }
     }
 }
 

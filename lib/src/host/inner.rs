@@ -88,6 +88,8 @@ pub(super) struct Inner {
     space_looked_at: Mutex<Option<Instant>>,
     /// Imports that were given up and that the store did not take: what their sources are told while this daemon lives.
     unstored: Mutex<HashMap<Uuid, super::incoming::HandOver>>,
+    /// Told when a peer was reached or reached this host, or became known: it may say now what it was asked in vain.
+    pub peer_heard: Arc<tokio::sync::Notify>,
     changes: watch::Sender<u64>,
     stopping: AtomicBool,
 }
@@ -140,6 +142,7 @@ impl Inner {
             space_looked_at: Mutex::default(),
             unstored: Mutex::default(),
             changes: watch::Sender::new(1),
+            peer_heard: Arc::default(),
             stopping: AtomicBool::new(false),
         }
     }

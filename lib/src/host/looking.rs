@@ -172,7 +172,11 @@ impl Host {
                 Err(fault) => Err(silence(&fault, begun.elapsed(), PATIENCE)),
             }
         });
-        asked.await.map_err(|_| PeerSilence::failed())?
+        let answer = asked.await.map_err(|_| PeerSilence::failed())?;
+        if answer.is_ok() {
+            self.inner.peer_heard.notify_one();
+        }
+        answer
     }
 
     /// Looks whether a migration would work, at both hosts; starts none. Everything that stands in the way is in the
@@ -363,6 +367,9 @@ fn findings(e: &HostError) -> Vec<Finding> {
         HostError::WrongState { .. } => one("state_conflict", "start the guest first"),
         HostError::GuestMigrating { .. } => one("guest_migrating", "wait for its migration, or cancel it"),
         HostError::GuestMoved { .. } => one("guest_moved", "ask the host that has it"),
+        HostError::GuestUnconfirmed => {
+            one("guest_unconfirmed", "wait until all known peers have answered, or confirm the guest")
+        }
         HostError::CapabilityMissing { what: "throttling", .. } => {
             one("throttling", "leave auto_throttle off, and choose on_timeout cancel or force")
         }

@@ -11,6 +11,7 @@ mod boot;
 pub mod bounds;
 mod capabilities;
 mod changes;
+mod confirm;
 mod endings;
 mod entries;
 mod error;
@@ -80,6 +81,8 @@ pub enum GuestAction {
     Resume,
     /// To `stopped`; memory is gone.
     Stop,
+    /// Makes an unconfirmed guest this host's, whatever its peers would have said.
+    Confirm,
 }
 
 /// Handle to a host; cheap to clone.
@@ -562,6 +565,7 @@ fn host_fault(e: &HostError) -> Fault {
         HostError::DestinationRefuses(_) => "destination_refuses",
         HostError::PeerSilent(_) => "peer_failed",
         HostError::GuestMigrating { .. } => "guest_migrating",
+        HostError::GuestUnconfirmed => "guest_unconfirmed",
         HostError::WrongState { .. } => "state_conflict",
         HostError::InUse { .. } => "in_use",
         HostError::PlanRefused(_) => "plan_refused",

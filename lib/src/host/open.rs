@@ -11,7 +11,7 @@ use super::entries::MigrationEntry;
 use super::inner::Inner;
 use super::{
     Fault, GuestRecord, GuestState, Host, MigrationDirection, MigrationRecord, MigrationState, PeerRecord,
-    guest_task, incoming, make, outgoing,
+    confirm, guest_task, incoming, make, outgoing,
 };
 use crate::boot_files::{DirectoryError, ImageDirectories};
 use crate::guest::MachineError;
@@ -19,6 +19,7 @@ use crate::hypervisor::kvm::KvmHost;
 use crate::memory::Budget;
 use crate::qemu::{QemuUsers, UserPool};
 use crate::store::ledger::{EVENTS_KEPT, Log};
+use crate::store::state_files::{Doubt, UNCONFIRMED};
 use crate::store::{Batch, Kind, Ledger, Store, StoreError};
 use crate::transport::{
     Advertised, Identity, IdentityError, ListenerError, ListenerLimits, PeerIdentity, PeerListener,
@@ -229,12 +230,16 @@ fn reconcile(inner: &Arc<Inner>) -> Result<(), StoreError> {
     for (id, peer) in inner.store.list::<PeerRecord>(Kind::Peer)? {
         inner.peers_mut().insert(id, peer);
     }
+    let doubt = inner.store.meta_get::<Doubt>(UNCONFIRMED)?;
+    if doubt.is_some() {
+        incoming::doubt_open(inner)?;
+    }
     for (id, record) in inner.store.list::<GuestRecord>(Kind::Guest)? {
         let committed = match record.migration {
             Some(migration) => incoming::was_committed(inner, migration)?,
             None => false,
         };
-        if record.state == GuestState::Incoming && !committed {
+        if record.state == GuestState::Incoming && !committed && doubt.is_none() {
             let replaced = record.migration.map(|m| incoming::replaced_by(inner, m)).transpose()?;
             match replaced.flatten() {
                 // What was here before a guest that never arrived.
@@ -250,8 +255,9 @@ fn reconcile(inner: &Arc<Inner>) -> Result<(), StoreError> {
             continue;
         }
         let before = record.clone();
-        let (record, state) = reconciled_guest(record);
-        if before.state != record.state {
+        let (mut record, state) = reconciled_guest(record);
+        record.unconfirmed |= doubt.is_some() && record.moved_to.is_none();
+        if before.state != record.state || before.unconfirmed != record.unconfirmed {
             inner.events.guest(&record, Some(&before), super::events::Change::Updated);
         }
         inner.store.put(Kind::Guest, id, Some(&record.spec.name), &record)?;
@@ -260,6 +266,14 @@ fn reconcile(inner: &Arc<Inner>) -> Result<(), StoreError> {
     }
     for (_, record) in inner.store.list::<MigrationRecord>(Kind::Migration)? {
         reconcile_migration(inner, record)?;
+    }
+    if let Some(doubt) = doubt {
+        tracing::warn!(?doubt, "guests are unconfirmed: they start when all known peers were asked");
+        // Every record says so from now on.
+        inner.store.meta_delete(UNCONFIRMED)?;
+    }
+    if inner.guests().values().any(|g| g.record().unconfirmed) {
+        inner.runtime.spawn(confirm::ask_around(Arc::clone(inner)));
     }
     Ok(())
 }

@@ -76,6 +76,8 @@ pub(super) fn look(inner: &Arc<Inner>, id: Option<Uuid>, spec: &MigrationSpec) -
     }
     if let Some(migration) = record.migration {
         against.push(HostError::GuestMigrating { migration });
+    } else if record.unconfirmed {
+        against.push(HostError::GuestUnconfirmed);
     } else if !matches!(record.state, GuestState::Running | GuestState::Paused) {
         let current = record.state.name();
         against.push(HostError::WrongState { kind: "guest", current, allowed: &["running", "paused"] });

@@ -47,8 +47,8 @@ pub struct StateRestored {
     pub key: bool,
 }
 
-/// Puts a backup in the place of a host's database, and its key where there is none; no daemon may run. No peer is
-/// asked whether it has a guest. `entry` goes into the audit log.
+/// Puts a backup in the place of a host's database, and its key where there is none; no daemon may run. Every guest is
+/// unconfirmed from then on. `entry` goes into the audit log.
 ///
 /// # Errors
 /// A running daemon, a backup that is not whole, a disk that does not take it.
@@ -61,7 +61,7 @@ pub fn restore_state(from: &Path, state_dir: &Path, entry: &str) -> Result<State
     Ok(StateRestored { facts: restored.facts, replaced: restored.replaced, key })
 }
 
-/// Makes what is there of a host's database the truth; no daemon may run. No peer is asked whether it has a guest. `entry`
+/// Makes what is there of a host's database the truth; no daemon may run. Every guest is unconfirmed from then on. `entry`
 /// makes the audit log's entry from what was wrong.
 ///
 /// # Errors

@@ -245,6 +245,9 @@ pub struct GuestRecord {
     pub migration: Option<Uuid>,
     /// The host that it was handed over to, after a migration that kept it here as stopped.
     pub moved_to: Option<String>,
+    /// Whether the host's state may be older than what its peers know of the guest: it does not start before they were asked.
+    #[serde(default)]
+    pub unconfirmed: bool,
     /// Why it failed.
     pub error: Option<Fault>,
     /// When it was defined, on whichever host that was.

@@ -45,7 +45,7 @@ pub mod wire;
 pub use control::{Control, Live, PastPointOfNoReturn};
 pub use destination::{Arrival, Arrived, NotStored, Receiver, serve_check, serve_import};
 pub use error::MigrationFault;
-pub use peer::{PeerAddress, accept_hello, ask, check, open_control, resolve};
+pub use peer::{PeerAddress, accept_hello, ask, check, find, open_control, resolve};
 pub use rounds::{Bound, Convergence, Decision, Fixed, Observation};
 pub(crate) use source::resume_here;
 pub use source::{Journal, Outgoing, SourceEnd, run_source};

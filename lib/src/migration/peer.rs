@@ -9,7 +9,7 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use uuid::Uuid;
 
 use super::wire::{
-    self, ABILITIES_MAX, Abilities, Hello, HelloAck, Outcome, PROTOCOL_VERSIONS, Prepare, Purpose,
+    self, ABILITIES_MAX, Abilities, Hello, HelloAck, Holding, Outcome, PROTOCOL_VERSIONS, Prepare, Purpose,
     VERDICT_MAX, Verdict, kind,
 };
 use super::{Control, MigrationFault};
@@ -182,6 +182,28 @@ pub fn resolve(
     let mut link = open_control(peer, identity, host, Purpose::Resolve { session }, patience, None)?;
     let (_, payload) = wire::expect(&mut link, &[kind::OUTCOME], 64 << 10)?;
     wire::parse(&payload)
+}
+
+/// Asks a peer whether it has guests, at most [`FIND_MAX`](wire::FIND_MAX); gives one answer for each, in their order.
+///
+/// # Errors
+/// No link, or no answer that makes sense.
+pub fn find(
+    peer: &PeerAddress,
+    identity: &Identity,
+    host: &str,
+    guests: &[Uuid],
+) -> Result<Vec<Holding>, MigrationFault> {
+    let patience = Duration::from_secs(10);
+    let purpose = Purpose::Find { guests: guests.to_vec() };
+    let mut link = open_control(peer, identity, host, purpose, patience, None)?;
+    let (_, payload) = wire::expect(&mut link, &[kind::FOUND], 64 << 10)?;
+    let found: Vec<Holding> = wire::parse(&payload)?;
+    if found.len() == guests.len() {
+        Ok(found)
+    } else {
+        Err(MigrationFault::Protocol("an answer about other guests than were asked for"))
+    }
 }
 
 /// Asks a peer what it can do; also gives how long it took to agree with it on a version.

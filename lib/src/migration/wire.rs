@@ -73,6 +73,8 @@ pub mod kind {
     /// COMMIT is minted, and the destination's store does not take it yet; COMMITTED follows when it does. Said again and
     /// again, so that the source knows that somebody is there. Why, JSON.
     pub const COMMITTING: u8 = 18;
+    /// Where guests are, JSON: a [`Holding`](super::Holding) for each that was asked for.
+    pub const FOUND: u8 = 22;
     /// What would come, JSON: as [`PREPARE`], without secrets.
     pub const CHECK: u8 = 20;
     /// What speaks against it, JSON.
@@ -109,10 +111,35 @@ pub enum Purpose {
         /// The migration.
         session: Uuid,
     },
+    /// Whether the host has these guests, at most [`FIND_MAX`]. A build that does not know the question ends the link.
+    Find {
+        /// Their ids.
+        guests: Vec<Uuid>,
+    },
     /// What the host can do. A build that does not know the question ends the link.
     Ask {},
     /// Whether a migration would be let in. A build that does not know the question ends the link.
     Check {},
+}
+
+/// Guests that one question names at most.
+pub const FIND_MAX: usize = 200;
+
+/// Whether a host has a guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Holding {
+    /// It has it, or had it last.
+    Here,
+    /// It does not know yet.
+    Undecided,
+    /// It does not have it, and was not the last to have it as far as it knows, or sent it to the host that asks.
+    NotHere,
+    /// It sent it to a third host.
+    WentTo {
+        /// That host's identity; empty where it cannot be told any more.
+        identity: String,
+    },
 }
 
 /// What a host says that it can do, as far as it matters to a host that would send it a guest.

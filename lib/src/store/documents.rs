@@ -74,6 +74,11 @@ impl<'a> Transaction<'a> {
         self.rows.meta(key, &body).map_err(StoreError::from)
     }
 
+    /// As [`Store::meta_delete`](super::Store::meta_delete).
+    pub fn meta_delete(&self, key: &str) -> Result<(), StoreError> {
+        self.rows.forget_meta(key).map_err(StoreError::from)
+    }
+
     /// As [`Store::meta_get`](super::Store::meta_get).
     pub fn meta_get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, StoreError> {
         meta_get(&self.rows, key)

@@ -336,6 +336,11 @@ impl Store {
         self.transaction(|t| t.meta_put(key, document))
     }
 
+    /// Removes the singleton `key`; none is fine, too.
+    pub fn meta_delete(&self, key: &str) -> Result<(), StoreError> {
+        self.transaction(|t| t.meta_delete(key))
+    }
+
     /// Reads the singleton `key`; `None` if there is none.
     pub fn meta_get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, StoreError> {
         documents::meta_get(&self.lock(), key)

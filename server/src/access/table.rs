@@ -61,6 +61,7 @@ operations! {
     Operate POST "/v1/guests/{guest}/pause" guest_pause,
     Operate POST "/v1/guests/{guest}/resume" guest_resume,
     Operate POST "/v1/guests/{guest}/stop" guest_stop,
+    Administer POST "/v1/guests/{guest}/confirm" guest_confirm,
     Read GET "/v1/guests/{guest}/console" guest_console_get,
     Read GET "/v1/guests/{guest}/stats" guest_stats_get,
     Read GET "/v1/guests/{guest}/ram-blocks" ram_block_list,

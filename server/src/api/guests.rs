@@ -136,6 +136,25 @@ impl Decode for GuestCreate {
     }
 }
 
+/// An administrator's word that an unconfirmed guest is this host's.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(example = json!({"confirm": "g1"}))]
+#[serde(deny_unknown_fields)]
+pub struct GuestConfirm {
+    /// The guest's name: that it is this one, and that the danger is understood.
+    #[schema(example = "g1")]
+    pub confirm: String,
+}
+
+impl Decode for GuestConfirm {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        let mut f = Fields::open(node, errors)?;
+        let confirm = f.required("confirm");
+        f.done()?;
+        Some(Self { confirm: confirm? })
+    }
+}
+
 impl Decode for MemoryBody {
     fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
         let mut f = Fields::open(node, errors)?;
@@ -206,6 +225,10 @@ pub struct Guest {
     pub migration: Option<Uuid>,
     /// The host that it was handed over to.
     pub moved_to: Option<String>,
+    /// Whether the host's state may be older than what its peers know of the guest: a backup was put back. It is started or migrated
+    /// when all known peers have said that they do not have it, or an administrator has confirmed it.
+    #[schema(example = false)]
+    pub unconfirmed: bool,
     /// Why it failed.
     pub error: Option<Fault>,
     /// When it was defined, on whichever host that was; it goes along with migrations.
@@ -351,6 +374,7 @@ impl From<&GuestRecord> for Guest {
             migration_readiness: record.readiness.clone().map(MigrationReadiness::from),
             migration: record.migration,
             moved_to: record.moved_to.clone(),
+            unconfirmed: record.unconfirmed,
             error: record.error.clone().map(Fault::from),
             created_at: record.created_at,
             started_at: record.started_at,

@@ -140,7 +140,7 @@ pub fn done_status(operation: &Operation) -> u16 {
     match (operation.method, operation.id) {
         ("DELETE", _) => 204,
         ("PATCH", _) | (_, "helper_image_content_put" | "ram_block_plug" | "ram_block_unplug") => 200,
-        (_, "guest_start" | "guest_pause" | "guest_resume" | "guest_stop") => 202,
+        (_, "guest_start" | "guest_pause" | "guest_resume" | "guest_stop" | "guest_confirm") => 202,
         (_, "migration_cancel" | "migration_switchover" | "migration_resolve") => 202,
         // Creations: at a collection, or under an id of the caller's choice.
         _ => 201,

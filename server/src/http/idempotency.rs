@@ -146,7 +146,7 @@ fn answer_to(operation: &Operation, effect: &Effect<'_>) -> Option<Answer> {
     let json = |shown: Result<Vec<u8>, serde_json::Error>| shown.ok().map(Bytes::from);
     let (location, generation, body) = match (operation.id, effect) {
         (
-            "guest_create" | "guest_start" | "guest_pause" | "guest_resume" | "guest_stop",
+            "guest_create" | "guest_start" | "guest_pause" | "guest_resume" | "guest_stop" | "guest_confirm",
             Effect::Guest(r),
         ) => {
             let body = json(serde_json::to_vec(&Guest::from((*r).clone())))?;

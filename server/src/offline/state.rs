@@ -40,7 +40,7 @@ pub fn restore(from: &Path, state_dir: &Path) -> Result<(), Box<dyn Error>> {
     if restored.key {
         writeln!(err, "mirrorvmd: the host's key was missing and comes from the backup")?;
     }
-    writeln!(err, "mirrorvmd: {LOOK_FIRST}")?;
+    writeln!(err, "mirrorvmd: {UNCONFIRMED}")?;
     say(&format!("restored: {}", told(&restored.facts)))
 }
 
@@ -59,12 +59,12 @@ pub fn accept(state_dir: &Path) -> Result<(), Box<dyn Error>> {
     if let Some(replaced) = accepted.replaced {
         writeln!(err, "mirrorvmd: what was left of it is {} now", replaced.display())?;
     }
-    writeln!(err, "mirrorvmd: {LOOK_FIRST}")?;
+    writeln!(err, "mirrorvmd: {UNCONFIRMED}")?;
     say(&format!("accepted: {}", told(&accepted.facts)))
 }
 
-const LOOK_FIRST: &str =
-    "this state may be older than what peers know: before a guest is started, see that no peer has it";
+const UNCONFIRMED: &str = "every guest is unconfirmed: it starts when all known peers have said that they do not have it, or \
+                           when an administrator confirms it";
 
 fn told(facts: &Facts) -> String {
     format!("{} records after {} changes", facts.records, facts.changes)

@@ -138,6 +138,11 @@ catalogue! {
         "The guest was handed over to another host",
         cause "A migration succeeded; starting the guest here again would give two copies.",
         fix "Address the host in the guest's `moved_to`, or delete the guest here.";
+    /// The guest may be on another host.
+    GuestUnconfirmed = "guest_unconfirmed", CONFLICT, retry true,
+        "Nobody has confirmed yet that the guest is this host's",
+        cause "The host's state was put back from a backup, or went on with what was left of it: the guest may have moved since. Known peers are being asked.",
+        fix "Wait until all known peers have answered; or, where nobody else can have the guest, confirm it with `POST /v1/guests/{guest}/confirm`.";
     /// Something uses the resource.
     InUse = "in_use", CONFLICT, retry true,
         "The resource is in use",

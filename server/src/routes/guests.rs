@@ -6,13 +6,15 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use mirrorvm::host::{GuestAction, GuestRecord, GuestSpec, GuestState, HostError, Labels, PlanOptions};
+use mirrorvm::host::{
+    FieldError, GuestAction, GuestRecord, GuestSpec, GuestState, HostError, Labels, PlanOptions,
+};
 
 use super::common::{
     CreateOnlyParam, DryRunParam, IdempotencyKeyParam, IfMatchParam, IfNoneMatchParam, LabelParams,
     NamedSortParams, PageParams, WaitParams, check_put, must_be_there, new_id,
 };
-use crate::api::guests::{Console, Guest, GuestCreate, GuestList};
+use crate::api::guests::{Console, Guest, GuestConfirm, GuestCreate, GuestList};
 use crate::api::labels::{Selector, all_hold};
 use crate::api::layout::{AddressSpacePlan, AddressSpacePlanCreate};
 use crate::api::page::{Place, Scope, cut};
@@ -315,6 +317,32 @@ pub async fn stop(
     change: Change,
 ) -> Result<Response, Problem> {
     act(&state, key, change, GuestAction::Stop).await
+}
+
+/// Confirm a guest
+///
+/// Says that an `unconfirmed` guest is this host's, without waiting for the peers that have not answered: for a host whose state was put
+/// back from a backup. If another host has the guest, there are two of it afterwards. The audit log keeps who said so.
+#[utoipa::path(post, path = "/v1/guests/{guest}/confirm", operation_id = "guest_confirm", tag = "guests",
+    request_body = GuestConfirm,
+    params(("guest" = String, Path, description = "Id or name of the guest", example = "g1"),
+        DryRunParam, IdempotencyKeyParam, IfMatchParam),
+    responses(
+        (status = 200, description = "With `dry_run`: the guest as it would be", body = Guest),
+        (status = 202, description = "Confirmed; confirming a confirmed guest changes nothing", body = Guest),
+    ))]
+pub async fn confirm(
+    State(state): State<AppState>,
+    Path(key): Path<String>,
+    change: Change,
+    JsonBody(body): JsonBody<GuestConfirm>,
+) -> Result<Response, Problem> {
+    let name = state.host()?.guest(&key)?.spec.name;
+    if body.confirm != name {
+        let detail = format!("to confirm, give the guest's name: {name:?}");
+        return Err(HostError::Invalid(vec![FieldError::new("/confirm", "not_confirmed", detail)]).into());
+    }
+    act(&state, key, change, GuestAction::Confirm).await
 }
 
 /// Get console output

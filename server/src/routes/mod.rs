@@ -62,6 +62,7 @@ pub fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(guests::pause))
         .routes(routes!(guests::resume))
         .routes(routes!(guests::stop))
+        .routes(routes!(guests::confirm))
         .routes(routes!(guests::console))
         .routes(routes!(ram::list, ram::create))
         .routes(routes!(ram::get))

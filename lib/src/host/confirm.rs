@@ -1,0 +1,220 @@
+//! Guests of a host whose state is older than what others may know: a backup was put back, or somebody went on with what was left.
+//!
+//! Owns: who is asked, and what the answers mean. Must not know: how the state came to be old, how a peer is reached.
+//!
+//! A guest of such a host may have gone to a peer in the time that the host does not remember. Before it is started here, every
+//! known peer says whether it has it: one that does has it for good, and when none does it is this host's.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::guest_task::Command;
+use super::inner::Inner;
+use super::{GuestState, MigrationDirection, MigrationState, PeerSpec};
+use crate::migration::find;
+use crate::migration::wire::{FIND_MAX, Holding};
+use crate::transport::PeerIdentity;
+
+/// What becomes of a guest after a round of questions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Decision {
+    /// It is this host's.
+    Ours,
+    /// It went to the peer of this name.
+    Theirs(String),
+    /// Somebody has not said.
+    Wait,
+}
+
+/// What one known peer said of one guest.
+#[derive(Clone, Debug)]
+struct Answer {
+    peer: String,
+    identity: String,
+    /// `None`: nothing.
+    said: Option<Holding>,
+}
+
+/// From what each known peer said. Where one passed the guest on, the host that it went to has to be asked, too: of one that is
+/// not known here nobody can say whether it has it.
+fn decide(answers: &[Answer]) -> Decision {
+    if let Some(theirs) = answers.iter().find(|a| a.said == Some(Holding::Here)) {
+        return Decision::Theirs(theirs.peer.clone());
+    }
+    let asked = |identity: &str| answers.iter().any(|a| a.identity == identity);
+    let rules_out = |a: &Answer| match &a.said {
+        Some(Holding::NotHere) => true,
+        Some(Holding::WentTo { identity }) => asked(identity),
+        Some(Holding::Here | Holding::Undecided) | None => false,
+    };
+    if answers.iter().all(rules_out) { Decision::Ours } else { Decision::Wait }
+}
+
+/// What this host says of a guest to the peer that asks.
+pub(super) fn holding(inner: &Inner, guest: Uuid, asker: &str) -> Holding {
+    let went_to = |peer: &str| {
+        let identity = inner.peers().values().find(|p| p.spec.name == peer).map(|p| p.spec.identity.clone());
+        match identity {
+            Some(identity) if identity == asker => Holding::NotHere,
+            // Empty where the host was a guest of a ticket, or is no peer any more: nobody's.
+            identity => Holding::WentTo { identity: identity.unwrap_or_default() },
+        }
+    };
+    if let Some(record) = inner.guests().get(&guest).map(|g| g.record()) {
+        return match (record.state, &record.moved_to) {
+            (GuestState::Incoming | GuestState::InDoubt, _) => Holding::Undecided,
+            _ if record.unconfirmed => Holding::Undecided,
+            (_, Some(peer)) => went_to(peer),
+            (_, None) => Holding::Here,
+        };
+    }
+    // One that came and was deleted here: whoever sent it does not have it any more.
+    let of_guest = inner.migration_entries().into_iter().map(|m| m.record()).filter(|m| m.guest == guest);
+    let last = of_guest.filter(|m| m.state == MigrationState::Succeeded).max_by_key(|m| m.finished_at);
+    match last {
+        None => Holding::NotHere,
+        Some(m) => match m.direction {
+            MigrationDirection::Incoming => Holding::Here,
+            MigrationDirection::Outgoing => went_to(&m.peer),
+        },
+    }
+}
+
+/// Asks every known peer about every guest that is unconfirmed, until none is: more and more rarely, and at once when a peer
+/// is heard of.
+pub(super) async fn ask_around(inner: Arc<Inner>) {
+    let heard = Arc::clone(&inner.peer_heard);
+    let weak = Arc::downgrade(&inner);
+    drop(inner);
+    let mut patience = PATIENCE_LEAST;
+    // A host that is closed meanwhile is not kept open.
+    while let Some(inner) = weak.upgrade().filter(|i| !i.is_stopping()) {
+        if !inner.guests().values().any(|g| g.record().unconfirmed) {
+            return;
+        }
+        ask_once(&inner).await;
+        drop(inner);
+        // Never more often than this, however often peers are heard of.
+        tokio::time::sleep(PATIENCE_LEAST).await;
+        tokio::select! {
+            () = tokio::time::sleep(patience) => {}
+            () = heard.notified() => {}
+        }
+        patience = (patience * 2).min(PATIENCE_MOST);
+    }
+}
+
+const PATIENCE_LEAST: Duration = Duration::from_millis(200);
+const PATIENCE_MOST: Duration = Duration::from_secs(10);
+
+async fn ask_once(inner: &Arc<Inner>) {
+    let guests: Vec<Uuid> = {
+        let all = inner.guests();
+        // What a hand-over in doubt comes to is found out by itself; the guest is asked about afterwards.
+        let open =
+            all.values().map(|g| g.record()).filter(|r| r.unconfirmed && r.state != GuestState::InDoubt);
+        open.map(|r| r.id).collect()
+    };
+    let answers = ask_each(inner, &guests).await;
+    for guest in guests {
+        let said = |s: &Option<Said>| s.as_ref().and_then(|s| s.get(&guest).cloned());
+        let of_guest: Vec<_> = answers
+            .iter()
+            .map(|(peer, s)| Answer {
+                peer: peer.name.clone(),
+                identity: peer.identity.clone(),
+                said: said(s),
+            })
+            .collect();
+        let moved_to = match decide(&of_guest) {
+            Decision::Ours => None,
+            Decision::Theirs(peer) => Some(peer),
+            Decision::Wait => continue,
+        };
+        tracing::info!(%guest, moved_to, "a guest is confirmed: the known peers were asked");
+        let entry = inner.guests().get(&guest).cloned();
+        if let Some(entry) = entry {
+            let (done, told) = tokio::sync::oneshot::channel();
+            if entry.tell(Command::Confirmed { moved_to, done }).await {
+                let _ = told.await;
+            }
+        }
+    }
+}
+
+type Said = HashMap<Uuid, Holding>;
+
+async fn ask_each(inner: &Arc<Inner>, guests: &[Uuid]) -> Vec<(PeerSpec, Option<Said>)> {
+    let peers: Vec<_> = inner.peers().values().map(|p| p.spec.clone()).collect();
+    let asking: Vec<_> = peers
+        .into_iter()
+        .map(|peer| {
+            let (inner, guests, of) = (Arc::clone(inner), guests.to_vec(), peer.clone());
+            (peer, tokio::task::spawn_blocking(move || ask(&inner, &of, &guests)))
+        })
+        .collect();
+    let mut all = Vec::new();
+    for (peer, said) in asking {
+        // One whose thread failed has not answered.
+        all.push((peer, said.await.ok().flatten()));
+    }
+    all
+}
+
+fn ask(inner: &Inner, peer: &PeerSpec, guests: &[Uuid]) -> Option<Said> {
+    let identity = peer.identity.parse::<PeerIdentity>().ok()?;
+    let at = (peer.address.clone(), identity);
+    let mut said = Said::new();
+    for some in guests.chunks(FIND_MAX) {
+        match find(&at, &inner.identity, &inner.name, some) {
+            Ok(found) => said.extend(some.iter().copied().zip(found)),
+            Err(fault) => {
+                tracing::debug!(peer = peer.name, fault = %fault.chain(), "a peer does not say which guests it has");
+                return None;
+            }
+        }
+    }
+    Some(said)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The decision where peers `p0`, `p1`, ... of the identities `i0`, `i1`, ... said so.
+    fn of(all: &[Option<Holding>]) -> Decision {
+        let answer = |(n, said): (usize, &Option<Holding>)| Answer {
+            peer: format!("p{n}"),
+            identity: format!("i{n}"),
+            said: said.clone(),
+        };
+        decide(&all.iter().enumerate().map(answer).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn a_guest_is_ours_when_every_peer_says_so_and_a_peers_when_that_one_does() {
+        use Holding::{Here, NotHere, Undecided};
+        assert_eq!(of(&[]), Decision::Ours);
+        assert_eq!(of(&[Some(NotHere), Some(NotHere)]), Decision::Ours);
+        for silent in [None, Some(Undecided)] {
+            assert_eq!(of(std::slice::from_ref(&silent)), Decision::Wait);
+            assert_eq!(of(&[Some(NotHere), silent.clone()]), Decision::Wait);
+            assert_eq!(of(&[silent, Some(Here)]), Decision::Theirs("p1".into()));
+        }
+    }
+
+    #[test]
+    fn where_a_guest_was_passed_on_the_host_that_it_went_to_decides() {
+        use Holding::{Here, NotHere};
+        let on = |identity: &str| Some(Holding::WentTo { identity: identity.into() });
+        assert_eq!(of(&[on("i1"), Some(NotHere)]), Decision::Ours);
+        assert_eq!(of(&[on("i1"), Some(Here)]), Decision::Theirs("p1".into()));
+        assert_eq!(of(&[on("i1"), None]), Decision::Wait);
+        for unknown in ["", "i7"] {
+            assert_eq!(of(&[on(unknown), Some(NotHere)]), Decision::Wait);
+        }
+    }
+}
