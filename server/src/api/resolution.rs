@@ -102,10 +102,15 @@ impl Decode for Resolve {
             }
             _ => {
                 let outcome: Option<OutcomeBody> = f.required("outcome");
-                let reason = f.required("reason");
+                let reason: Option<String> = f.required("reason");
                 let confirm = f.required("confirm");
                 f.done()?;
                 let (outcome, reason, at) = (outcome?.into(), reason?, Timestamp::now());
+                if !(1..=1000).contains(&reason.chars().count()) || reason.chars().any(char::is_control) {
+                    let detail = "1 to 1000 characters, no control characters";
+                    errors.add("/reason", "invalid_format", detail);
+                    return None;
+                }
                 Some(Self::Word(lib::Resolution { outcome, reason, at }, confirm?))
             }
         }
