@@ -273,24 +273,3 @@ fn of_starts_at_once_only_as_many_are_taken_as_there_is_memory_for() {
         d.ticks_on(name);
     }
 }
-
-#[test]
-fn a_small_control_group_holds_a_linux_and_refuses_what_would_be_too_much() {
-    if qemu_binary().is_none() || !kvm() {
-        return;
-    }
-    let Some(group) = MemoryGroup::new(320 * MIB) else { return };
-    let d = Daemon::start("d");
-    group.take(d.pid());
-    let mut large = linux("large");
-    large["memory"]["blocks"][0]["size_bytes"] = json!(256 * MIB);
-    for guest in [linux("small"), large] {
-        define(&d, &guest);
-    }
-    let _ = d.act("/v1/guests/small/start").expect(202);
-    d.guest_in("small", "running");
-    assert_eq!(refused(&d, "large")["errors"][0]["what"], "control_group");
-    until("the kernel speaks", 90, || !d.console_tail("small", 100).is_empty());
-    assert_eq!(d.guest_state("small"), "running");
-    assert_eq!(children(d.pid()).len(), 1);
-}
