@@ -143,7 +143,6 @@ fn guests(world: &World, model: &mut Model, watch: &Watch, records: &[Vec<Value>
             }
         }
     }
-    model.guests.retain(|_, g| g.there != There::No);
 }
 
 /// Both hosts say the same of a migration.
