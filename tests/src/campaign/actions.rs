@@ -95,10 +95,9 @@ fn moving(guest: &str, to: usize, dice: &mut Dice) -> Value {
     if dice.once_in(3) {
         limits["bandwidth_bytes_per_second"] = json!(*dice.of(&[2, 8, 32]) << 20);
     }
-    if dice.once_in(6) {
-        limits["timeout_ms"] = json!(1000);
-        limits["on_timeout"] = json!(*dice.of(&["cancel", "force", "throttle"]));
-    }
+    // A guest may write faster than its link takes it: that ends when the caller says.
+    limits["timeout_ms"] = json!(*dice.of(&[1000, 10_000, 20_000]));
+    limits["on_timeout"] = json!(*dice.of(&["cancel", "force"]));
     json!({
         "guest": guest,
         "destination": {"kind": "host", "host": NAMES[to]},
