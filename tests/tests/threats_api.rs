@@ -1048,7 +1048,8 @@ fn mutations(base: &Value) -> Vec<(String, String, Value)> {
             Value::Null => vec![],
         };
         // What a text names need not be there, which is another answer than a field's; and a label may be empty.
-        let names = at.ends_with("/guest") || at.ends_with("/host") || at == "/confirm";
+        // Of a code nobody is told what is wrong with it.
+        let names = at.ends_with("/guest") || at.ends_with("/host") || at == "/confirm" || at == "/code";
         let label = at.starts_with("/labels/");
         for (what, wrong) in wrong {
             let text = wrong.as_str();
