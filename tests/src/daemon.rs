@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use serde_json::{Value, json};
 
+use crate::disk::SmallDisk;
 use crate::http::{Reply, Request};
 use crate::wait::{until, until_some};
 
@@ -38,6 +39,8 @@ pub fn daemon_binary() -> PathBuf {
 /// no child of it lives on.
 pub struct Daemon {
     child: Option<Child>,
+    /// What its state directory lies on. Unmounted before the directory is removed.
+    disk: Option<SmallDisk>,
     dir: tempfile::TempDir,
     environment: Vec<(String, String)>,
     arguments: Vec<String>,
@@ -96,9 +99,28 @@ impl Daemon {
         environment: &[(&str, &str)],
         arguments: impl FnOnce(&Path) -> Vec<String>,
     ) -> Self {
+        Self::launched(name, environment, arguments, None)
+    }
+
+    /// The same with its state directory on a file system of its own of `kib` KiB.
+    ///
+    /// # Panics
+    /// When none [can be mounted](crate::can_mount).
+    pub fn start_on_disk(name: &str, kib: u32, environment: &[(&str, &str)], arguments: &[&str]) -> Self {
+        let arguments = |_: &Path| arguments.iter().map(|a| (*a).to_owned()).collect();
+        Self::launched(name, environment, arguments, Some(kib))
+    }
+
+    fn launched(
+        name: &str,
+        environment: &[(&str, &str)],
+        arguments: impl FnOnce(&Path) -> Vec<String>,
+        disk_kib: Option<u32>,
+    ) -> Self {
         let dir = tempfile::Builder::new().prefix("mirrorvm-t").tempdir().unwrap();
         let mut daemon = Self {
             child: None,
+            disk: disk_kib.map(|kib| SmallDisk::mount(&dir.path().join("state"), kib)),
             arguments: arguments(dir.path()),
             dir,
             environment: environment.iter().map(|(n, v)| ((*n).into(), (*v).into())).collect(),
@@ -211,6 +233,14 @@ impl Daemon {
 
     fn log_path(&self) -> PathBuf {
         self.dir.path().join("log")
+    }
+
+    /// The file system that its state directory is on.
+    ///
+    /// # Panics
+    /// When it has none of its own.
+    pub fn disk(&self) -> &SmallDisk {
+        self.disk.as_ref().unwrap()
     }
 
     /// What it has logged.

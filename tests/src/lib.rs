@@ -11,12 +11,14 @@ mod group;
 mod guest;
 mod http;
 mod proxy;
+mod tls;
 mod wait;
 
 pub use daemon::{Census, Daemon, children, daemon_binary};
-pub use disk::{SmallDisk, mounts};
+pub use disk::{SmallDisk, can_mount, mounts};
 pub use group::MemoryGroup;
 pub use guest::{Pair, Ticks, embedded, is_terminal, kvm, linux_guest, migration, qemu_binary, repository};
 pub use http::{Reply, Request};
 pub use proxy::{Act, Break, Proxy, Traffic, Way};
+pub use tls::AnyServer;
 pub use wait::{until, until_some};

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of a test are test code")]
 
 use mirrorvm_tests::{
-    Act, Break, Daemon, Proxy, Request, SmallDisk, Way, embedded, migration, mounts, until, until_some,
+    Act, Break, Daemon, Proxy, Request, Way, embedded, migration, mounts, until, until_some,
 };
 use serde_json::{Value, json};
 
@@ -17,26 +17,15 @@ struct Hosts {
     a: Daemon,
     b: Daemon,
     to_b: Proxy,
-    // Unmounted when nobody is in them any more.
-    disk_a: SmallDisk,
-    disk_b: SmallDisk,
-}
-
-fn daemon_on(disk: &mut SmallDisk, name: &str) -> Daemon {
-    Daemon::start_as(name, &[], |dir| {
-        disk.mount(&dir.join("state"), 8192);
-        Vec::new()
-    })
 }
 
 impl Hosts {
     fn start() -> Self {
-        let (mut disk_a, mut disk_b) = (SmallDisk::default(), SmallDisk::default());
-        let (a, b) = (daemon_on(&mut disk_a, "a"), daemon_on(&mut disk_b, "b"));
+        let [a, b] = ["a", "b"].map(|name| Daemon::start_on_disk(name, 8192, &[], &[]));
         let to_b = Proxy::to(&b.peer_address);
         a.add_peer(&b, &to_b.address());
         b.add_peer(&a, &a.peer_address);
-        Self { a, b, to_b, disk_a, disk_b }
+        Self { a, b, to_b }
     }
 
     /// Runs a guest of the software machine at `a`, under a model of SEV or not.
@@ -128,21 +117,21 @@ fn a_destination_without_room_for_the_hand_over_s_records_refuses_at_once_and_by
     }
     let hosts = Hosts::start();
     hosts.run_guest(true);
-    hosts.disk_b.fill(32 << 10);
+    hosts.b.disk().fill(32 << 10);
     let id = hosts.a.migrate(&migration(GUEST, "b", "precopy"));
     let end = hosts.a.migration_end(&id);
     assert_eq!((end["state"].as_str(), code(&end)), (Some("failed"), "storage_full"), "{end}");
     let detail = end["error"]["detail"].as_str().unwrap();
     assert!(detail.contains("the destination") && detail.contains("disk space"), "{detail}");
     hosts.stayed();
-    hosts.disk_b.free();
+    hosts.b.disk().free();
     // The same of the source's own disk.
-    hosts.disk_a.fill(256 << 10);
+    hosts.a.disk().fill(256 << 10);
     let id = hosts.a.migrate(&migration(GUEST, "b", "precopy"));
     let end = hosts.a.migration_end(&id);
     assert_eq!((end["state"].as_str(), code(&end)), (Some("failed"), "storage_full"), "{end}");
     hosts.stayed();
-    hosts.disk_a.free();
+    hosts.a.disk().free();
     let id = hosts.a.migrate(&migration(GUEST, "b", "precopy"));
     hosts.moved(&id, "stopped");
 }
@@ -156,13 +145,13 @@ fn a_disk_that_fills_up_between_prepare_and_commit_does_not_hold_up_the_guest() 
         let mut hosts = Hosts::start();
         hosts.run_guest(encrypted);
         let id = hosts.begin("keep_stopped");
-        hosts.disk_b.fill(0);
+        hosts.b.disk().fill(0);
         hosts.let_go(&id);
         hosts.moved(&id, "stopped");
         // What was told is on disk, although the database took none of it: a daemon that dies now has not forgotten.
         assert_eq!(hosts.b.read("/v1/host")["storage"]["state"], "full");
         hosts.b.kill();
-        hosts.disk_b.free();
+        hosts.b.disk().free();
         hosts.b.restart();
         let there = hosts.b.read(&format!("/v1/migrations/{id}"));
         assert_eq!(there["state"], "succeeded", "{there}");
@@ -184,14 +173,14 @@ fn a_disk_that_fills_up_while_an_import_fails_keeps_its_end() {
     let mut hosts = Hosts::start();
     hosts.run_guest(true);
     let id = hosts.begin("keep_stopped");
-    hosts.disk_b.fill(0);
+    hosts.b.disk().fill(0);
     let _ = hosts.a.act(&format!("/v1/migrations/{id}/cancel"));
     assert_eq!(hosts.a.migration_end(&id)["state"], "canceled");
     hosts.stayed();
     let ended = hosts.b.migration_end(&id);
     assert_ne!(ended["state"], "succeeded", "{ended}");
     hosts.b.kill();
-    hosts.disk_b.free();
+    hosts.b.disk().free();
     hosts.b.restart();
     let there = hosts.b.read(&format!("/v1/migrations/{id}"));
     assert_eq!((&there["state"], code(&there)), (&ended["state"], code(&ended)), "{there}");
@@ -209,12 +198,12 @@ fn a_source_whose_disk_fills_up_after_start_tells_the_end_and_keeps_it() {
         let mut hosts = Hosts::start();
         hosts.run_guest(true);
         let id = hosts.committing(after);
-        hosts.disk_a.fill(0);
+        hosts.a.disk().fill(0);
         hosts.b.limit_files(None);
         let left = if after == "delete" { "absent" } else { "stopped" };
         hosts.moved(&id, left);
         hosts.a.kill();
-        hosts.disk_a.free();
+        hosts.a.disk().free();
         hosts.a.restart();
         let here = hosts.a.read(&format!("/v1/migrations/{id}"));
         assert_eq!(here["state"], "succeeded", "{here}");

@@ -5,12 +5,11 @@
 
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 
 use mirrorvm::migration::wire::{self, Abilities, Hello, HelloAck, Purpose, kind};
 use mirrorvm::transport::{Identity, Link, ListenerLimits, PeerListener};
-use mirrorvm_tests::{Daemon, Request, embedded, kvm, linux_guest, migration, qemu_binary};
+use mirrorvm_tests::{Daemon, Request, embedded, kvm, linux_guest, migration, mounts, qemu_binary};
 use serde_json::{Value, json};
 
 /// A guest of the software machine: it runs wherever the tests do.
@@ -272,44 +271,18 @@ fn files_and_programs_that_a_destination_lacks_are_found_before() {
 
 #[test]
 fn a_destination_without_disk_space_is_found_before() {
-    if !rustix::process::geteuid().is_root() {
-        println!("SKIPPED (not root: no file system can be mounted): this test ran nothing");
+    if !mounts() {
         return;
     }
-    let mut mounted = None;
-    let a = Daemon::start("a");
-    let b = Daemon::start_as("b", &[], |dir| {
-        let at = dir.join("state");
-        std::fs::create_dir(&at).unwrap();
-        let done = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=8192k,mode=0700", "tmpfs"])
-            .arg(&at)
-            .status();
-        assert!(done.unwrap().success(), "tmpfs cannot be mounted at {}", at.display());
-        mounted = Some(Mounted(at));
-        Vec::new()
-    });
+    let (a, b) = (Daemon::start("a"), Daemon::start_on_disk("b", 8192, &[], &[]));
     know(&a, &b);
     a.run_guest(&emulated("g1"));
     let wanted = migration("g1", "b", "precopy");
     assert_eq!(check(&a, &wanted)["migratable"], true);
-    let filler = b.state_dir().join("filler");
-    let mut file = std::fs::File::create(&filler).unwrap();
-    while std::io::Write::write_all(&mut file, &[0x5a; 4096]).is_ok() {}
-    drop(file);
+    b.disk().fill(0);
     all_refuse(&a, &wanted, "storage_full");
-    std::fs::remove_file(&filler).unwrap();
+    b.disk().free();
     all_pass(&a, &wanted);
-    drop((b, mounted));
-}
-
-/// A file system that is unmounted in the end.
-struct Mounted(std::path::PathBuf);
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
 }
 
 #[test]

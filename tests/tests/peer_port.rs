@@ -12,13 +12,12 @@ use std::time::Duration;
 
 use mirrorvm::migration::wire::{Hello, Purpose, kind};
 use mirrorvm::transport::{FrameHeader, Identity, PeerIdentity};
-use mirrorvm_tests::{Daemon, embedded, kvm, migration, until};
+use mirrorvm_tests::{AnyServer, Daemon, embedded, kvm, migration, until};
 use rustix::net::{AddressFamily, SocketType};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use serde_json::json;
 
 const GUEST: &str = "g1";
@@ -43,45 +42,6 @@ fn metric(daemon: &Daemon, name: &str) -> u64 {
     line.map_or(0, |value| value.parse().unwrap())
 }
 
-/// Takes every server: who it is plays no part.
-#[derive(Debug)]
-struct Anyone;
-
-impl ServerCertVerifier for Anyone {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::HandshakeNotComplete)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ED25519]
-    }
-}
-
 /// A key that a test has, to speak to a daemon as no link of ours would.
 struct Speaker {
     config: Arc<ClientConfig>,
@@ -100,7 +60,7 @@ impl Speaker {
             .with_protocol_versions(&[&rustls::version::TLS13])
             .unwrap()
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Anyone))
+            .with_custom_certificate_verifier(Arc::new(AnyServer))
             .with_client_auth_cert(vec![certificate], key)
             .unwrap();
         config.alpn_protocols = vec![b"mirrorvm/1".to_vec()];

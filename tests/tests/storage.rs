@@ -7,56 +7,10 @@ use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use mirrorvm_tests::{Daemon, Reply, Request, embedded, until, until_some};
+use mirrorvm_tests::{Daemon, Reply, Request, embedded, mounts, until, until_some};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use serde_json::{Value, json};
-
-/// A file system of its own for a state directory, unmounted in the end.
-#[derive(Default)]
-struct Small {
-    at: Option<PathBuf>,
-}
-
-impl Small {
-    fn mount(&mut self, at: &Path, kib: u32) {
-        std::fs::create_dir(at).unwrap();
-        let options = format!("size={kib}k,mode=0700");
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(at).status();
-        assert!(mounted.unwrap().success(), "tmpfs cannot be mounted at {}", at.display());
-        self.at = Some(at.to_owned());
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        if let Some(at) = &self.at {
-            let _ = Command::new("umount").arg("-l").arg(at).status();
-        }
-    }
-}
-
-/// Whether file systems can be mounted here; says so loudly when not.
-fn root() -> bool {
-    let root = rustix::process::geteuid().is_root();
-    if !root {
-        println!("SKIPPED (not root: no file system can be mounted): this test ran nothing");
-    }
-    root
-}
-
-/// Takes all the room there is.
-fn fill(d: &Daemon) {
-    let mut file = std::fs::File::create(d.state_dir().join("filler")).unwrap();
-    let block = [0x5a; 4096];
-    while file.write_all(&block).is_ok() {}
-}
-
-fn free(d: &Daemon) {
-    std::fs::remove_file(d.state_dir().join("filler")).unwrap();
-}
 
 /// A guest of the software machine: it runs wherever the tests do.
 fn emulated(name: &str) -> Value {
@@ -92,17 +46,14 @@ fn relabel_until_full(d: &Daemon, guest: &str) -> String {
 
 #[test]
 fn a_full_disk_refuses_changes_by_name_and_loses_nothing_that_was_acknowledged() {
-    if !root() {
+    if !mounts() {
         return;
     }
-    let mut small = Small::default();
-    let (mut d, token) = furnished(|dir| {
-        small.mount(&dir.join("state"), 4096);
-        Vec::new()
-    });
+    let mut d = Daemon::start_on_disk("a", 4096, &[], &[]);
+    let token = furnish(&d);
     let _ = relabel(&d, "g1", "kept").expect(200);
     for round in 0..2 {
-        fill(&d);
+        d.disk().fill(0);
         let kept = relabel_until_full(&d, "g1");
         assert_eq!(d.read("/v1/guests/g1")["labels"]["n"], kept.as_str());
         let keyed = Request::new("POST", "/v1/guests").header("idempotency-key", "k").json(&emulated("g4"));
@@ -110,7 +61,7 @@ fn a_full_disk_refuses_changes_by_name_and_loses_nothing_that_was_acknowledged()
         nothing_can_be_changed(&d, &token, (507, "storage_full"), "full", "free some");
         if round == 0 {
             // Room comes back: nothing has to be done for the daemon to see it.
-            free(&d);
+            d.disk().free();
             until("the daemon is ready again", 20, || is_ready(&d));
             assert_eq!(
                 d.read("/v1/host")["storage"],
@@ -121,7 +72,7 @@ fn a_full_disk_refuses_changes_by_name_and_loses_nothing_that_was_acknowledged()
             let _ = relabel(&d, "g1", "again").expect(200);
         } else {
             d.kill();
-            free(&d);
+            d.disk().free();
             d.restart();
             assert_eq!(d.read("/v1/guests/g1")["labels"]["n"], kept.as_str());
             let names: Vec<Value> = d.items("/v1/guests").iter().map(|g| g["name"].clone()).collect();
@@ -180,16 +131,14 @@ fn all_of(d: &Daemon) -> Vec<Value> {
     all
 }
 
-/// A daemon with what [`changes`] wants, and the path of its token.
-fn furnished(arguments: impl FnOnce(&Path) -> Vec<String>) -> (Daemon, String) {
-    let d = Daemon::start_as("a", &[], arguments);
+/// Makes what [`changes`] wants; gives the path of its token.
+fn furnish(d: &Daemon) -> String {
     let _ = d.post("/v1/guests", &emulated("g1")).expect(201);
     let _ = d.post("/v1/guests", &emulated("g2")).expect(201);
     let _ = d.act("/v1/guests/g2/start").expect(202);
     d.guest_in("g2", "running");
     let token = d.post("/v1/tokens", &json!({"name": "t", "role": "viewer"})).expect(201).json();
-    let token = format!("/v1/tokens/{}", token["id"].as_str().unwrap());
-    (d, token)
+    format!("/v1/tokens/{}", token["id"].as_str().unwrap())
 }
 
 /// Every change is refused with this status and code, and none is made; readiness says so, and reading goes on.
@@ -224,7 +173,8 @@ fn everything_can_be_changed(d: &Daemon) {
 
 #[test]
 fn somebody_who_keeps_the_database_locked_is_named_and_nobody_waits_for_him() {
-    let (mut d, token) = furnished(|_| Vec::new());
+    let mut d = Daemon::start("a");
+    let token = furnish(&d);
     let other = rusqlite::Connection::open(d.state_dir().join("mirrorvm.db")).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     // He goes when all of them have been answered: whoever waited for that would wait for ever.
@@ -254,7 +204,8 @@ fn limit_files(d: &Daemon, bytes: Option<u64>) {
 
 #[test]
 fn a_disk_that_fails_is_named_and_nothing_is_lost_when_it_works_again() {
-    let (mut d, token) = furnished(|_| Vec::new());
+    let mut d = Daemon::start("a");
+    let token = furnish(&d);
     let _ = relabel(&d, "g1", "kept").expect(200);
     // Every write from here on is an error that is not a full disk: those of the database, and those of the log.
     limit_files(&d, Some(0));

@@ -38,8 +38,22 @@ pub fn open_control(
     patience: Duration,
     control: Option<&Control>,
 ) -> Result<Link, MigrationFault> {
-    let hello = Hello { protocol_versions: PROTOCOL_VERSIONS.to_vec(), host: host.to_owned(), purpose };
-    agree(connect(peer, identity, patience, control)?, &hello)
+    agree(connect(peer, identity, patience, control)?, host, purpose)
+}
+
+/// As [`open_control`], with one bound for all that the peer says: one that is just in time with every message must not hold
+/// a thread of ours for as many times our patience.
+fn open_bounded(
+    peer: &PeerAddress,
+    identity: &Identity,
+    host: &str,
+    purpose: Purpose,
+    patience: Duration,
+) -> Result<Link, MigrationFault> {
+    let by = Instant::now() + patience;
+    let mut link = connect(peer, identity, patience, None)?;
+    link.set_deadline(Some(by));
+    agree(link, host, purpose)
 }
 
 /// A link to `peer` on which nothing was said yet.
@@ -136,8 +150,9 @@ fn random() -> u32 {
 }
 
 /// Says hello on a link and takes the peer's choice of a version.
-fn agree(mut link: Link, hello: &Hello) -> Result<Link, MigrationFault> {
-    wire::send(&mut link, kind::HELLO, hello)?;
+fn agree(mut link: Link, host: &str, purpose: Purpose) -> Result<Link, MigrationFault> {
+    let hello = Hello { protocol_versions: PROTOCOL_VERSIONS.to_vec(), host: host.to_owned(), purpose };
+    wire::send(&mut link, kind::HELLO, &hello)?;
     let (_, payload) = wire::expect(&mut link, &[kind::HELLO_ACK], 64 << 10)?;
     let ack: HelloAck = wire::parse(&payload)?;
     if !PROTOCOL_VERSIONS.contains(&ack.protocol) {
@@ -217,16 +232,7 @@ pub fn ask(
     patience: Duration,
 ) -> Result<(Abilities, Duration), MigrationFault> {
     let begun = Instant::now();
-    let mut link = connect(peer, identity, patience, None)?;
-    // One bound for all that it says: a peer that is just in time with every message must not hold a thread of ours for
-    // as many times our patience.
-    link.set_deadline(Some(begun + patience));
-    let hello = Hello {
-        protocol_versions: PROTOCOL_VERSIONS.to_vec(),
-        host: host.to_owned(),
-        purpose: Purpose::Ask {},
-    };
-    let mut link = agree(link, &hello)?;
+    let mut link = open_bounded(peer, identity, host, Purpose::Ask {}, patience)?;
     let agreed = begun.elapsed();
     let (_, payload) = wire::expect(&mut link, &[kind::ABILITIES], ABILITIES_MAX)?;
     Ok((Abilities::read(&payload)?, agreed))
@@ -244,15 +250,7 @@ pub fn check(
     patience: Duration,
     prepare: &Prepare,
 ) -> Result<Option<Verdict>, MigrationFault> {
-    let begun = Instant::now();
-    let mut link = connect(peer, identity, patience, None)?;
-    link.set_deadline(Some(begun + patience));
-    let hello = Hello {
-        protocol_versions: PROTOCOL_VERSIONS.to_vec(),
-        host: host.to_owned(),
-        purpose: Purpose::Check {},
-    };
-    let mut link = match agree(link, &hello) {
+    let mut link = match open_bounded(peer, identity, host, Purpose::Check {}, patience) {
         Ok(link) => link,
         Err(
             MigrationFault::PeerGone

@@ -16,6 +16,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::dice::Dice;
 use crate::daemon::Daemon;
+use crate::disk::can_mount;
 use crate::proxy::{Act, Break, Proxy, Way};
 
 /// Names of the hosts.
@@ -59,24 +60,6 @@ pub const FAULTS: [(u64, Fault); 9] = [
     (2, Fault::Strangers),
 ];
 
-/// A file system of its own, unmounted in the end.
-struct Disk(PathBuf);
-
-impl Disk {
-    fn mount(at: &Path) -> Option<Self> {
-        let options = format!("size={DISK_KIB}k,mode=0700");
-        std::fs::create_dir(at).ok()?;
-        let status = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(at).status();
-        status.is_ok_and(|s| s.success()).then(|| Self(at.to_owned()))
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
-}
-
 /// The page that a daemon's preloaded library goes by.
 struct Page(PathBuf);
 
@@ -106,8 +89,6 @@ pub struct Side {
     /// Whether its clock ever was so far ahead that every token had expired: that a token ends at a date is its nature.
     pub tokens_expired: bool,
     page: Option<Page>,
-    // After the daemon: unmounted when it is gone.
-    disk: Option<Disk>,
 }
 
 /// Both.
@@ -149,19 +130,16 @@ impl World {
                 (Some(l), Some(p)) => (l.display().to_string(), p.0.display().to_string()),
                 _ => Default::default(),
             };
-            let mut disk = None;
-            let daemon =
-                Daemon::start_as(name, &[("LD_PRELOAD", &preload), ("MIRRORVM_CAMPAIGN_PAGE", &at)], |dir| {
-                    disk = Disk::mount(&dir.join("state"));
-                    ["--listen", "tcp:127.0.0.1:0", "--metrics-listen", "tcp:127.0.0.1:0"]
-                        .map(str::to_owned)
-                        .into()
-                });
-            if disk.is_none() {
-                println!("SKIPPED (no file system can be mounted): full disks");
-            }
+            let environment = [("LD_PRELOAD", preload.as_str()), ("MIRRORVM_CAMPAIGN_PAGE", &at)];
+            let arguments = ["--listen", "tcp:127.0.0.1:0", "--metrics-listen", "tcp:127.0.0.1:0"];
+            let daemon = if can_mount() {
+                Daemon::start_on_disk(name, DISK_KIB, &environment, &arguments)
+            } else {
+                println!("SKIPPED (not root: no file system can be mounted): full disks");
+                Daemon::start_as(name, &environment, |_| arguments.map(str::to_owned).into())
+            };
             let proxy = Proxy::to(&daemon.peer_address);
-            Side { daemon, up: true, proxy, tokens_expired: false, page, disk }
+            Side { daemon, up: true, proxy, tokens_expired: false, page }
         };
         let sides = NAMES.map(start);
         for (here, there) in [(0, 1), (1, 0)] {
@@ -173,7 +151,7 @@ impl World {
     /// Faults that cannot be made here.
     pub fn impossible(&self) -> Vec<Fault> {
         let mut list = Vec::new();
-        if self.sides.iter().any(|s| s.disk.is_none()) {
+        if !can_mount() {
             list.push(Fault::FullDisk);
         }
         if self.sides.iter().any(|s| s.page.is_none()) {
@@ -229,15 +207,9 @@ impl World {
             }
             Fault::Kill | Fault::Terminate | Fault::Freeze => None,
             Fault::FullDisk => {
-                let mut file = File::create(here.daemon.state_dir().join("filler")).unwrap();
-                let block = [0x5a; 4096];
                 // Sometimes a few pages are left: it gets full in the middle of something.
                 let left = dice.below(3) * 16;
-                let mut written = 0_u64;
-                while file.write_all(&block).is_ok() {
-                    written += 1;
-                }
-                let _ = file.set_len(written.saturating_sub(left) * 4096);
+                here.daemon.disk().fill(left * 4096);
                 Some(format!("{name}'s disk has {left} blocks left"))
             }
             Fault::SyncErrors => {
@@ -301,7 +273,9 @@ impl World {
     }
 
     fn lift_disk(&mut self, side: usize) {
-        let _ = std::fs::remove_file(self.sides[side].daemon.state_dir().join("filler"));
+        if can_mount() {
+            self.sides[side].daemon.disk().free();
+        }
     }
 
     /// Ends every fault; daemons run afterwards. Clocks stay where they are.
