@@ -123,7 +123,7 @@ pub(super) enum Command {
     /// START is about to go out: stored, with the migration's record, before it does.
     StartSent(Box<Together>, Reply<()>),
     /// START went out and no token came back yet.
-    InDoubt,
+    InDoubt(Reply<()>),
     /// A migration ends here, and the guest stays.
     GiveBack(Box<GiveBack>),
     /// A migration ends here, and the guest is another host's: stored, or nothing has changed.
@@ -355,10 +355,11 @@ impl Owner {
             Command::Commit { paused, with, reply } => {
                 let _ = reply.send(self.commit(paused, &with));
             }
-            Command::InDoubt => {
+            Command::InDoubt(reply) => {
                 self.step(Event::HoldForHandOver);
                 self.step(Event::StartSent);
                 self.publish(|_| {});
+                let _ = reply.send(Ok(()));
             }
             Command::GiveBack(back) => self.give_back(*back),
             Command::Ended(end) => self.ended(end),

@@ -434,9 +434,10 @@ impl Run {
     ) -> SourceEnd {
         tracing::warn!(migration = %self.entry.id, fault = %fault.chain(), "in doubt; asking the destination");
         let mut tokens = self.entry.take_tokens();
+        // The guest first: whoever sees the migration in doubt finds the guest so. An owner that is gone has nothing to show.
+        let _ = self.guest.ask_blocking(Command::InDoubt);
         self.entry.control.update(|l| (l.state, l.committing) = (MigrationState::InDoubt, false));
         self.note(|r| r.error = Some(fault_of(&fault)));
-        self.guest.tell_blocking(Command::InDoubt);
         let hosts_are_trusted = self.guest.record().protection == ProtectionLevel::None;
         let mut doubt = Doubt { verify: spec.verify, machine, mirror, was_running };
         let mut patience = Duration::from_millis(100);
