@@ -119,7 +119,8 @@ async fn a_guest_that_writes_too_fast_gets_a_verdict_or_is_forced_or_slowed() {
     assert_eq!(verdict.error.as_ref().unwrap().code, "not_converging");
     let detail = &verdict.error.as_ref().unwrap().detail;
     assert!(detail.contains("pages/s"), "it says the rates: {detail}");
-    assert!(verdict.progress.dirty_pages_per_second > 0 && verdict.progress.downtime_ms.is_none());
+    assert!(verdict.progress.dirty_pages_per_second > 0, "{verdict:#?}");
+    assert_eq!(verdict.progress.downtime_ms, None, "{verdict:#?}");
     assert_eq!(verdict.guest_state_after, Some(GuestState::Running));
     let before = ticks(&two.a).unwrap();
     until(&two.a, "ticks at home", || ticks(&two.a).filter(|t| t.0 > before.0)).await;

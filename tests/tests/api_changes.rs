@@ -264,7 +264,7 @@ fn a_look_says_what_would_be_and_does_nothing() {
     assert_eq!((&check["migratable"], &check["blockers"]), (&json!(true), &json!([])), "{check}");
     assert!(check["estimate"]["precopy_ms"].is_u64());
     let answers = a.read("/v1/hosts/b/capabilities");
-    assert_eq!((&answers["reachable"], &answers["protocol_versions"]), (&json!(true), &json!([2])));
+    assert_eq!((&answers["reachable"], &answers["protocol_versions"]), (&json!(true), &json!([3])));
     let there = b.read("/v1/host/capabilities");
     for field in
         ["drivers", "helper_abi", "helper_measurement", "max_phys_bits", "c_bit_position", "slot_budget"]

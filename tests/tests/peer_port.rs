@@ -84,7 +84,7 @@ impl Speaker {
         let mut frame = [0; 8];
         tls.read_exact(&mut frame).ok()?;
         assert_eq!(frame, FrameHeader { kind: 0, len: 0 }.encode(), "admitted");
-        let hello = Hello { protocol_versions: vec![2], host: "us".into(), purpose: Purpose::Migrate {} };
+        let hello = Hello { protocol_versions: vec![3], host: "us".into(), purpose: Purpose::Migrate {} };
         let hello = serde_json::to_vec(&hello).unwrap();
         let header = FrameHeader { kind: kind::HELLO, len: hello.len() as u32 };
         tls.write_all(&[&header.encode()[..], &hello].concat()).ok()?;

@@ -6,8 +6,6 @@
 
 use std::sync::Arc;
 
-use jiff::Timestamp;
-
 use super::incoming::{
     STREAMS_MAX, has_seen, machine_refusal, refuse, refused_by, room_on_disk, ticket_unread,
 };
@@ -188,7 +186,7 @@ pub(super) fn record_of(prepare: &Prepare, boot: Option<BootFiles>) -> GuestReco
         moved_to: None,
         unconfirmed: false,
         error: None,
-        created_at: prepare.created_at.unwrap_or_else(Timestamp::now),
+        created_at: prepare.created_at,
         started_at: None,
     }
 }

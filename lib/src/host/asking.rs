@@ -90,7 +90,7 @@ fn question(inner: &Inner, looked: &Looked, spec: &MigrationSpec) -> Option<Prep
         stall_timeout_ms: spec.limits.stall_timeout_ms,
         // Only the machine knows it.
         machine_type: None,
-        created_at: Some(record.created_at),
+        created_at: record.created_at,
     })
 }
 

@@ -605,7 +605,7 @@ pub struct Progress {
     pub pages_shared: u64,
     /// Of these, pages that are all zero: a sealed mark crossed, no content.
     pub pages_zero: u64,
-    /// Pages that the guest dirties per second, as last measured.
+    /// Pages that the guest dirties per second, over about the last second that was looked at.
     pub dirty_pages_per_second: u64,
     /// Page content per second, all streams, as last measured.
     pub throughput_bytes_per_second: u64,

@@ -361,8 +361,8 @@ impl Import<'_> {
         self.machine.console().adopt(head.console_end, console);
         self.mirror.state_arrived(&sha256(state))?;
         // They changed on the way: what was acknowledged at the source is so here, too.
-        if let Some(labels) = head.labels.filter(|labels| *labels != self.prepare.spec.labels) {
-            self.host.relabeled(self.prepare.session, labels).map_err(MigrationFault::Journal)?;
+        if head.labels != self.prepare.spec.labels {
+            self.host.relabeled(self.prepare.session, head.labels).map_err(MigrationFault::Journal)?;
         }
         Ok(())
     }

@@ -49,8 +49,6 @@ pub enum Decision {
     },
     /// The deadline has passed and the rest is too much.
     NotConverging {
-        /// Pages the guest dirties per second.
-        dirty_pages_per_second: u64,
         /// Pages that move per second.
         pages_per_second: u64,
     },
@@ -130,6 +128,9 @@ const AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 /// machine. After as many, the shortest of them counts.
 const HOPEFUL: u32 = 8;
 
+/// How long a guest's writes are remembered where their rate is told.
+const LATELY: Duration = Duration::from_secs(1);
+
 /// What earlier rounds have shown.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Convergence {
@@ -149,6 +150,8 @@ pub struct Convergence {
     under_ms: u64,
     /// Since the first page: before that no other pause is tried.
     not_before: Duration,
+    /// Pages that the guest wrote lately, and the time that it took to.
+    written: (f64, Duration),
 }
 
 impl Convergence {
@@ -164,7 +167,23 @@ impl Convergence {
             broken_off: 0,
             under_ms: 0,
             not_before: Duration::ZERO,
+            written: (0.0, Duration::ZERO),
         }
+    }
+
+    /// Pages per second that the guest wrote lately. A round that a deadline cuts to a few milliseconds may meet a guest
+    /// between two of its writes: it says nothing of the guest by itself.
+    pub fn dirty_rate(&self) -> u64 {
+        let (pages, within) = self.written;
+        if within.is_zero() { 0 } else { (pages / within.as_secs_f64()) as u64 }
+    }
+
+    fn note_written(&mut self, pages: u64, within: Duration) {
+        let (before, took) = self.written;
+        // What is older than that counts as that long only, at the rate that it had.
+        let kept = took.min(LATELY);
+        let share = if took.is_zero() { 0.0 } else { kept.as_secs_f64() / took.as_secs_f64() };
+        self.written = (before * share + pages as f64, kept + within);
     }
 
     /// Notes how long an epoch took from its last page to the destination's word.
@@ -212,6 +231,7 @@ impl Convergence {
             limits.bandwidth_bytes_per_second.map_or(f64::INFINITY, |b| b as f64 / PAGE_SIZE as f64);
         let rate = by_link.min(by_limit).max(1.0);
         let dirty_rate = seen.written_pages as f64 / (seconds + seen.look.as_secs_f64());
+        self.note_written(seen.written_pages, seen.duration + seen.look);
         let limit = Duration::from_millis(limits.downtime_ms);
         let floor = self.floor(seen.look);
         let expected = floor + moving(seen.dirty_pages, rate);
@@ -235,10 +255,7 @@ impl Convergence {
             OnTimeout::Force if late => return Decision::Switchover { expected, bound: None },
             OnTimeout::Throttle if late && !self.is_hopeless() && floor <= limit => self.slow_down(),
             OnTimeout::Cancel | OnTimeout::Throttle if late => {
-                return Decision::NotConverging {
-                    dirty_pages_per_second: dirty_rate as u64,
-                    pages_per_second: rate as u64,
-                };
+                return Decision::NotConverging { pages_per_second: rate as u64 };
             }
             OnTimeout::Cancel | OnTimeout::Force | OnTimeout::Throttle if limits.auto_throttle => {
                 self.slow_down()
@@ -489,6 +506,26 @@ mod tests {
         let Decision::Switchover { expected, .. } = decide(quick) else { panic!("50 ms of pages") };
         let Decision::Round { expected: with_look, .. } = decide(slow) else { panic!("110 ms and more") };
         assert_eq!(with_look, expected + Duration::from_millis(60));
+    }
+
+    #[test]
+    fn a_verdict_tells_what_the_guest_wrote_lately_however_short_the_last_round_was() {
+        let limits = MigrationLimits { downtime_ms: 10, timeout_ms: 3_000, ..Default::default() };
+        let mut course = fresh();
+        assert_eq!(course.dirty_rate(), 0, "nothing was seen");
+        course.decide(&seen(20_000, 1_500, 4_096, 1_500), &limits);
+        course.decide(&seen(4_096, 1_490, 4_096, 2_990), &limits);
+        let rate = course.dirty_rate();
+        assert!((2_700..2_800).contains(&rate), "{rate}");
+        // The deadline cuts a round, between two writes.
+        let cut = Observation { written_pages: 0, ..seen(50, 10, 4_046, 3_000) };
+        assert!(matches!(course.decide(&cut, &limits), Decision::NotConverging { .. }));
+        assert!(course.dirty_rate() > rate * 9 / 10, "{}", course.dirty_rate());
+        // A guest that has become quiet is told so soon.
+        for at in 0..5 {
+            course.decide(&Observation { written_pages: 0, ..seen(50, 1_000, 4_046, 4_000 + at) }, &limits);
+        }
+        assert!(course.dirty_rate() < rate / 20, "{}", course.dirty_rate());
     }
 
     #[test]

@@ -270,7 +270,7 @@ impl Course<'_, '_> {
             stall_timeout_ms: out.spec.limits.stall_timeout_ms,
             machine_type: out.machine_type.clone(),
             boot: out.guest.boot,
-            created_at: Some(out.guest.created_at),
+            created_at: out.guest.created_at,
         };
         let transcript = transcript(&prepare);
         wire::send(link, kind::PREPARE, &prepare)?;
@@ -349,7 +349,7 @@ impl Course<'_, '_> {
             let decision = course.decide(&seen, &limits);
             let floor = course.floor(seen.look);
             control.update(|l| {
-                l.progress.dirty_pages_per_second = per_second(seen.written_pages, duration + look.took);
+                l.progress.dirty_pages_per_second = course.dirty_rate();
                 l.progress.downtime_floor_ms = Some(whole_ms(floor));
                 if let Decision::Round { expected, .. } | Decision::Switchover { expected, .. } = decision {
                     l.progress.expected_downtime_ms = Some(whole_ms(expected));
@@ -566,7 +566,7 @@ impl Course<'_, '_> {
             machine_bytes: u32::try_from(state.len())
                 .map_err(|_| MigrationFault::Protocol("state too large"))?,
             shared: self.shared_runs()?,
-            labels: Some(self.out.journal.last_labels().map_err(MigrationFault::Journal)?),
+            labels: self.out.journal.last_labels().map_err(MigrationFault::Journal)?,
         };
         let head = serde_json::to_vec(&head).map_err(|_| MigrationFault::Protocol("unsendable state"))?;
         let len = (head.len() as u32).to_le_bytes();

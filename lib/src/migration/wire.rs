@@ -18,9 +18,10 @@ use crate::transport::Link;
 
 /// Versions of this protocol that this build speaks, oldest first.
 ///
-/// Version 1 had shared pages on the streams and every stream inside TLS. It is not spoken any more: hosts of different
-/// builds have different helper images, and those refuse each other anyway.
-pub const PROTOCOL_VERSIONS: [u32; 1] = [2];
+/// Version 1 had shared pages on the streams and every stream inside TLS; version 2 said nothing of boot files, labels and
+/// the time of definition, and knew no COMMITTING. They are not spoken any more: hosts of different builds have different
+/// helper images, and those refuse each other anyway.
+pub const PROTOCOL_VERSIONS: [u32; 1] = [3];
 /// Longest control message: a layout of 32,768 blocks fits.
 pub const MESSAGE_MAX: u32 = 16 << 20;
 /// Longest data frame: a full batch with its header.
@@ -251,15 +252,12 @@ pub struct Prepare {
     pub stall_timeout_ms: u64,
     /// What a driver needs to make the same machine: QEMU's machine type.
     pub machine_type: Option<String>,
-    /// What the guest boots from, where its driver reads files: the destination's must hold the same. Sources of earlier
-    /// versions do not say.
+    /// What the guest boots from, where its driver reads files: the destination's must hold the same.
     #[zeroize(skip)]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot: Option<BootFiles>,
-    /// When the guest was defined, wherever that was. Sources of earlier versions do not say.
+    /// When the guest was defined, wherever that was.
     #[zeroize(skip)]
-    #[serde(default)]
-    pub created_at: Option<Timestamp>,
+    pub created_at: Timestamp,
 }
 
 /// The destination is ready.
@@ -316,10 +314,8 @@ pub struct StateHead {
     pub machine_bytes: u32,
     /// Runs of pages that the guest shares: first page, pages.
     pub shared: Vec<(u64, u64)>,
-    /// The guest's labels as they are now. They do not change any more before the migration's end. Sources of earlier
-    /// versions do not say.
-    #[serde(default)]
-    pub labels: Option<Labels>,
+    /// The guest's labels as they are now. They do not change any more before the migration's end.
+    pub labels: Labels,
 }
 
 /// How the import ended: a token and what went with it.
@@ -466,7 +462,7 @@ mod tests {
                 strategies: vec![],
                 helper_abi: (3, 3),
                 helper_measurement: [1; 32],
-                protocol_versions: vec![2],
+                protocol_versions: vec![3],
                 max_phys_bits: 48,
                 c_bit: None,
                 phys_bit_reduction: 0,
@@ -493,7 +489,7 @@ mod tests {
         ) {
             let mut bytes = serde_json::to_vec(&Abilities {
                 drivers: vec!["embedded".into(), "qemu".into()], strategies: vec!["shifted".into()], helper_abi: (3, 4),
-                helper_measurement: [7; 32], protocol_versions: vec![2], max_phys_bits: 48, c_bit: Some(47),
+                helper_measurement: [7; 32], protocol_versions: vec![3], max_phys_bits: 48, c_bit: Some(47),
                 phys_bit_reduction: 1, slot_budget: 509, missing: vec!["sev-snp".into()],
             }).unwrap();
             for (at, byte, how) in edits {

@@ -609,7 +609,7 @@ pub struct MemoryProgress {
     /// Bytes in a page.
     #[schema(example = 4096)]
     pub page_size_bytes: u64,
-    /// Pages that the guest dirties per second, as last measured.
+    /// Pages that the guest dirties per second, over about the last second that was looked at.
     pub dirty_pages_per_second: u64,
     /// Page content per second over all streams, as last measured.
     pub throughput_bytes_per_second: u64,
