@@ -176,6 +176,14 @@ pub enum MachineEnd {
     /// It switched itself off.
     #[error("it switched itself off")]
     PowerOff,
+    /// It asked for a reset.
+    #[error(
+        "it asked for a reset (a reboot, a panic that reboots, or a triple fault), and machines are not reset yet"
+    )]
+    Reset,
+    /// Its operating system said that it cannot go on.
+    #[error("its operating system panicked")]
+    Panicked,
     /// A vCPU could not go on.
     #[error("a vCPU stopped: {what}{}", At(*rip))]
     Crashed {
@@ -188,7 +196,7 @@ pub enum MachineEnd {
     /// The process that was its machine went away without the guest having asked for it.
     #[error("its machine's process ended: {how}")]
     Exited {
-        /// Exit code or signal, and the last of what it wrote to stderr. Bounded and printable.
+        /// Exit code or signal, and the last of what it said. Bounded and printable.
         how: String,
     },
 }

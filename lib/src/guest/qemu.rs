@@ -14,7 +14,7 @@ use crate::address_space::{GuestLayout, Plug};
 use crate::boot_files::SealedFile;
 use crate::memory::{Claim, GuestRam};
 use crate::pages::PageSet;
-use crate::qemu::{self, ExitInfo, KvmAccess, Qemu, QemuError, RunAs, UserLease, kvm_access};
+use crate::qemu::{self, KvmAccess, Qemu, QemuEnd, QemuError, RunAs, ShutdownCause, UserLease, kvm_access};
 
 /// Bytes of `RamAddr` after the guest's memory that belong to QEMU's own blocks (firmware, ROMs, video memory);
 /// the helper's block comes after them.
@@ -60,14 +60,22 @@ pub struct QemuMachine {
     _memory: Option<Claim>,
 }
 
-/// What a QEMU's exit says of its guest. QEMU exits with 0 when the guest powers off, and (`-no-reboot`) when it asks for a
-/// reset, panicked or not; and also when somebody ends it by a signal that it handles, which it only says.
-fn end_of(exit: &ExitInfo) -> MachineEnd {
-    if exit.code == Some(0) && !exit.stderr.contains("terminating on signal") {
-        return MachineEnd::PowerOff;
+/// What a QEMU's end says of its guest. QEMU exits with 0 when the guest powers off and (`-no-reboot`) when it asks for a reset,
+/// and also when somebody ends it by a signal that it handles: which it was is what it said before.
+fn end_of(end: &QemuEnd) -> MachineEnd {
+    match (end.exit.code, &end.cause) {
+        (Some(0), Some(ShutdownCause::GuestShutdown)) => MachineEnd::PowerOff,
+        (Some(0), Some(ShutdownCause::GuestReset)) => MachineEnd::Reset,
+        (_, Some(ShutdownCause::GuestPanic)) => MachineEnd::Panicked,
+        (Some(0), Some(ShutdownCause::Other(cause))) => {
+            MachineEnd::Exited { how: format!("{} ({cause})", end.exit.told()) }
+        }
+        (Some(0), None) => MachineEnd::Exited { how: format!("{}; it did not say why", end.exit.told()) },
+        (
+            _,
+            Some(ShutdownCause::GuestShutdown | ShutdownCause::GuestReset | ShutdownCause::Other(_)) | None,
+        ) => MachineEnd::Exited { how: end.exit.told() },
     }
-    let how = exit.to_string().replace(['\n', '\r'], "; ");
-    MachineEnd::Exited { how: how.chars().filter(|c| !c.is_control()).take(1000).collect() }
 }
 
 fn failed(e: QemuError) -> MachineError {
@@ -151,6 +159,14 @@ impl QemuMachine {
     fn check_alive(&self) -> Result<(), MachineError> {
         self.ended().map_or(Ok(()), |end| Err(MachineError::Ended(end)))
     }
+
+    /// What came of a command: when QEMU has ended meanwhile, how its guest did.
+    fn done<T>(&self, result: Result<T, QemuError>) -> Result<T, MachineError> {
+        result.map_err(|error| match (&error, self.ended()) {
+            (QemuError::Exited(_), Some(end)) => MachineError::Ended(end),
+            _ => failed(error),
+        })
+    }
 }
 
 impl Machine for QemuMachine {
@@ -176,12 +192,14 @@ impl Machine for QemuMachine {
 
     fn resume(&mut self) -> Result<(), MachineError> {
         self.check_alive()?;
-        self.qemu.cont().map_err(failed)
+        let done = self.qemu.cont();
+        self.done(done)
     }
 
     fn pause(&mut self) -> Result<(), MachineError> {
         self.check_alive()?;
-        self.qemu.stop().map_err(failed)
+        let done = self.qemu.stop();
+        self.done(done)
     }
 
     fn can_log_dirty(&self) -> bool {
@@ -198,7 +216,8 @@ impl Machine for QemuMachine {
     }
 
     fn save_state(&mut self) -> Result<Vec<u8>, MachineError> {
-        self.qemu.save_device_state(qemu::MAX_DEVICE_STATE_BYTES).map_err(failed)
+        let saved = self.qemu.save_device_state(qemu::MAX_DEVICE_STATE_BYTES);
+        self.done(saved)
     }
 
     fn load_state(&mut self, state: &[u8]) -> Result<(), MachineError> {
@@ -206,8 +225,8 @@ impl Machine for QemuMachine {
     }
 
     fn end_watch(&self) -> EndWatch {
-        let exit = self.qemu.exit_watch();
-        EndWatch::new(move || exit.look().map(|exit| end_of(&exit)))
+        let watch = self.qemu.watch();
+        EndWatch::new(move || watch.look().map(|end| end_of(&end)))
     }
 
     fn machine_type(&mut self) -> Result<Option<String>, MachineError> {
@@ -223,23 +242,34 @@ impl Machine for QemuMachine {
 mod tests {
     use super::*;
 
-    fn exit(code: Option<i32>, signal: Option<i32>, stderr: &str) -> MachineEnd {
-        end_of(&ExitInfo { code, signal, stderr: stderr.into() })
+    use crate::qemu::ExitInfo;
+
+    fn end(code: Option<i32>, signal: Option<i32>, stderr: &str, cause: Option<ShutdownCause>) -> MachineEnd {
+        end_of(&QemuEnd { exit: ExitInfo { code, signal, stderr: stderr.into() }, cause })
     }
 
     #[test]
-    fn only_a_clean_exit_is_a_power_off() {
-        assert_eq!(exit(Some(0), None, ""), MachineEnd::PowerOff);
-        assert_eq!(exit(Some(0), None, "warning: something"), MachineEnd::PowerOff);
+    fn a_guest_s_end_is_what_qemu_said_of_it_and_ended_as_it_said() {
+        use ShutdownCause as C;
+        assert_eq!(end(Some(0), None, "", Some(C::GuestShutdown)), MachineEnd::PowerOff);
+        assert_eq!(end(Some(0), None, "warning: something", Some(C::GuestShutdown)), MachineEnd::PowerOff);
+        assert_eq!(end(Some(0), None, "", Some(C::GuestReset)), MachineEnd::Reset);
+        assert_eq!(end(Some(0), None, "", Some(C::GuestPanic)), MachineEnd::Panicked);
+        assert_eq!(end(Some(1), None, "", Some(C::GuestPanic)), MachineEnd::Panicked);
         let how = |end| match end {
             MachineEnd::Exited { how } => how,
             other => panic!("{other}"),
         };
-        assert_eq!(how(exit(Some(1), None, "no\nmemory\n")), "code 1, stderr: no; memory");
-        assert_eq!(how(exit(None, Some(9), "")), "signal 9");
-        assert_eq!(how(exit(None, None, "")), "unknown status");
-        let ended = "qemu-system-x86_64: terminating on signal 15 from pid 1 (init)";
-        assert!(how(exit(Some(0), None, ended)).contains("signal 15"));
-        assert!(how(exit(Some(2), None, &"x".repeat(4096))).len() <= 1000);
+        assert_eq!(how(end(Some(0), None, "", None)), "QEMU ended with code 0; it did not say why");
+        assert_eq!(how(end(Some(1), None, "no\nmemory\n", None)), "QEMU ended with code 1: no / memory");
+        assert_eq!(how(end(None, Some(9), "", None)), "QEMU was ended by signal 9");
+        assert_eq!(how(end(None, Some(11), "", Some(C::GuestShutdown))), "QEMU was ended by signal 11");
+        assert_eq!(how(end(None, None, "", None)), "QEMU ended");
+        let word = "qemu-system-x86_64: terminating on signal 15 from pid 1 (init)";
+        assert_eq!(
+            how(end(Some(0), None, word, Some(C::Other("host-signal".into())))),
+            format!("QEMU ended with code 0: {word} (host-signal)")
+        );
+        assert!(how(end(Some(2), None, &"x".repeat(4096), None)).len() <= 1000);
     }
 }

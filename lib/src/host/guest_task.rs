@@ -1250,21 +1250,21 @@ impl Owner {
         self.ended_with(end, None);
     }
 
+    /// Stopped, by its own word, or failed; what ended it is in the record either way.
     fn ended_with(&mut self, end: MachineEnd, with: Option<Together>) {
-        let crashed = |code: &str, detail| Fault { code: code.into(), detail };
-        let fault = match end {
-            MachineEnd::PowerOff => {
+        let fault = super::end_fault(&end);
+        match end {
+            MachineEnd::PowerOff | MachineEnd::Reset => {
                 self.step(Event::Stop);
                 self.drop_body();
                 self.step(Event::Stopped);
                 let migration = self.lent;
-                self.publish_with(|r| (r.error, r.migration) = (None, migration), with);
-                return;
+                self.publish_with(|r| (r.error, r.migration) = (Some(fault), migration), with);
             }
-            MachineEnd::Crashed { .. } => crashed("guest_crashed", end.to_string()),
-            MachineEnd::Exited { .. } => crashed("qemu_failed", end.to_string()),
-        };
-        self.broke_with(&fault, with);
+            MachineEnd::Panicked | MachineEnd::Crashed { .. } | MachineEnd::Exited { .. } => {
+                self.broke_with(&fault, with);
+            }
+        }
     }
 
     fn broke(&mut self, fault: &Fault) {

@@ -43,7 +43,7 @@ use uuid::Uuid;
 
 use crate::addr::{Gpa, RamAddr};
 use crate::address_space::{MirrorPlan, Plug, Strategy};
-use crate::guest::{EncryptionStatus, MachineError, PlugError, StatusError, StatusExtent};
+use crate::guest::{EncryptionStatus, MachineEnd, MachineError, PlugError, StatusError, StatusExtent};
 use crate::memory::MemoryError;
 use crate::mirror::PlacementError;
 use crate::private_files::{PrivateDir, PrivateFileError};
@@ -553,6 +553,23 @@ fn machine_fault(e: &MachineError) -> Fault {
         MachineError::Memory(MemoryError::NotEnough(shortage)) => shortage.to_string(),
         MachineError::Qemu(e) => format!("QEMU did not do as told: {}", e.told()),
         e => e.to_string(),
+    };
+    Fault { code: code.into(), detail }
+}
+
+/// What ended a guest by itself, as its record shows it.
+fn end_fault(end: &MachineEnd) -> Fault {
+    let (code, detail) = match end {
+        MachineEnd::PowerOff => ("guest_powered_off", "the guest switched itself off".to_owned()),
+        MachineEnd::Reset => (
+            "guest_reset",
+            "the guest asked for a reset (a reboot, a panic that reboots, or a triple fault), and a reset ends it as long as \
+             machines cannot be reset: start it again"
+                .to_owned(),
+        ),
+        MachineEnd::Panicked => ("guest_panicked", "the guest's operating system panicked".to_owned()),
+        MachineEnd::Crashed { .. } => ("guest_crashed", end.to_string()),
+        MachineEnd::Exited { .. } => ("qemu_failed", end.to_string()),
     };
     Fault { code: code.into(), detail }
 }

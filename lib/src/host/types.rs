@@ -211,7 +211,7 @@ impl ProtectionLevel {
     }
 }
 
-/// Why a resource is in a failed state.
+/// Why a resource is in a failed state, or what ended it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fault {
     /// Stable code, `snake_case`.
@@ -248,7 +248,7 @@ pub struct GuestRecord {
     /// Whether the host's state may be older than what its peers know of the guest: it does not start before they were asked.
     #[serde(default)]
     pub unconfirmed: bool,
-    /// Why it failed.
+    /// Why it failed, or what ended it without having been asked for here.
     pub error: Option<Fault>,
     /// When it was defined, on whichever host that was.
     pub created_at: Timestamp,

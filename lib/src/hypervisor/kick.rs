@@ -18,6 +18,17 @@ impl Kicker {
         Self(how)
     }
 
+    /// Of a vCPU that a test made up and that comes back by itself.
+    #[cfg(test)]
+    pub fn of_nobody() -> Self {
+        #[derive(Debug)]
+        struct Nobody;
+        impl Kick for Nobody {
+            fn kick(&self) {}
+        }
+        Self::new(Arc::new(Nobody))
+    }
+
     /// Makes the present or next [`super::Vcpu::run`] return [`super::Exit::Interrupted`]; once asked for, that stays
     /// until it has happened.
     pub fn kick(&self) {

@@ -1,5 +1,6 @@
 //! Owns the life of one child process: spawning, the captured end of its stderr, its exit, killing it by pidfd.
-//! Must not know what the process is.
+//! Must not know what the process is, but for its name in
+//! what people are told.
 //!
 //! Descriptors beyond the standard three pass under the numbers that they have here: between fork and exec the child alone
 //! makes them, and nothing else, survive the exec. Clearing their close-on-exec flag in this process would let every other
@@ -45,6 +46,20 @@ const fn is_invisible(c: char) -> bool {
 }
 
 impl ExitInfo {
+    /// How QEMU ended, in a sentence with the last of what it said.
+    #[must_use]
+    pub fn told(&self) -> String {
+        let how = match (self.code, self.signal) {
+            (Some(code), _) => format!("QEMU ended with code {code}"),
+            (None, Some(signal)) => format!("QEMU was ended by signal {signal}"),
+            (None, None) => "QEMU ended".to_owned(),
+        };
+        match self.last_words() {
+            words if words.is_empty() => how,
+            words => format!("{how}: {words}"),
+        }
+    }
+
     /// The last of what it wrote to stderr, on one line: whole lines, at most [`LAST_WORDS`] bytes, or the end of the last
     /// line. Empty if it wrote nothing.
     #[must_use]
@@ -104,12 +119,11 @@ impl Shared {
 
 /// Tells whether a process has ended, without the process; keeps nothing of it alive.
 #[derive(Clone, Debug)]
-pub struct ExitWatch(Arc<Shared>);
+pub(super) struct ExitWatch(Arc<Shared>);
 
 impl ExitWatch {
     /// How it ended, if it has.
-    #[must_use]
-    pub fn look(&self) -> Option<ExitInfo> {
+    pub(super) fn look(&self) -> Option<ExitInfo> {
         self.0.exit().clone()
     }
 }

@@ -104,17 +104,7 @@ impl QemuError {
     #[must_use]
     pub fn told(&self) -> String {
         match self {
-            Self::Exited(exit) => {
-                let how = match (exit.code, exit.signal) {
-                    (Some(code), _) => format!("QEMU ended with code {code}"),
-                    (None, Some(signal)) => format!("QEMU was ended by signal {signal}"),
-                    (None, None) => "QEMU ended".to_owned(),
-                };
-                match exit.last_words() {
-                    words if words.is_empty() => how,
-                    words => format!("{how}: {words}"),
-                }
-            }
+            Self::Exited(exit) => exit.told(),
             Self::Spawn { source, .. } => format!("QEMU could not be started: {}", source.kind()),
             Self::Qmp(source) => format!("{self}: {source}"),
             Self::Layout(source) => format!("{self}: {source}"),

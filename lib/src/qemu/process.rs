@@ -13,10 +13,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::child::{Child, ExitInfo, ExitWatch};
+use super::child::{Child, ExitInfo};
 use super::command::{QemuSpec, RAM_ID, Timeouts};
 use super::console::{Console, ConsoleSink};
 use super::device_state;
+use super::end::{QemuWatch, SharedQmp};
 use super::error::QemuError;
 use super::mtree::{RamPiece, parse_ram_pieces};
 use super::qmp::{Qmp, QmpError, QmpEvent};
@@ -75,7 +76,7 @@ impl fmt::Display for RunState {
 /// A QEMU process of ours. Dropping it kills and reaps it.
 #[derive(Debug)]
 pub struct Qemu {
-    qmp: Qmp,
+    qmp: SharedQmp,
     console: Console,
     child: Child,
     timeouts: Timeouts,
@@ -116,8 +117,9 @@ impl Qemu {
         let passed = [qmp_theirs, kernel].into_iter().chain(initrd).collect();
         let child = Child::spawn(command, passed).map_err(|source| QemuError::Spawn { binary, source })?;
         let qmp = Qmp::connect(qmp_ours, deadline).map_err(|error| explain(error, &child))?;
-        let mut qemu = Self { qmp, console, child, timeouts, memory_bytes, saved: None };
-        let enabled = device_state::enable(&mut qemu.qmp, deadline);
+        let qmp = SharedQmp::new(qmp);
+        let qemu = Self { qmp, console, child, timeouts, memory_bytes, saved: None };
+        let enabled = device_state::enable(&mut qemu.qmp.lock(), deadline);
         qemu.explained(enabled)?;
         Ok(qemu)
     }
@@ -134,10 +136,10 @@ impl Qemu {
         self.child.has_exited()
     }
 
-    /// Tells others than the owner whether it has exited.
+    /// Tells others than the owner whether it has ended, and why.
     #[must_use]
-    pub fn exit_watch(&self) -> ExitWatch {
-        self.child.exit_watch()
+    pub fn watch(&self) -> QemuWatch {
+        QemuWatch::new(self.child.exit_watch(), self.qmp.clone())
     }
 
     /// QEMU's RAM blocks, and where the main one shows in guest-physical space now.
@@ -222,7 +224,7 @@ impl Qemu {
                 return Err(QemuError::WrongState { doing: "save device state", state: state.to_string() });
             }
         }
-        let saved = device_state::save(&mut self.qmp, max_bytes, Instant::now() + self.timeouts.state);
+        let saved = device_state::save(&mut self.qmp.lock(), max_bytes, Instant::now() + self.timeouts.state);
         let saved = self.explained(saved)?;
         self.saved = Some(Saved(saved.clone()));
         Ok(saved)
@@ -240,7 +242,7 @@ impl Qemu {
         if state != RunState::InMigrate {
             return Err(QemuError::WrongState { doing: "load device state", state: state.to_string() });
         }
-        let loaded = device_state::load(&mut self.qmp, bytes, Instant::now() + self.timeouts.state);
+        let loaded = device_state::load(&mut self.qmp.lock(), bytes, Instant::now() + self.timeouts.state);
         self.explained(loaded)?;
         self.await_state("finish loading", |state| *state != RunState::InMigrate)
     }
@@ -250,7 +252,8 @@ impl Qemu {
     /// # Errors
     /// [`QemuError::Exited`] if QEMU went away, [`QemuError::Qmp`].
     pub fn wait_event(&mut self, names: &[&str], patience: Duration) -> Result<Option<QmpEvent>, QemuError> {
-        match self.qmp.wait_event(names, Instant::now() + patience) {
+        let waited = self.qmp.lock().wait_event(names, Instant::now() + patience);
+        match waited {
             Ok(event) => Ok(Some(event)),
             Err(QmpError::Deadline { .. }) => Ok(None),
             Err(error) => Err(explain(error, &self.child)),
@@ -261,9 +264,9 @@ impl Qemu {
     ///
     /// # Errors
     /// [`QemuError::Late`] if even a killed QEMU does not go away (it is stuck in the kernel).
-    pub fn quit(mut self) -> Result<ExitInfo, QemuError> {
+    pub fn quit(self) -> Result<ExitInfo, QemuError> {
         let patience = self.timeouts.quit;
-        let asked = self.qmp.execute("quit", json!({}), Instant::now() + patience);
+        let asked = self.qmp.lock().execute("quit", json!({}), Instant::now() + patience);
         if matches!(asked, Ok(_) | Err(QmpError::Closed)) {
             let _ = self.child.wait(patience);
         }
@@ -275,7 +278,8 @@ impl Qemu {
 
     fn run(&mut self, command: &str, arguments: Value) -> Result<Value, QemuError> {
         let deadline = Instant::now() + self.timeouts.command;
-        self.qmp.execute(command, arguments, deadline).map_err(|error| explain(error, &self.child))
+        let done = self.qmp.lock().execute(command, arguments, deadline);
+        done.map_err(|error| explain(error, &self.child))
     }
 
     /// Polls: `STOP` and `RESUME` events say less than the state (they are also sent for other reasons).

@@ -11,7 +11,8 @@ use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recv, sendmsg};
 use serde_json::{Map, Value, json};
 use thiserror::Error;
 
@@ -19,6 +20,8 @@ use thiserror::Error;
 const MAX_LINE_BYTES: usize = 4 << 20;
 /// Events kept for a caller that is not looking; the oldest goes first.
 const MAX_EVENTS: usize = 256;
+/// Most bytes that are taken in at once while nobody waits for anything.
+const MAX_TAKEN_BYTES: usize = 1 << 20;
 /// Longest error class, description or event name carried along, in bytes.
 const MAX_TEXT_BYTES: usize = 1024;
 
@@ -160,6 +163,38 @@ impl Qmp {
         }
     }
 
+    /// Takes in what has arrived, without waiting: events are queued, answers that nobody waits for any more are dropped. QEMU
+    /// keeps no room for events that find the socket full when it exits.
+    pub fn take_in(&mut self) {
+        let mut chunk = [0u8; 16 << 10];
+        let mut taken = 0;
+        let mut ended = false;
+        while !self.broken && !ended && taken < MAX_TAKEN_BYTES {
+            match recv(&self.stream, &mut chunk[..], RecvFlags::DONTWAIT) {
+                Ok((_, count)) if count > 0 => {
+                    taken += count;
+                    self.pending.extend_from_slice(chunk.get(..count).unwrap_or_default());
+                }
+                Err(Errno::INTR) => continue,
+                // Nothing more, or never more: that is found out by whoever waits for an answer.
+                Ok(_) | Err(_) => ended = true,
+            }
+            while let Some(line) = self.cut_line() {
+                match self.message(&line) {
+                    Ok(Message::Event(event)) => self.keep(event),
+                    Ok(Message::Reply { .. }) => {}
+                    Err(_) => return,
+                }
+            }
+            self.broken |= self.pending.len() > MAX_LINE_BYTES;
+        }
+    }
+
+    /// The newest queued event with this name, which stays queued.
+    pub fn last_event(&self, name: &str) -> Option<&QmpEvent> {
+        self.events.iter().rev().find(|event| event.name == name)
+    }
+
     /// Forgets queued events with this name, so that a later wait sees only new ones.
     pub fn forget_events(&mut self, name: &str) {
         self.events.retain(|event| event.name != name);
@@ -242,7 +277,15 @@ impl Qmp {
     }
 
     fn receive_message(&mut self, waiting_for: &str, deadline: Instant) -> Result<Message, QmpError> {
-        let mut object = self.receive(waiting_for, deadline)?;
+        if self.broken {
+            return Err(QmpError::Closed);
+        }
+        let line = self.receive_line(waiting_for, deadline)?;
+        self.message(&line)
+    }
+
+    fn message(&mut self, line: &[u8]) -> Result<Message, QmpError> {
+        let mut object = self.object(line)?;
         if let Some(name) = object.get("event") {
             let name = text(Some(name));
             let data = object.remove("data").unwrap_or(Value::Null);
@@ -266,7 +309,11 @@ impl Qmp {
             return Err(QmpError::Closed);
         }
         let line = self.receive_line(waiting_for, deadline)?;
-        match serde_json::from_slice(&line) {
+        self.object(&line)
+    }
+
+    fn object(&mut self, line: &[u8]) -> Result<Map<String, Value>, QmpError> {
+        match serde_json::from_slice(line) {
             Ok(Value::Object(object)) => Ok(object),
             Ok(_) => Err(self.give_up("not an object")),
             Err(error) => {
@@ -276,16 +323,24 @@ impl Qmp {
         }
     }
 
+    /// The next whole line, if it has arrived.
+    fn cut_line(&mut self) -> Option<Vec<u8>> {
+        let unseen = self.pending.get(self.scanned..).unwrap_or_default();
+        let Some(at) = unseen.iter().position(|&byte| byte == b'\n') else {
+            self.scanned = self.pending.len();
+            return None;
+        };
+        let line = self.pending.drain(..=self.scanned + at).collect();
+        self.scanned = 0;
+        Some(line)
+    }
+
     fn receive_line(&mut self, waiting_for: &str, deadline: Instant) -> Result<Vec<u8>, QmpError> {
         let mut chunk = [0u8; 16 << 10];
         loop {
-            let unseen = self.pending.get(self.scanned..).unwrap_or_default();
-            if let Some(at) = unseen.iter().position(|&byte| byte == b'\n') {
-                let line = self.pending.drain(..=self.scanned + at).collect();
-                self.scanned = 0;
+            if let Some(line) = self.cut_line() {
                 return Ok(line);
             }
-            self.scanned = self.pending.len();
             if self.pending.len() > MAX_LINE_BYTES {
                 self.broken = true;
                 return Err(QmpError::LineTooLong { limit: MAX_LINE_BYTES });
@@ -434,6 +489,46 @@ mod tests {
             assert!(matches!(qmp.wait_event(&["STOP"], soon()), Err(QmpError::Closed)));
             drop(qmp);
             server.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn what_qemu_says_unasked_is_taken_in_without_waiting_and_bounded() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(format!("{GREETING}\n{{\"return\": {{}}, \"id\": 1}}\n").as_bytes()).unwrap();
+        let mut qmp = Qmp::connect(ours, soon()).unwrap();
+        qmp.take_in();
+        assert_eq!(qmp.last_event("SHUTDOWN"), None);
+        // Far more than a socket holds, from one who does not wait for room either.
+        theirs.set_nonblocking(true).unwrap();
+        for _ in 0..10 * MAX_EVENTS {
+            theirs.write_all(b"{\"event\": \"RTC_CHANGE\"}\n").unwrap();
+            qmp.take_in();
+        }
+        assert_eq!(qmp.events.len(), MAX_EVENTS);
+        theirs
+            .write_all(b"{\"return\": 1, \"id\": 1}\n{\"event\": \"SHUTDOWN\", \"data\": 1}\n{\"ev")
+            .unwrap();
+        theirs.write_all(b"ent\": \"SHUTDOWN\", \"data\": 2}\n").unwrap();
+        drop(theirs);
+        for _ in 0..2 {
+            qmp.take_in();
+            assert_eq!(qmp.last_event("SHUTDOWN").unwrap().data, 2);
+        }
+        assert!(matches!(qmp.execute("cont", json!({}), soon()), Err(QmpError::Closed)));
+
+        for script in [b"nonsense\n".to_vec(), vec![b'x'; MAX_LINE_BYTES + 1]] {
+            let (ours, mut theirs) = UnixStream::pair().unwrap();
+            theirs.write_all(format!("{GREETING}\n{{\"return\": {{}}, \"id\": 1}}\n").as_bytes()).unwrap();
+            let mut qmp = Qmp::connect(ours, soon()).unwrap();
+            let writer = thread::spawn(move || theirs.write_all(&script));
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while !qmp.broken {
+                assert!(Instant::now() < deadline, "what is no QMP is not given up");
+                qmp.take_in();
+            }
+            drop(qmp);
+            let _ = writer.join().unwrap();
         }
     }
 

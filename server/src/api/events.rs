@@ -77,7 +77,7 @@ pub struct EventData {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub moved_to: Option<String>,
-    /// Code of what went wrong.
+    /// Code of what went wrong, or of what ended it.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub error: Option<String>,

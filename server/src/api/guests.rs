@@ -229,7 +229,8 @@ pub struct Guest {
     /// when all known peers have said that they do not have it, or an administrator has confirmed it.
     #[schema(example = false)]
     pub unconfirmed: bool,
-    /// Why it failed.
+    /// Why it failed; of a guest that is `stopped` without having been asked to: what ended it (`guest_powered_off`,
+    /// `guest_reset`, `daemon_restarted`; more may come).
     pub error: Option<Fault>,
     /// When it was defined, on whichever host that was; it goes along with migrations.
     pub created_at: Timestamp,

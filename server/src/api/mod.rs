@@ -34,7 +34,7 @@ pub mod version;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-/// Why a resource is in a failed state.
+/// Why a resource is in a failed state, or what ended it.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Fault {
     /// Stable code, `snake_case`; an open list.

@@ -237,3 +237,101 @@ fn act(vcpu: &dyn Vcpu, exit: Result<Exit, HypervisorError>, ports: &mut VcpuPor
     let rip = last.and_then(|l| l.stood).map(|s| s.rip);
     Some(MachineEnd::Crashed { what, rip })
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test: a panic is its way to fail")]
+mod tests {
+    use std::sync::mpsc;
+
+    use mirrorvm_workload as w;
+
+    use super::super::ports::Devices;
+    use super::*;
+    use crate::addr::{Gpa, RamAddr};
+    use crate::address_space::{BlockSpec, GuestLayout};
+    use crate::guest::MigrationControl;
+    use crate::hypervisor::{Ports, UserEntry};
+    use crate::memory::{Backing, GuestRam};
+
+    /// Leaves once, as it is told to, and then only when it is kicked.
+    struct Leaves(Option<Result<Exit, HypervisorError>>);
+
+    impl Vcpu for Leaves {
+        fn enter_user_mode(&mut self, _: &UserEntry) -> Result<(), HypervisorError> {
+            Ok(())
+        }
+
+        fn enter_supervisor_mode(&mut self, _: &UserEntry) -> Result<(), HypervisorError> {
+            Ok(())
+        }
+
+        fn run(&mut self, _: &mut dyn Ports) -> Result<Exit, HypervisorError> {
+            self.0.take().unwrap_or(Ok(Exit::Interrupted))
+        }
+
+        fn settle(&mut self, _: &mut dyn Ports) -> Result<Option<Exit>, HypervisorError> {
+            Ok(None)
+        }
+
+        fn save(&mut self) -> Result<Vec<u8>, HypervisorError> {
+            Ok(Vec::new())
+        }
+
+        fn restore(&mut self, _: &[u8]) -> Result<(), HypervisorError> {
+            Ok(())
+        }
+
+        fn kicker(&self) -> Kicker {
+            Kicker::of_nobody()
+        }
+    }
+
+    /// How a guest ends whose vCPU leaves so: as its owner is told, and as whoever looks sees.
+    fn end_after(exit: Result<Exit, HypervisorError>) -> MachineEnd {
+        let block = BlockSpec { name: "ram0".into(), size_bytes: 1 << 20, gpa: Some(Gpa::new(0)) };
+        let layout = Arc::new(GuestLayout::assign(&[block]).unwrap());
+        let (gate, (tell, told)) = (Gate::new(1), mpsc::channel());
+        let devices = Devices {
+            ram: GuestRam::allocate(layout, Backing::Anonymous).unwrap(),
+            shared: RamAddr::new(0),
+            console: Arc::default(),
+            encryption: Arc::default(),
+            gate: Arc::clone(&gate),
+            on_end: Arc::new(move |end| tell.send(end).unwrap()),
+            control: Arc::new(MigrationControl::new(false)),
+            check_declaration: Arc::new(|_| Vec::new()),
+            on_readiness: Arc::new(|| {}),
+            withdraw_at: None,
+        };
+        let vcpu = Box::new(Leaves(Some(exit)));
+        let thread = VcpuThread::spawn("v".into(), vcpu, Arc::clone(&gate), VcpuPorts::new(devices)).unwrap();
+        gate.open();
+        let end = told.recv_timeout(Duration::from_secs(20)).unwrap();
+        assert_eq!(gate.ended(), Some(end.clone()));
+        // It is over: nothing runs it any more.
+        gate.open();
+        assert!(!gate.is_open());
+        gate.quit(&[]);
+        thread.handle.unwrap().join().unwrap();
+        assert!(told.try_recv().is_err(), "told once");
+        end
+    }
+
+    #[test]
+    fn every_end_of_a_workload_guest_has_its_reason() {
+        let off = Exit::PortWrite { port: w::PORT_POWER_OFF, value: 0 };
+        assert_eq!(end_after(Ok(off)), MachineEnd::PowerOff);
+        let failed = HypervisorError::ApiVersion { version: 1 };
+        for (exit, why) in [
+            (Ok(Exit::Halt), "it halted"),
+            (Ok(Exit::Shutdown), "triple fault"),
+            (Ok(Exit::Mmio { gpa: 1 << 40, write: true }), "access to an address without memory"),
+            (Ok(Exit::Unexpected { what: "KVM_EXIT_DEBUG" }), "KVM_EXIT_DEBUG"),
+            (Err(failed), "KVM_RUN failed"),
+        ] {
+            let end = end_after(exit);
+            assert_eq!(end, MachineEnd::Crashed { what: why, rip: None });
+            assert_eq!(end.to_string(), format!("a vCPU stopped: {why}"));
+        }
+    }
+}
