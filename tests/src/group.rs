@@ -43,6 +43,12 @@ impl MemoryGroup {
         fs::write(self.dir.join("cgroup.procs"), pid.to_string()).unwrap();
     }
 
+    /// The most bytes that were ever used in it; zero where the kernel does not say.
+    pub fn peak(&self) -> u64 {
+        let read = |file| fs::read_to_string(self.dir.join(file)).ok()?.trim().parse().ok();
+        ["memory.peak", "memory.max_usage_in_bytes"].into_iter().find_map(read).unwrap_or(0)
+    }
+
     /// Other bytes.
     ///
     /// # Panics

@@ -273,3 +273,35 @@ fn of_starts_at_once_only_as_many_are_taken_as_there_is_memory_for() {
         d.ticks_on(name);
     }
 }
+
+#[test]
+fn a_small_control_group_holds_a_linux_and_refuses_what_would_be_too_much() {
+    if qemu_binary().is_none() || !kvm() {
+        return;
+    }
+    let Some(group) = MemoryGroup::new(320 * MIB) else { return };
+    let pair = Pair::start();
+    let (a, b) = (&pair.a, &pair.b);
+    group.take(a.pid());
+    let mut large = linux("large");
+    large["memory"]["blocks"][0]["size_bytes"] = json!(256 * MIB);
+    for guest in [linux("small"), large] {
+        define(a, &guest);
+    }
+    let ticks = |d: &Daemon| d.console_tail("small", 100 << 10).matches("tick ").count();
+    let _ = a.act("/v1/guests/small/start").expect(202);
+    a.guest_in("small", "running");
+    assert_eq!(refused(a, "large")["errors"][0]["what"], "control_group");
+    until("Linux ticks", 120, || ticks(a) > 3);
+    assert_eq!(refused(a, "large")["errors"][0]["what"], "control_group");
+    // There is room for it to leave, and to come back.
+    for (from, to) in [(a, b), (b, a)] {
+        let before = ticks(from);
+        let end = from.migration_end(&from.migrate(&migration("small", &to.name, "precopy")));
+        assert_eq!(end["state"], "succeeded", "{end}");
+        until("Linux ticks on", 60, || ticks(to) > before + 2);
+    }
+    assert_eq!(refused(a, "large")["errors"][0]["what"], "control_group");
+    assert_eq!(children(a.pid()).len(), 1);
+    println!("at most {} MiB were used", group.peak() / MIB);
+}

@@ -151,11 +151,29 @@ impl HelperPlacement {
         Self { digests_at, digests_len, ..self }
     }
 
-    /// Where digests would lie: offset and bytes. Whole 2 MiB, so that they need few tables.
+    /// Where digests would lie: offset and bytes.
     fn digests(&self, layout: &GuestLayout) -> Option<(u64, u64)> {
+        let (at, len) = (align_up(self.block_len, PAGE_2M)?, Self::digest_bytes(layout)?);
+        at.checked_add(len).is_some().then_some((at, len))
+    }
+
+    /// Bytes of the helper's block of `layout` that nobody comes to touch: room for the digests of pages that are not RAM. Those
+    /// of RAM are counted in whole 2 MiB and one more for each block, as if the kernel gave no smaller pages.
+    pub fn unused(layout: &GuestLayout) -> u64 {
+        let Some(helper) = layout.helper() else { return 0 };
+        // A block that is not larger than they would be has none: the smallest are for the maps' room of 16 GiB.
+        let digests = Self::digest_bytes(layout).filter(|len| *len < helper.size).unwrap_or(0);
+        let pieces = |block: &super::RamBlock| {
+            let bytes = (block.size / PAGE_SIZE).saturating_mul(abi::DIGEST_BYTES);
+            bytes.div_ceil(PAGE_2M).saturating_add(1).saturating_mul(PAGE_2M)
+        };
+        digests.saturating_sub(layout.ram().map(pieces).fold(0, u64::saturating_add))
+    }
+
+    /// Bytes of digests of all pages that the page maps cover. Whole 2 MiB, so that they need few tables.
+    fn digest_bytes(layout: &GuestLayout) -> Option<u64> {
         let bytes = (Self::highest(layout) / PAGE_SIZE).checked_mul(abi::DIGEST_BYTES)?;
-        let (at, len) = (align_up(self.block_len, PAGE_2M)?, align_up(bytes, PAGE_2M)?);
-        (len <= DIGESTS_MAX && at.checked_add(len).is_some()).then_some((at, len))
+        align_up(bytes, PAGE_2M).filter(|len| *len <= DIGESTS_MAX)
     }
 
     /// How large a helper's block must be for `layout` (save areas included, the helper's block ignored), rounded up to

@@ -45,6 +45,11 @@ pub(super) struct IncomingMachine<'a> {
     pub mirror: LaunchMirror,
 }
 
+/// Bytes of what a guest boots from.
+fn file_bytes(boot: Option<&BootFiles>) -> u64 {
+    boot.map_or(0, |b| b.kernel.bytes.saturating_add(b.initrd.map_or(0, |i| i.bytes)))
+}
+
 /// Memory of a guest that is about to be: there is enough of it, and nobody else gets it.
 pub(super) struct GuestMemory {
     ram: GuestRam,
@@ -145,9 +150,8 @@ impl Inner {
     /// What a guest's process takes beside the guest's memory.
     fn process_bytes(&self, driver: &DriverSpec, boot: Option<&BootFiles>) -> Option<u64> {
         let DriverSpec::Qemu { accel, .. } = driver else { return None };
-        let files = boot.map_or(0, |b| b.kernel.bytes.saturating_add(b.initrd.map_or(0, |i| i.bytes)));
         // The sealed copies, and what QEMU reads of them.
-        Some(self.choose_accel(*accel).own_bytes().saturating_add(files.saturating_mul(2)))
+        Some(self.choose_accel(*accel).own_bytes().saturating_add(file_bytes(boot).saturating_mul(2)))
     }
 
     /// A machine for a guest, paused: booted afresh, or (`incoming`) waiting for memory and state.
@@ -175,6 +179,8 @@ impl Inner {
             }
             DriverSpec::Qemu { vcpus, append, accel, .. } => {
                 let (kernel, initrd) = self.boot_copies(record)?;
+                // They are there now, and are none of what the process will have for itself.
+                process.iter().for_each(|claim| claim.was_taken(file_bytes(record.boot.as_ref())));
                 let lease = |pool: &UserPool| pool.lease().ok_or(MachineError::NoUser);
                 let user = self.qemu_users.as_ref().map(lease).transpose()?;
                 let spec = QemuMachineSpec {

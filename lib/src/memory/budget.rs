@@ -310,6 +310,14 @@ impl Claim {
         }
     }
 
+    /// So much of it has been touched and stays so: it is in the kernel's figures, and whoever is asked what of the rest was
+    /// touched does not count it.
+    pub fn was_taken(&self, bytes: u64) {
+        if let Some(entry) = locked(&self.entries).list.get_mut(&self.id) {
+            entry.bytes = entry.bytes.saturating_sub(bytes);
+        }
+    }
+
     /// The claim is for what a process has for itself.
     pub fn of_process(&self, pid: u32) {
         self.watch(Touched::Process(pid));
@@ -380,6 +388,18 @@ mod tests {
         assert_eq!(budget.has_room(72 * MIB, Backing::Memfd, Purpose::Guest), Ok(()));
         assert!(budget.has_room(73 * MIB, Backing::Memfd, Purpose::Guest).is_err());
         drop(claim);
+    }
+
+    #[test]
+    fn what_was_taken_for_good_is_no_promise_any_more() {
+        let (_dir, budget) = budget(144);
+        let claim = budget.claim(100 * MIB, Backing::Anonymous, Purpose::Guest).unwrap();
+        assert!(budget.has_room(20 * MIB, Backing::Memfd, Purpose::Guest).is_err());
+        claim.was_taken(60 * MIB);
+        assert_eq!(budget.has_room(72 * MIB, Backing::Memfd, Purpose::Guest), Ok(()));
+        assert!(budget.has_room(73 * MIB, Backing::Memfd, Purpose::Guest).is_err());
+        claim.was_taken(u64::MAX);
+        assert_eq!(budget.has_room(112 * MIB, Backing::Memfd, Purpose::Guest), Ok(()));
     }
 
     #[test]

@@ -158,6 +158,16 @@ impl Mapping {
         Self::new(name, bytes, Backing::Memfd)
     }
 
+    /// The same for a mirror that touches only `of_use` of them.
+    ///
+    /// # Errors
+    /// [`MemoryError`].
+    pub fn memfd_sparing(name: &str, bytes: u64, of_use: u64) -> Result<Arc<Self>, MemoryError> {
+        size(bytes)?;
+        let claim = Budget::of_this_process().claim(of_use, Backing::Memfd, Purpose::Mirror)?;
+        Self::claimed(name, bytes, Backing::Memfd, claim)
+    }
+
     fn file(
         name: &str,
         bytes: u64,

@@ -4,7 +4,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use super::{Backing, Budget, Claim, Mapping, MemoryError, Purpose, Shortage};
 use crate::addr::{PAGE_2M, PAGE_SIZE, RamAddr, RamPage};
-use crate::address_space::{BlockRole, GuestLayout, RamBlock};
+use crate::address_space::{BlockRole, GuestLayout, HelperPlacement, RamBlock};
 
 /// The span is not RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -31,12 +31,20 @@ pub struct GuestRam {
 /// Of this many bytes of RAM the kernel takes one for page tables and logs: two views here, and those of guest and mirror.
 const OVERHEAD: u64 = 128;
 
+/// What of a block may be touched. The helper's has room that it never comes to use.
+fn of_use(layout: &GuestLayout, block: &RamBlock) -> u64 {
+    match block.role {
+        BlockRole::Helper => block.size.saturating_sub(HelperPlacement::unused(layout)),
+        BlockRole::Ram | BlockRole::Vmsa => block.size,
+    }
+}
+
 /// What memory for a layout comes to: bytes of ordinary memory and of reserved huge pages.
 fn needs(layout: &GuestLayout, backing: Backing) -> (u64, u64) {
     let mut needs = (0u64, 0u64);
     for block in layout.blocks() {
         let sum = if lies_on(block, backing) == Backing::Hugetlb { &mut needs.1 } else { &mut needs.0 };
-        *sum = sum.saturating_add(block.size);
+        *sum = sum.saturating_add(of_use(layout, block));
     }
     needs.0 = needs.0.saturating_add(needs.0.saturating_add(needs.1) / OVERHEAD);
     needs
@@ -74,7 +82,7 @@ impl GuestRam {
             let on = lies_on(b, backing);
             let claim = match &reserved {
                 Some(reserved) if on == Backing::Hugetlb => reserved.split(b.size),
-                _ => overhead.split(b.size),
+                _ => overhead.split(of_use(&layout, b)),
             };
             match (on, b.role) {
                 // The image, stacks and tables lie apart in it.

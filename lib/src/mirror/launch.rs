@@ -9,7 +9,7 @@ use mirrorvm_abi::{config, layout as abi, mailbox};
 
 use super::worker::{self, WorkerShared};
 use super::{HelperImage, Lane, LaneError, MirrorError, Placement, PlacementError, WorkerEnd, psp};
-use crate::address_space::{MirrorPlan, PspVia, SlotBacking, Strategy};
+use crate::address_space::{HelperPlacement, MirrorPlan, PspVia, SlotBacking, Strategy};
 use crate::guest::embedded::add_save_areas;
 use crate::guest::{LaunchedHelper, helper_block};
 use crate::hypervisor::{Hypervisor, Kicker, Slot, SlotId, UserEntry, Vcpu, Vm};
@@ -371,7 +371,8 @@ fn helper_memory(
                 return Err(MirrorError::Via("the guest has no encryption context to send from"));
             }
             let memory = if private {
-                Mapping::memfd("mirrorvm.private", block.size)?
+                let of_use = block.size.saturating_sub(HelperPlacement::unused(&layout));
+                Mapping::memfd_sparing("mirrorvm.private", block.size, of_use)?
             } else {
                 wipe(ram)?;
                 Arc::clone(ram.mapping(block).ok_or(MirrorError::PlanMismatch)?)

@@ -39,6 +39,28 @@ fn bare(bytes: u64) -> GuestLayout {
 }
 
 #[test]
+fn of_a_helper_s_block_nobody_touches_the_room_for_digests_of_what_is_no_ram() {
+    let h = image();
+    for bytes in [PAGE_2M, GIB / 8, GIB, 100 * GIB, TIB, 3 * TIB, 60 * TIB] {
+        let bare = GuestLayout::assign(&[spec("ram0", bytes, None)]).unwrap();
+        let without = HelperPlacement::block_size(&h, &bare).unwrap();
+        assert_eq!(HelperPlacement::unused(&bare), 0);
+        assert_eq!(HelperPlacement::unused(&bare.with_helper(without, false).unwrap()), 0, "{bytes:#x}");
+        let with = HelperPlacement::block_size_with_digests(&h, &bare).unwrap();
+        let touched = with - HelperPlacement::unused(&bare.with_helper(with, false).unwrap());
+        if with == without {
+            assert!(bytes > 4 * TIB, "{bytes:#x}");
+            assert_eq!(touched, with);
+            continue;
+        }
+        // All of it but that room, and a little more.
+        let least = without + bytes / PAGE_SIZE * abi::DIGEST_BYTES;
+        assert!((least..=least + 2 * PAGE_2M).contains(&touched), "{bytes:#x}: {least:#x} {touched:#x}");
+        assert!(with - touched > 48 << 20);
+    }
+}
+
+#[test]
 fn every_strategy_maps_digests_of_all_pages_where_the_block_has_room() {
     let large = HostLimits { max_phys_bits: 52, ..LIMITS };
     for (bytes, limits, level) in [
