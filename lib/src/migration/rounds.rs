@@ -128,6 +128,10 @@ const AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 /// machine. After as many, the shortest of them counts.
 const HOPEFUL: u32 = 8;
 
+/// Pauses that were broken off before the shortest of them is taken for what a pause costs: of one it is not known whether the
+/// machine had a hiccup.
+const TELLING_PAUSES: u32 = 2;
+
 /// How long a guest's writes are remembered where their rate is told.
 const LATELY: Duration = Duration::from_secs(1);
 
@@ -142,6 +146,8 @@ pub struct Convergence {
     assumed: Fixed,
     /// The least that a pause of this migration took to leave.
     left_in: Option<Duration>,
+    /// Pauses that were broken off.
+    pauses: u32,
     /// The least that an epoch took to settle.
     settled_in: Option<Duration>,
     /// Pauses that were broken off since the limit was last raised.
@@ -163,6 +169,7 @@ impl Convergence {
             throttle_percent: 0,
             assumed,
             left_in: None,
+            pauses: 0,
             settled_in: None,
             broken_off: 0,
             under_ms: 0,
@@ -194,6 +201,7 @@ impl Convergence {
     /// Notes a pause that was broken off after `leave` for stopping and saving.
     pub fn went_back(&mut self, leave: Duration, elapsed: Duration, limits: &MigrationLimits) {
         self.left_in = Some(self.left_in.map_or(leave, |before| before.min(leave)));
+        self.pauses += 1;
         self.under_ms = limits.downtime_ms;
         let wait = AGAIN.0.saturating_mul(1 << self.broken_off.min(10)).min(AGAIN.1);
         self.broken_off += 1;
@@ -201,12 +209,12 @@ impl Convergence {
     }
 
     fn fixed(&self) -> Fixed {
-        let leave = self.left_in.unwrap_or(self.assumed.leave);
+        let left_in = self.left_in.filter(|_| self.pauses >= TELLING_PAUSES);
         Fixed {
-            leave,
+            leave: left_in.unwrap_or(self.assumed.leave),
             settle: self.settled_in.unwrap_or(self.assumed.settle),
             // Setting a state takes about as long as saving it.
-            arrive: self.assumed.arrive.max(self.left_in.unwrap_or_default()),
+            arrive: self.assumed.arrive.max(left_in.unwrap_or_default()),
         }
     }
 
@@ -218,7 +226,7 @@ impl Convergence {
         Fixed { settle: self.fixed().settle, ..self.assumed }
     }
 
-    /// The shortest pause that can be had when a look takes that long, with no page left to send.
+    /// The shortest pause that can be had when a look takes that long, with no page left to send, as far as is known.
     pub fn floor(&self, look: Duration) -> Duration {
         self.fixed().total() + look
     }
@@ -466,6 +474,19 @@ mod tests {
         }
         let decision = course.decide(&idle(1_000_000), &limits);
         assert!(matches!(decision, Decision::Round { expected, .. } if expected > ms(60)), "{decision:?}");
+    }
+
+    #[test]
+    fn one_long_pause_does_not_say_that_no_shorter_one_can_be_had() {
+        let ms = Duration::from_millis;
+        let limits = MigrationLimits { downtime_ms: 300, ..Default::default() };
+        let mut course = Convergence::new(Fixed::assumed(true));
+        let before = course.floor(ms(60));
+        course.went_back(ms(6_000), ms(1_000), &limits);
+        assert_eq!(course.floor(ms(60)), before);
+        // Two say it, the shorter of them.
+        course.went_back(ms(200), ms(2_000), &limits);
+        assert_eq!(course.floor(ms(60)), ms(200 + 2 + 200 + 60));
     }
 
     proptest! {

@@ -645,6 +645,9 @@ impl Course<'_, '_> {
             let verify = (verify_us as f64 / 1e3).min(waited.as_secs_f64() * 1e3);
             let to_the_microsecond = |ms: f64| (ms * 1e3).round() / 1e3;
             l.progress.downtime_ms = Some(to_the_microsecond(waited.as_secs_f64() * 1e3 - verify));
+            // A pause that was had can be had.
+            let had = waited.as_millis() as u64 + 1;
+            l.progress.downtime_floor_ms = l.progress.downtime_floor_ms.map(|floor| floor.min(had));
             l.progress.verify_ms = self.out.spec.verify.then_some(to_the_microsecond(verify));
             l.progress.elapsed_ms = self.begun.elapsed().as_millis() as u64;
         });
