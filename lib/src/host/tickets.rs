@@ -6,7 +6,9 @@
 //!
 //! Owns: the ticket's text and record. Must not know: how a migration goes.
 
-use jiff::{Timestamp, ToSpan as _};
+use std::time::Duration;
+
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -21,7 +23,7 @@ use crate::transport::{Endpoint, PeerIdentity};
 /// Longest text of a ticket.
 pub const TICKET_MAX: usize = 2048;
 /// How long a used ticket's source may still ask what became of its session.
-const AFTERMATH_DAYS: i64 = 30;
+const AFTERMATH: Duration = Duration::from_secs(30 * 24 * 3600);
 const PREFIX: &str = "mvmt1.";
 
 /// What a caller wants of a ticket.
@@ -46,20 +48,28 @@ pub struct Ticket {
     pub identity: String,
     /// The one session that it is good for: the migration's id.
     pub session: Uuid,
-    /// Until when the migration must have begun.
+    /// Until when the migration must have begun, by the destination's wall clock when it was made. It counts the time itself.
     pub expires_at: Timestamp,
     /// Versions of the peer protocol that the destination speaks.
     pub protocol_versions: Vec<u32>,
 }
 
-/// What the destination keeps.
+/// What the destination keeps: until the ticket has been good for long enough, and of one that is used for the aftermath.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Kept {
     source_name: String,
     source_identity: String,
     /// Whether its session has begun.
     used: bool,
-    good_until: Timestamp,
+    /// Of an earlier build, which kept it for longer than it is good. Unused, it is good no more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    good_until: Option<Timestamp>,
+}
+
+impl Kept {
+    fn is_unused(&self) -> bool {
+        !self.used && self.good_until.is_none()
+    }
 }
 
 impl Ticket {
@@ -131,9 +141,8 @@ impl Host {
             labels: super::Labels::new(),
         };
         let identity = validate::peer(&peer).map_err(of_source)?;
-        let now = Timestamp::now();
-        let lifetime = i64::try_from(spec.expires_in_seconds.clamp(1, 86_400)).unwrap_or(86_400);
-        let expires_at = now + lifetime.seconds();
+        let life = Duration::from_secs(spec.expires_in_seconds.clamp(1, 86_400));
+        let expires_at = Timestamp::now().saturating_add(life).unwrap_or(Timestamp::MAX);
         let ticket = Ticket {
             host: info.name,
             address,
@@ -149,13 +158,12 @@ impl Host {
             source_name: peer.name,
             source_identity: identity.to_string(),
             used: false,
-            good_until: expires_at,
+            good_until: None,
         };
         let body = serde_json::to_string(&kept).map_err(|e| HostError::internal("writing a ticket", e))?;
-        let until = now + (AFTERMATH_DAYS * 24).hours();
         let failed = |e| HostError::storage("storing a ticket", e);
         let mut batch = Batch::new();
-        batch.keyed_put(Space::Ticket, ticket.session.to_string(), Some(until), body).map_err(failed)?;
+        batch.keyed_put(Space::Ticket, ticket.session.to_string(), Some(life), body).map_err(failed)?;
         let riding = act::along(&Effect::Ticket(&ticket), &mut batch);
         self.inner.ledger.commit_and(batch, move || riding.arrived()).await.map_err(failed)?;
         Ok(ticket)
@@ -166,13 +174,12 @@ impl Inner {
     /// The name of a source that has a ticket, used or not: it may connect.
     pub(super) fn ticket_holder(&self, identity: &PeerIdentity) -> Option<String> {
         let text = identity.to_string();
-        let now = Timestamp::now();
         // Whoever has no ticket that can be read has none; that it is the database's fault must not stay unsaid.
         let unread = |error: StoreError| tracing::error!(%error, "tickets cannot be read");
         let all = self.ledger.all(Space::Ticket).map_err(unread).unwrap_or_default();
-        all.into_iter().find_map(|(key, body)| {
-            let kept: Kept = Space::Ticket.read(&key, &body).map_err(unread).ok()?;
-            (kept.source_identity == text && (kept.used || kept.good_until > now)).then_some(kept.source_name)
+        all.into_iter().find_map(|(key, there)| {
+            let kept: Kept = Space::Ticket.read(&key, &there.body).map_err(unread).ok()?;
+            (kept.source_identity == text && (kept.used || kept.is_unused())).then_some(kept.source_name)
         })
     }
 
@@ -193,9 +200,9 @@ impl Inner {
         let failed = |e| HostError::storage("looking for a ticket", e);
         let key = session.to_string();
         let Some(there) = self.ledger.find(Space::Ticket, &key).map_err(failed)? else { return Ok(None) };
+        let there = there.body;
         let kept: Kept = Space::Ticket.read(&key, &there).map_err(failed)?;
-        let good =
-            !kept.used && kept.source_identity == identity.to_string() && kept.good_until > Timestamp::now();
+        let good = kept.is_unused() && kept.source_identity == identity.to_string();
         Ok(good.then_some((there, kept)))
     }
 
@@ -209,10 +216,9 @@ impl Inner {
         let Some((there, kept)) = self.good_ticket(session, identity)? else { return Ok(false) };
         let key = session.to_string();
         let used = Kept { used: true, ..kept };
-        let until = Timestamp::now() + (AFTERMATH_DAYS * 24).hours();
         let body = serde_json::to_string(&used).map_err(|e| HostError::internal("writing a ticket", e))?;
         // Of several at once only one gets it.
-        self.ledger.swap_blocking(Space::Ticket, key, there, Some(until), body).map_err(failed)
+        self.ledger.swap_blocking(Space::Ticket, key, there, Some(AFTERMATH), body).map_err(failed)
     }
 }
 

@@ -2,11 +2,14 @@
 //!
 //! Owns: what a write is, and how it is carried out within a transaction. Must not know: when that is committed.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use serde::Serialize;
 use uuid::Uuid;
 
 use super::documents::{self, render};
+use super::hours::Hours;
 use super::ledger::{Log, Space};
 use super::rows::Rows;
 use super::{DocumentRef, Kind, MAX_DOCUMENT, StoreError};
@@ -20,7 +23,7 @@ pub(super) enum Write {
     MetaDelete { key: String },
     Append { log: Log, at: Timestamp, body: String },
     Outcome { intent: u64, at: Timestamp, body: String },
-    KeyedPut { space: Space, key: String, expires: Option<Timestamp>, body: String },
+    KeyedPut { space: Space, key: String, life: Option<Duration>, body: String },
     KeyedDelete { space: Space, key: String },
 }
 
@@ -91,7 +94,7 @@ impl Batch {
         self
     }
 
-    /// Writes a keyed record, replacing the one with this key.
+    /// Writes a keyed record, replacing the one with this key. It is there for `life` after it is written, or without an end.
     ///
     /// # Errors
     /// [`StoreError::TooLong`].
@@ -99,13 +102,13 @@ impl Batch {
         &mut self,
         space: Space,
         key: String,
-        expires: Option<Timestamp>,
+        life: Option<Duration>,
         body: String,
     ) -> Result<&mut Self, StoreError> {
         if body.len() > MAX_DOCUMENT {
             return Err(StoreError::TooLong { document: DocumentRef::Keyed(space, key), bytes: body.len() });
         }
-        self.writes.push(Write::KeyedPut { space, key, expires, body });
+        self.writes.push(Write::KeyedPut { space, key, life, body });
         Ok(self)
     }
 
@@ -130,10 +133,11 @@ impl Batch {
     }
 }
 
-/// Carries out one write; `append` gives entries of the logs their numbers.
+/// Carries out one write, at the time that `hours` says; `append` gives entries of the logs their numbers.
 pub(super) fn carry_out(
     t: &Rows<'_>,
     write: &Write,
+    hours: &Hours,
     append: &mut impl FnMut(&Rows<'_>, Log, Timestamp, &str) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
     match write {
@@ -143,8 +147,9 @@ pub(super) fn carry_out(
         Write::MetaDelete { key } => t.forget_meta(key).map_err(StoreError::from),
         Write::Append { log, at, body } => append(t, *log, *at, body),
         Write::Outcome { intent, at, body } => t.outcome(*intent, *at, body).map_err(StoreError::from),
-        Write::KeyedPut { space, key, expires, body } => {
-            t.keyed(*space, key, *expires, body).map_err(StoreError::from)
+        Write::KeyedPut { space, key, life, body } => {
+            let expires = life.map(|life| hours.end_of(space.count(), life));
+            t.keyed(*space, key, expires, body).map_err(StoreError::from)
         }
         Write::KeyedDelete { space, key } => t.forget_keyed(*space, key).map_err(StoreError::from),
     }

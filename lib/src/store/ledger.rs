@@ -12,6 +12,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, params};
@@ -19,8 +20,9 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{oneshot, watch};
 use uuid::Uuid;
 
+use super::hours::{self, Clocks, Count, Hours, Kernel, Note};
 use super::rows::Rows;
-use super::writer::{self, Health, Tail, Tell, Work, Writing};
+use super::writer::{self, Ground, Health, Tail, Tell, Work, Writing};
 use super::{Batch, DocumentRef, Store, StoreError, open};
 
 /// Work that waits at most; more make writers wait.
@@ -90,6 +92,25 @@ impl Space {
             Self::Ticket => "ticket",
         }
     }
+
+    /// What is promised is kept for as long; what opens something opens it no longer.
+    pub(super) const fn count(self) -> Count {
+        match self {
+            Self::Idempotency => Count::AtLeast,
+            Self::Token | Self::Ticket => Count::AtMost,
+        }
+    }
+
+    const ALL: [Self; 3] = [Self::Idempotency, Self::Token, Self::Ticket];
+}
+
+/// A record with a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// What was written.
+    pub body: String,
+    /// How long it is there; `None`: it has no end.
+    pub left: Option<Duration>,
 }
 
 /// An entry of a log.
@@ -165,8 +186,7 @@ pub struct Ledger {
     writer: Option<JoinHandle<()>>,
     health: Arc<Health>,
     reader: Mutex<Connection>,
-    events: Arc<Tail>,
-    audit: Arc<Tail>,
+    ground: Arc<Ground>,
 }
 
 impl std::fmt::Debug for Ledger {
@@ -181,10 +201,15 @@ impl Ledger {
     /// # Errors
     /// [`StoreError::Sqlite`], [`StoreError::Files`].
     pub fn open(store: &Store, events_kept: u64) -> Result<Self, StoreError> {
+        Self::open_by(Box::new(Kernel), store, events_kept)
+    }
+
+    fn open_by(clocks: Box<dyn Clocks>, store: &Store, events_kept: u64) -> Result<Self, StoreError> {
         let path = &store.path;
         let (writer, reader) = (open::another(path)?, open::another(path)?);
         let keeper = Arc::clone(&store.keeper);
-        let epoch = store.transaction(epoch_of)?;
+        let (epoch, hours) =
+            store.transaction(|t| Ok::<_, StoreError>((epoch_of(t)?, hours_of(t, clocks)?)))?;
         let tail = |log: Log, kept: u64| -> Result<Arc<Tail>, StoreError> {
             let last = bounds_of(&reader, log)?.latest;
             let (next, committed) = (AtomicU64::new(last), watch::Sender::new(last));
@@ -192,11 +217,11 @@ impl Ledger {
         };
         let (events, audit) = (tail(Log::Event, events_kept.max(1))?, tail(Log::Audit, AUDIT_KEPT)?);
         let (sender, receiver) = sync_channel(QUEUE);
-        let tails = [Arc::clone(&events), Arc::clone(&audit)];
+        let ground = Arc::new(Ground { tails: [events, audit], hours });
         let health = Arc::new(Health::default());
-        let theirs = Arc::clone(&health);
+        let (its, theirs) = (Arc::clone(&ground), Arc::clone(&health));
         let thread = std::thread::Builder::new().name("ledger".into());
-        let writing = move || writer::write_all(writer, &keeper, &receiver, &tails, &theirs);
+        let writing = move || writer::write_all(writer, &keeper, &receiver, &its, &theirs);
         let writer = thread.spawn(writing).map_err(|source| {
             StoreError::Files(super::PrivateFileError::Io {
                 operation: "start the writer of",
@@ -205,7 +230,7 @@ impl Ledger {
             })
         })?;
         let reader = Mutex::new(reader);
-        Ok(Self { epoch, sender: Some(sender), writer: Some(writer), health, reader, events, audit })
+        Ok(Self { epoch, sender: Some(sender), writer: Some(writer), health, reader, ground })
     }
 
     /// Made with the database: numbers of another epoch mean nothing here. 16 hexadecimal digits.
@@ -226,8 +251,8 @@ impl Ledger {
     /// # Errors
     /// Whatever keeps the database from taking it.
     pub async fn append_durably(&self, log: Log, body: String) -> Result<u64, StoreError> {
-        let (tails, at) = ([Arc::clone(self.tail(log))], Timestamp::now());
-        self.run(move |t| writer::append(t, &tails, log, at, &body)).await
+        let (ground, at) = (Arc::clone(&self.ground), Timestamp::now());
+        self.run(move |t| writer::append(t, &ground, log, at, &body)).await
     }
 
     /// Writes a batch; returns when it is on disk.
@@ -418,12 +443,16 @@ impl Ledger {
     ///
     /// # Errors
     /// [`StoreError::Sqlite`].
-    pub fn find(&self, space: Space, key: &str) -> Result<Option<String>, StoreError> {
+    pub fn find(&self, space: Space, key: &str) -> Result<Option<Kept>, StoreError> {
         self.reader()
             .prepare_cached(
-                "SELECT body FROM keyed WHERE space = ?1 AND key = ?2 AND (expires IS NULL OR expires > ?3)",
+                "SELECT body, expires FROM keyed
+                 WHERE space = ?1 AND key = ?2 AND (expires IS NULL OR expires > ?3)",
             )
-            .and_then(|mut s| s.query_row(params![space.stored(), key, now()], |row| row.get(0)).optional())
+            .and_then(|mut s| {
+                let read = |row: &rusqlite::Row<'_>| Ok(self.kept(space, row.get(0)?, row.get(1)?));
+                s.query_row(params![space.stored(), key, self.now(space)], read).optional()
+            })
             .map_err(StoreError::from)
     }
 
@@ -431,16 +460,25 @@ impl Ledger {
     ///
     /// # Errors
     /// [`StoreError::Sqlite`].
-    pub fn all(&self, space: Space) -> Result<Vec<(String, String)>, StoreError> {
+    pub fn all(&self, space: Space) -> Result<Vec<(String, Kept)>, StoreError> {
         let reader = self.reader();
         let mut statement = reader
             .prepare_cached(
-                "SELECT key, body FROM keyed WHERE space = ?1 AND (expires IS NULL OR expires > ?2)
+                "SELECT key, body, expires FROM keyed WHERE space = ?1 AND (expires IS NULL OR expires > ?2)
                  ORDER BY key",
             )
             .map_err(StoreError::from)?;
-        let rows = statement.query_map(params![space.stored(), now()], |row| Ok((row.get(0)?, row.get(1)?)));
+        let read = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, self.kept(space, row.get(1)?, row.get(2)?)));
+        let rows = statement.query_map(params![space.stored(), self.now(space)], read);
         rows.and_then(Iterator::collect).map_err(StoreError::from)
+    }
+
+    fn kept(&self, space: Space, body: String, expires: Option<i64>) -> Kept {
+        Kept { body, left: expires.map(|end| self.ground.hours.left(space.count(), end)) }
+    }
+
+    fn now(&self, space: Space) -> i64 {
+        self.ground.hours.now(space.count())
     }
 
     /// Writes a record unless its key is there (an expired one does not count). Gives what is there otherwise.
@@ -451,13 +489,16 @@ impl Ledger {
         &self,
         space: Space,
         key: String,
-        expires: Option<Timestamp>,
+        life: Option<Duration>,
         body: String,
     ) -> Result<Option<String>, StoreError> {
         let mut batch = Batch::new();
-        batch.keyed_put(space, key.clone(), expires, body)?;
+        batch.keyed_put(space, key.clone(), life, body)?;
+        let ground = Arc::clone(&self.ground);
         self.run(move |t| {
-            t.expire_keyed(now()).map_err(StoreError::from)?;
+            for space in Space::ALL {
+                t.expire_keyed(space, ground.hours.now(space.count())).map_err(StoreError::from)?;
+            }
             let there = t
                 .prepare_cached("SELECT body FROM keyed WHERE space = ?1 AND key = ?2")
                 .and_then(|mut s| {
@@ -465,7 +506,7 @@ impl Ledger {
                 })
                 .map_err(StoreError::from)?;
             if there.is_none() {
-                writer::write_keyed(t, &batch)?;
+                writer::write_batch(t, &batch, &ground)?;
             }
             Ok(there)
         })
@@ -480,11 +521,11 @@ impl Ledger {
         &self,
         space: Space,
         key: String,
-        expires: Option<Timestamp>,
+        life: Option<Duration>,
         body: String,
     ) -> Result<(), StoreError> {
         let mut batch = Batch::new();
-        batch.keyed_put(space, key, expires, body)?;
+        batch.keyed_put(space, key, life, body)?;
         self.commit(batch).await
     }
 
@@ -493,7 +534,11 @@ impl Ledger {
     /// # Errors
     /// Whatever keeps the database from taking it.
     pub async fn take(&self, space: Space, key: String) -> Result<Option<String>, StoreError> {
-        self.run(move |t| t.take_keyed(space, &key, now()).map_err(StoreError::from)).await
+        let ground = Arc::clone(&self.ground);
+        self.run(move |t| {
+            t.take_keyed(space, &key, ground.hours.now(space.count())).map_err(StoreError::from)
+        })
+        .await
     }
 
     /// The same together with a batch: nothing of it is written when there was no record.
@@ -506,11 +551,12 @@ impl Ledger {
         key: String,
         batch: Batch,
     ) -> Result<Option<String>, StoreError> {
-        let tails = [Arc::clone(&self.events), Arc::clone(&self.audit)];
+        let ground = Arc::clone(&self.ground);
         self.run(move |t| {
-            let there = t.take_keyed(space, &key, now()).map_err(StoreError::from)?;
+            let now = ground.hours.now(space.count());
+            let there = t.take_keyed(space, &key, now).map_err(StoreError::from)?;
             if there.is_some() {
-                writer::write_batch(t, &batch, &tails)?;
+                writer::write_batch(t, &batch, &ground)?;
             }
             Ok(there)
         })
@@ -526,12 +572,13 @@ impl Ledger {
         space: Space,
         key: String,
         expected: String,
-        expires: Option<Timestamp>,
+        life: Option<Duration>,
         body: String,
     ) -> Result<bool, StoreError> {
         let mut batch = Batch::new();
-        batch.keyed_put(space, key.clone(), expires, body)?;
+        batch.keyed_put(space, key.clone(), life, body)?;
         let (told, done) = sync_channel(1);
+        let ground = Arc::clone(&self.ground);
         self.submit(
             move |t| {
                 let there = t
@@ -542,7 +589,7 @@ impl Ledger {
                     .map_err(StoreError::from)?;
                 let same = there.as_deref() == Some(expected.as_str());
                 if same {
-                    writer::write_keyed(t, &batch)?;
+                    writer::write_batch(t, &batch, &ground)?;
                 }
                 Ok(same)
             },
@@ -597,9 +644,10 @@ impl Ledger {
     }
 
     fn tail(&self, log: Log) -> &Arc<Tail> {
+        let [events, audit] = &self.ground.tails;
         match log {
-            Log::Event => &self.events,
-            Log::Audit => &self.audit,
+            Log::Event => events,
+            Log::Audit => audit,
         }
     }
 
@@ -645,13 +693,16 @@ fn epoch_of(t: &super::Transaction<'_>) -> Result<String, StoreError> {
     Ok(fresh)
 }
 
+/// Goes on counting time, and notes from where.
+fn hours_of(t: &super::Transaction<'_>, clocks: Box<dyn Clocks>) -> Result<Hours, StoreError> {
+    let hours = Hours::new(t.meta_get::<Note>(hours::KEY)?.as_ref(), clocks);
+    t.meta_put(hours::KEY, &hours.note())?;
+    Ok(hours)
+}
+
 fn gone() -> StoreError {
     // The writer's thread has ended; its log says why.
     StoreError::Sqlite(rusqlite::Error::ExecuteReturnedResults)
-}
-
-fn now() -> i64 {
-    Timestamp::now().as_millisecond()
 }
 
 #[cfg(test)]
@@ -659,8 +710,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
     use std::path::Path;
 
-    use jiff::ToSpan as _;
-
+    use super::hours::tests::Set;
     use super::*;
     use crate::store::{Kind, Store, Trouble};
 
@@ -735,14 +785,60 @@ mod tests {
     async fn what_has_expired_is_not_there() {
         let dir = tempfile::tempdir().unwrap();
         let (_store, ledger) = open(dir.path(), 10);
-        let past = Timestamp::now() - 1.second();
-        ledger.put(Space::Ticket, "old".into(), Some(past), "x".into()).await.unwrap();
-        ledger.put(Space::Ticket, "new".into(), Some(past + 1.hour()), "y".into()).await.unwrap();
+        let hour = Duration::from_secs(3600);
+        ledger.put(Space::Ticket, "old".into(), Some(Duration::ZERO), "x".into()).await.unwrap();
+        ledger.put(Space::Ticket, "new".into(), Some(hour), "y".into()).await.unwrap();
         assert_eq!(ledger.find(Space::Ticket, "old").unwrap(), None);
-        assert_eq!(ledger.all(Space::Ticket).unwrap(), [("new".to_owned(), "y".to_owned())]);
+        let all = ledger.all(Space::Ticket).unwrap();
+        let [(key, Kept { body, left: Some(left) })] = &all[..] else { panic!("{all:?}") };
+        assert!(key == "new" && body == "y" && !left.is_zero() && *left <= hour, "{all:?}");
         assert_eq!(ledger.take(Space::Ticket, "old".into()).await.unwrap(), None);
         assert_eq!(ledger.claim(Space::Ticket, "old".into(), None, "z".into()).await.unwrap(), None);
-        assert_eq!(ledger.find(Space::Ticket, "old").unwrap().as_deref(), Some("z"));
+        let endless = Kept { body: "z".into(), left: None };
+        assert_eq!(ledger.find(Space::Ticket, "old").unwrap(), Some(endless));
+    }
+
+    #[tokio::test]
+    async fn a_key_is_not_forgotten_early_nor_a_token_good_for_longer_whatever_the_wall_clock_says() {
+        const HOUR: i64 = 3_600_000;
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+        let set = Set::new();
+        let day = Duration::from_secs(24 * 3600);
+        let start = || {
+            let store = Store::open(&dir.path().join("host.db")).unwrap();
+            let ledger = Ledger::open_by(Box::new(set.clone()), &store, 10).unwrap();
+            (store, ledger)
+        };
+        let (mut store, mut ledger) = start();
+        for space in [Space::Idempotency, Space::Token] {
+            ledger.put(space, "k".into(), Some(day), "x".into()).await.unwrap();
+        }
+        let there = |ledger: &Ledger| {
+            [Space::Idempotency, Space::Token].map(|s| ledger.find(s, "k").unwrap().is_some())
+        };
+        for step in [20 * 365 * 24 * HOUR, -40 * 365 * 24 * HOUR, HOUR] {
+            set.change(|h| h.wall += step);
+            assert_eq!(there(&ledger), [true, true], "{step}");
+            drop((ledger, store));
+            (store, ledger) = start();
+            assert_eq!(there(&ledger), [true, true], "{step}, started again");
+            // What is claimed is not claimed again, and what has not expired is not tidied away.
+            let again = ledger.claim(Space::Idempotency, "k".into(), Some(day), "y".into()).await.unwrap();
+            assert_eq!(again.as_deref(), Some("x"));
+        }
+        set.pass(23 * HOUR);
+        drop((ledger, store));
+        // Off for two days, and so its clock says: what was promised is kept, what opens something opens it no longer.
+        set.reboot("two", 48 * HOUR);
+        (store, ledger) = start();
+        assert_eq!(there(&ledger), [true, false]);
+        set.pass(2 * HOUR);
+        assert_eq!(there(&ledger), [true, false], "the hour before was not noted, and may not have been");
+        set.pass(23 * HOUR);
+        assert_eq!(there(&ledger), [false, false], "nothing is kept for ever");
+        assert_eq!(ledger.claim(Space::Idempotency, "k".into(), None, "z".into()).await.unwrap(), None);
+        drop((ledger, store));
     }
 
     /// Lets the database have no page more, or as many as it likes.
@@ -903,7 +999,7 @@ mod tests {
                 assert_eq!(ledger.epoch().len(), 16);
                 if version >= 2 {
                     assert_eq!(ledger.look(Log::Event, 6, 9, |_| true).unwrap().entries[0].body, "seventh");
-                    assert_eq!(ledger.find(Space::Token, "k").unwrap().as_deref(), Some("v"));
+                    assert_eq!(ledger.find(Space::Token, "k").unwrap().map(|k| k.body).as_deref(), Some("v"));
                 }
                 ledger.append_durably(Log::Audit, "x".into()).await.unwrap();
             }

@@ -13,6 +13,7 @@
 mod batch;
 mod documents;
 mod finding;
+mod hours;
 mod keeper;
 pub mod ledger;
 mod mark;

@@ -112,9 +112,9 @@ impl<'a> Rows<'a> {
         self.forget("DELETE FROM meta WHERE key = ?1 RETURNING digest", [key]).map(|_| ())
     }
 
-    /// Writes a keyed record.
-    pub fn keyed(&self, space: Space, key: &str, expires: Option<Timestamp>, body: &str) -> Changed<()> {
-        let (space, expires) = (space.stored(), expires.map(Timestamp::as_millisecond));
+    /// Writes a keyed record, with its end by the count of its space.
+    pub fn keyed(&self, space: Space, key: &str, expires: Option<i64>, body: &str) -> Changed<()> {
+        let space = space.stored();
         let digest = of_keyed(space, key, expires, body.as_bytes());
         let old =
             self.digest("SELECT digest FROM keyed WHERE space = ?1 AND key = ?2", params![space, key])?;
@@ -149,9 +149,11 @@ impl<'a> Rows<'a> {
         Ok(taken.map(|(_, body)| body))
     }
 
-    /// Removes every keyed record that has expired.
-    pub fn expire_keyed(&self, now: i64) -> Changed<()> {
-        self.forget("DELETE FROM keyed WHERE expires <= ?1 RETURNING digest", [now]).map(|_| ())
+    /// Removes every keyed record of a space that has expired.
+    pub fn expire_keyed(&self, space: Space, now: i64) -> Changed<()> {
+        // By the index of ends, not through all that there is of the space.
+        let statement = "DELETE FROM keyed WHERE +space = ?1 AND expires <= ?2 RETURNING digest";
+        self.forget(statement, params![space.stored(), now]).map(|_| ())
     }
 
     /// Writes an entry of a log.

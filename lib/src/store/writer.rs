@@ -19,12 +19,14 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 use tokio::sync::watch;
 
 use super::batch::{Batch, Write, carry_out};
+use super::documents::render;
+use super::hours::{self, Hours};
 use super::keeper::{Keeper, held};
 use super::ledger::Log;
 use super::mark::Delta;
 use super::open::BUSY_TIMEOUT;
 use super::rows::Rows;
-use super::{Kind, StoreError};
+use super::{DocumentRef, Kind, StoreError};
 
 /// Work that one transaction takes at most.
 const GROUP: usize = 512;
@@ -63,6 +65,13 @@ pub(super) struct Tail {
     pub next: AtomicU64,
     /// The last entry on disk.
     pub committed: watch::Sender<u64>,
+}
+
+/// What every write goes by.
+pub(super) struct Ground {
+    /// Every log has one.
+    pub tails: [Arc<Tail>; 2],
+    pub hours: Hours,
 }
 
 /// Whether writing works.
@@ -135,7 +144,7 @@ impl StoreError {
     fn for_another(&self) -> Self {
         let copy = |e: &rusqlite::Error| match e {
             rusqlite::Error::SqliteFailure(code, text) => rusqlite::Error::SqliteFailure(*code, text.clone()),
-            // The writer has logged the reason itself.
+            // Others cannot be copied, and the list of them is not closed. The writer has logged the reason itself.
             _ => rusqlite::Error::ExecuteReturnedResults,
         };
         match self {
@@ -146,7 +155,19 @@ impl StoreError {
             Self::Damaged { what, source } => {
                 Self::Damaged { what: what.clone(), source: source.as_ref().map(copy) }
             }
-            _ => Self::Sqlite(rusqlite::Error::ExecuteReturnedResults),
+            Self::InUse => Self::InUse,
+            // No less a failure of the database for those whose work it was not about.
+            Self::Files(_)
+            | Self::Empty { .. }
+            | Self::Foreign { .. }
+            | Self::TooNew { .. }
+            | Self::Corrupt { .. }
+            | Self::Untrusted { .. }
+            | Self::Unreadable { .. }
+            | Self::Unwritable { .. }
+            | Self::TooLong { .. }
+            | Self::Exists { .. }
+            | Self::NameTaken { .. } => Self::Sqlite(rusqlite::Error::ExecuteReturnedResults),
         }
     }
 }
@@ -230,22 +251,20 @@ pub(super) fn write_all(
     mut connection: Connection,
     keeper: &Mutex<Keeper>,
     work: &Receiver<Work>,
-    tails: &[Arc<Tail>],
+    ground: &Ground,
     health: &Health,
 ) {
     let mut owed = Owed::default();
     let mut tidied = None;
+    let mut noted = Instant::now();
     let _alive = Alive(health);
     loop {
         let at = held(keeper).seq();
         let first = if owed.batches.is_empty() && !health.is_failing() {
-            let next = if tidied == Some(at) {
-                work.recv().map_err(|_| RecvTimeoutError::Disconnected)
-            } else {
-                work.recv_timeout(IDLE)
-            };
-            match next {
+            let is_tidy = tidied == Some(at);
+            match work.recv_timeout(if is_tidy { hours::NOTE_EVERY } else { IDLE }) {
                 Ok(first) => Some(first),
+                Err(RecvTimeoutError::Timeout) if is_tidy => None,
                 Err(RecvTimeoutError::Timeout) => {
                     if tidy(&connection, keeper) {
                         tidied = Some(at);
@@ -263,9 +282,9 @@ pub(super) fn write_all(
         };
         let more = std::iter::from_fn(|| work.try_recv().ok());
         let group: Vec<Work> = first.into_iter().chain(more).take(GROUP).collect();
-        write_group(&mut connection, keeper, group, &mut owed, tails, health);
+        write_group(&mut connection, keeper, group, &mut owed, ground, health, &mut noted);
     }
-    write_group(&mut connection, keeper, Vec::new(), &mut owed, tails, health);
+    write_group(&mut connection, keeper, Vec::new(), &mut owed, ground, health, &mut noted);
     if !owed.batches.is_empty() {
         tracing::error!(
             owed = owed.batches.len(),
@@ -337,9 +356,12 @@ fn write_group(
     keeper: &Mutex<Keeper>,
     group: Vec<Work>,
     owed: &mut Owed,
-    tails: &[Arc<Tail>],
+    ground: &Ground,
     health: &Health,
+    noted: &mut Instant,
 ) {
+    let tails = &ground.tails;
+    let due = noted.elapsed() >= hours::NOTE_EVERY;
     let before = numbers(tails);
     let probing = group.is_empty() && owed.batches.is_empty();
     let mut done = Vec::with_capacity(group.len());
@@ -351,7 +373,7 @@ fn write_group(
         let account = Cell::new(Delta::default());
         let rows = Rows::new(&t, &account);
         for batch in &owed.batches {
-            match within_savepoint(&rows, tails, || write_batch(&rows, batch, tails)) {
+            match within_savepoint(&rows, tails, || write_batch(&rows, batch, ground)) {
                 // What can never be written must not keep back what can.
                 Err(error) if error.trouble().is_none() => {
                     tracing::error!(%error, "a change that happened cannot be stored");
@@ -360,12 +382,14 @@ fn write_group(
             }
         }
         for work in waiting.by_ref() {
-            do_work(&rows, work, tails, &mut done, &mut refused)?;
+            do_work(&rows, work, ground, &mut done, &mut refused)?;
         }
         for tail in tails {
             forget_old(&rows, tail)?;
         }
-        if probing {
+        if due {
+            note(&rows, &ground.hours)?;
+        } else if probing {
             probe(&rows)?;
         }
         keeper.commit(t, &account.get())
@@ -379,6 +403,9 @@ fn write_group(
         restore(tails, &before);
     } else {
         owed.batches.clear();
+        if due {
+            *noted = Instant::now();
+        }
     }
     // What never had its turn fails with the rest.
     for work in waiting {
@@ -420,14 +447,14 @@ fn write_group(
 fn do_work(
     t: &Rows<'_>,
     work: Work,
-    tails: &[Arc<Tail>],
+    ground: &Ground,
     done: &mut Vec<Done>,
     refused: &mut Vec<(Done, StoreError)>,
 ) -> Result<(), StoreError> {
     let (item, result) = match work {
         Work::Free(work, otherwise) => {
             let mut tell = None;
-            let result = within_savepoint(t, tails, || {
+            let result = within_savepoint(t, &ground.tails, || {
                 tell = Some(work(t)?);
                 Ok(())
             });
@@ -435,7 +462,7 @@ fn do_work(
             (Done { tell, then: None, batch: None }, result)
         }
         Work::Batch { batch, owed, then, tell } => {
-            let result = within_savepoint(t, tails, || write_batch(t, &batch, tails));
+            let result = within_savepoint(t, &ground.tails, || write_batch(t, &batch, ground));
             (Done { tell, then: Some(then), batch: owed.then_some(batch) }, result)
         }
     };
@@ -478,30 +505,25 @@ fn within_savepoint(
 }
 
 /// Carries out a batch within the transaction.
-pub(super) fn write_batch(t: &Rows<'_>, batch: &Batch, tails: &[Arc<Tail>]) -> Result<(), StoreError> {
+pub(super) fn write_batch(t: &Rows<'_>, batch: &Batch, ground: &Ground) -> Result<(), StoreError> {
     let mut numbered =
-        |t: &Rows<'_>, log: Log, at: Timestamp, body: &str| append(t, tails, log, at, body).map(|_| ());
-    batch.writes().iter().try_for_each(|write| carry_out(t, write, &mut numbered))
-}
-
-/// The same for a batch without entries of logs.
-pub(super) fn write_keyed(t: &Rows<'_>, batch: &Batch) -> Result<(), StoreError> {
-    write_batch(t, batch, &[])
+        |t: &Rows<'_>, log: Log, at: Timestamp, body: &str| append(t, ground, log, at, body).map(|_| ());
+    batch.writes().iter().try_for_each(|write| carry_out(t, write, &ground.hours, &mut numbered))
 }
 
 /// Appends an entry; gives its number.
 pub(super) fn append(
     t: &Rows<'_>,
-    tails: &[Arc<Tail>],
+    ground: &Ground,
     log: Log,
     at: Timestamp,
     body: &str,
 ) -> Result<u64, StoreError> {
     // Every log has a tail.
-    let tail = tails
-        .iter()
-        .find(|t| t.log == log)
-        .ok_or_else(|| StoreError::Sqlite(rusqlite::Error::InvalidParameterName(log.table().to_owned())))?;
+    let tail =
+        ground.tails.iter().find(|t| t.log == log).ok_or_else(|| {
+            StoreError::Sqlite(rusqlite::Error::InvalidParameterName(log.table().to_owned()))
+        })?;
     let seq = tail.next.load(Ordering::SeqCst) + 1;
     t.entry(log, seq, at, body).map_err(StoreError::from)?;
     tail.next.store(seq, Ordering::SeqCst);
@@ -524,6 +546,12 @@ fn begin(connection: &mut Connection, patience: Duration) -> Result<Transaction<
 /// A write for its own sake: whether the disk takes something again.
 pub(super) fn probe(t: &Rows<'_>) -> Result<(), StoreError> {
     t.meta("probe", &format!("\"{}\"", uuid::Uuid::new_v4())).map_err(StoreError::from)
+}
+
+/// Notes how much time has passed, for the next daemon.
+fn note(t: &Rows<'_>, hours: &Hours) -> Result<(), StoreError> {
+    let note = render(&hours.note(), || DocumentRef::Meta(hours::KEY.to_owned()))?;
+    t.meta(hours::KEY, &note).map_err(StoreError::from)
 }
 
 fn forget_old(t: &Rows<'_>, tail: &Tail) -> Result<(), StoreError> {

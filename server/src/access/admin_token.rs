@@ -8,7 +8,6 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use jiff::Timestamp;
 use mirrorvm::PrivateFileError;
 use mirrorvm::host::Host;
 use uuid::Uuid;
@@ -19,8 +18,6 @@ use crate::problem::Problem;
 
 /// Name of the file in the state directory.
 pub const FILE: &str = "admin.token";
-/// 9999-01-01: it is good for as long as the daemon runs.
-const NO_END: i64 = 253_370_764_800;
 
 /// Why there is no admin token.
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +45,7 @@ impl AdminToken {
             name: FILE.to_owned(),
             role: Role::Admin,
             guest: None,
-            expires_at: Timestamp::from_second(NO_END).unwrap_or(Timestamp::MAX),
+            life: None,
             created_by: "daemon".to_owned(),
         };
         let made: Result<_, Problem> = TokenRecord::make(new, Origin::AdminFile);

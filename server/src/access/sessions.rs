@@ -220,7 +220,7 @@ fn session(id: Uuid, principal: &str, role: Role, life: Duration) -> NewToken {
         name: "browser".to_owned(),
         role,
         guest: None,
-        expires_at: Timestamp::now().saturating_add(life).unwrap_or(Timestamp::MAX),
+        life: Some(life),
         created_by: principal.to_owned(),
     }
 }

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use mirrorvm::host::{Act, Effect, Host, HostError};
-use mirrorvm::store::Batch;
-use mirrorvm::store::ledger::Space;
+use mirrorvm::store::ledger::{Kept, Space};
+use mirrorvm::store::{Batch, StoreError};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -22,7 +22,7 @@ use crate::problem::Problem;
 use crate::state::AppState;
 
 const PREFIX: &str = "mvm_";
-/// Longest time for which a token is taken to be good without another look: the clock of the wall may be set.
+/// Longest time for which a token is taken to be good without another look: a machine that sleeps wakes up later than it sees.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
 /// Where a token comes from.
@@ -67,7 +67,8 @@ pub struct TokenRecord {
     hash: String,
     /// When it was made.
     pub created_at: Timestamp,
-    /// When it ends to be good.
+    /// When it ends to be good, by the wall clock of when this was read or made. It ends when the time has passed, whatever
+    /// that clock is set to meanwhile.
     pub expires_at: Timestamp,
     /// Who made it.
     pub created_by: String,
@@ -84,13 +85,28 @@ pub struct NewToken {
     pub role: Role,
     /// As [`TokenRecord::guest`].
     pub guest: Option<Uuid>,
-    /// As [`TokenRecord::expires_at`].
-    pub expires_at: Timestamp,
+    /// How long it is good; `None`: for as long as the daemon runs.
+    pub life: Option<Duration>,
     /// As [`TokenRecord::created_by`].
     pub created_by: String,
 }
 
-fn storage(e: mirrorvm::store::StoreError) -> Problem {
+/// 9999-01-01, for what has no end of its own.
+const NO_END: i64 = 253_370_764_800;
+
+impl NewToken {
+    /// When it would end if it were made now.
+    pub fn expires_at(&self) -> Timestamp {
+        self.life.map_or_else(|| Timestamp::from_second(NO_END).unwrap_or(Timestamp::MAX), after)
+    }
+}
+
+/// The time by the wall clock after so long.
+fn after(left: Duration) -> Timestamp {
+    Timestamp::now().saturating_add(left).unwrap_or(Timestamp::MAX)
+}
+
+fn storage(e: StoreError) -> Problem {
     HostError::storage("keeping tokens", e).into()
 }
 
@@ -100,7 +116,7 @@ impl TokenRecord {
     /// # Errors
     /// `internal` when the system gives no random numbers.
     pub fn make(new: NewToken, origin: Origin) -> Result<(Self, Zeroizing<String>), Problem> {
-        let secret = secrets::make()?;
+        let (secret, expires_at) = (secrets::make()?, new.expires_at());
         let record = Self {
             id: new.id,
             name: new.name,
@@ -109,7 +125,7 @@ impl TokenRecord {
             origin,
             hash: secrets::hash(&secret),
             created_at: Timestamp::now(),
-            expires_at: new.expires_at,
+            expires_at,
             created_by: new.created_by,
         };
         Ok((record, secret))
@@ -125,21 +141,15 @@ impl TokenRecord {
         secrets::text(self.origin.prefix(), self.id, secret)
     }
 
-    /// Whom it stands for.
-    fn caller(&self) -> Option<Caller> {
-        Some(Caller {
+    /// Whom it stands for, while it is good.
+    fn caller(&self, until: Instant) -> Caller {
+        Caller {
             principal: format!("token:{}", self.id),
             method: Method::Token,
             role: self.role,
             guest: self.guest,
-            lease: Some(Lease { id: self.id, until: self.good_until(Instant::now())? }),
-        })
-    }
-
-    /// Until when it is good without another look; `None` when it is not.
-    fn good_until(&self, now: Instant) -> Option<Instant> {
-        let left = Duration::try_from(self.expires_at.duration_since(Timestamp::now())).ok()?;
-        (!left.is_zero()).then(|| now + left.min(LOOK_AGAIN))
+            lease: Some(Lease { id: self.id, until }),
+        }
     }
 }
 
@@ -148,11 +158,12 @@ impl TokenRecord {
 /// # Errors
 /// `internal` when storage or randomness fails.
 pub async fn create(host: &Host, new: NewToken) -> Result<(TokenRecord, Zeroizing<String>), Problem> {
+    let life = new.life;
     let (record, secret) = TokenRecord::make(new, Origin::Api)?;
     let body = serde_json::to_string(&record).map_err(|e| HostError::internal("writing a token", e))?;
     let key = record.id.to_string();
     let mut batch = Batch::new();
-    batch.keyed_put(Space::Token, key, Some(record.expires_at), body).map_err(storage)?;
+    batch.keyed_put(Space::Token, key, life, body).map_err(storage)?;
     let riding = Act::ride(&Effect::Token(record.id), &mut batch);
     host.ledger().commit_and(batch, || riding.arrived()).await.map_err(storage)?;
     let text = record.text(&secret);
@@ -166,7 +177,7 @@ pub async fn create(host: &Host, new: NewToken) -> Result<(TokenRecord, Zeroizin
 pub fn list(state: &AppState) -> Result<Vec<TokenRecord>, Problem> {
     let kept = state.host()?.ledger().all(Space::Token).map_err(storage)?;
     // A list with a gap would be a lie.
-    let kept = kept.iter().map(|(key, body)| Space::Token.read::<TokenRecord>(key, body));
+    let kept = kept.iter().map(|(key, kept)| shown(key, kept));
     let mut all = kept.collect::<Result<Vec<_>, _>>().map_err(storage)?;
     let credentials = state.credentials();
     all.extend(credentials.admin().record());
@@ -204,7 +215,8 @@ pub async fn withdraw(state: &AppState, id: Uuid) -> Result<bool, Problem> {
 pub fn recognize(state: &AppState, text: &str) -> Result<Option<Caller>, Problem> {
     state.host()?;
     let Some((id, secret)) = secrets::split(PREFIX, text) else { return Ok(None) };
-    Ok(find(state, id)?.filter(|r| r.opens_with(secret)).and_then(|r| r.caller()))
+    let found = find(state, id)?.filter(|(record, _)| record.opens_with(secret));
+    Ok(found.map(|(record, until)| record.caller(until)))
 }
 
 /// Until when the token or session `id` is good without another look; `None` when it is not.
@@ -215,14 +227,23 @@ pub fn good_until(state: &AppState, id: Uuid) -> Result<Option<Instant>, Problem
     if let Some(until) = state.credentials().sessions().good_until(id) {
         return Ok(Some(until));
     }
-    Ok(find(state, id)?.and_then(|r| r.good_until(Instant::now())))
+    Ok(find(state, id)?.map(|(_, until)| until))
 }
 
-fn find(state: &AppState, id: Uuid) -> Result<Option<TokenRecord>, Problem> {
+/// A token that is good, and until when it is without another look.
+fn find(state: &AppState, id: Uuid) -> Result<Option<(TokenRecord, Instant)>, Problem> {
+    let until = |left: Option<Duration>| Instant::now() + left.map_or(LOOK_AGAIN, |l| l.min(LOOK_AGAIN));
     if let Some(record) = state.credentials().admin().record().filter(|r| r.id == id) {
-        return Ok(Some(record));
+        return Ok(Some((record, until(None))));
     }
     let key = id.to_string();
-    let body = state.host()?.ledger().find(Space::Token, &key).map_err(storage)?;
-    body.map(|body| Space::Token.read::<TokenRecord>(&key, &body)).transpose().map_err(storage)
+    let kept = state.host()?.ledger().find(Space::Token, &key).map_err(storage)?;
+    let found = kept.map(|kept| Ok((shown(&key, &kept)?, until(kept.left))));
+    found.transpose().map_err(storage)
+}
+
+/// A stored token with the end that it has by the wall clock as it is now.
+fn shown(key: &str, kept: &Kept) -> Result<TokenRecord, StoreError> {
+    let record: TokenRecord = Space::Token.read(key, &kept.body)?;
+    Ok(TokenRecord { expires_at: kept.left.map_or(record.expires_at, after), ..record })
 }

@@ -85,7 +85,7 @@ pub struct IncomingMigration {
     /// This host's identity, which the source pins.
     #[schema(pattern = "^sha256:[0-9a-f]{64}$")]
     pub identity: String,
-    /// Until when the migration must have begun.
+    /// Until when the migration must have begun, by this host's clock; the time passes however that is set.
     pub expires_at: Timestamp,
     /// Versions of the peer protocol that this host speaks.
     #[schema(example = json!([1]))]

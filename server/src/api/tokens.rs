@@ -88,7 +88,8 @@ pub struct Token {
     pub origin: Origin,
     /// When it was made.
     pub created_at: Timestamp,
-    /// When it ends to be good; of a session unless it is used before.
+    /// When it ends to be good, by the host's clock as it is now: its time passes however that is set. Of a session unless it is
+    /// used before.
     pub expires_at: Timestamp,
     /// Who made it; `daemon` of the one in `admin.token`; of a session whoever has opened it.
     #[schema(example = "unix:0")]

@@ -8,6 +8,7 @@
 //! request with a key takes effect once, whatever dies.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
@@ -16,7 +17,6 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
-use jiff::{Timestamp, ToSpan as _};
 use mirrorvm::host::{Act, Effect, Host, HostError};
 use mirrorvm::store::ledger::Space;
 use mirrorvm::store::{Batch, StoreError};
@@ -40,6 +40,8 @@ use crate::state::AppState;
 pub const KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// On an answer that was given before.
 pub const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
+/// How long an answer is kept, at least: by the time that passes, not by a clock that somebody sets.
+const LIFE: Duration = Duration::from_secs(24 * 3600);
 /// Longest key.
 const KEY_MAX: usize = 255;
 /// Headers of an answer that are kept.
@@ -96,7 +98,7 @@ async fn run(state: &AppState, request: Request, next: Next) -> Result<Response,
     let key = key_of(&parts.headers)?;
     let principal = parts.extensions.get::<Caller>().map_or("", |c| c.principal.as_str());
     let key = format!("{principal}\n{key}");
-    let limit = std::time::Duration::from_secs(state.config().limits.body_seconds.into());
+    let limit = Duration::from_secs(state.config().limits.body_seconds.into());
     let bytes = body::read(body, body::max_of(&parts.extensions), limit).await?;
     let query = Query::of(&parts.uri, &mut parts.extensions).canonical();
     let path = canonical_path(parts.uri.path());
@@ -136,7 +138,7 @@ fn keep_along(
     claim.answer = answer_to(operation, effect);
     if claim.answer.is_some()
         && let Ok(text) = text_of(&claim)
-        && let Err(error) = batch.keyed_put(Space::Idempotency, key, Some(expiry()), text)
+        && let Err(error) = batch.keyed_put(Space::Idempotency, key, Some(LIFE), text)
     {
         tracing::error!(%error, "an answer is too long to be kept");
     }
@@ -185,7 +187,7 @@ async fn claim(host: &Host, key: &str, fingerprint: String, boot: Uuid) -> Resul
         let text = text_of(&claim)?;
         let ledger = host.ledger();
         let Some(there) =
-            ledger.claim(Space::Idempotency, key.to_owned(), Some(expiry()), text).await.map_err(storage)?
+            ledger.claim(Space::Idempotency, key.to_owned(), Some(LIFE), text).await.map_err(storage)?
         else {
             return Ok(Turn::Ours { claim, again });
         };
@@ -235,7 +237,7 @@ async fn settle(
         if !recorded || claim.answer.as_ref() != Some(&answer) {
             claim.answer = Some(answer);
             let kept = text_of(&claim).and_then(|text| {
-                batch.keyed_put(Space::Idempotency, key.clone(), Some(expiry()), text).map_err(storage)
+                batch.keyed_put(Space::Idempotency, key.clone(), Some(LIFE), text).map_err(storage)
             });
             if kept.is_err() {
                 // Without an answer nobody could tell the key from one that is worked on.
@@ -321,10 +323,6 @@ fn fingerprint(method: &str, target: &str, headers: &HeaderMap, body: &[u8]) -> 
         hash.update(part);
     }
     sha256_text(&hash.finalize())
-}
-
-fn expiry() -> Timestamp {
-    Timestamp::now() + 24.hours()
 }
 
 fn text_of(claim: &Claim) -> Result<String, Problem> {

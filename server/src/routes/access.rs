@@ -1,12 +1,13 @@
 //! Callers: who one is, tokens, the audit log.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use axum::extract::{Extension, Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::{Json, body::Bytes};
-use jiff::{Timestamp, ToSpan as _};
+use jiff::Timestamp;
 use mirrorvm::host::HostError;
 use mirrorvm::store::ledger::Log;
 use uuid::Uuid;
@@ -76,24 +77,23 @@ pub async fn create_token(
         Some(key) => Some(host.guest(key)?.id),
         None => None,
     };
-    let lifetime = i64::try_from(body.expires_in_seconds).unwrap_or(i64::MAX).clamp(1, 31_622_400);
     let new = NewToken {
         id: change.id().unwrap_or_else(Uuid::now_v7),
         name: body.name,
         role: body.role,
         guest,
-        expires_at: Timestamp::now() + lifetime.seconds(),
+        life: Some(Duration::from_secs(body.expires_in_seconds.clamp(1, 31_622_400))),
         created_by: change.principal,
     };
     if change.dry_run {
         let token = Token {
+            expires_at: new.expires_at(),
             id: new.id,
             name: new.name,
             role: new.role,
             guest,
             origin: Origin::Api,
             created_at: Timestamp::now(),
-            expires_at: new.expires_at,
             created_by: new.created_by,
             secret: None,
         };

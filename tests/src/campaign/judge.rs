@@ -62,10 +62,7 @@ pub fn judge(world: &World, model: &mut Model, watch: &Watch) {
     let made: BTreeSet<String> =
         records.iter().flatten().map(|g| format!("/v1/guests/{}", g["id"].as_str().unwrap())).collect();
     audit(world, model, &made);
-    for (side, tokens) in model.tokens.iter_mut().enumerate() {
-        if world.sides[side].tokens_expired {
-            tokens.clear();
-        }
+    for (side, tokens) in model.tokens.iter().enumerate() {
         let there: BTreeSet<String> = all(&world.sides[side].daemon, "/v1/tokens")
             .iter()
             .map(|t| t["id"].as_str().unwrap().to_owned())

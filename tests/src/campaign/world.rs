@@ -3,12 +3,9 @@
 //! Owns: daemons, the network between them, their disks and clocks, strangers at their ports. Must not know: what
 //! is right.
 
-use std::fs::File;
 use std::io::Write as _;
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -17,6 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::dice::Dice;
 use crate::daemon::Daemon;
 use crate::disk::can_mount;
+use crate::preload::{Page, Preload};
 use crate::proxy::{Act, Break, Proxy, Way};
 
 /// Names of the hosts.
@@ -60,24 +58,6 @@ pub const FAULTS: [(u64, Fault); 9] = [
     (2, Fault::Strangers),
 ];
 
-/// The page that a daemon's preloaded library goes by.
-struct Page(PathBuf);
-
-impl Page {
-    fn set(&self, word: u64, value: i64) {
-        use std::os::unix::fs::FileExt as _;
-        let file = File::options().write(true).open(&self.0).unwrap();
-        file.write_all_at(&value.to_ne_bytes(), word * 8).unwrap();
-    }
-
-    fn get(&self, word: u64) -> i64 {
-        use std::os::unix::fs::FileExt as _;
-        let mut bytes = [0; 8];
-        File::open(&self.0).unwrap().read_exact_at(&mut bytes, word * 8).unwrap();
-        i64::from_ne_bytes(bytes)
-    }
-}
-
 /// One host.
 pub struct Side {
     /// Its daemon.
@@ -86,8 +66,6 @@ pub struct Side {
     pub up: bool,
     /// The way to it from the other host.
     pub proxy: Proxy,
-    /// Whether its clock ever was so far ahead that every token had expired: that a token ends at a date is its nature.
-    pub tokens_expired: bool,
     page: Option<Page>,
 }
 
@@ -99,38 +77,20 @@ pub struct World {
     strangers: Vec<TcpStream>,
     local_strangers: Vec<UnixStream>,
     thaws: Vec<JoinHandle<()>>,
-    /// Keeps the preloaded library.
-    _dir: tempfile::TempDir,
-}
-
-/// Builds the library that daemons are started with; says loudly when it cannot be.
-fn shim(dir: &Path) -> Option<PathBuf> {
-    let source = crate::repository().join("tests/src/campaign/shim.c");
-    let library = dir.join("shim.so");
-    let built = Command::new("cc").args(["-O1", "-shared", "-fPIC", "-o"]).arg(&library).arg(source).status();
-    if built.is_ok_and(|s| s.success()) {
-        return Some(library);
-    }
-    println!("SKIPPED (no cc): faults of clocks and syncs");
-    None
+    _preload: Option<Preload>,
 }
 
 impl World {
     /// Starts two daemons that know each other through proxies.
     pub fn start() -> Self {
-        let dir = tempfile::Builder::new().prefix("mirrorvm-campaign").tempdir().unwrap();
-        let library = shim(dir.path());
+        let preload = Preload::build();
         let start = |name: &str| {
-            let page = library.as_ref().map(|_| {
-                let page = dir.path().join(format!("page-{name}"));
-                std::fs::write(&page, [0; 24]).unwrap();
-                Page(page)
-            });
-            let (preload, at) = match (&library, &page) {
-                (Some(l), Some(p)) => (l.display().to_string(), p.0.display().to_string()),
-                _ => Default::default(),
+            let page = preload.as_ref().map(|p| p.page(name));
+            let environment = match (&preload, &page) {
+                (Some(preload), Some(page)) => preload.environment(page).to_vec(),
+                _ => Vec::new(),
             };
-            let environment = [("LD_PRELOAD", preload.as_str()), ("MIRRORVM_CAMPAIGN_PAGE", &at)];
+            let environment: Vec<_> = environment.iter().map(|(n, v)| (*n, v.as_str())).collect();
             let arguments = ["--listen", "tcp:127.0.0.1:0", "--metrics-listen", "tcp:127.0.0.1:0"];
             let daemon = if can_mount() {
                 Daemon::start_on_disk(name, DISK_KIB, &environment, &arguments)
@@ -139,13 +99,19 @@ impl World {
                 Daemon::start_as(name, &environment, |_| arguments.map(str::to_owned).into())
             };
             let proxy = Proxy::to(&daemon.peer_address);
-            Side { daemon, up: true, proxy, tokens_expired: false, page }
+            Side { daemon, up: true, proxy, page }
         };
         let sides = NAMES.map(start);
         for (here, there) in [(0, 1), (1, 0)] {
             sides[here].daemon.add_peer(&sides[there].daemon, &sides[there].proxy.address());
         }
-        Self { sides, strangers: Vec::new(), local_strangers: Vec::new(), thaws: Vec::new(), _dir: dir }
+        Self {
+            sides,
+            strangers: Vec::new(),
+            local_strangers: Vec::new(),
+            thaws: Vec::new(),
+            _preload: preload,
+        }
     }
 
     /// Faults that cannot be made here.
@@ -213,14 +179,13 @@ impl World {
                 Some(format!("{name}'s disk has {left} blocks left"))
             }
             Fault::SyncErrors => {
-                here.page.as_ref()?.set(1, 1);
+                here.page.as_ref()?.fail_syncs(true);
                 Some(format!("syncs of {name} fail"))
             }
             Fault::Clock => {
                 let year = 365 * 86_400;
                 let seconds = *dice.of(&[-3600, -20 * year, 3600, 11 * year, -90, 90]);
-                here.page.as_ref()?.set(0, seconds);
-                here.tokens_expired |= seconds > year;
+                here.page.as_ref()?.set_clock(seconds);
                 Some(format!("{name}'s clock is {seconds} s off"))
             }
             Fault::Strangers => self.strangers(side, dice),
@@ -295,14 +260,14 @@ impl World {
 
     /// Syncs that failed so far.
     pub fn failed_syncs(&self) -> i64 {
-        self.sides.iter().filter_map(|s| s.page.as_ref()).map(|p| p.get(2)).sum()
+        self.sides.iter().filter_map(|s| s.page.as_ref()).map(Page::failed_syncs).sum()
     }
 }
 
 impl Side {
     fn lift_syncs(&self) {
         if let Some(page) = &self.page {
-            page.set(1, 0);
+            page.fail_syncs(false);
         }
     }
 }
