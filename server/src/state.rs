@@ -5,13 +5,14 @@ use std::sync::{Arc, OnceLock};
 use mirrorvm::host::Host;
 use ring::hmac;
 use ring::rand::SystemRandom;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::access::credentials::Credentials;
 use crate::config::Config;
 use crate::http::audit::Acts;
 use crate::http::gate::Pace;
+use crate::http::places::Places;
 use crate::metrics::Metrics;
 use crate::openapi::Document;
 use crate::problem::{Problem, ProblemCode};
@@ -33,8 +34,8 @@ struct Shared {
     pace: Pace,
     credentials: Credentials,
     acts: Acts,
-    streams: Arc<Semaphore>,
-    long_polls: Arc<Semaphore>,
+    streams: Arc<Places>,
+    long_polls: Arc<Places>,
     metrics: Metrics,
 }
 
@@ -46,8 +47,8 @@ impl AppState {
         config: Config,
         closing: watch::Receiver<bool>,
     ) -> Self {
-        let streams = Arc::new(Semaphore::new(config.limits.open_streams()));
-        let long_polls = Arc::new(Semaphore::new(config.limits.waiting()));
+        let streams = Places::new(config.limits.open_streams());
+        let long_polls = Places::new(config.limits.waiting());
         Self(Arc::new(Shared {
             host: OnceLock::new(),
             closing,
@@ -141,13 +142,13 @@ impl AppState {
     }
 
     /// Event streams that may still be opened.
-    pub fn streams(&self) -> Arc<Semaphore> {
-        Arc::clone(&self.0.streams)
+    pub fn streams(&self) -> &Arc<Places> {
+        &self.0.streams
     }
 
     /// Callers that may still begin to wait.
-    pub fn long_polls(&self) -> Arc<Semaphore> {
-        Arc::clone(&self.0.long_polls)
+    pub fn long_polls(&self) -> &Arc<Places> {
+        &self.0.long_polls
     }
 
     /// What is counted.

@@ -230,10 +230,12 @@ fn a_reader_that_takes_nothing_is_disconnected_and_others_go_on() {
 }
 
 #[test]
-fn there_are_only_so_many_streams() {
-    let d = Daemon::start_with("a", &[("MIRRORVM_LIMITS_STREAMS", "2")]);
+fn there_are_only_so_many_streams_and_half_of_them_for_one_principal() {
+    let d = Daemon::start_with("a", &[("MIRRORVM_LIMITS_STREAMS", "4")]);
     let (one, _two) = (Stream::open(&d, "", None), Stream::open(&d, "", None));
-    assert_eq!(d.get("/v1/events/stream").expect(503).problem(), "no_resources");
+    let refused = d.get("/v1/events/stream").expect(503);
+    assert_eq!(refused.problem(), "no_resources");
+    assert!(refused.text().contains("2 event streams, as many as one principal may"), "{}", refused.text());
     drop(one);
     until("its place is free", 20, || {
         define(&d, "g", json!({}));

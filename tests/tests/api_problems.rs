@@ -27,7 +27,10 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("headers_too_large", "crowds: a_head_has_64_kib_and_not_a_byte_more"),
     ("uri_too_long", "crowds: a_head_has_64_kib_and_not_a_byte_more"),
     ("too_many_connections", "crowds: a_full_listener_still_says_that_the_daemon_lives"),
-    ("too_many_long_polls", "crowds: long_polls_have_a_share_of_their_own"),
+    (
+        "too_many_long_polls",
+        "crowds: long_polls_have_a_share_of_their_own_and_those_of_one_principal_half_of_it",
+    ),
     ("session_header_required", "api_sessions: a_change_by_session_needs_our_header_and_is_its_openers"),
     (
         "link_refused",

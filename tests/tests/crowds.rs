@@ -171,28 +171,32 @@ fn few_descriptors_are_shared_out_and_not_used_up() {
     child.wait().unwrap();
 }
 
+fn viewer(d: &Daemon) -> String {
+    let body = json!({"name": "v", "role": "viewer"});
+    d.post("/v1/tokens", &body).expect(201).json()["secret"].as_str().unwrap().to_owned()
+}
+
 #[test]
-fn long_polls_have_a_share_of_their_own() {
+fn long_polls_have_a_share_of_their_own_and_those_of_one_principal_half_of_it() {
     lift_descriptors();
     let d = on_tcp(&[("MIRRORVM_LIMITS_HEADER_SECONDS", "60")]);
     let address = d.listens("tcp:");
+    let other = viewer(&d);
     let latest = d.read("/v1/events?limit=1000")["next_cursor"].as_str().unwrap().to_owned();
-    let poll = format!(
-        "GET /v1/events?after={latest}&wait=60s HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {}\r\n\r\n",
-        d.admin_token()
-    );
-    let mut waiting = Vec::new();
-    let mut surplus: Vec<String> = Vec::new();
-    for _ in 0..520 {
+    let poll = |secret: &str| {
+        let text = format!(
+            "GET /v1/events?after={latest}&wait=60s HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {secret}\r\n\r\n",
+        );
         let mut stream = from([127, 0, 0, 1], &address);
-        stream.write_all(poll.as_bytes()).unwrap();
-        waiting.push(stream);
-    }
-    // Half of the listener waits. The others were told why not at once.
-    until("as many wait as may", 20, || count(&d, "mirrorvm_long_polls") == 256);
-    until("the others have their answers", 20, || {
-        count(&d, "mirrorvm_http_problems_total{code=\"too_many_long_polls\"}") == 520 - 256
-    });
+        stream.write_all(text.as_bytes()).unwrap();
+        stream
+    };
+    let refused = || count(&d, "mirrorvm_http_problems_total{code=\"too_many_long_polls\"}");
+    let mut waiting: Vec<TcpStream> = (0..520).map(|_| poll(&d.admin_token())).collect();
+    // A quarter of the listener waits. The others were told why not at once.
+    until("as many of one principal wait as may", 20, || count(&d, "mirrorvm_long_polls") == 128);
+    until("the others have their answers", 20, || refused() == 520 - 128);
+    let mut surplus: Vec<String> = Vec::new();
     for stream in &mut waiting {
         stream.set_nonblocking(true).unwrap();
         let mut byte = [0; 1];
@@ -207,22 +211,30 @@ fn long_polls_have_a_share_of_their_own() {
         }
     }
     let told: Vec<&String> = surplus.iter().filter(|s| !s.is_empty()).collect();
-    assert!(surplus.len() == 520 - 256 && told.len() > 200, "{} {}", surplus.len(), told.len());
+    assert!(surplus.len() == 520 - 128 && told.len() > 200, "{} {}", surplus.len(), told.len());
     for answer in told {
         assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("retry-after: 1\r\n"), "{answer}");
-        assert!(
-            answer.contains("\"code\":\"too_many_long_polls\"") && answer.contains("problem+json"),
-            "{answer}"
-        );
+        assert!(answer.contains("\"code\":\"too_many_long_polls\"") && answer.contains("problem+json"));
+        assert!(answer.contains("128 long polls of token:"), "{answer}");
     }
-    // Neither liveness nor work waits for them; nor does the log grow with each.
+    // Neither liveness nor work waits for them, nor do others who wait; nor does the log grow with each.
     let _ = Request::new("GET", "/livez").send_tcp(&address).expect(200);
     let bearer = format!("Bearer {}", d.admin_token());
     let host = Request::new("GET", "/v1/host").header("authorization", &bearer);
     let _ = host.send_tcp(&address).expect(200);
+    let brief = format!("/v1/events?after={latest}&wait=1s");
+    assert_eq!(d.read(&brief)["items"], json!([]), "over the Unix socket");
+    let theirs: Vec<TcpStream> = (0..128).map(|_| poll(&other)).collect();
+    until("another principal waits beside them", 20, || count(&d, "mirrorvm_long_polls") == 256);
+    assert_eq!(refused(), 520 - 128);
+    // All places are taken by now: that is told, and everything else is done.
+    let full = d.get(&brief).expect(503);
+    assert_eq!(full.problem(), "too_many_long_polls");
+    assert!(full.text().contains("as many callers wait for changes as may"), "{}", full.text());
+    let _ = d.read("/v1/host");
     let lines = d.log().lines().filter(|l| l.contains("too_many_long_polls")).count();
     assert!((1..=80).contains(&lines), "{lines} lines");
-    drop(waiting);
+    drop((waiting, theirs));
     until("their places are free again", 20, || count(&d, "mirrorvm_long_polls") == 0);
 }
 
@@ -230,11 +242,13 @@ fn long_polls_have_a_share_of_their_own() {
 fn streams_leave_room_on_their_listener() {
     let d = on_tcp(&[("MIRRORVM_LIMITS_CONNECTIONS", "16")]);
     let address = d.listens("tcp:");
-    let bearer = format!("authorization: Bearer {}\r\n", d.admin_token());
-    let open = format!("GET /v1/events/stream HTTP/1.1\r\nhost: localhost\r\n{bearer}\r\n");
+    // Of two principals: one alone has half of the places.
+    let open = [d.admin_token(), viewer(&d)].map(|secret| {
+        format!("GET /v1/events/stream HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {secret}\r\n\r\n")
+    });
     let mut streams: Vec<TcpStream> = Vec::new();
     let mut refused = 0;
-    for _ in 0..12 {
+    for open in open.iter().flat_map(|open| [open; 6]) {
         let mut stream = from([127, 0, 0, 1], &address);
         stream.write_all(open.as_bytes()).unwrap();
         let answer = first(&mut stream);

@@ -10,6 +10,7 @@ pub mod guard;
 pub mod idempotency;
 pub mod middleware;
 pub mod negotiate;
+pub mod places;
 pub mod precondition;
 pub mod query;
 pub mod quiet;

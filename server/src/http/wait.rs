@@ -6,12 +6,13 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use mirrorvm::host::HostError;
 use serde::Serialize;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
+use super::places::{Full, Place};
 use super::precondition::{IfNoneMatch, etag};
 use super::query::WAIT_MAX;
 use super::respond;
+use crate::access::caller::Caller;
 use crate::metrics::Open;
 use crate::problem::{Problem, ProblemCode};
 use crate::state::AppState;
@@ -23,20 +24,29 @@ const PREFER: HeaderName = HeaderName::from_static("prefer");
 /// One that waits: counted until it goes.
 #[derive(Debug)]
 pub struct Waiting {
-    _permit: OwnedSemaphorePermit,
+    _place: Place,
     _counted: Open,
 }
 
-/// Leave to wait, for as long as the result is kept. Those that wait hold connections, and must not hold all of them.
+/// Leave to wait, for as long as the result is kept. Those that wait hold connections, and must not hold all of them; those of
+/// one principal not even all that may wait.
 ///
 /// # Errors
 /// `too_many_long_polls`.
-pub fn begin(state: &AppState) -> Result<Waiting, Problem> {
-    let permit = state.long_polls().try_acquire_owned().map_err(|_| {
-        let detail = "as many callers wait for changes as may; ask again later, or without waiting";
+pub fn begin(state: &AppState, caller: &Caller) -> Result<Waiting, Problem> {
+    let place = state.long_polls().take(&caller.principal).map_err(|full| {
+        let detail = match full {
+            Full::All => {
+                "as many callers wait for changes as may; ask again later, or without waiting".to_owned()
+            }
+            Full::Theirs { each } => {
+                let who = &caller.principal;
+                format!("{each} long polls of {who} wait already, as many as of one principal may; ask again later, or without waiting")
+            }
+        };
         Problem::new(ProblemCode::TooManyLongPolls, detail)
     })?;
-    Ok(Waiting { _permit: permit, _counted: state.metrics().long_poll() })
+    Ok(Waiting { _place: place, _counted: state.metrics().long_poll() })
 }
 
 /// How long a caller would wait for the outcome: `Prefer: wait=N` (RFC 7240, section 4.3), at most a long poll's time. A
@@ -62,6 +72,7 @@ pub fn applied(patience: Duration) -> HeaderValue {
 /// Waits for `done` for as long as the caller would; gives the newest record, and whether there was any waiting.
 pub async fn end_of<T>(
     state: &AppState,
+    caller: &Caller,
     mut record: T,
     patience: Duration,
     done: impl Fn(&T) -> bool,
@@ -72,7 +83,7 @@ pub async fn end_of<T>(
         return (record, false);
     }
     // A preference that cannot be followed is passed over; the act is done.
-    let Ok(_waiting) = begin(state) else { return (record, false) };
+    let Ok(_waiting) = begin(state, caller) else { return (record, false) };
     let (mut changes, mut closing) = (host.changes(), state.closing());
     let deadline = Instant::now() + patience;
     loop {
@@ -95,13 +106,32 @@ pub async fn end_of<T>(
     }
 }
 
-/// Answers a GET: 200 with the resource, or 304 when the caller has it already and it did not change within
-/// `wait`. `read` gives the resource's generation and wire form.
+/// Answers a GET at once: 200 with the resource, or 304 when the caller has it already. `read` gives the resource's generation
+/// and wire form.
 ///
 /// # Errors
-/// What `read` says, also when the resource goes away meanwhile.
+/// What `read` says.
+pub fn get_now<T: Serialize>(
+    headers: &HeaderMap,
+    read: impl Fn() -> Result<(u64, T), HostError>,
+) -> Result<Response, Problem> {
+    let condition = IfNoneMatch::read(headers)?;
+    let (generation, body) = read()?;
+    Ok(if condition.has(generation) { unchanged(generation) } else { respond::ok(generation, body) })
+}
+
+fn unchanged(generation: u64) -> Response {
+    (StatusCode::NOT_MODIFIED, [(header::ETAG, etag(generation))]).into_response()
+}
+
+/// Answers a GET: 200 with the resource, or 304 when the caller has it already and it did not change within
+/// `wait`. `read` as for [`get_now`].
+///
+/// # Errors
+/// What `read` says, also when the resource goes away meanwhile; `too_many_long_polls`.
 pub async fn get<T: Serialize>(
     state: &AppState,
+    caller: &Caller,
     headers: &HeaderMap,
     wait: Duration,
     read: impl Fn() -> Result<(u64, T), HostError>,
@@ -119,7 +149,7 @@ pub async fn get<T: Serialize>(
             return Ok(respond::ok(generation, body));
         }
         if waiting.is_none() && !wait.is_zero() {
-            waiting = Some(begin(state)?);
+            waiting = Some(begin(state, caller)?);
         }
         let changed = tokio::select! {
             changed = changes.changed() => changed.is_ok(),
@@ -127,7 +157,7 @@ pub async fn get<T: Serialize>(
             () = tokio::time::sleep_until(deadline) => false,
         };
         if !changed {
-            return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, etag(generation))]).into_response());
+            return Ok(unchanged(generation));
         }
     }
 }

@@ -226,7 +226,7 @@ catalogue! {
     /// Enough callers wait already.
     TooManyLongPolls = "too_many_long_polls", SERVICE_UNAVAILABLE, retry true,
         "Too many callers wait",
-        cause "As many long polls wait as may (`limits.long_polls` of the daemon's configuration, and at most half of `limits.connections`).",
+        cause "As many long polls wait as may (`limits.long_polls` of the daemon's configuration, and at most half of `limits.connections`), or as many of this principal: half of those.",
         fix "Wait for `Retry-After` seconds, ask without `wait`, or follow `/v1/events/stream` instead of many resources.";
     /// Too many requests.
     TooManyRequests = "too_many_requests", TOO_MANY_REQUESTS, retry true,

@@ -14,9 +14,11 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::common::LabelParams;
+use crate::access::caller::Caller;
 use crate::api::events::{Event, EventFilter, EventList};
 use crate::api::page::{LIMIT_DEFAULT, LIMIT_MAX};
 use crate::http::middleware::sole;
+use crate::http::places::Full;
 use crate::http::query::{Parameters, Query};
 use crate::http::stream::{self, Chunks, Hangup};
 use crate::http::wait;
@@ -89,7 +91,11 @@ fn filter(parameters: &mut Parameters) -> EventFilter {
             pattern = "^([0-9]|[1-5][0-9]|60)s$", example = "30s"),
     ),
     responses((status = 200, description = "A page of events", body = EventList)))]
-pub async fn list(State(state): State<AppState>, query: Query) -> Result<Json<EventList>, Problem> {
+pub async fn list(
+    State(state): State<AppState>,
+    Extension(caller): Extension<Caller>,
+    query: Query,
+) -> Result<Json<EventList>, Problem> {
     let mut parameters = query.read()?;
     let mut after = after(&mut parameters);
     let filter = filter(&mut parameters);
@@ -106,7 +112,7 @@ pub async fn list(State(state): State<AppState>, query: Query) -> Result<Json<Ev
         let page = host.events().page(after.as_ref(), limit, |body| filter.wants(body)).map_err(expired)?;
         if page.events.is_empty() {
             if !page.more && waiting.is_none() && !patience.is_zero() {
-                waiting = Some(wait::begin(&state)?);
+                waiting = Some(wait::begin(&state, &caller)?);
             }
             let more = page.more || {
                 tokio::select! {
@@ -144,6 +150,7 @@ pub async fn list(State(state): State<AppState>, query: Query) -> Result<Json<Ev
     responses((status = 200, description = "Events as they come", body = String, content_type = "text/event-stream")))]
 pub async fn stream(
     State(state): State<AppState>,
+    Extension(caller): Extension<Caller>,
     hangup: Option<Extension<Hangup>>,
     query: Query,
     headers: HeaderMap,
@@ -163,8 +170,16 @@ pub async fn stream(
     let start = start.unwrap_or_else(|| host.events().latest());
     // A cursor that is no good is said now, as a problem.
     let _ = host.events().page(Some(&start), 1, |_| false).map_err(expired)?;
-    let full = |_| Problem::new(ProblemCode::NoResources, "there are as many event streams as there may be");
-    let slot = state.streams().try_acquire_owned().map_err(full)?;
+    let full = |full| {
+        let detail = match full {
+            Full::All => "there are as many event streams as there may be".to_owned(),
+            Full::Theirs { each } => {
+                format!("{} has {each} event streams, as many as one principal may", caller.principal)
+            }
+        };
+        Problem::new(ProblemCode::NoResources, detail)
+    };
+    let slot = state.streams().take(&caller.principal).map_err(full)?;
     let counted = state.metrics().stream();
     let stall = Duration::from_secs(state.config().limits.stream_stall_seconds.into());
     let (sender, body) = stream::channel(stall, hangup.map(|Extension(h)| h));

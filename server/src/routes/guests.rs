@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::{Extension, Path, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use mirrorvm::host::{
@@ -14,6 +14,7 @@ use super::common::{
     CreateOnlyParam, DryRunParam, IdempotencyKeyParam, IfMatchParam, IfNoneMatchParam, LabelParams,
     NamedSortParams, PageParams, WaitParams, check_put, must_be_there, new_id,
 };
+use crate::access::caller::Caller;
 use crate::api::guests::{Console, Guest, GuestConfirm, GuestCreate, GuestList};
 use crate::api::labels::{Selector, all_hold};
 use crate::api::layout::{AddressSpacePlan, AddressSpacePlanCreate};
@@ -164,6 +165,7 @@ pub async fn put(
     responses((status = 200, description = "The guest", body = Guest)))]
 pub async fn get(
     State(state): State<AppState>,
+    Extension(caller): Extension<Caller>,
     Path(key): Path<String>,
     query: Query,
     headers: HeaderMap,
@@ -172,7 +174,7 @@ pub async fn get(
     let limit = parameters.wait();
     parameters.done()?;
     let host = state.host()?;
-    wait::get(&state, &headers, limit, || {
+    wait::get(&state, &caller, &headers, limit, || {
         let record = host.guest(&key)?;
         Ok((record.generation, Guest::from(record)))
     })

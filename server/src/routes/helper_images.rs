@@ -82,11 +82,10 @@ pub async fn get(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let host = state.host()?;
-    wait::get(&state, &headers, std::time::Duration::ZERO, || {
+    wait::get_now(&headers, || {
         let record = host.image(&key)?;
         Ok((record.generation, HelperImage::from(record)))
     })
-    .await
 }
 
 /// Upload a helper image's content

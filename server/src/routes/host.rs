@@ -29,11 +29,10 @@ fn body(host: &mirrorvm::host::Host, settings: HostSettings) -> Host {
     responses((status = 200, description = "The host", body = Host)))]
 pub async fn get(State(state): State<AppState>, headers: HeaderMap) -> Result<Response, Problem> {
     let host = state.host()?;
-    wait::get(&state, &headers, std::time::Duration::ZERO, || {
+    wait::get_now(&headers, || {
         let settings = host.settings();
         Ok((settings.generation, body(host, settings)))
     })
-    .await
 }
 
 /// Change this host

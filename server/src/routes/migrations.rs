@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::{Path, State};
+use axum::extract::{Extension, Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use mirrorvm::host::{
@@ -14,6 +14,7 @@ use super::common::{
     CreateOnlyParam, DryRunParam, IdempotencyKeyParam, IfMatchParam, IfNoneMatchParam, LabelParams,
     PageParams, PreferParam, SortParams, WaitParams, check_put, must_be_there, new_id,
 };
+use crate::access::caller::Caller;
 use crate::api::checks::MigrationCheck;
 use crate::api::labels::{Selector, all_hold};
 use crate::api::layout::AddressSpacePlan;
@@ -142,6 +143,7 @@ async fn previewed(state: &AppState, id: Option<Uuid>, spec: MigrationSpec) -> R
     ))]
 pub async fn create(
     State(state): State<AppState>,
+    Extension(caller): Extension<Caller>,
     change: Change,
     headers: HeaderMap,
     JsonBody(body): JsonBody<MigrationCreate>,
@@ -170,7 +172,8 @@ pub async fn create(
     };
     let id = record.id;
     let (record, waited) =
-        wait::end_of(&state, record, patience, |r| r.state.is_terminal(), || host.migration(id)).await;
+        wait::end_of(&state, &caller, record, patience, |r| r.state.is_terminal(), || host.migration(id))
+            .await;
     let mut response = made(record);
     if waited {
         response.headers_mut().insert(wait::PREFERENCE_APPLIED, wait::applied(patience));
@@ -245,6 +248,7 @@ pub async fn update(
     responses((status = 200, description = "The migration", body = Migration)))]
 pub async fn get(
     State(state): State<AppState>,
+    Extension(caller): Extension<Caller>,
     Path(key): Path<String>,
     query: Query,
     headers: HeaderMap,
@@ -253,7 +257,7 @@ pub async fn get(
     let limit = parameters.wait();
     parameters.done()?;
     let (host, id) = (state.host()?, id_of(&key)?);
-    wait::get(&state, &headers, limit, || {
+    wait::get(&state, &caller, &headers, limit, || {
         let record = host.migration(id)?;
         Ok((record.generation, Migration::from(record)))
     })

@@ -1,7 +1,7 @@
 //! Mirrors and their layout.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::{Extension, Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use mirrorvm::host::events::Event;
@@ -15,6 +15,7 @@ use super::common::{
 use super::events::expired;
 use mirrorvm::mirror::Placement;
 
+use crate::access::caller::Caller;
 use crate::api::Preview;
 use crate::api::batches::{BatchBody, ExportBody, ImportBody, ImportRequest, MirrorImport};
 use crate::api::decode::Patch;
@@ -216,6 +217,7 @@ pub async fn update(
     responses((status = 200, description = "The mirror", body = Mirror)))]
 pub async fn get(
     State(state): State<AppState>,
+    Extension(caller): Extension<Caller>,
     Path(key): Path<String>,
     query: Query,
     headers: HeaderMap,
@@ -224,7 +226,7 @@ pub async fn get(
     let limit = parameters.wait();
     parameters.done()?;
     let (host, id) = (state.host()?, id_of(&key)?);
-    wait::get(&state, &headers, limit, || {
+    wait::get(&state, &caller, &headers, limit, || {
         let record = host.mirror(id)?;
         Ok((record.generation, Mirror::from(record)))
     })

@@ -142,11 +142,10 @@ pub async fn get(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let host = state.host()?;
-    wait::get(&state, &headers, std::time::Duration::ZERO, || {
+    wait::get_now(&headers, || {
         let record = host.peer(&key)?;
         Ok((record.generation, PeerHost::from(record)))
     })
-    .await
 }
 
 /// Forget a host
