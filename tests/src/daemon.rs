@@ -227,7 +227,12 @@ impl Daemon {
         self.ready = line.trim().to_owned();
         self.peer_address = word("peer:");
         let identity = word("identity:");
-        assert!(self.identity.is_empty() || self.identity == identity, "the identity changed");
+        if !self.identity.is_empty() && self.identity != identity {
+            // Nothing but an empty state directory makes a daemon another host.
+            let there = std::fs::read_dir(self.state_dir()).map(|d| d.flatten().map(|e| e.path()).collect());
+            let there: Vec<PathBuf> = there.unwrap_or_default();
+            panic!("{} was {} and is {identity}; its directory has {there:?}", self.name, self.identity);
+        }
         self.identity = identity;
     }
 

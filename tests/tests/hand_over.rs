@@ -448,3 +448,79 @@ fn a_destination_that_gives_up_in_the_midst_of_a_round_says_why() {
     assert_eq!(hosts.b.migration_end(&id)["state"], "canceled");
     hosts.stayed();
 }
+
+/// Puts a host's state back to what it is now, after `meanwhile`; the daemon has ended then.
+fn put_back(d: &mut Daemon, meanwhile: impl FnOnce(&mut Daemon)) {
+    let state = d.state_dir().to_string_lossy().into_owned();
+    let file = d.state_dir().with_file_name("backup").to_string_lossy().into_owned();
+    let (code, _, said) = d.command_line(&["state", "backup", &state, &file]);
+    assert_eq!(code, 0, "{said}");
+    meanwhile(d);
+    let (code, _, said) = d.command_line(&["state", "restore", &file, &state]);
+    assert_eq!(code, 0, "{said}");
+}
+
+#[test]
+fn a_guest_in_doubt_of_a_source_that_was_put_back_runs_nowhere_before_the_doubt_is_settled() {
+    if !mounts() {
+        return;
+    }
+    let mut hosts = Hosts::start();
+    hosts.run_guest(false);
+    let id = hosts.committing("keep_stopped");
+    hosts.b.kill();
+    hosts.a.follow(&format!("/v1/migrations/{id}"), 30, |m| m["state"] == "in_doubt");
+    put_back(&mut hosts.a, Daemon::kill);
+    hosts.a.restart();
+    let path = format!("/v1/guests/{GUEST}");
+    let guest = hosts.a.read(&path);
+    assert_eq!((&guest["state"], &guest["unconfirmed"]), (&json!("in_doubt"), &json!(true)), "{guest}");
+    for action in ["start", "resume"] {
+        let refused = hosts.a.act(&format!("{path}/{action}"));
+        assert_eq!(refused.status, 409, "{action}: {}", refused.text());
+        let dry = hosts.a.act(&format!("{path}/{action}?dry_run=true"));
+        assert_eq!(dry.status, 409, "{action}: {}", dry.text());
+    }
+    assert_eq!(hosts.a.post("/v1/migrations", &migration(GUEST, "b", "precopy")).status, 409);
+    assert_eq!(hosts.a.delete(&path).status, 409);
+    hosts.b.restart();
+    let end = hosts.a.migration_end(&id);
+    assert_eq!(end["state"], "failed", "{end}");
+    let guest = hosts.a.follow(&path, 60, |g| g["unconfirmed"] == false);
+    assert_eq!((&guest["state"], &guest["moved_to"]), (&json!("stopped"), &Value::Null), "{guest}");
+    assert_eq!(hosts.b.guest_state(GUEST), "absent");
+    let _ = hosts.a.act(&format!("{path}/start")).expect(202);
+    hosts.stayed();
+}
+
+#[test]
+fn a_destination_that_was_put_back_into_an_import_does_not_start_what_the_source_may_have() {
+    if !mounts() {
+        return;
+    }
+    let mut hosts = Hosts::start();
+    hosts.run_guest(false);
+    let id = hosts.committing("keep_stopped");
+    put_back(&mut hosts.b, Daemon::kill);
+    let at = format!("/v1/migrations/{id}");
+    hosts.a.follow(&at, 30, |m| m["state"] == "in_doubt");
+    hosts.b.restart();
+    // It may have committed after the backup, for all that it knows: it does not say that it never did.
+    let path = format!("/v1/guests/{GUEST}");
+    let said = |d: &Daemon, action: &str| {
+        let refused = d.act(&format!("{path}/{action}")).expect(409);
+        (refused.problem(), refused.json()["blocked_reasons"].to_string())
+    };
+    until("b has asked a", 60, || said(&hosts.b, "start").1.contains("a does not know yet"));
+    for action in ["start", "resume"] {
+        assert_eq!(said(&hosts.b, action).0, "guest_unconfirmed");
+    }
+    assert_eq!(hosts.a.read(&at)["state"], "in_doubt");
+    assert_eq!(hosts.a.act(&format!("{path}/resume")).status, 409);
+    let _ = hosts.a.post(&format!("{at}/resolution"), &word("never_committed")).expect(202);
+    assert_eq!(hosts.a.migration_end(&id)["state"], "failed");
+    hosts.a.guest_in(GUEST, "running");
+    let guest = hosts.b.follow(&path, 60, |g| g["unconfirmed"] == false);
+    assert_eq!((&guest["state"], &guest["moved_to"]), (&json!("stopped"), &json!("a")), "{guest}");
+    assert_eq!(said(&hosts.b, "start").0, "guest_moved");
+}

@@ -213,6 +213,65 @@ fn after_a_restore_a_guest_starts_when_every_known_peer_was_asked_and_not_where_
     assert!(a.items("/v1/audit-log").iter().any(|e| e["operation"] == "state_restore"));
 }
 
+/// Why a guest does not start, as its refusal says.
+fn why_not(d: &Daemon, guest: &str) -> String {
+    let refused = d.act(&format!("/v1/guests/{guest}/start")).expect(409);
+    assert_eq!(refused.problem(), "guest_unconfirmed");
+    refused.json()["blocked_reasons"].to_string()
+}
+
+#[test]
+fn after_a_restore_a_guest_that_was_passed_on_is_where_it_went_or_nobody_starts_it() {
+    let (mut a, b, c) = (Daemon::start("a"), Daemon::start("b"), Daemon::start("c"));
+    a.add_peer(&b, &b.peer_address);
+    b.add_peer(&a, &a.peer_address);
+    b.add_peer(&c, &c.peer_address);
+    c.add_peer(&b, &b.peer_address);
+    for guest in ["further", "back"] {
+        a.run_guest(&emulated(guest));
+    }
+    let file = backup(&a, "backup");
+    let goes = |from: &Daemon, guest: &str, to: &str| {
+        let id = from.migrate(&migration(guest, to, "precopy"));
+        let end = from.migration_end(&id);
+        assert_eq!(end["state"], "succeeded", "{end}");
+    };
+    goes(&a, "further", "b");
+    goes(&b, "further", "c");
+    // There, here and there again: what b says last is what counts.
+    goes(&a, "back", "b");
+    goes(&b, "back", "a");
+    goes(&a, "back", "b");
+    goes(&b, "back", "c");
+    // Whom b knows by that name today says nothing of where the guest went.
+    let _ = b.delete("/v1/hosts/c").expect(204);
+    assert!(a.terminate().success());
+    restore(&a, &file);
+    a.restart();
+    for guest in ["further", "back"] {
+        until("a has asked b", 60, || why_not(&a, guest).contains(&c.identity));
+        let why = why_not(&a, guest);
+        assert!(
+            why.contains("b sent it on to the host with identity") && why.contains("no peer here"),
+            "{why}"
+        );
+        let resumed = a.act(&format!("/v1/guests/{guest}/resume"));
+        assert_eq!(resumed.expect(409).problem(), "guest_unconfirmed");
+        let shown = a.read(&format!("/v1/guests/{guest}"));
+        assert_eq!((&shown["unconfirmed"], &shown["moved_to"]), (&json!(true), &Value::Null));
+    }
+    // Known, it is asked itself.
+    c.add_peer(&a, &a.peer_address);
+    a.add_peer(&c, &c.peer_address);
+    for guest in ["further", "back"] {
+        let path = format!("/v1/guests/{guest}");
+        until("c is asked", 60, || a.read(&path)["unconfirmed"] == false);
+        assert_eq!(a.read(&path)["moved_to"], "c", "{guest}");
+        assert_eq!(code_of_start(&a, guest), "guest_moved");
+        assert_eq!(c.guest_state(guest), "running");
+    }
+}
+
 #[test]
 fn an_administrator_confirms_a_guest_that_a_lost_peer_says_nothing_about_and_the_audit_log_has_it() {
     let (mut a, b) = (Daemon::start("a"), Daemon::start("b"));

@@ -131,7 +131,8 @@ impl Host {
         action: GuestAction,
         expected: &Expected,
     ) -> Result<GuestRecord, HostError> {
-        let mut record = self.guest(key)?;
+        let guest = self.inner.find_guest(key)?;
+        let mut record = guest.record();
         expected.check("guest", record.generation)?;
         self.check_action(&record, action)?;
         if let Some(migration) = record.migration {
@@ -140,7 +141,7 @@ impl Host {
         if action == GuestAction::Start && record.state == GuestState::Stopped {
             self.inner.has_memory_for(&record)?;
         }
-        record.state = guest_task::after(&record, action)?;
+        record.state = guest_task::after(&guest, &record, action)?;
         record.unconfirmed &= action != GuestAction::Confirm;
         Ok(record)
     }

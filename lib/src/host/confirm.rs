@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::guest_task::Command;
 use super::inner::Inner;
-use super::{GuestState, MigrationDirection, MigrationState, PeerSpec};
+use super::{GuestState, MigrationDirection, MigrationRecord, MigrationState, PeerSpec};
 use crate::migration::find;
 use crate::migration::wire::{FIND_MAX, Holding};
 use crate::transport::PeerIdentity;
@@ -25,8 +25,8 @@ enum Decision {
     Ours,
     /// It went to the peer of this name.
     Theirs(String),
-    /// Somebody has not said.
-    Wait,
+    /// Somebody has not said; each with what is missing.
+    Wait(Vec<String>),
 }
 
 /// What one known peer said of one guest.
@@ -45,21 +45,36 @@ fn decide(answers: &[Answer]) -> Decision {
         return Decision::Theirs(theirs.peer.clone());
     }
     let asked = |identity: &str| answers.iter().any(|a| a.identity == identity);
-    let rules_out = |a: &Answer| match &a.said {
-        Some(Holding::NotHere) => true,
-        Some(Holding::WentTo { identity }) => asked(identity),
-        Some(Holding::Here | Holding::Undecided) | None => false,
+    let missing = |a: &Answer| match &a.said {
+        Some(Holding::Here | Holding::NotHere) => None,
+        Some(Holding::WentTo { identity }) if asked(identity) => None,
+        Some(Holding::WentTo { identity }) if identity.is_empty() => {
+            Some(format!("{} sent it on, to a host that it does not know any more", a.peer))
+        }
+        Some(Holding::WentTo { identity }) => {
+            Some(format!("{} sent it on to the host with identity {identity}, which is no peer here", a.peer))
+        }
+        Some(Holding::Undecided) => Some(format!("{} does not know yet whether it has it", a.peer)),
+        None => Some(format!("{} does not answer", a.peer)),
     };
-    if answers.iter().all(rules_out) { Decision::Ours } else { Decision::Wait }
+    let missing: Vec<String> = answers.iter().filter_map(missing).collect();
+    if missing.is_empty() { Decision::Ours } else { Decision::Wait(missing) }
 }
 
 /// What this host says of a guest to the peer that asks.
 pub(super) fn holding(inner: &Inner, guest: Uuid, asker: &str) -> Holding {
-    let went_to = |peer: &str| {
-        let identity = inner.peers().values().find(|p| p.spec.name == peer).map(|p| p.spec.identity.clone());
-        match identity {
+    let last = || {
+        let all = inner.migration_entries().into_iter().map(|m| m.record());
+        last_success(all.filter(|m| m.guest == guest))
+    };
+    let went_to = |peer: &str, last: Option<&MigrationRecord>| {
+        let noted = last.filter(|m| m.direction == MigrationDirection::Outgoing && m.peer == peer);
+        let noted = noted.map(|m| m.peer_identity.clone()).filter(|identity| !identity.is_empty());
+        // A name may be another host's by now; it is what there is of a guest that a peer said it has.
+        let named = || inner.peers().values().find(|p| p.spec.name == peer).map(|p| p.spec.identity.clone());
+        match noted.or_else(named) {
             Some(identity) if identity == asker => Holding::NotHere,
-            // Empty where the host was a guest of a ticket, or is no peer any more: nobody's.
+            // Empty where an earlier build noted nothing, of a host that is no peer any more: nobody's.
             identity => Holding::WentTo { identity: identity.unwrap_or_default() },
         }
     };
@@ -67,20 +82,23 @@ pub(super) fn holding(inner: &Inner, guest: Uuid, asker: &str) -> Holding {
         return match (record.state, &record.moved_to) {
             (GuestState::Incoming | GuestState::InDoubt, _) => Holding::Undecided,
             _ if record.unconfirmed => Holding::Undecided,
-            (_, Some(peer)) => went_to(peer),
+            (_, Some(peer)) => went_to(peer, last().as_ref()),
             (_, None) => Holding::Here,
         };
     }
-    // One that came and was deleted here: whoever sent it does not have it any more.
-    let of_guest = inner.migration_entries().into_iter().map(|m| m.record()).filter(|m| m.guest == guest);
-    let last = of_guest.filter(|m| m.state == MigrationState::Succeeded).max_by_key(|m| m.finished_at);
-    match last {
+    match last() {
         None => Holding::NotHere,
         Some(m) => match m.direction {
+            // One that came and was deleted here: whoever sent it does not have it any more.
             MigrationDirection::Incoming => Holding::Here,
-            MigrationDirection::Outgoing => went_to(&m.peer),
+            MigrationDirection::Outgoing => went_to(&m.peer, Some(&m)),
         },
     }
+}
+
+/// The one that succeeded last: by the order in which they began, since a guest has one at a time, and never by their dates.
+fn last_success(all: impl Iterator<Item = MigrationRecord>) -> Option<MigrationRecord> {
+    all.filter(|m| m.state == MigrationState::Succeeded).max_by_key(|m| m.order)
 }
 
 /// Asks every known peer about every guest that is unconfirmed, until none is: more and more rarely, and at once when a peer
@@ -129,18 +147,23 @@ async fn ask_once(inner: &Arc<Inner>) {
                 said: said(s),
             })
             .collect();
+        let Some(entry) = inner.guests().get(&guest).cloned() else { continue };
         let moved_to = match decide(&of_guest) {
             Decision::Ours => None,
             Decision::Theirs(peer) => Some(peer),
-            Decision::Wait => continue,
+            Decision::Wait(missing) => {
+                let text = missing.join("; ");
+                if entry.wait_for(missing) {
+                    tracing::info!(%guest, missing = text, "a guest stays unconfirmed");
+                    inner.changed();
+                }
+                continue;
+            }
         };
         tracing::info!(%guest, moved_to, "a guest is confirmed: the known peers were asked");
-        let entry = inner.guests().get(&guest).cloned();
-        if let Some(entry) = entry {
-            let (done, told) = tokio::sync::oneshot::channel();
-            if entry.tell(Command::Confirmed { moved_to, done }).await {
-                let _ = told.await;
-            }
+        let (done, told) = tokio::sync::oneshot::channel();
+        if entry.tell(Command::Confirmed { moved_to, done }).await {
+            let _ = told.await;
         }
     }
 }
@@ -194,14 +217,30 @@ mod tests {
         decide(&all.iter().enumerate().map(answer).collect::<Vec<_>>())
     }
 
+    /// Who keeps a guest from being anybody's, each with the end of what is said of it.
+    fn missing<'a>(all: &[Option<Holding>]) -> Vec<(&'a str, &'a str)> {
+        const WORDS: [&str; 4] = [
+            "does not answer",
+            "does not know yet",
+            "does not know any more",
+            "identity i7, which is no peer here",
+        ];
+        let Decision::Wait(list) = of(all) else { return Vec::new() };
+        let known = |text: &String| {
+            let who = ["p0", "p1", "p2"].into_iter().find(|p| text.starts_with(p)).unwrap();
+            (who, WORDS.into_iter().find(|w| text.contains(w)).unwrap())
+        };
+        list.iter().map(known).collect()
+    }
+
     #[test]
     fn a_guest_is_ours_when_every_peer_says_so_and_a_peers_when_that_one_does() {
         use Holding::{Here, NotHere, Undecided};
         assert_eq!(of(&[]), Decision::Ours);
         assert_eq!(of(&[Some(NotHere), Some(NotHere)]), Decision::Ours);
-        for silent in [None, Some(Undecided)] {
-            assert_eq!(of(std::slice::from_ref(&silent)), Decision::Wait);
-            assert_eq!(of(&[Some(NotHere), silent.clone()]), Decision::Wait);
+        for (silent, why) in [(None, "does not answer"), (Some(Undecided), "does not know yet")] {
+            assert_eq!(missing(std::slice::from_ref(&silent)), [("p0", why)]);
+            assert_eq!(missing(&[Some(NotHere), silent.clone()]), [("p1", why)]);
             assert_eq!(of(&[silent, Some(Here)]), Decision::Theirs("p1".into()));
         }
     }
@@ -212,9 +251,34 @@ mod tests {
         let on = |identity: &str| Some(Holding::WentTo { identity: identity.into() });
         assert_eq!(of(&[on("i1"), Some(NotHere)]), Decision::Ours);
         assert_eq!(of(&[on("i1"), Some(Here)]), Decision::Theirs("p1".into()));
-        assert_eq!(of(&[on("i1"), None]), Decision::Wait);
-        for unknown in ["", "i7"] {
-            assert_eq!(of(&[on(unknown), Some(NotHere)]), Decision::Wait);
+        assert_eq!(of(&[on("i1"), on("i2"), Some(Here)]), Decision::Theirs("p2".into()));
+        assert_eq!(missing(&[on("i1"), None]), [("p1", "does not answer")]);
+        assert_eq!(missing(&[on(""), Some(NotHere)]), [("p0", "does not know any more")]);
+        assert_eq!(missing(&[on("i7"), Some(NotHere)]), [("p0", "identity i7, which is no peer here")]);
+    }
+
+    #[test]
+    fn which_migration_was_a_guests_last_is_told_by_their_order_and_not_by_their_dates() {
+        let success = |order: u64, direction: MigrationDirection, year: i16| {
+            let date = format!("{year}-01-01T00:00:00Z");
+            serde_json::from_value::<MigrationRecord>(serde_json::json!({
+                "id": Uuid::from_u128(u128::from(year.unsigned_abs())), "guest": Uuid::nil(), "guest_name": "g",
+                "direction": direction, "order": order, "peer": "b", "spec": null,
+                "strategy": crate::address_space::Strategy::Declared, "state": "succeeded", "generation": 1,
+                "progress": super::super::Progress::default(), "rounds": [], "guest_state_after": null,
+                "error": null, "cancel_requested_at": null, "created_at": date, "started_at": date,
+                "finished_at": date,
+            }))
+            .unwrap()
+        };
+        use MigrationDirection::{Incoming, Outgoing};
+        // It came in 2030, as the clock was then, left in 2026 and did not get away a third time.
+        let failed = MigrationRecord { state: MigrationState::Failed, ..success(9, Outgoing, 2040) };
+        let all = [success(4, Incoming, 2030), failed, success(7, Outgoing, 2026)];
+        for all in [all.to_vec(), all.iter().rev().cloned().collect()] {
+            let last = last_success(all.into_iter()).unwrap();
+            assert_eq!((last.order, last.direction), (7, Outgoing));
         }
+        assert!(last_success(std::iter::empty()).is_none());
     }
 }

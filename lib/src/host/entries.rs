@@ -34,11 +34,15 @@ pub(super) struct GuestEntry {
     record: RwLock<Arc<GuestRecord>>,
     sender: mpsc::Sender<Asked>,
     senses: RwLock<Option<Senses>>,
+    /// While it is unconfirmed: what is missing to know whose it is.
+    missing: RwLock<Vec<String>>,
 }
 
 impl GuestEntry {
     pub fn new(record: GuestRecord, sender: mpsc::Sender<Asked>) -> Self {
-        Self { id: record.id, record: RwLock::new(Arc::new(record)), sender, senses: RwLock::default() }
+        let id = record.id;
+        let record = RwLock::new(Arc::new(record));
+        Self { id, record, sender, senses: RwLock::default(), missing: RwLock::default() }
     }
 
     pub fn record(&self) -> GuestRecord {
@@ -52,6 +56,20 @@ impl GuestEntry {
             None if record.readiness.is_none() => record,
             readiness => Arc::new(GuestRecord { readiness, ..Arc::unwrap_or_clone(record) }),
         }
+    }
+
+    /// Notes what is missing to know whose an unconfirmed guest is; says whether that is news.
+    pub fn wait_for(&self, missing: Vec<String>) -> bool {
+        let mut noted = self.missing.write().unwrap_or_else(PoisonError::into_inner);
+        let news = *noted != missing;
+        *noted = missing;
+        news
+    }
+
+    /// Why an unconfirmed guest does not start.
+    pub fn unconfirmed(&self) -> HostError {
+        let missing = self.missing.read().unwrap_or_else(PoisonError::into_inner).clone();
+        HostError::GuestUnconfirmed { missing }
     }
 
     fn published(&self) -> Arc<GuestRecord> {
@@ -274,6 +292,11 @@ impl MigrationEntry {
             digests: RwLock::default(),
             tokens: Mutex::default(),
         }
+    }
+
+    /// Gives it its place among the host's migrations, before anybody is told of it.
+    pub fn put_in_order(&self, order: u64) {
+        self.record.write().unwrap_or_else(PoisonError::into_inner).order = order;
     }
 
     /// Begins to take tokens; those that nobody takes before the receiver goes are refused.

@@ -85,9 +85,13 @@ pub enum HostError {
     /// The host's state may be older than what its peers know of the guest.
     #[error(
         "the guest is unconfirmed: the host's state was put back from a backup or had lost something, and not all known peers \
-         have said that they do not have the guest"
+         have said that they do not have the guest{}",
+        missing.iter().map(|m| format!("; {m}")).collect::<String>()
     )]
-    GuestUnconfirmed,
+    GuestUnconfirmed {
+        /// What is missing, as of the last time that the peers were asked.
+        missing: Vec<String>,
+    },
     /// The resource is not at the generation that the caller expects.
     #[error("the {kind} is at generation {generation}")]
     GenerationMismatch {

@@ -457,7 +457,7 @@ impl Owner {
             return;
         }
         if record.unconfirmed && matches!(action, GuestAction::Start | GuestAction::Resume) {
-            let _ = reply.send(Err(HostError::GuestUnconfirmed));
+            let _ = reply.send(Err(self.entry.unconfirmed()));
             return;
         }
         let Ok(next) = self.state.step(event) else {
@@ -1019,7 +1019,7 @@ impl Owner {
             return Err(HostError::GuestMigrating { migration });
         }
         if self.entry.record().unconfirmed {
-            return Err(HostError::GuestUnconfirmed);
+            return Err(self.entry.unconfirmed());
         }
         self.can_lend(choice, streams)?;
         if act {
@@ -1448,7 +1448,11 @@ fn helper_error(e: LaneError) -> HostError {
 }
 
 /// The state that an action would lead to; the one that it is when the guest is there already.
-pub(super) fn after(record: &GuestRecord, action: GuestAction) -> Result<GuestState, HostError> {
+pub(super) fn after(
+    guest: &GuestEntry,
+    record: &GuestRecord,
+    action: GuestAction,
+) -> Result<GuestState, HostError> {
     let (goal, event) = match action {
         GuestAction::Confirm => return Ok(record.state),
         GuestAction::Start => (GuestState::Running, Event::Start),
@@ -1463,7 +1467,7 @@ pub(super) fn after(record: &GuestRecord, action: GuestAction) -> Result<GuestSt
         return Err(HostError::GuestMoved { peer: peer.clone() });
     }
     if record.unconfirmed && matches!(action, GuestAction::Start | GuestAction::Resume) {
-        return Err(HostError::GuestUnconfirmed);
+        return Err(guest.unconfirmed());
     }
     match record.state.step(event) {
         Ok(_) => Ok(goal),

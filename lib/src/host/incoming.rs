@@ -341,6 +341,8 @@ impl<'a> Destination<'a> {
             guest_name: prepare.spec.name.clone(),
             labels: prepare.spec.labels.clone(),
             peer: peer.to_owned(),
+            peer_identity: self.identity.to_string(),
+            order: 0,
             spec: None,
             strategy: prepare.strategy,
             state: MigrationState::Preparing,
@@ -521,11 +523,18 @@ fn storing(error: StoreError) -> HostError {
 /// What a peer hears of a store that failed.
 fn not_stored(error: &HostError) -> Refused {
     tracing::error!(error = %super::chain(error), "an import could not be noted");
-    let code = match error {
-        HostError::Storage { trouble: Trouble::Full, .. } => "storage_full",
-        _ => "storage",
+    let trouble = match error {
+        HostError::Storage { trouble, .. } | HostError::Owed { trouble, .. } => *trouble,
+        _ => Trouble::Failed,
     };
-    refuse(code, format!("the destination: {error}"))
+    refuse(storage_code(trouble), format!("the destination: {error}"))
+}
+
+const fn storage_code(trouble: Trouble) -> &'static str {
+    match trouble {
+        Trouble::Full => "storage_full",
+        Trouble::Busy | Trouble::Failed => "storage",
+    }
 }
 
 pub(super) fn refused_by(e: &HostError) -> Refused {
@@ -538,7 +547,28 @@ pub(super) fn refused_by(e: &HostError) -> Refused {
         HostError::NotLaunched { .. } => "helper_not_launched",
         HostError::Invalid(_) => "invalid",
         HostError::ShuttingDown => "shutting_down",
-        _ => "destination_failed",
+        HostError::Storage { trouble, .. } | HostError::Owed { trouble, .. } => storage_code(*trouble),
+        // None of these is about a guest that comes.
+        HostError::NotFound { .. }
+        | HostError::NameTaken { .. }
+        | HostError::WrongState { .. }
+        | HostError::GuestMigrating { .. }
+        | HostError::GuestUnconfirmed { .. }
+        | HostError::GenerationMismatch { .. }
+        | HostError::Maintenance
+        | HostError::IdTaken { .. }
+        | HostError::GuestMoved { .. }
+        | HostError::InUse { .. }
+        | HostError::PastPointOfNoReturn
+        | HostError::DestinationIsSelf
+        | HostError::DestinationRefuses(_)
+        | HostError::PeerSilent(_)
+        | HostError::MirrorAtLaunch
+        | HostError::ImageNotLaunched
+        | HostError::BatchRefused(_)
+        | HostError::GuestNotReady { .. }
+        | HostError::PlugRefused(_)
+        | HostError::Internal { .. } => "destination_failed",
     };
     let detail = match e {
         HostError::PlanRefused(list) => list.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
@@ -560,6 +590,18 @@ pub(super) fn machine_refusal(e: &MachineError) -> Refused {
             let super::Fault { code, detail } = super::machine_fault(e);
             refuse(&code, detail)
         }
-        _ => refuse("destination_failed", e.to_string()),
+        MachineError::Hypervisor(_)
+        | MachineError::Memory(
+            MemoryError::Size { .. } | MemoryError::System { .. } | MemoryError::Map { .. },
+        )
+        | MachineError::Sev(_)
+        | MachineError::Measurement
+        | MachineError::Plug(_)
+        | MachineError::TooSmall { .. }
+        | MachineError::NothingPlugged
+        | MachineError::HelperImage(_)
+        | MachineError::BadState { .. }
+        | MachineError::Ended(_)
+        | MachineError::Thread(_) => refuse("destination_failed", e.to_string()),
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
 use std::time::{Duration, Instant};
 
@@ -82,6 +82,8 @@ pub(super) struct Inner {
     claims: Mutex<HashMap<Uuid, String>>,
     mirrors: RwLock<HashMap<Uuid, Arc<MirrorEntry>>>,
     migrations: RwLock<HashMap<Uuid, Arc<MigrationEntry>>>,
+    /// The place of the migration that began last.
+    last_migration: AtomicU64,
     peers: RwLock<HashMap<Uuid, PeerRecord>>,
     /// Streams of imports that wait for them, by session.
     streams: Mutex<HashMap<Uuid, WaitingImport>>,
@@ -137,6 +139,7 @@ impl Inner {
             claims: Mutex::default(),
             mirrors: RwLock::default(),
             migrations: RwLock::default(),
+            last_migration: AtomicU64::new(0),
             peers: RwLock::default(),
             streams: Mutex::default(),
             space_looked_at: Mutex::default(),
@@ -366,6 +369,7 @@ impl Inner {
 
     /// Adds a migration that an earlier daemon stored.
     pub fn restore_migration(&self, entry: Arc<MigrationEntry>) {
+        self.last_migration.fetch_max(entry.record().order, Ordering::SeqCst);
         self.migrations.write().unwrap_or_else(PoisonError::into_inner).insert(entry.id, entry);
         self.changed();
     }
@@ -382,6 +386,7 @@ impl Inner {
             Slot::Occupied(_) => return Err(HostError::IdTaken { kind: "migration" }),
             Slot::Vacant(slot) => _ = slot.insert(Arc::clone(entry)),
         }
+        entry.put_in_order(self.last_migration.fetch_add(1, Ordering::SeqCst) + 1);
         let stored = self.store_new_migration(&entry.record(), and);
         if let Err(error) = stored {
             self.migrations.write().unwrap_or_else(PoisonError::into_inner).remove(&entry.id);

@@ -367,7 +367,7 @@ fn findings(e: &HostError) -> Vec<Finding> {
         HostError::WrongState { .. } => one("state_conflict", "start the guest first"),
         HostError::GuestMigrating { .. } => one("guest_migrating", "wait for its migration, or cancel it"),
         HostError::GuestMoved { .. } => one("guest_moved", "ask the host that has it"),
-        HostError::GuestUnconfirmed => {
+        HostError::GuestUnconfirmed { .. } => {
             one("guest_unconfirmed", "wait until all known peers have answered, or confirm the guest")
         }
         HostError::CapabilityMissing { what: "throttling", .. } => {

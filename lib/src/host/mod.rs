@@ -582,7 +582,7 @@ fn host_fault(e: &HostError) -> Fault {
         HostError::DestinationRefuses(_) => "destination_refuses",
         HostError::PeerSilent(_) => "peer_failed",
         HostError::GuestMigrating { .. } => "guest_migrating",
-        HostError::GuestUnconfirmed => "guest_unconfirmed",
+        HostError::GuestUnconfirmed { .. } => "guest_unconfirmed",
         HostError::WrongState { .. } => "state_conflict",
         HostError::InUse { .. } => "in_use",
         HostError::PlanRefused(_) => "plan_refused",

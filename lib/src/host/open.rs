@@ -264,7 +264,13 @@ fn reconcile(inner: &Arc<Inner>) -> Result<(), StoreError> {
         let entry = guest_task::spawn(inner, record, state);
         inner.guests_mut().insert(entry);
     }
-    for (_, record) in inner.store.list::<MigrationRecord>(Kind::Migration)? {
+    let mut without_place = 0;
+    for (_, mut record) in inner.store.list::<MigrationRecord>(Kind::Migration)? {
+        // Earlier builds noted none. By their ids, which say when they began: nothing better is known of them.
+        if record.order == 0 {
+            without_place += 1;
+            record.order = without_place;
+        }
         reconcile_migration(inner, record)?;
     }
     if let Some(doubt) = doubt {

@@ -19,7 +19,7 @@ use super::{
     Ticket, validate,
 };
 use crate::address_space::Strategy;
-use crate::guest::{Machine, MachineError};
+use crate::guest::Machine;
 use crate::migration::wire::Outcome;
 use crate::migration::{
     Control, Journal, MigrationFault, Outgoing, PeerAddress, SourceEnd, resolve, resume_here, run_source,
@@ -77,7 +77,7 @@ pub(super) fn look(inner: &Arc<Inner>, id: Option<Uuid>, spec: &MigrationSpec) -
     if let Some(migration) = record.migration {
         against.push(HostError::GuestMigrating { migration });
     } else if record.unconfirmed {
-        against.push(HostError::GuestUnconfirmed);
+        against.push(guest.unconfirmed());
     } else if !matches!(record.state, GuestState::Running | GuestState::Paused) {
         let current = record.state.name();
         against.push(HostError::WrongState { kind: "guest", current, allowed: &["running", "paused"] });
@@ -133,6 +133,8 @@ pub(super) fn prepared(looked: Looked, spec: MigrationSpec) -> Result<Prepared, 
         guest_name: record.spec.name,
         labels: record.spec.labels,
         peer: peer.spec.name.clone(),
+        peer_identity: peer.spec.identity.clone(),
+        order: 0,
         spec: Some(spec),
         strategy,
         state: MigrationState::Queued,
@@ -658,15 +660,7 @@ impl Journal for Run {
 
 /// A fault as the API shows it.
 pub(super) fn fault_of(fault: &MigrationFault) -> Fault {
-    let detail = match fault {
-        MigrationFault::Machine(MachineError::Ended(end)) => format!("the guest has ended: {end}"),
-        // Details of our own faults may name paths; the log has them.
-        MigrationFault::Machine(_) | MigrationFault::Mirror(_) | MigrationFault::Journal(_) => {
-            fault.to_string()
-        }
-        _ => fault.chain(),
-    };
-    Fault { code: fault.code().to_owned(), detail }
+    Fault { code: fault.code().to_owned(), detail: fault.told() }
 }
 
 /// After a restart: a migration that was in doubt. The guest's memory went with the old daemon, so the answer

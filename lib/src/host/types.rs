@@ -644,6 +644,12 @@ pub struct MigrationRecord {
     pub labels: Labels,
     /// Name of the other host.
     pub peer: String,
+    /// Its identity; empty in records of earlier builds.
+    #[serde(default)]
+    pub peer_identity: String,
+    /// Its place among the migrations of this host: one that began later has a higher one, whatever the clock said.
+    #[serde(default)]
+    pub order: u64,
     /// What was asked for; `None` at the destination.
     pub spec: Option<MigrationSpec>,
     /// Layout of the mirror's address space.

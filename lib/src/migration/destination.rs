@@ -449,14 +449,7 @@ impl Import<'_> {
         drop(self.mirror);
         drop(self.machine);
         self.host.aborted(session, token.as_ref(), &fault);
-        let detail = match &fault {
-            // Details of our own faults may name paths; the log has them.
-            MigrationFault::Machine(_) | MigrationFault::Mirror(_) | MigrationFault::Journal(_) => {
-                fault.to_string()
-            }
-            fault => fault.chain(),
-        };
-        let reason = Refused { code: fault.code().to_owned(), detail };
+        let reason = Refused { code: fault.code().to_owned(), detail: fault.told() };
         let by = Instant::now() + LAST_WORD;
         self.link.set_deadline(Some(by));
         let told = match token {

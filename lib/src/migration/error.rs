@@ -137,6 +137,30 @@ impl MigrationFault {
         }
     }
 
+    /// What whoever asks for the migration is told. Details of our own faults may name paths; the log has them. What QEMU did
+    /// not do names none.
+    pub fn told(&self) -> String {
+        match self {
+            Self::Machine(MachineError::Ended(end)) => format!("the guest has ended: {end}"),
+            Self::Machine(MachineError::Qemu(e)) => format!("{self}: QEMU did not do as told: {}", e.told()),
+            Self::Machine(_) | Self::Mirror(_) | Self::Journal(_) => self.to_string(),
+            Self::Canceled
+            | Self::Connect(_)
+            | Self::PeerLost(_)
+            | Self::PeerGone
+            | Self::PeerRefused { .. }
+            | Self::Protocol(_)
+            | Self::Version { .. }
+            | Self::Helper(_)
+            | Self::PlaceLost(_)
+            | Self::NotConverging { .. }
+            | Self::Unreachable { .. }
+            | Self::Fragmented
+            | Self::Resolved
+            | Self::NoStorage(_) => self.chain(),
+        }
+    }
+
     /// The chain of causes, for the log.
     pub fn chain(&self) -> String {
         let mut text = self.to_string();

@@ -29,7 +29,7 @@ fn code_of(error: &HostError) -> ProblemCode {
         HostError::WrongState { .. } => ProblemCode::StateConflict,
         HostError::GuestMigrating { .. } => ProblemCode::GuestMigrating,
         HostError::GuestMoved { .. } => ProblemCode::GuestMoved,
-        HostError::GuestUnconfirmed => ProblemCode::GuestUnconfirmed,
+        HostError::GuestUnconfirmed { .. } => ProblemCode::GuestUnconfirmed,
         HostError::GenerationMismatch { .. } => ProblemCode::PreconditionFailed,
         HostError::IdTaken { .. } => ProblemCode::IdTaken,
         HostError::Maintenance => ProblemCode::HostInMaintenance,
@@ -120,6 +120,10 @@ impl From<HostError> for Problem {
                 let detail = format!("/v1/migrations/{migration} has the guest");
                 inner.blocked_reasons.push(BlockedReason { code: "migration_active".into(), detail });
             }
+            HostError::GuestUnconfirmed { missing } => {
+                let reason = |detail| BlockedReason { code: "whereabouts_unknown".into(), detail };
+                inner.blocked_reasons.extend(missing.into_iter().map(reason));
+            }
             HostError::InUse { user, .. } => {
                 let detail = format!("{user} uses it");
                 inner.blocked_reasons.push(BlockedReason { code: "in_use".into(), detail });
@@ -128,7 +132,23 @@ impl From<HostError> for Problem {
                 let code = what.replace(' ', "_");
                 inner.blocked_reasons.push(BlockedReason { code, detail: why });
             }
-            _ => {}
+            HostError::NotFound { .. }
+            | HostError::NameTaken { .. }
+            | HostError::Maintenance
+            | HostError::IdTaken { .. }
+            | HostError::GuestMoved { .. }
+            | HostError::PastPointOfNoReturn
+            | HostError::PeerSilent(_)
+            | HostError::PolicyForbids { .. }
+            | HostError::MirrorAtLaunch
+            | HostError::NotLaunched { .. }
+            | HostError::ImageNotLaunched
+            | HostError::GuestNotReady { .. }
+            | HostError::NoResources { .. }
+            | HostError::ShuttingDown
+            | HostError::Storage { .. }
+            | HostError::Owed { .. }
+            | HostError::Internal { .. } => {}
         }
         problem
     }
@@ -208,7 +228,7 @@ mod tests {
             (HostError::WrongState { kind: "guest", current: "stopped", allowed: &["running"] }, 409),
             (HostError::GuestMigrating { migration: Uuid::nil() }, 409),
             (HostError::GuestMoved { peer: "b".into() }, 409),
-            (HostError::GuestUnconfirmed, 409),
+            (HostError::GuestUnconfirmed { missing: vec!["b does not answer".into()] }, 409),
             (HostError::InUse { kind: "guest", user: "a mirror".into() }, 409),
             (HostError::GenerationMismatch { kind: "guest", generation: 7 }, 412),
             (HostError::IdTaken { kind: "guest" }, 409),
