@@ -6,10 +6,12 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mirrorvm_tests::{Daemon, Reply, Request, daemon_binary, until};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
+use mirrorvm_tests::{AnyServer, Daemon, Reply, Request, daemon_binary, until};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with, sockopt};
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use serde_json::{Value, json};
 
 const LONG: Duration = Duration::from_secs(20);
@@ -46,6 +48,40 @@ fn first(stream: &mut impl Read) -> String {
     let mut body = vec![0; length];
     stream.read_exact(&mut body).unwrap();
     head + &String::from_utf8(body).unwrap()
+}
+
+/// A connection, in the clear or not.
+trait Talk: Read + Write {}
+impl<T: Read + Write> Talk for T {}
+
+/// A client of the API over TLS, which brings no certificate.
+fn tls_client() -> Arc<ClientConfig> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AnyServer))
+        .with_no_client_auth();
+    Arc::new(config)
+}
+
+fn over_tls(config: &Arc<ClientConfig>, address: &str) -> StreamOwned<ClientConnection, TcpStream> {
+    let connection = ClientConnection::new(Arc::clone(config), "localhost".try_into().unwrap()).unwrap();
+    StreamOwned::new(connection, from([127, 0, 0, 1], address))
+}
+
+/// A request whose body the daemon waits for by now; of it this much has come, and not the end.
+fn slow_body(mut stream: Box<dyn Talk>, head: &str, framing: &str, body: &str) -> Box<dyn Talk> {
+    let head = format!(
+        "{head} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nexpect: 100-continue\r\n{framing}\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    let answer = first(&mut stream);
+    assert!(answer.starts_with("HTTP/1.1 100"), "{answer}");
+    stream.write_all(body.as_bytes()).unwrap();
+    stream.flush().unwrap();
+    stream
 }
 
 /// The number behind a line of the counters.
@@ -265,19 +301,24 @@ fn streams_leave_room_on_their_listener() {
 
 #[test]
 fn a_full_listener_still_says_that_the_daemon_lives() {
-    let d = on_tcp(&[("MIRRORVM_LIMITS_CONNECTIONS", "4"), ("MIRRORVM_LIMITS_BODY_SECONDS", "60")]);
+    let d = on_tcp(&[("MIRRORVM_LIMITS_CONNECTIONS", "2")]);
     let address = d.listens("tcp:");
     let bearer = format!("Bearer {}", d.admin_token());
-    // Whoever has sent a head is not silent: these four hold what there is.
-    let head = format!(
-        "POST /v1/guests HTTP/1.1\r\nhost: localhost\r\nauthorization: {bearer}\r\ncontent-type: application/json\r\n\
-         expect: 100-continue\r\ncontent-length: 10\r\n\r\n"
-    );
-    let mut busy: Vec<TcpStream> = (0..4).map(|_| from([127, 0, 0, 1], &address)).collect();
-    for stream in &mut busy {
-        stream.write_all(head.as_bytes()).unwrap();
-        assert!(first(stream).starts_with("HTTP/1.1 100"));
-    }
+    // What the daemon works at is not silent: a stream and a long poll hold what there is.
+    // Behind the event of the start, which may still be on its way.
+    let started = d.read("/v1/events?wait=60s&limit=1");
+    assert_eq!(started["items"][0]["type"], "host.started");
+    let latest = started["next_cursor"].as_str().unwrap().to_owned();
+    let busy =
+        ["/v1/events/stream".to_owned(), format!("/v1/events?after={latest}&wait=60s")].map(|target| {
+            let mut stream = from([127, 0, 0, 1], &address);
+            let head = format!("GET {target} HTTP/1.1\r\nhost: localhost\r\nauthorization: {bearer}\r\n\r\n");
+            stream.write_all(head.as_bytes()).unwrap();
+            stream
+        });
+    until("both are served", 20, || {
+        (count(&d, "mirrorvm_event_streams"), count(&d, "mirrorvm_long_polls")) == (1, 1)
+    });
     let host = Request::new("GET", "/v1/host").header("authorization", &bearer);
     let refused = host.send_tcp(&address);
     assert_eq!((refused.status, refused.problem().as_str()), (503, "too_many_connections"));
@@ -289,6 +330,150 @@ fn a_full_listener_still_says_that_the_daemon_lives() {
     assert!(count(&d, "mirrorvm_http_listener_full_total{what=\"reserved\"}") >= 4);
     drop(busy);
     until("there is room again", 20, || host.send_tcp(&address).status == 200);
+}
+
+#[test]
+fn bodies_that_do_not_come_hold_no_listener_whoever_sends_them() {
+    lift_descriptors();
+    let d = on_tcp(&[("MIRRORVM_LIMITS_BODY_SECONDS", "300")]);
+    let address = d.listens("tcp:");
+    let bearer = format!("Bearer {}", d.admin_token());
+    let host = Request::new("GET", "/v1/host").header("authorization", &bearer);
+    let before = d.items("/v1/helper-images");
+    for (head, more) in [
+        ("POST /v1/session", "x-mirrorvm: 1".to_owned()),
+        ("POST /v1/helper-images", format!("authorization: {bearer}")),
+    ] {
+        let mut crowd = Vec::new();
+        for n in 0..700 {
+            // What came of each would do, were it all.
+            let body = format!("{{\"name\": \"n{n}\"}}");
+            let (framing, body) = if n % 2 == 0 {
+                ("content-length: 100", body)
+            } else {
+                ("transfer-encoding: chunked", format!("{:x}\r\n{body}\r\n", body.len()))
+            };
+            let stream = Box::new(from([127, 0, 0, 1], &address));
+            crowd.push(slow_body(stream, head, &format!("{more}\r\n{framing}"), &body));
+        }
+        for n in 0..20 {
+            let _ = host.send_tcp(&address).expect(200);
+            let token = json!({"name": format!("t{n}"), "role": "viewer"});
+            let change = Request::new("POST", "/v1/tokens").json(&token).header("authorization", &bearer);
+            let _ = change.send_tcp(&address).expect(201);
+        }
+        // They have made room one by one, and the others are still there.
+        let mut gone = 0;
+        for stream in &mut crowd[..100] {
+            gone += usize::from(match stream.read(&mut [0; 1]) {
+                Ok(read) => read == 0,
+                Err(e) => e.kind() == ErrorKind::ConnectionReset,
+            });
+        }
+        assert_eq!(gone, 100);
+        drop(crowd);
+        until("the crowd is gone", 20, || count(&d, "mirrorvm_http_connections") < 10);
+    }
+    assert_eq!(d.items("/v1/helper-images"), before, "of a request that is cut off nothing is done");
+    assert!(count(&d, "mirrorvm_http_listener_full_total{what=\"replaced\"}") >= 2 * (700 - 512));
+    assert_eq!(count(&d, "mirrorvm_http_listener_full_total{what=\"refused\"}"), 0);
+    // At the place for monitoring no body is waited for.
+    let watched = d.listens("metrics:tcp:");
+    let crowd: Vec<TcpStream> = (0..600)
+        .map(|_| {
+            let mut stream = from([127, 0, 0, 1], &watched);
+            stream.write_all(b"GET /livez HTTP/1.1\r\ncontent-length: 100\r\n\r\n{").unwrap();
+            assert!(first(&mut stream).starts_with("HTTP/1.1 200"));
+            stream
+        })
+        .collect();
+    for _ in 0..20 {
+        let _ = Request::new("GET", "/readyz").send_tcp(&watched).expect(200);
+    }
+    drop(crowd);
+}
+
+#[test]
+fn over_tls_neither_handshakes_nor_bodies_that_do_not_come_hold_the_listener() {
+    let environment = [
+        ("MIRRORVM_LIMITS_BODY_SECONDS", "300"),
+        ("MIRRORVM_LIMITS_HANDSHAKE_SECONDS", "300"),
+        ("MIRRORVM_LIMITS_CONNECTIONS", "32"),
+    ];
+    let d = Daemon::start_as("a", &environment, |dir| {
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        let at = |name: &str| dir.join(name).to_str().unwrap().to_owned();
+        std::fs::write(at("c.pem"), made.cert.pem()).unwrap();
+        std::fs::write(at("k.pem"), made.signing_key.serialize_pem()).unwrap();
+        std::fs::set_permissions(at("k.pem"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        let arguments =
+            ["--listen", "tls:127.0.0.1:0", "--tls-certificate", &at("c.pem"), "--tls-key", &at("k.pem")];
+        arguments.map(str::to_owned).to_vec()
+    });
+    let (address, config) = (d.listens("tls:"), tls_client());
+    let mut crowd: Vec<Box<dyn Talk>> = Vec::new();
+    for n in 0..60 {
+        crowd.push(Box::new(from([127, 0, 0, 1], &address)));
+        if n % 2 == 0 {
+            let stream = Box::new(over_tls(&config, &address));
+            crowd.push(slow_body(stream, "POST /v1/session", "x-mirrorvm: 1\r\ncontent-length: 100", "{"));
+        }
+    }
+    for _ in 0..5 {
+        let mut stream = over_tls(&config, &address);
+        let bearer = format!("authorization: Bearer {}", d.admin_token());
+        write!(stream, "GET /v1/host HTTP/1.1\r\nhost: localhost\r\n{bearer}\r\n\r\n").unwrap();
+        let answer = first(&mut stream);
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+    drop(crowd);
+}
+
+#[test]
+fn answers_that_are_not_read_hold_no_listener() {
+    let d = on_tcp(&[("MIRRORVM_LIMITS_STREAM_STALL_SECONDS", "300"), ("MIRRORVM_LIMITS_CONNECTIONS", "64")]);
+    let bearer = format!("Bearer {}", d.admin_token());
+    for (listener, target, times, asks) in
+        [("tcp:", "/v1/openapi.json", 20, "/v1/host"), ("metrics:tcp:", "/metrics", 1000, "/readyz")]
+    {
+        let address = d.listens(listener);
+        let text = format!("GET {target} HTTP/1.1\r\nhost: localhost\r\n\r\n").repeat(times);
+        let crowd: Vec<TcpStream> = (0..80)
+            .map(|_| {
+                let socket =
+                    socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
+                sockopt::set_socket_recv_buffer_size(&socket, 2048).unwrap();
+                connect(&socket, &address.parse::<SocketAddr>().unwrap()).unwrap();
+                let mut stream = TcpStream::from(socket);
+                stream.write_all(text.as_bytes()).unwrap();
+                stream
+            })
+            .collect();
+        let ask = || Request::new("GET", asks).header("authorization", &bearer).send_tcp(&address).status;
+        // As soon as nothing more goes out to them.
+        until("somebody else is answered", 60, || ask() == 200);
+        for _ in 0..20 {
+            until("and goes on being answered", 60, || ask() == 200);
+        }
+        drop(crowd);
+    }
+}
+
+#[test]
+fn a_request_that_the_end_cuts_off_is_not_taken_for_whole() {
+    let mut d = Daemon::start_with("a", &[("MIRRORVM_LIMITS_DRAIN_SECONDS", "0")]);
+    let before = d.items("/v1/helper-images");
+    let crowd: Vec<Box<dyn Talk>> = (0..20)
+        .map(|n| {
+            let stream = UnixStream::connect(d.socket()).unwrap();
+            let body = format!("{{\"name\": \"n{n}\"}}");
+            slow_body(Box::new(stream), "POST /v1/helper-images", "content-length: 100", &body)
+        })
+        .collect();
+    assert!(d.terminate().success());
+    d.restart();
+    assert_eq!(d.items("/v1/helper-images"), before);
+    drop(crowd);
 }
 
 #[test]

@@ -52,7 +52,7 @@ impl AccessRules {
 /// How much of what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections at once for each listener; of more, those that ask for nothing are closed first.
+    /// Connections at once for each listener; of more, those that let the daemon wait are closed first.
     pub connections: u32,
     /// Event streams at once, and at most a quarter of a listener's connections.
     pub streams: u32,

@@ -11,7 +11,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::response::Response;
-use hyper::body::{Bytes, Frame, Incoming, SizeHint};
+use hyper::body::{Body as _, Bytes, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -199,7 +199,7 @@ async fn secured(stream: TcpStream, acceptor: TlsAcceptor, service: Service, sea
     }
 }
 
-/// The place was given away before the request was looked at.
+/// The place was given away before all of the request was there.
 #[derive(Debug, thiserror::Error)]
 #[error("the connection's place was given away")]
 struct GivenAway;
@@ -224,13 +224,14 @@ where
         }
         let (router, place) = (router.clone(), Arc::clone(&place));
         let asked = place.ask();
+        let request = request.map(|body| Body::new(Arriving::new(body, Arc::clone(&place))));
         let answer = async move {
             if !asked {
                 return Err(GivenAway);
             }
             // Made before the work begins, so that the place is free again also when that is called off.
             let whole = Whole(place);
-            let answer: Result<Response, Infallible> = router.oneshot(request.map(Body::new)).await;
+            let answer: Result<Response, Infallible> = router.oneshot(request).await;
             match answer {
                 Ok(answer) => Ok(answer.map(|body| Watched { body, _whole: whole })),
                 Err(never) => match never {},
@@ -247,6 +248,8 @@ where
         .max_buf_size(HEAD_MAX);
     let wire = Wire::new(stream, Arc::clone(&seat), stall);
     let mut served = builder.serve_connection(TokioIo::new(wire), service);
+    // Goes before it, however this ends: a body that is cut off must not look like one that is whole.
+    let _over = Over(Arc::clone(&seat));
     let mut draining = false;
     let result = loop {
         tokio::select! {
@@ -332,6 +335,57 @@ struct Whole(Arc<Seat>);
 impl Drop for Whole {
     fn drop(&mut self) {
         self.0.answer_made();
+    }
+}
+
+/// Says that a connection is at its end.
+struct Over(Arc<Seat>);
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
+/// A request's body, which tells the place when all of it is here, and is whole only if the place is still there then.
+struct Arriving {
+    body: Incoming,
+    seat: Arc<Seat>,
+}
+
+impl Arriving {
+    fn new(body: Incoming, seat: Arc<Seat>) -> Self {
+        if body.is_end_stream() {
+            // Given away meanwhile it is not looked at anyhow.
+            seat.arrived();
+        }
+        Self { body, seat }
+    }
+}
+
+impl hyper::body::Body for Arriving {
+    type Data = Bytes;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(context));
+        let whole = frame.is_none() || self.body.is_end_stream();
+        std::task::Poll::Ready(match frame {
+            Some(Err(error)) => Some(Err(error.into())),
+            _ if whole && !self.seat.arrived() => Some(Err(GivenAway.into())),
+            frame => frame.map(|frame| frame.map_err(Into::into)),
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

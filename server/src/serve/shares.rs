@@ -2,9 +2,10 @@
 //!
 //! Owns: the places of one listener and the choice between those who want one. Must not know: sockets, HTTP.
 //!
-//! A full listener takes newcomers and lets go of whoever has waited longest without asking for anything, of the address
-//! that holds the most: silence must not keep those out who have something to ask. Where nobody is silent a few places
-//! beyond the bound are left, in which only monitoring is answered.
+//! A full listener takes newcomers and lets go of whoever has let it wait longest, of the address that holds the most: by
+//! asking for nothing, by a request that does not come to its end, by an answer that is not read. None of these must keep
+//! those out who have something to ask, however they are known. Where all work is the daemon's own a few places beyond the
+//! bound are left, in which only monitoring is answered.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -56,8 +57,8 @@ impl Owner {
 struct Held {
     id: u64,
     owner: Owner,
-    /// Since when nothing was asked; `None` while a request is being answered.
-    silent_since: Option<u64>,
+    /// Since when it lets the daemon wait; `None` while the daemon works for it.
+    idle_since: Option<u64>,
     /// In a place beyond the bound.
     reserved: bool,
 }
@@ -90,10 +91,10 @@ fn choose(held: &[Held], newcomer: Owner, places: usize, own: u32) -> Choice {
     }
     let used: usize = of.values().sum();
     let count = |owner: &Owner| of.get(owner).copied().unwrap_or(0);
-    // The longest silent one, of the owner that has the most.
+    // The longest idle one, of the owner that has the most.
     let victim = |wanted: &dyn Fn(&Held) -> bool| {
-        let silent = held.iter().filter(|h| wanted(h)).filter_map(|h| Some((h, h.silent_since?)));
-        let worst = silent.max_by_key(|(h, since)| (count(&h.owner), std::cmp::Reverse((*since, h.id))));
+        let idle = held.iter().filter(|h| wanted(h)).filter_map(|h| Some((h, h.idle_since?)));
+        let worst = idle.max_by_key(|(h, since)| (count(&h.owner), std::cmp::Reverse((*since, h.id))));
         worst.map(|(h, _)| h.id)
     };
     let over_share = !newcomer.is_shared(own) && count(&newcomer) >= share(places);
@@ -111,9 +112,16 @@ fn choose(held: &[Held], newcomer: Owner, places: usize, own: u32) -> Choice {
     victim(&|h| h.reserved).map_or(Choice::Refused, Choice::ReservedInstead)
 }
 
+/// Nothing is asked: no head, or not all of one.
 const SILENT: u8 = 0;
-const ASKED: u8 = 1;
-const GONE: u8 = 2;
+/// A head is here, and its body is not.
+const COMING: u8 = 1;
+/// All of a request is here, and the daemon owes the answer.
+const ASKED: u8 = 2;
+/// There is something to read, and the other end does not take it.
+const UNREAD: u8 = 3;
+/// The place is somebody else's, or the connection is at its end.
+const GONE: u8 = 4;
 
 /// A connection's place.
 #[derive(Debug)]
@@ -129,12 +137,28 @@ pub(super) struct Seat {
 }
 
 impl Seat {
-    /// A request has come. False when the place was given away just before: nothing may be done for it any more.
+    /// Goes from one of `from` to `to`, if it is in one of them. What it waits for begins now where the daemon has nothing
+    /// to do any more; otherwise nobody asks.
+    fn go(&self, from: &[u8], to: u8) -> bool {
+        let next = |phase| from.contains(&phase).then_some(to);
+        let was = self.phase.load(Ordering::Acquire);
+        if from.contains(&was) && to != ASKED {
+            self.since.store(self.epoch.elapsed().as_nanos() as u64, Ordering::Release);
+        }
+        self.phase.fetch_update(Ordering::AcqRel, Ordering::Acquire, next).is_ok()
+    }
+
+    /// The head of a request has come. False when the place was given away just before: nothing may be done for it any more.
     pub(super) fn ask(&self) -> bool {
         self.answered.store(false, Ordering::Release);
-        let asked = self.phase.compare_exchange(SILENT, ASKED, Ordering::AcqRel, Ordering::Acquire);
         // One after the other without a pause between is no harm.
-        asked.is_ok() || asked == Err(ASKED)
+        self.go(&[SILENT, COMING, ASKED, UNREAD], COMING)
+    }
+
+    /// All of the request is here: from now on the place is the daemon's to free. False when it was given away just before;
+    /// what has come is not to be acted upon.
+    pub(super) fn arrived(&self) -> bool {
+        self.go(&[COMING], ASKED) || matches!(self.phase.load(Ordering::Acquire), ASKED | UNREAD)
     }
 
     /// The answer is complete as far as the service goes; not all of it may be written yet.
@@ -142,18 +166,24 @@ impl Seat {
         self.answered.store(true, Ordering::Release);
     }
 
-    /// Everything there was to write is written. Whether that was the end of an answer.
-    pub(super) fn flushed(&self) -> bool {
-        if !self.answered.load(Ordering::Acquire) || !self.is_asked() {
-            return false;
-        }
-        self.since.store(self.epoch.elapsed().as_nanos() as u64, Ordering::Release);
-        self.phase.compare_exchange(ASKED, SILENT, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    /// There is something to write, and no room for it.
+    pub(super) fn unread(&self) {
+        // Of a request that has not come to its end nothing better is known than that.
+        self.go(&[ASKED], UNREAD);
     }
 
-    /// Whether a request is being answered.
+    /// Everything there was to write is written. Whether that was the end of an answer.
+    pub(super) fn flushed(&self) -> bool {
+        if self.answered.load(Ordering::Acquire) {
+            return self.go(&[COMING, ASKED, UNREAD], SILENT);
+        }
+        self.go(&[UNREAD], ASKED);
+        false
+    }
+
+    /// Whether a request is being taken or answered.
     pub(super) fn is_asked(&self) -> bool {
-        self.phase.load(Ordering::Acquire) == ASKED
+        matches!(self.phase.load(Ordering::Acquire), COMING | ASKED | UNREAD)
     }
 
     /// Whether only monitoring is answered here.
@@ -163,7 +193,12 @@ impl Seat {
 
     /// Whatever was asked, the connection is being closed: others may have the place.
     pub(super) fn closing(&self) {
-        let _ = self.phase.compare_exchange(ASKED, SILENT, Ordering::AcqRel, Ordering::Acquire);
+        self.go(&[COMING, ASKED, UNREAD], SILENT);
+    }
+
+    /// The connection is at its end: what has not come will not.
+    pub(super) fn end(&self) {
+        self.phase.store(GONE, Ordering::Release);
     }
 
     /// Returns when the place is given to somebody else.
@@ -171,9 +206,10 @@ impl Seat {
         self.asked_for.notified().await;
     }
 
-    /// Takes the place away, unless a request came meanwhile.
+    /// Takes the place away, unless the daemon works for whoever has it.
     fn take(&self) -> bool {
-        let taken = self.phase.compare_exchange(SILENT, GONE, Ordering::AcqRel, Ordering::Acquire).is_ok();
+        // One that has ended is about to give its place back.
+        let taken = self.go(&[SILENT, COMING, UNREAD, GONE], GONE);
         if taken {
             self.asked_for.notify_one();
         }
@@ -181,14 +217,15 @@ impl Seat {
     }
 
     fn held(&self) -> Held {
-        let silent_since = (!self.is_asked()).then(|| self.since.load(Ordering::Acquire));
-        Held { id: self.id, owner: self.owner, silent_since, reserved: self.reserved }
+        let works = self.phase.load(Ordering::Acquire) == ASKED;
+        let idle_since = (!works).then(|| self.since.load(Ordering::Acquire));
+        Held { id: self.id, owner: self.owner, idle_since, reserved: self.reserved }
     }
 }
 
 /// What became of a newcomer.
 pub(super) enum Admission {
-    /// It has a place; `in_place` of a silent one if there was no other.
+    /// It has a place; `in_place` of an idle one if there was no other.
     Seated { guest: Seated, in_place: bool },
     /// There is none.
     Full,
@@ -245,7 +282,7 @@ impl Shares {
                 Choice::Refused => return Admission::Full,
             };
             if let Some(id) = instead {
-                // It may have asked for something since we looked: then another one goes.
+                // All of its request may have come since we looked: then another one goes.
                 if !taken.seats.get(&id).is_some_and(|s| s.take()) {
                     continue;
                 }
@@ -278,8 +315,8 @@ mod tests {
 
     const OWN: u32 = 4_000_001;
 
-    fn held(id: u64, owner: Owner, silent_since: Option<u64>) -> Held {
-        Held { id, owner, silent_since, reserved: false }
+    fn held(id: u64, owner: Owner, idle_since: Option<u64>) -> Held {
+        Held { id, owner, idle_since, reserved: false }
     }
 
     fn address(last: u8) -> Owner {
@@ -287,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_silent_one_of_the_greediest_goes_first() {
+    fn the_longest_idle_one_of_the_greediest_goes_first() {
         let mut all = vec![
             held(1, address(1), Some(10)),
             held(2, address(2), Some(30)),
@@ -296,12 +333,12 @@ mod tests {
         ];
         assert_eq!(choose(&all, address(3), 5, OWN), Choice::Free);
         assert_eq!(choose(&all, address(3), 4, OWN), Choice::Instead(3));
-        all.iter_mut().for_each(|h| h.silent_since = None);
+        all.iter_mut().for_each(|h| h.idle_since = None);
         assert_eq!(choose(&all, address(3), 4, OWN), Choice::Reserved);
         let beyond = |id, since| Held { reserved: true, ..held(id, address(9), since) };
         all.extend((0..RESERVED as u64).map(|n| beyond(100 + n, (n == 7).then_some(1))));
         assert_eq!(choose(&all, address(3), 4, OWN), Choice::ReservedInstead(107));
-        all.iter_mut().for_each(|h| h.silent_since = None);
+        all.iter_mut().for_each(|h| h.idle_since = None);
         assert_eq!(choose(&all, address(3), 4, OWN), Choice::Refused);
     }
 
@@ -321,20 +358,53 @@ mod tests {
         assert_eq!(v6("::1"), v6("::1"));
     }
 
+    fn seated(shares: &Arc<Shares>, replaces: bool) -> Seated {
+        match shares.admit(address(1)) {
+            Admission::Seated { guest, in_place } if in_place == replaces => guest,
+            _ => panic!("not as it should be"),
+        }
+    }
+
     #[test]
-    fn whoever_asks_keeps_the_place() {
+    fn whoever_has_asked_keeps_the_place_until_the_answer_is_read() {
         let shares = Shares::new(1);
-        let Admission::Seated { guest: first, in_place: false } = shares.admit(address(1)) else { panic!() };
-        assert!(first.seat.ask());
-        let Admission::Seated { guest: second, in_place: false } = shares.admit(address(1)) else { panic!() };
+        let first = seated(&shares, false);
+        assert!(first.seat.ask() && first.seat.arrived());
+        let second = seated(&shares, false);
         assert!(second.seat.is_reserved() && !first.seat.is_reserved());
         assert!(!first.seat.flushed(), "a flush before the answer is made ends nothing");
         first.seat.answer_made();
         assert!(first.seat.flushed());
-        let Admission::Seated { guest: third, in_place: true } = shares.admit(address(1)) else { panic!() };
+        let third = seated(&shares, true);
         assert!(!first.seat.ask(), "it came too late");
         drop((first, second, third));
         assert!(shares.lock().seats.is_empty());
+    }
+
+    #[test]
+    fn a_request_that_does_not_come_to_its_end_gives_way_and_is_not_acted_upon_later() {
+        let shares = Shares::new(1);
+        let first = seated(&shares, false);
+        assert!(first.seat.ask());
+        let second = seated(&shares, true);
+        assert!(!first.seat.arrived() && !first.seat.is_asked());
+        assert!(second.seat.ask() && second.seat.arrived() && second.seat.arrived());
+        assert!(seated(&shares, false).seat.is_reserved());
+        second.seat.end();
+        assert!(!second.seat.arrived(), "nothing comes over a connection that is gone");
+    }
+
+    #[test]
+    fn an_answer_that_is_not_read_gives_way_and_one_that_goes_on_does_not() {
+        let shares = Shares::new(1);
+        let first = seated(&shares, false);
+        assert!(first.seat.ask() && first.seat.arrived());
+        first.seat.unread();
+        assert!(!first.seat.flushed() && seated(&shares, false).seat.is_reserved(), "it has caught up");
+        first.seat.unread();
+        first.seat.answer_made();
+        let second = seated(&shares, true);
+        assert!(!first.seat.flushed() && !second.seat.is_reserved());
     }
 
     proptest! {
@@ -348,13 +418,13 @@ mod tests {
                 of.iter().take(places).enumerate().map(|(i, (o, s))| held(i as u64, address(*o), *s)).collect();
             match choose(&all, address(newcomer), places, OWN) {
                 Choice::Free => prop_assert!(all.len() < places),
-                Choice::Instead(id) => prop_assert!(all[id as usize].silent_since.is_some()),
+                Choice::Instead(id) => prop_assert!(all[id as usize].idle_since.is_some()),
                 Choice::Reserved => {
                     let mine = all.iter().filter(|h| h.owner == address(newcomer));
                     let over = mine.clone().count() >= share(places);
                     prop_assert!(all.len() == places || over);
-                    let stuck = if over { mine.clone().all(|h| h.silent_since.is_none()) }
-                        else { all.iter().all(|h| h.silent_since.is_none()) };
+                    let stuck = if over { mine.clone().all(|h| h.idle_since.is_none()) }
+                        else { all.iter().all(|h| h.idle_since.is_none()) };
                     prop_assert!(stuck);
                 }
                 other => prop_assert!(false, "{:?}", other),

@@ -68,6 +68,7 @@ impl<S> Wire<S> {
             self.stalled = None;
             return result;
         }
+        self.seat.unread();
         let stall = self.stall;
         let timer = self.stalled.get_or_insert_with(|| Box::pin(sleep(stall)));
         match timer.as_mut().poll(context) {
