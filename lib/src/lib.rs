@@ -21,5 +21,6 @@ pub mod qemu;
 pub mod sev;
 pub mod store;
 pub mod transport;
+mod waiting;
 
 pub use private_files::PrivateFileError;

@@ -222,3 +222,61 @@ async fn a_host_that_goes_with_a_full_queue_comes_back_with_its_guests_free() {
     until(&a, "it runs again", || (a.guest("g1").unwrap().state == GuestState::Running).then_some(())).await;
     a.shutdown().await;
 }
+
+/// Limits that are changed again and again until the migration has ended; what the last answer was.
+async fn limit_until_the_end(host: &Host, id: Uuid) -> Option<HostError> {
+    for n in 0.. {
+        let limits = MigrationLimits { downtime_ms: 200 + n % 100, ..leaving("g1").limits };
+        let host = host.clone();
+        let asked = tokio::spawn(async move { host.limit_migration(id, limits, &Expected::any(), true) });
+        match asked.await.unwrap() {
+            Ok(shown) => assert_eq!(shown.spec.unwrap().limits.downtime_ms, limits.downtime_ms),
+            Err(error) => return Some(error),
+        }
+    }
+    None
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn limits_that_come_while_a_migration_ends_stop_nobody_and_bring_no_ended_one_back() {
+    let two = two().await;
+    runs(&two, "g1").await;
+    let mut ends = Vec::new();
+    for _ in 0..12 {
+        let id = two.a.create_migration(leaving("g1")).await.unwrap().id;
+        let asking: Vec<_> = (0..3)
+            .map(|_| {
+                let host = two.a.clone();
+                tokio::spawn(async move { limit_until_the_end(&host, id).await })
+            })
+            .collect();
+        until(&two.a, "pages that move", || {
+            (two.a.migration(id).unwrap().state == MigrationState::Precopy).then_some(())
+        })
+        .await;
+        two.a.cancel_migration(id).await.unwrap();
+        let end = ended(&two.a, id).await;
+        assert_eq!(end.state, MigrationState::Canceled);
+        for asked in asking {
+            let last = asked.await.unwrap();
+            assert!(matches!(last, Some(HostError::WrongState { .. })), "{last:?}");
+        }
+        // Whoever comes later is served.
+        two.a.change_labels("g1", |_| Labels::new(), Expected::any(), true).await.unwrap();
+        ends.push(id);
+    }
+    // What is on disk is what was shown: nobody wrote an earlier state over an end.
+    let shown: Vec<_> = ends.iter().map(|id| two.a.migration(*id).unwrap()).collect();
+    let dirs = two.close().await;
+    let config = HostConfig {
+        state_dir: dirs.0.path().join("state"),
+        name: Some("a".into()),
+        ..HostConfig::default()
+    };
+    let again = Host::open(config).await.unwrap();
+    for before in shown {
+        let after = again.migration(before.id).unwrap();
+        assert_eq!((after.state, after.spec, after.error), (before.state, before.spec, before.error));
+    }
+    again.shutdown().await;
+}

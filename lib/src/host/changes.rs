@@ -377,8 +377,9 @@ impl Host {
     /// As there; [`HostError::GenerationMismatch`].
     pub async fn delete_migration_at(&self, id: Uuid, expected: &Expected) -> Result<(), HostError> {
         let entry = self.migration_entry(id)?;
-        // One that has ended does not change any more; what was looked at is what is deleted.
-        entry.hold(|record| {
+        // One that has ended does not change any more; what was looked at is what is deleted, by one of those who ask.
+        entry.alone(|| {
+            let record = self.migration_entry(id)?.record();
             expected.check("migration", record.generation)?;
             if !record.state.is_terminal() {
                 return Err(HostError::WrongState {
@@ -418,7 +419,7 @@ impl Host {
         if !act {
             return Ok(MigrationRecord { spec: Some(spec), ..now });
         }
-        let allow = |now: &MigrationRecord| {
+        let store = |now: &MigrationRecord| {
             if !MOVING.contains(&now.state) {
                 let current = now.state.name();
                 return Err(HostError::WrongState { kind: "migration", current, allowed: &MOVING_NAMES });
@@ -429,7 +430,7 @@ impl Host {
             let next = MigrationRecord { spec: Some(spec.clone()), generation, ..now.clone() };
             self.inner.store_migration(&next)
         };
-        let record = entry.change_if(allow, |r| {
+        let record = entry.write(store, |r| {
             entry.control.set_limits(limits);
             r.spec = Some(spec.clone());
         })?;
@@ -508,16 +509,17 @@ impl Host {
     /// As [`Host::add_peer`]; [`HostError::IdTaken`].
     pub async fn add_peer_as(&self, id: Option<Uuid>, spec: PeerSpec) -> Result<PeerRecord, HostError> {
         let record = self.preview_peer(id, spec)?;
-        let mut peers = self.inner.peers_mut();
-        if peers.contains_key(&record.id) {
-            return Err(HostError::IdTaken { kind: "host" });
-        }
-        if peers.values().any(|p| p.spec.name == record.spec.name) {
-            return Err(HostError::NameTaken { kind: "host", name: record.spec.name });
-        }
-        self.inner.store_peer(&record, Change::Created)?;
-        peers.insert(record.id, record.clone());
-        drop(peers);
+        self.inner.change_peers(|| -> Result<_, HostError> {
+            if self.inner.peers().contains_key(&record.id) {
+                return Err(HostError::IdTaken { kind: "host" });
+            }
+            if self.inner.peers().values().any(|p| p.spec.name == record.spec.name) {
+                return Err(HostError::NameTaken { kind: "host", name: record.spec.name.clone() });
+            }
+            self.inner.store_peer(&record, Change::Created)?;
+            self.inner.peers_mut().insert(record.id, record.clone());
+            Ok(())
+        })?;
         self.inner.peer_heard.notify_one();
         self.inner.changed();
         Ok(record)
@@ -536,21 +538,24 @@ impl Host {
     ) -> Result<PeerRecord, HostError> {
         let id = self.inner.find_peer(key)?.id;
         let missing = || HostError::NotFound { kind: "host", key: key.to_owned() };
-        let mut peers = self.inner.peers_mut();
-        let now = peers.get(&id).ok_or_else(missing)?;
-        let spec = change(now.spec.clone());
-        // Conditions come last: a request that cannot work is told so, whatever it expects (RFC 9110, section 13.2.1).
-        let identity = validate::peer(&spec)?;
-        self.check_not_self(&spec.address, &identity)?;
-        expected.check("host", now.generation)?;
-        let spec = PeerSpec { identity: identity.to_string(), name: now.spec.name.clone(), ..spec };
-        let record = PeerRecord { spec, generation: now.generation + 1, ..now.clone() };
+        let record = self.inner.change_peers(|| -> Result<_, HostError> {
+            let now = self.inner.peers().get(&id).cloned().ok_or_else(missing)?;
+            let spec = change(now.spec.clone());
+            // Conditions come last: a request that cannot work is told so, whatever it expects (RFC 9110, section 13.2.1).
+            let identity = validate::peer(&spec)?;
+            self.check_not_self(&spec.address, &identity)?;
+            expected.check("host", now.generation)?;
+            let spec = PeerSpec { identity: identity.to_string(), name: now.spec.name.clone(), ..spec };
+            let record = PeerRecord { spec, generation: now.generation + 1, ..now };
+            if act {
+                self.inner.store_peer(&record, Change::Updated)?;
+                self.inner.peers_mut().insert(id, record.clone());
+            }
+            Ok(record)
+        })?;
         if !act {
             return Ok(record);
         }
-        self.inner.store_peer(&record, Change::Updated)?;
-        peers.insert(id, record.clone());
-        drop(peers);
         self.inner.peer_heard.notify_one();
         self.inner.changed();
         Ok(record)
@@ -568,20 +573,23 @@ impl Host {
     ) -> Result<PeerRecord, HostError> {
         let peer = self.inner.find_peer(key)?;
         let missing = || HostError::NotFound { kind: "host", key: key.to_owned() };
-        // Before the look at migrations: whoever begins one holds this lock, too, until it can be seen.
-        let mut peers = self.inner.peers_mut();
-        let now = peers.get(&peer.id).ok_or_else(missing)?.clone();
-        let user = self.migrations().into_iter().find(|m| m.peer == now.spec.name && !m.state.is_terminal());
-        if let Some(m) = user {
-            return Err(HostError::InUse { kind: "host", user: format!("migration {}", m.id) });
-        }
-        expected.check("host", now.generation)?;
+        let now = self.inner.change_peers(|| -> Result<_, HostError> {
+            let now = self.inner.peers().get(&peer.id).cloned().ok_or_else(missing)?;
+            let user =
+                self.migrations().into_iter().find(|m| m.peer == now.spec.name && !m.state.is_terminal());
+            if let Some(m) = user {
+                return Err(HostError::InUse { kind: "host", user: format!("migration {}", m.id) });
+            }
+            expected.check("host", now.generation)?;
+            if act {
+                self.inner.store_peer(&now, Change::Deleted)?;
+                self.inner.peers_mut().remove(&peer.id);
+            }
+            Ok(now)
+        })?;
         if !act {
             return Ok(now);
         }
-        self.inner.store_peer(&now, Change::Deleted)?;
-        peers.remove(&peer.id);
-        drop(peers);
         self.inner.peer_heard.notify_one();
         self.inner.changed();
         Ok(now)

@@ -69,6 +69,21 @@ pub(super) fn store(
     space: Option<&Arc<Reserve>>,
     then: impl FnOnce() + Clone + Send + 'static,
 ) -> Result<(), StoreError> {
+    alone(inner, ending, |ending| store_alone(inner, ending, space, then))
+}
+
+/// Does something with an ending's records while nobody else writes the migration's, which has what was asked for by then.
+fn alone<T>(inner: &Inner, ending: &Ending, act: impl FnOnce(&Ending) -> T) -> T {
+    let Some(entry) = inner.migration_entry(ending.migration.id) else { return act(ending) };
+    entry.alone(|| act(&Ending { migration: entry.with_asked(ending.migration.clone()), ..ending.clone() }))
+}
+
+fn store_alone(
+    inner: &Arc<Inner>,
+    ending: &Ending,
+    space: Option<&Arc<Reserve>>,
+    then: impl FnOnce() + Clone + Send + 'static,
+) -> Result<(), StoreError> {
     let batch = ending.batch()?;
     let refused = match inner.ledger.commit_blocking(batch.clone(), then.clone()) {
         Ok(()) => {
@@ -96,7 +111,7 @@ pub(super) fn store(
 
 /// Writes what has happened; owed to the database while that takes nothing.
 pub(super) fn owe(inner: &Arc<Inner>, ending: &Ending, then: impl FnOnce() + Send + 'static) {
-    let stored = ending.batch().map(|batch| inner.ledger.owe_blocking(batch, then));
+    let stored = alone(inner, ending, |ending| Ok(inner.ledger.owe_blocking(ending.batch()?, then)));
     if let Ok(Err(error)) | Err(error) = stored {
         tracing::error!(migration = %ending.migration.id, error = %super::chain(&error),
             "what became of a migration is not stored yet");

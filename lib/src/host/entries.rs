@@ -17,6 +17,7 @@ use crate::guest::{Console, EncryptionStatus, Machine, MigrationControl, Readine
 use crate::memory::Backing;
 use crate::migration::Control;
 use crate::mirror::{MirrorStats, MirrorWatch, Placement};
+use crate::waiting;
 
 /// What can be seen of a guest's machine without asking its owner.
 #[derive(Clone)]
@@ -260,7 +261,11 @@ impl Workers {
 pub(super) struct MigrationEntry {
     pub id: Uuid,
     record: RwLock<MigrationRecord>,
-    /// Held by whoever changes the record, from the look at it to its replacement.
+    /// Held by whoever writes the record to disk, from the look at it until what was written is shown: of two, the later
+    /// looks at what the earlier wrote. Never taken by the ledger's own thread. Locked before `changing`.
+    writing: Mutex<()>,
+    /// Held by whoever changes the record in memory, from the look at it to its replacement; never while somebody waits for
+    /// the disk, as the ledger's thread takes it, too.
     changing: Mutex<()>,
     pub control: Arc<Control>,
     told: Mutex<Told>,
@@ -285,6 +290,7 @@ impl MigrationEntry {
             elapsed_before_ms: record.progress.elapsed_ms,
             id: record.id,
             record: RwLock::new(record),
+            writing: Mutex::default(),
             changing: Mutex::default(),
             control,
             told,
@@ -346,18 +352,39 @@ impl MigrationEntry {
         self.change_held(change)
     }
 
-    /// The same, if `allow` has nothing against it: nobody changes the record between the look and the change.
-    pub fn change_if(
+    /// The same once it is on disk: `store` looks at the record and writes the next one. Nobody else writes meanwhile, so the
+    /// migration does not end between the look and the change.
+    pub fn write(
         &self,
-        allow: impl FnOnce(&MigrationRecord) -> Result<(), HostError>,
+        store: impl FnOnce(&MigrationRecord) -> Result<(), HostError>,
         change: impl FnOnce(&mut MigrationRecord),
     ) -> Result<MigrationRecord, HostError> {
-        let _alone = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        allow(&self.record())?;
-        Ok(self.change_held(change))
+        self.alone(|| {
+            store(&self.record())?;
+            Ok(self.change(change))
+        })
     }
 
-    /// Does something beside the record while nobody changes it.
+    /// Does something that writes the record, while nobody else does.
+    pub fn alone<T>(&self, act: impl FnOnce() -> T) -> T {
+        waiting::with_thread(|| {
+            let _alone = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+            act()
+        })
+    }
+
+    /// A record that was made earlier, with what was asked for since: that is in the record that is shown.
+    pub fn with_asked(&self, made: MigrationRecord) -> MigrationRecord {
+        let now = self.record.read().unwrap_or_else(PoisonError::into_inner);
+        MigrationRecord {
+            spec: now.spec.clone().or(made.spec),
+            resolution: now.resolution.clone().or(made.resolution),
+            cancel_requested_at: now.cancel_requested_at.or(made.cancel_requested_at),
+            ..made
+        }
+    }
+
+    /// Does something beside the record while nobody changes it, and waits for nothing meanwhile.
     pub fn hold<T>(&self, act: impl FnOnce(MigrationRecord) -> T) -> T {
         let _alone = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         act(self.record())
@@ -367,7 +394,7 @@ impl MigrationEntry {
     pub fn show_told(&self, record: MigrationRecord) {
         let _alone = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let generation = record.generation.max(self.record().generation + 1);
-        let record = MigrationRecord { generation, ..record };
+        let record = MigrationRecord { generation, ..self.with_asked(record) };
         *self.told.lock().unwrap_or_else(PoisonError::into_inner) =
             Told { state: record.state, rounds: record.rounds.len() };
         self.show(record);

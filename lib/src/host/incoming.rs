@@ -362,21 +362,19 @@ impl<'a> Destination<'a> {
         };
         let session = Arc::new(MigrationEntry::new(migration, Arc::clone(&control)));
         session.attach(mirror.watch());
-        let noted = {
-            // Whoever forgets a peer looks for its migrations under this lock, so leave is asked for under it, too. A
-            // ticket is used up here, by a migration that everything else allows.
-            let peers = inner.peers();
+        // Whoever forgets a peer looks for its migrations alone, so leave is asked for while peers stay. A ticket is used up
+        // here, by a migration that everything else allows.
+        inner.while_peers_stay(|| {
             let text = self.identity.to_string();
-            let known = peers.values().any(|p| p.spec.identity == text);
+            let known = inner.peers().values().any(|p| p.spec.identity == text);
             let used = inner.use_ticket(prepare.session, &self.identity);
             if !used.map_err(|e| ticket_unread(&e))? && !known {
                 return Err(no_leave());
             }
-            inner.begin_migration(&session, |_| Ok(()))
-        };
-        noted.map_err(|e| match e {
-            HostError::IdTaken { .. } => session_exists(),
-            e => not_stored(&e),
+            inner.begin_migration(&session, |_| Ok(())).map_err(|e| match e {
+                HostError::IdTaken { .. } => session_exists(),
+                e => not_stored(&e),
+            })
         })?;
         let (sender, streams) = mpsc::sync_channel(usize::from(STREAMS_MAX));
         inner.streams().insert(prepare.session, (self.identity, sender));

@@ -28,6 +28,7 @@ use crate::qemu::UserPool;
 use crate::sev::model::ModelPlatform;
 use crate::store::{Batch, Kind, Ledger, Store, StoreError};
 use crate::transport::{Identity, Link, PeerIdentity};
+use crate::waiting;
 
 /// Room in the state directory below which a write for its own sake shows whether there is enough.
 const SPACE_SHORT: u64 = 4 << 20;
@@ -76,6 +77,8 @@ pub(super) struct Inner {
     /// Whom QEMU processes run as; `None`: as this one, which has no other to choose.
     pub qemu_users: Option<UserPool>,
     pub settings: RwLock<super::HostSettings>,
+    /// Changes of the settings go one after the other; readers wait for none.
+    pub changing_settings: Mutex<()>,
     pub outgoing_slots: Arc<tokio::sync::Semaphore>,
     guests: RwLock<Registry<GuestEntry>>,
     /// Ids and names of guests that are being stored. Locked after `guests`.
@@ -85,6 +88,9 @@ pub(super) struct Inner {
     /// The place of the migration that began last.
     last_migration: AtomicU64,
     peers: RwLock<HashMap<Uuid, PeerRecord>>,
+    /// Held by whoever writes of peers, or begins a migration with one; readers of the peers wait for neither. Never taken by
+    /// the ledger's own thread.
+    changing_peers: RwLock<()>,
     /// Streams of imports that wait for them, by session.
     streams: Mutex<HashMap<Uuid, WaitingImport>>,
     space_looked_at: Mutex<Option<Instant>>,
@@ -134,6 +140,7 @@ impl Inner {
             page_secret,
             images: Mutex::default(),
             settings: RwLock::default(),
+            changing_settings: Mutex::default(),
             outgoing_slots: Arc::new(tokio::sync::Semaphore::new(4)),
             guests: RwLock::default(),
             claims: Mutex::default(),
@@ -141,6 +148,7 @@ impl Inner {
             migrations: RwLock::default(),
             last_migration: AtomicU64::new(0),
             peers: RwLock::default(),
+            changing_peers: RwLock::default(),
             streams: Mutex::default(),
             space_looked_at: Mutex::default(),
             unstored: Mutex::default(),
@@ -430,14 +438,18 @@ impl Inner {
 
     /// Changes a migration's record to what has happened, and tells of it. What the store does not take now is owed to it.
     pub fn migration_happened(&self, entry: &Arc<MigrationEntry>, change: impl FnOnce(&mut MigrationRecord)) {
-        let record = entry.change(change);
-        let mut batch = Batch::new();
-        if let Err(error) = batch.put(Kind::Migration, record.id, None, &record) {
-            tracing::error!(%error, "a migration's record cannot be written");
-        }
-        let labels = self.labels_of(record.guest);
-        entry.tell(|record, change| EventBody::migration(record, labels.clone(), change).write(&mut batch));
-        self.owe(batch, "what became of a migration");
+        entry.alone(|| {
+            let record = entry.change(change);
+            let mut batch = Batch::new();
+            if let Err(error) = batch.put(Kind::Migration, record.id, None, &record) {
+                tracing::error!(%error, "a migration's record cannot be written");
+            }
+            let labels = self.labels_of(record.guest);
+            entry.tell(|record, change| {
+                EventBody::migration(record, labels.clone(), change).write(&mut batch)
+            });
+            self.owe(batch, "what became of a migration");
+        });
         self.changed();
     }
 
@@ -458,6 +470,22 @@ impl Inner {
 
     pub fn peers(&self) -> RwLockReadGuard<'_, HashMap<Uuid, PeerRecord>> {
         self.peers.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does something while no peer comes, changes or goes, but maybe others that want the same.
+    pub fn while_peers_stay<T>(&self, act: impl FnOnce() -> T) -> T {
+        waiting::with_thread(|| {
+            let _stay = self.changing_peers.read().unwrap_or_else(PoisonError::into_inner);
+            act()
+        })
+    }
+
+    /// Does something that makes a peer come, change or go, while nobody else does and no migration begins.
+    pub fn change_peers<T>(&self, act: impl FnOnce() -> T) -> T {
+        waiting::with_thread(|| {
+            let _alone = self.changing_peers.write().unwrap_or_else(PoisonError::into_inner);
+            act()
+        })
     }
 
     pub fn peers_mut(&self) -> RwLockWriteGuard<'_, HashMap<Uuid, PeerRecord>> {
@@ -500,7 +528,7 @@ impl Inner {
 
     /// Changes of helper images go one after the other.
     pub fn images_lock(&self) -> MutexGuard<'_, ()> {
-        self.images.lock().unwrap_or_else(PoisonError::into_inner)
+        waiting::with_thread(|| self.images.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

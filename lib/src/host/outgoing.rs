@@ -236,14 +236,13 @@ fn begin(inner: &Arc<Inner>, prepared: Prepared) -> Result<MigrationRecord, Host
         migration,
         Arc::new(new_control(inner, id, MigrationState::Queued, limits)),
     ));
-    {
-        // Whoever forgets a peer looks for its migrations under this lock. A ticket's destination is no known peer.
-        let peers = inner.peers();
-        if !peer.id.is_nil() && !peers.contains_key(&peer.id) {
-            return Err(HostError::NotFound { kind: "host", key: peer.spec.name });
+    // Whoever forgets a peer looks for its migrations alone. A ticket's destination is no known peer.
+    inner.while_peers_stay(|| -> Result<_, HostError> {
+        if !peer.id.is_nil() && !inner.peers().contains_key(&peer.id) {
+            return Err(HostError::NotFound { kind: "host", key: peer.spec.name.clone() });
         }
-        inner.begin_migration(&entry, |_| Ok(()))?;
-    }
+        inner.begin_migration(&entry, |_| Ok(()))
+    })?;
     let record = entry.record();
     let (theirs, slots) = (Arc::clone(inner), Arc::clone(&inner.outgoing_slots));
     inner.runtime.spawn(async move {

@@ -68,7 +68,7 @@ impl Host {
                 answered.await.map_err(|_| ended())??;
             }
             Answer::Word(word) => {
-                let allow = |now: &MigrationRecord| {
+                let store = |now: &MigrationRecord| {
                     in_doubt(now)?;
                     if let Some(said) = &now.resolution {
                         let detail = format!("it is settled already: {}", said.outcome.name());
@@ -79,7 +79,7 @@ impl Host {
                     self.inner.store_migration(&MigrationRecord { resolution, generation, ..now.clone() })
                 };
                 // Found by whoever settles it, also after a restart.
-                entry.change_if(allow, |r| r.resolution = Some(word.clone()))?;
+                entry.write(store, |r| r.resolution = Some(word.clone()))?;
                 self.inner.migration_changed(id);
             }
         }

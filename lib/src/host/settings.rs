@@ -8,6 +8,7 @@ use super::act::{self, Effect};
 use super::events::{Change, EventBody, ResourceKind};
 use super::{Expected, FieldError, Host, HostError, Labels, bounds, validate};
 use crate::store::Batch;
+use crate::waiting;
 
 const KEY: &str = "host_settings";
 
@@ -46,7 +47,19 @@ impl Host {
         expected: &Expected,
         act: bool,
     ) -> Result<HostSettings, HostError> {
-        let mut settings = self.inner.settings.write().unwrap_or_else(PoisonError::into_inner);
+        waiting::with_thread(|| {
+            let _alone = self.inner.changing_settings.lock().unwrap_or_else(PoisonError::into_inner);
+            self.change_settings_alone(change, expected, act)
+        })
+    }
+
+    fn change_settings_alone(
+        &self,
+        change: impl FnOnce(&mut HostSettings),
+        expected: &Expected,
+        act: bool,
+    ) -> Result<HostSettings, HostError> {
+        let settings = self.settings();
         let mut next = settings.clone();
         change(&mut next);
         next.generation = settings.generation + 1;
@@ -75,8 +88,7 @@ impl Host {
         let riding = act::along(&Effect::Settings(&next), &mut batch);
         self.inner.ledger.commit_blocking(batch, || riding.arrived()).map_err(failed)?;
         self.resize_slots(settings.migration_slots, next.migration_slots);
-        *settings = next.clone();
-        drop(settings);
+        *self.inner.settings.write().unwrap_or_else(PoisonError::into_inner) = next.clone();
         self.inner.changed();
         Ok(next)
     }

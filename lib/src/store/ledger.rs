@@ -24,6 +24,7 @@ use super::hours::{self, Clocks, Count, Hours, Kernel, Note};
 use super::rows::Rows;
 use super::writer::{self, Ground, Health, Tail, Tell, Work, Writing};
 use super::{Batch, DocumentRef, Store, StoreError, open};
+use crate::waiting;
 
 /// Work that waits at most; more make writers wait.
 const QUEUE: usize = 4096;
@@ -264,7 +265,8 @@ impl Ledger {
     }
 
     /// The same; calls `then` when the batch is on disk, before any reader of a log sees an entry of it. It is called on the
-    /// writer's thread and must not wait for anybody who waits for the ledger.
+    /// writer's thread and must not wait for anybody who waits for the ledger: no lock that it takes is ever held by somebody
+    /// who writes.
     ///
     /// # Errors
     /// As [`Ledger::commit`]; `then` is not called.
@@ -289,7 +291,7 @@ impl Ledger {
     ) -> Result<(), StoreError> {
         let (told, done) = sync_channel(1);
         self.queue_batch(batch, false, then, move |result| _ = told.send(result));
-        done.recv().unwrap_or_else(|_| Err(gone()))
+        waiting::with_thread(|| done.recv()).unwrap_or_else(|_| Err(gone()))
     }
 
     /// Writes what has happened already; returns when it is on disk, or when the disk does not take it now. It is then owed:
@@ -300,7 +302,7 @@ impl Ledger {
     pub fn owe_blocking(&self, batch: Batch, then: impl FnOnce() + Send + 'static) -> Result<(), StoreError> {
         let (told, done) = sync_channel(1);
         self.queue_batch(batch, true, then, move |result| _ = told.send(result));
-        done.recv().unwrap_or_else(|_| Err(gone()))
+        waiting::with_thread(|| done.recv()).unwrap_or_else(|_| Err(gone()))
     }
 
     /// As [`Ledger::owe_blocking`], without a thread that waits.
@@ -941,6 +943,29 @@ mod tests {
         let look = ledger.look(Log::Event, 0, 10, |_| true).unwrap();
         let bodies: Vec<&str> = look.entries.iter().map(|e| e.body.as_str()).collect();
         assert_eq!((seqs(&look), bodies), (vec![1, 2, 3], vec!["before", "owed", "after"]));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_write_that_does_not_end_is_trouble_and_is_none_when_it_has_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_store, ledger) = open(dir.path(), 10);
+        let ledger = Arc::new(ledger);
+        let (go_on, goes_on) = sync_channel::<()>(0);
+        let stuck = {
+            let ledger = Arc::clone(&ledger);
+            tokio::spawn(
+                async move { ledger.commit_and(document("g", 10).1, move || _ = goes_on.recv()).await },
+            )
+        };
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while ledger.writing().failing.map(|f| f.0) != Some(Trouble::Failed) {
+            assert!(std::time::Instant::now() < deadline, "{:?}", ledger.writing());
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        drop(go_on);
+        stuck.await.unwrap().unwrap();
+        ledger.commit(document("h", 10).1).await.unwrap();
+        assert_eq!(ledger.writing().failing, None);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -27,6 +27,7 @@ use super::mark::Delta;
 use super::open::BUSY_TIMEOUT;
 use super::rows::Rows;
 use super::{DocumentRef, Kind, StoreError};
+use crate::waiting;
 
 /// Work that one transaction takes at most.
 const GROUP: usize = 512;
@@ -38,6 +39,8 @@ const IDLE: Duration = Duration::from_secs(3);
 const PATIENCE: Duration = Duration::from_secs(2);
 /// The same while writes fail already: those who ask meanwhile are told at once.
 const PATIENCE_IN_TROUBLE: Duration = Duration::from_millis(100);
+/// A transaction that takes longer than that is said to be stuck: a disk that does not answer gives no error.
+const STUCK: Duration = Duration::from_secs(5);
 /// Entries of the event log that are owed at most; the oldest give way.
 const OWED_EVENTS: usize = 10_000;
 
@@ -84,6 +87,8 @@ pub(super) struct Health {
 struct State {
     /// What the last write met, and since when writes have been failing.
     failing: Option<(Trouble, Instant)>,
+    /// Since when the transaction goes on that is written now.
+    writing: Option<Instant>,
     owed: usize,
     lost_events: u64,
 }
@@ -186,8 +191,10 @@ pub struct Writing {
 impl Health {
     pub fn now(&self) -> Writing {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let stuck =
+            state.writing.filter(|since| since.elapsed() >= STUCK).map(|since| (Trouble::Failed, since));
         Writing {
-            failing: state.failing.map(|(trouble, since)| (trouble, since.elapsed())),
+            failing: state.failing.or(stuck).map(|(trouble, since)| (trouble, since.elapsed())),
             owed: state.owed,
             lost_events: state.lost_events,
         }
@@ -197,8 +204,13 @@ impl Health {
         self.now().failing.is_some()
     }
 
+    fn begins(&self) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).writing = Some(Instant::now());
+    }
+
     fn note(&self, trouble: Option<Trouble>, owed: &Owed) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.writing = None;
         state.failing = trouble.map(|t| (t, state.failing.map_or_else(Instant::now, |(_, since)| since)));
         state.owed = owed.batches.len();
         state.lost_events = owed.lost_events;
@@ -367,6 +379,7 @@ fn write_group(
     let mut done = Vec::with_capacity(group.len());
     let mut refused = Vec::new();
     let mut waiting = group.into_iter();
+    health.begins();
     let mut keeper = held(keeper);
     let patience = if health.is_failing() { PATIENCE_IN_TROUBLE } else { PATIENCE };
     let result = begin(connection, patience).and_then(|t| {
@@ -565,7 +578,8 @@ fn forget_old(t: &Rows<'_>, tail: &Tail) -> Result<(), StoreError> {
 /// Hands work to the thread; work that nobody will do is told so.
 pub(super) fn send(sender: Option<&SyncSender<Work>>, work: Work) {
     let left = match sender {
-        Some(sender) => sender.send(work).err().map(|e| e.0),
+        // More waits than there is room for: the disk is slow.
+        Some(sender) => waiting::with_thread(|| sender.send(work)).err().map(|e| e.0),
         None => Some(work),
     };
     if let Some(Work::Free(_, tell) | Work::Batch { tell, .. }) = left {

@@ -326,7 +326,7 @@ catalogue! {
     /// The database cannot be written.
     StorageFailed = "storage_failed", SERVICE_UNAVAILABLE, retry true,
         "The daemon's database cannot be written",
-        cause "The disk fails, or what is on it is damaged. Nothing was changed, unless `detail` says that the change was made and its record is kept in memory until it can be written.",
+        cause "The disk fails or does not answer, or what is on it is damaged. Nothing was changed, unless `detail` says that the change was made and its record is kept in memory until it can be written.",
         fix "Look at the disk of the state directory, then send the request again. `/readyz?verbose=true` says when the daemon writes again.";
     /// The daemon is not ready yet.
     NotReady = "not_ready", SERVICE_UNAVAILABLE, retry true,

@@ -65,7 +65,9 @@ fn not_written(trouble: Trouble, since: Duration, owed: usize) -> Problem {
             (ProblemCode::StorageFull, "no space is left in the file system of the state directory")
         }
         Trouble::Busy => (ProblemCode::StorageBusy, "another process keeps the database locked"),
-        Trouble::Failed => (ProblemCode::StorageFailed, "the disk of the state directory fails"),
+        Trouble::Failed => {
+            (ProblemCode::StorageFailed, "the disk of the state directory fails or does not answer")
+        }
     };
     let kept = match owed {
         0 => String::new(),
