@@ -127,9 +127,8 @@ fn a_destination_without_room_for_the_hand_over_s_records_refuses_at_once_and_by
     hosts.b.disk().free();
     // The same of the source's own disk.
     hosts.a.disk().fill(256 << 10);
-    let id = hosts.a.migrate(&migration(GUEST, "b", "precopy"));
-    let end = hosts.a.migration_end(&id);
-    assert_eq!((end["state"].as_str(), code(&end)), (Some("failed"), "storage_full"), "{end}");
+    let refused = hosts.a.post("/v1/migrations", &migration(GUEST, "b", "precopy")).expect(507);
+    assert_eq!(refused.problem(), "storage_full", "{}", refused.text());
     hosts.stayed();
     hosts.a.disk().free();
     let id = hosts.a.migrate(&migration(GUEST, "b", "precopy"));

@@ -286,6 +286,70 @@ fn a_destination_without_disk_space_is_found_before() {
 }
 
 #[test]
+fn a_source_without_disk_space_is_found_before() {
+    if !mounts() {
+        return;
+    }
+    let (a, b) = (Daemon::start_on_disk("a", 8192, &[], &[]), Daemon::start("b"));
+    know(&a, &b);
+    a.run_guest(&emulated("g1"));
+    let wanted = migration("g1", "b", "precopy");
+    for left in [200 << 10, 600 << 10, 1100 << 10] {
+        a.disk().fill(left);
+        let found = check(&a, &wanted);
+        assert_eq!(codes(&found["blockers"]), ["storage_full"], "{left}: {found}");
+        for target in ["/v1/migrations?dry_run=true", "/v1/migrations"] {
+            let refused = a.post(target, &wanted).expect(507);
+            assert_eq!(refused.problem(), "storage_full", "{left} {target}: {}", refused.text());
+        }
+        assert!(a.items("/v1/migrations").is_empty());
+        assert_eq!(a.read("/v1/guests/g1")["migration"], Value::Null, "nobody has claimed it");
+        a.disk().free();
+    }
+    // What the look lets pass goes through, whatever room there is: it is tried with less and less.
+    let mut there = (&a, "b", &b, "a");
+    for left in [2400 << 10, 2000 << 10, 1600 << 10, 1500 << 10, 1400 << 10, 1300 << 10, 1200 << 10] {
+        let (from, to, next, back) = there;
+        let wanted = migration("g1", to, "precopy");
+        a.disk().fill(left);
+        let able = check(from, &wanted)["migratable"] == true;
+        assert_eq!(from.post("/v1/migrations?dry_run=true", &wanted).status == 200, able, "{left}");
+        if able {
+            let end = from.migration_end(&from.migrate(&wanted));
+            assert_eq!(end["state"], "succeeded", "{left}: {end}");
+            next.guest_in("g1", "running");
+            there = (next, back, from, to);
+        }
+        a.disk().free();
+    }
+}
+
+#[test]
+fn a_migration_that_waits_for_a_slot_has_its_room_already() {
+    if !mounts() {
+        return;
+    }
+    let (a, b) = (Daemon::start_on_disk("a", 8192, &[], &[]), Daemon::start("b"));
+    know(&a, &b);
+    for name in ["g1", "g2"] {
+        a.run_guest(&emulated(name));
+    }
+    let one = Request::new("PATCH", "/v1/host").header("content-type", "application/merge-patch+json");
+    let _ = a.send(&one.body(json!({"migration_slots": 1}).to_string())).expect(200);
+    let mut slow = migration("g1", "b", "precopy");
+    slow["limits"] = json!({"bandwidth_bytes_per_second": 1 << 20});
+    let first = a.migrate(&slow);
+    a.follow(&format!("/v1/migrations/{first}"), 30, |m| m["state"] == "precopy");
+    let second = a.migrate(&migration("g2", "b", "precopy"));
+    // Room for a few records more, and for no other hand-over.
+    a.disk().fill(700 << 10);
+    let _ = a.act(&format!("/v1/migrations/{first}/cancel"));
+    a.migration_end(&first);
+    let end = a.migration_end(&second);
+    assert_eq!(end["state"], "succeeded", "{end}");
+}
+
+#[test]
 fn a_migration_that_would_wait_for_a_slot_is_told_to_wait_and_not_refused() {
     let (a, _b) = pair();
     for name in ["g1", "g2"] {

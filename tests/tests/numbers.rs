@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "the helpers of a test are test code")]
 
+use std::collections::BTreeSet;
+
 use mirrorvm_tests::{Daemon, Request, embedded, repository};
 use serde_json::{Value, json};
 
@@ -18,8 +20,9 @@ fn bodies() -> Vec<(&'static str, &'static str, &'static str, Value)> {
         "dirty_bytes_per_second": 4096, "withdraws_readiness_after_ms": 1000}});
     let mut sealed = embedded("n2", 64, 0);
     let strategy = json!({"kind": "shifted", "shift": {"kind": "4gib"}});
+    let apart = json!({"kind": "shifted", "shift": {"kind": "explicit", "bytes": 1u64 << 32}});
     sealed["driver"] = json!({"kind": "emulated", "vcpus": 1,
-        "sev": {"policy": 0, "es": false, "mirror": {"strategy": strategy, "workers": 1}}});
+        "sev": {"policy": 0, "es": false, "mirror": {"strategy": apart, "workers": 1}}});
     let limits = json!({"bandwidth_bytes_per_second": 2_000_000, "downtime_ms": 10, "timeout_ms": 60_000,
         "stall_timeout_ms": 5_000});
     let fifo = json!({"cpus": [0], "scheduler": {"kind": "fifo", "priority": 1}});
@@ -42,6 +45,75 @@ fn bodies() -> Vec<(&'static str, &'static str, &'static str, Value)> {
             "/v1/migrations/0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11",
             "MigrationUpdate",
             json!({"limits": limits}),
+        ),
+        (
+            "POST",
+            "/v1/migrations",
+            "MigrationCreate",
+            json!({"guest": "g1", "destination": {"kind": "host", "host": host},
+                "mirror": {"kind": "template", "strategy": apart, "placement": fifo}}),
+        ),
+        (
+            "POST",
+            "/v1/migrations",
+            "MigrationCreate",
+            json!({"guest": "g1", "destination": {"kind": "host", "host": host},
+                "mirror": {"kind": "template", "strategy": strategy, "placement": nice}}),
+        ),
+        (
+            "PATCH",
+            "/v1/mirrors/0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11",
+            "MirrorUpdate",
+            json!({"placement": fifo}),
+        ),
+        (
+            "PATCH",
+            "/v1/mirrors/0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11",
+            "MirrorUpdate",
+            json!({"placement": nice}),
+        ),
+        (
+            "POST",
+            "/v1/mirrors/0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11/exports",
+            "MirrorExportCreate",
+            json!({"import": host, "nonce": "5a".repeat(32), "ranges": [{"ram_addr": 0, "size_bytes": 4096}]}),
+        ),
+        (
+            "POST",
+            "/v1/mirrors/0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11/imports",
+            "MirrorImportCreate",
+            json!({"kind": "batch", "batch": {"import": host, "epoch": 1, "nonce": "5a".repeat(32), "addressing": "gpa",
+                "pages": 1, "records": "", "token": "", "last": true, "guest_state": "paused"}}),
+        ),
+        ("POST", "/v1/mirrors", "MirrorCreate", json!({"guest": "g1", "strategy": apart})),
+        (
+            "POST",
+            "/v1/guests/g1/ram-blocks",
+            "MemoryBlock",
+            json!({"name": "r", "size_bytes": 4096, "gpa": 1u64 << 32}),
+        ),
+        ("POST", "/v1/guests/g1/ram-blocks/ram0/plug", "RamBlockPlug", json!({"gpa": 1u64 << 32})),
+        (
+            "POST",
+            "/v1/guests/g1/encryption-status",
+            "EncryptionStatusUpdate",
+            json!({"gpa": 0, "pages": 1, "encrypted": false}),
+        ),
+        (
+            "POST",
+            "/v1/guests/g1/address-space-plans",
+            "AddressSpacePlanCreate",
+            json!({"strategy": apart, "workers": 1,
+                "host_limits": {"max_phys_bits": 48, "c_bit_position": 47, "phys_bit_reduction": 0, "slot_budget": 509,
+                    "gib_pages": true},
+                "declaration": [{"guest_gpa": 0, "size_bytes": 4096, "mirror_gpa": 4096}]}),
+        ),
+        (
+            "POST",
+            "/v1/incoming-migrations",
+            "IncomingMigrationCreate",
+            json!({"source": {"name": "a", "identity": format!("sha256:{}", "5a".repeat(32))},
+                "expires_in_seconds": 600}),
         ),
         ("PATCH", "/v1/host", "HostUpdate", json!({"migration_slots": 4})),
         (
@@ -168,7 +240,22 @@ fn a_number_s_bounds_are_one_statement_in_the_document_and_everywhere() {
     let _ = d.post("/v1/guests", &embedded("g1", 64, 0)).expect(201);
     let document = document();
     // What these may be depends on the host or on other fields, inside what the document says.
-    let depends = ["size_bytes", "gpa", "working_set_bytes", "0", "policy", "priority"];
+    let depends = [
+        "size_bytes",
+        "gpa",
+        "working_set_bytes",
+        "0",
+        "policy",
+        "priority",
+        "bytes",
+        "pages",
+        "guest_gpa",
+        "mirror_gpa",
+        "ram_addr",
+        "c_bit_position",
+        "max_phys_bits",
+        "phys_bit_reduction",
+    ];
     let mut seen = 0;
     for case in bodies() {
         let schema = &document["components"]["schemas"][case.2];
@@ -203,6 +290,98 @@ fn a_number_s_bounds_are_one_statement_in_the_document_and_everywhere() {
         }
     }
     assert!(seen >= 18, "{seen}");
+}
+
+/// Pointers of all numbers that a value of `schema` may have.
+fn numbers_of(document: &Value, schema: &Value, at: &str, above: &[&str], found: &mut BTreeSet<String>) {
+    if let Some(reference) = schema["$ref"].as_str() {
+        if !above.contains(&reference) {
+            let of = document.pointer(reference.trim_start_matches('#')).unwrap();
+            numbers_of(document, of, at, &[above, &[reference]].concat(), found);
+        }
+        return;
+    }
+    let variants = ["oneOf", "anyOf", "allOf"].iter().filter_map(|v| schema[v].as_array());
+    variants.flatten().for_each(|v| numbers_of(document, v, at, above, found));
+    let is = |t: &Value| t == "integer" || t == "number";
+    if is(&schema["type"]) || schema["type"].as_array().is_some_and(|list| list.iter().any(is)) {
+        found.insert(at.to_owned());
+    }
+    for (name, of) in schema["properties"].as_object().into_iter().flatten() {
+        numbers_of(document, of, &format!("{at}/{name}"), above, found);
+    }
+    if schema["items"].is_object() {
+        numbers_of(document, &schema["items"], &format!("{at}/0"), above, found);
+    }
+}
+
+#[test]
+fn no_number_of_any_request_is_left_out_here() {
+    let document = document();
+    let mut all = BTreeSet::new();
+    for operation in
+        document["paths"].as_object().unwrap().values().flat_map(|p| p.as_object().unwrap().values())
+    {
+        let contents = operation["requestBody"]["content"].as_object().into_iter().flat_map(|c| c.values());
+        for name in contents.filter_map(|c| c["schema"]["$ref"].as_str()) {
+            let mut found = BTreeSet::new();
+            numbers_of(&document, &json!({"$ref": name}), "", &[], &mut found);
+            // What an answer shows beside a batch is not read when it comes back.
+            found.retain(|at| !at.starts_with("/batch/preview/"));
+            all.extend(found.into_iter().map(|at| (name.rsplit('/').next().unwrap().to_owned(), at)));
+        }
+    }
+    assert!(all.len() > 40, "{all:?}");
+    for (_, _, schema, body) in bodies() {
+        let mut places = Vec::new();
+        numbers(&body, "", &mut places);
+        places.into_iter().for_each(|at| _ = all.remove(&(schema.to_owned(), at)));
+    }
+    assert!(all.is_empty(), "{all:?}");
+}
+
+#[test]
+fn a_text_s_longest_is_one_statement_in_the_document_and_everywhere() {
+    let directory = tempfile::tempdir().unwrap();
+    let images = directory.path().canonicalize().unwrap();
+    let d = Daemon::start_with("a", &[("MIRRORVM_IMAGE_DIRECTORIES", images.to_str().unwrap())]);
+    let document = document();
+    std::fs::write(images.join("kernel"), [0; 5000]).unwrap();
+    let mut linux = embedded("q1", 64, 0);
+    linux["driver"] = json!({"kind": "qemu", "kernel": images.join("kernel"), "append": "", "accel": "tcg"});
+    let host = json!({"kind": "ticket", "ticket": ""});
+    let cases = [
+        ("/v1/guests", "GuestCreate", "/driver/append", linux),
+        ("/v1/tokens", "TokenCreate", "/name", json!({"name": "", "role": "viewer"})),
+        (
+            "/v1/migrations",
+            "MigrationCreate",
+            "/destination/ticket",
+            json!({"guest": "q1", "destination": host}),
+        ),
+        (
+            "/v1/migrations/0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11/resolution",
+            "MigrationResolve",
+            "/reason",
+            json!({"kind": "word", "outcome": "committed", "reason": "", "confirm": "g1"}),
+        ),
+    ];
+    for (target, name, pointer, mut body) in cases {
+        let of = schema_at(&document, &document["components"]["schemas"][name], &body, pointer).unwrap();
+        let said_in_words =
+            of["description"].as_str().is_some_and(|text| text.contains("at most 2047 bytes"));
+        let longest = if said_in_words { 2047 } else { of["maxLength"].as_u64().unwrap() as usize };
+        for (bytes, fits) in [(longest, true), (longest + 1, false)] {
+            *body.pointer_mut(pointer).unwrap() = json!("x".repeat(bytes));
+            let case = ("POST", target, name, Value::Null);
+            let errors = said(&d, &case, body.to_string(), pointer);
+            // As a ticket none of them is one.
+            let fits = fits && !pointer.ends_with("ticket");
+            assert_eq!(errors.is_empty(), fits, "{name} {pointer} {bytes}: {errors:?}");
+            let told = errors.iter().all(|e| e["detail"].as_str().unwrap().len() < 200);
+            assert!(told, "the value is not repeated: {errors:?}");
+        }
+    }
 }
 
 #[test]

@@ -22,7 +22,9 @@ mod spans;
 mod walk;
 
 pub use declaration::{Declaration, Tuple, reference_declaration};
-pub use layout::{BlockRole, BlockSpec, GuestLayout, HELPER_BLOCK, LayoutError, Plug, RamBlock, VMSA_BLOCK};
+pub use layout::{
+    BlockRole, BlockSpec, GuestLayout, HELPER_BLOCK, LayoutError, MAX_RAM_BYTES, Plug, RamBlock, VMSA_BLOCK,
+};
 pub use limits::HostLimits;
 pub use page_tables::{Access, Mapping, PageTables, TableError};
 pub use placement::{HelperPlacement, HelperSet};

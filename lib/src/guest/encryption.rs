@@ -6,7 +6,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::addr::{Gpa, PAGE_SIZE, PageRange, RamAddr, RamPage};
-use crate::address_space::{BlockRole, GuestLayout, RamBlock};
+use crate::address_space::{BlockRole, GuestLayout, MAX_RAM_BYTES, RamBlock};
 use crate::pages::PageSet;
 
 /// A report that cannot be.
@@ -28,8 +28,8 @@ pub enum StatusError {
     },
 }
 
-/// Most pages in one report: what a guest of 64 TiB has.
-const REPORT_MAX: u64 = 64 << 28;
+/// Most pages in one report: what the largest guest has.
+pub const REPORT_PAGES_MAX: u64 = MAX_RAM_BYTES / PAGE_SIZE;
 
 /// Pages in a row with one status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +65,7 @@ impl EncryptionStatus {
         private: bool,
     ) -> Result<(), StatusError> {
         let bad = StatusError::Range { gpa, pages };
-        if pages == 0 || pages > REPORT_MAX || !gpa.is_aligned(PAGE_SIZE) {
+        if pages == 0 || pages > REPORT_PAGES_MAX || !gpa.is_aligned(PAGE_SIZE) {
             return Err(bad);
         }
         let end = gpa.checked_add(pages * PAGE_SIZE).ok_or(bad)?.get();
@@ -213,14 +213,14 @@ mod tests {
     #[test]
     fn reports_that_cannot_be() {
         let (layout, status) = (layout(), EncryptionStatus::default());
-        for (gpa, pages) in [(0, 0), (8, 1), (0, u64::MAX), (0, REPORT_MAX + 1), (u64::MAX - 4095, 1)] {
+        for (gpa, pages) in [(0, 0), (8, 1), (0, u64::MAX), (0, REPORT_PAGES_MAX + 1), (u64::MAX - 4095, 1)] {
             let gpa = Gpa::new(gpa);
             assert_eq!(status.report(&layout, gpa, pages, false), Err(StatusError::Range { gpa, pages }));
         }
         // As long as a report may be, over everything: the first hole is named, and nothing is taken.
         let hole = Gpa::new(100 * PAGE_SIZE);
         assert_eq!(
-            status.report(&layout, Gpa::new(0), REPORT_MAX, false),
+            status.report(&layout, Gpa::new(0), REPORT_PAGES_MAX, false),
             Err(StatusError::NotRam { gpa: hole })
         );
         assert!(status.shared().is_empty());

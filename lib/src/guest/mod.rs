@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 pub use console::Console;
 pub use dirty_ranges::{DirtyRanges, LoggedSlot};
-pub use encryption::{EncryptionStatus, StatusError, StatusExtent};
+pub use encryption::{EncryptionStatus, REPORT_PAGES_MAX, StatusError, StatusExtent};
 pub use migration_control::{CarriedReadiness, MigrationControl, Readiness, ReadinessReason};
 
 use crate::addr::Gpa;

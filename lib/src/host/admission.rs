@@ -6,12 +6,10 @@
 
 use std::sync::Arc;
 
-use super::incoming::{
-    STREAMS_MAX, has_seen, machine_refusal, refuse, refused_by, room_on_disk, ticket_unread,
-};
+use super::incoming::{has_seen, machine_refusal, refuse, refused_by, room_on_disk, ticket_unread};
 use super::inner::{Inner, qemu_binary};
 use super::registry::Registry;
-use super::{AccelChoice, DriverSpec, GuestRecord, GuestState, HostError, validate};
+use super::{AccelChoice, DriverSpec, GuestRecord, GuestState, HostError, bounds, validate};
 use crate::address_space::GuestLayout;
 use crate::boot_files::{BootFile, BootFiles};
 use crate::guest::MachineError;
@@ -45,8 +43,9 @@ impl Arriving<'_> {
             Ok(true) => against.push(refuse("session_exists", "the destination has seen this session")),
             Err(refusal) => against.push(refusal),
         }
-        if !(1..=STREAMS_MAX).contains(&prepare.streams) {
-            against.push(refuse("invalid", format!("streams is not 1 to {STREAMS_MAX}")));
+        if !bounds::STREAMS.contains(&prepare.streams.into()) {
+            let (low, high) = (bounds::STREAMS.start(), bounds::STREAMS.end());
+            against.push(refuse("invalid", format!("streams is not {low} to {high}")));
         }
         let image = note(&mut against, self.image());
         let boot = self.boot(&mut against);

@@ -342,6 +342,7 @@ impl Host {
             return Err(looked.against.swap_remove(0));
         }
         outgoing::may_claim(&looked.guest, &spec).await?;
+        outgoing::has_room(&self.inner, &looked.record, &spec).await?;
         let destination_asked = match asking::ask(&self.inner, &looked, &spec).await {
             Some(Answer::Against(reasons)) if reasons.is_empty() => true,
             Some(Answer::Against(reasons)) => return Err(HostError::DestinationRefuses(reasons)),

@@ -18,7 +18,7 @@ use super::outgoing::{fault_of, new_control};
 use super::reserve::Reserve;
 use super::{
     GuestRecord, GuestState, HandOverOutcome, HandOverToken, HostError, Labels, LaunchMirror,
-    MigrationDirection, MigrationRecord, MigrationState, Progress, validate,
+    MigrationDirection, MigrationRecord, MigrationState, Progress, bounds, validate,
 };
 use crate::boot_files::BootFiles;
 use crate::guest::MachineError;
@@ -199,9 +199,6 @@ pub(super) fn token_of(inner: &Inner, session: Uuid) -> Result<HandOverToken, Ho
     Ok(HandOverToken { session, outcome, token })
 }
 
-/// Streams of one migration.
-pub(super) const STREAMS_MAX: u16 = 16;
-
 struct Destination<'a> {
     inner: &'a Arc<Inner>,
     identity: PeerIdentity,
@@ -220,20 +217,28 @@ pub(super) fn has_seen(inner: &Inner, session: Uuid) -> Result<bool, Refused> {
 /// Whether there is disk space for how a migration ends.
 pub(super) fn room_on_disk(inner: &Inner, prepare: &Prepare) -> Result<(), Refused> {
     // Given back at once: whoever lets the guest in sets it aside again.
-    set_aside(inner, prepare).map(drop)
+    let tried = Reserve::try_out(&inner.state_dir, prepare.session, document_bytes(inner, prepare));
+    tried.map_err(no_room)
 }
 
 /// Sets disk space aside for how a hand-over ends, whatever fills the disk meanwhile.
 fn set_aside(inner: &Inner, prepare: &Prepare) -> Result<Reserve, Refused> {
+    let taken = Reserve::take(&inner.state_dir, prepare.session, document_bytes(inner, prepare));
+    taken.map_err(no_room)
+}
+
+/// What the documents take that exist before the guest is let in.
+fn document_bytes(inner: &Inner, prepare: &Prepare) -> usize {
     let here = inner.guests().get(&prepare.guest).map(|g| g.record());
     let documents =
         [serde_json::to_vec(&prepare.spec), serde_json::to_vec(&prepare.layout), serde_json::to_vec(&here)];
-    let bytes = documents.iter().map(|d| d.as_ref().map_or(0, Vec::len)).sum();
-    Reserve::take(&inner.state_dir, prepare.session, bytes).map_err(|error| {
-        tracing::warn!(%error, "an incoming migration is refused: no disk space for its records");
-        let error = MigrationFault::NoStorage(error);
-        refuse(error.code(), format!("the destination: {error}"))
-    })
+    documents.iter().map(|d| d.as_ref().map_or(0, Vec::len)).sum()
+}
+
+fn no_room(error: std::io::Error) -> Refused {
+    tracing::warn!(%error, "an incoming migration is refused: no disk space for its records");
+    let error = MigrationFault::NoStorage(error);
+    refuse(error.code(), format!("the destination: {error}"))
 }
 
 pub(super) fn refuse(code: &str, detail: impl Into<String>) -> Refused {
@@ -376,7 +381,7 @@ impl<'a> Destination<'a> {
                 e => not_stored(&e),
             })
         })?;
-        let (sender, streams) = mpsc::sync_channel(usize::from(STREAMS_MAX));
+        let (sender, streams) = mpsc::sync_channel(*bounds::STREAMS.end() as usize);
         inner.streams().insert(prepare.session, (self.identity, sender));
         entry.tell_blocking(Command::Watch(prepare.session, machine.end_watch()));
         Ok(Arrival { machine, mirror, control, streams })

@@ -196,6 +196,9 @@ impl Host {
         if let Err(e) = outgoing::may_claim(&looked.guest, &spec).await {
             blockers.extend(findings(&e));
         }
+        if let Err(e) = outgoing::has_room(&self.inner, &looked.record, &spec).await {
+            blockers.extend(findings(&e));
+        }
         let mut unknowns = Vec::new();
         match asking::ask(&self.inner, &looked, &spec).await {
             Some(Answer::Against(reasons)) => blockers.extend(reasons),

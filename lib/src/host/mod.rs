@@ -59,7 +59,7 @@ pub use images::{BUILT_IN_ID, ContentError, ImageFacts, ImageRecord};
 pub use looking::{Estimate, Finding, GuestStats, MigrationCheck, PeerAnswer, PeerSilence};
 pub use make::PlanOptions;
 pub use open::{HostConfig, OpenError, accept_identity};
-pub use resolution::REASON_MAX;
+pub use resolution::{REASON_MAX, is_reason};
 pub use settings::HostSettings;
 pub use state_files::{StateRestored, accept_state, backup_state, check_state, restore_state};
 pub use tickets::{TICKET_MAX, Ticket, TicketSpec};

@@ -25,7 +25,9 @@ use crate::migration::{
     Control, Journal, MigrationFault, Outgoing, PeerAddress, SourceEnd, resolve, resume_here, run_source,
 };
 use crate::mirror::Mirror;
+use crate::private_files::PrivateFileError;
 use crate::sev::Policy;
+use crate::store::StoreError;
 use crate::transport::PeerIdentity;
 
 /// A migration that may start.
@@ -101,6 +103,42 @@ pub(super) fn look(inner: &Arc<Inner>, id: Option<Uuid>, spec: &MigrationSpec) -
         note(&mut against, check_precopy(inner, &guest, &record, spec, strategy));
     }
     Ok(Looked { id, guest, record, peer, strategy, against })
+}
+
+/// Sets the disk space aside that the migration's last records take.
+///
+/// # Errors
+/// There is none.
+fn set_aside(inner: &Inner, record: &MigrationRecord, guest: &GuestRecord) -> Result<Reserve, HostError> {
+    let bytes = document_bytes(guest, record.spec.as_ref());
+    Reserve::take(&inner.state_dir, record.id, bytes).map_err(|e| no_room(inner, e))
+}
+
+/// Whether [`set_aside`] would find it; keeps nothing.
+///
+/// # Errors
+/// It would not.
+pub(super) async fn has_room(
+    inner: &Arc<Inner>,
+    guest: &GuestRecord,
+    spec: &MigrationSpec,
+) -> Result<(), HostError> {
+    let (inner, bytes) = (Arc::clone(inner), document_bytes(guest, Some(spec)));
+    let tried = tokio::task::spawn_blocking(move || {
+        Reserve::try_out(&inner.state_dir, Uuid::now_v7(), bytes).map_err(|e| no_room(&inner, e))
+    });
+    tried.await.map_err(|e| HostError::internal("looking for disk space", e))?
+}
+
+fn document_bytes(guest: &GuestRecord, spec: Option<&MigrationSpec>) -> usize {
+    let documents = [serde_json::to_vec(guest), serde_json::to_vec(&spec)];
+    documents.iter().map(|d| d.as_ref().map_or(0, Vec::len)).sum()
+}
+
+fn no_room(inner: &Inner, source: std::io::Error) -> HostError {
+    let file =
+        PrivateFileError::Io { operation: "set disk space aside in", path: inner.state_dir.clone(), source };
+    HostError::storage("setting disk space aside for how the migration ends", StoreError::of_files(file))
 }
 
 fn note<T>(against: &mut Vec<HostError>, found: Result<T, HostError>) -> Option<T> {
@@ -217,7 +255,12 @@ pub(super) async fn create(
     let prepared = prepare(inner, id, spec)?;
     claim(&prepared, true).await?;
     let (guest, migration) = (Arc::clone(&prepared.guest), prepared.record.id);
-    let begun = begin(inner, prepared);
+    // Held from here on until the end is stored: a disk that fills up meanwhile must not leave the guest in doubt, nor end
+    // the migration when its turn comes.
+    let (theirs, record, at) = (Arc::clone(inner), prepared.record.clone(), guest.record());
+    let space = tokio::task::spawn_blocking(move || set_aside(&theirs, &record, &at)).await;
+    let space = space.unwrap_or_else(|e| Err(HostError::internal("setting disk space aside", e)));
+    let begun = space.and_then(|space| begin(inner, prepared, space));
     if begun.is_err() {
         let (done, told) = tokio::sync::oneshot::channel();
         if guest.tell(Command::Release { migration, done }).await {
@@ -227,8 +270,8 @@ pub(super) async fn create(
     begun
 }
 
-/// A migration whose guest is claimed: recorded, then queued.
-fn begin(inner: &Arc<Inner>, prepared: Prepared) -> Result<MigrationRecord, HostError> {
+/// A migration whose guest is claimed and for whose end there is room: recorded, then queued.
+fn begin(inner: &Arc<Inner>, prepared: Prepared, space: Reserve) -> Result<MigrationRecord, HostError> {
     let Prepared { record: migration, guest, peer } = prepared;
     let id = migration.id;
     let limits = migration.spec.as_ref().map(|s| s.limits).unwrap_or_default();
@@ -259,7 +302,8 @@ fn begin(inner: &Arc<Inner>, prepared: Prepared) -> Result<MigrationRecord, Host
                 _ = changes.changed() => {}
             }
         };
-        let _ = tokio::task::spawn_blocking(move || Run { inner: theirs, entry, guest, peer }.run()).await;
+        let _ =
+            tokio::task::spawn_blocking(move || Run { inner: theirs, entry, guest, peer }.run(space)).await;
     });
     Ok(record)
 }
@@ -345,9 +389,10 @@ struct Run {
 }
 
 impl Run {
-    fn run(&self) {
+    fn run(&self, space: Reserve) {
         let started = self.entry.change(|r| r.started_at = Some(Timestamp::now()));
         if self.entry.control.is_cancelled() {
+            drop(space);
             self.release();
             return self.finish(MigrationState::Canceled, None);
         }
@@ -360,8 +405,9 @@ impl Run {
             reply,
         });
         match lease {
-            Ok(lease) => self.with_lease(&spec, lease),
+            Ok(lease) => self.with_lease(&spec, lease, Arc::new(space)),
             Err(error) => {
+                drop(space);
                 tracing::warn!(error = %super::chain(&error), "a migration got no guest");
                 let fault = match &error {
                     HostError::WrongState { kind: "guest", current, .. } => {
@@ -384,18 +430,13 @@ impl Run {
         }
     }
 
-    fn with_lease(&self, spec: &MigrationSpec, lease: Lease) {
+    fn with_lease(&self, spec: &MigrationSpec, lease: Lease, space: Arc<Reserve>) {
         let Lease { mut machine, mut mirror, mirror_id, transient, was_running, record } = lease;
         self.entry.attach(mirror.watch());
         let stays = |fault| (SourceEnd::NotMoved { fault, resumed: was_running }, None);
-        let documents = [serde_json::to_vec(&record), serde_json::to_vec(&self.entry.record())];
-        let bytes = documents.iter().map(|d| d.as_ref().map_or(0, Vec::len)).sum();
-        // Held until the end is stored: a disk that fills up meanwhile must not leave the guest in doubt.
-        let space = Reserve::take(&self.inner.state_dir, self.entry.id, bytes).map(Arc::new);
-        let (end, peer) = match (self.peer.spec.identity.parse::<PeerIdentity>(), &space) {
-            (Err(_), _) => stays(MigrationFault::Protocol("the peer's stored identity cannot be read")),
-            (_, Err(error)) => stays(MigrationFault::NoStorage(error.kind().into())),
-            (Ok(identity), Ok(_)) => {
+        let (end, peer) = match self.peer.spec.identity.parse::<PeerIdentity>() {
+            Err(_) => stays(MigrationFault::Protocol("the peer's stored identity cannot be read")),
+            Ok(identity) => {
                 let peer = (self.peer.spec.address.clone(), identity);
                 let out = Outgoing {
                     id: self.entry.id,
@@ -420,7 +461,7 @@ impl Run {
             (end, _) => end,
         };
         let back = Back { machine, mirror, mirror_id, keep_mirror: !transient };
-        self.give_back(spec, end, back, space.ok());
+        self.give_back(spec, end, back, space);
     }
 
     /// After START without an answer: asks until a token tells, an administrator does, or the daemon goes.
@@ -500,7 +541,7 @@ impl Run {
         }
     }
 
-    fn give_back(&self, spec: &MigrationSpec, end: SourceEnd, back: Back, space: Option<Arc<Reserve>>) {
+    fn give_back(&self, spec: &MigrationSpec, end: SourceEnd, back: Back, space: Arc<Reserve>) {
         let Back { machine, mirror, mirror_id, keep_mirror } = back;
         match end {
             SourceEnd::InDoubt { .. } => {
@@ -542,7 +583,7 @@ impl Run {
 
     /// The guest is the destination's. That is told when it is stored, however long that takes: until then a restart would
     /// find the migration in doubt, and so would whoever asks.
-    fn handed_over(&self, spec: &MigrationSpec, space: Option<Arc<Reserve>>) {
+    fn handed_over(&self, spec: &MigrationSpec, space: Arc<Reserve>) {
         let ended = last_word(MigrationState::Succeeded, None);
         let change = |r: &mut MigrationRecord| {
             ended(r);
@@ -551,7 +592,7 @@ impl Run {
         let delete = spec.source_after == SourceAfter::Delete;
         let mut patience = Duration::from_millis(20);
         loop {
-            let space = space.clone();
+            let space = Some(Arc::clone(&space));
             let with = Box::new(Together { migration: self.entry.next(change), hand_over: None, space });
             let peer = self.peer.spec.name.clone();
             match self.guest.ask_blocking(|reply| Command::HandedOver { peer, delete, with, reply }) {

@@ -27,6 +27,8 @@ const DIRECTORY: &str = "reserve";
 const FIXED: u64 = 64 << 10;
 /// What a migration's record may grow to by its last word: rounds, workers.
 const GROWTH: u64 = 1 << 20;
+/// Beside a reserve, what has to be there for the records of the beginning.
+const SPARE: u64 = 256 << 10;
 /// The longest that is read back.
 const LONGEST: u64 = 64 << 20;
 /// Before a record: what it is, its length, its digest.
@@ -50,17 +52,28 @@ impl Reserve {
     /// # Errors
     /// When there is none; nothing is left behind.
     pub fn take(state_dir: &Path, session: Uuid, document_bytes: usize) -> io::Result<Self> {
+        Self::with(state_dir, session, FIXED + GROWTH + 2 * document_bytes as u64)
+    }
+
+    /// Whether a reserve could be taken now, and what is stored after that had room, too. Keeps nothing.
+    ///
+    /// # Errors
+    /// When not.
+    pub fn try_out(state_dir: &Path, session: Uuid, document_bytes: usize) -> io::Result<()> {
+        Self::with(state_dir, session, FIXED + GROWTH + SPARE + 4 * document_bytes as u64).map(drop)
+    }
+
+    fn with(state_dir: &Path, session: Uuid, bytes: u64) -> io::Result<Self> {
         let dir = Arc::new(PrivateDir::open_or_create(&state_dir.join(DIRECTORY)).map_err(to_io)?);
         // Of its own for each attempt, also where one process is both ends.
         let name = dir.temporary_name(&session.simple().to_string());
         dir.create(&name, &[]).map_err(to_io)?;
         let made = dir.open_file(&name, OFlags::RDWR).map_err(to_io).and_then(|file| {
-            let bytes = FIXED + GROWTH + 2 * document_bytes as u64;
             fill(&file, bytes)?;
-            Ok((file, bytes))
+            Ok(file)
         });
         match made {
-            Ok((file, bytes)) => Ok(Self { dir, name, file, bytes, kept: AtomicBool::new(false) }),
+            Ok(file) => Ok(Self { dir, name, file, bytes, kept: AtomicBool::new(false) }),
             Err(error) => {
                 let _ = dir.remove_if_present(&name);
                 Err(error)
@@ -235,6 +248,14 @@ mod tests {
         assert_eq!(files(&state).len(), 1);
         drop((first, second));
         assert!(files(&state).is_empty());
+    }
+
+    #[test]
+    fn to_try_a_reserve_out_keeps_nothing() {
+        let (_dir, state) = state_dir();
+        Reserve::try_out(&state, Uuid::now_v7(), 100_000).unwrap();
+        assert!(files(&state).is_empty());
+        assert!(Reserve::try_out(&state.join("nowhere"), Uuid::now_v7(), 0).is_err());
     }
 
     #[test]

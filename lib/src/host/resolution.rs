@@ -102,7 +102,8 @@ fn check(answer: &Answer, id: Uuid) -> Result<(), HostError> {
     Err(HostError::Invalid(vec![error]))
 }
 
-fn is_reason(text: &str) -> bool {
+/// Whether this says how an administrator knows: something, in one line.
+pub fn is_reason(text: &str) -> bool {
     !text.trim().is_empty() && text.chars().count() <= REASON_MAX && !text.chars().any(char::is_control)
 }
 

@@ -14,14 +14,14 @@ use uuid::Uuid;
 
 use super::act::{self, Effect};
 use super::inner::Inner;
-use super::{FieldError, Host, HostError, PeerRecord, PeerSpec, validate};
+use super::{FieldError, Host, HostError, PeerRecord, PeerSpec, bounds, validate};
 use crate::migration::wire::PROTOCOL_VERSIONS;
 use crate::store::ledger::Space;
 use crate::store::{Batch, StoreError};
 use crate::transport::{Endpoint, PeerIdentity};
 
 /// Longest text of a ticket.
-pub const TICKET_MAX: usize = 2048;
+pub const TICKET_MAX: usize = 4096;
 /// How long a used ticket's source may still ask what became of its session.
 const AFTERMATH: Duration = Duration::from_secs(30 * 24 * 3600);
 const PREFIX: &str = "mvmt1.";
@@ -33,7 +33,7 @@ pub struct TicketSpec {
     pub source_name: String,
     /// Identity of the source, which no other may use the ticket with.
     pub source_identity: String,
-    /// How long it is good, 1 to 86,400 seconds.
+    /// How long it is good: [`bounds::TICKET_SECONDS`].
     pub expires_in_seconds: u64,
 }
 
@@ -92,7 +92,7 @@ impl Ticket {
         let bad = |code, detail: &str| {
             HostError::Invalid(vec![FieldError::new("/destination/ticket", code, detail)])
         };
-        let digits = text.strip_prefix(PREFIX).filter(|d| d.len() <= TICKET_MAX && d.len() % 2 == 0);
+        let digits = text.strip_prefix(PREFIX).filter(|d| text.len() <= TICKET_MAX && d.len() % 2 == 0);
         let digit = |c: u8| char::from(c).to_digit(16).map(|d| d as u8);
         let bytes: Option<Vec<u8>> = digits.and_then(|d| {
             d.as_bytes().chunks_exact(2).map(|pair| Some(digit(pair[0])? << 4 | digit(pair[1])?)).collect()
@@ -141,7 +141,8 @@ impl Host {
             labels: super::Labels::new(),
         };
         let identity = validate::peer(&peer).map_err(of_source)?;
-        let life = Duration::from_secs(spec.expires_in_seconds.clamp(1, 86_400));
+        let (low, high) = (*bounds::TICKET_SECONDS.start(), *bounds::TICKET_SECONDS.end());
+        let life = Duration::from_secs(spec.expires_in_seconds.clamp(low, high));
         let expires_at = Timestamp::now().saturating_add(life).unwrap_or(Timestamp::MAX);
         let ticket = Ticket {
             host: info.name,

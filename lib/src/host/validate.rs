@@ -12,6 +12,7 @@ use crate::addr::{PAGE_2M, PAGE_SIZE};
 use crate::address_space::{GuestLayout, HELPER_BLOCK, LayoutError, PspVia, Strategy, VMSA_BLOCK};
 use crate::memory::Backing;
 use crate::mirror::{FIFO_PRIORITIES, NICE, Placement, Scheduler};
+use crate::qemu::{MEMORY_UNIT, is_command_line};
 use crate::sev::Policy;
 use crate::transport::Unconnectable;
 
@@ -22,9 +23,6 @@ fn check_bound(at: impl Into<String>, value: u64, bound: &RangeInclusive<u64>, e
         errors.push(FieldError::new(at, "out_of_range", detail));
     }
 }
-
-/// Labels of one resource.
-const LABELS_MAX: usize = 64;
 
 /// A guest's definition; gives its layout without the helper's block.
 pub(super) fn guest(spec: &GuestSpec) -> Result<GuestLayout, HostError> {
@@ -100,15 +98,16 @@ fn check_sev(sev: &SevSpec, errors: &mut Vec<FieldError>) {
 
 fn check_qemu(spec: &GuestSpec, append: &str, errors: &mut Vec<FieldError>) {
     let one = matches!(spec.blocks.as_slice(), [b] if b.gpa.is_some_and(|g| g.get() == 0)
-        && b.size_bytes % (1 << 20) == 0);
+        && b.size_bytes.is_multiple_of(MEMORY_UNIT));
     if !one {
         let detail = "a qemu guest has one block, of whole MiB, at GPA 0";
         errors.push(FieldError::new("/memory/blocks", "unsupported_layout", detail));
     }
-    if append.len() > 2048 || append.chars().any(char::is_control) {
+    if !is_command_line(append) {
         let detail = format!(
-            "{} bytes are given: at most 2048, without control characters, make a kernel command line",
-            append.len()
+            "{} bytes are given: at most {}, without control characters, make a kernel command line",
+            append.len(),
+            bounds::APPEND_BYTES.end()
         );
         errors.push(FieldError::new("/driver/append", "out_of_range", detail));
     }
@@ -152,7 +151,13 @@ pub(super) fn placement(at: &str, placement: &Placement) -> Vec<FieldError> {
         let detail = format!("{cpu} is not between 0 and {}: this host has {there} processors", there - 1);
         (*cpu >= there).then(|| FieldError::new(format!("{at}/cpus/{i}"), "out_of_range", detail))
     };
-    let mut errors: Vec<FieldError> = placement.cpus.iter().enumerate().filter_map(bad).collect();
+    let most = bounds::CPUS.end();
+    let listed = placement.cpus.iter().take(*most as usize).enumerate();
+    let mut errors: Vec<FieldError> = listed.filter_map(bad).collect();
+    if !bounds::CPUS.contains(&(placement.cpus.len() as u64)) {
+        let detail = format!("{} processors are listed, and there are at most {most}", placement.cpus.len());
+        errors.push(FieldError::new(format!("{at}/cpus"), "out_of_range", detail));
+    }
     let wrong = match placement.scheduler {
         Some(Scheduler::Other { nice } | Scheduler::Batch { nice }) if !NICE.contains(&nice) => {
             Some(("nice", format!("{nice} is not between {} and {}", NICE.start(), NICE.end())))
@@ -242,23 +247,27 @@ pub(super) fn labels(labels: &Labels) -> Result<(), HostError> {
 }
 
 fn check_labels(labels: &Labels, errors: &mut Vec<FieldError>) {
-    if labels.len() > LABELS_MAX {
-        let detail = format!("{} labels are given, and there are at most {LABELS_MAX}", labels.len());
+    let most = bounds::LABELS.end();
+    if !bounds::LABELS.contains(&(labels.len() as u64)) {
+        let detail = format!("{} labels are given, and there are at most {most}", labels.len());
         errors.push(FieldError::new("/labels", "out_of_range", detail));
     }
     let control = |text: &str| text.chars().any(char::is_control);
-    for (key, value) in labels.iter().take(LABELS_MAX) {
-        if !(1..=63).contains(&key.len()) || control(key) || key.contains('=') {
+    for (key, value) in labels.iter().take(*most as usize) {
+        if !bounds::LABEL_KEY_BYTES.contains(&(key.len() as u64)) || control(key) || key.contains('=') {
             let detail = format!(
-                "{} is no key of a label: 1 to 63 bytes without '=' and control characters",
-                shown(key)
+                "{} is no key of a label: {} to {} bytes without '=' and control characters",
+                shown(key),
+                bounds::LABEL_KEY_BYTES.start(),
+                bounds::LABEL_KEY_BYTES.end()
             );
             errors.push(FieldError::new("/labels", "out_of_range", detail));
         }
-        if value.len() > 255 || control(value) {
+        if !bounds::LABEL_VALUE_BYTES.contains(&(value.len() as u64)) || control(value) {
             let detail = format!(
-                "{} is no value of a label: at most 255 bytes without control characters",
-                shown(value)
+                "{} is no value of a label: at most {} bytes without control characters",
+                shown(value),
+                bounds::LABEL_VALUE_BYTES.end()
             );
             errors.push(FieldError::new("/labels", "out_of_range", detail));
         }

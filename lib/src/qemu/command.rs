@@ -21,11 +21,11 @@ use crate::boot_files::is_sealed;
 /// Id of the memory backend, and so the name of the main RAM block.
 pub(super) const RAM_ID: &str = "ram0";
 /// QEMU takes whole MiB.
-const MEMORY_UNIT: u64 = 1 << 20;
+pub const MEMORY_UNIT: u64 = 1 << 20;
 /// What the `pc` machine takes (CPU hot-plug limit of its ACPI tables).
 const MAX_VCPUS: u32 = 255;
-/// The longest kernel command line on x86 (`COMMAND_LINE_SIZE`), in bytes.
-const MAX_APPEND_BYTES: usize = 2048;
+/// The longest kernel command line on x86, in bytes: `COMMAND_LINE_SIZE` less the zero byte at its end.
+pub const APPEND_MAX: usize = 2047;
 
 /// Whom QEMU runs as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,8 +105,8 @@ impl QemuSpec {
         if self.memory_bytes == 0 || !self.memory_bytes.is_multiple_of(MEMORY_UNIT) {
             return bad("memory_bytes", &self.memory_bytes);
         }
-        if self.append.len() >= MAX_APPEND_BYTES || self.append.contains('\0') {
-            return bad("append", &self.append.escape_debug());
+        if !is_command_line(&self.append) {
+            return bad("append", &format_args!("{} bytes", self.append.len()));
         }
         // Our own properties follow the machine's name, so it must not bring any.
         if !is_plain_name(&self.machine, b"") {
@@ -179,6 +179,11 @@ impl QemuSpec {
         list.extend(["-nodefaults", "-no-user-config", "-no-reboot", "-S"].map(OsString::from));
         list
     }
+}
+
+/// Whether a kernel can be given this as its command line.
+pub fn is_command_line(text: &str) -> bool {
+    text.len() <= APPEND_MAX && !text.chars().any(char::is_control)
 }
 
 fn accel_option(accel: Accel) -> String {

@@ -39,7 +39,7 @@ mod user;
 
 pub use accel::{Accel, KvmAccess, kvm_access, pick_accel};
 pub use child::ExitInfo;
-pub use command::{QemuSpec, RunAs, Timeouts, seal_ram};
+pub use command::{APPEND_MAX, MEMORY_UNIT, QemuSpec, RunAs, Timeouts, is_command_line, seal_ram};
 pub use console::ConsoleSink;
 pub use device_state::MAX_DEVICE_STATE_BYTES;
 pub use end::{QemuEnd, QemuWatch, ShutdownCause};

@@ -3,7 +3,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use mirrorvm::address_space::Addressing;
-use mirrorvm::host::{ExportSpec, GuestState, ImportReport, ImportStep, SealedBatch};
+use mirrorvm::host::{ExportSpec, GuestState, ImportReport, ImportStep, SealedBatch, bounds};
 use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -28,7 +28,7 @@ impl Decode for RamRange {
     fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
         let mut f = Fields::open(node, errors)?;
         let ram_addr = f.int("ram_addr", 0..=MAX_SAFE_INTEGER);
-        let size_bytes = f.int("size_bytes", 4096..=1 << 20);
+        let size_bytes = f.int("size_bytes", bounds::BATCH_RANGE_BYTES);
         f.done()?;
         Some(Self { ram_addr: ram_addr?, size_bytes: size_bytes? })
     }
@@ -167,7 +167,7 @@ impl Decode for Batch {
         let epoch = f.int("epoch", 1..=u64::from(u32::MAX));
         let nonce: Option<Hex<32>> = f.required("nonce");
         let addressing = f.required("addressing");
-        let pages = f.int("pages", 0..=256);
+        let pages = f.int("pages", bounds::BATCH_PAGES);
         let records: Option<Base64> = f.required("records");
         let token: Option<Base64> = f.required("token");
         let last = f.required("last");

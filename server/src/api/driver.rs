@@ -57,7 +57,7 @@ pub enum DriverBody {
         kernel: String,
         /// Initial RAM disk, a path on the host.
         initrd: Option<String>,
-        /// Kernel command line.
+        /// Kernel command line: at most 2047 bytes, no control characters.
         #[serde(default)]
         #[schema(default = "")]
         append: String,

@@ -1,6 +1,7 @@
 //! Encryption status and plugging of RAM, on the wire.
 
 use mirrorvm::guest::StatusExtent;
+use mirrorvm::host::bounds;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -46,7 +47,7 @@ impl Decode for EncryptionStatusUpdate {
     fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
         let mut f = Fields::open(node, errors)?;
         let gpa = f.int("gpa", 0..=MAX_SAFE_INTEGER);
-        let pages = f.int("pages", 1..=(64 << 28));
+        let pages = f.int("pages", bounds::REPORT_PAGES);
         let encrypted = f.required("encrypted");
         f.done()?;
         Some(Self { gpa: gpa?, pages: pages?, encrypted: encrypted? })

@@ -1,6 +1,9 @@
 //! Label selectors of lists and events.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+
+use mirrorvm::host::bounds;
 
 /// What a resource's labels must hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,7 +19,9 @@ impl Selector {
             Some((key, value)) => (key, Some(value.to_owned())),
             None => (text, None),
         };
-        let fits = (1..=63).contains(&key.len()) && value.as_ref().is_none_or(|v| v.len() <= 255);
+        let within = |text: &str, bytes: RangeInclusive<u64>| bytes.contains(&(text.len() as u64));
+        let fits = within(key, bounds::LABEL_KEY_BYTES)
+            && value.as_ref().is_none_or(|v| within(v, bounds::LABEL_VALUE_BYTES));
         fits.then(|| Self { key: key.to_owned(), value })
     }
 

@@ -56,13 +56,13 @@ impl AddressSpacePlanCreate {
 #[serde(deny_unknown_fields)]
 pub struct TupleBody {
     /// Where the guest sees it.
-    #[schema(maximum = 9007199254740991u64)]
+    #[schema(minimum = 0, maximum = 9007199254740991u64)]
     pub guest_gpa: u64,
     /// Bytes.
-    #[schema(maximum = 9007199254740991u64)]
+    #[schema(minimum = 0, maximum = 9007199254740991u64)]
     pub size_bytes: u64,
     /// Where the mirror is to see it.
-    #[schema(maximum = 9007199254740991u64)]
+    #[schema(minimum = 0, maximum = 9007199254740991u64)]
     pub mirror_gpa: u64,
 }
 

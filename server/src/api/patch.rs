@@ -113,7 +113,7 @@ impl Decode for SchedulerBody {
         match f.kind(&["other", "batch", "idle", "fifo"])? {
             "idle" => f.done().map(|()| Self::Idle {}),
             "fifo" => {
-                let priority = f.int("priority", 1..=99);
+                let priority = f.int("priority", bounds::PRIORITY);
                 f.done()?;
                 Some(Self::Fifo { priority: priority? })
             }

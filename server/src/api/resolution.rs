@@ -106,8 +106,8 @@ impl Decode for Resolve {
                 let confirm = f.required("confirm");
                 f.done()?;
                 let (outcome, reason, at) = (outcome?.into(), reason?, Timestamp::now());
-                if !(1..=1000).contains(&reason.chars().count()) || reason.chars().any(char::is_control) {
-                    let detail = "1 to 1000 characters, no control characters";
+                if !lib::is_reason(&reason) {
+                    let detail = format!("1 to {} characters, no control characters", lib::REASON_MAX);
                     errors.add("/reason", "invalid_format", detail);
                     return None;
                 }

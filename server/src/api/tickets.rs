@@ -1,7 +1,7 @@
 //! Tickets for incoming migrations on the wire.
 
 use jiff::Timestamp;
-use mirrorvm::host::{Ticket, TicketSpec};
+use mirrorvm::host::{Ticket, TicketSpec, bounds};
 use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -53,7 +53,7 @@ impl Decode for IncomingMigrationCreate {
     fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
         let mut f = Fields::open(node, errors)?;
         let source = f.required("source");
-        let expires_in_seconds = f.int_or("expires_in_seconds", 1..=86_400, 600);
+        let expires_in_seconds = f.int_or("expires_in_seconds", bounds::TICKET_SECONDS, 600);
         f.done()?;
         Some(Self { source: source?, expires_in_seconds: expires_in_seconds? })
     }

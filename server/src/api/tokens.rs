@@ -1,5 +1,7 @@
 //! Bearer tokens and callers on the wire.
 
+use std::ops::RangeInclusive;
+
 use jiff::Timestamp;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -10,6 +12,11 @@ use crate::access::Role;
 use crate::access::caller::Caller;
 use crate::access::tokens::{Origin, TokenRecord};
 use crate::problem::ProblemError;
+
+/// Seconds for which a token is good: at most a leap year.
+pub const LIFE_SECONDS: RangeInclusive<u64> = 1..=31_622_400;
+/// Characters of a token's name.
+const NAME_CHARACTERS: RangeInclusive<usize> = 1..=128;
 
 /// What a token is to be.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -41,7 +48,7 @@ impl Decode for TokenCreate {
         let name = f.required("name");
         let role = f.required("role");
         let guest = f.optional("guest");
-        let expires_in_seconds = f.int_or("expires_in_seconds", 1..=31_622_400, 2_592_000);
+        let expires_in_seconds = f.int_or("expires_in_seconds", LIFE_SECONDS, 2_592_000);
         f.done()?;
         Some(Self { name: name?, role: role?, guest: guest?, expires_in_seconds: expires_in_seconds? })
     }
@@ -54,8 +61,9 @@ impl TokenCreate {
     /// A name that is none, a guest without the role or the role without a guest.
     pub fn check(&self) -> Result<(), Vec<ProblemError>> {
         let mut errors = Vec::new();
-        if !(1..=128).contains(&self.name.chars().count()) || self.name.chars().any(char::is_control) {
-            let detail = "1 to 128 characters, no control characters";
+        if !NAME_CHARACTERS.contains(&self.name.chars().count()) || self.name.chars().any(char::is_control) {
+            let (low, high) = (NAME_CHARACTERS.start(), NAME_CHARACTERS.end());
+            let detail = format!("{low} to {high} characters, no control characters");
             errors.push(ProblemError::at_pointer("/name", "invalid_name", detail));
         }
         match (self.role, &self.guest) {

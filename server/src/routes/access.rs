@@ -17,7 +17,7 @@ use crate::access::caller::Caller;
 use crate::access::tokens::{self, NewToken, Origin, TokenRecord};
 use crate::api::audit::{AuditEntry, AuditLog};
 use crate::api::page::{LIMIT_DEFAULT, LIMIT_MAX, Place, Scope, cut};
-use crate::api::tokens::{Token, TokenCreate, TokenList, Whoami};
+use crate::api::tokens::{LIFE_SECONDS, Token, TokenCreate, TokenList, Whoami};
 use crate::http::audit::{AuditOutcome, AuditRecord};
 use crate::http::body::JsonBody;
 use crate::http::change::Change;
@@ -82,7 +82,9 @@ pub async fn create_token(
         name: body.name,
         role: body.role,
         guest,
-        life: Some(Duration::from_secs(body.expires_in_seconds.clamp(1, 31_622_400))),
+        life: Some(Duration::from_secs(
+            body.expires_in_seconds.clamp(*LIFE_SECONDS.start(), *LIFE_SECONDS.end()),
+        )),
         created_by: change.principal,
     };
     if change.dry_run {
