@@ -134,7 +134,6 @@ fn every_code_can_be_reached() {
     let _ = d.delete(&path).expect(204);
 
     // A peer that is nobody, one that accepts and says nothing, one that is somebody else, and a name that nobody has.
-    let identity = format!("sha256:{}", "5a".repeat(32));
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let (at_silent, at_else) = (silent.local_addr().unwrap(), other.local_addr().unwrap());
@@ -143,12 +142,13 @@ fn every_code_can_be_reached() {
         let _ = std::io::Write::write_all(&mut stream, b"SSH-2.0-OpenSSH_9.2\r\n");
         let _ = std::io::copy(&mut stream, &mut std::io::sink());
     });
-    for (name, address) in [
-        ("dead", "127.0.0.1:9".to_owned()),
-        ("silent", at_silent.to_string()),
-        ("else", at_else.to_string()),
-        ("nobody", "nobody.invalid:7801".to_owned()),
+    for (byte, name, address) in [
+        ("5a", "dead", "127.0.0.1:9".to_owned()),
+        ("5b", "silent", at_silent.to_string()),
+        ("5c", "else", at_else.to_string()),
+        ("5d", "nobody", "nobody.invalid:7801".to_owned()),
     ] {
+        let identity = format!("sha256:{}", byte.repeat(32));
         let _ =
             d.post("/v1/hosts", &json!({"name": name, "address": address, "identity": identity})).expect(201);
     }

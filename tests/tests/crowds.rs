@@ -579,6 +579,38 @@ fn what_is_no_request_is_answered_with_a_problem() {
 }
 
 #[test]
+fn a_transfer_coding_beside_chunked_is_refused_and_not_passed_over() {
+    let d = on_tcp(&[]);
+    let of = |codings: &str| {
+        let text = format!(
+            "POST /v1/helper-images HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n{codings}\
+             connection: close\r\n\r\nd\r\n{{\"name\": \"x\"}}\r\n0\r\n\r\n"
+        );
+        raw(&d.socket(), text.as_bytes())
+    };
+    for codings in [
+        "transfer-encoding: gzip, chunked\r\n",
+        "transfer-encoding: gzip\r\ntransfer-encoding: chunked\r\n",
+        "transfer-encoding: identity, chunked\r\n",
+        "transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n",
+    ] {
+        let (status, code) = problem(&of(codings), codings);
+        assert!(
+            [(415, "unsupported_media_type"), (400, "malformed_request")].contains(&(status, &code)),
+            "{codings}: {status} {code}"
+        );
+    }
+    assert_eq!(problem(&of("transfer-encoding: gzip, chunked\r\n"), "gzip").0, 415);
+    let taken = of("transfer-encoding: Chunked\r\n");
+    assert!(taken.starts_with("HTTP/1.1 201"), "{taken}");
+    // Monitoring as well, where nobody reads a body.
+    let mut stream = from([127, 0, 0, 1], &d.listens("metrics:tcp:"));
+    stream.write_all(b"GET /livez HTTP/1.1\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n").unwrap();
+    let answer = first(&mut stream);
+    assert!(answer.starts_with("HTTP/1.1 415"), "{answer}");
+}
+
+#[test]
 fn a_head_has_64_kib_and_not_a_byte_more() {
     let d = Daemon::start("a");
     let fixed = "GET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\nx: \r\n\r\n".len();

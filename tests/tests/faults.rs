@@ -280,16 +280,16 @@ fn peers_that_are_not_what_they_should_be_get_a_typed_answer() {
     b.add_peer(&a, &a.peer_address);
 
     // Another host's key under a known address.
-    let other = format!("sha256:{}", "ab".repeat(32));
-    add_peer(&a, "wrong-key", &b.peer_address, &other);
+    let other = |byte: &str| format!("sha256:{}", byte.repeat(32));
+    add_peer(&a, "wrong-key", &b.peer_address, &other("ab"));
     // A host that does not know us.
     let c = Daemon::start("c");
     add_peer(&a, "stranger", &c.peer_address, &c.identity);
     // Nobody, and somebody who speaks something else.
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    add_peer(&a, "nobody", &free.to_string(), &other);
+    add_peer(&a, "nobody", &free.to_string(), &other("ac"));
     let plain = TcpListener::bind("127.0.0.1:0").unwrap();
-    add_peer(&a, "plain", &plain.local_addr().unwrap().to_string(), &other);
+    add_peer(&a, "plain", &plain.local_addr().unwrap().to_string(), &other("ad"));
     let server = std::thread::spawn(move || {
         let (mut stream, _) = plain.accept().unwrap();
         std::io::Write::write_all(&mut stream, b"220 mail.example ESMTP\r\n").unwrap();
@@ -297,7 +297,7 @@ fn peers_that_are_not_what_they_should_be_get_a_typed_answer() {
     });
     // Accepts TCP and says nothing at all.
     let mute = TcpListener::bind("127.0.0.1:0").unwrap();
-    add_peer(&a, "mute", &mute.local_addr().unwrap().to_string(), &other);
+    add_peer(&a, "mute", &mute.local_addr().unwrap().to_string(), &other("ae"));
     let _fakes = [
         Fake::new(&a, "newer", |mut link| {
             hello(&mut link);

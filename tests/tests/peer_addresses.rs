@@ -15,6 +15,12 @@ fn somebody() -> String {
     format!("sha256:{}", "5a".repeat(32))
 }
 
+/// One of several of these.
+fn another(what: &str) -> String {
+    let byte = what.bytes().fold(0_u8, |sum, b| sum.wrapping_mul(31).wrapping_add(b));
+    format!("sha256:{}", format!("{byte:02x}").repeat(32))
+}
+
 fn host(name: &str, address: &str, identity: &str) -> Value {
     json!({"name": name, "address": address, "identity": identity})
 }
@@ -31,8 +37,11 @@ fn an_address_or_identity_that_cannot_be_a_peers_is_refused_by_field_and_value()
     let _ = a.post("/v1/hosts", &host("there", "192.0.2.7:7801", &somebody())).expect(201);
     let before = a.read("/v1/hosts/there");
     let mapped = format!("[::ffff:127.0.0.1]:{port}");
+    let named = format!("localhost:{port}");
+    let taken = another("taken");
+    let _ = a.post("/v1/hosts", &host("taken", "192.0.2.9:7801", &taken)).expect(201);
     let own: &str = &a.identity;
-    let good = somebody();
+    let good = another("good");
     for (address, identity, pointer, code) in [
         ("0.0.0.0:7801", &*good, "/address", "unusable_address"),
         ("[::]:7801", &good, "/address", "unusable_address"),
@@ -42,6 +51,13 @@ fn an_address_or_identity_that_cannot_be_a_peers_is_refused_by_field_and_value()
         ("[::ffff:239.1.2.3]:7801", &good, "/address", "unusable_address"),
         ("255.255.255.255:7801", &good, "/address", "unusable_address"),
         ("[fe80::1]:7801", &good, "/address", "unusable_address"),
+        ("[fe80::1%4294967295]:7801", &good, "/address", "unusable_address"),
+        ("127.255.255.255:7801", &good, "/address", "unusable_address"),
+        ("127.0.0.0:7801", &good, "/address", "unusable_address"),
+        ("240.0.0.1:7801", &good, "/address", "unusable_address"),
+        ("1.2.3.4:65536", &good, "/address", "invalid_format"),
+        ("1.2.3.4:01", &good, "/address", "invalid_format"),
+        ("[[::1]]:1", &good, "/address", "invalid_format"),
         ("192.0.2.7:0", &good, "/address", "out_of_range"),
         ("192.0.2.7", &good, "/address", "invalid_format"),
         ("host.example:0", &good, "/address", "invalid_format"),
@@ -50,6 +66,8 @@ fn an_address_or_identity_that_cannot_be_a_peers_is_refused_by_field_and_value()
         ("127.1:7801", &good, "/address", "invalid_format"),
         (&a.peer_address, &good, "/address", "own_address"),
         (&mapped, &good, "/address", "own_address"),
+        (&named, &good, "/address", "own_address"),
+        ("192.0.2.8:7801", &taken, "/identity", "duplicate_identity"),
         ("192.0.2.8:7801", own, "/identity", "own_identity"),
     ] {
         let changed = json!({"address": address, "identity": identity});
@@ -67,11 +85,14 @@ fn an_address_or_identity_that_cannot_be_a_peers_is_refused_by_field_and_value()
         }
     }
     assert_eq!(a.read("/v1/hosts/there"), before);
-    assert_eq!(a.items("/v1/hosts").len(), 1);
+    assert_eq!(a.items("/v1/hosts").len(), 2);
+    // What it is already may be said again.
+    let same = patch(&a, "taken", &json!({"identity": taken, "address": "192.0.2.10:7801"}));
+    let _ = same.expect(200);
     for (name, address) in
         [("n1", "host.example:7801"), ("n2", "[2001:db8::7]:7801"), ("n3", "[fe80::7%1]:7801")]
     {
-        let made = a.post("/v1/hosts", &host(name, address, &somebody())).expect(201).json();
+        let made = a.post("/v1/hosts", &host(name, address, &another(name))).expect(201).json();
         assert_eq!(made["address"], address);
     }
     let renamed = patch(&a, "n1", &json!({"address": "Other.Example:1"})).expect(200).json();
@@ -111,6 +132,49 @@ fn a_host_that_listens_on_all_addresses_names_the_one_that_it_is_told_to() {
     assert_eq!(a.read("/v1/hosts/b/capabilities")["reachable"], true);
 }
 
+#[test]
+fn what_leads_back_to_the_host_is_told_when_it_is_used() {
+    // Its own port through another one, as a relay or a name that has moved would have it.
+    let a = Daemon::start("a");
+    let relay = mirrorvm_tests::Proxy::to(&a.peer_address);
+    let _ = a.post("/v1/hosts", &host("there", &relay.address(), &somebody())).expect(201);
+    let problem = a.get("/v1/hosts/there/capabilities").expect(502).json();
+    assert_eq!(problem["code"], "peer_failed", "{problem}");
+    assert!(problem["detail"].as_str().unwrap().contains("this host itself"), "{problem}");
+}
+
+#[test]
+fn a_daemon_does_not_start_where_nobody_could_connect_to() {
+    let d = Daemon::start("a");
+    let state = d.directory().join("another");
+    for (option, value, why) in [
+        ("--peer-listen", "224.0.0.1:0", "multicast"),
+        ("--peer-listen", "255.255.255.255:0", "broadcast"),
+        ("--peer-listen", "127.255.255.255:0", "broadcast"),
+        ("--peer-listen", "240.0.0.1:0", "reserved"),
+        ("--peer-listen", "[ff02::1]:0", "multicast"),
+        ("--listen", "tcp:127.255.255.255:0", "broadcast"),
+        ("--listen", "tcp:127.0.0.0:0", "network's own"),
+        ("--metrics-listen", "tcp:127.255.255.255:0", "broadcast"),
+        ("--advertise", "[[::1", "usable"),
+        ("--advertise", "::1]]", "usable"),
+        ("--advertise", "240.0.0.1", "reserved"),
+        ("--advertise", "1.2.3.4:01", "port"),
+        ("--advertise", "1.2.3.4:65536", "port"),
+    ] {
+        let peers = ["--peer-listen", "127.0.0.1:0"];
+        let more: &[&str] = if option == "--advertise" { &peers } else { &[] };
+        let state = state.to_string_lossy();
+        let arguments = [&["serve", "--state-dir", &state, option, value], more].concat();
+        let (code, _, said) = d.command_line(&arguments);
+        let bare = value.trim_start_matches("tcp:");
+        assert!(
+            code != 0 && said.contains(bare) && (why == "usable" || said.contains(why)),
+            "{value}: {said}"
+        );
+    }
+}
+
 /// Says `words` to everybody who connects, as long as the test runs.
 fn somebody_else(words: &'static [u8]) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -141,7 +205,7 @@ fn who_else_is_at_a_peers_address_is_told_at_once() {
         ("gone", &gone, "peer_failed", "refused"),
         ("nobody", "nobody.invalid:7801", "peer_unresolved", "nobody.invalid:7801"),
     ] {
-        let _ = a.post("/v1/hosts", &host(name, address, &somebody())).expect(201);
+        let _ = a.post("/v1/hosts", &host(name, address, &another(name))).expect(201);
         let begun = Instant::now();
         let problem = a.get(&format!("/v1/hosts/{name}/capabilities")).json();
         assert_eq!(problem["code"], code, "{name}: {problem}");

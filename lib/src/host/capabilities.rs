@@ -1,6 +1,7 @@
 //! What this host is and can do, said as it is.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use super::inner::{Inner, qemu_binary};
 use super::{Capabilities, Host, HostInfo, MissingCapability};
@@ -9,7 +10,10 @@ use crate::migration::wire::{Abilities, PROTOCOL_VERSIONS};
 use crate::qemu::{Accel, UserPool, pick_accel};
 use crate::sev::kernel::probe;
 use crate::store::Writing;
-use crate::transport::{Endpoint, Occupancy};
+use crate::transport::{Endpoint, Occupancy, is_at, resolve};
+
+/// How long the resolver may take about a name that is only looked at.
+const NAME_PATIENCE: Duration = Duration::from_secs(2);
 
 impl Host {
     /// About this host.
@@ -91,10 +95,22 @@ impl Host {
             return true;
         }
         let (Some(bound), Some(at)) = (self.peer_listen(), endpoint.address()) else { return false };
-        let (own, ip) = (bound.ip().to_canonical(), at.ip().to_canonical());
-        // An address can be bound to where it is local, and only there.
-        let any = own.is_unspecified() && (own.is_ipv6() || ip.is_ipv4()) && UdpSocket::bind((ip, 0)).is_ok();
-        at.port() == bound.port() && (own == ip || any)
+        is_at(bound, at)
+    }
+
+    /// Of what a peer's name leads to now, whatever of it is this host. An address is looked at wherever it is given; a name
+    /// that leads nowhere may lead somewhere later, and a resolver that takes long holds nobody up for it.
+    pub(super) async fn own_addresses_of(&self, endpoint: &Endpoint) -> Vec<SocketAddr> {
+        let (Some(bound), None) = (self.peer_listen(), endpoint.address()) else { return Vec::new() };
+        if endpoint.port() != bound.port() {
+            return Vec::new();
+        }
+        let endpoint = endpoint.clone();
+        let look = move || {
+            let found = resolve(&endpoint, Instant::now() + NAME_PATIENCE, &|| false).unwrap_or_default();
+            found.into_iter().filter(|at| is_at(bound, *at)).collect()
+        };
+        tokio::task::spawn_blocking(look).await.unwrap_or_default()
     }
 }
 

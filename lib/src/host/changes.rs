@@ -2,6 +2,7 @@
 //!
 //! Owns: these forms of the host's requests. Must not know: what a machine or a mirror is.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -472,10 +473,11 @@ impl Host {
     ///
     /// # Errors
     /// As [`Host::add_peer`].
-    pub fn preview_peer(&self, id: Option<Uuid>, spec: PeerSpec) -> Result<PeerRecord, HostError> {
+    pub async fn preview_peer(&self, id: Option<Uuid>, spec: PeerSpec) -> Result<PeerRecord, HostError> {
         self.inner.check_running()?;
         let identity = validate::peer(&spec)?;
         self.check_not_self(&spec.address, &identity)?;
+        self.check_leads_elsewhere(&spec.address).await?;
         // In one spelling, so that a pin can be compared as text.
         let spec = PeerSpec { identity: identity.to_string(), ..spec };
         if id.is_some_and(|id| self.inner.peers().contains_key(&id)) {
@@ -484,6 +486,7 @@ impl Host {
         if self.inner.peers().values().any(|p| p.spec.name == spec.name) {
             return Err(HostError::NameTaken { kind: "host", name: spec.name });
         }
+        check_only_one(&self.inner.peers(), None, &spec.identity)?;
         let id = id.unwrap_or_else(Uuid::now_v7);
         Ok(PeerRecord { id, spec, generation: 1, created_at: Timestamp::now() })
     }
@@ -504,12 +507,25 @@ impl Host {
         if errors.is_empty() { Ok(()) } else { Err(HostError::Invalid(errors)) }
     }
 
+    /// Whether a peer's name leads to somebody else, as far as that can be known now: wherever it leads later, nobody is
+    /// taken for a peer who has not the peer's key.
+    ///
+    /// # Errors
+    /// It leads here.
+    pub async fn check_leads_elsewhere(&self, address: &Endpoint) -> Result<(), HostError> {
+        let own = self.own_addresses_of(address).await;
+        let Some(at) = own.first() else { return Ok(()) };
+        let detail =
+            format!("{address} is {at}, where this host itself listens; give the other host's address");
+        Err(HostError::Invalid(vec![FieldError::new("/address", "own_address", detail)]))
+    }
+
     /// Adds a peer under an id of the caller's choice (`None`: a new one).
     ///
     /// # Errors
     /// As [`Host::add_peer`]; [`HostError::IdTaken`].
     pub async fn add_peer_as(&self, id: Option<Uuid>, spec: PeerSpec) -> Result<PeerRecord, HostError> {
-        let record = self.preview_peer(id, spec)?;
+        let record = self.preview_peer(id, spec).await?;
         self.inner.change_peers(|| -> Result<_, HostError> {
             if self.inner.peers().contains_key(&record.id) {
                 return Err(HostError::IdTaken { kind: "host" });
@@ -517,6 +533,7 @@ impl Host {
             if self.inner.peers().values().any(|p| p.spec.name == record.spec.name) {
                 return Err(HostError::NameTaken { kind: "host", name: record.spec.name.clone() });
             }
+            check_only_one(&self.inner.peers(), None, &record.spec.identity)?;
             self.inner.store_peer(&record, Change::Created)?;
             self.inner.peers_mut().insert(record.id, record.clone());
             Ok(())
@@ -545,6 +562,10 @@ impl Host {
             // Conditions come last: a request that cannot work is told so, whatever it expects (RFC 9110, section 13.2.1).
             let identity = validate::peer(&spec)?;
             self.check_not_self(&spec.address, &identity)?;
+            // Of two that an earlier build took each may still be changed in all else.
+            if now.spec.identity != identity.to_string() {
+                check_only_one(&self.inner.peers(), Some(id), &identity.to_string())?;
+            }
             expected.check("host", now.generation)?;
             let spec = PeerSpec { identity: identity.to_string(), name: now.spec.name.clone(), ..spec };
             let record = PeerRecord { spec, generation: now.generation + 1, ..now };
@@ -595,4 +616,21 @@ impl Host {
         self.inner.changed();
         Ok(now)
     }
+}
+
+/// A host is known under one name: of two with one identity nobody could say whose migration came in, or which address is
+/// the one that is out of date.
+fn check_only_one(
+    peers: &HashMap<Uuid, PeerRecord>,
+    but: Option<Uuid>,
+    identity: &str,
+) -> Result<(), HostError> {
+    let known = peers.values().find(|p| Some(p.id) != but && p.spec.identity == identity);
+    let Some(known) = known else { return Ok(()) };
+    let name = &known.spec.name;
+    let detail = format!(
+        "{identity} is the identity of the host {name}; change that one, or give the identity that the \
+         other host's `/v1/host` shows"
+    );
+    Err(HostError::Invalid(vec![FieldError::new("/identity", "duplicate_identity", detail)]))
 }

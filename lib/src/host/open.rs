@@ -23,6 +23,7 @@ use crate::store::state_files::{Doubt, UNCONFIRMED};
 use crate::store::{Batch, Kind, Ledger, Store, StoreError};
 use crate::transport::{
     Advertised, Identity, IdentityError, ListenerError, ListenerLimits, PeerIdentity, PeerListener,
+    Unconnectable, check_listenable,
 };
 
 /// How a host is opened.
@@ -77,6 +78,14 @@ pub enum OpenError {
     /// The system gives no random numbers.
     #[error("a secret of the host cannot be made")]
     Secret(#[source] MachineError),
+    /// What peers are told to connect to.
+    #[error("the advertised address {advertised} {why}")]
+    Advertise {
+        /// Which.
+        advertised: Advertised,
+        /// Why nobody can connect to it.
+        why: Unconnectable,
+    },
     /// The peer listener.
     #[error("the peer listener cannot be started")]
     Listener(#[from] ListenerError),
@@ -128,6 +137,12 @@ impl Host {
         super::endings::recover(&inner).await?;
         reconcile(&inner)?;
         inner.events.host(inner.id, &inner.name, super::events::Change::Started);
+        if let Some(advertised) = &config.advertise
+            // Whatever the port: the listener has one only later.
+            && let Some(Err(why)) = advertised.for_port(1).address().map(|at| check_listenable(&at))
+        {
+            return Err(OpenError::Advertise { advertised: advertised.clone(), why });
+        }
         let listener = config.peer_listen.map(|addr| listen(&inner, addr)).transpose()?;
         let host = Self { inner, listener: Arc::new(Mutex::new(listener)), advertise: config.advertise };
         if host.lacks_address() {

@@ -14,7 +14,7 @@ use crate::memory::Backing;
 use crate::mirror::{FIFO_PRIORITIES, NICE, Placement, Scheduler};
 use crate::qemu::{MEMORY_UNIT, is_command_line};
 use crate::sev::Policy;
-use crate::transport::Unconnectable;
+use crate::transport::{Unconnectable, check_reachable};
 
 /// Notes `value` where it is out of its bound.
 fn check_bound(at: impl Into<String>, value: u64, bound: &RangeInclusive<u64>, errors: &mut Vec<FieldError>) {
@@ -202,7 +202,9 @@ pub(super) fn peer(spec: &PeerSpec) -> Result<crate::transport::PeerIdentity, Ho
         );
         errors.push(FieldError::new("/identity", "invalid_identity", detail));
     }
-    if let Err(why) = spec.address.check_connectable() {
+    let at = spec.address.address();
+    let usable = at.map_or_else(|| spec.address.check_connectable(), |at| check_reachable(&at));
+    if let Err(why) = usable {
         let code = if why == Unconnectable::Port { "out_of_range" } else { "unusable_address" };
         errors.push(FieldError::new("/address", code, format!("{} {why}", spec.address)));
     }

@@ -6,7 +6,7 @@
 //! lets nobody in, and a host that was renumbered is found without telling anybody.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -60,12 +60,24 @@ pub enum Unconnectable {
     /// Groups.
     #[error("is a multicast group and not a host; give an address that the host has")]
     Multicast,
-    /// 255.255.255.255.
+    /// 255.255.255.255, or that of a network which this machine is in.
     #[error("is a broadcast address and not a host; give an address that the host has")]
     Broadcast,
+    /// 127.0.0.0, the loopback network itself.
+    #[error("is a network's own address and not a host; give an address that the host has")]
+    Network,
+    /// 240.0.0.0/4.
+    #[error("is in 240.0.0.0/4, which is reserved: no host has it; give an address that the host has")]
+    Reserved,
     /// fe80::/10 without the interface that it is meant on.
     #[error("is link-local: say on which interface, by its number, as [fe80::7%2]:7801")]
     NoScope,
+    /// A scope that is no interface of this machine.
+    #[error(
+        "names an interface (after the %) that this machine does not have; give the number of one that it has, as \
+         `ip link` shows them"
+    )]
+    NoInterface,
     /// Port 0.
     #[error("has port 0, which cannot be connected to; give the port that the host listens on")]
     Port,
@@ -80,7 +92,8 @@ pub fn check_connectable(at: &SocketAddr) -> Result<(), Unconnectable> {
     if at.port() == 0 { Err(Unconnectable::Port) } else { Ok(()) }
 }
 
-fn check_ip(at: &SocketAddr) -> Result<(), Unconnectable> {
+/// As [`check_connectable`], whatever the port.
+pub(super) fn check_ip(at: &SocketAddr) -> Result<(), Unconnectable> {
     // An IPv4 address in IPv6's clothes is what it is: the kernel undresses it, too.
     match at.ip().to_canonical() {
         IpAddr::V4(v4) if v4.octets()[0] == 0 => Err(Unconnectable::Unspecified),
@@ -88,6 +101,8 @@ fn check_ip(at: &SocketAddr) -> Result<(), Unconnectable> {
         IpAddr::V4(v4) if v4 == Ipv4Addr::BROADCAST || v4 == Ipv4Addr::new(127, 255, 255, 255) => {
             Err(Unconnectable::Broadcast)
         }
+        IpAddr::V4(v4) if v4 == Ipv4Addr::new(127, 0, 0, 0) => Err(Unconnectable::Network),
+        IpAddr::V4(v4) if v4.octets()[0] >= 240 => Err(Unconnectable::Reserved),
         IpAddr::V4(_) => Ok(()),
         IpAddr::V6(v6) if v6.is_unspecified() => Err(Unconnectable::Unspecified),
         IpAddr::V6(v6) if v6.is_multicast() => Err(Unconnectable::Multicast),
@@ -152,22 +167,33 @@ impl FromStr for Endpoint {
     type Err = ParseEndpointError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if let Ok(at) = text.parse() {
-            return Ok(Self::Address(at));
-        }
-        let (name, port) = text.rsplit_once(':').ok_or(ParseEndpointError::Form)?;
-        if name.is_empty() || name.contains([':', '[', ']', '/', '@']) {
+        let (host, port) = text.rsplit_once(':').ok_or(ParseEndpointError::Form)?;
+        let bracketed = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).is_some();
+        if host.is_empty() || (!bracketed && host.contains([':', '[', ']', '/', '@'])) {
             return Err(ParseEndpointError::Form);
         }
-        let name = host_name(name).ok_or(ParseEndpointError::Name)?;
-        let digits = (1..=5).contains(&port.len()) && port.bytes().all(|b| b.is_ascii_digit());
-        let port = port.parse().ok().filter(|port| digits && *port != 0 && !port_has_zeros(text));
-        Ok(Self::Name { name, port: port.ok_or(ParseEndpointError::Port)? })
+        // What the port is does not hang on what the host is: the wrong one of them is told.
+        let port = port_of(port).ok_or(ParseEndpointError::Port)?;
+        if bracketed {
+            return text
+                .parse()
+                .map(|at| Self::Address(SocketAddr::V6(at)))
+                .map_err(|_| ParseEndpointError::Form);
+        }
+        if let Ok(v4) = host.parse::<Ipv4Addr>() {
+            return Ok(Self::Address((v4, port).into()));
+        }
+        let name = host_name(host).ok_or(ParseEndpointError::Name)?;
+        // Of an address it is told as of one that cannot be connected to.
+        if port == 0 { Err(ParseEndpointError::Port) } else { Ok(Self::Name { name, port }) }
     }
 }
 
-fn port_has_zeros(text: &str) -> bool {
-    text.rsplit(':').next().is_some_and(|port| port.starts_with('0'))
+/// A port, 0 included, written as it is kept.
+fn port_of(text: &str) -> Option<u16> {
+    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let zeros = text.len() > 1 && text.starts_with('0');
+    text.parse().ok().filter(|_| digits && !zeros)
 }
 
 /// A name in the spelling that is kept, if it can be one of a host (RFC 1123, section 2.1). What looks like an address to
@@ -237,9 +263,14 @@ impl FromStr for Advertised {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         // Without a port: any will do to look at the rest.
-        let bare = match text.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
-            Ok(ip) => Some(SocketAddr::new(ip, 1).into()),
-            Err(_) => host_name(text).map(|name| Endpoint::Name { name, port: 1 }),
+        let bracketed = text.strip_prefix('[').and_then(|t| t.strip_suffix(']'));
+        let ip = match bracketed {
+            Some(inside) => inside.parse::<Ipv6Addr>().ok().map(IpAddr::V6),
+            None => text.parse().ok(),
+        };
+        let bare = match ip {
+            Some(ip) => Some(SocketAddr::new(ip, 1).into()),
+            None => host_name(text).map(|name| Endpoint::Name { name, port: 1 }),
         };
         let advertised = match bare {
             Some(host) => Self { host, port_given: false },
@@ -305,6 +336,22 @@ mod tests {
             ("host:+80", Port),
             ("host:080", Port),
             ("host: 80", Port),
+            ("1.2.3.4:65536", Port),
+            ("1.2.3.4:01", Port),
+            ("1.2.3.4:00", Port),
+            ("1.2.3.4: 1", Port),
+            ("1.2.3.4:+1", Port),
+            ("1.2.3.4:", Port),
+            ("[::1]:65536", Port),
+            ("[::1]:01", Port),
+            ("[::1]:", Port),
+            ("1.2.3.4", Form),
+            ("[::1]", Form),
+            ("[[::1]]:1", Form),
+            ("[::1]]:1", Form),
+            ("[::1:1", Form),
+            ("[1.2.3.4]:1", Form),
+            ("[]:1", Form),
             ("ho st:80", Name),
             ("-a:80", Name),
             ("a-.b:80", Name),
@@ -325,7 +372,7 @@ mod tests {
 
     #[test]
     fn addresses_that_no_host_has_are_told_by_kind() {
-        use Unconnectable::{Broadcast, Multicast, NoScope, Port, Unspecified};
+        use Unconnectable::{Broadcast, Multicast, Network, NoScope, Port, Reserved, Unspecified};
         for (text, why) in [
             ("0.0.0.0:1", Unspecified),
             ("0.1.2.3:1", Unspecified),
@@ -339,6 +386,10 @@ mod tests {
             ("255.255.255.255:1", Broadcast),
             ("[::ffff:255.255.255.255]:1", Broadcast),
             ("127.255.255.255:1", Broadcast),
+            ("127.0.0.0:1", Network),
+            ("240.0.0.1:1", Reserved),
+            ("255.255.255.254:1", Reserved),
+            ("[::ffff:240.0.0.1]:1", Reserved),
             ("[fe80::1]:1", NoScope),
             ("192.0.2.7:0", Port),
             ("[2001:db8::7]:0", Port),
@@ -376,6 +427,15 @@ mod tests {
             "ff02::1",
             "fe80::1",
             "192.0.2.7:0",
+            "192.0.2.7:",
+            "192.0.2.7:09",
+            "[[::1",
+            "::1]]",
+            "[::1",
+            "::1]",
+            "[[::1]]",
+            "[192.0.2.7]",
+            "240.0.0.1",
             "a_b",
             "",
             ":9",

@@ -22,7 +22,7 @@ use super::link_error::{LinkError, link_error, not_admitted};
 use super::places::Place;
 use super::session::{Session, SessionError};
 use super::socket::{LinkCanceller, Socket, SocketError, Waiting};
-use super::tls;
+use super::tls::{self, CertRefusal};
 use crate::memory::Span;
 
 /// Bytes of a message that room is made for at a time: a peer that announces much and sends little costs as much.
@@ -131,7 +131,14 @@ impl Link {
             SocketError::Io(source) => LinkError::Connect { addr, source },
         })?;
         let connection = tls::client(tls::provider(), identity, *expected).map_err(LinkError::Tls)?;
-        Self::start_client(Session::client(socket, connection), deadlines)
+        Self::start_client(Session::client(socket, connection), deadlines).map_err(|error| match error {
+            LinkError::PeerRefused(CertRefusal::WrongPeer { expected, presented })
+                if presented == *identity.pin() =>
+            {
+                LinkError::PeerRefused(CertRefusal::Oneself { own: presented, expected })
+            }
+            other => other,
+        })
     }
 
     /// The client's part once the session exists.

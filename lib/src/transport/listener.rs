@@ -17,6 +17,8 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustls::ServerConfig;
 
+use super::endpoint::Unconnectable;
+use super::here::check_listenable;
 use super::identity::Identity;
 use super::link::{Deadlines, Link};
 use super::link_error::LinkError;
@@ -73,6 +75,14 @@ impl Default for ListenerLimits {
 /// Why a listener was not started.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenerError {
+    /// Nobody could connect to it.
+    #[error("cannot listen on {addr}: it {why}")]
+    Address {
+        /// Where to.
+        addr: SocketAddr,
+        /// Why nobody could.
+        why: Unconnectable,
+    },
     /// The address is in use, not ours, or not allowed.
     #[error("cannot listen on {addr}")]
     Bind {
@@ -129,6 +139,7 @@ impl PeerListener {
         limits: ListenerLimits,
         handler: Handler,
     ) -> Result<Self, ListenerError> {
+        check_listenable(&addr).map_err(|why| ListenerError::Address { addr, why })?;
         let config = tls::server_config(tls::provider(), identity, admits).map_err(ListenerError::Tls)?;
         let bind = |source| ListenerError::Bind { addr, source };
         let listener = TcpListener::bind(addr).map_err(bind)?;

@@ -19,6 +19,7 @@
 
 mod endpoint;
 mod frame;
+mod here;
 mod identity;
 pub(crate) mod key_file;
 mod link;
@@ -38,6 +39,8 @@ mod tests;
 
 pub use endpoint::{AdvertiseError, Advertised, Endpoint, ParseEndpointError, Unconnectable};
 pub use frame::{FrameHeader, HEADER_LEN, HeaderError};
+pub(crate) use here::is_at;
+pub use here::{check_listenable, check_reachable};
 pub use identity::{Identity, IdentityError, ParsePeerIdentityError, PeerIdentity};
 pub use link::{Deadlines, Frame, Link, LinkCounters};
 pub use link_error::LinkError;

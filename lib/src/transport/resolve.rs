@@ -12,6 +12,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use super::endpoint::{Endpoint, check_connectable};
+use super::here::check_reachable;
 
 /// Resolvers at once; who asks for one more is told so.
 const RESOLVERS_MAX: usize = 32;
@@ -90,7 +91,8 @@ pub fn resolve(
             Err(RecvTimeoutError::Disconnected) => return Err(ResolveError::NoAddress),
         }
     };
-    let order = in_turn(&found);
+    let mut order = in_turn(&found);
+    order.retain(|at| check_reachable(at).is_ok());
     if order.is_empty() { Err(ResolveError::NoAddress) } else { Ok(order) }
 }
 

@@ -52,6 +52,16 @@ pub enum CertRefusal {
         /// Who answered (possession of the key not proven at that point).
         presented: PeerIdentity,
     },
+    /// The server is the client: the address leads back.
+    #[error(
+        "peer is {own}, this host itself, and not {expected}: the address leads here; give the other host's address"
+    )]
+    Oneself {
+        /// Who we are.
+        own: PeerIdentity,
+        /// Whom we wanted.
+        expected: PeerIdentity,
+    },
     /// The client is not among those that the server admits.
     #[error("peer {0} is not admitted")]
     NotAdmitted(PeerIdentity),

@@ -286,15 +286,20 @@ impl Decode for PeerHostUpdate {
 }
 
 impl PeerHostUpdate {
+    /// Where the host is said to be from now on.
+    ///
+    /// # Errors
+    /// It is no address.
+    pub fn new_address(&self) -> Result<Option<Endpoint>, Vec<ProblemError>> {
+        self.address.as_deref().map(super::peers::parse_address).transpose()
+    }
+
     /// What the host would be, as a change of what is known of it.
     ///
     /// # Errors
     /// An address that is none.
     pub fn change(self) -> Result<impl FnOnce(PeerSpec) -> PeerSpec, Vec<ProblemError>> {
-        let address: Option<Endpoint> = match &self.address {
-            Some(text) => Some(super::peers::parse_address(text)?),
-            None => None,
-        };
+        let address = self.new_address()?;
         Ok(move |now: PeerSpec| PeerSpec {
             address: address.unwrap_or(now.address),
             identity: self.identity.unwrap_or(now.identity),

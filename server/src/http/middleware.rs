@@ -128,6 +128,16 @@ fn refusal(request: &Request, crowded: bool) -> Option<Problem> {
         let detail = format!("a request's head has at most {HEAD_MAX} bytes");
         return Some(Problem::new(ProblemCode::HeadersTooLarge, detail));
     }
+    // The parser takes the length from the last one and leaves the others to whoever reads the body, which nobody does.
+    let mut codings = request.headers().get_all(header::TRANSFER_ENCODING).iter();
+    let chunked = codings.next().is_none_or(|c| c.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"));
+    if !chunked || codings.next().is_some() {
+        let detail = "Transfer-Encoding may only be chunked: send the body without another coding";
+        return Some(
+            Problem::new(ProblemCode::UnsupportedMediaType, detail)
+                .with_header(header::CONNECTION, HeaderValue::from_static("close")),
+        );
+    }
     let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
     if crowded && !MONITORING.contains(&route) {
         let detail = "every connection that this listener may have is being used";

@@ -191,7 +191,7 @@ catalogue! {
     /// The body is not of a known media type.
     UnsupportedMediaType = "unsupported_media_type", UNSUPPORTED_MEDIA_TYPE, retry false,
         "The body's media type is not supported",
-        cause "`Content-Type` is missing, or is not what the route takes; or the body has a content encoding.",
+        cause "`Content-Type` is missing, or is not what the route takes; or the body has a content encoding, or a transfer coding other than `chunked`.",
         fix "Send what the `Accept-Post` or `Accept-Patch` header of the answer says: `application/json`, for `PATCH` `application/merge-patch+json`, for contents `application/octet-stream`.";
     /// The values cannot be used.
     ValidationFailed = "validation_failed", UNPROCESSABLE_ENTITY, retry false,

@@ -75,7 +75,7 @@ pub async fn create(
     let host = state.host()?.clone();
     let id = change.id();
     if change.dry_run {
-        return Ok(previewed(host.preview_peer(id, spec)?));
+        return Ok(previewed(host.preview_peer(id, spec).await?));
     }
     let added = respond::attempted({
         let host = host.clone();
@@ -102,7 +102,12 @@ pub async fn update(
     PatchBody(body): PatchBody<PeerHostUpdate>,
 ) -> Result<Response, Problem> {
     let host = state.host()?;
+    let moved = body.new_address().map_err(Problem::validation)?;
     let to = body.change().map_err(Problem::validation)?;
+    if let Some(address) = moved {
+        host.peer(&key)?;
+        host.check_leads_elsewhere(&address).await?;
+    }
     let record = host.change_peer(&key, to, &change.expected, !change.dry_run)?;
     if change.dry_run {
         return Ok(previewed(record));

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use listenfd::ListenFd;
+use mirrorvm::transport::check_listenable;
 use tokio::net::{TcpListener, UnixListener};
 use tokio_rustls::TlsAcceptor;
 
@@ -153,12 +154,14 @@ pub(super) async fn open(place: Listen, tls: Option<&TlsFiles>) -> Result<Vec<Li
             Err(source) => Err(ServeError::Unix { path, source }),
         },
         Listen::Tcp(address) => {
+            check_listenable(&address).map_err(|why| ServeError::Address { address, why })?;
             let tcp = |source| ServeError::Tcp { address, source };
             let listener = TcpListener::bind(address).await.map_err(tcp)?;
             let bound = listener.local_addr().map_err(tcp)?;
             Ok(vec![Listener::Tcp(listener, bound)])
         }
         Listen::Tls(address) => {
+            check_listenable(&address).map_err(|why| ServeError::Address { address, why })?;
             let failed = |source| ServeError::Tls { address, source };
             let files = tls.ok_or(TlsError::NoKeys).map_err(failed)?;
             let acceptor = tls::acceptor(files).map_err(failed)?;

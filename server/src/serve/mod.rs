@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use mirrorvm::host::{Host, HostConfig, OpenError};
 use mirrorvm::qemu::QemuUsers;
-use mirrorvm::transport::Advertised;
+use mirrorvm::transport::{Advertised, Unconnectable};
 use rustix::fs::{Mode, OFlags};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
@@ -88,8 +88,8 @@ pub enum ServeError {
     },
     /// The state directory is a link to one.
     #[error(
-        "the state directory {} is a symbolic link to {}: give the directory itself, so that nobody who can change the link \
-         moves the daemon's keys and database",
+        "the state directory {} is a symbolic link to {}: give the directory itself, so that its keys and database stay with \
+         its name; only links above it are followed, which whoever may change them could do without",
         path.display(), target.display()
     )]
     StateDirLink {
@@ -112,6 +112,14 @@ pub enum ServeError {
         /// What happened.
         #[source]
         source: SocketError,
+    },
+    /// Nobody could connect to a TCP address.
+    #[error("cannot listen on {address}: it {why}")]
+    Address {
+        /// Which.
+        address: SocketAddr,
+        /// Why nobody could.
+        why: Unconnectable,
     },
     /// A TCP address cannot be served.
     #[error("cannot serve tcp:{address}")]
