@@ -28,7 +28,7 @@ use crate::migration::{
     Arrival, Arrived, MigrationFault, NotStored, Receiver, accept_hello, serve_check, serve_import,
 };
 use crate::mirror::SealedToken;
-use crate::store::{Kind, StoreError, Trouble};
+use crate::store::{Batch, Kind, StoreError, Trouble};
 use crate::transport::{Link, LogBudget, PeerIdentity};
 
 /// The destination's journal of one session.
@@ -372,11 +372,17 @@ impl<'a> Destination<'a> {
         inner.while_peers_stay(|| {
             let text = self.identity.to_string();
             let known = inner.peers().values().any(|p| p.spec.identity == text);
-            let used = inner.use_ticket(prepare.session, &self.identity);
-            if !used.map_err(|e| ticket_unread(&e))? && !known {
+            let ticket =
+                inner.using_ticket(prepare.session, &self.identity).map_err(|e| ticket_unread(&e))?;
+            if ticket.is_none() && !known {
                 return Err(no_leave());
             }
-            inner.begin_migration(&session, |_| Ok(())).map_err(|e| match e {
+            // Used up with the import's record or not at all: what is refused costs nobody a ticket.
+            let and = |batch: &mut Batch| {
+                ticket.map(|using| batch.join(using));
+                Ok(())
+            };
+            inner.begin_migration(&session, and).map_err(|e| match e {
                 HostError::IdTaken { .. } => session_exists(),
                 e => not_stored(&e),
             })

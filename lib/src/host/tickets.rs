@@ -192,34 +192,34 @@ impl Inner {
         Ok(self.good_ticket(session, identity)?.is_some())
     }
 
-    /// A good ticket as it is kept, and what it says.
-    fn good_ticket(
-        &self,
-        session: Uuid,
-        identity: &PeerIdentity,
-    ) -> Result<Option<(String, Kept)>, HostError> {
+    /// What a good ticket says.
+    fn good_ticket(&self, session: Uuid, identity: &PeerIdentity) -> Result<Option<Kept>, HostError> {
         let failed = |e| HostError::storage("looking for a ticket", e);
         let key = session.to_string();
         let Some(there) = self.ledger.find(Space::Ticket, &key).map_err(failed)? else { return Ok(None) };
-        let there = there.body;
-        let kept: Kept = Space::Ticket.read(&key, &there).map_err(failed)?;
+        let kept: Kept = Space::Ticket.read(&key, &there.body).map_err(failed)?;
         let good = kept.is_unused() && kept.source_identity == identity.to_string();
-        Ok(good.then_some((there, kept)))
+        Ok(good.then_some(kept))
     }
 
-    /// Uses up the ticket of `session`, if there is one for this source; false when there is none that is good.
+    /// What uses up the ticket of `session`, if there is one for this source, to be written with the migration that it is used
+    /// for; `None` when there is none that is good. Of several at once only one gets it: a session is one migration's id.
     ///
     /// # Errors
-    /// Nobody can say whether there is one, or note that it is used up: nobody gets it then.
-    pub(super) fn use_ticket(&self, session: Uuid, identity: &PeerIdentity) -> Result<bool, HostError> {
+    /// Nobody can say whether there is one: nobody gets it then.
+    pub(super) fn using_ticket(
+        &self,
+        session: Uuid,
+        identity: &PeerIdentity,
+    ) -> Result<Option<Batch>, HostError> {
         let failed = |e| HostError::storage("using up a ticket", e);
         // Looked at before it is taken: a stranger's guess must not cost its owner the ticket.
-        let Some((there, kept)) = self.good_ticket(session, identity)? else { return Ok(false) };
-        let key = session.to_string();
+        let Some(kept) = self.good_ticket(session, identity)? else { return Ok(None) };
         let used = Kept { used: true, ..kept };
         let body = serde_json::to_string(&used).map_err(|e| HostError::internal("writing a ticket", e))?;
-        // Of several at once only one gets it.
-        self.ledger.swap_blocking(Space::Ticket, key, there, Some(AFTERMATH), body).map_err(failed)
+        let mut batch = Batch::new();
+        batch.keyed_put(Space::Ticket, session.to_string(), Some(AFTERMATH), body).map_err(failed)?;
+        Ok(Some(batch))
     }
 }
 

@@ -565,41 +565,6 @@ impl Ledger {
         .await
     }
 
-    /// Puts `body` in the place of the record with this key if that is `expected` still; says whether it was.
-    ///
-    /// # Errors
-    /// As [`Ledger::put`].
-    pub fn swap_blocking(
-        &self,
-        space: Space,
-        key: String,
-        expected: String,
-        life: Option<Duration>,
-        body: String,
-    ) -> Result<bool, StoreError> {
-        let mut batch = Batch::new();
-        batch.keyed_put(space, key.clone(), life, body)?;
-        let (told, done) = sync_channel(1);
-        let ground = Arc::clone(&self.ground);
-        self.submit(
-            move |t| {
-                let there = t
-                    .prepare_cached("SELECT body FROM keyed WHERE space = ?1 AND key = ?2")
-                    .and_then(|mut s| {
-                        s.query_row(params![space.stored(), key], |row| row.get::<_, String>(0)).optional()
-                    })
-                    .map_err(StoreError::from)?;
-                let same = there.as_deref() == Some(expected.as_str());
-                if same {
-                    writer::write_batch(t, &batch, &ground)?;
-                }
-                Ok(same)
-            },
-            move |result| _ = told.send(result),
-        );
-        done.recv().unwrap_or_else(|_| Err(gone()))
-    }
-
     /// Returns when everything appended so far is on disk, or cannot get there.
     pub async fn flush(&self) {
         let _ = self.run(|_| Ok(())).await;
