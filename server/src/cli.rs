@@ -70,7 +70,7 @@ enum StateCommand {
         /// The daemon's state directory.
         state_dir: PathBuf,
     },
-    /// Copy STATE_DIR's database and the host's key into one new FILE of mode 0600; the daemon may run. Whoever has the file can
+    /// Copy STATE_DIR's database, helper images and the host's key into one new FILE of mode 0600; the daemon may run. Whoever has the file can
     /// be this host to its peers.
     Backup {
         /// The daemon's state directory.
@@ -78,7 +78,8 @@ enum StateCommand {
         /// The file to make.
         file: PathBuf,
     },
-    /// Put a backup in the place of STATE_DIR's database, which is kept under another name, and the host's key where there is
+    /// Put a backup in the place of STATE_DIR's database, which is kept under another name, its helper images in theirs, and
+    /// the host's key where there is
     /// none. Every guest is unconfirmed from then on. The audit log keeps it. No daemon may be running.
     Restore {
         /// What `state backup` made.

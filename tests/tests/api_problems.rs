@@ -49,6 +49,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("mirror_at_launch", "ram: what_a_launch_decided_stays_decided"),
     ("helper_not_launched", "ram: what_a_launch_decided_stays_decided"),
     ("guest_not_ready", "ram: what_a_launch_decided_stays_decided"),
+    ("helper_image_failed", "state_files: helper_images_are_whole_named_or_brought_back"),
     ("batch_refused", "batches: batches_that_were_touched_are_refused"),
     ("plug_refused", "ram: an_encrypted_guest_s_ram_is_plugged_reported_and_moved"),
 ];

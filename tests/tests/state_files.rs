@@ -8,7 +8,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use mirrorvm_tests::{Daemon, embedded, migration, until};
+use mirrorvm_tests::{Daemon, Request, embedded, migration, until};
 use serde_json::{Value, json};
 
 const FILES: [&str; 4] = ["mirrorvm.db", "mirrorvm.db-wal", "mirrorvm.db-shm", "mirrorvm.mark"];
@@ -270,6 +270,89 @@ fn after_a_restore_a_guest_that_was_passed_on_is_where_it_went_or_nobody_starts_
         assert_eq!(code_of_start(&a, guest), "guest_moved");
         assert_eq!(c.guest_state(guest), "running");
     }
+}
+
+/// An image that is like the built-in one and is not it.
+fn other_image() -> Vec<u8> {
+    let mut bytes = mirrorvm::mirror::HelperImage::built_in().bytes().to_vec();
+    let text = |w: &[u8]| w.iter().all(u8::is_ascii_lowercase);
+    let at = bytes.windows(8).rposition(text).unwrap();
+    bytes[at] -= 32;
+    bytes
+}
+
+fn upload(d: &Daemon, name: &str, bytes: &[u8]) -> mirrorvm_tests::Reply {
+    let put = Request::new("PUT", &format!("/v1/helper-images/{name}/content"));
+    d.send(&put.header("content-type", "application/octet-stream").body(bytes.to_vec()))
+}
+
+#[test]
+fn helper_images_are_whole_named_or_brought_back() {
+    let mut d = Daemon::start("a");
+    let image = other_image();
+    for name in ["full", "empty"] {
+        let _ = d.post("/v1/helper-images", &json!({ "name": name })).expect(201);
+    }
+    let made = upload(&d, "full", &image).expect(200).json();
+    assert_eq!((&made["state"], &made["error"]), (&json!("ready"), &Value::Null));
+    let _ = d.post("/v1/guests", &emulated("g")).expect(201);
+    let plan = json!({"strategy": {"kind": "shifted", "shift": {"kind": "4gib"}}, "helper_image": "full"});
+    let plan_refused = |d: &Daemon| d.post("/v1/guests/g/address-space-plans", &plan).expect(409);
+    let kept = backup(&d, "backup");
+    let directory = d.state_dir().join("helper-images");
+    let file = fs::read_dir(&directory).unwrap().next().unwrap().unwrap().path();
+    let damages: [(&str, &str, &dyn Fn()); 4] = [
+        ("content_changed", "not what was uploaded", &|| {
+            let mut bad = image.clone();
+            bad[image.len() / 2] ^= 1;
+            fs::write(&file, bad).unwrap();
+        }),
+        ("content_changed", "not what was uploaded", &|| {
+            fs::write(&file, &image[..image.len() - 1]).unwrap()
+        }),
+        ("content_missing", "missing", &|| fs::remove_file(&file).unwrap()),
+        ("content_missing", "missing", &|| fs::remove_dir_all(&directory).unwrap()),
+    ];
+    for (round, (code, word, damage)) in damages.into_iter().enumerate() {
+        // Under a daemon that runs, and while none does.
+        if round % 2 == 1 {
+            d.kill();
+        }
+        damage();
+        let (status, _, said) = d.command_line(&["state", "check", &state_of(&d)]);
+        assert!(status != 0 && said.contains("\"full\"") && said.contains(word), "{said}");
+        let other = d.state_dir().with_file_name("other").to_string_lossy().into_owned();
+        let (status, _, said) = d.command_line(&["state", "backup", &state_of(&d), &other]);
+        assert!(status != 0 && said.contains("\"full\""), "{said}");
+        assert!(!Path::new(&other).exists());
+        if round % 2 == 1 {
+            d.restart();
+            assert!(d.log().contains("a helper image cannot be used"));
+        }
+        let shown = d.read("/v1/helper-images/full");
+        assert_eq!((&shown["state"], &shown["error"]["code"]), (&json!("failed"), &json!(code)), "{shown}");
+        assert!(d.items("/v1/helper-images").contains(&shown));
+        assert_eq!(d.read("/v1/helper-images/empty")["state"], "empty");
+        let refused = plan_refused(&d);
+        assert_eq!(refused.problem(), "helper_image_failed", "{}", refused.text());
+        assert!(refused.json()["detail"].as_str().unwrap().contains(word), "{}", refused.text());
+        // Other content is not its content; the same is.
+        let other = mirrorvm::mirror::HelperImage::built_in().bytes().to_vec();
+        assert_eq!(upload(&d, "full", &other).expect(409).problem(), "state_conflict");
+        let mended = upload(&d, "full", &image).expect(200).json();
+        assert_eq!((&mended["state"], &mended["error"]), (&json!("ready"), &Value::Null));
+        assert_eq!(d.read("/v1/helper-images/full"), made);
+        assert_eq!(d.command_line(&["state", "check", &state_of(&d)]).0, 0);
+    }
+    d.kill();
+    // What was uploaded comes back with the rest, also where nothing was.
+    fs::remove_dir_all(&directory).unwrap();
+    restore(&d, &kept);
+    assert_eq!(d.command_line(&["state", "check", &state_of(&d)]).0, 0);
+    d.restart();
+    assert_eq!(d.read("/v1/helper-images/full"), made);
+    assert_eq!(fs::read(&file).unwrap(), image);
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
 }
 
 #[test]

@@ -129,6 +129,9 @@ pub(super) fn finding(refused: Refused) -> Finding {
         }
         "plan_refused" => "choose another strategy or shift; address-space-plans previews them",
         "policy_forbids" => "define the guest with a policy that has NODBG and not NOSEND",
+        "helper_image_failed" => {
+            "upload the same content there again, or put a backup of that host's state back"
+        }
         "helper_not_launched" => "use the built-in helper image",
         _ => "look into the other daemon's log",
     };

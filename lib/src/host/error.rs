@@ -2,6 +2,7 @@
 
 use uuid::Uuid;
 
+use super::image_files::ImageFault;
 use crate::address_space::Refusal;
 use crate::guest::PlugError;
 use crate::memory::{MemoryError, Shortage};
@@ -163,6 +164,16 @@ pub enum HostError {
         "the guest was launched and measured with the built-in helper image; no host can load another now"
     )]
     ImageNotLaunched,
+    /// What a helper image's file holds is not what was uploaded.
+    #[error(
+        "the helper image {name:?} cannot be used: {fault}; PUT the same content again, or delete the image and upload another"
+    )]
+    ImageFailed {
+        /// The image's name.
+        name: String,
+        /// What is wrong.
+        fault: ImageFault,
+    },
     /// An importing helper does not take a sealed batch; the import is over.
     #[error("the helper does not take the batch; the import is over")]
     BatchRefused(super::BatchRefusal),

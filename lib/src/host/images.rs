@@ -1,22 +1,22 @@
 //! Helper images that were uploaded, beside the built-in one.
 //!
-//! Owns: their records and files. A record is made first and gets its content once; content that does not pass the
+//! Owns: their records. A record is made first and gets its content once; content that does not pass the
 //! header's checks is never written. A mirror of a guest that is not encrypted runs whichever of them its maker names; a
 //! migration's destination takes the image with the measurement of the source's.
 
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use mirrorvm_abi::header::{FILE_MAX, HeaderError};
+use mirrorvm_abi::header::HeaderError;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::act::{self, Effect};
 use super::events::{Change, EventBody, ResourceKind};
+use super::image_files::{self, ImageFault};
 use super::inner::Inner;
 use super::{DriverSpec, FieldError, Host, HostError, validate};
 use crate::mirror::HelperImage;
-use crate::private_files::PrivateDir;
 use crate::store::{Batch, Kind, StoreError};
 
 /// Images that a host keeps at most.
@@ -35,6 +35,9 @@ pub struct ImageRecord {
     pub generation: u64,
     /// What its content says; `None` before it has any.
     pub content: Option<ImageFacts>,
+    /// What is wrong with its file, as of this look.
+    #[serde(skip)]
+    pub fault: Option<ImageFault>,
     /// When it was made.
     pub created_at: Timestamp,
 }
@@ -63,7 +66,7 @@ pub enum ContentError {
     Host(#[from] HostError),
 }
 
-fn facts(image: &HelperImage) -> ImageFacts {
+pub(super) fn facts(image: &HelperImage) -> ImageFacts {
     ImageFacts {
         size_bytes: image.bytes().len() as u64,
         measurement: image.measurement(),
@@ -76,7 +79,7 @@ impl Inner {
     /// The helper image that a caller names (`None`: the built-in one), for guests of `driver`.
     ///
     /// # Errors
-    /// No such image, or none with content; one that the guest cannot have; storage.
+    /// No such image, or none with content, or [`HostError::ImageFailed`]; one that the guest cannot have; storage.
     pub fn helper_image(
         &self,
         driver: &DriverSpec,
@@ -97,11 +100,19 @@ impl Inner {
     /// The image with this measurement, if there is one.
     ///
     /// # Errors
-    /// Storage.
+    /// [`HostError::ImageFailed`]: there is only one whose file is not what was uploaded; storage.
     pub fn image_measuring(&self, measurement: &[u8; 32]) -> Result<Option<Arc<HelperImage>>, HostError> {
-        let same = |r: &ImageRecord| r.content.as_ref().is_some_and(|c| c.measurement == *measurement);
-        let Some(record) = self.image_records()?.into_iter().find(same) else { return Ok(None) };
-        record.content.as_ref().map(|content| self.load_image(&record, content)).transpose()
+        let mut failed = None;
+        for record in self.image_records()? {
+            let Some(content) = record.content.as_ref().filter(|c| c.measurement == *measurement) else {
+                continue;
+            };
+            match self.load_image(&record, content) {
+                Ok(image) => return Ok(Some(image)),
+                Err(error) => failed = Some(error),
+            }
+        }
+        failed.map_or(Ok(None), Err)
     }
 
     /// Whether guests of `driver` can have a helper of this image.
@@ -127,17 +138,19 @@ impl Inner {
         if record.id == BUILT_IN_ID {
             return Ok(Arc::clone(&self.image));
         }
-        let failed =
-            |e: Box<dyn std::error::Error + Send + Sync>| HostError::internal("reading a helper image", e);
-        let dir = PrivateDir::open(&self.state_dir.join("helper-images")).map_err(|e| failed(e.into()))?;
-        let name = format!("{}.bin", record.id.simple());
-        let bytes = dir.read(&name, FILE_MAX as u64).map_err(|e| failed(e.into()))?;
-        let image = HelperImage::parse(bytes.to_vec()).map_err(|e| failed(e.to_string().into()))?;
-        // What was measured is what is run: a file that changed behind the daemon's back is not.
-        if facts(&image) != *content {
-            return Err(failed("the file is not what was uploaded".into()));
+        let read = image_files::read(&self.state_dir, record.id, content);
+        read.map(Arc::new).map_err(|fault| HostError::ImageFailed { name: record.name.clone(), fault })
+    }
+
+    /// Says in the log which images cannot be used.
+    ///
+    /// # Errors
+    /// Storage.
+    pub fn look_at_images(&self) -> Result<(), HostError> {
+        for (record, fault) in self.image_records()?.into_iter().filter_map(|r| r.fault.map(|f| (r, f))) {
+            tracing::error!(image = %record.id, name = record.name, %fault, "a helper image cannot be used");
         }
-        Ok(Arc::new(image))
+        Ok(())
     }
 
     fn image_records(&self) -> Result<Vec<ImageRecord>, HostError> {
@@ -148,9 +161,11 @@ impl Inner {
             name: "built-in".into(),
             generation: 1,
             content: Some(facts(&self.image)),
+            fault: None,
             created_at: Timestamp::UNIX_EPOCH,
         };
-        Ok(std::iter::once(built_in).chain(stored.into_iter().map(|(_, r)| r)).collect())
+        let looked = |(_, r)| ImageRecord { fault: self.image_looks.at(&self.state_dir, &r), ..r };
+        Ok(std::iter::once(built_in).chain(stored.into_iter().map(looked)).collect())
     }
 
     fn image_record(&self, key: &str) -> Result<ImageRecord, HostError> {
@@ -200,6 +215,7 @@ impl Host {
             name: name.to_owned(),
             generation: 1,
             content: None,
+            fault: None,
             created_at: Timestamp::now(),
         };
         if act {
@@ -208,7 +224,8 @@ impl Host {
         Ok(record)
     }
 
-    /// Gives an image its content. The same content again changes nothing.
+    /// Gives an image its content. The same content again changes nothing, unless its file is not that any more: then it
+    /// puts the file right.
     ///
     /// # Errors
     /// [`ContentError::Header`]; no such image, another content, the built-in image, storage.
@@ -217,27 +234,33 @@ impl Host {
         let record = self.image(key)?;
         let image = HelperImage::parse(bytes).map_err(ContentError::Header)?;
         let content = facts(&image);
+        let failed = |e| HostError::storage("storing a helper image", StoreError::of_files(e));
+        let write = || image_files::write(&self.inner.state_dir, record.id, image.bytes()).map_err(failed);
         match &record.content {
-            Some(there) if *there == content => return Ok(record),
+            Some(there) if *there == content && record.fault.is_none() => return Ok(record),
+            Some(there) if *there == content => {
+                if act {
+                    write()?;
+                    self.inner.changed();
+                }
+                return Ok(ImageRecord { fault: None, ..record });
+            }
             Some(_) => {
                 let allowed = &["empty"];
                 return Err(HostError::WrongState { kind: "helper image", current: "filled", allowed }.into());
             }
             None => {}
         }
+        if act {
+            write()?;
+        }
         let record = ImageRecord { content: Some(content), generation: record.generation + 1, ..record };
         if act {
-            let failed = |e| HostError::storage("storing a helper image", StoreError::of_files(e));
-            let dir = PrivateDir::open_or_create(&self.inner.state_dir.join("helper-images"));
-            let dir = dir.map_err(failed)?;
-            let name = format!("{}.bin", record.id.simple());
-            let temporary = dir.temporary_name(&name);
-            dir.create(&temporary, image.bytes()).map_err(failed)?;
-            if let Err(e) = dir.publish(&temporary, &name) {
-                let _ = dir.remove_if_present(&temporary);
-                return Err(failed(e).into());
+            let kept = self.keep_image(&record, Change::Updated);
+            if kept.is_err() {
+                self.remove_image_file(&record);
             }
-            self.keep_image(&record, Change::Updated)?;
+            kept?;
         }
         Ok(record)
     }
@@ -267,17 +290,19 @@ impl Host {
             let stored = self.inner.ledger.commit_blocking(batch, || riding.arrived());
             stored.map_err(|e| HostError::storage("deleting a helper image", e))?;
             if record.content.is_some() {
-                let dir = PrivateDir::open(&self.inner.state_dir.join("helper-images"));
-                let removed =
-                    dir.and_then(|dir| dir.remove_if_present(&format!("{}.bin", record.id.simple())));
-                if let Err(error) = removed {
-                    // The image is gone; its bytes take room until somebody removes them.
-                    tracing::error!(error = %super::chain(&error), image = %record.id, "a helper image's file stays");
-                }
+                self.remove_image_file(&record);
             }
             self.inner.changed();
         }
         Ok(record)
+    }
+
+    fn remove_image_file(&self, record: &ImageRecord) {
+        self.inner.image_looks.forget(record.id);
+        if let Err(error) = image_files::remove(&self.inner.state_dir, record.id) {
+            // The image is gone; its bytes take room until somebody removes them.
+            tracing::error!(error = %super::chain(&error), image = %record.id, "a helper image's file stays");
+        }
     }
 
     fn keep_image(&self, record: &ImageRecord, change: Change) -> Result<(), HostError> {

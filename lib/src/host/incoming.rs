@@ -555,6 +555,7 @@ pub(super) fn refused_by(e: &HostError) -> Refused {
         HostError::PolicyForbids { .. } => "policy_forbids",
         HostError::NotLaunched { .. } => "helper_not_launched",
         HostError::Invalid(_) => "invalid",
+        HostError::ImageFailed { .. } => "helper_image_failed",
         HostError::ShuttingDown => "shutting_down",
         HostError::Storage { trouble, .. } | HostError::Owed { trouble, .. } => storage_code(*trouble),
         // None of these is about a guest that comes.

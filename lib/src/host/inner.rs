@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::act::{self, Effect};
 use super::entries::{GuestEntry, MigrationEntry, MirrorEntry};
 use super::events::{Change, EventBody, Events, ResourceKind};
+use super::image_files::Looks;
 use super::registry::Registry;
 use super::{
     DriverSpec, Fault, GuestRecord, HostError, MigrationRecord, MirrorRecord, MirrorState, PeerRecord,
@@ -72,6 +73,7 @@ pub(super) struct Inner {
     pub runtime: tokio::runtime::Handle,
     pub page_secret: [u8; 32],
     images: Mutex<()>,
+    pub image_looks: Looks,
     /// Where files that definitions name may come from.
     pub image_directories: ImageDirectories,
     /// Whom QEMU processes run as; `None`: as this one, which has no other to choose.
@@ -139,6 +141,7 @@ impl Inner {
             runtime: tokio::runtime::Handle::current(),
             page_secret,
             images: Mutex::default(),
+            image_looks: Looks::default(),
             settings: RwLock::default(),
             changing_settings: Mutex::default(),
             outgoing_slots: Arc::new(tokio::sync::Semaphore::new(4)),

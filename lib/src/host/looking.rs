@@ -396,6 +396,9 @@ fn findings(e: &HostError) -> Vec<Finding> {
             "helper_not_launched",
             "use a strategy as GET /v1/strategies lists it, and the built-in helper image",
         ),
+        HostError::ImageFailed { .. } => {
+            one("helper_image_failed", "PUT the same content again, or name another helper image")
+        }
         HostError::GuestNotReady { .. } => {
             one("guest_not_ready", "wait until the guest announces itself; migration_readiness shows it")
         }

@@ -18,6 +18,7 @@ mod error;
 pub mod events;
 mod expected;
 mod guest_task;
+mod image_files;
 mod images;
 mod incoming;
 mod inner;
@@ -55,6 +56,7 @@ pub use batches::{BatchRefusal, ExportSpec, ImportReport, ImportStep, SealedBatc
 pub use changes::MigrationPreview;
 pub use error::{FieldError, HostError};
 pub use expected::Expected;
+pub use image_files::ImageFault;
 pub use images::{BUILT_IN_ID, ContentError, ImageFacts, ImageRecord};
 pub use looking::{Estimate, Finding, GuestStats, MigrationCheck, PeerAnswer, PeerSilence};
 pub use make::PlanOptions;
@@ -593,6 +595,7 @@ fn host_fault(e: &HostError) -> Fault {
         HostError::PolicyForbids { .. } => "policy_forbids",
         HostError::MirrorAtLaunch => "mirror_at_launch",
         HostError::NotLaunched { .. } | HostError::ImageNotLaunched => "helper_not_launched",
+        HostError::ImageFailed { .. } => "helper_image_failed",
         HostError::GuestNotReady { .. } => "guest_not_ready",
         HostError::PlugRefused(_)
         | HostError::BatchRefused(_)

@@ -136,6 +136,9 @@ impl Host {
         inner.load_settings()?;
         super::endings::recover(&inner).await?;
         reconcile(&inner)?;
+        if let Err(error) = inner.look_at_images() {
+            tracing::error!(error = %super::chain(&error), "the helper images cannot be looked at");
+        }
         inner.events.host(inner.id, &inner.name, super::events::Change::Started);
         if let Some(advertised) = &config.advertise
             // Whatever the port: the listener has one only later.

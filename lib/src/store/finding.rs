@@ -56,6 +56,13 @@ pub enum Finding {
         /// Which.
         what: &'static str,
     },
+    /// Files that belong to the database are not what it says.
+    Beside {
+        /// Which, as people know them, and what is wrong.
+        wrong: Vec<String>,
+        /// What to do.
+        help: &'static str,
+    },
 }
 
 /// Records that are named at most.
@@ -87,7 +94,18 @@ impl Finding {
     }
 
     pub(super) fn told(&self, database: &Path) -> String {
-        format!("{}; {HELP}", Told(self, database))
+        let help = match self {
+            Self::Beside { help, .. } => help,
+            Self::Gone { .. }
+            | Self::MarkGone { .. }
+            | Self::MarkDamaged { .. }
+            | Self::Behind { .. }
+            | Self::Apart { .. }
+            | Self::Records { .. }
+            | Self::Sum { .. }
+            | Self::Part { .. } => HELP,
+        };
+        format!("{}; {help}", Told(self, database))
     }
 }
 
@@ -138,6 +156,9 @@ impl fmt::Display for Told<'_> {
                 write!(f, "{database} has {found} records, and {expected} were written")
             }
             Finding::Sum { .. } => write!(f, "{database} has records of another time among its own"),
+            Finding::Beside { wrong, .. } => {
+                write!(f, "{database} is whole, and what belongs to it is not: {}", wrong.join("; "))
+            }
             Finding::Part { what } => write!(f, "{database} is damaged in {what}"),
         }
     }

@@ -15,16 +15,18 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use rusqlite::{Connection, OpenFlags, params};
 use rustix::fs::{CWD, RenameFlags};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
+use super::documents;
 use super::finding::Finding;
 use super::ledger::Log;
 use super::mark::{self, Delta, Digest, Position, Verdict, Word, digest_of};
 use super::open::{self, Place, untrusted};
 use super::rows::{self, Rows};
-use super::{PrivateFileError, StoreError};
+use super::{Kind, PrivateFileError, StoreError};
 
 /// Key of the document that says that the database may be older than what others know.
 pub const UNCONFIRMED: &str = "unconfirmed";
@@ -60,6 +62,36 @@ pub struct Rider {
     pub name: String,
     /// What is in it.
     pub body: Zeroizing<Vec<u8>>,
+}
+
+/// The documents of a database that somebody looks at.
+pub struct Documents<'c>(&'c Connection);
+
+impl Documents<'_> {
+    /// All of a kind, by id.
+    ///
+    /// # Errors
+    /// One that cannot be read.
+    pub fn list<T: DeserializeOwned>(&self, kind: Kind) -> Result<Vec<(Uuid, T)>, StoreError> {
+        documents::list(self.0, kind)
+    }
+}
+
+/// Looks at a database's documents, also while a daemon has it open.
+///
+/// # Errors
+/// A database that cannot be read; those of `at`.
+pub fn look<T>(
+    path: &Path,
+    at: impl FnOnce(&Documents<'_>) -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    let connection = open::look(&Place::of(path, false)?)?;
+    at(&Documents(&connection))
+}
+
+/// What belongs to a database and is not in it, is not what it should be; `help` says what to do.
+pub fn incomplete(path: &Path, wrong: Vec<String>, help: &'static str) -> StoreError {
+    untrusted(path, Finding::Beside { wrong, help })
 }
 
 /// Looks at everything in a database and changes nothing, also while a daemon has it open.
@@ -102,7 +134,11 @@ pub(super) fn older_than(path: &Path, word: &Word) -> StoreError {
 ///
 /// # Errors
 /// A database that is not whole, a file of that name, a disk that does not take it.
-pub fn backup(path: &Path, to: &Path, riders: &[Rider]) -> Result<Facts, StoreError> {
+pub fn backup(
+    path: &Path,
+    to: &Path,
+    riders: impl FnOnce(&Documents<'_>) -> Result<Vec<Rider>, StoreError>,
+) -> Result<Facts, StoreError> {
     let facts = check(path)?;
     let place = Place::of(path, false)?;
     let temporary = beside(to)?;
@@ -123,9 +159,11 @@ pub fn backup(path: &Path, to: &Path, riders: &[Rider]) -> Result<Facts, StoreEr
         if !open::has_position(version) {
             return Err(untrusted(path, Finding::Part { what: "its schema" }));
         }
+        // Those that belong to what was copied, whatever has changed since.
+        let riders = riders(&Documents(&copy))?;
         copy.execute_batch(RIDERS)?;
         for Rider { name, body } in riders {
-            let digest = digest_of(&[name.as_bytes(), body]);
+            let digest = digest_of(&[name.as_bytes(), &body]);
             let put = "INSERT INTO rider (name, body, digest) VALUES (?1, ?2, ?3)";
             copy.execute(put, params![name, body.as_slice(), digest])?;
         }

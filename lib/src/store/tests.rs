@@ -443,12 +443,16 @@ fn a_backup_of_an_open_store_is_put_back_as_it_was_and_says_so() {
         store.put(Kind::Guest, Uuid::now_v7(), Some(&format!("g{number}")), &doc(number)).unwrap();
     }
     let epoch = ledger.epoch().to_owned();
-    let riders = [state_files::Rider { name: "key".into(), body: b"secret of the host".to_vec().into() }];
-    let facts = state_files::backup(&path, &to, &riders).unwrap();
+    let rider = state_files::Rider { name: "key".into(), body: b"secret of the host".to_vec().into() };
+    let with = |documents: &state_files::Documents<'_>| {
+        assert_eq!(documents.list::<Doc>(Kind::Guest).unwrap().len(), 5);
+        Ok(vec![rider])
+    };
+    let facts = state_files::backup(&path, &to, with).unwrap();
     assert!(facts.live && facts.records >= 6, "{facts:?}");
     assert_eq!(fs::metadata(&to).unwrap().permissions().mode() & 0o777, 0o600);
     assert!(matches!(
-        state_files::backup(&path, &to, &[]),
+        state_files::backup(&path, &to, |_| Ok(Vec::new())),
         Err(StoreError::Files(PrivateFileError::Exists { .. }))
     ));
     store.put(Kind::Guest, Uuid::now_v7(), Some("later"), &doc(9)).unwrap();

@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::decode::{Decode, Errors, Fields, Node};
-use super::{Preview, sha256_text};
+use super::{Fault, Preview, sha256_text};
 
 /// What a helper image is to be called; its content follows with `PUT …/content`.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -38,7 +38,7 @@ pub struct HelperImage {
     pub name: String,
     /// Whether it belongs to this build of the daemon: the one that mirrors run.
     pub built_in: bool,
-    /// `empty` until it has its content, then `ready`; more may come.
+    /// `empty` until it has its content, then `ready`; `failed` while its file is not what was uploaded.
     #[schema(example = "ready")]
     pub state: &'static str,
     /// Goes up with every change; the ETag in quotes.
@@ -46,6 +46,8 @@ pub struct HelperImage {
     pub generation: u64,
     /// What its content says of itself; null while it is empty.
     pub content: Option<HelperImageContent>,
+    /// Why it cannot be used; the same content once more puts it right.
+    pub error: Option<Fault>,
     /// When it was made; of the built-in image the beginning of 1970.
     pub created_at: Timestamp,
     /// In answers to `dry_run` alone.
@@ -88,9 +90,14 @@ impl From<ImageRecord> for HelperImage {
             id: r.id,
             name: r.name,
             built_in: r.id == BUILT_IN_ID,
-            state: if r.content.is_some() { "ready" } else { "empty" },
+            state: match (&r.content, r.fault) {
+                (None, _) => "empty",
+                (Some(_), None) => "ready",
+                (Some(_), Some(_)) => "failed",
+            },
             generation: r.generation,
             content: r.content.map(HelperImageContent::from),
+            error: r.fault.map(|fault| Fault { code: fault.code().to_owned(), detail: fault.to_string() }),
             created_at: r.created_at,
             preview: None,
         }

@@ -40,6 +40,9 @@ pub fn restore(from: &Path, state_dir: &Path) -> Result<(), Box<dyn Error>> {
     if restored.key {
         writeln!(err, "mirrorvmd: the host's key was missing and comes from the backup")?;
     }
+    if let Some(incomplete) = restored.incomplete {
+        writeln!(err, "mirrorvmd: {incomplete}")?;
+    }
     writeln!(err, "mirrorvmd: {UNCONFIRMED}")?;
     say(&format!("restored: {}", told(&restored.facts)))
 }

@@ -208,6 +208,11 @@ catalogue! {
         "The bytes are not a helper image",
         cause "The header of the content does not pass the checks. `errors` says which.",
         fix "Upload an image built for this helper ABI; `/v1/host/capabilities` has the range.";
+    /// A helper image's file is damaged.
+    HelperImageFailed = "helper_image_failed", CONFLICT, retry false,
+        "The helper image cannot be used",
+        cause "The image's file in the state directory is missing, or is not what was uploaded. `detail` says which.",
+        fix "PUT the same content again, or delete the image and upload another; `mirrorvmd state restore` brings files back, too.";
     /// The head is too large.
     HeadersTooLarge = "headers_too_large", REQUEST_HEADER_FIELDS_TOO_LARGE, retry false,
         "The request's head is too large",

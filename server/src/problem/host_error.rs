@@ -42,6 +42,7 @@ fn code_of(error: &HostError) -> ProblemCode {
         HostError::PolicyForbids { .. } => ProblemCode::PolicyForbids,
         HostError::MirrorAtLaunch => ProblemCode::MirrorAtLaunch,
         HostError::NotLaunched { .. } | HostError::ImageNotLaunched => ProblemCode::HelperNotLaunched,
+        HostError::ImageFailed { .. } => ProblemCode::HelperImageFailed,
         HostError::BatchRefused(_) => ProblemCode::BatchRefused,
         HostError::GuestNotReady { .. } => ProblemCode::GuestNotReady,
         HostError::PlugRefused(_) => ProblemCode::PlugRefused,
@@ -142,6 +143,7 @@ impl From<HostError> for Problem {
             | HostError::PolicyForbids { .. }
             | HostError::MirrorAtLaunch
             | HostError::NotLaunched { .. }
+            | HostError::ImageFailed { .. }
             | HostError::ImageNotLaunched
             | HostError::GuestNotReady { .. }
             | HostError::NoResources { .. }
@@ -243,6 +245,7 @@ mod tests {
             (HostError::MirrorAtLaunch, 409),
             (HostError::NotLaunched { offset: 4096 }, 409),
             (HostError::ImageNotLaunched, 409),
+            (HostError::ImageFailed { name: "i".into(), fault: mirrorvm::host::ImageFault::Missing }, 409),
             (HostError::GuestNotReady { why: "it said so" }, 409),
             (
                 HostError::BatchRefused(mirrorvm::host::BatchRefusal {

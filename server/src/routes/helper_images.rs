@@ -90,7 +90,7 @@ pub async fn get(
 
 /// Upload a helper image's content
 ///
-/// Once; the same bytes again change nothing. They are checked before anything is kept, 16 MiB at most.
+/// Once; the same bytes again change nothing, or put the file of a `failed` image right. They are checked before anything is kept, 16 MiB at most.
 #[utoipa::path(put, path = "/v1/helper-images/{image}/content", operation_id = "helper_image_content_put",
     tag = "helper-images",
     request_body(content = Vec<u8>, content_type = "application/octet-stream", description = "The file"),
