@@ -141,7 +141,17 @@ fn a_guest_that_comes_for_huge_pages_finds_them_or_is_refused_before_it_leaves()
     let blocks = pair.a.read("/v1/guests/huge/ram-blocks");
     assert_eq!(blocks["items"][0]["backing"], "hugetlb", "{blocks}");
     assert_eq!(HugePages::number("free_hugepages"), 4, "they are the guest's from its start on");
-    let end = pair.a.migration_end(&pair.a.migrate(&migration("huge", "b", "precopy")));
+    let wanted = migration("huge", "b", "precopy");
+    let look = || pair.a.post("/v1/migration-checks", &wanted).expect(200).json();
+    let found = look();
+    let blockers = found["blockers"].as_array().unwrap();
+    assert_eq!((&found["migratable"], blockers.len()), (&json!(false), 1), "{found}");
+    assert_eq!(blockers[0]["code"], "no_memory", "{found}");
+    assert!(blockers[0]["detail"].as_str().unwrap().contains("vm.nr_hugepages"), "{found}");
+    let dry = pair.a.post("/v1/migrations?dry_run=true", &wanted).expect(409);
+    assert_eq!(dry.problem(), "destination_refuses");
+    assert_eq!(dry.json()["blocked_reasons"][0]["code"], "no_memory", "{}", dry.text());
+    let end = pair.a.migration_end(&pair.a.migrate(&wanted));
     assert_eq!((&end["state"], &end["error"]["code"]), (&json!("failed"), &json!("no_memory")), "{end}");
     let detail = end["error"]["detail"].as_str().unwrap();
     assert!(detail.contains("16 MiB") && detail.contains("vm.nr_hugepages"), "{detail}");
@@ -151,6 +161,7 @@ fn a_guest_that_comes_for_huge_pages_finds_them_or_is_refused_before_it_leaves()
     // Enough for it twice; what there was before comes back at the end.
     let Some(more) = HugePages::with(8) else { return };
     std::mem::forget(more);
+    assert_eq!(look()["migratable"], true);
     let end = pair.a.migration_end(&pair.a.migrate(&migration("huge", "b", "precopy")));
     assert_eq!(end["state"], "succeeded", "{end}");
     pair.b.ticks_on("huge");

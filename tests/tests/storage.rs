@@ -8,7 +8,7 @@ use std::io::Write as _;
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 
-use mirrorvm_tests::{Daemon, Reply, Request, embedded, mounts, until, until_some};
+use mirrorvm_tests::{Daemon, Reply, Request, embedded, migration, mounts, until, until_some};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use serde_json::{Value, json};
 
@@ -225,6 +225,89 @@ fn a_disk_that_fails_is_named_and_nothing_is_lost_when_it_works_again() {
     assert_eq!((of("guest_update"), of("guest_create"), of("guest_delete"), of("guest_stop")), (2, 3, 1, 1));
 }
 
+/// A change of something that belongs to a guest, a mirror or a migration that runs, by name.
+type Acts = Vec<(&'static str, Request)>;
+
+#[test]
+fn on_a_full_disk_nothing_of_what_runs_is_changed_without_being_stored() {
+    if !mounts() {
+        return;
+    }
+    let (a, b) = (Daemon::start_on_disk("a", 8192, &[], &[]), Daemon::start("b"));
+    a.add_peer(&b, &b.peer_address);
+    b.add_peer(&a, &a.peer_address);
+    let mut moving = emulated("moving");
+    moving["memory"]["blocks"][0]["size_bytes"] = json!(96 << 20);
+    a.run_guest(&moving);
+    a.run_guest(&emulated("g2"));
+    let _ = a.post("/v1/guests", &emulated("g1")).expect(201);
+    let strategy = json!({"kind": "shifted", "shift": {"kind": "4gib"}});
+    let mirror = a.post("/v1/mirrors", &json!({"guest": "g2", "strategy": strategy})).expect(201).json();
+    let mirror = format!("/v1/mirrors/{}", mirror["id"].as_str().unwrap());
+    let mut slow = migration("moving", "b", "precopy");
+    slow["limits"] = json!({"bandwidth_bytes_per_second": 1 << 20});
+    let id = a.migrate(&slow);
+    let of = format!("/v1/migrations/{id}");
+    a.follow(&of, 30, |m| m["state"] == "precopy");
+    let leave = json!({"source": {"name": "x", "identity": b.identity}, "expires_in_seconds": 300});
+    let ticket = a.post("/v1/incoming-migrations", &leave).expect(201).json();
+    a.disk().fill(0);
+    relabel_until_full(&a, "g1");
+    let patch = |target: &str, body: &Value| {
+        Request::new("PATCH", target)
+            .header("content-type", "application/merge-patch+json")
+            .body(body.to_string())
+    };
+    let post = |target: &str, body: &Value| Request::new("POST", target).json(body);
+    let word =
+        json!({"kind": "word", "outcome": "never_committed", "reason": "b is gone", "confirm": "moving"});
+    let acts: Acts = vec![
+        ("a mirror", post("/v1/mirrors", &json!({"guest": "g2", "strategy": strategy}))),
+        ("a mirror's placement", patch(&mirror, &json!({"placement": {"cpus": [0]}}))),
+        ("a mirror's end", Request::new("DELETE", &mirror)),
+        ("a migration", post("/v1/migrations", &migration("g2", "b", "precopy"))),
+        ("limits", patch(&of, &json!({"limits": {"downtime_ms": 5}}))),
+        ("cancel", Request::new("POST", &format!("{of}/cancel"))),
+        ("switchover", Request::new("POST", &format!("{of}/switchover"))),
+        ("resolution", post(&format!("{of}/resolution"), &word)),
+        ("a ticket", post("/v1/incoming-migrations", &leave)),
+        (
+            "a ticket's end",
+            Request::new("DELETE", &format!("/v1/migrations/{}", ticket["migration"].as_str().unwrap())),
+        ),
+        ("a session", Request::new("POST", "/v1/session-links")),
+        (
+            "a RAM block",
+            post("/v1/guests/g1/ram-blocks", &json!({"name": "r", "size_bytes": 4096, "gpa": 1u64 << 32})),
+        ),
+        ("a host's word", post("/v1/guests/g1/confirm", &json!({"confirm": "g1"}))),
+    ];
+    let shown = || -> Vec<Value> {
+        // What their threads have done meanwhile is no change.
+        let mirror = |m: &Value| json!([m["id"], m["placement"], m["generation"]]);
+        let mut all: Vec<Value> = a.items("/v1/mirrors").iter().map(mirror).collect();
+        all.extend(a.items("/v1/guests/g1/ram-blocks"));
+        let migration = a.read(&of);
+        all.extend(["limits", "cancel_requested_at", "resolution"].map(|field| migration[field].clone()));
+        all.push(a.items("/v1/migrations").len().into());
+        all
+    };
+    let before = shown();
+    for (what, request) in &acts {
+        let reply = a.send(request);
+        assert_eq!((reply.status, reply.problem().as_str()), (507, "storage_full"), "{what}: {reply:?}");
+    }
+    assert_eq!(before, shown(), "what was refused has changed something");
+    a.disk().free();
+    until("the daemon is ready again", 20, || is_ready(&a));
+    // What was refused can be done, and it went on meanwhile.
+    assert!(["precopy", "queued", "preparing"].iter().any(|s| a.read(&of)["state"] == *s), "{}", a.read(&of));
+    let _ = a.act(&format!("{of}/cancel")).expect(202);
+    assert_eq!(a.migration_end(&id)["state"], "canceled");
+    a.guest_in("moving", "running");
+    let _ = a.delete(&mirror).expect(204);
+}
+
 /// Sends a request and hangs up at once, over the Unix socket or (`tcp`: the address) over TCP.
 fn hang_up(d: &Daemon, tcp: Option<&str>, request: Request) {
     // The daemon may have closed already.
@@ -304,6 +387,108 @@ fn callers_that_hang_up_leave_an_entry_and_an_outcome_of_everything_that_was_don
         (&entries()[0]["outcome"]["replayed"], &entries()[0]["outcome"]["recorded"]),
         (&json!(true), &json!(false))
     );
+}
+
+#[test]
+fn of_every_kind_of_act_whose_caller_hangs_up_the_log_says_what_was_done() {
+    const ROUNDS: usize = 8;
+    let d = Daemon::start("a");
+    let patch = |target: &str, body: &Value| {
+        Request::new("PATCH", target)
+            .header("content-type", "application/merge-patch+json")
+            .body(body.to_string())
+    };
+    let post = |target: &str, body: &Value| Request::new("POST", target).json(body);
+    for n in 0..ROUNDS {
+        for kind in ["label", "gone", "block", "start"] {
+            let _ = d.post("/v1/guests", &emulated(&format!("{kind}{n}"))).expect(201);
+        }
+        d.run_guest(&emulated(&format!("stop{n}")));
+    }
+    let last = d.items("/v1/audit-log?limit=1000").iter().map(|e| e["seq"].as_u64().unwrap()).max().unwrap();
+    let strategy = json!({"kind": "shifted", "shift": {"kind": "4gib"}});
+    for n in 0..ROUNDS {
+        let identity = format!("sha256:{}", format!("{n:02x}").repeat(32));
+        let peer = json!({"name": format!("p{n}"), "address": format!("192.0.2.1:{}", 7801 + n), "identity": identity});
+        let leave = json!({"source": {"name": "x", "identity": identity}, "expires_in_seconds": 300});
+        let block = json!({"name": "more", "size_bytes": 1 << 20, "gpa": 1u64 << 32});
+        let acts = [
+            patch(&format!("/v1/guests/label{n}"), &json!({"labels": {"n": "x"}})),
+            Request::new("DELETE", &format!("/v1/guests/gone{n}")),
+            post(&format!("/v1/guests/block{n}/ram-blocks"), &block),
+            Request::new("POST", &format!("/v1/guests/start{n}/start")),
+            Request::new("POST", &format!("/v1/guests/stop{n}/stop")),
+            post("/v1/mirrors", &json!({"guest": format!("stop{n}"), "strategy": strategy})),
+            post("/v1/tokens", &json!({"name": format!("t{n}"), "role": "viewer"})),
+            post("/v1/hosts", &peer),
+            post("/v1/helper-images", &json!({"name": format!("i{n}")})),
+            post("/v1/incoming-migrations", &leave),
+            patch("/v1/host", &json!({"labels": {"n": n.to_string()}})),
+        ];
+        acts.into_iter().for_each(|request| hang_up(&d, None, request));
+    }
+    until("nobody else is served", 60, || {
+        let text = String::from_utf8(d.get("/metrics").expect(200).body).unwrap();
+        text.lines().any(|l| l == "mirrorvm_http_connections 1")
+    });
+    let mut before = 0;
+    let log = until_some("every entry has its outcome, and no other comes", 60, || {
+        let log = d.items("/v1/audit-log?limit=1000");
+        let same = std::mem::replace(&mut before, log.len()) == log.len();
+        (same && log.iter().all(|e| !e["outcome"].is_null())).then_some(log)
+    });
+    let log: Vec<&Value> = log.iter().filter(|e| e["seq"].as_u64().unwrap() > last).collect();
+    let done = |operation: &str| -> BTreeSet<&str> {
+        let of = log.iter().filter(|e| e["operation"] == operation);
+        of.filter(|e| e["outcome"]["status"].as_u64().unwrap() < 300)
+            .map(|e| e["path"].as_str().unwrap())
+            .collect()
+    };
+    let count = |operation: &str| {
+        let of = log.iter().filter(|e| e["operation"] == operation);
+        of.filter(|e| e["outcome"]["status"].as_u64().unwrap() < 300).count()
+    };
+    let (mut changed, mut tried) = (0, 0);
+    for n in 0..ROUNDS {
+        let guest = |kind: &str| format!("/v1/guests/{kind}{n}");
+        let said = [
+            ("guest_update", guest("label"), d.read(&guest("label"))["labels"]["n"] == "x"),
+            ("guest_delete", guest("gone"), d.get(&guest("gone")).status == 404),
+            (
+                "ram_block_create",
+                format!("{}/ram-blocks", guest("block")),
+                d.items(&format!("{}/ram-blocks", guest("block"))).iter().any(|b| b["name"] == "more"),
+            ),
+            (
+                "guest_start",
+                format!("{}/start", guest("start")),
+                d.guest_state(&format!("start{n}")) != "stopped",
+            ),
+            (
+                "guest_stop",
+                format!("{}/stop", guest("stop")),
+                d.guest_state(&format!("stop{n}")) != "running",
+            ),
+        ];
+        for (operation, path, is_so) in said {
+            assert_eq!(done(operation).contains(path.as_str()), is_so, "{operation} {path}");
+            changed += usize::from(is_so);
+            tried += 1;
+        }
+    }
+    for (operation, list) in [
+        ("token_create", "/v1/tokens"),
+        ("peer_host_create", "/v1/hosts"),
+        ("helper_image_create", "/v1/helper-images"),
+    ] {
+        let there = d.items(list).iter().filter(|i| i["built_in"] != true).count();
+        assert_eq!(count(operation), there, "{operation}");
+        (changed, tried) = (changed + there, tried + ROUNDS);
+    }
+    println!("{changed} of {tried} acts were done");
+    let seqs: Vec<u64> =
+        d.items("/v1/audit-log?limit=1000").iter().map(|e| e["seq"].as_u64().unwrap()).collect();
+    assert_eq!(seqs, (1..=seqs.len() as u64).rev().collect::<Vec<_>>(), "numbers have no gaps");
 }
 
 #[test]
