@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::http::audit::Acts;
 use crate::http::gate::Pace;
 use crate::http::places::Places;
+use crate::http::refusals::Refusals;
 use crate::metrics::Metrics;
 use crate::openapi::Document;
 use crate::problem::{Problem, ProblemCode};
@@ -32,6 +33,7 @@ struct Shared {
     fallback_key: hmac::Key,
     page_key: OnceLock<hmac::Key>,
     pace: Pace,
+    refusals: Refusals,
     credentials: Credentials,
     acts: Acts,
     streams: Arc<Places>,
@@ -59,6 +61,7 @@ impl AppState {
             fallback_key: fresh_key(),
             page_key: OnceLock::new(),
             pace: Pace::default(),
+            refusals: Refusals::default(),
             credentials: Credentials::default(),
             acts: Acts::default(),
             streams,
@@ -129,6 +132,11 @@ impl AppState {
     /// How fast each principal goes.
     pub fn pace(&self) -> &Pace {
         &self.0.pace
+    }
+
+    /// Whose refusals have entries of their own in the audit log.
+    pub fn refusals(&self) -> &Refusals {
+        &self.0.refusals
     }
 
     /// What this run of the daemon has given out.

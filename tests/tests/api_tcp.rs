@@ -80,6 +80,38 @@ fn nobody_is_known_over_tcp_without_a_credential() {
     assert!(audit.iter().filter(|e| e["operation"] == "session_create").all(|e| e["status"] == 403));
 }
 
+#[test]
+fn a_flood_of_refusals_does_not_push_others_out_of_the_audit_log_and_is_counted() {
+    let d = on_tcp(&["127.0.0.1:0"]);
+    let address = d.listens("tcp:");
+    let token = d.admin_token();
+    let flood = |n: usize| {
+        for _ in 0..n {
+            let _ = Request::new("POST", "/v1/guests").body("{}").send_tcp(&address).expect(401);
+        }
+    };
+    flood(700);
+    // Whoever is known is noted in any case.
+    let mut guest = embedded("g", 16, 0);
+    guest["driver"]["kind"] = json!("emulated");
+    let made = bearing(Request::new("POST", "/v1/guests"), &token).json(&guest).send_tcp(&address);
+    let _ = made.expect(201);
+    let audit = || d.items("/v1/audit-log?limit=1000");
+    let entries = audit();
+    let of_nobody = entries.iter().filter(|e| e["principal"].is_null()).count();
+    assert!((200..300).contains(&of_nobody), "{of_nobody}");
+    assert!(entries.iter().any(|e| e["operation"] == "guest_create" && e["status"] == 201));
+    // The next entry counts those before it that have none.
+    let whole = until_some("an entry that counts", 60, || {
+        flood(1);
+        let entries = audit();
+        let nobodys = entries.iter().filter(|e| e["principal"].is_null());
+        let left_out = nobodys.clone().map(|e| e["left_out"].as_u64().unwrap()).sum::<u64>();
+        (left_out > 0).then(|| left_out + nobodys.count() as u64)
+    });
+    assert!(whole >= 700, "{whole}");
+}
+
 /// What connects, sends and is gone before the daemon looks: 300 times, as a user that has no role.
 const STRANGER: &str = r#"
 import os, socket, sys

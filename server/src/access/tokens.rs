@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use mirrorvm::host::{Act, Effect, Host, HostError};
 use mirrorvm::store::ledger::{Kept, Space};
 use mirrorvm::store::{Batch, StoreError};
@@ -242,8 +242,14 @@ fn find(state: &AppState, id: Uuid) -> Result<Option<(TokenRecord, Instant)>, Pr
     found.transpose().map_err(storage)
 }
 
-/// A stored token with the end that it has by the wall clock as it is now.
+/// By how much the wall clock may go on differently than time passed before an end is shown by it as it is now.
+const DRIFT: SignedDuration = SignedDuration::from_secs(60);
+
+/// A stored token with the end that it has by the wall clock as it is now: as it was given, unless the clock was set since.
 fn shown(key: &str, kept: &Kept) -> Result<TokenRecord, StoreError> {
     let record: TokenRecord = Space::Token.read(key, &kept.body)?;
-    Ok(TokenRecord { expires_at: kept.left.map_or(record.expires_at, after), ..record })
+    let given = record.expires_at;
+    let now = kept.left.map_or(given, after);
+    let expires_at = if now.duration_since(given).abs() <= DRIFT { given } else { now };
+    Ok(TokenRecord { expires_at, ..record })
 }

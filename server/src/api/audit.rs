@@ -49,6 +49,9 @@ pub struct AuditEntry {
     pub replayed: bool,
     /// The request's id.
     pub request_id: String,
+    /// Refused requests of the same principal since its last entry that have none of their own: where many come one after the
+    /// other, few have one.
+    pub left_out: u64,
 }
 
 /// What came of what was asked for.
@@ -104,6 +107,7 @@ impl AuditEntry {
             location: last.location,
             replayed: last.replayed,
             request_id: record.request_id,
+            left_out: record.left_out,
         }
     }
 }

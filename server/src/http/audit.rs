@@ -52,6 +52,9 @@ pub struct AuditRecord {
     pub outcome: AuditOutcome,
     /// The request's id.
     pub request_id: String,
+    /// Refusals of the same principal since its last entry that have none.
+    #[serde(default)]
+    pub left_out: u64,
 }
 
 /// What came of a request.
@@ -83,6 +86,7 @@ impl AuditRecord {
             dry_run,
             outcome: AuditOutcome::default(),
             request_id: request.extensions().get::<RequestId>().map_or_else(String::new, |r| r.0.clone()),
+            left_out: 0,
         }
         .by(caller)
     }
@@ -236,7 +240,11 @@ pub async fn carry_out_for_nobody_known(
         Err(problem) => problem.into_response(),
     };
     let opened = response.extensions().get::<Caller>().cloned();
-    let response = at_once(&state, record.by(opened.as_ref()), response).await;
+    let record = record.by(opened.as_ref());
+    let response = match opened {
+        Some(_) => at_once(&state, record, response).await,
+        None => refused(&state, record, response).await,
+    };
     if let Some(session) = opened.and_then(|c| c.session()).filter(|_| !response.status().is_success()) {
         state.credentials().sessions().withdraw(session);
     }
@@ -257,6 +265,15 @@ pub async fn at_once(state: &AppState, record: AuditRecord, response: Response) 
         Ok(_) => response,
         // Nothing has happened, and nobody is told what the log does not have.
         Err(e) => refused_by_store(e).into_response(),
+    }
+}
+
+/// Notes a request that its caller may not make. Where one principal is refused again and again, entries count those that have
+/// none.
+pub async fn refused(state: &AppState, record: AuditRecord, response: Response) -> Response {
+    match state.refusals().take(record.principal.as_deref()) {
+        Some(left_out) => at_once(state, AuditRecord { left_out, ..record }, response).await,
+        None => response,
     }
 }
 

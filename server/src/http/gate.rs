@@ -60,7 +60,7 @@ pub async fn layer(State(state): State<AppState>, request: Request, next: Next) 
             None => next.run(request).await,
         },
         (Some(problem), None) => problem.into_response(),
-        (Some(problem), Some(record)) => audit::at_once(&state, record, problem.into_response()).await,
+        (Some(problem), Some(record)) => audit::refused(&state, record, problem.into_response()).await,
         (None, Some(record)) => {
             // To the end even when the caller goes away: neither is the change left half-way nor its entry.
             let act = if operation.access == Access::Public {

@@ -14,6 +14,7 @@ pub mod places;
 pub mod precondition;
 pub mod query;
 pub mod quiet;
+pub mod refusals;
 pub mod respond;
 pub mod stream;
 pub mod trace;
