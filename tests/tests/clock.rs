@@ -107,3 +107,28 @@ fn a_ticket_is_good_for_as_long_as_it_says_and_no_longer() {
     assert_eq!(went("g1", &good), "succeeded");
     assert_eq!(b.guest_state("g2"), "absent");
 }
+
+#[test]
+fn what_has_elapsed_is_the_time_that_passed_whatever_the_clock_is_set_to() {
+    let Some(preload) = Preload::build() else { return };
+    let ((a, here), (b, there)) = (start(&preload, "a"), start(&preload, "b"));
+    a.add_peer(&b, &b.peer_address);
+    b.add_peer(&a, &a.peer_address);
+    a.run_guest(&emulated("g"));
+    let mut body = migration("g", "b", "precopy");
+    // Eight seconds at this rate.
+    body["limits"] = json!({"bandwidth_bytes_per_second": 1 << 20});
+    let (began, id) = (Instant::now(), a.migrate(&body));
+    let target = format!("/v1/migrations/{id}");
+    let moving = a.follow(&target, 60, |m| m["progress"]["memory"]["normal_pages"].as_u64() > Some(0));
+    assert_eq!(moving["state"], "precopy");
+    here.set_clock(30 * 86_400);
+    there.set_clock(-20 * YEAR);
+    let end = a.migration_end(&id);
+    let passed = began.elapsed().as_millis() as u64;
+    assert_eq!(end["state"], "succeeded", "{end}");
+    for d in [&a, &b] {
+        let elapsed = d.read(&target)["progress"]["elapsed_ms"].as_u64().unwrap();
+        assert!(elapsed > 0 && elapsed <= passed + 1000, "{elapsed} of {passed}");
+    }
+}
