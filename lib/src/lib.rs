@@ -1,10 +1,10 @@
 //! Mirror VMs on KVM: guests, their mirrors under selectable address-space strategies, and live migration
 //! through a helper that runs in the mirror.
 //!
-//! Layers, lower ones know nothing of higher ones:
-//! `addr < pages < memory < hypervisor < guest < mirror < migration < host`. `address_space` is pure and uses
-//! `addr` alone; `sev`, `transport`, `store`, `boot_files` and `qemu` stand beside. `unsafe` is in `hypervisor::kvm`, `sev::kernel`,
-//! `memory` (what is said of an address range to the kernel) and `qemu::child` (between fork and exec).
+//! Layers, lower ones know nothing of higher ones: `addr < pages < memory < hypervisor < guest < mirror <
+//! migration < host`. `address_space` is pure and uses `addr` alone; `sev`, `transport`, `store`,
+//! `boot_files` and `qemu` stand beside. `unsafe` is in `hypervisor::kvm`, `sev::kernel`, `memory` (what is
+//! said of an address range to the kernel) and `qemu::child` (between fork and exec).
 
 pub mod addr;
 pub mod address_space;

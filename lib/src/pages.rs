@@ -67,7 +67,8 @@ impl PageSet {
     /// Puts every page of a range of RAM in.
     pub fn insert_range(&mut self, range: PageRange) {
         let (first, end) = (range.start() / PAGE_SIZE, range.end() / PAGE_SIZE);
-        // What is new is written once, as it must be: first zeroes, then whole words, then the rest by the loop below.
+        // What is new is written once, as it must be: first zeroes, then whole words, then the rest by the
+        // loop below.
         let known = self.words.len() as u64;
         let (from, to) = (first.div_ceil(64).max(known), end / 64);
         if to > known {
@@ -145,8 +146,8 @@ impl PageSet {
         })
     }
 
-    /// A range of RAM cut where membership changes: spans, and whether their pages are in. Takes no memory, however the
-    /// pages lie.
+    /// A range of RAM cut where membership changes: spans, and whether their pages are in. Takes no memory,
+    /// however the pages lie.
     pub fn extents(&self, range: PageRange) -> impl Iterator<Item = (PageRange, bool)> + '_ {
         let (mut at, end) = (range.start() / PAGE_SIZE, range.end() / PAGE_SIZE);
         std::iter::from_fn(move || {
@@ -177,7 +178,8 @@ impl PageSet {
         (index as u64 * 64 + u64::from(changed.trailing_zeros())).min(end)
     }
 
-    /// Fills `batch` with up to `max` pages from `cursor` on and moves the cursor behind them. A cursor starts at 0.
+    /// Fills `batch` with up to `max` pages from `cursor` on and moves the cursor behind them. A cursor
+    /// starts at 0.
     pub fn next_batch(&self, cursor: &mut u64, max: usize, batch: &mut Vec<RamPage>) {
         batch.clear();
         while batch.len() < max {

@@ -1,11 +1,12 @@
 //! Files that only this daemon's user may touch: keys, the database, its lock.
 //!
-//! Owns: the checks on the state directory and on files in it (owner, mode, symbolic and hard links), and creating a
-//! file whole or not at all. Must not know: what the files hold.
+//! Owns: the checks on the state directory and on files in it (owner, mode, symbolic and hard links), and
+//! creating a file whole or not at all. Must not know: what the files hold.
 //!
-//! Not trusted: whoever else has an account on the host. A directory is opened once without following a link in its last
-//! component and checked through its descriptor; everything after that goes through the descriptor, so that a path
-//! swapped during start does not matter. Components above it are the administrator's business.
+//! Not trusted: whoever else has an account on the host. A directory is opened once without following a link
+//! in its last component and checked through its descriptor; everything after that goes through the
+//! descriptor, so that a path swapped during start does not matter. Components above it are the
+//! administrator's business.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -184,13 +185,15 @@ impl PrivateDir {
         Ok(bytes)
     }
 
-    /// Creates `name` with mode 0600 and `bytes`, durable on return, whole or not at all; never replaces a file.
+    /// Creates `name` with mode 0600 and `bytes`, durable on return, whole or not at all; never replaces a
+    /// file.
     pub(crate) fn create(&self, name: &str, bytes: &[u8]) -> Result<(), PrivateFileError> {
         self.by_way_of_another(name, bytes, |temporary| self.publish(temporary, name))
     }
 
-    /// Puts `bytes` at `name` with mode 0600, durable on return, in place of whatever file has that name: a symbolic link
-    /// is replaced, never followed. Who reads meanwhile sees what was there before, or all of what is new.
+    /// Puts `bytes` at `name` with mode 0600, durable on return, in place of whatever file has that name: a
+    /// symbolic link is replaced, never followed. Who reads meanwhile sees what was there before, or all of
+    /// what is new.
     pub(crate) fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), PrivateFileError> {
         self.by_way_of_another(name, bytes, |temporary| {
             rustix::fs::renameat(&self.fd, temporary, &self.fd, name)
@@ -244,8 +247,8 @@ impl PrivateDir {
         }
     }
 
-    /// Takes an exclusive lock on the file `name` (created if missing); released when dropped, or by the kernel when
-    /// the process dies in whatever way.
+    /// Takes an exclusive lock on the file `name` (created if missing); released when dropped, or by the
+    /// kernel when the process dies in whatever way.
     pub(crate) fn lock(&self, name: &str) -> Result<FileLock, PrivateFileError> {
         let file = self.open_file(name, OFlags::RDWR | OFlags::CREATE)?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -262,7 +265,8 @@ pub(crate) struct FileLock(File);
 
 impl Drop for FileLock {
     fn drop(&mut self) {
-        // Closing would not do: a process that another thread has just forked shares the lock until it calls exec.
+        // Closing would not do: a process that another thread has just forked shares the lock until it calls
+        // exec.
         let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
     }
 }

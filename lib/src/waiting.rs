@@ -1,7 +1,7 @@
 //! Waiting with a thread: for the disk, or for a lock whose holder waits for the disk.
 //!
-//! Owns: that whoever waits so on one of the runtime's own threads does not keep other tasks waiting with it. Must not know:
-//! what is waited for.
+//! Owns: that whoever waits so on one of the runtime's own threads does not keep other tasks waiting with it.
+//! Must not know: what is waited for.
 
 use tokio::runtime::{Handle, RuntimeFlavor};
 

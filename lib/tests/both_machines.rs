@@ -1,5 +1,5 @@
-//! The same plans on KVM and on the software machine: the helper reaches the same pages through both, and misses the same
-//! ones when a slot is missing.
+//! The same plans on KVM and on the software machine: the helper reaches the same pages through both, and
+//! misses the same ones when a slot is missing.
 #![allow(clippy::unwrap_used, reason = "a test: a panic is its way to fail")]
 
 mod support;

@@ -32,7 +32,8 @@ fn leaving(name: &str) -> MigrationSpec {
     MigrationSpec { guest: name.into(), limits, verify: false, ..migration("b", SHIFTED, 1) }
 }
 
-/// Two hosts whose only slot at `a` is taken for longer than any test here lasts; gives the migration that has it.
+/// Two hosts whose only slot at `a` is taken for longer than any test here lasts; gives the migration that
+/// has it.
 async fn with_a_full_queue() -> (Two, Uuid) {
     let two = two().await;
     two.a.change_settings(|s| s.migration_slots = 1, &Expected::any(), true).unwrap();

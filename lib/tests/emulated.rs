@@ -118,7 +118,8 @@ fn a_guest_whose_page_is_lost_notices() {
     let mut a = machine(&host, ram.clone(), true);
     run_until(&mut a, 10);
     a.pause().unwrap();
-    // Free RAM begins behind boot page, shared pages, image, stacks and tables: the working set of vCPU 1 is in there.
+    // Free RAM begins behind boot page, shared pages, image, stacks and tables: the working set of vCPU 1 is
+    // in there.
     for p in (1 << 20) / PAGE_SIZE..(2 << 20) / PAGE_SIZE {
         ram.write_page(RamPage::new(p), &[0; 4096]).unwrap();
     }

@@ -1,4 +1,5 @@
-//! The helper in mirrors of encrypted guests on the software machine: pages leave one key and arrive under another.
+//! The helper in mirrors of encrypted guests on the software machine: pages leave one key and arrive under
+//! another.
 #![allow(clippy::unwrap_used, reason = "a test: a panic is its way to fail")]
 
 mod support;

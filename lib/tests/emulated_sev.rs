@@ -1,4 +1,5 @@
-//! Guests on the software machine under the model of SEV: what is private is ciphertext, and a wrong bit is garbage.
+//! Guests on the software machine under the model of SEV: what is private is ciphertext, and a wrong bit is
+//! garbage.
 #![allow(clippy::unwrap_used, reason = "a test: a panic is its way to fail")]
 
 #[path = "support/bare_guest.rs"]

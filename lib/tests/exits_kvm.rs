@@ -1,5 +1,5 @@
-//! Exits of KVM, seen by a few instructions of their own at CPL 0. They hold on every kind of KVM: with hardware
-//! virtualization, and where the kernel interprets such code.
+//! Exits of KVM, seen by a few instructions of their own at CPL 0. They hold on every kind of KVM: with
+//! hardware virtualization, and where the kernel interprets such code.
 #![allow(clippy::unwrap_used, reason = "a test: a panic is its way to fail")]
 
 #[path = "support/bare_guest.rs"]
@@ -12,7 +12,8 @@ use mirrorvm_workload as w;
 use bare_guest::{BareGuest, Plan};
 use support::kvm;
 
-/// `mov al, n; out 0xe9, al` three times, for 1, 2 and 3; each by a port access that leaves to the host; then a halt.
+/// `mov al, n; out 0xe9, al` three times, for 1, 2 and 3; each by a port access that leaves to the host; then
+/// a halt.
 const THREE_DOORBELLS: &[u8] = &[0xb0, 1, 0xe6, 0xe9, 0xb0, 2, 0xe6, 0xe9, 0xb0, 3, 0xe6, 0xe9, 0xf4];
 
 /// `in al, 0xea; out 0xe9, al; hlt`

@@ -1,5 +1,5 @@
-//! A host whose state directory has no room left: what cannot be stored is not made, whoever asks for it, and nobody has to do
-//! anything when there is room again.
+//! A host whose state directory has no room left: what cannot be stored is not made, whoever asks for it, and
+//! nobody has to do anything when there is room again.
 #![allow(clippy::unwrap_used, reason = "a test: a panic is its way to fail")]
 
 mod support;
@@ -64,7 +64,8 @@ fn labels(value: &str) -> Labels {
     Labels::from([("n".to_owned(), value.to_owned())])
 }
 
-/// Opens the host when nobody is left of an earlier one in this process: not even the owner of a guest that was refused.
+/// Opens the host when nobody is left of an earlier one in this process: not even the owner of a guest that
+/// was refused.
 async fn open(dir: &Path) -> Host {
     let config = HostConfig {
         state_dir: dir.to_owned(),
@@ -96,7 +97,8 @@ fn all_of(host: &Host) -> String {
     )
 }
 
-/// Each kind of change, and what the host says to it. `g1` is stopped, `g2` runs, `b` and `c` are peers, `i` is an image.
+/// Each kind of change, and what the host says to it. `g1` is stopped, `g2` runs, `b` and `c` are peers, `i`
+/// is an image.
 async fn each(host: &Host) -> Vec<(&'static str, Result<(), HostError>)> {
     let any = Expected::any;
     let ticket = TicketSpec {

@@ -1,6 +1,6 @@
-//! What the host of an encrypted guest gets to see while the guest moves: RAM, the helper's memories, the mailbox, the
-//! records on their way, the saved state. Plaintext of a private page is in none of them. (That the same search finds
-//! plaintext when a C-bit is wrongly clear is shown in `emulated_sev.rs`.)
+//! What the host of an encrypted guest gets to see while the guest moves: RAM, the helper's memories, the
+//! mailbox, the records on their way, the saved state. Plaintext of a private page is in none of them. (That
+//! the same search finds plaintext when a C-bit is wrongly clear is shown in `emulated_sev.rs`.)
 #![allow(clippy::unwrap_used, reason = "a test: a panic is its way to fail")]
 
 mod support;

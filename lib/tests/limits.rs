@@ -33,8 +33,8 @@ async fn close(two: Two) {
     two.b.shutdown().await;
 }
 
-/// The rate is never above the limit by more than a twentieth, in any round that is long enough to say so. That it is not
-/// below either is a matter of the machine: `mirrorvmd bench migrate` prints it.
+/// The rate is never above the limit by more than a twentieth, in any round that is long enough to say so.
+/// That it is not below either is a matter of the machine: `mirrorvmd bench migrate` prints it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_bandwidth_limit_holds_over_all_streams() {
     if support::kvm().is_none() {
@@ -104,8 +104,8 @@ async fn a_guest_that_writes_too_fast_gets_a_verdict_or_is_forced_or_slowed() {
     }
     let two = two().await;
     run(&two, spec(true)).await;
-    // A round takes so long that also a guest that gets little of a busy processor has rewritten its set meanwhile, and the
-    // set never fits into the pause.
+    // A round takes so long that also a guest that gets little of a busy processor has rewritten its set
+    // meanwhile, and the set never fits into the pause.
     let limits = MigrationLimits {
         bandwidth_bytes_per_second: Some(32 * MIB),
         downtime_ms: 20,
@@ -125,7 +125,8 @@ async fn a_guest_that_writes_too_fast_gets_a_verdict_or_is_forced_or_slowed() {
     let before = ticks(&two.a).unwrap();
     until(&two.a, "ticks at home", || ticks(&two.a).filter(|t| t.0 > before.0)).await;
 
-    // A pause that keeps to its limit is only to be had where the limit is well above what a busy machine adds to one.
+    // A pause that keeps to its limit is only to be had where the limit is well above what a busy machine
+    // adds to one.
     let roomy = MigrationLimits { downtime_ms: 200, ..limits };
     let throttled = MigrationLimits { auto_throttle: true, timeout_ms: 600_000, ..roomy };
     let end = moved(&two.a, &two.b, limited(throttled)).await;
@@ -155,8 +156,8 @@ async fn a_guest_that_writes_too_fast_gets_a_verdict_or_is_forced_or_slowed() {
     close(two).await;
 }
 
-/// At the rate that is the least there is, with many streams: what is taken when the deadline comes is soon gone. By bytes, so
-/// that it does not depend on how fast the machine is.
+/// At the rate that is the least there is, with many streams: what is taken when the deadline comes is soon
+/// gone. By bytes, so that it does not depend on how fast the machine is.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_deadline_under_a_low_rate_is_kept_to_within_a_batch() {
     let two = two().await;
@@ -170,7 +171,8 @@ async fn a_deadline_under_a_low_rate_is_kept_to_within_a_batch() {
         let verdict = end(&two, id).await;
         assert_eq!(verdict.error.as_ref().map(|e| e.code.as_str()), Some("not_converging"), "{verdict:?}");
         let sent = verdict.progress.processed_bytes;
-        // A quarter of a second's worth is what streams have in their hands and what a late wait may make up for.
+        // A quarter of a second's worth is what streams have in their hands and what a late wait may make up
+        // for.
         let allowed = MIB * (timeout_ms + 250) / 1000;
         println!("{streams} streams: {sent} bytes of {allowed} allowed, {} ms", verdict.progress.elapsed_ms);
         assert!(sent > 0 && sent <= allowed, "{sent} of {allowed}");
@@ -232,8 +234,8 @@ async fn a_limit_that_no_pause_fits_is_never_exceeded_and_the_shortest_pause_is_
     close(two).await;
 }
 
-/// A limit hardly above the shortest pause: on most machines some pauses turn out longer and are broken off. Whatever happens,
-/// the guest goes on, arrives, and has every page.
+/// A limit hardly above the shortest pause: on most machines some pauses turn out longer and are broken off.
+/// Whatever happens, the guest goes on, arrives, and has every page.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_guest_whose_pauses_are_broken_off_goes_on_and_loses_no_page() {
     let mirror = LaunchMirror { strategy: SHIFTED, workers: 1 };

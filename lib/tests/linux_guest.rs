@@ -1,7 +1,7 @@
 //! Boots a stock Debian kernel under QEMU and moves it to a second QEMU by hand.
 //!
-//! Needs `qemu-system-x86_64` (or `$MIRRORVM_QEMU`) and the packages that `tests/guest/build-linux-guest` fetches;
-//! without QEMU each test says so in a line that the test runner counts.
+//! Needs `qemu-system-x86_64` (or `$MIRRORVM_QEMU`) and the packages that `tests/guest/build-linux-guest`
+//! fetches; without QEMU each test says so in a line that the test runner counts.
 
 #![allow(clippy::unwrap_used, reason = "the helpers of a test are test code")]
 
@@ -350,7 +350,8 @@ fn dropping_kills_and_an_unexpected_death_is_noticed() {
     assert!(matches!(host.qemu.status(), Err(QemuError::Exited(_))));
 }
 
-/// The daemon's part in `qemu_dies_with_the_daemon`: launches from a thread that ends at once, then waits for death.
+/// The daemon's part in `qemu_dies_with_the_daemon`: launches from a thread that ends at once, then waits for
+/// death.
 #[test]
 #[ignore = "started by qemu_dies_with_the_daemon"]
 fn daemon_to_be_killed() {

@@ -1,5 +1,5 @@
-//! A stock Linux that is busy writing moves live between two hosts: QEMU shows nobody its dirty log, the helper's scan
-//! finds what changed.
+//! A stock Linux that is busy writing moves live between two hosts: QEMU shows nobody its dirty log, the
+//! helper's scan finds what changed.
 //!
 //! Needs KVM for the helper, QEMU, and the packages that `tests/guest/build-linux-guest` fetches.
 
@@ -49,7 +49,8 @@ fn linux(append: &str) -> Option<GuestSpec> {
     Some(guest(driver, &[(MIB, Some(0))]))
 }
 
-/// A complete line of the guest's: its number, the checksum of a file in its RAM, its own monotonic clock in seconds.
+/// A complete line of the guest's: its number, the checksum of a file in its RAM, its own monotonic clock in
+/// seconds.
 #[derive(Clone, Debug)]
 struct Tick {
     number: u64,
@@ -80,8 +81,8 @@ fn assert_no_gap(ticks: &[Tick]) {
     }
 }
 
-/// How far the guest's clock lags behind ours: it stands still while the guest is paused. A tick that we see late makes
-/// the lag look larger, never smaller, so the smallest of several ticks counts.
+/// How far the guest's clock lags behind ours: it stands still while the guest is paused. A tick that we see
+/// late makes the lag look larger, never smaller, so the smallest of several ticks counts.
 struct Clock<'a> {
     begun: Instant,
     two: &'a Two,
@@ -129,15 +130,16 @@ impl Clock<'_> {
         assert_eq!(end.rounds[0].pages_sealed, all, "all of RAM goes once, while the guest runs");
         let last = end.rounds.last().unwrap();
         assert!(end.rounds.len() >= 2 && last.paused && end.rounds.iter().filter(|r| r.paused).count() == 1);
-        // It writes without a break: whatever is found after a round is at least its file, and far from all of RAM.
+        // It writes without a break: whatever is found after a round is at least its file, and far from all
+        // of RAM.
         for live in end.rounds.iter().filter(|r| !r.paused) {
             assert!((BUSY_PAGES..all / 2).contains(&live.dirtied_pages), "{live:?}");
         }
         assert!(last.pages_sealed < all / 4, "{last:?}");
         assert!(p.dirty_pages_per_second > 0);
         let reported = (p.downtime_ms.unwrap() + p.verify_ms.unwrap()) / 1e3;
-        // What the record calls the pause begins before QEMU stops and ends after it goes on. How late a tick is seen
-        // is the machine's load.
+        // What the record calls the pause begins before QEMU stops and ends after it goes on. How late a tick
+        // is seen is the machine's load.
         assert!(paused < reported + 1.0, "the guest was held for {paused} s, the record says {reported} s");
         let there = ticks(to);
         assert_no_gap(&there);

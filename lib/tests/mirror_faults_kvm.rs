@@ -1,5 +1,5 @@
-//! Mirrors on real KVM when things go wrong: bad images, failed launches, helpers that die, what stays behind; and two
-//! workers at once.
+//! Mirrors on real KVM when things go wrong: bad images, failed launches, helpers that die, what stays
+//! behind; and two workers at once.
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 
 mod support;

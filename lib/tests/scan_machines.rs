@@ -89,7 +89,8 @@ fn rounds_over_memory_that_is_written(on: &dyn Hypervisor) {
     let ram = pair.source_ram.clone();
     let mut epoch = 1;
     let sent = std::thread::scope(|s| {
-        // The guest's part: whole pages in a wandering working set, some of them back and forth between two contents.
+        // The guest's part: whole pages in a wandering working set, some of them back and forth between two
+        // contents.
         let writer = s.spawn(|| {
             let mut n = 0u64;
             while !stop.load(Relaxed) {

@@ -1,5 +1,5 @@
-//! Every strategy moves a running guest between two hosts, every page compared: on KVM, and on the software machine with
-//! its model of SEV.
+//! Every strategy moves a running guest between two hosts, every page compared: on KVM, and on the software
+//! machine with its model of SEV.
 #![allow(clippy::unwrap_used, reason = "a test: a panic is its way to fail")]
 
 mod support;
@@ -106,7 +106,8 @@ async fn unplugged(driver: DriverSpec, strategy: Strategy) {
     const HOME: u64 = 0x1_4000_0000;
     let two = two().await;
     run(&two, guest(driver, &BLOCKS)).await;
-    // The guest has filled the block and checks it all the time; it lets go of it, and it has no address any more.
+    // The guest has filled the block and checks it all the time; it lets go of it, and it has no address any
+    // more.
     let block = two.a.unplug("g1", "ram1").await.unwrap();
     assert_eq!(
         (block.block.gpa(), block.private_bytes),

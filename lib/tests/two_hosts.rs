@@ -100,8 +100,8 @@ async fn labels_that_were_acknowledged_on_the_way_arrive_with_the_guest() {
     assert_eq!(two.a.guest("g1").unwrap().spec.labels, labels(1));
     two.a.relabel_guest("g1", labels(2), Expected::any(), true).await.unwrap();
 
-    // Somebody changes them without a pause, over the switchover and beyond. What is acknowledged of the guest, and not of what
-    // it leaves behind, arrives; whoever comes too late for that is told so.
+    // Somebody changes them without a pause, over the switchover and beyond. What is acknowledged of the
+    // guest, and not of what it leaves behind, arrives; whoever comes too late for that is told so.
     let id = begun(&two).await;
     let host = two.a.clone();
     let changes = tokio::spawn(async move {

@@ -1,4 +1,5 @@
-//! The workload's contract with its host, on the software machine and, where there is one, on KVM: both must agree.
+//! The workload's contract with its host, on the software machine and, where there is one, on KVM: both must
+//! agree.
 #![allow(clippy::unwrap_used, reason = "a test: a panic is its way to fail")]
 
 #[path = "support/bare_guest.rs"]

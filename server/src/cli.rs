@@ -32,8 +32,9 @@ struct Cli {
 enum Command {
     /// Serve the API; prints one line `ready ...` when requests are accepted. SIGTERM drains and ends.
     Serve(ServeArgs),
-    /// Print a one-time link that opens a session in a browser, good for 60 seconds. The session has your role at the daemon
-    /// and ends after an hour in which it was not used, after 12 hours, and with the daemon.
+    /// Print a one-time link that opens a session in a browser, good for 60 seconds. The session has your
+    /// role at the daemon and ends after an hour in which it was not used, after 12 hours, and with the
+    /// daemon.
     Open(OpenArgs),
     /// Migrate a guest between two daemons on this machine, and check what arrived.
     #[command(long_about = demo::LONG_ABOUT)]
@@ -41,7 +42,8 @@ enum Command {
     /// Keys of this host for the peer link.
     #[command(subcommand)]
     Identity(IdentityCommand),
-    /// The state directory's files: whether they are whole, copies of them, and the ways on when they are not.
+    /// The state directory's files: whether they are whole, copies of them, and the ways on when they are
+    /// not.
     #[command(subcommand)]
     State(StateCommand),
     /// Measure what the parts that matter cost.
@@ -64,32 +66,32 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum StateCommand {
-    /// Look at everything in STATE_DIR's database and say whether it is what was acknowledged. Changes nothing; the daemon may
-    /// run.
+    /// Look at everything in STATE_DIR's database and say whether it is what was acknowledged. Changes
+    /// nothing; the daemon may run.
     Check {
         /// The daemon's state directory.
         state_dir: PathBuf,
     },
-    /// Copy STATE_DIR's database, helper images and the host's key into one new FILE of mode 0600; the daemon may run. Whoever has the file can
-    /// be this host to its peers.
+    /// Copy STATE_DIR's database, helper images and the host's key into one new FILE of mode 0600; the daemon
+    /// may run. Whoever has the file can be this host to its peers.
     Backup {
         /// The daemon's state directory.
         state_dir: PathBuf,
         /// The file to make.
         file: PathBuf,
     },
-    /// Put a backup in the place of STATE_DIR's database, which is kept under another name, its helper images in theirs, and
-    /// the host's key where there is
-    /// none. Every guest is unconfirmed from then on. The audit log keeps it. No daemon may be running.
+    /// Put a backup in the place of STATE_DIR's database, which is kept under another name, its helper images
+    /// in theirs, and the host's key where there is none. Every guest is unconfirmed from then on. The audit
+    /// log keeps it. No daemon may be running.
     Restore {
         /// What `state backup` made.
         file: PathBuf,
         /// The daemon's state directory.
         state_dir: PathBuf,
     },
-    /// Go on with what is left in STATE_DIR: for a host whose database is older than what was acknowledged, has records that
-    /// are damaged, or is gone, and of which there is no backup. Damaged records are removed. Every guest is unconfirmed from
-    /// then on. The audit log keeps it. No daemon may be running.
+    /// Go on with what is left in STATE_DIR: for a host whose database is older than what was acknowledged,
+    /// has records that are damaged, or is gone, and of which there is no backup. Damaged records are
+    /// removed. Every guest is unconfirmed from then on. The audit log keeps it. No daemon may be running.
     Accept {
         /// The daemon's state directory.
         state_dir: PathBuf,
@@ -104,9 +106,10 @@ enum IdentityCommand {
         /// Directory, made with mode 0700.
         dir: PathBuf,
     },
-    /// Make the key in STATE_DIR/identity the one that this host is known by, and print the identity; with no key there, make
-    /// one. For a host whose key is lost or was replaced: its daemon does not start before. Every peer that pins the old
-    /// identity has to be told the new one (PATCH /v1/hosts/...). The audit log keeps it. No daemon may be running.
+    /// Make the key in STATE_DIR/identity the one that this host is known by, and print the identity; with no
+    /// key there, make one. For a host whose key is lost or was replaced: its daemon does not start before.
+    /// Every peer that pins the old identity has to be told the new one (PATCH /v1/hosts/...). The audit log
+    /// keeps it. No daemon may be running.
     Accept {
         /// The daemon's state directory.
         state_dir: PathBuf,
@@ -132,20 +135,22 @@ struct ServeArgs {
     /// Configuration file (TOML). Flags and environment variables count before it.
     #[arg(long, env = "MIRRORVM_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Where to serve beside unix:STATE_DIR/mirrorvmd.sock, which is always served: unix:PATH; tls:ADDR:PORT; tcp:ADDR:PORT
-    /// in the clear, on a loopback address; systemd for sockets that the service manager passes. Over tcp: and tls: callers
-    /// bring a token (STATE_DIR/admin.token has one, new at each start), over tls: a certificate will do. May be repeated.
+    /// Where to serve beside unix:STATE_DIR/mirrorvmd.sock, which is always served: unix:PATH; tls:ADDR:PORT;
+    /// tcp:ADDR:PORT in the clear, on a loopback address; systemd for sockets that the service manager
+    /// passes. Over tcp: and tls: callers bring a token (STATE_DIR/admin.token has one, new at each start),
+    /// over tls: a certificate will do. May be repeated.
     #[arg(long, env = "MIRRORVM_LISTEN", value_name = "WHERE", value_delimiter = ',')]
     listen: Vec<Listen>,
     /// Where other hosts connect for migrations to this one; port 0 picks one [default: nowhere].
     #[arg(long, env = "MIRRORVM_PEER_LISTEN", value_name = "ADDR:PORT")]
     peer_listen: Option<SocketAddr>,
-    /// Where other hosts are told to connect, as `peer_address` of /v1/host and in tickets: address or DNS name, with a port
-    /// unless it is that of --peer-listen [default: --peer-listen, unless that is on all addresses].
+    /// Where other hosts are told to connect, as `peer_address` of /v1/host and in tickets: address or DNS
+    /// name, with a port unless it is that of --peer-listen [default: --peer-listen, unless that is on all
+    /// addresses].
     #[arg(long, env = "MIRRORVM_ADVERTISE", value_name = "ADDR[:PORT]")]
     advertise: Option<Advertised>,
-    /// Directory that definitions of guests may name files of: kernels, initial RAM disks. May be repeated [default: none, and
-    /// no definition may name a file].
+    /// Directory that definitions of guests may name files of: kernels, initial RAM disks. May be repeated
+    /// [default: none, and no definition may name a file].
     #[arg(
         long = "image-directory",
         env = "MIRRORVM_IMAGE_DIRECTORIES",
@@ -153,12 +158,12 @@ struct ServeArgs {
         value_delimiter = ','
     )]
     image_directories: Vec<PathBuf>,
-    /// Whom QEMU runs as when the daemon is root: user ids FIRST-LAST, of which each guest has one, or one user for all by id or
-    /// name [default: 65520-65533].
+    /// Whom QEMU runs as when the daemon is root: user ids FIRST-LAST, of which each guest has one, or one
+    /// user for all by id or name [default: 65520-65533].
     #[arg(long, env = "MIRRORVM_QEMU_USERS", value_name = "USERS")]
     qemu_users: Option<QemuUsers>,
-    /// Where /metrics, /livez and /readyz are served alone, to whoever connects: unix:PATH or tcp:ADDR:PORT on a loopback
-    /// address. May be repeated [default: nowhere but with the API].
+    /// Where /metrics, /livez and /readyz are served alone, to whoever connects: unix:PATH or tcp:ADDR:PORT
+    /// on a loopback address. May be repeated [default: nowhere but with the API].
     #[arg(long, env = "MIRRORVM_METRICS_LISTEN", value_name = "WHERE", value_delimiter = ',')]
     metrics_listen: Vec<Listen>,
     /// Name of this host [default: the kernel's node name].
@@ -179,8 +184,8 @@ struct ServeArgs {
     /// Authorities of client certificates, PEM; without, callers over TLS need bearer tokens.
     #[arg(long, env = "MIRRORVM_TLS_CLIENT_CA", value_name = "FILE")]
     tls_client_ca: Option<PathBuf>,
-    /// Drain and end as on SIGTERM when stdin ends. For a parent that gives its child a pipe: the pipe closes however
-    /// the parent ends, SIGKILL included.
+    /// Drain and end as on SIGTERM when stdin ends. For a parent that gives its child a pipe: the pipe closes
+    /// however the parent ends, SIGKILL included.
     #[arg(long, hide = true)]
     exit_with_stdin: bool,
 }

@@ -1,4 +1,5 @@
-//! A small HTTP client for a daemon's Unix socket: one connection a request, JSON in and out, problems as errors.
+//! A small HTTP client for a daemon's Unix socket: one connection a request, JSON in and out, problems as
+//! errors.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -74,8 +75,8 @@ impl Client {
         self.send(Method::DELETE, path, None, None).await.map(drop)
     }
 
-    /// A long poll: the resource when it is not the one with `etag` any more, `None` when it did not change. Keeps
-    /// the new ETag in `etag`.
+    /// A long poll: the resource when it is not the one with `etag` any more, `None` when it did not change.
+    /// Keeps the new ETag in `etag`.
     pub(crate) async fn changed(
         &self,
         path: &str,

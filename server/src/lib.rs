@@ -4,8 +4,10 @@
 //! mirror is made of, how a page moves; all of that is one library call away.
 //!
 //! - [`api`]: wire types. [`routes`]: parse, one library call, render. [`problem`]: what can go wrong.
-//! - [`access`]: who may call what. [`config`]: file, environment, command line. [`metrics`]: what is counted.
-//! - [`http`]: bodies, conditions, long polls, middleware. [`openapi`]: the document. [`draw`]: layouts as SVG.
+//! - [`access`]: who may call what. [`config`]: file, environment, command line. [`metrics`]: what is
+//!   counted.
+//! - [`http`]: bodies, conditions, long polls, middleware. [`openapi`]: the document. [`draw`]: layouts as
+//!   SVG.
 //! - `offline`: the command line at a state directory without its daemon.
 //! - `bench`: what the parts cost. [`serve`]: sockets and the accept loop. [`cli`]: the command line.
 //! - `client`: HTTP over the Unix socket. `open`: a link for a browser.

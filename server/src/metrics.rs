@@ -1,6 +1,7 @@
 //! What the daemon counts, for Prometheus (OpenMetrics text).
 //!
-//! Owns: names and labels of metrics. Labels are bounded: operation ids, status classes, states; never ids or names.
+//! Owns: names and labels of metrics. Labels are bounded: operation ids, status classes, states; never ids or
+//! names.
 
 use std::time::Duration;
 

@@ -1,8 +1,10 @@
 //! `mirrorvmd open`: a one-time link that opens a session in a browser.
 //!
-//! Owns: where the daemon is asked, what is printed. Must not know: sessions; it is a client of the REST API like any other.
+//! Owns: where the daemon is asked, what is printed. Must not know: sessions; it is a client of the REST API
+//! like any other.
 //!
-//! It starts no browser: whatever is among a program's arguments, any local user reads in `/proc`, and would be faster.
+//! It starts no browser: whatever is among a program's arguments, any local user reads in `/proc`, and would
+//! be faster.
 
 use std::io::Write as _;
 use std::path::PathBuf;

@@ -1,4 +1,5 @@
-//! What handlers share: the host, once it is open; the document; the configuration; whether the daemon shuts down.
+//! What handlers share: the host, once it is open; the document; the configuration; whether the daemon shuts
+//! down.
 
 use std::sync::{Arc, OnceLock};
 
@@ -166,7 +167,8 @@ impl AppState {
 }
 
 fn fresh_key() -> hmac::Key {
-    // Without random numbers nothing else works either; tokens made before the host is open lead nowhere anyway.
+    // Without random numbers nothing else works either; tokens made before the host is open lead nowhere
+    // anyway.
     hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new())
         .unwrap_or_else(|_| hmac::Key::new(hmac::HMAC_SHA256, Uuid::new_v4().as_bytes()))
 }

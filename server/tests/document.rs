@@ -329,7 +329,8 @@ mod decoders {
         }
     }
 
-    /// Without a required property: refused; without another one: accepted. With a value off its range: refused.
+    /// Without a required property: refused; without another one: accepted. With a value off its range:
+    /// refused.
     #[test]
     fn required_properties_and_bounds_are_enforced() {
         fn check<T: Decode>(name: &str, checked: &mut u32) {

@@ -1,4 +1,5 @@
-//! The drawing of a mirror's address space, from real plans. Leaves the files in the target directory to look at.
+//! The drawing of a mirror's address space, from real plans. Leaves the files in the target directory to look
+//! at.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 

@@ -35,8 +35,8 @@ pub fn daemon_binary() -> PathBuf {
     path
 }
 
-/// A daemon with its own state directory. Dropping it kills the process, removes the directory, and checks that
-/// no child of it lives on.
+/// A daemon with its own state directory. Dropping it kills the process, removes the directory, and checks
+/// that no child of it lives on.
 pub struct Daemon {
     child: Option<Child>,
     /// What its state directory lies on. Unmounted before the directory is removed.

@@ -1,5 +1,5 @@
-//! HTTP/1.1 over a Unix socket or TCP, by hand: one request a connection, so that tests can also send what no client
-//! library would.
+//! HTTP/1.1 over a Unix socket or TCP, by hand: one request a connection, so that tests can also send what no
+//! client library would.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

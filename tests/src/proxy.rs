@@ -21,7 +21,8 @@ pub enum Way {
 pub enum Act {
     /// Every connection is cut and none is taken until [`Proxy::mend`].
     Cut,
-    /// This way ends with an orderly end of TCP (no TLS goodbye); the rest is as with `Cut` once it is noticed.
+    /// This way ends with an orderly end of TCP (no TLS goodbye); the rest is as with `Cut` once it is
+    /// noticed.
     Truncate,
     /// Nothing goes this way any more until [`Proxy::mend`]; connections stay.
     Stall,

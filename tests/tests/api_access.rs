@@ -1,5 +1,5 @@
-//! Who may call: local users, tokens with roles, TLS with client certificates, the audit log; and what a slow or
-//! greedy client does to others. Rows 52 to 55, 57, 58 and 60 of the list of bad input.
+//! Who may call: local users, tokens with roles, TLS with client certificates, the audit log; and what a slow
+//! or greedy client does to others. Rows 52 to 55, 57, 58 and 60 of the list of bad input.
 
 #![allow(clippy::unwrap_used, reason = "the helpers of a test are test code")]
 
@@ -197,7 +197,8 @@ impl Keys {
     }
 }
 
-/// A browser's session over TLS: the link goes to a name of the certificate, and the cookie is of this host alone.
+/// A browser's session over TLS: the link goes to a name of the certificate, and the cookie is of this host
+/// alone.
 fn session_over_tls(d: &Daemon, port: &str) {
     let link = Command::new(mirrorvm_tests::daemon_binary())
         .args(["open", "--print", "--socket"])

@@ -91,8 +91,8 @@ fn of_many_requests_with_a_key_at_once_one_takes_effect() {
     assert_eq!((ids.len(), d.items("/v1/guests").len()), (1, 1));
 }
 
-/// A daemon killed at any moment under requests with keys: afterwards each key has made one guest, and repeating the
-/// requests gives those.
+/// A daemon killed at any moment under requests with keys: afterwards each key has made one guest, and
+/// repeating the requests gives those.
 #[test]
 fn keys_hold_through_kill_9() {
     let mut d = Daemon::start("a");

@@ -1,4 +1,5 @@
-//! The daemon beside its API: configuration with its sources, systemd's sockets and readiness, the end of streams.
+//! The daemon beside its API: configuration with its sources, systemd's sockets and readiness, the end of
+//! streams.
 
 #![allow(clippy::unwrap_used, reason = "the helpers of a test are test code")]
 

@@ -1,5 +1,5 @@
-//! Every code of the catalogue, and how to get it. What cannot be reached from outside on a sound host is named, with the
-//! test that reaches it.
+//! Every code of the catalogue, and how to get it. What cannot be reached from outside on a sound host is
+//! named, with the test that reaches it.
 
 #![allow(clippy::unwrap_used, reason = "the helpers of a test are test code")]
 
@@ -134,7 +134,8 @@ fn every_code_can_be_reached() {
     walk.reach("not_acceptable", &get(&format!("{path}/layout")).header("accept", "text/html"));
     let _ = d.delete(&path).expect(204);
 
-    // A peer that is nobody, one that accepts and says nothing, one that is somebody else, and a name that nobody has.
+    // A peer that is nobody, one that accepts and says nothing, one that is somebody else, and a name that
+    // nobody has.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let (at_silent, at_else) = (silent.local_addr().unwrap(), other.local_addr().unwrap());

@@ -1,5 +1,5 @@
-//! Sessions of people's browsers over TCP: the link that opens one, the cookie, what by it may be changed and from where, how it
-//! ends; and the same rules of origin for other credentials that a browser adds by itself.
+//! Sessions of people's browsers over TCP: the link that opens one, the cookie, what by it may be changed and
+//! from where, how it ends; and the same rules of origin for other credentials that a browser adds by itself.
 
 #![allow(clippy::unwrap_used, reason = "the helpers of a test are test code")]
 
@@ -264,7 +264,8 @@ fn a_change_by_session_needs_our_header_and_is_its_openers() {
         assert_eq!((&entry["principal"], &entry["status"]), (&json!(format!("unix:{uid}")), &json!(status)));
         assert_eq!((&entry["authenticated_by"], &entry["session"]), (&json!("session"), &json!(session.id)));
     }
-    // A token says itself what it may; the cookie beside it does not count, nor does a wrong token fall back to it.
+    // A token says itself what it may; the cookie beside it does not count, nor does a wrong token fall back
+    // to it.
     let viewer = d.post("/v1/tokens", &json!({"name": "v", "role": "viewer"})).expect(201).json();
     let bearer = format!("Bearer {}", viewer["secret"].as_str().unwrap());
     assert_eq!(session.send(whoami().header("authorization", &bearer)).expect(200).json()["method"], "token");

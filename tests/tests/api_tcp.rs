@@ -1,4 +1,5 @@
-//! Who calls over TCP: nobody, until a credential says so. The admin token that a start writes, the Unix socket beside.
+//! Who calls over TCP: nobody, until a credential says so. The admin token that a start writes, the Unix
+//! socket beside.
 
 #![allow(clippy::unwrap_used, reason = "the helpers of a test are test code")]
 
@@ -28,7 +29,8 @@ fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// Every operation of the document with path and method, its parameters filled in, and whether anybody may call it.
+/// Every operation of the document with path and method, its parameters filled in, and whether anybody may
+/// call it.
 fn operations(d: &Daemon) -> Vec<(String, String, bool)> {
     let document = d.read("/v1/openapi.json");
     let mut found = Vec::new();
@@ -73,7 +75,8 @@ fn nobody_is_known_over_tcp_without_a_credential() {
         }
         let _ = whoami().header("host", "evil.example").send_tcp(address).expect(403);
     }
-    // Whoever opens a session is not known before; nothing else gets as far as to be refused for another reason.
+    // Whoever opens a session is not known before; nothing else gets as far as to be refused for another
+    // reason.
     let nobodys = |e: &&Value| e["principal"].is_null() && e["operation"] != "session_create";
     let audit = d.items("/v1/audit-log?limit=1000");
     assert!(audit.iter().filter(nobodys).all(|e| e["status"] == 401));
@@ -149,7 +152,8 @@ fn a_stranger_who_hangs_up_at_once_makes_nothing() {
         return;
     }
     assert!(said.starts_with("sent"), "{said}");
-    // Connections are taken in order: when one of ours that came later is answered, all of those have been looked at.
+    // Connections are taken in order: when one of ours that came later is answered, all of those have been
+    // looked at.
     until("all were taken", 30, || {
         let entries = d.items("/v1/audit-log?operation=guest_create&limit=1000");
         let whole = bearing(whoami(), &d.admin_token()).send_tcp(&address).status == 200;

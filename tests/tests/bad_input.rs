@@ -28,7 +28,8 @@ fn check(d: &Daemon, what: &str, request: &Request, wanted: Wanted<'_>) -> Optio
     (!same).then(|| format!("{what}\n  wanted {wanted:?}\n  got    {got:?}"))
 }
 
-/// Runs the cases; fails with all of them that were answered otherwise. What the daemon holds stays as it was.
+/// Runs the cases; fails with all of them that were answered otherwise. What the daemon holds stays as it
+/// was.
 fn run(d: &Daemon, cases: Vec<(String, Request, Wanted<'_>)>) {
     let everything = || ["/v1/guests", "/v1/mirrors", "/v1/migrations", "/v1/hosts"].map(|p| d.items(p));
     let before = everything();

@@ -1,5 +1,5 @@
-//! Mirrors beyond migrations, over REST: sealed batches between two mirrors of a guest, uploaded helper images, where their
-//! threads run.
+//! Mirrors beyond migrations, over REST: sealed batches between two mirrors of a guest, uploaded helper
+//! images, where their threads run.
 #![allow(clippy::unwrap_used, reason = "the helpers of a test are test code")]
 
 use base64::Engine as _;
@@ -56,7 +56,8 @@ fn private_ranges(d: &Daemon) -> Vec<(u64, u64)> {
     pieces
 }
 
-/// Moves the paused guest and gives a digest of each of its pages, by a path that does not go through any helper.
+/// Moves the paused guest and gives a digest of each of its pages, by a path that does not go through any
+/// helper.
 fn move_on(from: &Daemon, to: &Daemon, name: &str) -> Vec<[u8; 16]> {
     let id = from.migrate(&migration("g1", name, "stop_and_copy"));
     let end = from.migration_end(&id);
@@ -351,7 +352,8 @@ fn mirrors_run_the_image_that_was_uploaded() {
     assert!(plan.to_string().len() > 64 << 10);
     assert_eq!(a.post("/v1/guests/g1/address-space-plans", &plan).problem(), "plan_refused");
 
-    // Migrations with it: refused where the destination has not got it, and done where it has, under any name.
+    // Migrations with it: refused where the destination has not got it, and done where it has, under any
+    // name.
     let mut with = migration("g1", "b", "precopy");
     with["mirror"] = json!({"kind": "template", "strategy": strategy, "helper_image": "other"});
     let refused = a.migration_end(&a.migrate(&with));

@@ -1,5 +1,5 @@
-//! The wall clock is set while daemons run: what was promised for a while is kept for that while, and what is good for a while is
-//! good for no longer.
+//! The wall clock is set while daemons run: what was promised for a while is kept for that while, and what is
+//! good for a while is good for no longer.
 
 #![allow(clippy::unwrap_used, reason = "the helpers of a test are test code")]
 

@@ -1,4 +1,5 @@
-//! Crowds: many who connect, wait or are refused keep nobody else out; and what is said to those who send no HTTP.
+//! Crowds: many who connect, wait or are refused keep nobody else out; and what is said to those who send no
+//! HTTP.
 
 #![allow(clippy::unwrap_used, reason = "the helpers of a test are test code")]
 

@@ -1,5 +1,5 @@
-//! Defaults that fit: what is defined with defaults moves with defaults, and where a choice does not fit a guest, the look says so
-//! before and the migration is refused for the same reason.
+//! Defaults that fit: what is defined with defaults moves with defaults, and where a choice does not fit a
+//! guest, the look says so before and the migration is refused for the same reason.
 
 #![allow(clippy::unwrap_used, reason = "the helpers of a test are test code")]
 
@@ -31,7 +31,8 @@ fn codes(list: &Value) -> Vec<String> {
     list.as_array().unwrap().iter().map(|f| f["code"].as_str().unwrap().to_owned()).collect()
 }
 
-/// Moves the guest to the other host, or finds out before and in the attempt that it cannot be; whether it moved.
+/// Moves the guest to the other host, or finds out before and in the attempt that it cannot be; whether it
+/// moved.
 fn agrees(from: &Daemon, to: &Daemon, mut wanted: Value) -> bool {
     wanted["destination"] = json!({"kind": "host", "host": to.name});
     let check = from.post("/v1/migration-checks", &wanted).expect(200).json();

@@ -1,4 +1,5 @@
-//! `mirrorvmd demo` as people run it: every strategy on every driver that this host has, and a host without KVM.
+//! `mirrorvmd demo` as people run it: every strategy on every driver that this host has, and a host without
+//! KVM.
 
 #![allow(clippy::unwrap_used, reason = "the helpers of a test are test code")]
 
@@ -229,8 +230,8 @@ fn one_way_is_shown_and_one_that_is_refused_fails_with_the_reason() {
     assert!(error.contains("psp-copied send-receive") && error.contains("RECEIVE_UPDATE_VMSA"), "{error}");
 }
 
-/// The demo where `/dev/kvm` is something else: in a mount namespace of its own, `/dev/null` lies over it. `None`, said
-/// loudly, where this cannot be made.
+/// The demo where `/dev/kvm` is something else: in a mount namespace of its own, `/dev/null` lies over it.
+/// `None`, said loudly, where this cannot be made.
 fn without_kvm(arguments: &[&str]) -> Option<Command> {
     let mut command = Command::new("unshare");
     command.args(["--mount", "--propagation", "private", "--", "sh", "-c"]);

@@ -51,8 +51,8 @@ fn ticks_only_at(at: &Daemon, other: &Daemon) {
     assert_ne!(other.guest_state(GUEST), "running", "two running");
 }
 
-/// Waits until a migration that `from` started has ended there and at `to`; says where the guest is. Checks all
-/// that must hold after a fault.
+/// Waits until a migration that `from` started has ended there and at `to`; says where the guest is. Checks
+/// all that must hold after a fault.
 fn settled<'d>(from: &'d Daemon, to: &'d Daemon, id: &str) -> (&'d Daemon, Value) {
     let end = from.migration_end(id);
     let (at, other) = if end["state"] == "succeeded" { (to, from) } else { (from, to) };
@@ -87,8 +87,8 @@ struct Tally {
     untouched: u32,
 }
 
-/// One migration with the network broken at one point, then the network mended, then all checks. Gives where the
-/// guest is.
+/// One migration with the network broken at one point, then the network mended, then all checks. Gives where
+/// the guest is.
 fn broken_migration(pair: &Pair, from_a: bool, mode: &str, plan: Break, tally: &mut Tally) -> bool {
     let (from, to, proxy) =
         if from_a { (&pair.a, &pair.b, &pair.to_b) } else { (&pair.b, &pair.a, &pair.to_a) };
@@ -147,7 +147,8 @@ fn broken_migration(pair: &Pair, from_a: bool, mode: &str, plan: Break, tally: &
 }
 
 /// Cuts at points spread over both directions of the control link and of the stream: handshake, preparation,
-/// every epoch, state, START, COMMIT. The guest goes to and fro, so that every break is followed by another try.
+/// every epoch, state, START, COMMIT. The guest goes to and fro, so that every break is followed by another
+/// try.
 #[test]
 fn a_cut_anywhere_leaves_the_guest_at_exactly_one_host() {
     if !kvm() {
@@ -186,8 +187,8 @@ fn a_cut_anywhere_leaves_the_guest_at_exactly_one_host() {
         (z ^ (z >> 31)) % n
     };
     let control = whole[0].1[0];
-    // Stop-and-copy has the same records each time: every boundary of the control link, both ways; every second
-    // one in the middle of the record.
+    // Stop-and-copy has the same records each time: every boundary of the control link, both ways; every
+    // second one in the middle of the record.
     for (way, records) in [(Way::Up, control.up), (Way::Down, control.down)] {
         for record in 0..records {
             let act = if record % 3 == 2 { Act::Truncate } else { Act::Cut };
@@ -803,8 +804,8 @@ fn failing_and_retrying_leaks_nothing() {
     a.run_guest(&embedded(GUEST, 16, 0));
     let whole = stop_and_copy_records(&pair);
     let both = || (a.census(), b.census());
-    // Idle threads of the runtime's blocking pool come and go on their own: what counts is that the rounds do not
-    // add to them. One whole round before the first count has made everything that is made once.
+    // Idle threads of the runtime's blocking pool come and go on their own: what counts is that the rounds do
+    // not add to them. One whole round before the first count has made everything that is made once.
     let round = |i: u64| {
         pair.to_b.arm(Break {
             connection: i as usize % 2,
@@ -945,7 +946,8 @@ fn a_peer_that_cannot_be_asked_is_said_to_be_so_in_time() {
     drop(other);
     let _ = a.get("/v1/hosts/leaves/capabilities").expect(502);
 
-    // One bound for the whole conversation: a peer that is just in time with its first word has none left for the next.
+    // One bound for the whole conversation: a peer that is just in time with its first word has none left for
+    // the next.
     let (agreed, seen) = std::sync::mpsc::channel();
     let _late = Fake::new(&a, "late", move |mut link| {
         hello(&mut link);

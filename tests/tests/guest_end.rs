@@ -1,4 +1,5 @@
-//! A guest that ends: its record says what ended it, and a migration of it ends at once at both hosts, whatever it is at.
+//! A guest that ends: its record says what ended it, and a migration of it ends at once at both hosts,
+//! whatever it is at.
 
 #![allow(clippy::unwrap_used, reason = "the helpers of a test are test code")]
 
@@ -12,7 +13,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 const GUEST: &str = "linux";
-/// From the guest's end to that of its migration: many times what it takes, and a fraction of what the migration would.
+/// From the guest's end to that of its migration: many times what it takes, and a fraction of what the
+/// migration would.
 const AT_ONCE: Duration = Duration::from_secs(15);
 
 /// Two daemons, a Linux guest at the first; `None` where it cannot run.

@@ -1,5 +1,5 @@
-//! The hand-over of a guest between two daemons, while a disk is full or fails, a daemon dies, or the hosts cannot talk: the
-//! guest is never lost, runs at one host, and the records say what is so.
+//! The hand-over of a guest between two daemons, while a disk is full or fails, a daemon dies, or the hosts
+//! cannot talk: the guest is never lost, runs at one host, and the records say what is so.
 
 #![allow(clippy::unwrap_used, reason = "the helpers of a test are test code")]
 
@@ -147,7 +147,8 @@ fn a_disk_that_fills_up_between_prepare_and_commit_does_not_hold_up_the_guest() 
         hosts.b.disk().fill(0);
         hosts.let_go(&id);
         hosts.moved(&id, "stopped");
-        // What was told is on disk, although the database took none of it: a daemon that dies now has not forgotten.
+        // What was told is on disk, although the database took none of it: a daemon that dies now has not
+        // forgotten.
         assert_eq!(hosts.b.read("/v1/host")["storage"]["state"], "full");
         hosts.b.kill();
         hosts.b.disk().free();
@@ -277,8 +278,8 @@ fn a_destination_that_dies_before_commit_is_stored_never_had_the_guest() {
     hosts.moved(&id, "stopped");
 }
 
-/// An encrypted guest whose destination died before COMMIT was stored: only a helper could say that it never was, and that
-/// is gone.
+/// An encrypted guest whose destination died before COMMIT was stored: only a helper could say that it never
+/// was, and that is gone.
 fn doubt_without_end() -> (Hosts, String) {
     let mut hosts = Hosts::start();
     hosts.run_guest(true);

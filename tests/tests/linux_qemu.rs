@@ -131,7 +131,8 @@ fn a_linux_guest_moves_there_and_back() {
     moves(a, b, &json!({"kind": "shifted", "shift": {"kind": "4gib"}}), "precopy");
     moves(b, a, &json!({"kind": "psp-copied", "via": "launch-update"}), "stop_and_copy");
 
-    // A paused guest whose migration breaks down after its state was saved stays paused, and can be tried again.
+    // A paused guest whose migration breaks down after its state was saved stays paused, and can be tried
+    // again.
     let _ = a.act("/v1/guests/linux/pause").expect(202);
     for _ in 0..2 {
         pair.to_b.arm(Break { connection: 1, way: Way::Up, records: 100, bytes: 0, act: Act::Cut });

@@ -1,5 +1,5 @@
-//! Memory that is promised is there: what the host, a control group or the reserved huge pages cannot give is refused by
-//! name, whoever asks, and everybody else lives.
+//! Memory that is promised is there: what the host, a control group or the reserved huge pages cannot give is
+//! refused by name, whoever asks, and everybody else lives.
 
 #![allow(clippy::unwrap_used, reason = "the helpers of a test are test code")]
 

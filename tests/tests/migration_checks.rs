@@ -1,5 +1,5 @@
-//! A look at a migration and the migration itself go by the same: what the look lets pass is let in, and what it names is what
-//! the migration would fail with.
+//! A look at a migration and the migration itself go by the same: what the look lets pass is let in, and what
+//! it names is what the migration would fail with.
 
 #![allow(clippy::unwrap_used, reason = "the helpers of a test are test code")]
 
@@ -38,7 +38,8 @@ fn codes(list: &Value) -> Vec<String> {
     list.as_array().unwrap().iter().map(|f| f["code"].as_str().unwrap().to_owned()).collect()
 }
 
-/// The look says no with `code`, a dry run says no, and the migration fails with the same code. Nothing is left of any of them.
+/// The look says no with `code`, a dry run says no, and the migration fails with the same code. Nothing is
+/// left of any of them.
 fn all_refuse(a: &Daemon, wanted: &Value, code: &str) -> Value {
     let found = check(a, wanted);
     assert_eq!(found["migratable"], false, "{code}: {found}");

@@ -1,5 +1,5 @@
-//! One reader for each input: numbers by their digits, bounds as the document has them, queries and paths however they are
-//! written.
+//! One reader for each input: numbers by their digits, bounds as the document has them, queries and paths
+//! however they are written.
 
 #![allow(clippy::unwrap_used, reason = "the helpers of a test are test code")]
 

@@ -1,5 +1,5 @@
-//! The limit of a pause, with a real QEMU: it holds, or it is said why it cannot; a pause that turns out longer is broken off,
-//! and the guest goes on where it was until one fits.
+//! The limit of a pause, with a real QEMU: it holds, or it is said why it cannot; a pause that turns out
+//! longer is broken off, and the guest goes on where it was until one fits.
 
 #![allow(clippy::unwrap_used, reason = "the helpers of a test are test code")]
 
@@ -9,8 +9,8 @@ use mirrorvm_tests::{Daemon, Request, children, kvm, linux_guest, migration, qem
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-/// Longest pause that would do, and how long the guest's process does not answer: longer than that and what is tolerated, and
-/// less than QEMU is given for a command.
+/// Longest pause that would do, and how long the guest's process does not answer: longer than that and what
+/// is tolerated, and less than QEMU is given for a command.
 const LIMIT_MS: u64 = 3_000;
 const SILENT: Duration = Duration::from_secs(6);
 

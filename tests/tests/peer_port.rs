@@ -1,5 +1,5 @@
-//! Crowds at the peer port of real daemons: strangers that are silent, slow, or have keys of their own, and peers that
-//! announce more than they send. Migrations go on, doubts are settled, memory stays.
+//! Crowds at the peer port of real daemons: strangers that are silent, slow, or have keys of their own, and
+//! peers that announce more than they send. Migrations go on, doubts are settled, memory stays.
 
 #![allow(clippy::unwrap_used, reason = "the helpers of a test are test code")]
 

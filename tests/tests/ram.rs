@@ -1,5 +1,5 @@
-//! RAM over REST: adding, plugging, encryption status, readiness, policies and strategies of encrypted guests. Needs no
-//! `/dev/kvm`: the guests are the software machine's, and KVM's as well where it is said.
+//! RAM over REST: adding, plugging, encryption status, readiness, policies and strategies of encrypted
+//! guests. Needs no `/dev/kvm`: the guests are the software machine's, and KVM's as well where it is said.
 #![allow(clippy::unwrap_used, reason = "the helpers of a test are test code")]
 
 use mirrorvm_tests::{Daemon, Pair, Request, is_terminal, kvm, migration, until_some};
@@ -159,7 +159,8 @@ fn policies_and_levels_are_obeyed_over_rest() {
 fn what_a_launch_decided_stays_decided() {
     let pair = Pair::start();
     let a = &pair.a;
-    // An encrypted guest's helper was loaded for the strategies as they are listed, and no host can load it again.
+    // An encrypted guest's helper was loaded for the strategies as they are listed, and no host can load it
+    // again.
     a.run_guest(&guest("plain", &json!({})));
     let shift = |bytes: u64| json!({"kind": "shifted", "shift": {"kind": "explicit", "bytes": bytes}});
     let mirror = json!({"guest": "plain", "strategy": shift(8 << 30)});

@@ -14,8 +14,8 @@ fn body(to: &str, transport: &str) -> Value {
     body
 }
 
-/// Places in `bytes` where a record's header stands in plain sight: kind, version, stream, epoch, a small sequence number, a
-/// page below `pages`, the kind's length.
+/// Places in `bytes` where a record's header stands in plain sight: kind, version, stream, epoch, a small
+/// sequence number, a page below `pages`, the kind's length.
 fn headers(bytes: &[u8], pages: u64) -> usize {
     let plausible = |raw: &[u8; 32]| {
         Header::decode(raw).is_some_and(|h| {
@@ -61,8 +61,8 @@ fn nobody_on_the_path_reads_which_page_a_record_is_of() {
     }
 }
 
-/// A changed bit, wherever it is: the migration fails by name, the guest goes on at the source, nothing is left at the
-/// destination, and the next try works.
+/// A changed bit, wherever it is: the migration fails by name, the guest goes on at the source, nothing is
+/// left at the destination, and the next try works.
 #[test]
 fn a_bit_that_the_network_changes_ends_the_migration_and_nothing_else() {
     if !kvm() {
@@ -71,8 +71,9 @@ fn a_bit_that_the_network_changes_ends_the_migration_and_nothing_else() {
     let pair = Pair::start();
     pair.a.run_guest(&embedded(GUEST, 32, 4 << 20));
     let mut codes = Vec::new();
-    // The first few are records of the handshake and the hello; behind them come the stream's raw bytes, which the proxy
-    // takes for records of whatever length their bytes say: places all over frames, headers, ciphertext and tags.
+    // The first few are records of the handshake and the hello; behind them come the stream's raw bytes,
+    // which the proxy takes for records of whatever length their bytes say: places all over frames, headers,
+    // ciphertext and tags.
     for (records, bytes) in
         [(3, 9), (4, 1), (5, 0), (5, 4), (6, 0), (6, 5), (7, 3), (8, 12), (9, 700), (12, 2), (40, 9), (90, 0)]
     {

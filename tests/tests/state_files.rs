@@ -1,5 +1,5 @@
-//! A host's state directory that somebody or something damaged: what was acknowledged is there, or the daemon says what
-//! is missing and does not start.
+//! A host's state directory that somebody or something damaged: what was acknowledged is there, or the daemon
+//! says what is missing and does not start.
 
 #![allow(clippy::unwrap_used, reason = "the helpers of a test are test code")]
 

@@ -1,5 +1,5 @@
-//! A state directory without room: what is refused, what is kept, what comes back; and that the audit log has what was done,
-//! whoever hangs up and whatever is killed.
+//! A state directory without room: what is refused, what is kept, what comes back; and that the audit log has
+//! what was done, whoever hangs up and whatever is killed.
 
 #![allow(clippy::unwrap_used, reason = "the helpers of a test are test code")]
 
@@ -82,7 +82,8 @@ fn a_full_disk_refuses_changes_by_name_and_loses_nothing_that_was_acknowledged()
             let _ = d.delete("/v1/guests/g1").expect(204);
         }
     }
-    // Everything that was acknowledged is in the audit log with its outcome; nothing that was refused is there as done.
+    // Everything that was acknowledged is in the audit log with its outcome; nothing that was refused is
+    // there as done.
     let log = d.items("/v1/audit-log?limit=1000");
     let done = |e: &&Value| e["outcome"]["status"].as_u64().is_some_and(|s| s < 300);
     let of = |operation: &str| log.iter().filter(|e| e["operation"] == operation).filter(done).count();
@@ -92,7 +93,8 @@ fn a_full_disk_refuses_changes_by_name_and_loses_nothing_that_was_acknowledged()
     );
 }
 
-/// What changes something, one of each kind, for a daemon that has a stopped guest `g1`, a running one `g2` and a token.
+/// What changes something, one of each kind, for a daemon that has a stopped guest `g1`, a running one `g2`
+/// and a token.
 fn changes(token: &str) -> Vec<(&'static str, Request)> {
     let patch = |target: &str, body: &Value| {
         Request::new("PATCH", target)
@@ -141,7 +143,8 @@ fn furnish(d: &Daemon) -> String {
     format!("/v1/tokens/{}", token["id"].as_str().unwrap())
 }
 
-/// Every change is refused with this status and code, and none is made; readiness says so, and reading goes on.
+/// Every change is refused with this status and code, and none is made; readiness says so, and reading goes
+/// on.
 fn nothing_can_be_changed(d: &Daemon, token: &str, (status, code): (u16, &str), state: &str, word: &str) {
     let before = all_of(d);
     for (what, request) in changes(token) {
@@ -207,7 +210,8 @@ fn a_disk_that_fails_is_named_and_nothing_is_lost_when_it_works_again() {
     let mut d = Daemon::start("a");
     let token = furnish(&d);
     let _ = relabel(&d, "g1", "kept").expect(200);
-    // Every write from here on is an error that is not a full disk: those of the database, and those of the log.
+    // Every write from here on is an error that is not a full disk: those of the database, and those of the
+    // log.
     limit_files(&d, Some(0));
     nothing_can_be_changed(&d, &token, (503, "storage_failed"), "failed", "look at the disk");
     limit_files(&d, None);

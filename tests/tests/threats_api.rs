@@ -1,5 +1,5 @@
-//! The list of threats to the API, row by row: every test's name begins with its row. What other programs show of a row
-//! is named here too.
+//! The list of threats to the API, row by row: every test's name begins with its row. What other programs
+//! show of a row is named here too.
 //!
 //! | row | shown by |
 //! |---|---|
@@ -75,8 +75,9 @@ impl rustls::client::ResolvesClientCert for Shown {
 
 type Shows = Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>;
 
-/// What a client gets that shows these certificates and sends a request at once: the first bytes of an answer, or the error
-/// that the connection ended with. `None`: neither within the time, so the handshake held and the server waits for more.
+/// What a client gets that shows these certificates and sends a request at once: the first bytes of an
+/// answer, or the error that the connection ended with. `None`: neither within the time, so the handshake
+/// held and the server waits for more.
 fn tls(address: &str, alpn: &[u8], shows: Shows, first: &[u8]) -> Option<std::io::Result<Vec<u8>>> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
@@ -317,7 +318,8 @@ fn rest(mut socket: &UnixStream) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
-/// Sends `bytes` one by one, each when nothing came back for a tenth of a second, until the server ends it; what it said.
+/// Sends `bytes` one by one, each when nothing came back for a tenth of a second, until the server ends it;
+/// what it said.
 fn dribble(mut socket: UnixStream, bytes: &[u8]) -> String {
     socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
     let mut said = Vec::new();
@@ -451,8 +453,8 @@ fn body_of(document: &Value, operation: &Value) -> Option<(String, Value)> {
     Some((kind.clone(), example))
 }
 
-/// Paths, sizes and times of change of everything below `dir`, but for what every request may write: the database and what
-/// belongs to it.
+/// Paths, sizes and times of change of everything below `dir`, but for what every request may write: the
+/// database and what belongs to it.
 fn listing(dir: &Path) -> BTreeSet<(PathBuf, u64, i64)> {
     let mut found = BTreeSet::new();
     let mut open = vec![dir.to_owned()];
@@ -717,7 +719,8 @@ fn row_56_overrides_of_a_migration_need_the_role_of_what_they_do() {
             }
         }
     }
-    // Policy, addresses and files are no fields of a migration: hosts and images are made known by an administrator.
+    // Policy, addresses and files are no fields of a migration: hosts and images are made known by an
+    // administrator.
     let operator = token(&d, "operator");
     for (name, value) in [
         ("policy", json!(0)),
@@ -815,7 +818,8 @@ fn row_57_links_in_place_of_the_daemons_files_are_refused_at_start() {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).unwrap();
         path
     };
-    // The state directory is a link, to an empty directory and to nowhere: refused, and nothing is made at its end.
+    // The state directory is a link, to an empty directory and to nowhere: refused, and nothing is made at
+    // its end.
     let target = make(at("elsewhere"));
     symlink(&target, at("state-link")).unwrap();
     let (refused, said) = start(&at("state-link"), &[]);
@@ -830,7 +834,8 @@ fn row_57_links_in_place_of_the_daemons_files_are_refused_at_start() {
     let (refused, said) = start(&open, &[]);
     assert!(refused, "{said}");
 
-    // Of a daemon that has run, each file in turn is a symbolic link to, or a second name of, the file itself.
+    // Of a daemon that has run, each file in turn is a symbolic link to, or a second name of, the file
+    // itself.
     let mut d = Daemon::start("a");
     assert!(d.terminate().success());
     for file in ["mirrorvm.db", "identity", "identity/host-key.pem", "identity/host-certificate.pem"] {
@@ -1002,8 +1007,8 @@ fn mutations(base: &Value) -> Vec<(String, String, Value)> {
             Value::Bool(_) => vec![("a number", json!(1)), ("a string", json!("true"))],
             Value::Null => vec![],
         };
-        // What a text names need not be there, which is another answer than a field's; and a label may be empty.
-        // Of a code nobody is told what is wrong with it.
+        // What a text names need not be there, which is another answer than a field's; and a label may be
+        // empty. Of a code nobody is told what is wrong with it.
         let names = at.ends_with("/guest") || at.ends_with("/host") || at == "/confirm" || at == "/code";
         let label = at.starts_with("/labels/");
         for (what, wrong) in wrong {

@@ -44,7 +44,8 @@ pub const PROTECTION_MODELLED: u32 = 1;
 pub const PROTECTION_SEV: u32 = 2;
 /// SEV-ES.
 pub const PROTECTION_SEV_ES: u32 = 3;
-/// Policy bit: the guest cannot be debugged (SEV API, table 2). Without it a host reads the guest through its mirror.
+/// Policy bit: the guest cannot be debugged (SEV API, table 2). Without it a host reads the guest through its
+/// mirror.
 pub const POLICY_NODBG: u32 = 1 << 0;
 /// Policy bit: the guest must not leave its platform.
 pub const POLICY_NOSEND: u32 = 1 << 3;

@@ -12,8 +12,8 @@ pub const CONFIG_VA: u64 = 0x1_0000_0000;
 pub const CONFIG_PAGES_MAX: u64 = 256;
 /// The page that holds the guest's migration secret.
 pub const SECRET_VA: u64 = 0x1_1000_0000;
-/// A zero page for the task state segment. Hardware lets CPL 3 reach I/O ports by IOPL alone; KVM's emulator on
-/// hosts without hardware virtualization (PVM) loses the IOPL and looks into the TSS's permission bitmap,
+/// A zero page for the task state segment. Hardware lets CPL 3 reach I/O ports by IOPL alone; KVM's emulator
+/// on hosts without hardware virtualization (PVM) loses the IOPL and looks into the TSS's permission bitmap,
 /// where zero means allowed. Without this page the doorbell is a triple fault there.
 pub const TSS_VA: u64 = 0x1_1800_0000;
 /// Stack and scratch of worker 0; each worker has its own [`WORKER_STRIDE`] further up.
@@ -24,8 +24,8 @@ pub const WORKER_STRIDE: u64 = 1 << 20;
 pub const WORKER_BYTES: u64 = 128 << 10;
 /// The page maps: two bits per page of RAM.
 pub const MAPS_VA: u64 = 0x2_0000_0000;
-/// The page digests, [`DIGEST_BYTES`] a page of RAM; only where the configuration says that there is room for them
-/// ([`crate::config::Config::digests`]).
+/// The page digests, [`DIGEST_BYTES`] a page of RAM; only where the configuration says that there is room for
+/// them ([`crate::config::Config::digests`]).
 pub const DIGESTS_VA: u64 = 0x40_0000_0000;
 /// Bytes of a page's digest.
 pub const DIGEST_BYTES: u64 = 16;

@@ -17,8 +17,8 @@
 
 use crate::{PAGE_BYTES, record, u32_at, u64_at};
 
-/// Most pages in one request. Half a MiB: what was just sealed is still in a core's cache when it is sent, and several
-/// requests under way cost little memory.
+/// Most pages in one request. Half a MiB: what was just sealed is still in a core's cache when it is sent,
+/// and several requests under way cost little memory.
 pub const BATCH_MAX: usize = 128;
 /// Entries of a ring; a power of two.
 pub const RING_ENTRIES: u32 = 32;
@@ -43,8 +43,8 @@ pub const CQ_TAIL: usize = 128;
 pub const CQ_HEAD: usize = 192;
 /// Offset of the host's wish to be told of the next completion by a doorbell (1) or not (0).
 pub const WANT_COMPLETION: usize = 256;
-/// Offset of the value of the helper's completion cursor at which the host wants to be told: one doorbell for several
-/// completions.
+/// Offset of the value of the helper's completion cursor at which the host wants to be told: one doorbell for
+/// several completions.
 pub const WANT_AT: usize = 320;
 /// Offset of the submission ring.
 pub const SQ_AT: usize = PAGE_BYTES;

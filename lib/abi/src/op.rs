@@ -22,9 +22,9 @@ macro_rules! numbered {
 }
 
 numbered! {
-    /// A request. In a slot's payload go [`Begin`] for `Begin`, [`Start`] for `Start`, 32 bytes of digest for `State`, one
-    /// sealed token for the `*Token` ones, [`Scan`] for `Scan`; the answers of `Hello` (32 bytes of nonce), `EndEpoch`, `Start`,
-    /// `Commit` and `Abort` (one sealed token each) come back there.
+    /// A request. In a slot's payload go [`Begin`] for `Begin`, [`Start`] for `Start`, 32 bytes of digest for
+    /// `State`, one sealed token for the `*Token` ones, [`Scan`] for `Scan`; the answers of `Hello` (32 bytes
+    /// of nonce), `EndEpoch`, `Start`, `Commit` and `Abort` (one sealed token each) come back there.
     Op {
         /// Draws a fresh nonce for a new session. Legal when no session is open.
         Hello = 1,
@@ -57,9 +57,9 @@ numbered! {
         Cancel = 14,
         /// Destination: the digest of the vCPU and device state that arrived; no more pages follow.
         State = 15,
-        /// Source: tells which pages of a range differ from what was last exported in this session. Changes nothing; a
-        /// page that is found goes out by the next export. Legal where pages may be exported and the helper has room
-        /// for digests; answers with a bitmap, [`Scan::bitmap_bytes`] long.
+        /// Source: tells which pages of a range differ from what was last exported in this session. Changes
+        /// nothing; a page that is found goes out by the next export. Legal where pages may be exported and
+        /// the helper has room for digests; answers with a bitmap, [`Scan::bitmap_bytes`] long.
         Scan = 16,
     }
 }
@@ -107,7 +107,8 @@ pub struct Begin {
     pub elide_zero: bool,
     /// Destination: RAM is all zero now, so that a page that arrives as zero and is new needs no write.
     pub fresh: bool,
-    /// Source: keeps a digest of every page that it exports, where there is room for them, so that [`Op::Scan`] is legal.
+    /// Source: keeps a digest of every page that it exports, where there is room for them, so that
+    /// [`Op::Scan`] is legal.
     pub digests: bool,
     /// Streams, 1 to the number of workers. Stream `i` is worker `i`'s.
     pub streams: u16,
@@ -164,8 +165,8 @@ pub const START_BYTES: usize = 40;
 pub struct Start {
     /// SHA-256 of the vCPU and device state.
     pub state: [u8; 32],
-    /// Pages that never were private in this session and went unsealed. With the sealed ones they must make up
-    /// all of RAM, or the export is not complete.
+    /// Pages that never were private in this session and went unsealed. With the sealed ones they must make
+    /// up all of RAM, or the export is not complete.
     pub shared_pages: u64,
 }
 
@@ -191,8 +192,9 @@ pub const SCAN_BYTES: usize = 16;
 /// Most pages of one scan: 64 MiB of RAM, some milliseconds of work, 2 KiB of answer.
 pub const SCAN_MAX: u32 = 1 << 14;
 
-/// Parameters of [`Op::Scan`]: pages as the helper calls them. In the answer, bit `i` (of byte `i / 8`, lowest first)
-/// stands for page `first + i`: set when it was not exported in this session or differs from what was.
+/// Parameters of [`Op::Scan`]: pages as the helper calls them. In the answer, bit `i` (of byte `i / 8`,
+/// lowest first) stands for page `first + i`: set when it was not exported in this session or differs from
+/// what was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scan {
     /// The first page.

@@ -1,7 +1,7 @@
 //! Sealed records: what travels from helper to helper. Hosts carry them and may read the headers.
 //!
-//! A record is a header of 32 bytes, the ciphertext, and a tag of 16 bytes (AES-256-GCM). The associated
-//! data of the seal is [`Binding::aad`]: protocol label, session, direction and the whole header, so that kind,
+//! A record is a header of 32 bytes, the ciphertext, and a tag of 16 bytes (AES-256-GCM). The associated data
+//! of the seal is [`Binding::aad`]: protocol label, session, direction and the whole header, so that kind,
 //! stream, epoch, sequence and RAM page are all bound. The nonce is stream and sequence; keys differ by
 //! direction, stream and session, so that a nonce never meets one key twice.
 

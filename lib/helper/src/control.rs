@@ -96,8 +96,8 @@ impl<E: Env> Worker<'_, E> {
                 Role::Source(op.step(SourceEvent::Begin).map_err(|_| Status::WrongState)?)
             }
             (Role::Source(SourceOp::Running), false) => Role::Destination(DestinationOp::MemoryImport),
-            // The guest came here and was committed: it runs here, and may leave again through this helper, which an
-            // SEV-ES guest has no other of.
+            // The guest came here and was committed: it runs here, and may leave again through this helper,
+            // which an SEV-ES guest has no other of.
             (COMMITTED, true) => {
                 Role::Source(SourceOp::Running.step(SourceEvent::Begin).map_err(|_| Status::WrongState)?)
             }
@@ -136,8 +136,8 @@ impl<E: Env> Worker<'_, E> {
         Ok(0)
     }
 
-    /// A fresh key for page digests when they are wanted, `None` where they have no place. Not derived from the guest's secret:
-    /// at some levels of protection that is known to others.
+    /// A fresh key for page digests when they are wanted, `None` where they have no place. Not derived from
+    /// the guest's secret: at some levels of protection that is known to others.
     fn digest_key(&mut self, wanted: bool) -> Result<Option<[u8; 32]>, Status> {
         if !wanted || self.digests.is_empty() {
             return Ok(None);

@@ -4,19 +4,20 @@
 //! digest(M) = E(k, m[0] ^ o[0]) ^ E(k, m[1] ^ o[1]) ^ ... ^ E(k, m[255] ^ o[255])      o[i] = E(k', i)
 //! ```
 //!
-//! `E` is AES-128, `m[i]` are the page's 256 blocks, `k` and `k'` are fresh for every session and never leave the
-//! helper. It is the hash inside of PMAC (Black and Rogaway, EUROCRYPT 2002) with masks of their own instead of
-//! multiples of one: all blocks are independent of each other, so AES runs as many of them at once as the processor
-//! can.
+//! `E` is AES-128, `m[i]` are the page's 256 blocks, `k` and `k'` are fresh for every session and never leave
+//! the helper. It is the hash inside of PMAC (Black and Rogaway, EUROCRYPT 2002) with masks of their own
+//! instead of multiples of one: all blocks are independent of each other, so AES runs as many of them at once
+//! as the processor can.
 //!
-//! **Why two contents have two digests.** Not because AES is a hash: because whoever chooses the contents does not know
-//! the key. Let `E(k', .)` and `E(k, .)` be random (AES as a pseudorandom permutation). Two pages that differ in block
-//! `j` collide only if (a) one of the inputs `m[j] ^ o[j]`, `m'[j] ^ o[j]` meets another input of the two sums: at most
-//! 2 * 510 meetings of 2^-128 each as `o[j]` is independent of the other masks, or (b) the value of `E` at an input that
-//! occurs once happens to cancel the rest: at most 1 / (2^128 - 512). Together below 2^-117 for each pair that is
-//! compared. Digests are never shown, and a guest learns of a collision at most that it had one, so it cannot
-//! search: after 2^48 comparisons (a 1 TiB guest scanned 2^20 times) the chance of one missed page is below 2^-69.
-//! The masks are distinct rather than random, which is within 2^-113 of it (256^2 / 2^129).
+//! **Why two contents have two digests.** Not because AES is a hash: because whoever chooses the contents
+//! does not know the key. Let `E(k', .)` and `E(k, .)` be random (AES as a pseudorandom permutation). Two
+//! pages that differ in block `j` collide only if (a) one of the inputs `m[j] ^ o[j]`, `m'[j] ^ o[j]` meets
+//! another input of the two sums: at most 2 * 510 meetings of 2^-128 each as `o[j]` is independent of the
+//! other masks, or (b) the value of `E` at an input that occurs once happens to cancel the rest: at most 1 /
+//! (2^128 - 512). Together below 2^-117 for each pair that is compared. Digests are never shown, and a guest
+//! learns of a collision at most that it had one, so it cannot search: after 2^48 comparisons (a 1 TiB guest
+//! scanned 2^20 times) the chance of one missed page is below 2^-69. The masks are distinct rather than
+//! random, which is within 2^-113 of it (256^2 / 2^129).
 //!
 //! Equal contents always have equal digests, so nothing is sent twice for the digest's sake.
 
@@ -30,7 +31,8 @@ use crate::scan::PageDigest;
 const BLOCK: usize = 16;
 /// Blocks of a page.
 const BLOCKS: usize = PAGE_BYTES / BLOCK;
-/// Blocks that are given to AES at once: a multiple of what every implementation takes side by side, 1 KiB of stack.
+/// Blocks that are given to AES at once: a multiple of what every implementation takes side by side, 1 KiB of
+/// stack.
 const AT_ONCE: usize = 64;
 
 type Block = aes::Block;

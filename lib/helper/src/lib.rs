@@ -1,10 +1,11 @@
-//! The migration helper's logic: seals pages on export, opens them on import, and alone decides what is legal.
+//! The migration helper's logic: seals pages on export, opens them on import, and alone decides what is
+//! legal.
 //!
 //! The same code runs on a mirror vCPU (the bare-metal program in `image/`) and as host code in tests and the
-//! `emulated` driver; [`Env`] is the seam. It owns keys, epochs, counters, the op-states of a session. It must
-//! not know KVM, hosts or sockets. Everything in the mailbox comes from a stranger: entries, page numbers and
-//! records are copied to private memory before they are looked at, ciphertext is opened there, and a
-//! page is written only after its tag is right.
+//! `emulated` driver; [`Env`] is the seam. It owns keys, epochs, counters, the op-states of a session. It
+//! must not know KVM, hosts or sockets. Everything in the mailbox comes from a stranger: entries, page
+//! numbers and records are copied to private memory before they are looked at, ciphertext is opened there,
+//! and a page is written only after its tag is right.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 

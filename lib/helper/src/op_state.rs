@@ -13,8 +13,8 @@
 //!                            '---------------'-------------'-> FailedImport (mints ABORT)
 //! ```
 //!
-//! A helper in `LiveImport` holds a guest that runs: for a next session it is a source in `Running`, and never a
-//! destination again.
+//! A helper in `LiveImport` holds a guest that runs: for a next session it is a source in `Running`, and
+//! never a destination again.
 
 /// Where the exporting end of a session is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

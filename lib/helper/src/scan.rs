@@ -1,10 +1,11 @@
 //! Scans: which pages of RAM differ from what was last exported.
 //!
-//! For guests whose writes nobody logs. An export digests exactly the bytes that it seals and keeps the digest; a scan
-//! reads pages again, compares, and tells, without keeping anything. So whatever the guest does meanwhile, a page whose
-//! content is not what was sealed last is found by a scan that begins after the write: bytes that were written after
-//! the scan read them are found by the next one, and the last scan runs while the guest is paused. A page that changed
-//! and changed back is what the destination has, and is not found.
+//! For guests whose writes nobody logs. An export digests exactly the bytes that it seals and keeps the
+//! digest; a scan reads pages again, compares, and tells, without keeping anything. So whatever the guest
+//! does meanwhile, a page whose content is not what was sealed last is found by a scan that begins after the
+//! write: bytes that were written after the scan read them are found by the next one, and the last scan runs
+//! while the guest is paused. A page that changed and changed back is what the destination has, and is not
+//! found.
 //!
 //! What a host learns is one bit a page, as from a dirty log. It alone decides what to do with it, as there.
 
@@ -23,8 +24,9 @@ use crate::{Env, Region, Worker};
 /// A page's digest, as two words.
 pub(crate) type PageDigest = [u64; Digests::WORDS];
 
-/// The digests of pages, by page number, in memory that the caller gives. Workers share them: in an epoch a page belongs
-/// to one stream, and a host that scans a page while another worker exports it gets either answer.
+/// The digests of pages, by page number, in memory that the caller gives. Workers share them: in an epoch a
+/// page belongs to one stream, and a host that scans a page while another worker exports it gets either
+/// answer.
 #[derive(Clone, Copy)]
 pub struct Digests<'a>(&'a [AtomicU64]);
 

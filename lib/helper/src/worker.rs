@@ -65,8 +65,8 @@ impl Outcome {
     }
 }
 
-/// A worker's place in its rings: all that it keeps between two requests, apart from what [`Shared`] holds. What the
-/// mailbox says of it is never read back.
+/// A worker's place in its rings: all that it keeps between two requests, apart from what [`Shared`] holds.
+/// What the mailbox says of it is never read back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Cursors {
     /// Submissions taken.
@@ -165,8 +165,8 @@ impl<'a, E: Env> Worker<'a, E> {
         self.env.write_mailbox(Region(entry_at(CQ_AT, self.cursors.answered)), &answer.encode());
         self.cursors.answered = self.cursors.answered.wrapping_add(1);
         self.env.store(Region(CQ_TAIL), self.cursors.answered);
-        // The host sets its wish, then looks at the cursor; we move the cursor, then look at the wish. Without
-        // the fence both could look first, and the host would sleep for ever.
+        // The host sets its wish, then looks at the cursor; we move the cursor, then look at the wish.
+        // Without the fence both could look first, and the host would sleep for ever.
         core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
         // At that one alone: until the host has woken up, its wish stands, and every doorbell is an exit.
         if self.env.load(Region(WANT_COMPLETION)) != 0

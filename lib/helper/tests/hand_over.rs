@@ -1,9 +1,9 @@
-//! The hand-over, checked exhaustively: every interleaving of a source, several destinations and a network that drops,
-//! duplicates, delays and replays tokens.
+//! The hand-over, checked exhaustively: every interleaving of a source, several destinations and a network
+//! that drops, duplicates, delays and replays tokens.
 //!
 //! The network is the strongest there is: it remembers every token that was ever minted, may deliver any of
-//! them to anybody at any time and any number of times, makes up worthless ones, and may lose one for good. It
-//! cannot make a genuine one: a token is a capability that exists only once a legal step has minted it.
+//! them to anybody at any time and any number of times, makes up worthless ones, and may lose one for good.
+//! It cannot make a genuine one: a token is a capability that exists only once a legal step has minted it.
 //! `the_helpers_do_as_the_model_says` then holds the model against the real helper.
 #![allow(
     clippy::unwrap_used,
@@ -438,8 +438,8 @@ impl Real {
 
 #[test]
 fn the_helpers_do_as_the_model_says() {
-    // Two sessions are enough for every replay across sessions; a destination begins when its session's source nonce is
-    // there; losing a token is no act of a helper.
+    // Two sessions are enough for every replay across sessions; a destination begins when its session's
+    // source nonce is there; losing a token is no act of a helper.
     let explored = |w: &World, a: Action| match a {
         Action::DropStart(_) | Action::DropCommit(_) | Action::DropAbort(_) | Action::ForgetSource => false,
         Action::DestinationBegin(i) => i < w.begun,

@@ -167,15 +167,16 @@ proptest! {
         prop_assert!(read.iter().all(|p| pages.binary_search(p).is_ok()));
     }
 
-    /// A host that rewrites the mailbox between any two looks of the helper: what reaches RAM is what the source
-    /// sealed, for that page, whole; what is read is guest RAM.
+    /// A host that rewrites the mailbox between any two looks of the helper: what reaches RAM is what the
+    /// source sealed, for that page, whole; what is read is guest RAM.
     #[test]
     fn a_host_that_rewrites_between_looks_gets_nothing_into_ram(course in courses(), vandal: u64) {
         rewritten_between_looks(&course, vandal);
     }
 }
 
-/// Exports and imports under a host that rewrites; gives how many pages reached RAM and how many imports were refused.
+/// Exports and imports under a host that rewrites; gives how many pages reached RAM and how many imports were
+/// refused.
 fn rewritten_between_looks(course: &Course, vandal: u64) -> (usize, usize) {
     let mut rng = Rng(course.seed);
     let pages = course.setup.allowed.pages();
@@ -504,7 +505,8 @@ fn an_older_version_that_comes_last_is_refused() {
 
 #[test]
 fn the_next_epoch_does_not_begin_before_its_token() {
-    // In sequence, genuine, but of an epoch that the destination has not entered; and a host that names another one.
+    // In sequence, genuine, but of an epoch that the destination has not entered; and a host that names
+    // another one.
     let setup = Setup::default();
     let mut pair = Pair::new(&setup);
     let first = pair.source.export(0, 1, &[0]).unwrap();
@@ -558,7 +560,8 @@ fn records_and_tokens_of_another_session_are_refused() {
     let mut pair = Pair::new(&setup);
     let record = pair.source.export(0, 1, &[0]).unwrap();
     let epoch = pair.source.token(Op::EndEpoch, &[]);
-    // Everything the same but: session id, transcript, destination's nonce, source's nonce, the guest's secret.
+    // Everything the same but: session id, transcript, destination's nonce, source's nonce, the guest's
+    // secret.
     let others: [(&str, Setup); 4] = [
         ("session", Setup { session: [8; 16], ..setup.clone() }),
         ("transcript", Setup { transcript: [4; 32], ..setup.clone() }),
@@ -659,8 +662,8 @@ fn token_replay_forgery_wrong_kind_and_wrong_epoch() {
     twin.control(Op::State, &[0; 32]).unwrap();
     assert_eq!(twin.control(Op::StartToken, &start), Err(Status::Incomplete));
     twin.assert_dead_destination();
-    // An extra page in the last epoch that the source knows nothing of cannot be made: the stream is sealed. But the
-    // genuine sequence passes.
+    // An extra page in the last epoch that the source knows nothing of cannot be made: the stream is sealed.
+    // But the genuine sequence passes.
     let mut twin = ready();
     for (op, bytes) in [(Op::EpochToken, one.clone()), (Op::EpochToken, two), (Op::State, STATE.to_vec())] {
         twin.control(op, &bytes).unwrap();
@@ -719,8 +722,8 @@ fn pages_outside_the_allow_list_do_not_leave() {
     pair.assert_equal_ram(&setup.allowed);
 }
 
-/// Writes that are completions, not payload: all there may be when nothing was exported; the two before are the
-/// nonce and `Begin`'s answer.
+/// Writes that are completions, not payload: all there may be when nothing was exported; the two before are
+/// the nonce and `Begin`'s answer.
 fn published_by_requests(side: &Side) -> usize {
     let published = side.machine.published.borrow();
     assert_eq!(published[0].len(), 32, "the nonce");
@@ -1140,8 +1143,8 @@ fn reseal(pair: &Pair, key: &[u8; 32], kind: Kind) -> Vec<u8> {
 
 // ------------------------------------------------------------------------------------------ secrets
 
-/// A run with everything in it: streams, epochs, sessions by one helper and by several, refusals, and all of it with the
-/// same session id, transcript and secret, so that only the nonces keep sessions apart.
+/// A run with everything in it: streams, epochs, sessions by one helper and by several, refusals, and all of
+/// it with the same session id, transcript and secret, so that only the nonces keep sessions apart.
 struct Run {
     /// Everything that was sealed, with the key and the direction.
     sealed: Vec<([u8; 32], Direction, Record)>,
@@ -1227,7 +1230,8 @@ fn no_nonce_meets_a_key_twice() {
         let twin = ledger.insert((*key, reader::nonce(record)), record.clone());
         assert!(twin.is_none(), "{:?}", header_of(record));
     }
-    // Nine sessions of 3 page streams and 2 control keys, of which the cancelled sessions used no backward one.
+    // Nine sessions of 3 page streams and 2 control keys, of which the cancelled sessions used no backward
+    // one.
     let keys: HashSet<_> = ledger.keys().map(|(key, _)| *key).collect();
     assert_eq!(keys.len(), 9 * 4 + 6);
     assert_eq!(ledger.len(), 9 * (3 * 48 + 3) + 6 * 3);

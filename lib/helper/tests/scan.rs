@@ -143,7 +143,8 @@ proptest! {
         pair.hand_over();
     }
 
-    /// A guest that writes while it is being read: an export and a scan both see a mixture that never was in RAM.
+    /// A guest that writes while it is being read: an export and a scan both see a mixture that never was in
+    /// RAM.
     #[test]
     fn a_page_that_is_torn_while_it_is_read_is_found_in_the_end(seed: u64, cut in 1usize..PAGE_BYTES) {
         let mut rng = Rng(seed);
@@ -162,12 +163,14 @@ proptest! {
         send(&mut pair, 0, 2, &[3]);
         pair.end_epoch();
         prop_assert_eq!(pair.source.scan(0, 3, 0..8).unwrap(), Vec::<u64>::new());
-        // The scan reads what was sealed, and the write comes right behind it: this scan may miss it, the next may not.
+        // The scan reads what was sealed, and the write comes right behind it: this scan may miss it, the
+        // next may not.
         write(&pair.source, 3, old);
         *pair.source.machine.torn.borrow_mut() = Some((3, new));
         prop_assert_eq!(pair.source.scan(0, 3, 0..8).unwrap(), Vec::<u64>::new());
         prop_assert_eq!(pair.source.scan(0, 3, 0..8).unwrap(), vec![3]);
-        // A mixture that differs from what was sealed is found even where RAM is as it was: sent once too often.
+        // A mixture that differs from what was sealed is found even where RAM is as it was: sent once too
+        // often.
         write(&pair.source, 3, new);
         *pair.source.machine.torn.borrow_mut() = Some((3, mixture));
         prop_assert_eq!(pair.source.scan(0, 3, 0..8).unwrap(), if mixture == new { vec![] } else { vec![3] });
@@ -180,7 +183,8 @@ fn a_write_between_two_pages_of_a_scan_is_found_by_the_next() {
     let mut pair = Pair::new(&setup(&allowed, 1));
     send(&mut pair, 0, 1, &allowed.pages());
     pair.end_epoch();
-    // When page 0 is read, page 5 changes: later in the same scan. When it is read again, page 0 has changed: too late.
+    // When page 0 is read, page 5 changes: later in the same scan. When it is read again, page 0 has changed:
+    // too late.
     for (touched, now, then) in [(5, vec![5], vec![5]), (0, vec![0, 5], vec![0, 5])] {
         let machine = Rc::clone(&pair.source.machine);
         *pair.source.machine.at_page_read.borrow_mut() =

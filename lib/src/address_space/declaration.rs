@@ -1,8 +1,8 @@
-//! What a helper declares under the `declared` strategy: which of the guest's pages it runs from, and where the
-//! mirror shall see them.
+//! What a helper declares under the `declared` strategy: which of the guest's pages it runs from, and where
+//! the mirror shall see them.
 //!
-//! A declaration comes from the guest (untrusted by the host) through the host (untrusted by the guest): here it is
-//! only bounded; `declared` checks every tuple against the layout and the limits.
+//! A declaration comes from the guest (untrusted by the host) through the host (untrusted by the guest): here
+//! it is only bounded; `declared` checks every tuple against the layout and the limits.
 
 use mirrorvm_abi::{header::Header, layout as abi};
 use serde::{Deserialize, Serialize};
@@ -47,8 +47,8 @@ impl Declaration {
     /// A declaration as a guest wrote it: `count` says how many tuples, `words` are what was read of them.
     ///
     /// # Errors
-    /// [`RefusalCode::DeclarationCount`] when the count is above [`Declaration::MAX`] or is not what the words hold;
-    /// nothing is allocated then.
+    /// [`RefusalCode::DeclarationCount`] when the count is above [`Declaration::MAX`] or is not what the
+    /// words hold; nothing is allocated then.
     pub fn from_words(count: u64, words: &[u64]) -> Result<Self, Refusal> {
         check_count(count)?;
         let (tuples, rest) = words.as_chunks::<{ Self::TUPLE_WORDS }>();
@@ -97,9 +97,9 @@ impl From<Declaration> for Vec<Tuple> {
     }
 }
 
-/// What the reference guest declares: the helper in pieces that are not contiguous (code, data, secret with TSS,
-/// stacks, maps, configuration with tables), out of order and with gaps between them in the mirror. `None` when the
-/// helper's block is missing, too small or not wholly plugged at the places that matter.
+/// What the reference guest declares: the helper in pieces that are not contiguous (code, data, secret with
+/// TSS, stacks, maps, configuration with tables), out of order and with gaps between them in the mirror.
+/// `None` when the helper's block is missing, too small or not wholly plugged at the places that matter.
 pub fn reference_declaration(
     layout: &GuestLayout,
     header: &Header,
@@ -116,8 +116,8 @@ pub fn reference_declaration(
         (p.maps_at, p.maps_len),
         (p.config_at, (p.config_pages + p.table_pages) * PAGE_SIZE),
     ];
-    // Half-way up to the RAM window, last part first and every gap of another size. 2 MiB pages still fit the maps:
-    // each part keeps its offset within 2 MiB.
+    // Half-way up to the RAM window, last part first and every gap of another size. 2 MiB pages still fit the
+    // maps: each part keeps its offset within 2 MiB.
     let mut at = limits.max_phys_shift() / 2;
     let mut tuples = Vec::new();
     for (n, (offset, len)) in (1u64..).zip(parts.into_iter().rev()).filter(|(_, (_, len))| *len > 0) {

@@ -1,9 +1,9 @@
-//! The `declared` strategy: the helper says which of the guest's pages it runs from and where the mirror shall see
-//! them; the mirror holds those and the RAM window, and nothing else of the guest's address space.
+//! The `declared` strategy: the helper says which of the guest's pages it runs from and where the mirror
+//! shall see them; the mirror holds those and the RAM window, and nothing else of the guest's address space.
 //!
-//! Everything in a declaration is untrusted, by the host since the guest made it, and by the guest since the host
-//! carried it: each tuple is checked in full, and only the helper's own block may be declared (other RAM is somebody
-//! else's, and would be reachable twice).
+//! Everything in a declaration is untrusted, by the host since the guest made it, and by the guest since the
+//! host carried it: each tuple is checked in full, and only the helper's own block may be declared (other RAM
+//! is somebody else's, and would be reachable twice).
 
 use std::collections::HashSet;
 
@@ -155,8 +155,8 @@ fn overlaps(
     clashing
 }
 
-/// Sorts pieces by their place in the block and joins those that follow each other there and in the mirror: a guest may
-/// cut its helper as it likes, what counts is what is contiguous.
+/// Sorts pieces by their place in the block and joins those that follow each other there and in the mirror: a
+/// guest may cut its helper as it likes, what counts is what is contiguous.
 fn join(pieces: &mut Vec<HelperPiece>) {
     pieces.sort_unstable_by_key(|p| p.offset);
     pieces.dedup_by(|next, last| {

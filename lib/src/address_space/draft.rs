@@ -1,5 +1,5 @@
-//! What every strategy begins and ends with: the rules that hold for all, then slots and mappings are checked, tables
-//! are built and walked.
+//! What every strategy begins and ends with: the rules that hold for all, then slots and mappings are
+//! checked, tables are built and walked.
 
 use mirrorvm_abi::{layout as abi, mailbox};
 
@@ -105,8 +105,8 @@ impl<'a> Draft<'a> {
         self.window.push(WindowPart { span: Span { ram: ram.get(), len, helper, gpa }, purpose });
     }
 
-    /// A window on every block but the helper's at `RamAddr + shift`, with its slots, as three strategies have it.
-    /// False when addresses wrap.
+    /// A window on every block but the helper's at `RamAddr + shift`, with its slots, as three strategies
+    /// have it. False when addresses wrap.
     pub fn ram_window(&mut self, shift: u64) -> bool {
         self.shift = shift;
         for b in self.request.layout.ram() {
@@ -176,8 +176,8 @@ impl<'a> Draft<'a> {
         })
     }
 
-    /// The placement with page digests, when the block has room for them and all of it lies in the mirror: a helper does
-    /// without where it was not declared.
+    /// The placement with page digests, when the block has room for them and all of it lies in the mirror: a
+    /// helper does without where it was not declared.
     fn with_digests(&self, home: &Home<'_>) -> HelperPlacement {
         let p = home.placement.in_block(self.request.layout, home.block.size);
         let gap = first_gap(&self.pieces, p.digests_at, p.digests_len);

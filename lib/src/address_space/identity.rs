@@ -1,9 +1,10 @@
-//! The `identity-cbit` strategy (IBM's prototype): what the guest sees is where the guest sees it, with the C-bit on
-//! every page, and the pages that are shared on purpose appear again without it at a large virtual offset. The helper
-//! is addressed by GPA, so a private page that the guest does not see cannot move: a named refusal.
+//! The `identity-cbit` strategy (IBM's prototype): what the guest sees is where the guest sees it, with the
+//! C-bit on every page, and the pages that are shared on purpose appear again without it at a large virtual
+//! offset. The helper is addressed by GPA, so a private page that the guest does not see cannot move: a named
+//! refusal.
 //!
-//! The prototype's tables covered 512 GiB and its plain alias the first GiB, by constants; here both follow the layout.
-//! Without encryption the layout is the same, without the bit.
+//! The prototype's tables covered 512 GiB and its plain alias the first GiB, by constants; here both follow
+//! the layout. Without encryption the layout is the same, without the bit.
 
 use super::draft::Draft;
 use super::{
@@ -34,7 +35,8 @@ pub(super) fn plan(request: &PlanRequest<'_>) -> Result<MirrorPlan, Vec<Refusal>
             BlockRole::Vmsa => {}
         }
     }
-    // Save areas are in no guest's map; the mirror gets them above everything that is (what IBM planned in October 2020).
+    // Save areas are in no guest's map; the mirror gets them above everything that is (what IBM planned in
+    // October 2020).
     for block in layout.ram().filter(|b| b.role == BlockRole::Vmsa && b.plugs.is_empty()) {
         let gpa = top.and_then(|t| align_up(t, PAGE_2M));
         top = gpa.and_then(|g| g.checked_add(block.size));
@@ -67,8 +69,8 @@ fn add_to_window(draft: &mut Draft<'_>, ram: RamAddr, len: u64, gpa: u64, role: 
     draft.window(ram, len, gpa, gpa, window_purpose(role));
 }
 
-/// What of a block the guest does not see: refused, unless every page of the range is shared, so that the host moves it
-/// by itself.
+/// What of a block the guest does not see: refused, unless every page of the range is shared, so that the
+/// host moves it by itself.
 fn unplugged(draft: &mut Draft<'_>, index: usize, block: &RamBlock) {
     let mut at = 0;
     let ends = block.plugs.iter().map(|p| (p.offset, p.offset + p.len)).chain([(block.size, block.size)]);

@@ -15,8 +15,8 @@ pub const MAX_RAM_BYTES: u64 = 64 << 40;
 pub enum BlockRole {
     /// The guest's memory: migrated page by page.
     Ram,
-    /// Save areas of the vCPUs of an SEV-ES guest (VMSAs), modelled: encrypted, moved like RAM, never plugged. Real
-    /// kernels keep these pages to themselves.
+    /// Save areas of the vCPUs of an SEV-ES guest (VMSAs), modelled: encrypted, moved like RAM, never
+    /// plugged. Real kernels keep these pages to themselves.
     Vmsa,
     /// Home of the migration helper: its code, data, tables and keys. Never exported, never imported over.
     Helper,
@@ -198,7 +198,8 @@ impl GuestLayout {
         if errors.is_empty() { Ok(Self { blocks, by_gpa }) } else { Err(errors) }
     }
 
-    /// This layout with the plugged parts of one block replaced: what a hypervisor says of where its RAM is seen.
+    /// This layout with the plugged parts of one block replaced: what a hypervisor says of where its RAM is
+    /// seen.
     ///
     /// # Errors
     /// As [`GuestLayout::from_blocks`].

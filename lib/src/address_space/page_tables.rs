@@ -73,8 +73,9 @@ pub enum TableError {
     },
 }
 
-/// A page of tables, kept as the span of entries that is in use: a guest with ten thousand blocks of odd sizes has as many
-/// pages with an entry or two, and zeroing and touching all of them would take longer than everything else in a plan.
+/// A page of tables, kept as the span of entries that is in use: a guest with ten thousand blocks of odd
+/// sizes has as many pages with an entry or two, and zeroing and touching all of them would take longer than
+/// everything else in a plan.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Table {
     first: usize,
@@ -104,7 +105,8 @@ impl Table {
     }
 }
 
-/// Finished page tables: 512 entries a page, the root first, to be placed at consecutive addresses from `base`.
+/// Finished page tables: 512 entries a page, the root first, to be placed at consecutive addresses from
+/// `base`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PageTables {
     base: MirrorGpa,
@@ -198,8 +200,8 @@ impl PageTables {
                 () if fits(PAGE_2M) => (PAGE_2M, 1),
                 () => (PAGE_SIZE, 0),
             };
-            // As many entries of this size as fit, up to the end of the table or to where larger pages may fit again:
-            // one descent for up to 512 entries.
+            // As many entries of this size as fit, up to the end of the table or to where larger pages may
+            // fit again: one descent for up to 512 entries.
             let table = self.table_for(index, va, level, room)?;
             let first = slot_of(va, level);
             let count = (left / size).min(512 - first as u64) as usize;
@@ -217,7 +219,8 @@ impl PageTables {
         Ok(())
     }
 
-    /// The table of `level` (0 = PTEs, 1 = PDEs, 2 = PDPTEs) for `va`, made with those above it where it is missing.
+    /// The table of `level` (0 = PTEs, 1 = PDEs, 2 = PDPTEs) for `va`, made with those above it where it is
+    /// missing.
     fn table_for(&mut self, index: usize, va: u64, level: u32, room: usize) -> Result<usize, TableError> {
         let mut page = 0usize;
         for above in ((level + 1)..=3).rev() {

@@ -4,10 +4,10 @@
 //! image | secret | TSS | worker areas | page maps | set 0 | set 1 | ... | set 4 | page digests (only where asked for)
 //! ```
 //!
-//! A set is the configuration and the page tables of one strategy. All sets have their place in every block, and the
-//! placement depends on neither strategy nor host nor on where RAM is plugged: the memory of an encrypted guest is
-//! loaded and measured once, at its launch, and a host cannot write it afterwards. Both ends of a migration compute the
-//! same.
+//! A set is the configuration and the page tables of one strategy. All sets have their place in every block,
+//! and the placement depends on neither strategy nor host nor on where RAM is plugged: the memory of an
+//! encrypted guest is loaded and measured once, at its launch, and a host cannot write it afterwards. Both
+//! ends of a migration compute the same.
 
 use mirrorvm_abi::{config, header::Header, layout as abi};
 use serde::Serialize;
@@ -15,13 +15,15 @@ use serde::Serialize;
 use super::{GuestLayout, Shift, Strategy};
 use crate::addr::{PAGE_1G, PAGE_2M, PAGE_SIZE, align_up};
 
-/// Bytes of guest-physical space above the end of `RamAddr`s that the page maps cover: `identity-cbit` calls pages by
-/// their frame numbers, and a guest's map has holes: below 4 GiB, and where blocks may be plugged later.
+/// Bytes of guest-physical space above the end of `RamAddr`s that the page maps cover: `identity-cbit` calls
+/// pages by their frame numbers, and a guest's map has holes: below 4 GiB, and where blocks may be plugged
+/// later.
 const GPA_HEAD_ROOM: u64 = 16 << 30;
 /// Table pages for the helper's own parts but the maps, and for the mailbox: 26 counted from the addresses in
 /// `mirrorvm_abi::layout`, and room to grow.
 const OWN_TABLES: u64 = 64;
-/// Most bytes of page digests, which covers some 4 TiB of RAM: their tables come out of [`OWN_TABLES`], one a GiB.
+/// Most bytes of page digests, which covers some 4 TiB of RAM: their tables come out of [`OWN_TABLES`], one a
+/// GiB.
 const DIGESTS_MAX: u64 = 16 << 30;
 
 /// Which set of configuration and page tables a strategy uses.
@@ -93,15 +95,17 @@ pub struct HelperPlacement {
     pub table_pages: u64,
     /// Page digests.
     pub digests_at: u64,
-    /// Bytes of page digests, as many pages as the page maps cover; 0 when the block has no room for them: then the
-    /// helper cannot scan. They take address space; of memory only what is written, 16 bytes a page of RAM.
+    /// Bytes of page digests, as many pages as the page maps cover; 0 when the block has no room for them:
+    /// then the helper cannot scan. They take address space; of memory only what is written, 16 bytes a page
+    /// of RAM.
     pub digests_len: u64,
     block_len: u64,
 }
 
 impl HelperPlacement {
-    /// Places a helper with this `header` for the RAM of `layout`, with the set of a strategy. The helper's own block
-    /// is not looked at, so the answer is the same with and without one. `None` when sizes pass 2^64.
+    /// Places a helper with this `header` for the RAM of `layout`, with the set of a strategy. The helper's
+    /// own block is not looked at, so the answer is the same with and without one. `None` when sizes pass
+    /// 2^64.
     pub fn new(header: &Header, layout: &GuestLayout, set: HelperSet) -> Option<Self> {
         let secret_at = align_up(header.bss_end.checked_sub(header.base)?, PAGE_SIZE)?;
         let tss_at = secret_at.checked_add(PAGE_SIZE)?;
@@ -157,11 +161,13 @@ impl HelperPlacement {
         at.checked_add(len).is_some().then_some((at, len))
     }
 
-    /// Bytes of the helper's block of `layout` that nobody comes to touch: room for the digests of pages that are not RAM. Those
-    /// of RAM are counted in whole 2 MiB and one more for each block, as if the kernel gave no smaller pages.
+    /// Bytes of the helper's block of `layout` that nobody comes to touch: room for the digests of pages that
+    /// are not RAM. Those of RAM are counted in whole 2 MiB and one more for each block, as if the kernel
+    /// gave no smaller pages.
     pub fn unused(layout: &GuestLayout) -> u64 {
         let Some(helper) = layout.helper() else { return 0 };
-        // A block that is not larger than they would be has none: the smallest are for the maps' room of 16 GiB.
+        // A block that is not larger than they would be has none: the smallest are for the maps' room of 16
+        // GiB.
         let digests = Self::digest_bytes(layout).filter(|len| *len < helper.size).unwrap_or(0);
         let pieces = |block: &super::RamBlock| {
             let bytes = (block.size / PAGE_SIZE).saturating_mul(abi::DIGEST_BYTES);
@@ -176,14 +182,14 @@ impl HelperPlacement {
         align_up(bytes, PAGE_2M).filter(|len| *len <= DIGESTS_MAX)
     }
 
-    /// How large a helper's block must be for `layout` (save areas included, the helper's block ignored), rounded up to
-    /// 2 MiB.
+    /// How large a helper's block must be for `layout` (save areas included, the helper's block ignored),
+    /// rounded up to 2 MiB.
     pub fn block_size(header: &Header, layout: &GuestLayout) -> Option<u64> {
         align_up(Self::new(header, layout, HelperSet::Shifted)?.block_len, PAGE_2M)
     }
 
-    /// The same with room for page digests: for guests whose writes nobody logs. Without it where there are too many
-    /// pages for them.
+    /// The same with room for page digests: for guests whose writes nobody logs. Without it where there are
+    /// too many pages for them.
     pub fn block_size_with_digests(header: &Header, layout: &GuestLayout) -> Option<u64> {
         let placement = Self::new(header, layout, HelperSet::Shifted)?;
         match placement.digests(layout) {
@@ -224,8 +230,8 @@ struct TableCount {
 }
 
 impl TableCount {
-    /// One more span, from `start` to `end`, with 2 MiB pages at most. Its address in the mirror has the same offset
-    /// within 2 MiB.
+    /// One more span, from `start` to `end`, with 2 MiB pages at most. Its address in the mirror has the same
+    /// offset within 2 MiB.
     fn span(&mut self, start: u64, end: u64) {
         self.regions(0, start >> 39, (end - 1) >> 39);
         self.regions(1, start >> 30, (end - 1) >> 30);
@@ -266,8 +272,8 @@ fn ram_window_tables(layout: &GuestLayout) -> u64 {
     count.pages
 }
 
-/// Table pages for a window that is addressed by GPA, wherever each block will be plugged: two tables a block for its
-/// edges, and some more for blocks that are plugged in parts.
+/// Table pages for a window that is addressed by GPA, wherever each block will be plugged: two tables a block
+/// for its edges, and some more for blocks that are plugged in parts.
 fn identity_tables(layout: &GuestLayout) -> u64 {
     let highest = HelperPlacement::highest(layout);
     highest.div_ceil(PAGE_1G) + highest.div_ceil(512 * PAGE_1G) + 2 * layout.ram().count() as u64 + 64

@@ -1,4 +1,5 @@
-//! What a strategy yields: slots, page tables, where the helper lies, what stays out of reach, what is exposed.
+//! What a strategy yields: slots, page tables, where the helper lies, what stays out of reach, what is
+//! exposed.
 
 use mirrorvm_abi::config;
 use serde::{Deserialize, Serialize};
@@ -168,7 +169,8 @@ pub struct MirrorPlan {
     pub confidentiality: Confidentiality,
     /// What the helper calls pages by.
     pub addressing: Addressing,
-    /// Bytes between a `RamAddr` and its place in the RAM window; 0 under `identity-cbit`, which has no such constant.
+    /// Bytes between a `RamAddr` and its place in the RAM window; 0 under `identity-cbit`, which has no such
+    /// constant.
     pub shift: u64,
     /// Memory slots, disjoint, by ascending address.
     pub slots: Vec<MirrorSlot>,
@@ -186,8 +188,8 @@ pub struct MirrorPlan {
     pub mailbox: MailboxSize,
     /// Where the mailbox lies in the mirror.
     pub mailbox_gpa: MirrorGpa,
-    /// Pages that the helper may export and import, ascending and disjoint, by what the helper calls them: the page
-    /// numbers are [`PageRange::start`] / 4096 and so on.
+    /// Pages that the helper may export and import, ascending and disjoint, by what the helper calls them:
+    /// the page numbers are [`PageRange::start`] / 4096 and so on.
     pub allowed: Vec<PageRange>,
     /// RAM out of reach.
     pub unreachable: Vec<Unreachable>,
@@ -197,15 +199,15 @@ pub struct MirrorPlan {
 }
 
 impl MirrorPlan {
-    /// What the helper calls a page of RAM: what a host writes into a batch. `None` for a page that the helper may not
-    /// touch.
+    /// What the helper calls a page of RAM: what a host writes into a batch. `None` for a page that the
+    /// helper may not touch.
     pub fn helper_page(&self, page: RamPage) -> Option<u64> {
         let ram = page.get().checked_mul(PAGE_SIZE)?;
         self.spans.find(ram).map(|(span, inside)| (span.helper + inside) / PAGE_SIZE)
     }
 
-    /// The page of RAM that the helper calls `helper_page`; the inverse of [`MirrorPlan::helper_page`]. Not for hot
-    /// paths: time grows with the number of ranges under `identity-cbit`.
+    /// The page of RAM that the helper calls `helper_page`; the inverse of [`MirrorPlan::helper_page`]. Not
+    /// for hot paths: time grows with the number of ranges under `identity-cbit`.
     pub fn ram_page(&self, helper_page: u64) -> Option<RamPage> {
         let at = helper_page.checked_mul(PAGE_SIZE)?;
         let ram = match self.addressing {
@@ -222,7 +224,8 @@ impl MirrorPlan {
         self.allowed.iter().map(|r| r.pages()).sum()
     }
 
-    /// Whether the helper has room to keep a digest of every page that it may touch, so that it can find the changed ones.
+    /// Whether the helper has room to keep a digest of every page that it may touch, so that it can find the
+    /// changed ones.
     pub const fn can_scan(&self) -> bool {
         self.placement.digests_len > 0
     }
@@ -232,7 +235,8 @@ impl MirrorPlan {
         self.spans.find(ram.get()).map(|(span, inside)| MirrorGpa::new(span.gpa + inside))
     }
 
-    /// The RAM that the helper may touch, by ascending `RamAddr`: what [`MirrorPlan::allowed`] is under each name.
+    /// The RAM that the helper may touch, by ascending `RamAddr`: what [`MirrorPlan::allowed`] is under each
+    /// name.
     pub fn window(&self) -> impl Iterator<Item = WindowRun> {
         self.spans.iter().map(|s| WindowRun {
             ram_addr: RamAddr::new(s.ram),
@@ -242,14 +246,15 @@ impl MirrorPlan {
         })
     }
 
-    /// Where a byte of the helper's block lies in the mirror. `None` for what was not declared, or lies outside.
+    /// Where a byte of the helper's block lies in the mirror. `None` for what was not declared, or lies
+    /// outside.
     pub fn helper_at(&self, offset: u64) -> Option<MirrorGpa> {
         helper_piece(&self.helper, offset).map(|(gpa, _)| gpa)
     }
 
-    /// What the loader writes into the helper's memory for this plan beside image and secret: configuration and page
-    /// tables, as offsets in the block and bytes. `protection` and `policy` are what the configuration tells the helper
-    /// of the guest's protection level.
+    /// What the loader writes into the helper's memory for this plan beside image and secret: configuration
+    /// and page tables, as offsets in the block and bytes. `protection` and `policy` are what the
+    /// configuration tells the helper of the guest's protection level.
     pub fn set_contents(&self, protection: u32, policy: u32) -> Vec<(u64, Vec<u8>)> {
         let ranges: Vec<config::Range> = self
             .allowed

@@ -66,11 +66,11 @@ codes! {
     PageTables = "page_tables", "the page tables do not translate as planned";
     /// The driver does not execute the strategy.
     StrategyUnavailable = "strategy_unavailable", "the guest's driver does not execute the strategy";
-    /// Mirrors of SEV-SNP guests: `sev_vm_copy_enc_context_from` refuses them (June 2026), since the features in the
-    /// vCPUs' save areas would have to be copied too; and a page may be at one address only (RMP).
+    /// Mirrors of SEV-SNP guests: `sev_vm_copy_enc_context_from` refuses them (June 2026), since the features
+    /// in the vCPUs' save areas would have to be copied too; and a page may be at one address only (RMP).
     SnpMirror = "snp_mirror", "KVM does not copy the encryption context of an SEV-SNP guest, as its VMSA features would have to be copied as well";
-    /// KVM cannot honour read-only slots for guests with encrypted registers: it cannot emulate the write and enters
-    /// the guest again and again.
+    /// KVM cannot honour read-only slots for guests with encrypted registers: it cannot emulate the write and
+    /// enters the guest again and again.
     ReadOnlySlots = "read_only_slots", "KVM cannot honour read-only memory slots for a guest with encrypted registers";
     /// A private range of RAM has no guest physical address, and the strategy addresses by those.
     UnpluggedPrivate = "unplugged_private", "private RAM has no guest physical address and the strategy knows no other";

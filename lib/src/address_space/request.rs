@@ -105,8 +105,8 @@ impl<'a> PlanRequest<'a> {
         }
     }
 
-    /// The C-bit that the mirror's page tables use: 0 unless the guest is encrypted. (For an ordinary guest of a
-    /// host with SEV that bit is an address bit like any other.)
+    /// The C-bit that the mirror's page tables use: 0 unless the guest is encrypted. (For an ordinary guest
+    /// of a host with SEV that bit is an address bit like any other.)
     pub(super) const fn c_bit_mask(&self) -> u64 {
         if self.confidentiality.is_encrypted() { self.limits.c_bit_mask() } else { 0 }
     }

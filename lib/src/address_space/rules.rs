@@ -3,7 +3,8 @@
 use super::{HostLimits, MirrorSlot, Purpose, Refusal, RefusalCode, SlotBacking};
 use crate::addr::{MirrorGpa, RamAddr};
 
-/// Every slot below the limit, without the C-bit, without overlap. Sorts them: an index is that of the ascending list.
+/// Every slot below the limit, without the C-bit, without overlap. Sorts them: an index is that of the
+/// ascending list.
 pub(super) fn check_slots(slots: &mut [MirrorSlot], limits: &HostLimits, refusals: &mut Vec<Refusal>) {
     slots.sort_by_key(|s| s.gpa);
     let (limit, c) = (limits.phys_limit(), limits.c_bit_mask());
@@ -28,14 +29,14 @@ pub(super) fn check_slots(slots: &mut [MirrorSlot], limits: &HostLimits, refusal
     }
 }
 
-/// Whether an address of the span has the bit of `mask` (0: there is no such bit): an end has it, or the span is long
-/// enough to pass it. The span is not empty and does not wrap.
+/// Whether an address of the span has the bit of `mask` (0: there is no such bit): an end has it, or the span
+/// is long enough to pass it. The span is not empty and does not wrap.
 pub(super) const fn has_bit(start: u64, len: u64, mask: u64) -> bool {
     mask != 0 && (start & mask != 0 || (start + (len - 1)) & mask != 0 || len > mask)
 }
 
-/// No RAM is reachable through two slots, but for the bottom 4 GiB that `shifted` shows again; and then both slots
-/// have the same permissions, or one would open what the other closes.
+/// No RAM is reachable through two slots, but for the bottom 4 GiB that `shifted` shows again; and then both
+/// slots have the same permissions, or one would open what the other closes.
 pub(super) fn check_aliases(slots: &[MirrorSlot], refusals: &mut Vec<Refusal>) {
     let seen = |low: bool| {
         let spans = slots.iter().enumerate().filter(|(_, s)| (s.purpose == Purpose::LowWindow) == low);
@@ -76,8 +77,8 @@ impl Seen {
     }
 }
 
-/// Cuts the helper's code, the first `text` bytes of its block, out of the slots that reach it, as read-only ones. All of
-/// them: a writable alias would make the others pointless.
+/// Cuts the helper's code, the first `text` bytes of its block, out of the slots that reach it, as read-only
+/// ones. All of them: a writable alias would make the others pointless.
 pub(super) fn split_read_only(slots: &mut Vec<MirrorSlot>, block: RamAddr, text: u64) {
     let mut pieces = Vec::new();
     slots.retain_mut(|slot| {

@@ -2,8 +2,8 @@
 //! `RamAddr + shift`. The helper is addressed by `RamAddr`, so RAM that is unplugged at the moment can move.
 //! (Paolo Bonzini, 17 Aug 2021, in the mirror VM thread.)
 //!
-//! What the guest has below 4 GiB appears as it is there, holes included; RAM above 4 GiB, and RAM that the guest does
-//! not see at all, appears in the window alone.
+//! What the guest has below 4 GiB appears as it is there, holes included; RAM above 4 GiB, and RAM that the
+//! guest does not see at all, appears in the window alone.
 
 use super::draft::Draft;
 use super::{

@@ -1,4 +1,5 @@
-//! Looks up where RAM is in a mirror: in constant time for guests as they are, by bisection in the worst case.
+//! Looks up where RAM is in a mirror: in constant time for guests as they are, by bisection in the worst
+//! case.
 
 /// A run of RAM that lies in one piece under a plan, in numbers of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,9 +14,10 @@ pub(super) struct Span {
     pub gpa: u64,
 }
 
-/// Spans by ascending `RamAddr`, disjoint, neighbours joined, with a table of buckets over them: RAM is cut into equal
-/// powers of two, about two a span, and a bucket knows the span in force at its start. A guest with evenly sized
-/// blocks needs one look at the table and one or two spans; blocks of wild sizes cost a bisection within a bucket.
+/// Spans by ascending `RamAddr`, disjoint, neighbours joined, with a table of buckets over them: RAM is cut
+/// into equal powers of two, about two a span, and a bucket knows the span in force at its start. A guest
+/// with evenly sized blocks needs one look at the table and one or two spans; blocks of wild sizes cost a
+/// bisection within a bucket.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct SpanIndex {
     spans: Vec<Span>,

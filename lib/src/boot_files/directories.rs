@@ -12,8 +12,8 @@ use rustix::io::Errno;
 const TRIES: usize = 32;
 /// Longest name that is looked up, in bytes.
 const PATH_MAX: usize = 4095;
-/// File systems that show the kernel and processes, not files: `proc`, `sysfs`, `cgroup`, `cgroup2`, `debugfs`, `securityfs`,
-/// `devpts`.
+/// File systems that show the kernel and processes, not files: `proc`, `sysfs`, `cgroup`, `cgroup2`,
+/// `debugfs`, `securityfs`, `devpts`.
 const NO_FILES: [u64; 7] = [0x9fa0, 0x6265_6572, 0x0027_e0eb, 0x6367_7270, 0x6462_6720, 0x7363_6673, 0x1cd1];
 
 /// Why a listed directory cannot be used. Read by the administrator, in the daemon's log.
@@ -139,7 +139,8 @@ impl ImageFile {
 }
 
 impl ImageDirectories {
-    /// Opens the listed directories. `kept` is what the daemon keeps for itself: nothing of it may be reached through them.
+    /// Opens the listed directories. `kept` is what the daemon keeps for itself: nothing of it may be reached
+    /// through them.
     ///
     /// # Errors
     /// [`DirectoryError`] names the first that cannot be used.
@@ -148,8 +149,8 @@ impl ImageDirectories {
         Ok(Self { list })
     }
 
-    /// Opens a regular file by its absolute path. What is not beneath a listed directory is not looked at, so that nobody
-    /// learns whether it is there.
+    /// Opens a regular file by its absolute path. What is not beneath a listed directory is not looked at, so
+    /// that nobody learns whether it is there.
     ///
     /// # Errors
     /// [`FileRefusal`].
@@ -211,8 +212,9 @@ impl Directory {
         Ok(Self { path, fd })
     }
 
-    /// Opens `rest`, which is relative. First as a place without content, so that not even opening has an effect on what is no
-    /// file (a tape that rewinds, a pipe that waits for its other end); then that very place, whatever its name means by now.
+    /// Opens `rest`, which is relative. First as a place without content, so that not even opening has an
+    /// effect on what is no file (a tape that rewinds, a pipe that waits for its other end); then that very
+    /// place, whatever its name means by now.
     fn file(&self, rest: &Path) -> Result<ImageFile, FileRefusal> {
         let place = self.place(rest)?;
         let found = fstat(&place).map_err(|_| FileRefusal::Unreadable)?;
@@ -230,8 +232,8 @@ impl Directory {
         Ok(ImageFile { file: File::from(fd), bytes })
     }
 
-    /// Symbolic links are followed as long as they stay beneath the directory (`current -> v2`); a link of `/proc`, another
-    /// mount and anything that leads out are not.
+    /// Symbolic links are followed as long as they stay beneath the directory (`current -> v2`); a link of
+    /// `/proc`, another mount and anything that leads out are not.
     fn place(&self, rest: &Path) -> Result<OwnedFd, FileRefusal> {
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
         for _ in 0..TRIES {

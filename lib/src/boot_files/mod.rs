@@ -1,12 +1,12 @@
 //! Files of the host that a guest's definition names: a kernel, an initial RAM disk.
 //!
-//! Owns: from which directories such a file may come, opening it there and nowhere else, its digest, and the sealed copy
-//! that a guest's process gets instead of the name. Must not know: drivers, requests, records.
+//! Owns: from which directories such a file may come, opening it there and nowhere else, its digest, and the
+//! sealed copy that a guest's process gets instead of the name. Must not know: drivers, requests, records.
 //!
-//! Whoever defines guests can read back what their guests are booted with: a name that the daemon opened for them would be
-//! a way to read every file that the daemon can read. So the administrator says which directories hold images, the kernel
-//! keeps every step of the look-up beneath them, and nothing opens the name a second time: what was looked at is what is
-//! copied.
+//! Whoever defines guests can read back what their guests are booted with: a name that the daemon opened for
+//! them would be a way to read every file that the daemon can read. So the administrator says which
+//! directories hold images, the kernel keeps every step of the look-up beneath them, and nothing opens the
+//! name a second time: what was looked at is what is copied.
 
 mod directories;
 mod sealed;
@@ -17,7 +17,8 @@ pub use directories::{DirectoryError, FileRefusal, ImageDirectories, ImageFile};
 pub(crate) use sealed::is_sealed;
 pub use sealed::{BootFile, SealedFile};
 
-/// What a guest boots from, as it was when the guest was defined: it is started with these bytes and no others.
+/// What a guest boots from, as it was when the guest was defined: it is started with these bytes and no
+/// others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BootFiles {
     /// The kernel.

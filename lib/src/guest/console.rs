@@ -30,8 +30,8 @@ impl Console {
         out.bytes.drain(..excess);
     }
 
-    /// At most `max` bytes from `offset` (`None`: the oldest kept): the offset of the first, the bytes, and the
-    /// offset after the newest byte.
+    /// At most `max` bytes from `offset` (`None`: the oldest kept): the offset of the first, the bytes, and
+    /// the offset after the newest byte.
     pub fn read(&self, offset: Option<u64>, max: usize) -> (u64, Vec<u8>, u64) {
         let out = self.output();
         let oldest = out.end - out.bytes.len() as u64;

@@ -2,8 +2,8 @@
 //!
 //! Owns: which slot a page of RAM is in. Must not know: who sends pages.
 //!
-//! Clearing the whole log when a round begins logs again what the guest writes before the round comes to it, and all of that
-//! is sent twice. Clearing a page right before it is read does not.
+//! Clearing the whole log when a round begins logs again what the guest writes before the round comes to it,
+//! and all of that is sent twice. Clearing a page right before it is read does not.
 
 use std::sync::Arc;
 
@@ -14,7 +14,8 @@ use crate::pages::PageSet;
 /// Most pages that one call to the kernel spans: 128 KiB of bitmap.
 const SPAN_MAX: u64 = 1 << 20;
 
-/// The logged slots of a machine, as long as nothing is plugged or unplugged. May be used from several threads.
+/// The logged slots of a machine, as long as nothing is plugged or unplugged. May be used from several
+/// threads.
 #[derive(Clone)]
 pub struct DirtyRanges {
     log: Arc<dyn DirtyLog>,
@@ -50,8 +51,8 @@ impl DirtyRanges {
         Ok(())
     }
 
-    /// Takes the marks off `pages` (ascending): what is written from now on is marked again. Pages that no slot logs are
-    /// passed over.
+    /// Takes the marks off `pages` (ascending): what is written from now on is marked again. Pages that no
+    /// slot logs are passed over.
     ///
     /// # Errors
     /// The kernel's.

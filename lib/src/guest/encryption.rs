@@ -1,7 +1,7 @@
 //! Which pages a guest shares with its host, by `RamAddr`, also for RAM that is not plugged at the moment.
 //!
-//! Guests report in guest physical addresses (KVM_HC_MAP_GPA_RANGE); what is kept is by `RamAddr`, so that a page
-//! that is private and not mapped anywhere is still known (Paolo Bonzini, 18 Aug 2021).
+//! Guests report in guest physical addresses (KVM_HC_MAP_GPA_RANGE); what is kept is by `RamAddr`, so that a
+//! page that is private and not mapped anywhere is still known (Paolo Bonzini, 18 Aug 2021).
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -52,8 +52,9 @@ impl EncryptionStatus {
         Self { shared: Mutex::new(shared) }
     }
 
-    /// Takes a guest's report; all or nothing. Time grows with the plugged parts that it touches and one bit a page, memory
-    /// not beyond one bit a page of RAM: a guest cannot make its host remember more by reporting in another way.
+    /// Takes a guest's report; all or nothing. Time grows with the plugged parts that it touches and one bit
+    /// a page, memory not beyond one bit a page of RAM: a guest cannot make its host remember more by
+    /// reporting in another way.
     ///
     /// # Errors
     /// [`StatusError`]; the status stays.
@@ -94,8 +95,9 @@ impl EncryptionStatus {
         Ok(())
     }
 
-    /// The status of the RAM that moves with the guest from `from` on, at most `max` spans: spans ascend, cover all of it
-    /// without gaps within a block, and alternate. The next call goes on from the end of the last span.
+    /// The status of the RAM that moves with the guest from `from` on, at most `max` spans: spans ascend,
+    /// cover all of it without gaps within a block, and alternate. The next call goes on from the end of the
+    /// last span.
     pub fn extents(&self, layout: &GuestLayout, from: RamAddr, max: usize) -> Vec<StatusExtent> {
         let shared = self.set();
         let mut list: Vec<StatusExtent> = Vec::new();
@@ -149,8 +151,8 @@ mod tests {
     use super::*;
     use crate::address_space::{BlockSpec, HELPER_BLOCK, Plug};
 
-    /// Three blocks with a hole between the first two, the third in two parts the wrong way round with its middle
-    /// unplugged, and a helper right behind the second.
+    /// Three blocks with a hole between the first two, the third in two parts the wrong way round with its
+    /// middle unplugged, and a helper right behind the second.
     fn layout() -> GuestLayout {
         let spec = |name: &str, pages: u64, gpa: Option<u64>| BlockSpec {
             name: name.into(),

@@ -24,7 +24,8 @@ pub fn digest(bytes: &[u8]) -> [u8; 32] {
     out
 }
 
-/// Where a helper's parts lie in the block of a guest with this RAM; which strategy's set it names does not matter here.
+/// Where a helper's parts lie in the block of a guest with this RAM; which strategy's set it names does not
+/// matter here.
 ///
 /// # Errors
 /// An image that cannot be used, or a block that it does not fit.
@@ -37,8 +38,8 @@ pub fn placement(ram: &GuestRam, image: &[u8]) -> Result<HelperPlacement, Machin
         .ok_or(MachineError::TooSmall { have: block.size, need: header.footprint() })
 }
 
-/// Loads the helper's image and the guest's migration secret into the helper's block: a part of the guest's launch.
-/// Configuration and page tables come with a mirror, whose strategy decides them.
+/// Loads the helper's image and the guest's migration secret into the helper's block: a part of the guest's
+/// launch. Configuration and page tables come with a mirror, whose strategy decides them.
 ///
 /// # Errors
 /// As [`placement`].

@@ -1,8 +1,10 @@
-//! Whether a guest says that it can be migrated: MSR_KVM_MIGRATION_CONTROL, and what the helper declared with it.
+//! Whether a guest says that it can be migrated: MSR_KVM_MIGRATION_CONTROL, and what the helper declared with
+//! it.
 //!
-//! KVM's msr.rst: at start the bit is 0 for a guest with encrypted memory and 1 otherwise; a guest that reports page
-//! status sets it. It may clear it again: Linux does when a CPU goes offline, and (2026) does not set it again when the
-//! CPU returns. So readiness is read again at every use, and a loss of it is explained.
+//! KVM's msr.rst: at start the bit is 0 for a guest with encrypted memory and 1 otherwise; a guest that
+//! reports page status sets it. It may clear it again: Linux does when a CPU goes offline, and (2026) does
+//! not set it again when the CPU returns. So readiness is read again at every use, and a loss of it is
+//! explained.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -90,8 +92,8 @@ impl MigrationControl {
         drop(self.changed.wait_timeout_while(self.lock(), patience, silent));
     }
 
-    /// The guest wrote 1. `declare` gives what its helper declared; it is asked only while nothing is frozen, so that a
-    /// second declaration changes nothing.
+    /// The guest wrote 1. `declare` gives what its helper declared; it is asked only while nothing is frozen,
+    /// so that a second declaration changes nothing.
     pub fn announce(&self, declare: impl FnOnce() -> Result<Option<Declaration>, Vec<Refusal>>) {
         let mut state = self.lock();
         if state.declaration.is_none() {

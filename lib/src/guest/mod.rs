@@ -1,6 +1,7 @@
 //! Guests as machines: started, paused, saved, restored, ended. One trait, an implementation per driver.
 //!
-//! Owns: machines, consoles, the pages that a guest shares. Must not know: mirrors, migrations, names, storage.
+//! Owns: machines, consoles, the pages that a guest shares. Must not know: mirrors, migrations, names,
+//! storage.
 
 mod console;
 mod dirty_ranges;
@@ -49,8 +50,8 @@ pub enum PlugError {
     Layout(#[source] LayoutError),
 }
 
-/// The helper of an SEV guest: loaded, encrypted and measured with the guest's launch. Its host cannot write it later,
-/// so that a mirror finds everything there or cannot be made.
+/// The helper of an SEV guest: loaded, encrypted and measured with the guest's launch. Its host cannot write
+/// it later, so that a mirror finds everything there or cannot be made.
 #[derive(Clone)]
 pub struct LaunchedHelper {
     /// The guest's encryption context.
@@ -65,8 +66,8 @@ pub struct LaunchedHelper {
     pub platform: Arc<dyn sev::Platform>,
     /// What was loaded for the strategies: offset in the helper's block, SHA-256 of the bytes.
     pub sets: Arc<[(u64, [u8; 32])]>,
-    /// A second copy for `psp-copied` by launch-update: no address of the guest leads to it. Registered through the
-    /// guest, so that it stays where its ciphertext is valid.
+    /// A second copy for `psp-copied` by launch-update: no address of the guest leads to it. Registered
+    /// through the guest, so that it stays where its ciphertext is valid.
     pub private: Arc<Mapping>,
 }
 
@@ -189,8 +190,8 @@ pub enum MachineEnd {
     Crashed {
         /// Why.
         what: &'static str,
-        /// Its instruction pointer then, where it can be read. After a triple fault on AMD's processors that of a reset
-        /// vCPU; the log tells of the exits before.
+        /// Its instruction pointer then, where it can be read. After a triple fault on AMD's processors that
+        /// of a reset vCPU; the log tells of the exits before.
         rip: Option<u64>,
     },
     /// The process that was its machine went away without the guest having asked for it.
@@ -201,7 +202,8 @@ pub enum MachineEnd {
     },
 }
 
-/// Tells whether a guest has ended by itself, without its machine: for those who wait while somebody else has that.
+/// Tells whether a guest has ended by itself, without its machine: for those who wait while somebody else has
+/// that.
 #[derive(Clone)]
 pub struct EndWatch(Arc<dyn Fn() -> Option<MachineEnd> + Send + Sync>);
 
@@ -248,8 +250,8 @@ pub trait Machine: Send {
         false
     }
 
-    /// The secret that its helper's keys come from. The host makes and holds it: at protection level `none` because
-    /// there is nobody else, at the others because this build plays the guest's owner too.
+    /// The secret that its helper's keys come from. The host makes and holds it: at protection level `none`
+    /// because there is nobody else, at the others because this build plays the guest's owner too.
     fn migration_secret(&self) -> &[u8; 32];
 
     /// SEV: measures, checks, delivers the secret, ends the launch. No effect without SEV or when done.
@@ -318,8 +320,8 @@ pub trait Machine: Send {
     /// When logging is off, or the kernel fails.
     fn take_dirty(&mut self, dirty: &mut PageSet) -> Result<(), MachineError>;
 
-    /// The log of written pages, to be looked at and cleared in pieces while the guest runs; `None` where that is not to be
-    /// had or logging is off. What it gives is good until logging ends.
+    /// The log of written pages, to be looked at and cleared in pieces while the guest runs; `None` where
+    /// that is not to be had or logging is off. What it gives is good until logging ends.
     fn dirty_ranges(&self) -> Option<DirtyRanges> {
         None
     }
@@ -337,8 +339,8 @@ pub trait Machine: Send {
         false
     }
 
-    /// vCPU and device state, while paused. What follows on `pause` before pages are moved a last time: saving may
-    /// touch memory.
+    /// vCPU and device state, while paused. What follows on `pause` before pages are moved a last time:
+    /// saving may touch memory.
     ///
     /// # Errors
     /// The machine stays paused and whole.

@@ -16,8 +16,8 @@ use crate::memory::{Claim, GuestRam};
 use crate::pages::PageSet;
 use crate::qemu::{self, KvmAccess, Qemu, QemuEnd, QemuError, RunAs, ShutdownCause, UserLease, kvm_access};
 
-/// Bytes of `RamAddr` after the guest's memory that belong to QEMU's own blocks (firmware, ROMs, video memory);
-/// the helper's block comes after them.
+/// Bytes of `RamAddr` after the guest's memory that belong to QEMU's own blocks (firmware, ROMs, video
+/// memory); the helper's block comes after them.
 pub const QEMU_RESERVED: u64 = 1 << 30;
 /// The memory backend's name, and so the RAM block's.
 pub const RAM_BLOCK: &str = "ram0";
@@ -60,8 +60,9 @@ pub struct QemuMachine {
     _memory: Option<Claim>,
 }
 
-/// What a QEMU's end says of its guest. QEMU exits with 0 when the guest powers off and (`-no-reboot`) when it asks for a reset,
-/// and also when somebody ends it by a signal that it handles: which it was is what it said before.
+/// What a QEMU's end says of its guest. QEMU exits with 0 when the guest powers off and (`-no-reboot`) when
+/// it asks for a reset, and also when somebody ends it by a signal that it handles: which it was is what it
+/// said before.
 fn end_of(end: &QemuEnd) -> MachineEnd {
     match (end.exit.code, &end.cause) {
         (Some(0), Some(ShutdownCause::GuestShutdown)) => MachineEnd::PowerOff,

@@ -1,7 +1,8 @@
-//! What somebody asked for, on its way through the host: what is to be written together with the first record of it.
+//! What somebody asked for, on its way through the host: what is to be written together with the first record
+//! of it.
 //!
-//! Owns: that it is written once, in the transaction of that record, wherever in the host that record is made. Must not
-//! know: what it is that is written along (the daemon's audit log and kept answers).
+//! Owns: that it is written once, in the transaction of that record, wherever in the host that record is
+//! made. Must not know: what it is that is written along (the daemon's audit log and kept answers).
 //!
 //! An act goes with the task that carries it out, and with commands to other tasks.
 
@@ -114,8 +115,8 @@ impl Riding {
     }
 }
 
-/// Adds what the current act wants to have written along with its first record. A record that is refused takes it away
-/// with it: the act has failed then.
+/// Adds what the current act wants to have written along with its first record. A record that is refused
+/// takes it away with it: the act has failed then.
 pub(super) fn along(effect: &Effect<'_>, batch: &mut Batch) -> Riding {
     let Some(act) = Act::current() else { return Riding(None) };
     let all = std::mem::take(&mut *act.0.along.lock().unwrap_or_else(PoisonError::into_inner));

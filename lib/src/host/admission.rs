@@ -1,8 +1,8 @@
 //! Whether a guest that another host would send may come in.
 //!
-//! Owns: everything that speaks against an import before anything is made for it, each reason by itself, and how a peer hears
-//! of it. PREPARE goes by this and so does a look at a migration that was not begun: what one of them lets in the other does.
-//! Must not know: how the place is taken, how the guest arrives.
+//! Owns: everything that speaks against an import before anything is made for it, each reason by itself, and
+//! how a peer hears of it. PREPARE goes by this and so does a look at a migration that was not begun: what
+//! one of them lets in the other does. Must not know: how the place is taken, how the guest arrives.
 
 use std::sync::Arc;
 
@@ -27,8 +27,9 @@ pub(super) struct Arriving<'a> {
 }
 
 impl Arriving<'_> {
-    /// What the guest would boot from if it were let in now, or all that speaks against it. Makes nothing and takes nothing:
-    /// whoever lets it in takes what can be taken once (id and name, memory, a ticket) by calls that look again.
+    /// What the guest would boot from if it were let in now, or all that speaks against it. Makes nothing and
+    /// takes nothing: whoever lets it in takes what can be taken once (id and name, memory, a ticket) by
+    /// calls that look again.
     pub fn admit(&self) -> Result<Option<BootFiles>, Vec<Refused>> {
         let Self { inner, prepare, .. } = *self;
         let mut against = Vec::new();
@@ -190,8 +191,9 @@ pub(super) fn record_of(prepare: &Prepare, boot: Option<BootFiles>) -> GuestReco
     }
 }
 
-/// The files that a guest would boot from here, the next time, hold what they hold where it comes from. For its journey they
-/// do not matter; but a restart must not be the day on which it turns out to be another system.
+/// The files that a guest would boot from here, the next time, hold what they hold where it comes from. For
+/// its journey they do not matter; but a restart must not be the day on which it turns out to be another
+/// system.
 fn check_boot_files(theirs: &BootFiles, ours: &BootFiles) -> Result<(), Refused> {
     let Some((field, theirs, ours)) = theirs.first_difference(ours) else { return Ok(()) };
     let what = |file: Option<BootFile>| file.map_or_else(|| "none".to_owned(), |f| f.to_string());

@@ -1,7 +1,7 @@
 //! Asking a destination about one migration that was not begun.
 //!
-//! Owns: what the question says of the guest (as PREPARE would, without secrets), and what the answers mean for whoever asks.
-//! Must not know: what the destination goes by, how a migration runs.
+//! Owns: what the question says of the guest (as PREPARE would, without secrets), and what the answers mean
+//! for whoever asks. Must not know: what the destination goes by, how a migration runs.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,7 +18,8 @@ use crate::migration::check;
 use crate::migration::wire::{Prepare, Refused};
 use crate::transport::PeerIdentity;
 
-/// Longest time that a destination has for its answer. It may have to read a kernel and an initial RAM disk for it.
+/// Longest time that a destination has for its answer. It may have to read a kernel and an initial RAM disk
+/// for it.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// What a destination says of a migration.
@@ -32,8 +33,8 @@ pub(super) enum Answer {
     Silent(PeerSilence),
 }
 
-/// Asks, on a thread that may block. `None`: there is nobody to ask, or nothing to ask about; why that is so was found
-/// already.
+/// Asks, on a thread that may block. `None`: there is nobody to ask, or nothing to ask about; why that is so
+/// was found already.
 pub(super) async fn ask(inner: &Arc<Inner>, looked: &Looked, spec: &MigrationSpec) -> Option<Answer> {
     let peer = looked.peer.clone()?;
     let question = question(inner, looked, spec)?;

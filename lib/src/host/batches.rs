@@ -1,6 +1,8 @@
-//! Exports and imports of sealed batches through a guest's mirrors: tools, tests, snapshots within one guest's life.
+//! Exports and imports of sealed batches through a guest's mirrors: tools, tests, snapshots within one
+//! guest's life.
 //!
-//! Owns: who may do it when, and the sessions' bookkeeping beside a mirror. Must not know: HTTP; how pages are sealed.
+//! Owns: who may do it when, and the sessions' bookkeeping beside a mirror. Must not know: HTTP; how pages
+//! are sealed.
 
 use std::sync::Arc;
 
@@ -127,7 +129,8 @@ pub(super) fn runs(pages: impl Iterator<Item = RamPage>) -> Vec<(u64, u64)> {
     runs
 }
 
-/// The pages of ranges that are whole, apart and not too many. Sizes are checked before anything is allocated.
+/// The pages of ranges that are whole, apart and not too many. Sizes are checked before anything is
+/// allocated.
 pub(super) fn pages_of(ranges: &[(u64, u64)]) -> Result<Vec<RamPage>, HostError> {
     let bad = |i: usize, field: &str, code, detail: String| {
         Err(HostError::Invalid(vec![FieldError::new(format!("/ranges/{i}/{field}"), code, detail)]))
@@ -157,12 +160,12 @@ pub(super) fn pages_of(ranges: &[(u64, u64)]) -> Result<Vec<RamPage>, HostError>
 }
 
 impl Host {
-    /// Seals pages of a guest for an import that another of its mirrors has opened. The session goes on until its last
-    /// batch; a batch of no ranges that is the last ends it.
+    /// Seals pages of a guest for an import that another of its mirrors has opened. The session goes on until
+    /// its last batch; a batch of no ranges that is the last ends it.
     ///
     /// # Errors
-    /// No such mirror; ranges that are no RAM, that the mirror does not reach or that the guest shares; another session, a
-    /// migration; [`HostError::GenerationMismatch`].
+    /// No such mirror; ranges that are no RAM, that the mirror does not reach or that the guest shares;
+    /// another session, a migration; [`HostError::GenerationMismatch`].
     pub async fn export_batch(
         &self,
         mirror: Uuid,

@@ -1,7 +1,7 @@
 //! Files that a guest boots from: looked at when it is defined, copied when it is started.
 //!
-//! Owns: which fields name them, how large they may be, that a start uses what the definition was checked with. Must not
-//! know: how a file is opened (that is [`crate::boot_files`]).
+//! Owns: which fields name them, how large they may be, that a start uses what the definition was checked
+//! with. Must not know: how a file is opened (that is [`crate::boot_files`]).
 
 use std::path::Path;
 
@@ -17,8 +17,8 @@ const BELOW_KERNEL: u64 = 1 << 20;
 const TABLES: u64 = 160 << 10;
 
 impl Inner {
-    /// What a definition's files hold; `None` for a driver that reads none. The files are opened here, so that a definition
-    /// that is taken named files that could be read.
+    /// What a definition's files hold; `None` for a driver that reads none. The files are opened here, so
+    /// that a definition that is taken named files that could be read.
     pub fn boot_facts(&self, spec: &GuestSpec) -> Result<Option<BootFiles>, HostError> {
         let DriverSpec::Qemu { kernel, initrd, .. } = &spec.driver else { return Ok(None) };
         let room = room_of(spec);

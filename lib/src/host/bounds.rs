@@ -1,7 +1,7 @@
 //! What the numbers of a request may be, and the lengths of its texts.
 //!
-//! Owns: each bound, once. The library's checks, the reading of requests and the API's document all go by these, so that
-//! nobody is sent from one bound to the next. Must not know: requests, messages.
+//! Owns: each bound, once. The library's checks, the reading of requests and the API's document all go by
+//! these, so that nobody is sent from one bound to the next. Must not know: requests, messages.
 
 use std::ops::RangeInclusive;
 

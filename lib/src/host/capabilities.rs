@@ -39,14 +39,15 @@ impl Host {
         }
     }
 
-    /// Who is connected to the peer listener and what came to nothing there, by reason; `None` without a listener.
+    /// Who is connected to the peer listener and what came to nothing there, by reason; `None` without a
+    /// listener.
     pub fn peer_port(&self) -> Option<(Occupancy, Vec<(&'static str, u64)>)> {
         let listener = self.listener.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         listener.as_ref().map(|listener| (listener.occupancy(), listener.turned_away()))
     }
 
-    /// Whether the host's database takes what is to be stored. Where little room is left and nothing failed lately, it is
-    /// tried, at most once a second.
+    /// Whether the host's database takes what is to be stored. Where little room is left and nothing failed
+    /// lately, it is tried, at most once a second.
     pub async fn storage(&self) -> Writing {
         let ledger = &self.inner.ledger;
         if ledger.writing().failing.is_none() && self.inner.is_short_of_space() {
@@ -98,8 +99,9 @@ impl Host {
         is_at(bound, at)
     }
 
-    /// Of what a peer's name leads to now, whatever of it is this host. An address is looked at wherever it is given; a name
-    /// that leads nowhere may lead somewhere later, and a resolver that takes long holds nobody up for it.
+    /// Of what a peer's name leads to now, whatever of it is this host. An address is looked at wherever it
+    /// is given; a name that leads nowhere may lead somewhere later, and a resolver that takes long holds
+    /// nobody up for it.
     pub(super) async fn own_addresses_of(&self, endpoint: &Endpoint) -> Vec<SocketAddr> {
         let (Some(bound), None) = (self.peer_listen(), endpoint.address()) else { return Vec::new() };
         if endpoint.port() != bound.port() {

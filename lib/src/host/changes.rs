@@ -1,4 +1,5 @@
-//! Changes as careful callers make them: with an id of their own, an expected generation, or only to see what would come.
+//! Changes as careful callers make them: with an id of their own, an expected generation, or only to see what
+//! would come.
 //!
 //! Owns: these forms of the host's requests. Must not know: what a machine or a mirror is.
 
@@ -184,12 +185,13 @@ impl Host {
         }
     }
 
-    /// Gives a guest other labels; without `act` it only says what the guest would be. They go along with a migration, also
-    /// when they change while it runs, up to the moment at which the guest's state leaves with them.
+    /// Gives a guest other labels; without `act` it only says what the guest would be. They go along with a
+    /// migration, also when they change while it runs, up to the moment at which the guest's state leaves
+    /// with them.
     ///
     /// # Errors
-    /// No such guest, labels that cannot be, [`HostError::GenerationMismatch`], [`HostError::GuestMigrating`] between that
-    /// moment and the migration's end.
+    /// No such guest, labels that cannot be, [`HostError::GenerationMismatch`], [`HostError::GuestMigrating`]
+    /// between that moment and the migration's end.
     pub async fn relabel_guest(
         &self,
         key: &str,
@@ -200,8 +202,8 @@ impl Host {
         self.change_labels(key, |_| labels, expected, act).await
     }
 
-    /// As [`Host::relabel_guest`], with labels that `change` makes of those there are at that very moment: changes that come
-    /// together all count.
+    /// As [`Host::relabel_guest`], with labels that `change` makes of those there are at that very moment:
+    /// changes that come together all count.
     ///
     /// # Errors
     /// As [`Host::relabel_guest`].
@@ -372,14 +374,15 @@ impl Host {
         self.cancel(id, expected)
     }
 
-    /// As [`Host::delete_migration`], of a migration at the expected generation. One that has ended does not change
-    /// any more, so the check holds until it is gone.
+    /// As [`Host::delete_migration`], of a migration at the expected generation. One that has ended does not
+    /// change any more, so the check holds until it is gone.
     ///
     /// # Errors
     /// As there; [`HostError::GenerationMismatch`].
     pub async fn delete_migration_at(&self, id: Uuid, expected: &Expected) -> Result<(), HostError> {
         let entry = self.migration_entry(id)?;
-        // One that has ended does not change any more; what was looked at is what is deleted, by one of those who ask.
+        // One that has ended does not change any more; what was looked at is what is deleted, by one of those
+        // who ask.
         entry.alone(|| {
             let record = self.migration_entry(id)?.record();
             expected.check("migration", record.generation)?;
@@ -394,8 +397,9 @@ impl Host {
         })
     }
 
-    /// Gives a migration other limits, also while it runs: bandwidth holds from the next batch on, the rest from the next
-    /// look at it. How long the destination waits in silence was told to it at the start and stays.
+    /// Gives a migration other limits, also while it runs: bandwidth holds from the next batch on, the rest
+    /// from the next look at it. How long the destination waits in silence was told to it at the start and
+    /// stays.
     ///
     /// # Errors
     /// No such migration, another state, limits that cannot be, [`HostError::GenerationMismatch`].
@@ -440,8 +444,8 @@ impl Host {
         Ok(record)
     }
 
-    /// Asks a migration that copies while its guest runs for the switchover now, whatever pause it costs. Asking again
-    /// changes nothing. Without `act` it is only checked whether that could be asked.
+    /// Asks a migration that copies while its guest runs for the switchover now, whatever pause it costs.
+    /// Asking again changes nothing. Without `act` it is only checked whether that could be asked.
     ///
     /// # Errors
     /// No such migration, another state, [`HostError::GenerationMismatch`].
@@ -507,8 +511,8 @@ impl Host {
         if errors.is_empty() { Ok(()) } else { Err(HostError::Invalid(errors)) }
     }
 
-    /// Whether a peer's name leads to somebody else, as far as that can be known now: wherever it leads later, nobody is
-    /// taken for a peer who has not the peer's key.
+    /// Whether a peer's name leads to somebody else, as far as that can be known now: wherever it leads
+    /// later, nobody is taken for a peer who has not the peer's key.
     ///
     /// # Errors
     /// It leads here.
@@ -559,7 +563,8 @@ impl Host {
         let record = self.inner.change_peers(|| -> Result<_, HostError> {
             let now = self.inner.peers().get(&id).cloned().ok_or_else(missing)?;
             let spec = change(now.spec.clone());
-            // Conditions come last: a request that cannot work is told so, whatever it expects (RFC 9110, section 13.2.1).
+            // Conditions come last: a request that cannot work is told so, whatever it expects (RFC 9110,
+            // section 13.2.1).
             let identity = validate::peer(&spec)?;
             self.check_not_self(&spec.address, &identity)?;
             // Of two that an earlier build took each may still be changed in all else.
@@ -618,8 +623,8 @@ impl Host {
     }
 }
 
-/// A host is known under one name: of two with one identity nobody could say whose migration came in, or which address is
-/// the one that is out of date.
+/// A host is known under one name: of two with one identity nobody could say whose migration came in, or
+/// which address is the one that is out of date.
 fn check_only_one(
     peers: &HashMap<Uuid, PeerRecord>,
     but: Option<Uuid>,

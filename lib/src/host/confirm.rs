@@ -1,9 +1,12 @@
-//! Guests of a host whose state is older than what others may know: a backup was put back, or somebody went on with what was left.
+//! Guests of a host whose state is older than what others may know: a backup was put back, or somebody went
+//! on with what was left.
 //!
-//! Owns: who is asked, and what the answers mean. Must not know: how the state came to be old, how a peer is reached.
+//! Owns: who is asked, and what the answers mean. Must not know: how the state came to be old, how a peer is
+//! reached.
 //!
-//! A guest of such a host may have gone to a peer in the time that the host does not remember. Before it is started here, every
-//! known peer says whether it has it: one that does has it for good, and when none does it is this host's.
+//! A guest of such a host may have gone to a peer in the time that the host does not remember. Before it is
+//! started here, every known peer says whether it has it: one that does has it for good, and when none does
+//! it is this host's.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -38,8 +41,8 @@ struct Answer {
     said: Option<Holding>,
 }
 
-/// From what each known peer said. Where one passed the guest on, the host that it went to has to be asked, too: of one that is
-/// not known here nobody can say whether it has it.
+/// From what each known peer said. Where one passed the guest on, the host that it went to has to be asked,
+/// too: of one that is not known here nobody can say whether it has it.
 fn decide(answers: &[Answer]) -> Decision {
     if let Some(theirs) = answers.iter().find(|a| a.said == Some(Holding::Here)) {
         return Decision::Theirs(theirs.peer.clone());
@@ -96,13 +99,14 @@ pub(super) fn holding(inner: &Inner, guest: Uuid, asker: &str) -> Holding {
     }
 }
 
-/// The one that succeeded last: by the order in which they began, since a guest has one at a time, and never by their dates.
+/// The one that succeeded last: by the order in which they began, since a guest has one at a time, and never
+/// by their dates.
 fn last_success(all: impl Iterator<Item = MigrationRecord>) -> Option<MigrationRecord> {
     all.filter(|m| m.state == MigrationState::Succeeded).max_by_key(|m| m.order)
 }
 
-/// Asks every known peer about every guest that is unconfirmed, until none is: more and more rarely, and at once when a peer
-/// is heard of.
+/// Asks every known peer about every guest that is unconfirmed, until none is: more and more rarely, and at
+/// once when a peer is heard of.
 pub(super) async fn ask_around(inner: Arc<Inner>) {
     let heard = Arc::clone(&inner.peer_heard);
     let weak = Arc::downgrade(&inner);

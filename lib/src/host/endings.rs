@@ -1,8 +1,9 @@
-//! How a hand-over ends, on disk: the guest's record, the migration's, and at a destination its word on whose the guest is.
+//! How a hand-over ends, on disk: the guest's record, the migration's, and at a destination its word on whose
+//! the guest is.
 //!
-//! Owns: that they are stored together or not at all, also while the database takes nothing: then in the space that was set
-//! aside when the migration began, from where they get into the database as soon as that works, at the latest at the next
-//! start. Must not know: who decides what, or what the records say.
+//! Owns: that they are stored together or not at all, also while the database takes nothing: then in the
+//! space that was set aside when the migration began, from where they get into the database as soon as that
+//! works, at the latest at the next start. Must not know: who decides what, or what the records say.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -72,7 +73,8 @@ pub(super) fn store(
     alone(inner, ending, |ending| store_alone(inner, ending, space, then))
 }
 
-/// Does something with an ending's records while nobody else writes the migration's, which has what was asked for by then.
+/// Does something with an ending's records while nobody else writes the migration's, which has what was asked
+/// for by then.
 fn alone<T>(inner: &Inner, ending: &Ending, act: impl FnOnce(&Ending) -> T) -> T {
     let Some(entry) = inner.migration_entry(ending.migration.id) else { return act(ending) };
     entry.alone(|| act(&Ending { migration: entry.with_asked(ending.migration.clone()), ..ending.clone() }))
@@ -136,8 +138,8 @@ pub(super) async fn recover(inner: &Arc<Inner>) -> Result<(), StoreError> {
     for kept in reserve::left(&inner.state_dir) {
         match serde_json::from_slice::<Ending>(kept.record()) {
             Ok(ending) => {
-                // The migration's end is of the same transaction: where it is in the database, everything is, and what is in
-                // the space may be older than what is there.
+                // The migration's end is of the same transaction: where it is in the database, everything is,
+                // and what is in the space may be older than what is there.
                 let id = ending.migration.id;
                 let known = inner.store.get::<MigrationRecord>(Kind::Migration, id)?;
                 if known.is_some_and(|m| !m.state.is_terminal()) {

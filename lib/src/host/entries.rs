@@ -261,11 +261,12 @@ impl Workers {
 pub(super) struct MigrationEntry {
     pub id: Uuid,
     record: RwLock<MigrationRecord>,
-    /// Held by whoever writes the record to disk, from the look at it until what was written is shown: of two, the later
-    /// looks at what the earlier wrote. Never taken by the ledger's own thread. Locked before `changing`.
+    /// Held by whoever writes the record to disk, from the look at it until what was written is shown: of
+    /// two, the later looks at what the earlier wrote. Never taken by the ledger's own thread. Locked before
+    /// `changing`.
     writing: Mutex<()>,
-    /// Held by whoever changes the record in memory, from the look at it to its replacement; never while somebody waits for
-    /// the disk, as the ledger's thread takes it, too.
+    /// Held by whoever changes the record in memory, from the look at it to its replacement; never while
+    /// somebody waits for the disk, as the ledger's thread takes it, too.
     changing: Mutex<()>,
     pub control: Arc<Control>,
     told: Mutex<Told>,
@@ -330,8 +331,8 @@ impl MigrationEntry {
             if let Some(workers) = &*self.workers.read().unwrap_or_else(PoisonError::into_inner) {
                 workers.show(&mut record);
             }
-            // Since it was made, or since this daemon took it up again; never by the difference of two readings of a clock
-            // that somebody sets.
+            // Since it was made, or since this daemon took it up again; never by the difference of two
+            // readings of a clock that somebody sets.
             let since = self.since.elapsed().as_millis() as u64;
             record.progress.elapsed_ms = self.elapsed_before_ms.saturating_add(since);
         }
@@ -352,8 +353,8 @@ impl MigrationEntry {
         self.change_held(change)
     }
 
-    /// The same once it is on disk: `store` looks at the record and writes the next one. Nobody else writes meanwhile, so the
-    /// migration does not end between the look and the change.
+    /// The same once it is on disk: `store` looks at the record and writes the next one. Nobody else writes
+    /// meanwhile, so the migration does not end between the look and the change.
     pub fn write(
         &self,
         store: impl FnOnce(&MigrationRecord) -> Result<(), HostError>,

@@ -1,4 +1,5 @@
-//! Why a request to a host did not work. One variant per kind of answer; the daemon maps each to HTTP in one table.
+//! Why a request to a host did not work. One variant per kind of answer; the daemon maps each to HTTP in one
+//! table.
 
 use uuid::Uuid;
 

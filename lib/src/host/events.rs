@@ -2,10 +2,11 @@
 //!
 //! Owns: the form of an event, cursors, reading and filtering. Must not know: who reads, over what.
 //!
-//! An event is numbered when it is appended and shown when it is on disk. The event of a change that is stored is stored with
-//! it, in one transaction: who has the answer to a change finds its event, whatever happens. What is not stored (mirrors,
-//! a migration's rounds) is told without waiting for the disk, so a crash can lose such events of its last moments;
-//! `host.started` is then the sign to look at the resources again. Nothing is lost in an orderly end.
+//! An event is numbered when it is appended and shown when it is on disk. The event of a change that is
+//! stored is stored with it, in one transaction: who has the answer to a change finds its event, whatever
+//! happens. What is not stored (mirrors, a migration's rounds) is told without waiting for the disk, so a
+//! crash can lose such events of its last moments; `host.started` is then the sign to look at the resources
+//! again. Nothing is lost in an orderly end.
 
 use std::fmt;
 use std::str::FromStr;
@@ -207,8 +208,9 @@ impl Events {
         Self { ledger }
     }
 
-    /// Tells of something that has no record on disk. Does not wait for the disk: events are written in the order of this, by
-    /// the ledger's one thread. Who must know that they are written waits for an entry of his own, or for [`Ledger::flush`].
+    /// Tells of something that has no record on disk. Does not wait for the disk: events are written in the
+    /// order of this, by the ledger's one thread. Who must know that they are written waits for an entry of
+    /// his own, or for [`Ledger::flush`].
     pub fn emit(&self, body: &EventBody) {
         match serde_json::to_string(body) {
             Ok(text) => self.ledger.append(Log::Event, text),

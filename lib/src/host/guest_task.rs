@@ -1,7 +1,7 @@
 //! The task that owns a guest: its machine, its mirrors, its record. Everybody else sends it messages.
 //!
-//! Blocking work (making machines and mirrors) runs on this task through `block_in_place`: while it does, messages
-//! wait, and the published record says what goes on.
+//! Blocking work (making machines and mirrors) runs on this task through `block_in_place`: while it does,
+//! messages wait, and the published record says what goes on.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -94,8 +94,8 @@ pub(super) enum Command {
         act: bool,
         reply: Reply<ImportReport>,
     },
-    /// A migration that is about to be recorded wants the guest for itself, from now to its end; without `act`: whether it
-    /// could have it.
+    /// A migration that is about to be recorded wants the guest for itself, from now to its end; without
+    /// `act`: whether it could have it.
     Claim {
         migration: Uuid,
         choice: MirrorChoice,
@@ -136,7 +136,8 @@ pub(super) enum Command {
     },
     /// A machine waits for its memory: who tells whether it is still there.
     Watch(Uuid, EndWatch),
-    /// COMMIT is minted: stored, with the records of guest and migration as they will be, or nothing has changed.
+    /// COMMIT is minted: stored, with the records of guest and migration as they will be, or nothing has
+    /// changed.
     Commit {
         paused: bool,
         with: Box<Together>,
@@ -401,8 +402,8 @@ impl Owner {
         expected.check("guest", self.entry.record().generation)
     }
 
-    /// Labels belong to the guest and travel with it: after they were sent, and before they are here, there is nobody to
-    /// whom a change could be acknowledged.
+    /// Labels belong to the guest and travel with it: after they were sent, and before they are here, there
+    /// is nobody to whom a change could be acknowledged.
     fn relabel(
         &mut self,
         change: LabelChange,
@@ -485,8 +486,8 @@ impl Owner {
         }
     }
 
-    /// Answers as soon as the start is accepted, which it is when there is memory for the guest; how it goes on is in the
-    /// record.
+    /// Answers as soon as the start is accepted, which it is when there is memory for the guest; how it goes
+    /// on is in the record.
     fn start(&mut self, next: GuestState, reply: Reply<GuestRecord>) {
         let before = self.entry.record();
         let memory = match self.inner.memory_for(&before.spec, &before.layout, before.boot.as_ref()) {
@@ -936,7 +937,8 @@ impl Owner {
         }
     }
 
-    /// A helper that has imported is never a source again: the mirror gets a fresh one, with the session's keys gone.
+    /// A helper that has imported is never a source again: the mirror gets a fresh one, with the session's
+    /// keys gone.
     fn renew_helper(&mut self, id: Uuid, record: &GuestRecord) -> Result<(), HostError> {
         self.batches.remove(&id);
         let missing = || HostError::NotFound { kind: "mirror", key: id.to_string() };
@@ -1075,7 +1077,8 @@ impl Owner {
         Ok(Lease { machine, mirror, mirror_id, transient, was_running, record })
     }
 
-    /// Shown at once and not stored: every microsecond counts, and a crash finds the guest stopped either way.
+    /// Shown at once and not stored: every microsecond counts, and a crash finds the guest stopped either
+    /// way.
     fn held(&mut self, event: Event, to: GuestState) {
         if self.away.is_none() || self.state == to {
             return;
@@ -1087,7 +1090,8 @@ impl Owner {
         self.is_shown();
     }
 
-    /// From here on a crash leaves guest and migration in doubt. Shown is what is so, as long as somebody knows: held.
+    /// From here on a crash leaves guest and migration in doubt. Shown is what is so, as long as somebody
+    /// knows: held.
     fn start_sent(&self, with: &Together) -> Result<(), HostError> {
         let record = GuestRecord { state: GuestState::InDoubt, ..self.turned(|_| {}) };
         // What a crash leaves is told by whoever finds it.
@@ -1128,7 +1132,8 @@ impl Owner {
         let _ = done.send(self.state);
     }
 
-    /// The guest is another host's, or (`peer` is `None`) nobody's. True when it is not defined here any more.
+    /// The guest is another host's, or (`peer` is `None`) nobody's. True when it is not defined here any
+    /// more.
     fn handed_over(&mut self, peer: Option<String>, delete: bool, with: &Together, reply: Reply<()>) -> bool {
         let delete = delete && peer.is_some();
         let record = self.turned(|r| {
@@ -1294,8 +1299,8 @@ impl Owner {
         }
     }
 
-    /// Makes the record say what is to be: with its event on disk first, then shown. When the store refuses, nothing has
-    /// changed.
+    /// Makes the record say what is to be: with its event on disk first, then shown. When the store refuses,
+    /// nothing has changed.
     fn store(
         &mut self,
         state: GuestState,
@@ -1314,8 +1319,8 @@ impl Owner {
         Ok(record)
     }
 
-    /// Makes the record say what is so already. What the store does not take now is shown nevertheless, and owed to it; whoever
-    /// asked for it is to be told so.
+    /// Makes the record say what is so already. What the store does not take now is shown nevertheless, and
+    /// owed to it; whoever asked for it is to be told so.
     fn happened(&mut self, change: impl FnOnce(&mut GuestRecord)) -> (GuestRecord, Result<(), HostError>) {
         let (record, batch, riding) = match self.next(self.state, change) {
             Ok(next) => next,
@@ -1342,7 +1347,8 @@ impl Owner {
         record
     }
 
-    /// As [`Owner::publish`], together with the last word of a migration that ends with it, which is told the guest's state.
+    /// As [`Owner::publish`], together with the last word of a migration that ends with it, which is told the
+    /// guest's state.
     fn publish_with(&mut self, change: impl FnOnce(&mut GuestRecord), with: Option<Together>) {
         let Some(with) = with else {
             self.publish(change);
@@ -1383,7 +1389,8 @@ impl Owner {
         }
     }
 
-    /// Shows the records of guest (`None`: it is not here any more) and migration, which are stored with the events of that.
+    /// Shows the records of guest (`None`: it is not here any more) and migration, which are stored with the
+    /// events of that.
     fn showing(
         &self,
         guest: Option<GuestRecord>,

@@ -1,9 +1,11 @@
-//! The files of uploaded helper images: whether each is what was uploaded, and how they go into a backup and come back.
+//! The files of uploaded helper images: whether each is what was uploaded, and how they go into a backup and
+//! come back.
 //!
-//! Owns: their names, reading with a check against the record, writing. Must not know: what an image is run for, who asks.
+//! Owns: their names, reading with a check against the record, writing. Must not know: what an image is run
+//! for, who asks.
 //!
-//! A record says what its file measures. Whoever reads the file goes by that: a file that is gone or holds something else is
-//! named, and never run.
+//! A record says what its file measures. Whoever reads the file goes by that: a file that is gone or holds
+//! something else is named, and never run.
 
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt as _;
@@ -97,8 +99,8 @@ pub(super) fn remove(state_dir: &Path, id: Uuid) -> Result<(), PrivateFileError>
     }
 }
 
-/// What was found in files when they were read last, for whoever only wants to know how the images are: good for as long as
-/// the kernel says that a file is the same and untouched. Whoever runs an image reads it.
+/// What was found in files when they were read last, for whoever only wants to know how the images are: good
+/// for as long as the kernel says that a file is the same and untouched. Whoever runs an image reads it.
 #[derive(Debug, Default)]
 pub(super) struct Looks(Mutex<HashMap<Uuid, (Stamp, Option<ImageFault>)>>);
 

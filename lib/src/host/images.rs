@@ -1,8 +1,8 @@
 //! Helper images that were uploaded, beside the built-in one.
 //!
 //! Owns: their records. A record is made first and gets its content once; content that does not pass the
-//! header's checks is never written. A mirror of a guest that is not encrypted runs whichever of them its maker names; a
-//! migration's destination takes the image with the measurement of the source's.
+//! header's checks is never written. A mirror of a guest that is not encrypted runs whichever of them its
+//! maker names; a migration's destination takes the image with the measurement of the source's.
 
 use std::sync::Arc;
 
@@ -79,7 +79,8 @@ impl Inner {
     /// The helper image that a caller names (`None`: the built-in one), for guests of `driver`.
     ///
     /// # Errors
-    /// No such image, or none with content, or [`HostError::ImageFailed`]; one that the guest cannot have; storage.
+    /// No such image, or none with content, or [`HostError::ImageFailed`]; one that the guest cannot have;
+    /// storage.
     pub fn helper_image(
         &self,
         driver: &DriverSpec,
@@ -224,8 +225,8 @@ impl Host {
         Ok(record)
     }
 
-    /// Gives an image its content. The same content again changes nothing, unless its file is not that any more: then it
-    /// puts the file right.
+    /// Gives an image its content. The same content again changes nothing, unless its file is not that any
+    /// more: then it puts the file right.
     ///
     /// # Errors
     /// [`ContentError::Header`]; no such image, another content, the built-in image, storage.

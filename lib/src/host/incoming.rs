@@ -40,8 +40,8 @@ pub(super) struct HandOver {
     /// Whether more may have come of it than this says: the host's state is older than what others know.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     unconfirmed: bool,
-    /// While it is open: what was here before under the guest's id, a guest that had left earlier. Is here again when the
-    /// import fails, also with its daemon.
+    /// While it is open: what was here before under the guest's id, a guest that had left earlier. Is here
+    /// again when the import fails, also with its daemon.
     #[serde(default)]
     replaced: Option<Box<GuestRecord>>,
 }
@@ -154,8 +154,8 @@ fn hand_over(inner: &Inner, session: Uuid) -> Result<Option<HandOver>, StoreErro
     unstored.map_or_else(|| inner.store.get(Kind::HandOver, session), |known| Ok(Some(known)))
 }
 
-/// Of hand-overs that were open when a state was that is put back now, nobody here knows what came: they are not answered with
-/// a never.
+/// Of hand-overs that were open when a state was that is put back now, nobody here knows what came: they are
+/// not answered with a never.
 pub(super) fn doubt_open(inner: &Inner) -> Result<(), StoreError> {
     for (session, mut hand_over) in inner.store.list::<HandOver>(Kind::HandOver)? {
         if matches!(hand_over.settled, Settlement::Open) && !hand_over.unconfirmed {
@@ -166,8 +166,8 @@ pub(super) fn doubt_open(inner: &Inner) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Whether a session's COMMIT was noted: its guest was this host's from then on. That it cannot be read is no answer: a guest
-/// that is believed not to have arrived is deleted.
+/// Whether a session's COMMIT was noted: its guest was this host's from then on. That it cannot be read is no
+/// answer: a guest that is believed not to have arrived is deleted.
 ///
 /// # Errors
 /// The journal cannot be read.
@@ -202,7 +202,8 @@ pub(super) fn token_of(inner: &Inner, session: Uuid) -> Result<HandOverToken, Ho
 struct Destination<'a> {
     inner: &'a Arc<Inner>,
     identity: PeerIdentity,
-    /// What this host had under the guest's id before: a guest that left earlier. Comes back if the import fails.
+    /// What this host had under the guest's id before: a guest that left earlier. Comes back if the import
+    /// fails.
     replaced: Mutex<Option<GuestRecord>>,
     /// Disk space for the last records.
     space: Mutex<Option<Arc<Reserve>>>,
@@ -287,7 +288,8 @@ impl<'a> Destination<'a> {
             replaced,
         };
         let stored = inner.store.transaction(|t| {
-            // Again, where nobody can come in between: of two with one session, one is refused and leaves the other alone.
+            // Again, where nobody can come in between: of two with one session, one is refused and leaves the
+            // other alone.
             if t.get::<HandOver>(Kind::HandOver, prepare.session)?.is_some() {
                 return Err(StoreError::Exists { kind: Kind::HandOver, id: prepare.session });
             }
@@ -367,8 +369,8 @@ impl<'a> Destination<'a> {
         };
         let session = Arc::new(MigrationEntry::new(migration, Arc::clone(&control)));
         session.attach(mirror.watch());
-        // Whoever forgets a peer looks for its migrations alone, so leave is asked for while peers stay. A ticket is used up
-        // here, by a migration that everything else allows.
+        // Whoever forgets a peer looks for its migrations alone, so leave is asked for while peers stay. A
+        // ticket is used up here, by a migration that everything else allows.
         inner.while_peers_stay(|| {
             let text = self.identity.to_string();
             let known = inner.peers().values().any(|p| p.spec.identity == text);
@@ -393,8 +395,8 @@ impl<'a> Destination<'a> {
         Ok(Arrival { machine, mirror, control, streams })
     }
 
-    /// Removes a guest that never arrived, and waits until it is gone. What was here before it comes back. `with`: the
-    /// import's last word, stored together with that.
+    /// Removes a guest that never arrived, and waits until it is gone. What was here before it comes back.
+    /// `with`: the import's last word, stored together with that.
     fn vanish(&self, entry: &super::entries::GuestEntry, with: Option<Together>) {
         let replaced = lock(&self.replaced).take();
         let attempt = |force| {
@@ -403,8 +405,8 @@ impl<'a> Destination<'a> {
         };
         let stored = attempt(false).or_else(|_| attempt(true));
         if let Err(error) = stored {
-            // What is stored is an import that is open and that nobody works on: that COMMIT never was, which is so. The token
-            // that says it to the source's helper is kept for as long as this daemon lives.
+            // What is stored is an import that is open and that nobody works on: that COMMIT never was, which
+            // is so. The token that says it to the source's helper is kept for as long as this daemon lives.
             tracing::error!(error = %super::chain(&error), "the end of an import could not be stored");
             if let Some(with) = with
                 && let Some(hand_over) = with.hand_over

@@ -90,15 +90,17 @@ pub(super) struct Inner {
     /// The place of the migration that began last.
     last_migration: AtomicU64,
     peers: RwLock<HashMap<Uuid, PeerRecord>>,
-    /// Held by whoever writes of peers, or begins a migration with one; readers of the peers wait for neither. Never taken by
-    /// the ledger's own thread.
+    /// Held by whoever writes of peers, or begins a migration with one; readers of the peers wait for
+    /// neither. Never taken by the ledger's own thread.
     changing_peers: RwLock<()>,
     /// Streams of imports that wait for them, by session.
     streams: Mutex<HashMap<Uuid, WaitingImport>>,
     space_looked_at: Mutex<Option<Instant>>,
-    /// Imports that were given up and that the store did not take: what their sources are told while this daemon lives.
+    /// Imports that were given up and that the store did not take: what their sources are told while this
+    /// daemon lives.
     unstored: Mutex<HashMap<Uuid, super::incoming::HandOver>>,
-    /// Told when a peer was reached or reached this host, or became known: it may say now what it was asked in vain.
+    /// Told when a peer was reached or reached this host, or became known: it may say now what it was asked
+    /// in vain.
     pub peer_heard: Arc<tokio::sync::Notify>,
     changes: watch::Sender<u64>,
     stopping: AtomicBool,
@@ -165,7 +167,8 @@ impl Inner {
         self.limits.kvm
     }
 
-    /// Limits for a guest of this driver: a guest that is not encrypted has no C-bit, whatever the processor has.
+    /// Limits for a guest of this driver: a guest that is not encrypted has no C-bit, whatever the processor
+    /// has.
     pub const fn limits_of(&self, driver: &DriverSpec) -> &HostLimits {
         match (driver, driver.sev().is_some()) {
             (DriverSpec::Emulated { .. }, true) => &self.limits.emulated,
@@ -196,7 +199,8 @@ impl Inner {
         self.kvm.as_ref().map_err(|why| HostError::CapabilityMissing { what: "kvm", why: why.clone() })
     }
 
-    /// Whether the state directory has so little room that the next write may not fit, looked at once a second.
+    /// Whether the state directory has so little room that the next write may not fit, looked at once a
+    /// second.
     pub fn is_short_of_space(&self) -> bool {
         let mut looked = self.space_looked_at.lock().unwrap_or_else(PoisonError::into_inner);
         if looked.is_some_and(|at| at.elapsed() < SPACE_LOOK) {
@@ -249,8 +253,8 @@ impl Inner {
         Ok(())
     }
 
-    /// Keeps id and name for a guest that is being stored, until the claim is dropped. By then the guest is there, or will
-    /// never be.
+    /// Keeps id and name for a guest that is being stored, until the claim is dropped. By then the guest is
+    /// there, or will never be.
     pub fn claim_guest(self: &Arc<Self>, id: Uuid, name: &str) -> Result<GuestClaim, HostError> {
         let guests = self.guests();
         let mut claims = self.claims();
@@ -278,8 +282,8 @@ impl Inner {
             .ok_or_else(|| HostError::NotFound { kind: "guest", key: key.chars().take(80).collect() })
     }
 
-    /// A guest goes: its record and the event of that, in one transaction; then it is not here any more. Nothing has changed
-    /// when the store refuses.
+    /// A guest goes: its record and the event of that, in one transaction; then it is not here any more.
+    /// Nothing has changed when the store refuses.
     pub fn delete_guest(self: &Arc<Self>, record: &GuestRecord) -> Result<(), StoreError> {
         let mut batch = Batch::new();
         batch.delete(Kind::Guest, record.id);
@@ -385,8 +389,8 @@ impl Inner {
         self.changed();
     }
 
-    /// Adds a new migration under an id that no other has, and stores it with the event of it and what `and` puts beside it;
-    /// all or nothing.
+    /// Adds a new migration under an id that no other has, and stores it with the event of it and what `and`
+    /// puts beside it; all or nothing.
     pub fn begin_migration(
         &self,
         entry: &Arc<MigrationEntry>,
@@ -439,7 +443,8 @@ impl Inner {
         self.ledger.commit_blocking(batch, || riding.arrived()).map_err(failed)
     }
 
-    /// Changes a migration's record to what has happened, and tells of it. What the store does not take now is owed to it.
+    /// Changes a migration's record to what has happened, and tells of it. What the store does not take now
+    /// is owed to it.
     pub fn migration_happened(&self, entry: &Arc<MigrationEntry>, change: impl FnOnce(&mut MigrationRecord)) {
         entry.alone(|| {
             let record = entry.change(change);

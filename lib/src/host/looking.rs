@@ -1,5 +1,5 @@
-//! Looking closely, changing nothing: a guest's counters and page status, whether a migration would work, whether a peer
-//! answers.
+//! Looking closely, changing nothing: a guest's counters and page status, whether a migration would work,
+//! whether a peer answers.
 
 use std::time::{Duration, Instant};
 
@@ -142,8 +142,8 @@ impl Host {
         })
     }
 
-    /// The only mirror that a guest can have, if it was launched with one (SEV-ES): its strategy and workers, as it is now or
-    /// as the guest's definition wants it.
+    /// The only mirror that a guest can have, if it was launched with one (SEV-ES): its strategy and workers,
+    /// as it is now or as the guest's definition wants it.
     pub fn launch_mirror(&self, key: &str) -> Option<(Strategy, u32)> {
         let guest = self.inner.find_guest(key).ok()?.record();
         let sev = guest.spec.driver.sev().filter(|sev| sev.es)?;
@@ -179,8 +179,8 @@ impl Host {
         answer
     }
 
-    /// Looks whether a migration would work, at both hosts; starts none. Everything that stands in the way is in the
-    /// answer, not in the error.
+    /// Looks whether a migration would work, at both hosts; starts none. Everything that stands in the way is
+    /// in the answer, not in the error.
     ///
     /// # Errors
     /// No such guest, values that cannot be.
@@ -286,8 +286,8 @@ impl Host {
         }
     }
 
-    /// The shortest pause of a guest, milliseconds. Where all RAM has to be read in it: by what that took in the last migration
-    /// of such a guest from here, else by what is assumed.
+    /// The shortest pause of a guest, milliseconds. Where all RAM has to be read in it: by what that took in
+    /// the last migration of such a guest from here, else by what is assumed.
     fn floor(&self, guest: &GuestRecord) -> u64 {
         let DriverSpec::Qemu { .. } = &guest.spec.driver else {
             return Fixed::assumed(false).total().as_millis() as u64;

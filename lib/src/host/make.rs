@@ -24,8 +24,8 @@ use crate::pages::PageSet;
 use crate::qemu::UserPool;
 use crate::sev::Policy;
 
-/// Slots of a worker: the helper seals half of them while the others are being sent. More were no faster here, and each
-/// costs half a MiB.
+/// Slots of a worker: the helper seals half of them while the others are being sent. More were no faster
+/// here, and each costs half a MiB.
 const SLOTS: u32 = 5;
 /// The strategies that an encrypted guest's helper is loaded for at launch.
 const LAUNCHED: [Strategy; 5] = [
@@ -288,7 +288,8 @@ impl Inner {
         let declaration = self.reference_declaration(driver, home);
         let mut sets = Vec::new();
         for strategy in LAUNCHED {
-            // What cannot be planned now cannot be made later either; the refusal comes when somebody asks for it.
+            // What cannot be planned now cannot be made later either; the refusal comes when somebody asks
+            // for it.
             if let Ok(plan) = address_space::plan(&self.request(
                 driver,
                 home,
@@ -390,7 +391,8 @@ impl Inner {
         })
     }
 
-    /// Of a guest that runs, what it declared; of one that does not, what the reference guest is going to declare.
+    /// Of a guest that runs, what it declared; of one that does not, what the reference guest is going to
+    /// declare.
     pub fn known_declaration(&self, entry: &GuestEntry, record: &GuestRecord) -> Option<Declaration> {
         let driver = &record.spec.driver;
         match (entry.readiness(), driver) {
@@ -478,7 +480,8 @@ impl Inner {
         let hypervisor = self.hypervisor(driver)?;
         let layout = machine.ram().layout();
         let live = machine.migration_control().readiness().declaration;
-        // Before a guest has run it has declared nothing; what the reference guest is going to declare is known.
+        // Before a guest has run it has declared nothing; what the reference guest is going to declare is
+        // known.
         let reference = || self.reference_declaration(driver, &layout).filter(|_| launching);
         let declaration = live.as_deref().cloned().or_else(reference);
         let shared: PageSet = machine.encryption().shared();
@@ -525,8 +528,8 @@ pub(super) fn fresh_secret() -> Result<Zeroizing<[u8; 32]>, MachineError> {
     Ok(secret)
 }
 
-/// What a guest's RAM may lie on, the best first: what was asked for, or transparent huge pages where guest and mirror are of
-/// one process, and for QEMU a file, on reserved huge pages if there are enough of them.
+/// What a guest's RAM may lie on, the best first: what was asked for, or transparent huge pages where guest
+/// and mirror are of one process, and for QEMU a file, on reserved huge pages if there are enough of them.
 const fn backings_of(spec: &GuestSpec) -> &'static [Backing] {
     match (spec.backing, &spec.driver) {
         (Some(Backing::Anonymous), _) | (None, DriverSpec::Embedded { .. } | DriverSpec::Emulated { .. }) => {
@@ -545,7 +548,8 @@ pub(super) fn backing_of(record: &GuestRecord) -> Backing {
     found.or(list.last()).copied().unwrap_or(Backing::Memfd)
 }
 
-/// Memory whose reserved pages are there. Where a guest does not insist on them, it gets other memory if they are not.
+/// Memory whose reserved pages are there. Where a guest does not insist on them, it gets other memory if they
+/// are not.
 fn settled(ram: GuestRam, spec: &GuestSpec) -> Result<GuestRam, MachineError> {
     match (ram.take_reserved(), backings_of(spec)) {
         (Err(MemoryError::NotEnough(why)), [first, rest @ ..]) if !rest.is_empty() => {

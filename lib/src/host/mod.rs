@@ -1,7 +1,7 @@
 //! A host: everything one daemon manages. The library's front door.
 //!
-//! Owns: registries of guests, mirrors, migrations and peers, their durable records, and who may do what when. Must not
-//! know: HTTP, JSON bodies, users. Each guest has one owning task; each migration one thread.
+//! Owns: registries of guests, mirrors, migrations and peers, their durable records, and who may do what
+//! when. Must not know: HTTP, JSON bodies, users. Each guest has one owning task; each migration one thread.
 
 mod act;
 mod admission;
@@ -155,11 +155,12 @@ impl Host {
         list
     }
 
-    /// Asks for an action; returns as soon as it is accepted (the state says how it goes on). Idempotent in effect:
-    /// starting a running guest returns it as it is.
+    /// Asks for an action; returns as soon as it is accepted (the state says how it goes on). Idempotent in
+    /// effect: starting a running guest returns it as it is.
     ///
     /// # Errors
-    /// A state in which the action makes no sense, a migration that has the guest, a host without KVM or QEMU.
+    /// A state in which the action makes no sense, a migration that has the guest, a host without KVM or
+    /// QEMU.
     pub async fn guest_action(&self, key: &str, action: GuestAction) -> Result<GuestRecord, HostError> {
         self.guest_action_at(key, action, Expected::any()).await
     }
@@ -249,7 +250,8 @@ impl Host {
         self.replug(key, block, Some(gpa)).await
     }
 
-    /// Takes a RAM block's address away when the guest has let go of it; its content and encryption status stay.
+    /// Takes a RAM block's address away when the guest has let go of it; its content and encryption status
+    /// stay.
     ///
     /// # Errors
     /// As [`Host::plug`].
@@ -257,8 +259,8 @@ impl Host {
         self.replug(key, block, None).await
     }
 
-    /// What a block would be like when it is plugged at `gpa`, or unplugged; changes nothing. Whether the guest lets go of
-    /// it only the guest can tell.
+    /// What a block would be like when it is plugged at `gpa`, or unplugged; changes nothing. Whether the
+    /// guest lets go of it only the guest can tell.
     ///
     /// # Errors
     /// As [`Host::plug`].
@@ -287,8 +289,8 @@ impl Host {
         self.ram_block(key, block)
     }
 
-    /// Runs of pages with one encryption status, by `RamAddr` from `from` on, unplugged RAM included, at most `max`;
-    /// `None` while the guest has no machine and nothing is known.
+    /// Runs of pages with one encryption status, by `RamAddr` from `from` on, unplugged RAM included, at most
+    /// `max`; `None` while the guest has no machine and nothing is known.
     ///
     /// # Errors
     /// [`HostError::NotFound`].
@@ -304,7 +306,8 @@ impl Host {
         Ok(guest.encryption().filter(|_| live).map(|e| e.extents(&record.layout, from, max)))
     }
 
-    /// Takes a report of page status as a guest makes it: what a KVM_HC_MAP_GPA_RANGE would say. All or nothing.
+    /// Takes a report of page status as a guest makes it: what a KVM_HC_MAP_GPA_RANGE would say. All or
+    /// nothing.
     ///
     /// # Errors
     /// A guest without machine, a range that is not all its RAM, a migration that has the guest.
@@ -479,7 +482,8 @@ impl Host {
         &self.inner.ledger
     }
 
-    /// Puts a file that the daemon's user alone may read into the state directory, in place of one of that name.
+    /// Puts a file that the daemon's user alone may read into the state directory, in place of one of that
+    /// name.
     ///
     /// # Errors
     /// [`PrivateFileError`]: the directory is not the daemon's own any more, or the system refuses.

@@ -39,12 +39,13 @@ pub struct HostConfig {
     pub advertise: Option<Advertised>,
     /// How many events are kept; `None`: [`EVENTS_KEPT`](crate::store::ledger::EVENTS_KEPT).
     pub events_kept: Option<u64>,
-    /// Directories that files named by definitions of guests may come from; none: no definition may name a file.
+    /// Directories that files named by definitions of guests may come from; none: no definition may name a
+    /// file.
     pub image_directories: Vec<PathBuf>,
     /// Whom QEMU processes run as where this process is root.
     pub qemu_users: QemuUsers,
-    /// Bytes of memory that guests leave to this process and the rest of the host; `None`: a part of what there is. Of hosts
-    /// of one process the last one's counts.
+    /// Bytes of memory that guests leave to this process and the rest of the host; `None`: a part of what
+    /// there is. Of hosts of one process the last one's counts.
     pub memory_reserve: Option<u64>,
 }
 
@@ -92,8 +93,8 @@ pub enum OpenError {
 }
 
 impl Host {
-    /// Opens the state directory, reconciles what an earlier daemon left, listens for peers. Inside a multi-threaded
-    /// tokio runtime.
+    /// Opens the state directory, reconciles what an earlier daemon left, listens for peers. Inside a
+    /// multi-threaded tokio runtime.
     ///
     /// # Errors
     /// [`OpenError`].
@@ -160,8 +161,8 @@ pub(super) const DATABASE: &str = "mirrorvm.db";
 /// Key of the document with the identity that the database belongs to.
 const IDENTITY: &str = "identity";
 
-/// The key that peers know this host by. It is made once, with the database: a host whose key is gone is another host to its
-/// peers, and no daemon decides that by itself.
+/// The key that peers know this host by. It is made once, with the database: a host whose key is gone is
+/// another host to its peers, and no daemon decides that by itself.
 fn identity_of(store: &Store, state_dir: &Path) -> Result<Identity, OpenError> {
     let dir = state_dir.join("identity");
     let known = store.meta_get::<PeerIdentity>(IDENTITY)?;
@@ -187,9 +188,9 @@ fn identity_of(store: &Store, state_dir: &Path) -> Result<Identity, OpenError> {
     }
 }
 
-/// Makes the key in a state directory the identity of the host whose database is there, and makes one if there is none.
-/// `entry` makes the audit log's entry of it, from the identity that the host had and the one that it has now. No daemon may
-/// be running. Gives both; the host had none when no daemon has noted it.
+/// Makes the key in a state directory the identity of the host whose database is there, and makes one if
+/// there is none. `entry` makes the audit log's entry of it, from the identity that the host had and the one
+/// that it has now. No daemon may be running. Gives both; the host had none when no daemon has noted it.
 ///
 /// # Errors
 /// [`OpenError`].
@@ -232,8 +233,8 @@ fn listen(inner: &Arc<Inner>, addr: SocketAddr) -> Result<PeerListener, Listener
     PeerListener::bind_knowing(addr, &inner.identity, admits, known, limits, handler)
 }
 
-/// The database's secret, made when there is none. A start without it would be one in which marks that were given out mean
-/// nothing, or in which anybody can make them.
+/// The database's secret, made when there is none. A start without it would be one in which marks that were
+/// given out mean nothing, or in which anybody can make them.
 fn page_secret(store: &Store) -> Result<[u8; 32], OpenError> {
     if let Some(stored) = store.meta_get::<[u8; 32]>("page_secret")? {
         return Ok(stored);
@@ -284,7 +285,8 @@ fn reconcile(inner: &Arc<Inner>) -> Result<(), StoreError> {
     }
     let mut without_place = 0;
     for (_, mut record) in inner.store.list::<MigrationRecord>(Kind::Migration)? {
-        // Earlier builds noted none. By their ids, which say when they began: nothing better is known of them.
+        // Earlier builds noted none. By their ids, which say when they began: nothing better is known of
+        // them.
         if record.order == 0 {
             without_place += 1;
             record.order = without_place;
@@ -318,7 +320,8 @@ fn reconciled_guest(mut record: GuestRecord) -> (GuestRecord, GuestState) {
             detail: "the daemon ended while the guest had a machine; its memory is lost".into(),
         });
     }
-    // While a migration had the guest, what was shown may be ahead of what was stored: once held, and once let go again.
+    // While a migration had the guest, what was shown may be ahead of what was stored: once held, and once
+    // let go again.
     record.generation += if record.migration.is_some() { 3 } else { 1 };
     if !doubtful {
         record.state = GuestState::Stopped;
@@ -363,7 +366,8 @@ fn reconcile_migration(inner: &Arc<Inner>, mut record: MigrationRecord) -> Resul
     Ok(())
 }
 
-/// A guest whose START was journaled is not startable until the doubt is settled, whatever its own record said.
+/// A guest whose START was journaled is not startable until the doubt is settled, whatever its own record
+/// said.
 fn hold_in_doubt(inner: &Arc<Inner>, entry: &MigrationEntry) {
     let migration = entry.record();
     let Some(guest) = inner.guests().get(&migration.guest).map(|g| g.record()) else { return };

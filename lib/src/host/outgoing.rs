@@ -145,7 +145,8 @@ fn note<T>(against: &mut Vec<HostError>, found: Result<T, HostError>) -> Option<
     found.map_err(|e| against.push(e)).ok()
 }
 
-/// Checks everything about a migration that can be checked here before it starts: what [`look`] has nothing against.
+/// Checks everything about a migration that can be checked here before it starts: what [`look`] has nothing
+/// against.
 pub(super) fn prepare(
     inner: &Arc<Inner>,
     id: Option<Uuid>,
@@ -232,7 +233,8 @@ fn ticket_id(ticket: &Ticket, chosen: Option<Uuid>) -> Result<Uuid, HostError> {
     Ok(ticket.session)
 }
 
-/// Asks the guest's owner whether the migration may have the guest; with `act` it has it then, until it gives it back.
+/// Asks the guest's owner whether the migration may have the guest; with `act` it has it then, until it gives
+/// it back.
 pub(super) async fn claim(prepared: &Prepared, act: bool) -> Result<(), HostError> {
     let Prepared { record, guest, .. } = prepared;
     let Some(spec) = &record.spec else { return Ok(()) };
@@ -246,7 +248,8 @@ pub(super) async fn may_claim(guest: &GuestEntry, spec: &MigrationSpec) -> Resul
     guest.ask(|reply| Command::Claim { migration, choice, streams, act: false, reply }).await
 }
 
-/// Records and starts a migration. From the answer on, and while it waits in the queue, it alone has the guest.
+/// Records and starts a migration. From the answer on, and while it waits in the queue, it alone has the
+/// guest.
 pub(super) async fn create(
     inner: &Arc<Inner>,
     id: Option<Uuid>,
@@ -255,8 +258,8 @@ pub(super) async fn create(
     let prepared = prepare(inner, id, spec)?;
     claim(&prepared, true).await?;
     let (guest, migration) = (Arc::clone(&prepared.guest), prepared.record.id);
-    // Held from here on until the end is stored: a disk that fills up meanwhile must not leave the guest in doubt, nor end
-    // the migration when its turn comes.
+    // Held from here on until the end is stored: a disk that fills up meanwhile must not leave the guest in
+    // doubt, nor end the migration when its turn comes.
     let (theirs, record, at) = (Arc::clone(inner), prepared.record.clone(), guest.record());
     let space = tokio::task::spawn_blocking(move || set_aside(&theirs, &record, &at)).await;
     let space = space.unwrap_or_else(|e| Err(HostError::internal("setting disk space aside", e)));
@@ -323,8 +326,8 @@ fn check_guest(guest: &GuestEntry, record: &GuestRecord, spec: &MigrationSpec) -
     }
 }
 
-/// Whether the guest's vCPUs can be held back, if the limits ask for it. A migration that found out only when its
-/// rounds do not shrink would have moved pages for nothing.
+/// Whether the guest's vCPUs can be held back, if the limits ask for it. A migration that found out only when
+/// its rounds do not shrink would have moved pages for nothing.
 pub(super) fn check_throttle(driver: &DriverSpec, limits: &MigrationLimits) -> Result<(), HostError> {
     if driver.can_throttle() {
         return Ok(());
@@ -422,7 +425,8 @@ impl Run {
         }
     }
 
-    /// Gives the guest back that was claimed and never taken. Before the end is told: whoever sees that finds it free.
+    /// Gives the guest back that was claimed and never taken. Before the end is told: whoever sees that finds
+    /// it free.
     fn release(&self) {
         let (done, told) = tokio::sync::oneshot::channel();
         if self.guest.tell_blocking(Command::Release { migration: self.entry.id, done }) {
@@ -476,7 +480,8 @@ impl Run {
     ) -> SourceEnd {
         tracing::warn!(migration = %self.entry.id, fault = %fault.chain(), "in doubt; asking the destination");
         let mut tokens = self.entry.take_tokens();
-        // The guest first: whoever sees the migration in doubt finds the guest so. An owner that is gone has nothing to show.
+        // The guest first: whoever sees the migration in doubt finds the guest so. An owner that is gone has
+        // nothing to show.
         let _ = self.guest.ask_blocking(Command::InDoubt);
         self.entry.control.update(|l| (l.state, l.committing) = (MigrationState::InDoubt, false));
         self.note(|r| r.error = Some(fault_of(&fault)));
@@ -487,7 +492,8 @@ impl Run {
             if self.inner.is_stopping() {
                 return SourceEnd::InDoubt { fault };
             }
-            // A peer that was renumbered since is the same one: its key says so, and what is known of it says where.
+            // A peer that was renumbered since is the same one: its key says so, and what is known of it says
+            // where.
             if let Ok(peer) = self.inner.find_peer(&self.peer.id.to_string()) {
                 address = peer.spec.address;
             }
@@ -505,8 +511,8 @@ impl Run {
                         return end;
                     }
                 }
-                // The destination's host says so, not its helper: enough at protection level `none`, where hosts are
-                // trusted anyway. Others stay in doubt until a token tells.
+                // The destination's host says so, not its helper: enough at protection level `none`, where
+                // hosts are trusted anyway. Others stay in doubt until a token tells.
                 Ok(Outcome::NeverCommitted {}) if hosts_are_trusted => return doubt.back_here(reason()),
                 Ok(Outcome::NeverCommitted {} | Outcome::Pending {}) | Err(_) => {}
             }
@@ -581,8 +587,8 @@ impl Run {
         }
     }
 
-    /// The guest is the destination's. That is told when it is stored, however long that takes: until then a restart would
-    /// find the migration in doubt, and so would whoever asks.
+    /// The guest is the destination's. That is told when it is stored, however long that takes: until then a
+    /// restart would find the migration in doubt, and so would whoever asks.
     fn handed_over(&self, spec: &MigrationSpec, space: Arc<Reserve>) {
         let ended = last_word(MigrationState::Succeeded, None);
         let change = |r: &mut MigrationRecord| {
@@ -678,7 +684,8 @@ impl Doubt<'_> {
 
 impl Journal for Run {
     fn held(&self) {
-        // Not waited for: the guest's owner does one thing after the other, and START is journaled by it, too.
+        // Not waited for: the guest's owner does one thing after the other, and START is journaled by it,
+        // too.
         self.guest.tell_blocking(Command::Held);
     }
 

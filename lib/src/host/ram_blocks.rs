@@ -1,7 +1,7 @@
 //! Adding RAM to a guest that is stopped: its definition with one block more.
 //!
-//! Owns: which guests may have one more, and what their definition and layout are then. Must not know: who asks, what a
-//! machine does with it.
+//! Owns: which guests may have one more, and what their definition and layout are then. Must not know: who
+//! asks, what a machine does with it.
 
 use std::sync::Arc;
 
@@ -13,13 +13,13 @@ use super::{
 use crate::address_space::{BlockRole, BlockSpec, GuestLayout};
 
 impl Host {
-    /// Adds a RAM block to a stopped guest; it is part of the definition from then on, on disk before this returns. Gives the
-    /// block with the guest as it is then.
+    /// Adds a RAM block to a stopped guest; it is part of the definition from then on, on disk before this
+    /// returns. Gives the block with the guest as it is then.
     ///
     /// # Errors
     /// No such guest, another state, a migration that has it, a driver that has its RAM in one piece
-    /// ([`HostError::CapabilityMissing`]), [`HostError::GuestMoved`], a block that cannot be ([`HostError::Invalid`], with
-    /// pointers into the block), [`HostError::GenerationMismatch`].
+    /// ([`HostError::CapabilityMissing`]), [`HostError::GuestMoved`], a block that cannot be
+    /// ([`HostError::Invalid`], with pointers into the block), [`HostError::GenerationMismatch`].
     pub async fn add_ram_block(
         &self,
         key: &str,
@@ -76,8 +76,9 @@ fn described(record: GuestRecord, name: &str) -> Result<(RamBlockInfo, GuestReco
     Ok((info, record))
 }
 
-/// The guest with `block` after its other RAM. The earlier blocks keep their RAM addresses and whether they are plugged; the
-/// blocks that are not the guest's own (the helper's, save areas) may go elsewhere, which nobody sees while it is stopped.
+/// The guest with `block` after its other RAM. The earlier blocks keep their RAM addresses and whether they
+/// are plugged; the blocks that are not the guest's own (the helper's, save areas) may go elsewhere, which
+/// nobody sees while it is stopped.
 pub(super) fn with_block(
     inner: &Arc<Inner>,
     record: &GuestRecord,
@@ -108,7 +109,8 @@ pub(super) fn with_block(
     Ok(changed)
 }
 
-/// `layout` with the guest's own blocks plugged where `now` has them: since the definition they may have been unplugged.
+/// `layout` with the guest's own blocks plugged where `now` has them: since the definition they may have been
+/// unplugged.
 fn plugged_as(mut layout: GuestLayout, now: &GuestLayout) -> Result<GuestLayout, HostError> {
     for block in now.blocks().iter().filter(|b| b.role == BlockRole::Ram) {
         if layout.block(&block.name).is_none_or(|b| b.plugs == block.plugs) {
@@ -122,8 +124,8 @@ fn plugged_as(mut layout: GuestLayout, now: &GuestLayout) -> Result<GuestLayout,
     Ok(layout)
 }
 
-/// The problems of a definition whose last block, at `index`, is the new one, where the request has them: the request is that
-/// block. The others were good before, so what is wrong is wrong with it.
+/// The problems of a definition whose last block, at `index`, is the new one, where the request has them: the
+/// request is that block. The others were good before, so what is wrong is wrong with it.
 fn of_block(error: HostError, index: usize) -> HostError {
     let HostError::Invalid(mut errors) = error else { return error };
     let own = format!("/memory/blocks/{index}");

@@ -1,7 +1,7 @@
 //! The guests of a host, found by id and by name.
 //!
-//! Owns: that both ways lead to the same guest. Must not know: who may define or remove one. A guest's name is its for
-//! life and unique on the host; whoever inserts has looked under the same lock.
+//! Owns: that both ways lead to the same guest. Must not know: who may define or remove one. A guest's name
+//! is its for life and unique on the host; whoever inserts has looked under the same lock.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -1,11 +1,12 @@
-//! Disk space that is set aside for the last records of a hand-over, so that a disk that fills up meanwhile does not leave two
-//! hosts in doubt over a guest.
+//! Disk space that is set aside for the last records of a hand-over, so that a disk that fills up meanwhile
+//! does not leave two hosts in doubt over a guest.
 //!
 //! Owns: the directory of the reserves, and the form of a record in one. Must not know: what the record says.
 //!
-//! A reserve is a file with blocks of its own. A record that the database does not take is written into these very blocks:
-//! that needs no room, and nobody else can have used it up. Files that a daemon left behind are removed by the next one:
-//! those without a record before it opens the database, those with one when the database has it.
+//! A reserve is a file with blocks of its own. A record that the database does not take is written into these
+//! very blocks: that needs no room, and nobody else can have used it up. Files that a daemon left behind are
+//! removed by the next one: those without a record before it opens the database, those with one when the
+//! database has it.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -47,7 +48,8 @@ pub(super) struct Reserve {
 }
 
 impl Reserve {
-    /// Sets space aside for the records of `session`, of which those that exist take `document_bytes` as JSON.
+    /// Sets space aside for the records of `session`, of which those that exist take `document_bytes` as
+    /// JSON.
     ///
     /// # Errors
     /// When there is none; nothing is left behind.

@@ -1,7 +1,8 @@
-//! Ending a doubt that two hosts cannot end between themselves: by the destination's token, carried by hand, or by an
-//! administrator's word.
+//! Ending a doubt that two hosts cannot end between themselves: by the destination's token, carried by hand,
+//! or by an administrator's word.
 //!
-//! Owns: who may be asked what, and what a refusal says. Must not know: tokens' content; the source's helper opens them.
+//! Owns: who may be asked what, and what a refusal says. Must not know: tokens' content; the source's helper
+//! opens them.
 
 use tokio::sync::oneshot;
 use uuid::Uuid;
@@ -34,11 +35,12 @@ impl Host {
         incoming::token_of(&self.inner, session)
     }
 
-    /// Ends an outgoing migration's doubt; without `act` it is only checked whether there is one. An administrator's word is
-    /// stored when this returns; what it leads to is in the record.
+    /// Ends an outgoing migration's doubt; without `act` it is only checked whether there is one. An
+    /// administrator's word is stored when this returns; what it leads to is in the record.
     ///
     /// # Errors
-    /// No such migration, not in doubt, [`HostError::GenerationMismatch`], a token that the helper does not take, storage.
+    /// No such migration, not in doubt, [`HostError::GenerationMismatch`], a token that the helper does not
+    /// take, storage.
     pub async fn resolve_migration(
         &self,
         id: Uuid,

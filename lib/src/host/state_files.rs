@@ -32,7 +32,8 @@ fn check_images(state_dir: &Path) -> Result<(), StoreError> {
     state_files::look(&state_dir.join(DATABASE), look)
 }
 
-/// Looks at everything in a host's database and at its helper images and changes nothing, also while its daemon runs.
+/// Looks at everything in a host's database and at its helper images and changes nothing, also while its
+/// daemon runs.
 ///
 /// # Errors
 /// What is wrong with it.
@@ -46,8 +47,8 @@ pub fn check_state(state_dir: &Path) -> Result<Facts, StoreError> {
     Ok(facts)
 }
 
-/// Copies a host's database, helper images and key into one new file of mode 0600, also while its daemon runs. With that file anybody can be
-/// this host to its peers.
+/// Copies a host's database, helper images and key into one new file of mode 0600, also while its daemon
+/// runs. With that file anybody can be this host to its peers.
 ///
 /// # Errors
 /// A state that is not whole, a file of that name, a disk that does not take it.
@@ -78,8 +79,9 @@ pub struct StateRestored {
     pub incomplete: Option<String>,
 }
 
-/// Puts a backup in the place of a host's database, the helper images' files in their places, and its key where there is none; no daemon may run. Every guest is
-/// unconfirmed from then on. `entry` goes into the audit log.
+/// Puts a backup in the place of a host's database, the helper images' files in their places, and its key
+/// where there is none; no daemon may run. Every guest is unconfirmed from then on. `entry` goes into the
+/// audit log.
 ///
 /// # Errors
 /// A running daemon, a backup that is not whole, a disk that does not take it.
@@ -100,8 +102,8 @@ pub fn restore_state(from: &Path, state_dir: &Path, entry: &str) -> Result<State
     Ok(StateRestored { facts: restored.facts, replaced: restored.replaced, key, incomplete })
 }
 
-/// Makes what is there of a host's database the truth; no daemon may run. Every guest is unconfirmed from then on. `entry`
-/// makes the audit log's entry from what was wrong.
+/// Makes what is there of a host's database the truth; no daemon may run. Every guest is unconfirmed from
+/// then on. `entry` makes the audit log's entry from what was wrong.
 ///
 /// # Errors
 /// A running daemon, files that cannot be read as a database at all.

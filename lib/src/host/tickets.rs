@@ -1,8 +1,8 @@
 //! Tickets: leave for one migration into this host, for a source that is no known peer.
 //!
-//! A ticket's secret is the session's id: 122 random bits that only this host and the ticket's bearer know, good for one
-//! session, from one source identity, until it expires. The identity is checked in the TLS handshake, so a stolen
-//! ticket is of no use without the source's private key.
+//! A ticket's secret is the session's id: 122 random bits that only this host and the ticket's bearer know,
+//! good for one session, from one source identity, until it expires. The identity is checked in the TLS
+//! handshake, so a stolen ticket is of no use without the source's private key.
 //!
 //! Owns: the ticket's text and record. Must not know: how a migration goes.
 
@@ -48,13 +48,15 @@ pub struct Ticket {
     pub identity: String,
     /// The one session that it is good for: the migration's id.
     pub session: Uuid,
-    /// Until when the migration must have begun, by the destination's wall clock when it was made. It counts the time itself.
+    /// Until when the migration must have begun, by the destination's wall clock when it was made. It counts
+    /// the time itself.
     pub expires_at: Timestamp,
     /// Versions of the peer protocol that the destination speaks.
     pub protocol_versions: Vec<u32>,
 }
 
-/// What the destination keeps: until the ticket has been good for long enough, and of one that is used for the aftermath.
+/// What the destination keeps: until the ticket has been good for long enough, and of one that is used for
+/// the aftermath.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Kept {
     source_name: String,
@@ -175,7 +177,8 @@ impl Inner {
     /// The name of a source that has a ticket, used or not: it may connect.
     pub(super) fn ticket_holder(&self, identity: &PeerIdentity) -> Option<String> {
         let text = identity.to_string();
-        // Whoever has no ticket that can be read has none; that it is the database's fault must not stay unsaid.
+        // Whoever has no ticket that can be read has none; that it is the database's fault must not stay
+        // unsaid.
         let unread = |error: StoreError| tracing::error!(%error, "tickets cannot be read");
         let all = self.ledger.all(Space::Ticket).map_err(unread).unwrap_or_default();
         all.into_iter().find_map(|(key, there)| {
@@ -202,8 +205,9 @@ impl Inner {
         Ok(good.then_some(kept))
     }
 
-    /// What uses up the ticket of `session`, if there is one for this source, to be written with the migration that it is used
-    /// for; `None` when there is none that is good. Of several at once only one gets it: a session is one migration's id.
+    /// What uses up the ticket of `session`, if there is one for this source, to be written with the
+    /// migration that it is used for; `None` when there is none that is good. Of several at once only one
+    /// gets it: a session is one migration's id.
     ///
     /// # Errors
     /// Nobody can say whether there is one: nobody gets it then.

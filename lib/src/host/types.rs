@@ -1,4 +1,5 @@
-//! What a host manages, as values: guests, mirrors, migrations, peers. Domain types; the REST wire has its own.
+//! What a host manages, as values: guests, mirrors, migrations, peers. Domain types; the REST wire has its
+//! own.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -31,7 +32,8 @@ pub struct GuestSpec {
     pub driver: DriverSpec,
     /// Its RAM blocks.
     pub blocks: Vec<BlockSpec>,
-    /// What RAM lies on; `None`: the fastest that the host has for the driver. Another host may choose another.
+    /// What RAM lies on; `None`: the fastest that the host has for the driver. Another host may choose
+    /// another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backing: Option<Backing>,
     /// Free labels.
@@ -93,8 +95,8 @@ impl DriverSpec {
         }
     }
 
-    /// Whether its machine can hold back its vCPUs, as [`crate::guest::Machine::can_throttle`] says of a machine that
-    /// is there.
+    /// Whether its machine can hold back its vCPUs, as [`crate::guest::Machine::can_throttle`] says of a
+    /// machine that is there.
     pub const fn can_throttle(&self) -> bool {
         match self {
             Self::Embedded { .. } | Self::Emulated { .. } => true,
@@ -124,17 +126,19 @@ impl DriverSpec {
 /// How a guest's memory is encrypted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SevSpec {
-    /// The policy, in force for the guest's life; [`SevSpec::DEFAULT_POLICY`] when nothing else was asked for.
+    /// The policy, in force for the guest's life; [`SevSpec::DEFAULT_POLICY`] when nothing else was asked
+    /// for.
     pub policy: Policy,
     /// Whether vCPU registers are encrypted too (SEV-ES).
     pub es: bool,
-    /// SEV-ES: the mirror that is made with the guest. Its vCPUs' save areas have to be measured before the launch
-    /// ends, so that there is no other later.
+    /// SEV-ES: the mirror that is made with the guest. Its vCPUs' save areas have to be measured before the
+    /// launch ends, so that there is no other later.
     pub mirror: LaunchMirror,
 }
 
 impl SevSpec {
-    /// Policy of a guest that asks for none: not debuggable. A guest without NODBG can be read through its mirror.
+    /// Policy of a guest that asks for none: not debuggable. A guest without NODBG can be read through its
+    /// mirror.
     pub const DEFAULT_POLICY: u32 = Policy::NODBG;
 }
 
@@ -166,8 +170,8 @@ pub struct WorkloadSpec {
     pub working_set_bytes: u64,
     /// How fast they are rewritten, in bytes per second. 0: counter and console only.
     pub dirty_bytes_per_second: u64,
-    /// Milliseconds after which the guest clears MSR_KVM_MIGRATION_CONTROL, as Linux does when a CPU goes offline;
-    /// `None`: never.
+    /// Milliseconds after which the guest clears MSR_KVM_MIGRATION_CONTROL, as Linux does when a CPU goes
+    /// offline; `None`: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub withdraws_readiness_after_ms: Option<u64>,
 }
@@ -190,8 +194,8 @@ pub enum AccelChoice {
 pub enum ProtectionLevel {
     /// Nothing: the host can read and write the guest's memory. Sealing protects the pages on the way.
     None,
-    /// A model of SEV in software: memory is ciphertext, and the host holds the keys. It shows what SEV does, and
-    /// protects nothing.
+    /// A model of SEV in software: memory is ciphertext, and the host holds the keys. It shows what SEV does,
+    /// and protects nothing.
     Modelled,
     /// SEV: memory is encrypted; registers are not, and an active host can remap memory.
     Sev,
@@ -245,7 +249,8 @@ pub struct GuestRecord {
     pub migration: Option<Uuid>,
     /// The host that it was handed over to, after a migration that kept it here as stopped.
     pub moved_to: Option<String>,
-    /// Whether the host's state may be older than what its peers know of the guest: it does not start before they were asked.
+    /// Whether the host's state may be older than what its peers know of the guest: it does not start before
+    /// they were asked.
     #[serde(default)]
     pub unconfirmed: bool,
     /// Why it failed, or what ended it without having been asked for here.
@@ -421,7 +426,8 @@ pub enum OnTimeout {
     Cancel,
     /// The guest is paused and the rest is sent, however long that takes.
     Force,
-    /// The guest's vCPUs are held back step by step until it converges; given up when even that does not help.
+    /// The guest's vCPUs are held back step by step until it converges; given up when even that does not
+    /// help.
     Throttle,
 }
 
@@ -429,8 +435,9 @@ pub enum OnTimeout {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StreamTransport {
-    /// As they are, once mutual TLS has shown both ends who the other is: records are sealed helper to helper, and their
-    /// headers are masked. Control messages and pages that the guest shares stay inside TLS.
+    /// As they are, once mutual TLS has shown both ends who the other is: records are sealed helper to
+    /// helper, and their headers are masked. Control messages and pages that the guest shares stay inside
+    /// TLS.
     #[default]
     Sealed,
     /// Inside TLS as well: everything is encrypted twice.
@@ -443,8 +450,8 @@ pub enum StreamTransport {
 pub struct MigrationLimits {
     /// Bytes of page content per second over all streams; `None`: as fast as it goes.
     pub bandwidth_bytes_per_second: Option<u64>,
-    /// Longest pause of a live migration, milliseconds. Kept up to START, with a tolerance of a tenth and at least 5 ms; what
-    /// the destination takes beyond the prediction from there on comes on top.
+    /// Longest pause of a live migration, milliseconds. Kept up to START, with a tolerance of a tenth and at
+    /// least 5 ms; what the destination takes beyond the prediction from there on comes on top.
     pub downtime_ms: u64,
     /// Longest time from the first page to the switchover, milliseconds.
     pub timeout_ms: u64,
@@ -585,11 +592,12 @@ pub struct Progress {
     pub remaining_ms: Option<u64>,
     /// Pause that the next switchover would cost, milliseconds.
     pub expected_downtime_ms: Option<u64>,
-    /// The shortest pause that can be had, whatever the number of pages, milliseconds; `None`: not known yet. A limit below it
-    /// is never met.
+    /// The shortest pause that can be had, whatever the number of pages, milliseconds; `None`: not known yet.
+    /// A limit below it is never met.
     #[serde(default)]
     pub downtime_floor_ms: Option<u64>,
-    /// The pause as measured from the guest's last instruction here to its first there, `verify_ms` taken off.
+    /// The pause as measured from the guest's last instruction here to its first there, `verify_ms` taken
+    /// off.
     pub downtime_ms: Option<f64>,
     /// Time that verification added to the pause.
     pub verify_ms: Option<f64>,
@@ -617,7 +625,8 @@ pub struct Progress {
     pub downtime_bytes: u64,
     /// Refusals that the helper answered.
     pub helper_errors: u64,
-    /// Bytes whose pages the guest shares with its host, as this host knew last; `None`: nobody has told it yet.
+    /// Bytes whose pages the guest shares with its host, as this host knew last; `None`: nobody has told it
+    /// yet.
     #[serde(default)]
     pub shared_bytes: Option<u64>,
     /// Pages that the guest shared or took back while the migration ran, at the source.
@@ -647,7 +656,8 @@ pub struct MigrationRecord {
     /// Its identity; empty in records of earlier builds.
     #[serde(default)]
     pub peer_identity: String,
-    /// Its place among the migrations of this host: one that began later has a higher one, whatever the clock said.
+    /// Its place among the migrations of this host: one that began later has a higher one, whatever the clock
+    /// said.
     #[serde(default)]
     pub order: u64,
     /// What was asked for; `None` at the destination.
@@ -719,8 +729,8 @@ pub struct Resolution {
     pub at: Timestamp,
 }
 
-/// What a destination's helper said of a hand-over, to be carried to the source by hand. Sealed by the helpers' session: of
-/// no use to anybody else, and only the source's helper can tell whether it is true.
+/// What a destination's helper said of a hand-over, to be carried to the source by hand. Sealed by the
+/// helpers' session: of no use to anybody else, and only the source's helper can tell whether it is true.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HandOverToken {
     /// The migration.
@@ -829,8 +839,8 @@ pub struct HostInfo {
     pub memory_bytes: u64,
     /// This host's identity on the peer link, as [`PeerSpec::identity`].
     pub identity: String,
-    /// Where others are to connect for migrations to it; `None` without a listener, or while that is on all addresses
-    /// and none is advertised.
+    /// Where others are to connect for migrations to it; `None` without a listener, or while that is on all
+    /// addresses and none is advertised.
     pub peer_address: Option<Endpoint>,
     /// Where its peer listener is.
     pub peer_listen: Option<SocketAddr>,

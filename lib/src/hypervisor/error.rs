@@ -39,7 +39,8 @@ pub enum HypervisorError {
         /// What.
         what: &'static str,
     },
-    /// Registers cannot be saved: the instruction that is under way has left once more, and nobody acted upon it.
+    /// Registers cannot be saved: the instruction that is under way has left once more, and nobody acted upon
+    /// it.
     #[error("an instruction that leaves to the host several times is not finished")]
     Unsettled,
     /// Bytes that are no saved vCPU state.

@@ -29,8 +29,8 @@ impl Kicker {
         Self::new(Arc::new(Nobody))
     }
 
-    /// Makes the present or next [`super::Vcpu::run`] return [`super::Exit::Interrupted`]; once asked for, that stays
-    /// until it has happened.
+    /// Makes the present or next [`super::Vcpu::run`] return [`super::Exit::Interrupted`]; once asked for,
+    /// that stays until it has happened.
     pub fn kick(&self) {
         self.0.kick();
     }

@@ -78,8 +78,8 @@ pub trait Vm: Send {
     /// When the slot is not logged, or the kernel fails.
     fn take_dirty_log(&mut self, id: SlotId) -> Result<Vec<u64>, HypervisorError>;
 
-    /// The dirty log as something that is looked at and cleared in pieces, from any thread; `None` where the hypervisor
-    /// has only [`Vm::take_dirty_log`].
+    /// The dirty log as something that is looked at and cleared in pieces, from any thread; `None` where the
+    /// hypervisor has only [`Vm::take_dirty_log`].
     fn dirty_log(&self) -> Option<Arc<dyn DirtyLog>> {
         None
     }
@@ -90,12 +90,12 @@ pub trait Vm: Send {
     /// What the kernel refuses.
     fn create_vcpu(&mut self, index: u32) -> Result<Box<dyn Vcpu>, HypervisorError>;
 
-    /// Its encryption context, to be initialized, launched or copied into before vCPUs exist; `None` on a host
-    /// without SEV.
+    /// Its encryption context, to be initialized, launched or copied into before vCPUs exist; `None` on a
+    /// host without SEV.
     fn sev(&self) -> Option<Arc<dyn sev::Context>>;
 
-    /// SEV-ES, modelled: where the save area (VMSA) of vCPU `index` lies, one page, before that vCPU is made. On
-    /// real hardware the kernel owns that page and no slot shows it.
+    /// SEV-ES, modelled: where the save area (VMSA) of vCPU `index` lies, one page, before that vCPU is made.
+    /// On real hardware the kernel owns that page and no slot shows it.
     ///
     /// # Errors
     /// [`HypervisorError::Unsupported`] on every hypervisor but the software machine.
@@ -110,7 +110,8 @@ pub trait Vm: Send {
     }
 }
 
-/// The dirty log of a VM's logged slots (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2): every page is marked when logging begins.
+/// The dirty log of a VM's logged slots (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2): every page is marked when
+/// logging begins.
 pub trait DirtyLog: Send + Sync {
     /// The marked pages of a slot, one bit each.
     ///
@@ -118,8 +119,8 @@ pub trait DirtyLog: Send + Sync {
     /// When the slot is not logged, or the kernel fails.
     fn look(&self, id: SlotId) -> Result<Vec<u64>, HypervisorError>;
 
-    /// Takes marks off: those of `bits`, of 64 pages each, from page `first` of the slot on, a multiple of 64. A write that
-    /// comes later marks its page again.
+    /// Takes marks off: those of `bits`, of 64 pages each, from page `first` of the slot on, a multiple of
+    /// 64. A write that comes later marks its page again.
     ///
     /// # Errors
     /// When the slot is not logged, or the kernel fails.
@@ -155,7 +156,8 @@ pub enum Exit {
         /// What was written.
         value: u64,
     },
-    /// It read a model-specific register that leaves to the host; the answer was given, see [`Ports::read_msr`].
+    /// It read a model-specific register that leaves to the host; the answer was given, see
+    /// [`Ports::read_msr`].
     MsrRead {
         /// The register.
         msr: u32,
@@ -165,7 +167,8 @@ pub enum Exit {
         /// The register.
         msr: u32,
     },
-    /// It made a hypercall that leaves to the host (KVM_EXIT_HYPERCALL); it was carried out, see [`Ports::hypercall`].
+    /// It made a hypercall that leaves to the host (KVM_EXIT_HYPERCALL); it was carried out, see
+    /// [`Ports::hypercall`].
     Hypercall {
         /// The number, `KVM_HC_*`.
         nr: u64,
@@ -183,20 +186,22 @@ pub enum Exit {
     },
 }
 
-/// What is known of a vCPU that came back for the last time, for whoever has to find out why. Of its registers only those
-/// that say where it stood: what a guest computes with is its own affair, and its memory is not looked at.
+/// What is known of a vCPU that came back for the last time, for whoever has to find out why. Of its
+/// registers only those that say where it stood: what a guest computes with is its own affair, and its memory
+/// is not looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LastExit {
     /// The hypervisor's name for the exit.
     pub reason: &'static str,
-    /// What the hypervisor adds: the hardware's reason of a failed entry, the sub-error of an internal error; otherwise 0.
+    /// What the hypervisor adds: the hardware's reason of a failed entry, the sub-error of an internal error;
+    /// otherwise 0.
     pub code: u64,
     /// How many exits there were.
     pub exits: u64,
     /// The exits before it, the latest first.
     pub before: [Option<Exit>; LAST_EXITS],
-    /// Where it stood. `None` when the registers cannot be read, as those of an SEV-ES guest. AMD's processors lose them
-    /// with a triple fault: KVM then shows those of a reset vCPU.
+    /// Where it stood. `None` when the registers cannot be read, as those of an SEV-ES guest. AMD's
+    /// processors lose them with a triple fault: KVM then shows those of a reset vCPU.
     pub stood: Option<Stood>,
 }
 
@@ -229,8 +234,8 @@ pub trait Ports {
         None
     }
 
-    /// Whether such a register takes `value`. A value that it does not take gives the guest #GP, and is not reported as
-    /// [`Exit::MsrWrite`].
+    /// Whether such a register takes `value`. A value that it does not take gives the guest #GP, and is not
+    /// reported as [`Exit::MsrWrite`].
     fn takes_msr(&self, msr: u32, value: u64) -> bool {
         let _ = (msr, value);
         true
@@ -291,16 +296,17 @@ pub trait Vcpu: Send {
     /// When the kernel cannot run it at all.
     fn run(&mut self, ports: &mut dyn Ports) -> Result<Exit, HypervisorError>;
 
-    /// Finishes an exit that is half done (a port access completes on the next entry), so that registers can be
-    /// saved. An instruction that leaves several times (`rep outs`) may come back with its next exit, which is then to be
-    /// acted upon like any other, and to be settled as well.
+    /// Finishes an exit that is half done (a port access completes on the next entry), so that registers can
+    /// be saved. An instruction that leaves several times (`rep outs`) may come back with its next exit,
+    /// which is then to be acted upon like any other, and to be settled as well.
     ///
     /// # Errors
     /// What the kernel refuses.
     fn settle(&mut self, ports: &mut dyn Ports) -> Result<Option<Exit>, HypervisorError>;
 
-    /// Its registers as bytes. An exit that is half done is finished first: whether the instruction pointer stands at a
-    /// port access or behind it at its exit differs between kinds of KVM, and the saved state must never repeat one.
+    /// Its registers as bytes. An exit that is half done is finished first: whether the instruction pointer
+    /// stands at a port access or behind it at its exit differs between kinds of KVM, and the saved state
+    /// must never repeat one.
     ///
     /// # Errors
     /// What the kernel refuses, and [`HypervisorError::Unsettled`].

@@ -1,16 +1,18 @@
 //! What memory has been promised, and whether there is room for more.
 //!
-//! Owns: the book of every piece of guest memory that this process has mapped or is about to, and the one place where a
-//! check and a claim are one step. Must not know: guests, mappings' content.
+//! Owns: the book of every piece of guest memory that this process has mapped or is about to, and the one
+//! place where a check and a claim are one step. Must not know: guests, mappings' content.
 //!
-//! The kernel promises everybody everything and kills when they come for it: a guest has its memory when it touches it, long
-//! after its start was acknowledged. So a start is measured against what the kernel could give *and* what it has been asked
-//! to give already: of every claim, the part that nobody has touched yet. What has been touched is in the kernel's own figures.
+//! The kernel promises everybody everything and kills when they come for it: a guest has its memory when it
+//! touches it, long after its start was acknowledged. So a start is measured against what the kernel could
+//! give *and* what it has been asked to give already: of every claim, the part that nobody has touched yet.
+//! What has been touched is in the kernel's own figures.
 //!
-//! The book is the process's: two hosts of one process share it. Two daemons of one machine know nothing of each other but
-//! what they have touched; a control group for each keeps them apart. Memory that a device takes away (a poisoned page) still
-//! is a `SIGBUS`, which nothing here catches: a handler could only invent content. What the kernel could not give is refused
-//! before it is mapped, files cannot shrink, and huge pages are reserved.
+//! The book is the process's: two hosts of one process share it. Two daemons of one machine know nothing of
+//! each other but what they have touched; a control group for each keeps them apart. Memory that a device
+//! takes away (a poisoned page) still is a `SIGBUS`, which nothing here catches: a handler could only invent
+//! content. What the kernel could not give is refused before it is mapped, files cannot shrink, and huge
+//! pages are reserved.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -20,12 +22,13 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use super::Backing;
 use super::limits::{Bound, Room, Tree};
 
-/// The least and the most that is left under a bound for the daemon itself (heaps, stacks, connections, page tables) and
-/// for the rest of the host, unless the configuration says how much.
+/// The least and the most that is left under a bound for the daemon itself (heaps, stacks, connections, page
+/// tables) and for the rest of the host, unless the configuration says how much.
 const RESERVE: (u64, u64) = (32 << 20, 1 << 30);
 /// In between it is this part of what the bound is about.
 const RESERVE_PART: u64 = 64;
-/// A mirror may take of the reserve all but this part: without one no guest can leave, and leaving is what makes room.
+/// A mirror may take of the reserve all but this part: without one no guest can leave, and leaving is what
+/// makes room.
 const LAST_RESERVE_PART: u64 = 4;
 /// No figure of the configuration.
 const UNSET: u64 = u64::MAX;
@@ -105,11 +108,11 @@ pub(super) enum Touched {
     Process(u32),
 }
 
-/// Bytes of anonymous memory of this process that it has for itself, in any of `spans`, by its `smaps`. The page of zeros that
-/// is shown where something was read and nothing written is none of them.
+/// Bytes of anonymous memory of this process that it has for itself, in any of `spans`, by its `smaps`. The
+/// page of zeros that is shown where something was read and nothing written is none of them.
 ///
-/// The kernel makes one piece of what lies side by side, and tells of whole pieces; what may lie outside the spans is taken
-/// for touched there.
+/// The kernel makes one piece of what lies side by side, and tells of whole pieces; what may lie outside the
+/// spans is taken for touched there.
 fn anonymous_in(smaps: &str, spans: &[(usize, usize)]) -> u64 {
     let (mut total, mut outside) = (0u64, None);
     for line in smaps.lines() {
@@ -234,13 +237,14 @@ impl Budget {
         Self { tree, entries: Arc::default(), reserve: Arc::new(AtomicU64::new(UNSET)) }
     }
 
-    /// Leaves `bytes` of memory to the daemon itself and to the rest of the host, in the place of a part of what there is.
+    /// Leaves `bytes` of memory to the daemon itself and to the rest of the host, in the place of a part of
+    /// what there is.
     pub fn keep_back(&self, bytes: u64) {
         self.reserve.store(bytes, Ordering::Relaxed);
     }
 
-    /// Claims memory of a kind: looks whether there is room for it beside what others were promised and writes it down, in
-    /// one step.
+    /// Claims memory of a kind: looks whether there is room for it beside what others were promised and
+    /// writes it down, in one step.
     ///
     /// # Errors
     /// [`Shortage`]; nothing is claimed then.
@@ -310,8 +314,8 @@ impl Claim {
         }
     }
 
-    /// So much of it has been touched and stays so: it is in the kernel's figures, and whoever is asked what of the rest was
-    /// touched does not count it.
+    /// So much of it has been touched and stays so: it is in the kernel's figures, and whoever is asked what
+    /// of the rest was touched does not count it.
     pub fn was_taken(&self, bytes: u64) {
         if let Some(entry) = locked(&self.entries).list.get_mut(&self.id) {
             entry.bytes = entry.bytes.saturating_sub(bytes);
@@ -481,8 +485,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is claimed and given back in whatever order: what is promised never exceeds what there is, and a claim
-        /// is refused only when it would.
+        /// Whatever is claimed and given back in whatever order: what is promised never exceeds what there
+        /// is, and a claim is refused only when it would.
         #[test]
         fn no_more_is_promised_than_there_is_and_nothing_is_refused_that_fits(
             steps in proptest::collection::vec((1u64..300, any::<bool>()), 1..40),

@@ -1,14 +1,16 @@
-//! Digests of every page of RAM: a path that does not go through the helper, for comparing the ends of a migration.
+//! Digests of every page of RAM: a path that does not go through the helper, for comparing the ends of a
+//! migration.
 
 use ring::digest;
 
 use super::{GuestRam, Mapping};
 use crate::addr::RamPage;
 
-/// SHA-256 of every page that moves with the guest, the first 16 bytes, in order of blocks and pages. Several threads:
-/// the guest is paused, and nothing else has work on the usual small host.
+/// SHA-256 of every page that moves with the guest, the first 16 bytes, in order of blocks and pages. Several
+/// threads: the guest is paused, and nothing else has work on the usual small host.
 ///
-/// `read` gives the page at an offset of a mapping: plain host memory ([`Mapping::read`]), or what a guest sees there.
+/// `read` gives the page at an offset of a mapping: plain host memory ([`Mapping::read`]), or what a guest
+/// sees there.
 pub fn page_digests(
     ram: &GuestRam,
     read: impl Fn(RamPage, &Mapping, u64, &mut [u8; 4096]) + Sync,

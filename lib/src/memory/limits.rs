@@ -1,7 +1,8 @@
 //! How much memory the kernel would give this process now, by everything that bounds it.
 //!
-//! Owns: reading the host's figures, the commit limit and the control groups of either version, up to their root; which of
-//! them is the narrowest. Must not know: what has been promised to whom. Reads files of a tree, so that a test can bring one.
+//! Owns: reading the host's figures, the commit limit and the control groups of either version, up to their
+//! root; which of them is the narrowest. Must not know: what has been promised to whom. Reads files of a
+//! tree, so that a test can bring one.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -174,7 +175,8 @@ impl Tree {
         limit.unwrap_or(0).saturating_sub(field(&status, "VmSize").unwrap_or(0))
     }
 
-    /// Bytes of reserved 2 MiB pages that nobody has taken or been promised, and of those that the kernel makes on demand.
+    /// Bytes of reserved 2 MiB pages that nobody has taken or been promised, and of those that the kernel
+    /// makes on demand.
     fn free_huge(&self, meminfo: &str) -> u64 {
         let dir = Path::new("/sys/kernel/mm/hugepages/hugepages-2048kB");
         let count = |file: &str| self.number(&dir.join(file));
@@ -202,7 +204,8 @@ impl Tree {
         let mut rooms = Vec::new();
         for Place { version, mount, group, name } in places(&mounts, &member, controller) {
             let names = Path::new(&name).ancestors().map(|n| Arc::from(n.to_string_lossy()));
-            // A name may be shorter than the way to its files, or longer: then its last one stands for the rest.
+            // A name may be shorter than the way to its files, or longer: then its last one stands for the
+            // rest.
             let names = names.chain(std::iter::repeat(Arc::from("/")));
             let dirs = group.ancestors().take_while(|dir| dir.starts_with(&mount));
             for (dir, name) in dirs.zip(names) {
@@ -228,8 +231,9 @@ impl Tree {
         Some(Room { bytes, whole, bound: Bound::Group { group: Arc::clone(name), file } })
     }
 
-    /// What a group holds that the kernel takes back when it is short: page cache. Memory files are no part of it. What of it
-    /// the daemon itself needs again at once, its program for one, is in what is left to it.
+    /// What a group holds that the kernel takes back when it is short: page cache. Memory files are no part
+    /// of it. What of it the daemon itself needs again at once, its program for one, is in what is left to
+    /// it.
     fn reclaimable(&self, dir: &Path) -> u64 {
         // Version 1 has sums over the groups below under names of their own.
         let sum = |name: &str| {
@@ -284,7 +288,8 @@ fn places(mounts: &str, member: &str, controller: &str) -> Vec<Place> {
             continue;
         };
         let (root, mount) = (unescaped(root), PathBuf::from(unescaped(mount)));
-        // A mount may show a part of the tree; a group outside of it is not to be seen, and its mount is the nearest.
+        // A mount may show a part of the tree; a group outside of it is not to be seen, and its mount is the
+        // nearest.
         let below = Path::new(path).strip_prefix(&root).ok();
         let below = below.filter(|p| p.components().all(|c| matches!(c, std::path::Component::Normal(_))));
         let group = below.map_or_else(|| mount.clone(), |below| mount.join(below));

@@ -53,8 +53,8 @@ pub enum MemoryError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Backing {
-    /// Anonymous memory of this process, on transparent huge pages where the kernel gives them. No other process can
-    /// map it.
+    /// Anonymous memory of this process, on transparent huge pages where the kernel gives them. No other
+    /// process can map it.
     Anonymous,
     /// A memfd; on transparent huge pages where the kernel gives them to shared memory, which few hosts do.
     Memfd,
@@ -72,8 +72,8 @@ impl Backing {
         }
     }
 
-    /// Bytes of the largest pages that this host gives such memory, by what the kernel says of itself: whether a
-    /// certain span got one is the kernel's decision at its first touch.
+    /// Bytes of the largest pages that this host gives such memory, by what the kernel says of itself:
+    /// whether a certain span got one is the kernel's decision at its first touch.
     pub fn page_size(self) -> u64 {
         let setting = |file: &str| {
             let text = std::fs::read_to_string(format!("/sys/kernel/mm/transparent_hugepage/{file}"));
@@ -123,7 +123,8 @@ fn give_physical(bytes: u64) -> u64 {
 }
 
 impl Mapping {
-    /// New memory of `bytes`; its content is zero. It is claimed first: what this host cannot give is not mapped.
+    /// New memory of `bytes`; its content is zero. It is claimed first: what this host cannot give is not
+    /// mapped.
     ///
     /// # Errors
     /// [`MemoryError`].
@@ -185,8 +186,9 @@ impl Mapping {
         rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | last)
             .map_err(system("fcntl(F_ADD_SEALS)"))?;
         let file = Arc::new(File::from(fd));
-        // The kernel reserves huge pages with the mapping, or refuses it; without, the first touch of one that is not there
-        // would be a SIGBUS. Of small pages there is nothing to reserve: the claim stands for them.
+        // The kernel reserves huge pages with the mapping, or refuses it; without, the first touch of one
+        // that is not there would be a SIGBUS. Of small pages there is nothing to reserve: the claim stands
+        // for them.
         let reserve = if backing == Backing::Hugetlb { 0 } else { libc::MAP_NORESERVE };
         let view = || {
             let whole = Some(FileOffset::from_arc(Arc::clone(&file), 0));
@@ -212,8 +214,8 @@ impl Mapping {
         Self::new("", bytes, Backing::Anonymous)
     }
 
-    /// A mirror's memory of `bytes` of which the first `dense` are used throughout and the rest here and there: huge pages
-    /// that fit into `dense`, small pages behind them.
+    /// A mirror's memory of `bytes` of which the first `dense` are used throughout and the rest here and
+    /// there: huge pages that fit into `dense`, small pages behind them.
     ///
     /// # Errors
     /// [`MemoryError`].
@@ -226,7 +228,8 @@ impl Mapping {
     /// The same under a claim that there is.
     pub(super) fn private(bytes: u64, dense: u64, claim: Claim) -> Result<Arc<Self>, MemoryError> {
         let len = size(bytes)?;
-        // A huge page begins at a multiple of its size in the host's, the guest's and the mirror's addresses alike.
+        // A huge page begins at a multiple of its size in the host's, the guest's and the mirror's addresses
+        // alike.
         let spare = if bytes < PAGE_2M { 0 } else { PAGE_2M as usize };
         let region =
             MmapRegion::new(len + spare).map_err(|source| not_mapped(bytes, Backing::Anonymous, source))?;
@@ -242,9 +245,9 @@ impl Mapping {
         Ok(Arc::new(mapping))
     }
 
-    /// Takes the huge pages that were reserved with the mapping. A reservation is the whole host's: without this a touch
-    /// could still find none of them on the nodes, or within the control group, that this process is bound to, and that is
-    /// a `SIGBUS`. Other memory comes when it is touched.
+    /// Takes the huge pages that were reserved with the mapping. A reservation is the whole host's: without
+    /// this a touch could still find none of them on the nodes, or within the control group, that this
+    /// process is bound to, and that is a `SIGBUS`. Other memory comes when it is touched.
     ///
     /// # Errors
     /// [`MemoryError::NotEnough`] when the kernel does not give them.
@@ -260,9 +263,9 @@ impl Mapping {
         }
     }
 
-    /// From now on nobody who has the file takes pages out of it, or maps it anew for writing: a guest that took over its
-    /// QEMU could give reserved pages back, and this process's next touch would be a `SIGBUS`. Where pages come when they are
-    /// touched there is nothing to keep, and nothing is done.
+    /// From now on nobody who has the file takes pages out of it, or maps it anew for writing: a guest that
+    /// took over its QEMU could give reserved pages back, and this process's next touch would be a `SIGBUS`.
+    /// Where pages come when they are touched there is nothing to keep, and nothing is done.
     ///
     /// # Errors
     /// [`MemoryError::System`].
@@ -299,8 +302,8 @@ impl Mapping {
         self.region_of(view).as_ptr() as u64 + self.base as u64
     }
 
-    /// Where it starts in the system-physical memory that the model of SEV pretends to have: a page's place there is
-    /// the tweak of its encryption. Unique in this process; says nothing of real memory.
+    /// Where it starts in the system-physical memory that the model of SEV pretends to have: a page's place
+    /// there is the tweak of its encryption. Unique in this process; says nothing of real memory.
     pub const fn modelled_physical(&self) -> u64 {
         self.physical
     }
@@ -321,7 +324,8 @@ impl Mapping {
         self.slice(offset, from.len()).copy_from(from);
     }
 
-    /// Writes up to `len` bytes at `offset` into a socket or file, without a copy in between; gives how many it took.
+    /// Writes up to `len` bytes at `offset` into a socket or file, without a copy in between; gives how many
+    /// it took.
     ///
     /// # Errors
     /// The system's, `WouldBlock` included.
@@ -332,7 +336,8 @@ impl Mapping {
         volatile_result((&fd).write_volatile(&self.slice(offset, len)))
     }
 
-    /// Reads up to `len` bytes from a socket or file to `offset`, without a copy in between; gives how many came.
+    /// Reads up to `len` bytes from a socket or file to `offset`, without a copy in between; gives how many
+    /// came.
     ///
     /// # Errors
     /// The system's, `WouldBlock` included.
@@ -353,8 +358,9 @@ impl Mapping {
         self.slice(offset, 4).store(value, 0, Ordering::Release).expect("cursors are aligned");
     }
 
-    /// Gives `len` bytes at `offset` back to the host; they read as zero from then on. On reserved huge pages they are zeroed
-    /// and kept: a page that was given back is no longer reserved, and the next touch of it might find none.
+    /// Gives `len` bytes at `offset` back to the host; they read as zero from then on. On reserved huge pages
+    /// they are zeroed and kept: a page that was given back is no longer reserved, and the next touch of it
+    /// might find none.
     ///
     /// # Errors
     /// A refusing kernel.
@@ -376,8 +382,8 @@ impl Mapping {
         rustix::fs::fallocate(file, flags, offset, len).map_err(refused)
     }
 
-    /// Makes the pages of a span present and writable in the helper's view, in one call instead of a fault a page. Their
-    /// content stays. A refusal only costs speed.
+    /// Makes the pages of a span present and writable in the helper's view, in one call instead of a fault a
+    /// page. Their content stays. A refusal only costs speed.
     ///
     /// # Panics
     /// As [`Mapping::read`].
@@ -408,18 +414,19 @@ impl Mapping {
     fn advise(&self, offset: u64, len: u64, advice: rustix::mm::Advice) -> Result<(), rustix::io::Errno> {
         self.check(offset, len);
         let at = self.region_of(View::Helper).as_ptr().wrapping_add(self.base + offset as usize);
-        // SAFETY: the range is inside this mapping, which we own and which nothing reads through references. Populating
-        // changes no content; DONTNEED makes the span read as zero, which is what its caller asks for.
+        // SAFETY: the range is inside this mapping, which we own and which nothing reads through references.
+        // Populating changes no content; DONTNEED makes the span read as zero, which is what its caller asks
+        // for.
         unsafe { rustix::mm::madvise(at.cast(), len as usize, advice) }
     }
 
-    /// Leaves the memory out of a fork: between fork and exec a child has no use for it, and copying how it is mapped would
-    /// hold up the guest that runs in it.
+    /// Leaves the memory out of a fork: between fork and exec a child has no use for it, and copying how it
+    /// is mapped would hold up the guest that runs in it.
     #[expect(unsafe_code, reason = "UNSAFETY: madvise takes an address range")]
     fn keep_from_children(&self) {
         for region in std::iter::once(&self.region).chain(&self.second) {
-            // SAFETY: the range is a mapping that we own; only children are affected, and those run nothing but exec. A
-            // refusal only costs speed.
+            // SAFETY: the range is a mapping that we own; only children are affected, and those run nothing
+            // but exec. A refusal only costs speed.
             let _ = unsafe {
                 rustix::mm::madvise(region.as_ptr().cast(), region.size(), rustix::mm::Advice::LinuxDontFork)
             };
@@ -429,8 +436,8 @@ impl Mapping {
     #[expect(unsafe_code, reason = "UNSAFETY: madvise takes an address range")]
     fn advise_huge(&self) {
         for region in std::iter::once(&self.region).chain(&self.second) {
-            // SAFETY: the range is a mapping that we own; MADV_HUGEPAGE changes no content. A refusal only costs
-            // speed.
+            // SAFETY: the range is a mapping that we own; MADV_HUGEPAGE changes no content. A refusal only
+            // costs speed.
             let _ = unsafe {
                 rustix::mm::madvise(region.as_ptr().cast(), region.size(), rustix::mm::Advice::LinuxHugepage)
             };
@@ -445,7 +452,8 @@ fn volatile_result(result: Result<usize, VolatileMemoryError>) -> io::Result<usi
     })
 }
 
-/// Reserved pages were there a moment ago and are not there now, or a bound that nobody tells of has been met.
+/// Reserved pages were there a moment ago and are not there now, or a bound that nobody tells of has been
+/// met.
 fn no_huge_pages(bytes: u64) -> Shortage {
     let available = Tree::host().rooms(Backing::Hugetlb).iter().map(|r| r.bytes).min().unwrap_or(0);
     Shortage { bytes, available: available.min(bytes.saturating_sub(1)), bound: Bound::HugePages }

@@ -1,7 +1,8 @@
 //! Host memory behind guests and mirrors: backings, mappings, and the RAM of a guest by `RamAddr`.
 //!
-//! Owns: backings, mappings, access to them, the book of what was promised. Must not know: KVM, drivers, what the bytes mean. Guest memory
-//! changes under our feet: it is reached through volatile copies only, never through a Rust reference.
+//! Owns: backings, mappings, access to them, the book of what was promised. Must not know: KVM, drivers, what
+//! the bytes mean. Guest memory changes under our feet: it is reached through volatile copies only, never
+//! through a Rust reference.
 
 mod budget;
 mod digests;

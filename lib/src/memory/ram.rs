@@ -28,7 +28,8 @@ pub struct GuestRam {
     _overhead: Arc<Claim>,
 }
 
-/// Of this many bytes of RAM the kernel takes one for page tables and logs: two views here, and those of guest and mirror.
+/// Of this many bytes of RAM the kernel takes one for page tables and logs: two views here, and those of
+/// guest and mirror.
 const OVERHEAD: u64 = 128;
 
 /// What of a block may be touched. The helper's has room that it never comes to use.
@@ -50,8 +51,8 @@ fn needs(layout: &GuestLayout, backing: Backing) -> (u64, u64) {
     needs
 }
 
-/// Reserved huge pages are for the guest's own memory, where its size is theirs; the rest lies on a memfd then. So a guest of
-/// 128 MiB needs 64 of them.
+/// Reserved huge pages are for the guest's own memory, where its size is theirs; the rest lies on a memfd
+/// then. So a guest of 128 MiB needs 64 of them.
 const fn lies_on(block: &RamBlock, backing: Backing) -> Backing {
     match (backing, block.role) {
         (Backing::Hugetlb, BlockRole::Ram) if block.size.is_multiple_of(PAGE_2M) => Backing::Hugetlb,
@@ -66,8 +67,9 @@ const fn lies_on(block: &RamBlock, backing: Backing) -> Backing {
 pub struct OtherBlocks;
 
 impl GuestRam {
-    /// Memory for every block of `layout`, claimed as a whole before any of it is mapped. With reserved huge pages only the
-    /// guest's own memory lies on them, as far as it is of whole ones; the rest lies on a memfd.
+    /// Memory for every block of `layout`, claimed as a whole before any of it is mapped. With reserved huge
+    /// pages only the guest's own memory lies on them, as far as it is of whole ones; the rest lies on a
+    /// memfd.
     ///
     /// # Errors
     /// [`MemoryError::NotEnough`] when the host cannot give it; otherwise what the system says.
@@ -110,7 +112,8 @@ impl GuestRam {
         Self::allocate(Arc::clone(layout), last)
     }
 
-    /// Whether [`GuestRam::allocate_first`] would find room now beside `more` bytes of ordinary memory; claims nothing.
+    /// Whether [`GuestRam::allocate_first`] would find room now beside `more` bytes of ordinary memory;
+    /// claims nothing.
     ///
     /// # Errors
     /// What is short.
@@ -129,8 +132,8 @@ impl GuestRam {
         found
     }
 
-    /// Takes what was reserved for it, so that no touch of it can fail; see [`Mapping::take_reserved`]. Takes a while for
-    /// large guests.
+    /// Takes what was reserved for it, so that no touch of it can fail; see [`Mapping::take_reserved`]. Takes
+    /// a while for large guests.
     ///
     /// # Errors
     /// [`MemoryError::NotEnough`].

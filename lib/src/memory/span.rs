@@ -5,8 +5,8 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
-/// A span of memory that others may write at any time, as guest and helper memory is: reached by copies and system calls
-/// only. Offsets count from the span's start and never leave it.
+/// A span of memory that others may write at any time, as guest and helper memory is: reached by copies and
+/// system calls only. Offsets count from the span's start and never leave it.
 pub trait Span {
     /// Bytes.
     fn len(&self) -> usize;

@@ -68,7 +68,8 @@ impl Gate {
 }
 
 impl Control {
-    /// A migration that starts in `state` under `limits`; `changed` is called after every change, without locks held.
+    /// A migration that starts in `state` under `limits`; `changed` is called after every change, without
+    /// locks held.
     pub fn new(state: MigrationState, limits: MigrationLimits, changed: Box<dyn Fn() + Send + Sync>) -> Self {
         let progress = Progress::default();
         let live = Live { state, progress, rounds: Vec::new(), committing: false, version: 1 };
@@ -149,8 +150,8 @@ impl Control {
         Ok(())
     }
 
-    /// The guest has ended by itself: what was to be moved is no more, and blocked calls on the links return. From the point
-    /// of no return on this changes nothing: then only a token tells whose guest it was.
+    /// The guest has ended by itself: what was to be moved is no more, and blocked calls on the links return.
+    /// From the point of no return on this changes nothing: then only a token tells whose guest it was.
     pub fn guest_ended(&self, end: &MachineEnd) {
         let mut gate = self.gate();
         if !gate.past && gate.guest_end.is_none() {
@@ -160,7 +161,8 @@ impl Control {
         }
     }
 
-    /// Whether work on the migration is of no more use: it was called off, the guest has ended, or the peer has gone.
+    /// Whether work on the migration is of no more use: it was called off, the guest has ended, or the peer
+    /// has gone.
     pub fn is_cancelled(&self) -> bool {
         let gate = self.gate();
         gate.is_over() || gate.peer.as_ref().is_some_and(LinkCanceller::ended)

@@ -76,8 +76,9 @@ pub trait Receiver {
         labels: Labels,
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
-    /// COMMIT is minted and nobody has seen it; `paused` as the guest will be. Durable when this returns, together with the
-    /// records of guest and migration; only then may the token leave, and after it the guest run.
+    /// COMMIT is minted and nobody has seen it; `paused` as the guest will be. Durable when this returns,
+    /// together with the records of guest and migration; only then may the token leave, and after it the
+    /// guest run.
     ///
     /// # Errors
     /// Nothing was noted: the guest does not run, the token goes nowhere. May be called again.
@@ -119,7 +120,8 @@ pub fn serve_import(mut link: Link, peer: &str, host: &dyn Receiver) {
     };
     let Arrival { machine, mirror, control, streams } = arrival;
     let stall = Duration::from_millis(prepare.stall_timeout_ms.clamp(1_000, 600_000));
-    // Calling it off ends the streams; this link is looked after by who reads it, so that the source can be told.
+    // Calling it off ends the streams; this link is looked after by who reads it, so that the source can be
+    // told.
     let mut import =
         Import { link, prepare, host, machine, mirror, control, streams, stall, verify_us: 0, digests: None };
     match import.up_to_start() {
@@ -226,7 +228,8 @@ impl Import<'_> {
             let left = by.saturating_duration_since(Instant::now());
             let (index, link) = match self.streams.recv_timeout(left.min(LOOK)) {
                 Ok(stream) => stream,
-                // A source that gave up brings no streams; it does so by closing the link that is not read here.
+                // A source that gave up brings no streams; it does so by closing the link that is not read
+                // here.
                 Err(RecvTimeoutError::Timeout) if !left.is_zero() && !self.link.ended() => {
                     self.check()?;
                     continue;
@@ -377,11 +380,12 @@ impl Import<'_> {
             Ok(t) => t,
             Err(e) => return self.abort(e.into()),
         };
-        // COMMIT is minted, so ABORT never can be: nothing from here on gives the guest up, whatever the store says.
+        // COMMIT is minted, so ABORT never can be: nothing from here on gives the guest up, whatever the
+        // store says.
         self.control.enter(MigrationState::Finishing);
         if !self.store_commit(&token) {
-            // A crash, or this, before COMMIT is durable: the token never left and the guest never ran, and the journal
-            // says so.
+            // A crash, or this, before COMMIT is durable: the token never left and the guest never ran, and
+            // the journal says so.
             tracing::error!(%session, "the daemon goes before COMMIT could be stored: the guest was never this host's");
             return;
         }
@@ -487,8 +491,8 @@ impl Import<'_> {
         self.link.set_deadline(Some(Instant::now() + self.stall));
     }
 
-    /// Waits until the source says something on the control link, ends it, or was silent for too long. Notices meanwhile when
-    /// the import is called off here.
+    /// Waits until the source says something on the control link, ends it, or was silent for too long.
+    /// Notices meanwhile when the import is called off here.
     fn await_frame(&mut self) -> Result<(), MigrationFault> {
         self.link.set_deadline(None);
         self.link.set_patience(self.stall);

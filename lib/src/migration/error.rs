@@ -63,8 +63,8 @@ pub enum MigrationFault {
         /// The shortest pause that could be had, milliseconds, when it is longer than the limit.
         floor_ms: Option<u64>,
     },
-    /// A private page that the helper cannot reach under the mirror's strategy: it was unplugged, or its status changed,
-    /// after the mirror was planned.
+    /// A private page that the helper cannot reach under the mirror's strategy: it was unplugged, or its
+    /// status changed, after the mirror was planned.
     #[error("private page {page} of RAM is out of the helper's reach")]
     Unreachable {
         /// Its number.
@@ -104,7 +104,8 @@ impl MigrationFault {
             Self::Canceled => "canceled",
             Self::Unreachable { .. } => "page_unreachable",
             Self::Fragmented => "page_status_fragmented",
-            // What answers speaks no TLS, another protocol over it, or shows a certificate that is none of a host's.
+            // What answers speaks no TLS, another protocol over it, or shows a certificate that is none of a
+            // host's.
             Self::Connect(
                 LinkError::NotMirrorvm { .. }
                 | LinkError::WrongProtocol
@@ -137,8 +138,8 @@ impl MigrationFault {
         }
     }
 
-    /// What whoever asks for the migration is told. Details of our own faults may name paths; the log has them. What QEMU did
-    /// not do names none.
+    /// What whoever asks for the migration is told. Details of our own faults may name paths; the log has
+    /// them. What QEMU did not do names none.
     pub fn told(&self) -> String {
         match self {
             Self::Machine(MachineError::Ended(end)) => format!("the guest has ended: {end}"),

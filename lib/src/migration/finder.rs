@@ -1,9 +1,9 @@
 //! Who finds the pages that a running guest has changed: the kernel's dirty log, or the helper's scan.
 //!
-//! The log knows of every write at once and costs the guest a fault a page. It belongs to the process that runs the
-//! vCPUs, so for a guest in a QEMU there is none for us. The helper can look instead: it keeps a keyed digest of every page
-//! that it sealed and compares ([`mirrorvm_abi::op::Op::Scan`]). That costs the guest nothing while it runs, and the
-//! final pause one pass over RAM.
+//! The log knows of every write at once and costs the guest a fault a page. It belongs to the process that
+//! runs the vCPUs, so for a guest in a QEMU there is none for us. The helper can look instead: it keeps a
+//! keyed digest of every page that it sealed and compares ([`mirrorvm_abi::op::Op::Scan`]). That costs the
+//! guest nothing while it runs, and the final pause one pass over RAM.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
@@ -24,8 +24,8 @@ const PIPELINE: usize = 2;
 
 /// Who finds changed pages.
 pub(super) enum Finder {
-    /// The machine logs its guest's writes. With ranges, once logging has begun: marks are taken off right before a page is
-    /// read, not when they are looked at.
+    /// The machine logs its guest's writes. With ranges, once logging has begun: marks are taken off right
+    /// before a page is read, not when they are looked at.
     Log(Option<DirtyRanges>),
     /// The helper scans.
     Scan(Pieces),
@@ -80,9 +80,9 @@ impl Finder {
         }
     }
 
-    /// Brings `left`, the pages that are still to be sent, up to date. The log adds what was written since the last look;
-    /// a scan finds all that differs from what was sent, and that alone. It uses the first `streams` lanes, which must
-    /// be idle, in the session's present `epoch`.
+    /// Brings `left`, the pages that are still to be sent, up to date. The log adds what was written since
+    /// the last look; a scan finds all that differs from what was sent, and that alone. It uses the first
+    /// `streams` lanes, which must be idle, in the session's present `epoch`.
     pub fn look(
         &self,
         machine: &mut dyn Machine,

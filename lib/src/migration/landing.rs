@@ -1,12 +1,13 @@
 //! The destination's RAM, made present ahead of what arrives.
 //!
-//! Owns: which pages are about to be written for the first time, asking the kernel for them in one call. Must not know:
-//! the records' content. What the headers say is a hint here: the helper decides what is written.
+//! Owns: which pages are about to be written for the first time, asking the kernel for them in one call. Must
+//! not know: the records' content. What the headers say is a hint here: the helper decides what is written.
 //!
-//! A first touch through a mirror's slot costs an exit to KVM and a fault for every page of the backing; asked for by
-//! range, the kernel hands out the same pages at the speed of clearing them. One thread does that some way ahead of what
-//! arrives, as long as what arrives is content; what it has not come to, each stream does for the batch that it has just
-//! received. Pages that come as zero are not asked for: memory that a guest never wrote stays unallocated.
+//! A first touch through a mirror's slot costs an exit to KVM and a fault for every page of the backing;
+//! asked for by range, the kernel hands out the same pages at the speed of clearing them. One thread does
+//! that some way ahead of what arrives, as long as what arrives is content; what it has not come to, each
+//! stream does for the batch that it has just received. Pages that come as zero are not asked for: memory
+//! that a guest never wrote stays unallocated.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -19,7 +20,8 @@ use crate::memory::GuestRam;
 
 /// Fewer pages in a row are left to fault: a system call costs more than they do.
 const RUN_MIN: u64 = 16;
-/// How far ahead of what arrived the thread works, bytes: what a fast link brings in some tens of milliseconds.
+/// How far ahead of what arrived the thread works, bytes: what a fast link brings in some tens of
+/// milliseconds.
 const AHEAD: u64 = 128 << 20;
 /// Bytes that it asks for at a time.
 const STEP: u64 = 8 << 20;
@@ -184,7 +186,8 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// The thread never works behind what arrived, never further ahead than allowed, and never on what is sparse.
+        /// The thread never works behind what arrived, never further ahead than allowed, and never on what is
+        /// sparse.
         #[test]
         fn the_thread_stays_in_front_and_near(
             reached in 0u64..8 << 30, from in 0u64..8 << 30, len in 0u64..1 << 30, end in 1u64..8 << 30,

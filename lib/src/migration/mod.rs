@@ -1,8 +1,8 @@
 //! Live migration: rounds over a peer link, the hand-over, and its two op-state machines.
 //!
-//! Owns: the peer protocol, the source's and the destination's course, convergence, verification. Must not know:
-//! who asked, where records are stored (see [`Journal`] and [`Receiver`]), HTTP. A migration owns its machine and
-//! mirror while it runs; it gives them back with the outcome.
+//! Owns: the peer protocol, the source's and the destination's course, convergence, verification. Must not
+//! know: who asked, where records are stored (see [`Journal`] and [`Receiver`]), HTTP. A migration owns its
+//! machine and mirror while it runs; it gives them back with the outcome.
 //!
 //! ```text
 //! source                                 destination
@@ -22,10 +22,11 @@
 //!   COMMIT token opens: the source's guest is done
 //! ```
 //!
-//! Every link begins as mutual TLS 1.3 between pinned identities. Streams then go on without it, unless the caller wants
-//! otherwise: what they carry is sealed helper to helper, and its headers are masked (`records`). Somebody on the path can
-//! break such a stream, as he can break any connection, and gets nothing else: a record that he made or changed does not open,
-//! one that he dropped is missed by the epoch's token, and either way the destination gives up before START.
+//! Every link begins as mutual TLS 1.3 between pinned identities. Streams then go on without it, unless the
+//! caller wants otherwise: what they carry is sealed helper to helper, and its headers are masked
+//! (`records`). Somebody on the path can break such a stream, as he can break any connection, and gets
+//! nothing else: a record that he made or changed does not open, one that he dropped is missed by the epoch's
+//! token, and either way the destination gives up before START.
 
 mod control;
 mod destination;

@@ -1,7 +1,7 @@
 //! Opening links to a peer, and answering them: version agreement, and asking what became of a session.
 //!
-//! A peer that hangs up before it has said anything may be one that is busy with others: it is tried again, a few times,
-//! each time after a longer pause of uneven length, and never beyond the caller's patience.
+//! A peer that hangs up before it has said anything may be one that is busy with others: it is tried again, a
+//! few times, each time after a longer pause of uneven length, and never beyond the caller's patience.
 
 use std::time::{Duration, Instant};
 
@@ -41,8 +41,8 @@ pub fn open_control(
     agree(connect(peer, identity, patience, control)?, host, purpose)
 }
 
-/// As [`open_control`], with one bound for all that the peer says: one that is just in time with every message must not hold
-/// a thread of ours for as many times our patience.
+/// As [`open_control`], with one bound for all that the peer says: one that is just in time with every
+/// message must not hold a thread of ours for as many times our patience.
 fn open_bounded(
     peer: &PeerAddress,
     identity: &Identity,
@@ -126,14 +126,14 @@ fn attempt_once(
     Err(told.unwrap_or(LinkError::Broken))
 }
 
-/// Whether a peer that did not take us may take us in a moment: it hung up without a word, as one does that has others
-/// to answer.
+/// Whether a peer that did not take us may take us in a moment: it hung up without a word, as one does that
+/// has others to answer.
 const fn is_worth_another_try(error: &LinkError) -> bool {
     matches!(error, LinkError::RefusedByPeer { alert: None })
 }
 
-/// How long to wait after failed attempt number `attempt`, somewhere between half of its step and all of it, so that many
-/// who were refused at once do not come back at once; `None`: it was the last.
+/// How long to wait after failed attempt number `attempt`, somewhere between half of its step and all of it,
+/// so that many who were refused at once do not come back at once; `None`: it was the last.
 fn pause_after(attempt: u32, random: u32) -> Option<Duration> {
     const FIRST: Duration = Duration::from_millis(50);
     const LONGEST: Duration = Duration::from_secs(1);
@@ -199,7 +199,8 @@ pub fn resolve(
     wire::parse(&payload)
 }
 
-/// Asks a peer whether it has guests, at most [`FIND_MAX`](wire::FIND_MAX); gives one answer for each, in their order.
+/// Asks a peer whether it has guests, at most [`FIND_MAX`](wire::FIND_MAX); gives one answer for each, in
+/// their order.
 ///
 /// # Errors
 /// No link, or no answer that makes sense.
@@ -238,8 +239,8 @@ pub fn ask(
     Ok((Abilities::read(&payload)?, agreed))
 }
 
-/// Asks a peer what speaks against a migration, as its answer to PREPARE would; nothing is kept of it there. `None`: it ends
-/// the link over the question, as builds do that do not know it.
+/// Asks a peer what speaks against a migration, as its answer to PREPARE would; nothing is kept of it there.
+/// `None`: it ends the link over the question, as builds do that do not know it.
 ///
 /// # Errors
 /// No link, or no answer that makes sense.

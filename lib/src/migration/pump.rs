@@ -20,8 +20,8 @@ use crate::mirror::{Done, Lane, LaneError};
 use crate::pages::PageSet;
 use crate::transport::Link;
 
-/// Pages that a stream takes at a time. More than a batch: taking them off the dirty log costs a call to the kernel and a
-/// flush of the guest's translations.
+/// Pages that a stream takes at a time. More than a batch: taking them off the dirty log costs a call to the
+/// kernel and a flush of the guest's translations.
 const CLAIM: usize = 512;
 
 /// What a round sends, shared by its streams.
@@ -40,8 +40,8 @@ pub(super) struct Work<'a> {
     pub limiter: &'a Limiter,
     /// Streams that share the round.
     streams: usize,
-    /// Since when pages move while the guest runs: at the deadline the round ends even if pages are left, and a switchover
-    /// that was asked for ends it too. `None`: it is the last.
+    /// Since when pages move while the guest runs: at the deadline the round ends even if pages are left, and
+    /// a switchover that was asked for ends it too. `None`: it is the last.
     since: Option<Instant>,
     cursor: Mutex<u64>,
     failed: AtomicBool,
@@ -58,7 +58,8 @@ const SHOW_EVERY: Duration = Duration::from_millis(100);
 
 /// Time that what is on its way at the deadline still has.
 const GRACE: Duration = Duration::from_millis(100);
-/// Time that one stream's claim may take under a bandwidth limit. A stream has several with the helper at once.
+/// Time that one stream's claim may take under a bandwidth limit. A stream has several with the helper at
+/// once.
 const CLAIM_TIME: f64 = 0.01;
 
 /// Pages that a stream of `streams` takes at a time under a limit of `rate` bytes per second.
@@ -133,8 +134,8 @@ impl<'a> Work<'a> {
         self.sealed.next_batch(&mut cursor, self.claim(), batch);
     }
 
-    /// Pages to take at a time: under a low bandwidth limit so few that what was taken is gone before anybody notices that
-    /// the round is over.
+    /// Pages to take at a time: under a low bandwidth limit so few that what was taken is gone before anybody
+    /// notices that the round is over.
     fn claim(&self) -> usize {
         let Some(rate) = self.control.limits().bandwidth_bytes_per_second else { return CLAIM };
         claim_under(rate, self.streams)
@@ -156,8 +157,8 @@ impl<'a> Work<'a> {
         self.is_late() && self.control.limits().on_timeout == OnTimeout::Cancel
     }
 
-    /// Longest silence of the peer. No longer than to the deadline, where that ends the migration, and a moment for what is on
-    /// its way.
+    /// Longest silence of the peer. No longer than to the deadline, where that ends the migration, and a
+    /// moment for what is on its way.
     pub fn patience(&self) -> Duration {
         let limits = self.control.limits();
         let stall = self.control.patience();
@@ -175,8 +176,8 @@ impl<'a> Work<'a> {
         after(self.sealed, *self.cursor.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Has writes to `batch` logged again. Before the pages are read: a write in between is then sent twice, and none is
-    /// missed.
+    /// Has writes to `batch` logged again. Before the pages are read: a write in between is then sent twice,
+    /// and none is missed.
     fn log_again(&self, batch: &[RamPage]) -> Result<(), MigrationFault> {
         Ok(self.dirty.map_or(Ok(()), |dirty| dirty.clear(batch)).map_err(MachineError::from)?)
     }
@@ -338,8 +339,8 @@ impl Stream {
     }
 }
 
-/// Sends the pages that the guest shares with its host, as they are: over a link with TLS. Gives those that there was no time
-/// for.
+/// Sends the pages that the guest shares with its host, as they are: over a link with TLS. Gives those that
+/// there was no time for.
 pub(super) fn send_shared(link: &mut Link, work: &Work<'_>) -> Result<PageSet, MigrationFault> {
     let (mut cursor, mut batch, mut buffer) = (0, Vec::new(), Vec::new());
     loop {
@@ -385,8 +386,8 @@ impl Limiter {
         Self { paid_at: Mutex::new(Instant::now()) }
     }
 
-    /// Waits until `bytes` more may be sent. Cancelling ends the wait within a few milliseconds, and so does another
-    /// limit.
+    /// Waits until `bytes` more may be sent. Cancelling ends the wait within a few milliseconds, and so does
+    /// another limit.
     fn take(&self, bytes: u64, control: &Control) -> Result<(), MigrationFault> {
         let Some(rate) = control.limits().bandwidth_bytes_per_second else { return Ok(()) };
         let due = {
@@ -421,8 +422,8 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// What all streams have taken at most when a round is cut, five claims each, is gone within a tenth of a second, or
-        /// as soon as a page a claim is.
+        /// What all streams have taken at most when a round is cut, five claims each, is gone within a tenth
+        /// of a second, or as soon as a page a claim is.
         #[test]
         fn what_is_on_its_way_under_a_limit_is_soon_gone(rate in 1u64 << 20..1 << 40, streams in 1usize..=16) {
             let taken = claim_under(rate, streams) * streams * 5;

@@ -1,13 +1,13 @@
 //! Sealed records as hosts see them: walking over a batch, and hiding its headers from the network.
 //!
-//! Owns: where one record ends and the next begins, the mask over headers. Must not know: sockets, keys of the helpers,
-//! what is in a page.
+//! Owns: where one record ends and the next begins, the mask over headers. Must not know: sockets, keys of
+//! the helpers, what is in a page.
 //!
-//! Records are sealed helper to helper, so that a stream needs no TLS around them: encrypting everything a second time
-//! costs as much as sealing it. What TLS would still have hidden is the headers, that is, which page of RAM was
-//! written when. They are masked instead: XORed with AES-256-CTR under a key that the control link carried inside TLS.
-//! Integrity is not the mask's business: the helper binds every header to its seal, so that a changed bit is a record that
-//! does not open, with or without a mask.
+//! Records are sealed helper to helper, so that a stream needs no TLS around them: encrypting everything a
+//! second time costs as much as sealing it. What TLS would still have hidden is the headers, that is, which
+//! page of RAM was written when. They are masked instead: XORed with AES-256-CTR under a key that the control
+//! link carried inside TLS. Integrity is not the mask's business: the helper binds every header to its seal,
+//! so that a changed bit is a record that does not open, with or without a mask.
 
 use aes::Aes256;
 use ctr::Ctr128BE;
@@ -17,8 +17,8 @@ use mirrorvm_abi::record::{HEADER_BYTES, Header, TAG_BYTES};
 use super::MigrationFault;
 use crate::memory::Span;
 
-/// Hides the headers of one stream. Both ends apply it to the same bytes in the same order; a keystream byte is used once,
-/// because a session's key is fresh and a stream has an initial counter block of its own.
+/// Hides the headers of one stream. Both ends apply it to the same bytes in the same order; a keystream byte
+/// is used once, because a session's key is fresh and a stream has an initial counter block of its own.
 pub(super) struct Mask {
     cipher: Ctr128BE<Aes256>,
     /// Keystream for a batch: made at once, because ciphers are fast on many blocks and slow on two.
@@ -61,8 +61,8 @@ pub(super) enum Pass<'a> {
     Look,
 }
 
-/// Goes over the `count` records that fill `span` (the caller has bounded it); `seen` gets each header. The span is shared with a helper: every
-/// header is copied out once, and what was copied is what counts.
+/// Goes over the `count` records that fill `span` (the caller has bounded it); `seen` gets each header. The
+/// span is shared with a helper: every header is copied out once, and what was copied is what counts.
 ///
 /// # Errors
 /// [`MigrationFault::Protocol`] for anything that is not exactly `count` records.

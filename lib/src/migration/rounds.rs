@@ -1,10 +1,11 @@
 //! Convergence: after each round, whether to go on, to slow the guest, to switch over, or to give up. Pure.
 //!
-//! A limit of the pause holds up to what is stated here. The guest is paused only when the whole pause is predicted to fit:
-//! leaving, the last look, the last pages, arriving. What a pause costs without a page is assumed at first, and learnt from
-//! pauses that turned out too long: such a pause is broken off while it can be (until START), the guest goes on where it
-//! was, and the next attempt waits, longer each time. After START nothing can be broken off; what the destination then takes
-//! beyond the prediction, and [`tolerance`], are all that a pause may exceed its limit by.
+//! A limit of the pause holds up to what is stated here. The guest is paused only when the whole pause is
+//! predicted to fit: leaving, the last look, the last pages, arriving. What a pause costs without a page is
+//! assumed at first, and learnt from pauses that turned out too long: such a pause is broken off while it can
+//! be (until START), the guest goes on where it was, and the next attempt waits, longer each time. After
+//! START nothing can be broken off; what the destination then takes beyond the prediction, and [`tolerance`],
+//! are all that a pause may exceed its limit by.
 
 use std::time::{Duration, Instant};
 
@@ -66,8 +67,8 @@ pub struct Fixed {
 }
 
 impl Fixed {
-    /// What to assume before anything was measured: of a machine in this process, or in one of its own, whose monitor is
-    /// spoken to and whose devices are saved and set.
+    /// What to assume before anything was measured: of a machine in this process, or in one of its own, whose
+    /// monitor is spoken to and whose devices are saved and set.
     pub const fn assumed(own_process: bool) -> Self {
         let (leave, arrive) = if own_process { (10, 15) } else { (1, 5) };
         let ms = Duration::from_millis;
@@ -90,7 +91,8 @@ pub struct Bound {
 }
 
 impl Bound {
-    /// Whether a pause that has taken `spent` so far will end within the limit and its [`tolerance`], `pages` being left.
+    /// Whether a pause that has taken `spent` so far will end within the limit and its [`tolerance`], `pages`
+    /// being left.
     pub fn holds(&self, spent: Duration, pages: u64) -> bool {
         let rest =
             if pages == 0 { Duration::ZERO } else { self.settle + moving(pages, self.pages_per_second) };
@@ -124,12 +126,12 @@ const STUCK_ROUNDS: u32 = 2;
 /// Time after a pause that was broken off before the next is tried: from, doubled each time, and to.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
-/// Pauses that are tried on the first assumption, whatever those before took: one that was long may have been a hiccup of the
-/// machine. After as many, the shortest of them counts.
+/// Pauses that are tried on the first assumption, whatever those before took: one that was long may have been
+/// a hiccup of the machine. After as many, the shortest of them counts.
 const HOPEFUL: u32 = 8;
 
-/// Pauses that were broken off before the shortest of them is taken for what a pause costs: of one it is not known whether the
-/// machine had a hiccup.
+/// Pauses that were broken off before the shortest of them is taken for what a pause costs: of one it is not
+/// known whether the machine had a hiccup.
 const TELLING_PAUSES: u32 = 2;
 
 /// How long a guest's writes are remembered where their rate is told.
@@ -178,8 +180,8 @@ impl Convergence {
         }
     }
 
-    /// Pages per second that the guest wrote lately. A round that a deadline cuts to a few milliseconds may meet a guest
-    /// between two of its writes: it says nothing of the guest by itself.
+    /// Pages per second that the guest wrote lately. A round that a deadline cuts to a few milliseconds may
+    /// meet a guest between two of its writes: it says nothing of the guest by itself.
     pub fn dirty_rate(&self) -> u64 {
         let (pages, within) = self.written;
         if within.is_zero() { 0 } else { (pages / within.as_secs_f64()) as u64 }
@@ -226,7 +228,8 @@ impl Convergence {
         Fixed { settle: self.fixed().settle, ..self.assumed }
     }
 
-    /// The shortest pause that can be had when a look takes that long, with no page left to send, as far as is known.
+    /// The shortest pause that can be had when a look takes that long, with no page left to send, as far as
+    /// is known.
     pub fn floor(&self, look: Duration) -> Duration {
         self.fixed().total() + look
     }
@@ -273,7 +276,8 @@ impl Convergence {
         Decision::Round { throttle_percent: self.throttle_percent, expected }
     }
 
-    /// Whether the next round can wait a little: it would move next to nothing, and no pause is tried after it.
+    /// Whether the next round can wait a little: it would move next to nothing, and no pause is tried after
+    /// it.
     pub fn may_rest(&self, seen: &Observation, limits: &MigrationLimits) -> bool {
         let waits = self.floor(seen.look) > Duration::from_millis(limits.downtime_ms)
             || seen.elapsed < self.not_before;
@@ -407,7 +411,8 @@ mod tests {
                         (throttle, before) = (throttle_percent, throttle_percent);
                     }
                 }
-                // Without a deadline a guest that is too fast even at one percent goes on: that is what timeouts are for.
+                // Without a deadline a guest that is too fast even at one percent goes on: that is what
+                // timeouts are for.
                 if !late && throttle == 99 && course.stuck > 10 {
                     break;
                 }
@@ -490,8 +495,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever pauses really cost: none that keeps to its bound lasts longer than limit and tolerance, arriving as
-        /// predicted, and the number of attempts is bounded by the time.
+        /// Whatever pauses really cost: none that keeps to its bound lasts longer than limit and tolerance,
+        /// arriving as predicted, and the number of attempts is bounded by the time.
         #[test]
         fn no_pause_goes_beyond_its_limit_before_start(
             downtime_ms in 0u64..500, leave in 0u64..400, look in 0u64..200, pages in 0u64..20_000, rate in 1_000u64..1_000_000,
@@ -553,7 +558,8 @@ mod tests {
     fn a_short_round_does_not_spoil_the_rate() {
         let limits = MigrationLimits { downtime_ms: 20, ..Default::default() };
         let mut course = Convergence::new(Fixed::assumed(false));
-        // 1 GiB in a second, then a few pages that mostly waited for hand-shakes: 2,000 more would still take 8 ms.
+        // 1 GiB in a second, then a few pages that mostly waited for hand-shakes: 2,000 more would still take
+        // 8 ms.
         course.decide(&seen(262_144, 1000, 100_000, 1000), &limits);
         let decision = course.decide(&seen(100, 10, 2_000, 1010), &limits);
         assert!(matches!(decision, Decision::Switchover { .. }), "{decision:?}");

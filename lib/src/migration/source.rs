@@ -38,14 +38,15 @@ pub trait Journal {
     /// The guest was held for too long and runs on here, until it is held again.
     fn runs_on(&self);
 
-    /// START is about to go out. Durable when this returns, in the records of guest and migration together: after a crash
-    /// the migration is in doubt, not failed.
+    /// START is about to go out. Durable when this returns, in the records of guest and migration together:
+    /// after a crash the migration is in doubt, not failed.
     ///
     /// # Errors
     /// Nothing was noted; START is not sent.
     fn start_sent(&self) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
-    /// The guest's labels as they travel. Whoever would change them from now on is refused until the migration's end.
+    /// The guest's labels as they travel. Whoever would change them from now on is refused until the
+    /// migration's end.
     ///
     /// # Errors
     /// Nobody can say.
@@ -167,7 +168,8 @@ enum Switched {
 const REST: Duration = Duration::from_millis(500);
 
 impl Course<'_, '_> {
-    /// Everything that can be called off: preparation, rounds, pause, last round, state. Ends with START on its way.
+    /// Everything that can be called off: preparation, rounds, pause, last round, state. Ends with START on
+    /// its way.
     fn up_to_start(&mut self) -> Result<(Link, Vec<Stream>), MigrationFault> {
         let control = self.out.control;
         control.enter(MigrationState::Preparing);
@@ -263,7 +265,8 @@ impl Course<'_, '_> {
             nonce,
             secret: *self.machine.migration_secret(),
             paused: !self.was_running,
-            // At level `none` the hosts can see which pages are zero anyway; at others it is nobody's business.
+            // At level `none` the hosts can see which pages are zero anyway; at others it is nobody's
+            // business.
             elide_zero: out.guest.protection == ProtectionLevel::None,
             readiness: self.machine.migration_control().carry(),
             verify: out.spec.verify,
@@ -304,8 +307,8 @@ impl Course<'_, '_> {
         Ok(streams)
     }
 
-    /// Rounds while the guest runs, until what is left fits the downtime limit, or must go anyway. Gives what the pause has to
-    /// keep to.
+    /// Rounds while the guest runs, until what is left fits the downtime limit, or must go anyway. Gives what
+    /// the pause has to keep to.
     fn precopy(
         &mut self,
         ends: &mut Ends,
@@ -396,7 +399,8 @@ impl Course<'_, '_> {
     }
 
     fn throttle(&mut self, percent: u8) -> Result<(), MigrationFault> {
-        // Such limits are refused before the start; those of a record from before that was so change nothing here.
+        // Such limits are refused before the start; those of a record from before that was so change nothing
+        // here.
         if percent > 0 && !self.machine.can_throttle() {
             return Ok(());
         }
@@ -407,8 +411,8 @@ impl Course<'_, '_> {
         Ok(())
     }
 
-    /// Pause, the last pages, the state, START. With a `bound` that the pause turns out not to keep to, the guest goes on here
-    /// instead, and what is left has to be sent by another round.
+    /// Pause, the last pages, the state, START. With a `bound` that the pause turns out not to keep to, the
+    /// guest goes on here instead, and what is left has to be sent by another round.
     fn switchover(
         &mut self,
         ends: &mut Ends,
@@ -430,9 +434,11 @@ impl Course<'_, '_> {
             let lanes = (ends.streams.len(), ends.sent.epoch);
             finder.look(self.machine, self.mirror, lanes, control, left)?;
         }
-        // Marks stay: nothing is written any more, and if the guest goes on after all they are found once more.
+        // Marks stay: nothing is written any more, and if the guest goes on after all they are found once
+        // more.
         ends.sent.dirty = None;
-        // Registers are written to the save areas when the vCPUs stop: whatever went before, they go again, last.
+        // Registers are written to the save areas when the vCPUs stop: whatever went before, they go again,
+        // last.
         if let Some(areas) = self.machine.ram().layout().save_areas() {
             left.insert_range(areas.ram_range());
         }
@@ -479,9 +485,9 @@ impl Course<'_, '_> {
         Ok(Switched::Back { leave })
     }
 
-    /// One epoch over all streams: sends `left`, and leaves in it what there was no time for. With `since`, when pages began to
-    /// move, the guest runs and limits may cut it; without it is the last, and takes the time that it takes. Also gives how
-    /// long it was from the last page to the destination's word.
+    /// One epoch over all streams: sends `left`, and leaves in it what there was no time for. With `since`,
+    /// when pages began to move, the guest runs and limits may cut it; without it is the last, and takes the
+    /// time that it takes. Also gives how long it was from the last page to the destination's word.
     fn round(
         &mut self,
         ends: &mut Ends,
@@ -574,7 +580,8 @@ impl Course<'_, '_> {
         Ok(sha256(state))
     }
 
-    /// Which pages the guest shares, as runs. A guest may make them as many as it likes; what goes on the wire is bounded.
+    /// Which pages the guest shares, as runs. A guest may make them as many as it likes; what goes on the
+    /// wire is bounded.
     fn shared_runs(&self) -> Result<Vec<(u64, u64)>, MigrationFault> {
         let layout = self.machine.ram().layout();
         let extents = self.machine.encryption().extents(&layout, RamAddr::new(0), 2 * SHARED_RUNS_MAX + 1);
@@ -622,7 +629,8 @@ impl Course<'_, '_> {
             if kind != kind::COMMITTING {
                 break (kind, payload);
             }
-            // Somebody is there and tries: silence begins anew, and whoever looks here sees what is waited for.
+            // Somebody is there and tries: silence begins anew, and whoever looks here sees what is waited
+            // for.
             if !self.out.control.live().committing {
                 let why: MigrationFault = wire::parse::<wire::Refused>(&payload)?.into();
                 tracing::warn!(migration = %self.out.id, fault = %why, "the destination cannot store COMMIT yet");
@@ -688,8 +696,8 @@ pub(crate) fn resume_here(machine: &mut dyn Machine, was_running: bool, fault: M
     }
 }
 
-/// A destination that gives up cuts the streams and says why on the control link. Whatever this end was at then, that word is
-/// the reason.
+/// A destination that gives up cuts the streams and says why on the control link. Whatever this end was at
+/// then, that word is the reason.
 fn reason(link: &mut Link, fault: MigrationFault) -> MigrationFault {
     let by_peer =
         matches!(fault, MigrationFault::PeerLost(_) | MigrationFault::PeerGone | MigrationFault::Canceled);
@@ -705,8 +713,8 @@ fn reason(link: &mut Link, fault: MigrationFault) -> MigrationFault {
     }
 }
 
-/// All of an epoch's messages. Gives the shared pages that there was no time for, and how long it was from the last page to the
-/// destination's word.
+/// All of an epoch's messages. Gives the shared pages that there was no time for, and how long it was from
+/// the last page to the destination's word.
 fn cross(
     link: &mut Link,
     mirror: &mut Mirror,

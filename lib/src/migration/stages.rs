@@ -1,8 +1,9 @@
 //! Where the time of migrations goes, stage by stage.
 //!
-//! Owns: process-wide totals that stream threads add to once per batch, and the clock that they keep. Must not know: what
-//! a stage does, which migration it was (totals only grow; who wants one run's share takes the difference of two
-//! readings). A lap costs two clock readings, well below a microsecond beside a batch of hundreds of microseconds.
+//! Owns: process-wide totals that stream threads add to once per batch, and the clock that they keep. Must
+//! not know: what a stage does, which migration it was (totals only grow; who wants one run's share takes the
+//! difference of two readings). A lap costs two clock readings, well below a microsecond beside a batch of
+//! hundreds of microseconds.
 //!
 //! ```ignore
 //! let mut clock = Clock::start();
@@ -24,7 +25,8 @@ pub enum Stage {
     Submit,
     /// Source: waiting for the helper to seal.
     Seal,
-    /// Source: masking the headers of sealed records, or copying records out of the mailbox where they go through TLS.
+    /// Source: masking the headers of sealed records, or copying records out of the mailbox where they go
+    /// through TLS.
     Hide,
     /// Source: the socket, TLS where it is asked for, waiting for the destination included.
     Send,
@@ -72,7 +74,8 @@ impl Stage {
 pub struct Spent {
     /// From the beginning to the end of it, waiting included, summed over threads.
     pub wall: Duration,
-    /// What the threads themselves computed. Where cores are shared this is what a stage costs, and wall time is not.
+    /// What the threads themselves computed. Where cores are shared this is what a stage costs, and wall time
+    /// is not.
     pub cpu: Duration,
 }
 

@@ -5,9 +5,9 @@
 use super::MigrationFault;
 use crate::mirror::{MirrorError, Placement};
 
-/// Runs `body` on each of `parts` at once, on threads named `name` and a number, where `placement` wants them, and gives
-/// what came of each, in order. A thread that cannot be placed works where it is: the mirror's own threads were placed
-/// before, and told of a refusal.
+/// Runs `body` on each of `parts` at once, on threads named `name` and a number, where `placement` wants
+/// them, and gives what came of each, in order. A thread that cannot be placed works where it is: the
+/// mirror's own threads were placed before, and told of a refusal.
 pub(super) fn side_by_side<P: Send, R: Send>(
     name: &str,
     placement: &Placement,
@@ -38,7 +38,8 @@ pub(super) fn side_by_side<P: Send, R: Send>(
     })
 }
 
-/// The first failure that is not only another stream's: one that stopped because another failed says `PeerGone`.
+/// The first failure that is not only another stream's: one that stopped because another failed says
+/// `PeerGone`.
 pub(super) fn all<R>(results: Vec<Result<R, MigrationFault>>) -> Result<Vec<R>, MigrationFault> {
     let (mut done, mut soft, mut hard) = (Vec::new(), None, None);
     for result in results {

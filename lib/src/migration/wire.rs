@@ -18,9 +18,9 @@ use crate::transport::Link;
 
 /// Versions of this protocol that this build speaks, oldest first.
 ///
-/// Version 1 had shared pages on the streams and every stream inside TLS; version 2 said nothing of boot files, labels and
-/// the time of definition, and knew no COMMITTING. They are not spoken any more: hosts of different builds have different
-/// helper images, and those refuse each other anyway.
+/// Version 1 had shared pages on the streams and every stream inside TLS; version 2 said nothing of boot
+/// files, labels and the time of definition, and knew no COMMITTING. They are not spoken any more: hosts of
+/// different builds have different helper images, and those refuse each other anyway.
 pub const PROTOCOL_VERSIONS: [u32; 1] = [3];
 /// Longest control message: a layout of 32,768 blocks fits.
 pub const MESSAGE_MAX: u32 = 16 << 20;
@@ -28,7 +28,8 @@ pub const MESSAGE_MAX: u32 = 16 << 20;
 pub const DATA_MAX: u32 = (mirrorvm_abi::mailbox::PAYLOAD_BYTES + DATA_HEADER_BYTES) as u32;
 /// Longest state: QEMU's is a few hundred KiB.
 pub const STATE_MAX: u32 = 80 << 20;
-/// Longest message that says why a peer gives up; it may come in place of any other, however short that would be.
+/// Longest message that says why a peer gives up; it may come in place of any other, however short that would
+/// be.
 pub const REASON_MAX: u32 = 64 << 10;
 /// Bytes before a data frame's records: epoch, count.
 pub const DATA_HEADER_BYTES: usize = 8;
@@ -71,8 +72,8 @@ pub mod kind {
     pub const OUTCOME: u8 = 16;
     /// What the host can do, JSON.
     pub const ABILITIES: u8 = 17;
-    /// COMMIT is minted, and the destination's store does not take it yet; COMMITTED follows when it does. Said again and
-    /// again, so that the source knows that somebody is there. Why, JSON.
+    /// COMMIT is minted, and the destination's store does not take it yet; COMMITTED follows when it does.
+    /// Said again and again, so that the source knows that somebody is there. Why, JSON.
     pub const COMMITTING: u8 = 18;
     /// Where guests are, JSON: a [`Holding`](super::Holding) for each that was asked for.
     pub const FOUND: u8 = 22;
@@ -112,7 +113,8 @@ pub enum Purpose {
         /// The migration.
         session: Uuid,
     },
-    /// Whether the host has these guests, at most [`FIND_MAX`]. A build that does not know the question ends the link.
+    /// Whether the host has these guests, at most [`FIND_MAX`]. A build that does not know the question ends
+    /// the link.
     Find {
         /// Their ids.
         guests: Vec<Uuid>,
@@ -134,7 +136,8 @@ pub enum Holding {
     Here,
     /// It does not know yet.
     Undecided,
-    /// It does not have it, and was not the last to have it as far as it knows, or sent it to the host that asks.
+    /// It does not have it, and was not the last to have it as far as it knows, or sent it to the host that
+    /// asks.
     NotHere,
     /// It sent it to a third host.
     WentTo {
@@ -346,8 +349,9 @@ pub enum Outcome {
         /// ABORT token.
         token: Vec<u8>,
     },
-    /// By the destination's journal COMMIT was never minted, and the import is gone with its keys. A statement
-    /// of the host, not of the helper: good enough where hosts are trusted (level `none`), and only there.
+    /// By the destination's journal COMMIT was never minted, and the import is gone with its keys. A
+    /// statement of the host, not of the helper: good enough where hosts are trusted (level `none`), and only
+    /// there.
     NeverCommitted {},
 }
 
@@ -363,7 +367,8 @@ pub fn send<T: Serialize>(link: &mut Link, kind: u8, message: &T) -> Result<(), 
     Ok(sent?)
 }
 
-/// Waits for one of `kinds` of at most `max` bytes (or a refusal, which becomes an error) and gives kind and payload.
+/// Waits for one of `kinds` of at most `max` bytes (or a refusal, which becomes an error) and gives kind and
+/// payload.
 ///
 /// # Errors
 /// The link's, a refusal, an early end, another kind, or more bytes.

@@ -1,10 +1,10 @@
-//! Sealed batches by themselves: pages of RAM that leave through one helper for another of the same guest, without a
-//! migration around them.
+//! Sealed batches by themselves: pages of RAM that leave through one helper for another of the same guest,
+//! without a migration around them.
 //!
-//! Owns: the course of such a session at both ends, and what is sealed for whom. Must not know: who carries the batches.
-//! An importing helper draws a nonce first, so that a batch opens in that session of that helper and in no other; each
-//! batch is one epoch, with its token, so that batches open once and in order. No state of vCPUs goes along, START is never
-//! minted, and no guest changes hosts.
+//! Owns: the course of such a session at both ends, and what is sealed for whom. Must not know: who carries
+//! the batches. An importing helper draws a nonce first, so that a batch opens in that session of that helper
+//! and in no other; each batch is one epoch, with its token, so that batches open once and in order. No state
+//! of vCPUs goes along, START is never minted, and no guest changes hosts.
 
 use mirrorvm_abi::PAGE_BYTES;
 use mirrorvm_abi::mailbox::BATCH_MAX;
@@ -46,7 +46,8 @@ pub struct NotRecords {
 /// Why a batch was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BatchFault {
-    /// The helper refuses a record, or the token (`index` is then the number of records). The session is over.
+    /// The helper refuses a record, or the token (`index` is then the number of records). The session is
+    /// over.
     #[error("the helper refuses record {index}: {status:?}")]
     Refused {
         /// Its reason.
@@ -160,8 +161,8 @@ impl Mirror {
         terms.begin(self, false, exporter)
     }
 
-    /// Importing end: opens a batch into RAM, record by record, and checks its token. Gives the pages written; after a
-    /// fault those before it were written, and the session is over.
+    /// Importing end: opens a batch into RAM, record by record, and checks its token. Gives the pages
+    /// written; after a fault those before it were written, and the session is over.
     ///
     /// # Errors
     /// [`BatchFault`].

@@ -33,7 +33,8 @@ pub enum MirrorError {
          made with the guest"
     )]
     AfterLaunch,
-    /// The guest was launched without what this plan needs in the helper's memory, which no host can write any more.
+    /// The guest was launched without what this plan needs in the helper's memory, which no host can write
+    /// any more.
     #[error("the guest was not launched with what this plan needs at offset {offset:#x} of its helper block")]
     NotLaunched {
         /// Offset in the helper's block.

@@ -239,7 +239,8 @@ impl Lane {
         Some(Ok(Completion::decode(&entry)))
     }
 
-    /// Checks a completion against what was asked: one-shot ids, as many pages, bounded lengths, known status.
+    /// Checks a completion against what was asked: one-shot ids, as many pages, bounded lengths, known
+    /// status.
     fn accept(&mut self, completion: Result<Completion, LaneError>) -> Result<Done, LaneError> {
         let c = completion?;
         let asked = |s: &SlotState| match s {
@@ -253,7 +254,8 @@ impl Lane {
             .find_map(|(i, s)| asked(s).map(|count| (i, count)))
             .ok_or(LaneError::Broken("it answers what was not asked"))?;
         let status = Status::from_u32(c.status).ok_or(LaneError::Broken("an unknown status"))?;
-        // All or nothing: a success is of every page, a refusal names one of them or what comes behind the last.
+        // All or nothing: a success is of every page, a refusal names one of them or what comes behind the
+        // last.
         let possible = if status == Status::Ok {
             c.count == asked && c.zero <= c.count && c.len as usize <= PAYLOAD_BYTES
         } else {

@@ -104,8 +104,8 @@ fn cpu_ns(tid: u32) -> Option<u64> {
 /// Where a helper's memory comes from.
 #[derive(Clone, Copy)]
 pub enum HelperSource<'a> {
-    /// The host writes it: the guest is not encrypted. A fresh copy for every mirror: nothing of an earlier session, keys
-    /// included, is left.
+    /// The host writes it: the guest is not encrypted. A fresh copy for every mirror: nothing of an earlier
+    /// session, keys included, is left.
     Loaded {
         /// The guest's migration secret.
         secret: &'a [u8; 32],
@@ -133,8 +133,8 @@ impl Mirror {
         Ok(mirror)
     }
 
-    /// The same up to where its vCPUs would run: with SEV-ES they are measured before the guest's launch ends, and may
-    /// run only after it.
+    /// The same up to where its vCPUs would run: with SEV-ES they are measured before the guest's launch
+    /// ends, and may run only after it.
     ///
     /// # Errors
     /// [`MirrorError`]; nothing stays behind.
@@ -274,7 +274,8 @@ impl Mirror {
         self.measurement
     }
 
-    /// Whether its helper's memory is its own. Of mirrors whose helper lies in the guest's block there can be one at a time.
+    /// Whether its helper's memory is its own. Of mirrors whose helper lies in the guest's block there can be
+    /// one at a time.
     pub const fn is_private(&self) -> bool {
         self.private
     }
@@ -338,8 +339,8 @@ impl Drop for Mirror {
                 let _ = handle.join();
             }
         }
-        // Keys lie in the helper's data and stacks: gone before the memory can be looked at again. Encrypted ones stay:
-        // the host cannot read them, nor could it load the helper again.
+        // Keys lie in the helper's data and stacks: gone before the memory can be looked at again. Encrypted
+        // ones stay: the host cannot read them, nor could it load the helper again.
         if self.wipes
             && let Err(error) = wipe(&self.ram)
         {
@@ -353,8 +354,8 @@ fn await_ready(worker: &WorkerShared) -> Result<(), MirrorError> {
     ready.map_err(|end| MirrorError::NotReady(end.map_or(LaneError::Timeout, LaneError::Ended)))
 }
 
-/// Fills the helper's memory, or checks that it was filled at the guest's launch; gives the memory that is the mirror's
-/// alone.
+/// Fills the helper's memory, or checks that it was filled at the guest's launch; gives the memory that is
+/// the mirror's alone.
 fn helper_memory(
     plan: &MirrorPlan,
     ram: &GuestRam,
@@ -410,8 +411,8 @@ fn helper_memory(
     }
 }
 
-/// A mirror cannot register memory itself (KVM answers EINVAL): what only it maps is pinned through the guest or not at
-/// all, and encrypted pages that the kernel moves are garbage.
+/// A mirror cannot register memory itself (KVM answers EINVAL): what only it maps is pinned through the guest
+/// or not at all, and encrypted pages that the kernel moves are garbage.
 fn check_pinned(launched: &LaunchedHelper) -> Result<(), MirrorError> {
     match launched.context.copy_source() {
         CopySource::Model(context)

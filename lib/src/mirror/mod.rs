@@ -1,7 +1,7 @@
 //! Mirrors: a plan executed, a helper running on mirror vCPUs, and its rings from the host's side.
 //!
-//! Owns: the mirror VM, its threads, mailbox access. Must not know: peers, rounds, storage. The helper is code of
-//! the guest and not trusted: what comes from the mailbox is copied, then checked.
+//! Owns: the mirror VM, its threads, mailbox access. Must not know: peers, rounds, storage. The helper is
+//! code of the guest and not trusted: what comes from the mailbox is copied, then checked.
 
 mod batches;
 mod error;

@@ -1,7 +1,7 @@
 //! Where threads run, and how the kernel shares processors among them.
 //!
-//! Owns: processors and scheduling class of threads of this process, by thread id or for the caller's own. Must not know:
-//! what the threads do.
+//! Owns: processors and scheduling class of threads of this process, by thread id or for the caller's own.
+//! Must not know: what the threads do.
 
 use std::io;
 use std::num::NonZero;

@@ -1,9 +1,9 @@
-//! `psp-copied` by send-receive: the firmware copies the helper into memory of another context that shares the guest's
-//! key, without its host seeing it.
+//! `psp-copied` by send-receive: the firmware copies the helper into memory of another context that shares
+//! the guest's key, without its host seeing it.
 //!
-//! The result is another guest of the firmware's with the same key, not a mirror of KVM's: today's kernel refuses
-//! RECEIVE on a mirror, and copying into a VM that has a context. So this runs on the model only; the firmware's side is
-//! the SEV API's (SEND_START .. RECEIVE_FINISH, RECEIVE_START with a handle).
+//! The result is another guest of the firmware's with the same key, not a mirror of KVM's: today's kernel
+//! refuses RECEIVE on a mirror, and copying into a VM that has a context. So this runs on the model only; the
+//! firmware's side is the SEV API's (SEND_START .. RECEIVE_FINISH, RECEIVE_START with a handle).
 
 use std::sync::Arc;
 
@@ -12,7 +12,8 @@ use crate::guest::LaunchedHelper;
 use crate::memory::Mapping;
 use crate::sev::{Context, PlatformCerts, SevError};
 
-/// Copies `len` bytes at `offset` of `from` (the guest's) into all of `to`, and makes `target` share the guest's key.
+/// Copies `len` bytes at `offset` of `from` (the guest's) into all of `to`, and makes `target` share the
+/// guest's key.
 ///
 /// # Errors
 /// What the firmware refuses; the guest is running as before.

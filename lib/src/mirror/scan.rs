@@ -5,15 +5,16 @@ use mirrorvm_abi::op::{Op, SCAN_BYTES, SCAN_MAX, Scan};
 use super::{Done, Lane, LaneError};
 
 impl Lane {
-    /// Asks which of `scan`'s pages differ from what was last exported, in a slot that was acquired. They are what the
-    /// plan calls helper pages ([`crate::address_space::MirrorPlan::helper_page`]).
+    /// Asks which of `scan`'s pages differ from what was last exported, in a slot that was acquired. They are
+    /// what the plan calls helper pages ([`crate::address_space::MirrorPlan::helper_page`]).
     pub fn submit_scan(&mut self, slot: u32, scan: Scan, epoch: u32) {
         debug_assert!((1..=SCAN_MAX).contains(&scan.count));
         self.write_payload(slot, 0, &scan.encode());
         self.submit(slot, Op::Scan, 0, SCAN_BYTES as u32, epoch);
     }
 
-    /// The answer to `scan`, as words: bit 0 of the first is the scan's first page. No bit is set behind its last.
+    /// The answer to `scan`, as words: bit 0 of the first is the scan's first page. No bit is set behind its
+    /// last.
     ///
     /// # Errors
     /// [`LaneError::Broken`] for an answer of another length or with other bits.

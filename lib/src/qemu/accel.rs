@@ -14,8 +14,8 @@ pub enum Accel {
 }
 
 impl Accel {
-    /// Bytes that a QEMU takes for itself at most, beside the guest's memory and the files that it boots: code that it
-    /// translated, device models, stacks.
+    /// Bytes that a QEMU takes for itself at most, beside the guest's memory and the files that it boots:
+    /// code that it translated, device models, stacks.
     #[must_use]
     pub const fn own_bytes(self) -> u64 {
         match self {
@@ -26,8 +26,8 @@ impl Accel {
     }
 }
 
-/// MiB of translated code that a QEMU keeps. Its default is an eighth of the host's memory, up to 1 GiB for each.
-/// A Linux that has booted fills about 50; a full one is emptied and filled anew.
+/// MiB of translated code that a QEMU keeps. Its default is an eighth of the host's memory, up to 1 GiB for
+/// each. A Linux that has booted fills about 50; a full one is emptied and filled anew.
 pub(super) const TRANSLATED_MIB: u64 = 64;
 
 /// What the host says that matters to the choice; a value, so that the choice is testable.
@@ -52,8 +52,8 @@ pub enum KvmAccess {
     Closed,
 }
 
-/// Whether a QEMU can open `/dev/kvm`: one that runs as the daemon's user, or (`separate`) as one of its own, who is in no
-/// group but the one that the device asks for.
+/// Whether a QEMU can open `/dev/kvm`: one that runs as the daemon's user, or (`separate`) as one of its own,
+/// who is in no group but the one that the device asks for.
 #[must_use]
 pub fn kvm_access(separate: bool) -> KvmAccess {
     if OpenOptions::new().read(true).write(true).open("/dev/kvm").is_err() {
@@ -74,8 +74,8 @@ fn access_of(mode: u32, gid: u32) -> KvmAccess {
     }
 }
 
-/// Chooses KVM only where a stock Linux can run on it; the second value says why, for logs and the API. `separate`: QEMU
-/// runs as a user of its own.
+/// Chooses KVM only where a stock Linux can run on it; the second value says why, for logs and the API.
+/// `separate`: QEMU runs as a user of its own.
 #[must_use]
 pub fn pick_accel(separate: bool) -> (Accel, &'static str) {
     decide(HostFacts {

@@ -1,14 +1,14 @@
-//! Owns the life of one child process: spawning, the captured end of its stderr, its exit, killing it by pidfd.
-//! Must not know what the process is, but for its name in
-//! what people are told.
+//! Owns the life of one child process: spawning, the captured end of its stderr, its exit, killing it by
+//! pidfd. Must not know what the process is, but for its name in what people are told.
 //!
-//! Descriptors beyond the standard three pass under the numbers that they have here: between fork and exec the child alone
-//! makes them, and nothing else, survive the exec. Clearing their close-on-exec flag in this process would let every other
-//! child that is started at that moment have them, too. The price is a fork in the place of a `vfork`; guest memory, the
-//! large part of this process, is left out of it (`MADV_DONTFORK`).
+//! Descriptors beyond the standard three pass under the numbers that they have here: between fork and exec
+//! the child alone makes them, and nothing else, survive the exec. Clearing their close-on-exec flag in this
+//! process would let every other child that is started at that moment have them, too. The price is a fork in
+//! the place of a `vfork`; guest memory, the large part of this process, is left out of it (`MADV_DONTFORK`).
 //!
-//! One thread per child, the *keeper*, spawns it, waits for it and reaps it. That is not only tidy: the parent-death
-//! signal fires when the **thread** that forked ends, so the forking thread must live exactly as long as the child.
+//! One thread per child, the *keeper*, spawns it, waits for it and reaps it. That is not only tidy: the
+//! parent-death signal fires when the **thread** that forked ends, so the forking thread must live exactly as
+//! long as the child.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -60,8 +60,8 @@ impl ExitInfo {
         }
     }
 
-    /// The last of what it wrote to stderr, on one line: whole lines, at most [`LAST_WORDS`] bytes, or the end of the last
-    /// line. Empty if it wrote nothing.
+    /// The last of what it wrote to stderr, on one line: whole lines, at most [`LAST_WORDS`] bytes, or the
+    /// end of the last line. Empty if it wrote nothing.
     #[must_use]
     pub fn last_words(&self) -> String {
         let plain =
@@ -137,8 +137,8 @@ pub(super) struct Child {
 }
 
 impl Child {
-    /// Spawns; stderr is taken over, stdin and stdout are the caller's business. The child has `passed` under the numbers
-    /// that they have here; this process has them no longer.
+    /// Spawns; stderr is taken over, stdin and stdout are the caller's business. The child has `passed` under
+    /// the numbers that they have here; this process has them no longer.
     pub(super) fn spawn(mut command: Command, passed: Vec<OwnedFd>) -> io::Result<Self> {
         command.stderr(Stdio::piped());
         pass(&mut command, &passed);
@@ -194,17 +194,19 @@ impl Drop for Child {
 fn pass(command: &mut Command, fds: &[OwnedFd]) {
     let numbers: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
     let in_child = move || {
-        // SAFETY: a system call on numbers. Kernels before 5.11 do not know it; what the daemon opens closes itself there.
+        // SAFETY: a system call on numbers. Kernels before 5.11 do not know it; what the daemon opens closes
+        // itself there.
         let _ = unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
         for number in &numbers {
-            // SAFETY: the child has a copy of the table, in which the number is open: `keep` holds it until after the spawn.
+            // SAFETY: the child has a copy of the table, in which the number is open: `keep` holds it until
+            // after the spawn.
             let fd = unsafe { BorrowedFd::borrow_raw(*number) };
             rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?;
         }
         Ok(())
     };
-    // SAFETY: between fork and exec the closure makes two kinds of system calls and nothing else: it allocates nothing, takes
-    // no lock, and reads only numbers that were written before the fork.
+    // SAFETY: between fork and exec the closure makes two kinds of system calls and nothing else: it
+    // allocates nothing, takes no lock, and reads only numbers that were written before the fork.
     unsafe { command.pre_exec(in_child) };
 }
 

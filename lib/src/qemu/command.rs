@@ -1,10 +1,10 @@
 //! Owns what a QEMU is asked to be (`QemuSpec`) and the command line that says so. Must not start anything.
 //!
-//! QEMU opens nothing of the host by a name: stdin *is* the RAM memfd (QEMU opens `/proc/self/fd/0`), stdout is the guest's
-//! serial port, stderr is captured, and three descriptors are passed under the numbers that they have in the daemon: the
-//! control socket, and sealed copies of kernel and initial RAM disk, which QEMU opens as `/proc/self/fd/N`. A memfd opens so
-//! for QEMU's own user, too, who could not open the files themselves. How they pass without leaking into other children is
-//! [`super::child`]'s.
+//! QEMU opens nothing of the host by a name: stdin *is* the RAM memfd (QEMU opens `/proc/self/fd/0`), stdout
+//! is the guest's serial port, stderr is captured, and three descriptors are passed under the numbers that
+//! they have in the daemon: the control socket, and sealed copies of kernel and initial RAM disk, which QEMU
+//! opens as `/proc/self/fd/N`. A memfd opens so for QEMU's own user, too, who could not open the files
+//! themselves. How they pass without leaking into other children is [`super::child`]'s.
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -45,11 +45,11 @@ pub struct QemuSpec {
     pub binary: PathBuf,
     /// How instructions run.
     pub accel: Accel,
-    /// Machine type. An alias (`pc`, `q35`) is good within one QEMU version; between versions, give the destination
-    /// what [`super::Qemu::machine_type`] said on the source.
+    /// Machine type. An alias (`pc`, `q35`) is good within one QEMU version; between versions, give the
+    /// destination what [`super::Qemu::machine_type`] said on the source.
     pub machine: String,
-    /// CPU model, with features if need be (`max,-arch-capabilities`). `max` boots fastest under TCG and is migratable
-    /// under both accelerators, between equal hosts.
+    /// CPU model, with features if need be (`max,-arch-capabilities`). `max` boots fastest under TCG and is
+    /// migratable under both accelerators, between equal hosts.
     pub cpu: String,
     /// Number of vCPUs, 1 to 255.
     pub vcpus: u32,
@@ -61,7 +61,8 @@ pub struct QemuSpec {
     pub initrd: Option<OwnedFd>,
     /// Kernel command line.
     pub append: String,
-    /// Guest RAM: a memfd of exactly `memory_bytes`, made with `MFD_ALLOW_SEALING`; it is sealed against resizing.
+    /// Guest RAM: a memfd of exactly `memory_bytes`, made with `MFD_ALLOW_SEALING`; it is sealed against
+    /// resizing.
     pub ram: OwnedFd,
     /// Whom it runs as; `None`: this process's user.
     pub run_as: Option<RunAs>,
@@ -126,10 +127,11 @@ impl QemuSpec {
         seal_ram(&self.ram, self.memory_bytes)
     }
 
-    /// The process to spawn, with its three standard descriptors still to be set and `qmp` and the boot files to be passed.
+    /// The process to spawn, with its three standard descriptors still to be set and `qmp` and the boot files
+    /// to be passed.
     ///
-    /// `setpriv` (util-linux, essential on Debian) changes the user, sets the parent-death signal after that (a change of
-    /// user clears it) and execs, so the pid is QEMU's.
+    /// `setpriv` (util-linux, essential on Debian) changes the user, sets the parent-death signal after that
+    /// (a change of user clears it) and execs, so the pid is QEMU's.
     pub(super) fn command(&self, qmp: &OwnedFd) -> Command {
         let mut command = Command::new("setpriv");
         if let Some(RunAs { uid, gid, kvm_group }) = self.run_as {
@@ -199,8 +201,8 @@ fn is_plain_name(name: &str, also: &[u8]) -> bool {
     !name.is_empty() && name.bytes().all(allowed)
 }
 
-/// Checks the size of a guest's RAM and seals it against growing and shrinking. Without the seal a QEMU that the
-/// guest took over could truncate it and kill us with `SIGBUS` at our next access.
+/// Checks the size of a guest's RAM and seals it against growing and shrinking. Without the seal a QEMU that
+/// the guest took over could truncate it and kill us with `SIGBUS` at our next access.
 ///
 /// # Errors
 /// [`QemuError::BadRam`] if the size differs or the descriptor cannot be sealed.

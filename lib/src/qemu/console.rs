@@ -1,7 +1,7 @@
 //! Owns the thread that reads the guest's serial port. Must not know what the bytes mean.
 //!
-//! Lossless as long as the sink keeps up: QEMU's UART retries a full socket only a few times and then drops, so a
-//! sink must not block (a bounded buffer that overwrites its oldest bytes is the right shape).
+//! Lossless as long as the sink keeps up: QEMU's UART retries a full socket only a few times and then drops,
+//! so a sink must not block (a bounded buffer that overwrites its oldest bytes is the right shape).
 
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
@@ -32,7 +32,8 @@ impl Console {
         Ok(Self { reader })
     }
 
-    /// After QEMU's exit: waits until the last byte has been handed over. Returns false if the sink held that up.
+    /// After QEMU's exit: waits until the last byte has been handed over. Returns false if the sink held that
+    /// up.
     pub(super) fn finish(&self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
         while !self.reader.is_finished() {

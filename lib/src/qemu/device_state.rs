@@ -1,9 +1,9 @@
-//! Owns moving vCPU and device state out of and into QEMU as one blob. Must not know what is in the blob, nor how
-//! RAM moves.
+//! Owns moving vCPU and device state out of and into QEMU as one blob. Must not know what is in the blob, nor
+//! how RAM moves.
 //!
-//! The blob is QEMU's migration stream with `x-ignore-shared`: it holds the small RAM blocks that are not in our
-//! memfd (BIOS, option ROMs, ACPI tables) and every device, but not guest RAM. QEMU gets one end of a socket pair
-//! (`getfd`), so there is no path that anybody else could connect to.
+//! The blob is QEMU's migration stream with `x-ignore-shared`: it holds the small RAM blocks that are not in
+//! our memfd (BIOS, option ROMs, ACPI tables) and every device, but not guest RAM. QEMU gets one end of a
+//! socket pair (`getfd`), so there is no path that anybody else could connect to.
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -32,7 +32,8 @@ pub(super) fn enable(qmp: &mut Qmp, deadline: Instant) -> Result<(), QemuError> 
     run(qmp, "migrate-set-capabilities", json!({ "capabilities": capabilities }), deadline).map(drop)
 }
 
-/// Saves the state of a guest that does not run. The guest stays stopped and can be continued, whatever happens.
+/// Saves the state of a guest that does not run. The guest stays stopped and can be continued, whatever
+/// happens.
 pub(super) fn save(qmp: &mut Qmp, max_bytes: usize, deadline: Instant) -> Result<Vec<u8>, QemuError> {
     let limit = max_bytes.min(MAX_DEVICE_STATE_BYTES);
     let ours = hand_over_channel(qmp, "save", deadline)?;
@@ -52,7 +53,8 @@ pub(super) fn save(qmp: &mut Qmp, max_bytes: usize, deadline: Instant) -> Result
     }
 }
 
-/// Loads state into a QEMU started with `-incoming defer`. On failure that QEMU is of no further use (7.2 exits).
+/// Loads state into a QEMU started with `-incoming defer`. On failure that QEMU is of no further use (7.2
+/// exits).
 pub(super) fn load(qmp: &mut Qmp, state: &[u8], deadline: Instant) -> Result<(), QemuError> {
     if state.len() > MAX_DEVICE_STATE_BYTES {
         return Err(QemuError::StateTooLarge { limit: MAX_DEVICE_STATE_BYTES });
@@ -124,7 +126,8 @@ fn feed(mut to: &UnixStream, mut state: &[u8], deadline: Instant) -> io::Result<
     Ok(())
 }
 
-/// Waits until QEMU's migration is over, well or badly. Events wake us; the query decides, as events may be lost.
+/// Waits until QEMU's migration is over, well or badly. Events wake us; the query decides, as events may be
+/// lost.
 fn settle(qmp: &mut Qmp, doing: &'static str, deadline: Instant) -> Result<(), QemuError> {
     loop {
         let reply = run(qmp, "query-migrate", json!({}), deadline)?;

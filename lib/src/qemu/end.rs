@@ -1,4 +1,5 @@
-//! Owns how a QEMU ended: its exit, and what it said before of the reason. Must not know what that means for a guest.
+//! Owns how a QEMU ended: its exit, and what it said before of the reason. Must not know what that means for
+//! a guest.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,7 +16,8 @@ const CAUSE_MAX: usize = 64;
 pub enum ShutdownCause {
     /// The guest switched itself off.
     GuestShutdown,
-    /// The guest asked for a reset, or a vCPU had a triple fault, which is one; with `-no-reboot` that is the end.
+    /// The guest asked for a reset, or a vCPU had a triple fault, which is one; with `-no-reboot` that is the
+    /// end.
     GuestReset,
     /// The guest's system said that it panicked.
     GuestPanic,
@@ -70,8 +72,8 @@ impl QemuWatch {
         Self { exit, qmp }
     }
 
-    /// How it ended, if it has. Meant to be asked now and then: whoever asks also takes in what QEMU says unasked, so that the
-    /// last word finds room in the socket.
+    /// How it ended, if it has. Meant to be asked now and then: whoever asks also takes in what QEMU says
+    /// unasked, so that the last word finds room in the socket.
     #[must_use]
     pub fn look(&self) -> Option<QemuEnd> {
         let Some(exit) = self.exit.look() else {

@@ -100,7 +100,8 @@ pub enum QemuError {
 }
 
 impl QemuError {
-    /// What happened, for whoever asked for the guest: what QEMU said last goes along, names of the host's files do not.
+    /// What happened, for whoever asked for the guest: what QEMU said last goes along, names of the host's
+    /// files do not.
     #[must_use]
     pub fn told(&self) -> String {
         match self {

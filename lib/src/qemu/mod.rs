@@ -1,12 +1,12 @@
 //! The low-level half of the `qemu` driver: one QEMU process whose RAM is a memfd of ours.
 //!
-//! Owns: the command line, the process and its death, the QMP conversation, the parsing of QEMU's views of guest
-//! RAM, and the blob that carries the state of vCPUs and devices.
-//! Must not know: guests as the library sees them, mirrors, migrations, HTTP. Blocking throughout, no async; callers
-//! run it on a thread of their own.
+//! Owns: the command line, the process and its death, the QMP conversation, the parsing of QEMU's views of
+//! guest RAM, and the blob that carries the state of vCPUs and devices. Must not know: guests as the library
+//! sees them, mirrors, migrations, HTTP. Blocking throughout, no async; callers run it on a thread of their
+//! own.
 //!
-//! QEMU is **not trusted** once guest code has run: every line, blob and wait is bounded, nothing it says can panic
-//! us, and it cannot shrink the RAM that we map (see [`seal_ram`]).
+//! QEMU is **not trusted** once guest code has run: every line, blob and wait is bounded, nothing it says can
+//! panic us, and it cannot shrink the RAM that we map (see [`seal_ram`]).
 //!
 //! How a guest moves (`x-ignore-shared` makes QEMU leave shared RAM out of its own stream):
 //!
@@ -19,10 +19,11 @@
 //! quit()   or, on abort, cont()
 //! ```
 //!
-//! The state is saved *before* the last RAM copy because saving may write to guest RAM (none was seen to with the
-//! devices we configure, on 7.2 and 10.0, but under KVM a vCPU ioctl may update the steal-time page). It is loaded
-//! *after* RAM is whole because devices look at RAM when they are loaded, and because loading writes to RAM: under
-//! KVM the kvmclock structure was seen to change (version and flags). Starting with `incoming` writes nothing.
+//! The state is saved *before* the last RAM copy because saving may write to guest RAM (none was seen to with
+//! the devices we configure, on 7.2 and 10.0, but under KVM a vCPU ioctl may update the steal-time page). It
+//! is loaded *after* RAM is whole because devices look at RAM when they are loaded, and because loading
+//! writes to RAM: under KVM the kvmclock structure was seen to change (version and flags). Starting with
+//! `incoming` writes nothing.
 
 mod accel;
 mod child;

@@ -1,9 +1,9 @@
-//! Owns the reading of `info mtree -f`: where in guest-physical space the main RAM block shows. Pure text in, values
-//! out; must not know where the text came from.
+//! Owns the reading of `info mtree -f`: where in guest-physical space the main RAM block shows. Pure text in,
+//! values out; must not know where the text came from.
 //!
-//! The view changes while firmware runs: until SeaBIOS has copied itself, 0xc0000-0xfffff show option ROMs and the
-//! BIOS; afterwards they show RAM, partly read-only. RAM that does not show keeps its bytes, so what is copied is
-//! chosen by offset in the block, never by this view.
+//! The view changes while firmware runs: until SeaBIOS has copied itself, 0xc0000-0xfffff show option ROMs
+//! and the BIOS; afterwards they show RAM, partly read-only. RAM that does not show keeps its bytes, so what
+//! is copied is chosen by offset in the block, never by this view.
 
 use super::ramblock::LayoutError;
 
@@ -21,12 +21,13 @@ pub struct RamPiece {
     pub len: u64,
 }
 
-/// Finds the flat view of the address space `memory` and returns where the block called `block` (of `block_len`
-/// bytes) shows in it, in rising address order, with neighbours merged. Pieces that the guest may only read count.
+/// Finds the flat view of the address space `memory` and returns where the block called `block` (of
+/// `block_len` bytes) shows in it, in rising address order, with neighbours merged. Pieces that the guest may
+/// only read count.
 ///
 /// # Errors
-/// [`LayoutError::NoView`], or the first thing in the view that cannot be believed. A block that shows nowhere is no
-/// error: the answer is empty.
+/// [`LayoutError::NoView`], or the first thing in the view that cannot be believed. A block that shows
+/// nowhere is no error: the answer is empty.
 pub fn parse_ram_pieces(text: &str, block: &str, block_len: u64) -> Result<Vec<RamPiece>, LayoutError> {
     let mut pieces: Vec<RamPiece> = Vec::new();
     let mut next_free = Some(0u64);
@@ -60,8 +61,8 @@ pub fn parse_ram_pieces(text: &str, block: &str, block_len: u64) -> Result<Vec<R
     Ok(pieces)
 }
 
-/// The range lines (with their numbers, from 1) of the flat view that the address space `memory` uses. A view opens
-/// with the names of all address spaces that share it.
+/// The range lines (with their numbers, from 1) of the flat view that the address space `memory` uses. A view
+/// opens with the names of all address spaces that share it.
 fn memory_view(text: &str) -> Option<impl Iterator<Item = (usize, &str)>> {
     let mut lines = text.lines().enumerate();
     lines.find(|(_, line)| line.trim_start().starts_with("AS \"memory\","))?;
@@ -94,8 +95,8 @@ fn parse_range(line: &str) -> Option<Range<'_>> {
     let (_, kind) = attributes.split_once(", ")?;
     let mut words = named.split_whitespace();
     let region = words.next()?;
-    // Device names may hold spaces and `@`; the block looked for does not, so a second word that is no offset only
-    // ever belongs to something else.
+    // Device names may hold spaces and `@`; the block looked for does not, so a second word that is no offset
+    // only ever belongs to something else.
     let offset = words.next().and_then(|word| word.strip_prefix('@')).and_then(hex).unwrap_or(0);
     // `ram` and `rom`; also `nv-ram` and `nv-rom` (persistent memory). `romd`, `ramd` and `i/o` are devices.
     let is_memory = matches!(kind.trim_start_matches("nv-"), "ram" | "rom");

@@ -1,4 +1,5 @@
-//! Owns one QEMU from launch to reaping, and the operations on it. Must not know why it is paused, saved or resumed.
+//! Owns one QEMU from launch to reaping, and the operations on it. Must not know why it is paused, saved or
+//! resumed.
 //!
 //! ```text
 //! launch --> prelaunch --cont--> running <--cont/stop--> paused --save_device_state--> postmigrate --cont--> running
@@ -202,16 +203,17 @@ impl Qemu {
         self.await_state("pause", |state| *state != RunState::Running)
     }
 
-    /// The state of vCPUs and devices, without guest RAM, as QEMU writes it. To be called before the last copy of
-    /// RAM: saving may write to RAM. The guest stays stopped; [`Qemu::cont`] resumes it, also after an error.
+    /// The state of vCPUs and devices, without guest RAM, as QEMU writes it. To be called before the last
+    /// copy of RAM: saving may write to RAM. The guest stays stopped; [`Qemu::cont`] resumes it, also after
+    /// an error.
     ///
-    /// Until then the state stays what it is, and is given again when it is asked for again: QEMU itself saves only
-    /// once between two runs of the vCPUs ("paused due to previous migration").
+    /// Until then the state stays what it is, and is given again when it is asked for again: QEMU itself
+    /// saves only once between two runs of the vCPUs ("paused due to previous migration").
     ///
     /// # Errors
-    /// [`QemuError::WrongState`] unless the guest is stopped, or when it was saved in this pause and the result was
-    /// not collected; [`QemuError::StateTooLarge`] past `max_bytes`;
-    /// [`QemuError::StateRefused`], [`QemuError::StateIo`].
+    /// [`QemuError::WrongState`] unless the guest is stopped, or when it was saved in this pause and the
+    /// result was not collected; [`QemuError::StateTooLarge`] past `max_bytes`; [`QemuError::StateRefused`],
+    /// [`QemuError::StateIo`].
     pub fn save_device_state(&mut self, max_bytes: usize) -> Result<Vec<u8>, QemuError> {
         let state = self.status()?;
         match (&state, &self.saved) {
@@ -230,9 +232,9 @@ impl Qemu {
         Ok(saved)
     }
 
-    /// Loads what [`Qemu::save_device_state`] gave, into a QEMU launched with `incoming` whose RAM is complete. The
-    /// guest is paused afterwards. Under KVM this itself writes RAM (kvmclock), so RAM is to be checked before, and
-    /// never written after.
+    /// Loads what [`Qemu::save_device_state`] gave, into a QEMU launched with `incoming` whose RAM is
+    /// complete. The guest is paused afterwards. Under KVM this itself writes RAM (kvmclock), so RAM is to be
+    /// checked before, and never written after.
     ///
     /// # Errors
     /// [`QemuError::WrongState`] unless it waits for state; otherwise this QEMU is to be thrown away:

@@ -1,8 +1,8 @@
-//! Owns the QMP conversation: greeting, capabilities, commands with ids, events, and passing a descriptor along.
-//! Must not know what the commands mean or who runs QEMU.
+//! Owns the QMP conversation: greeting, capabilities, commands with ids, events, and passing a descriptor
+//! along. Must not know what the commands mean or who runs QEMU.
 //!
-//! Protocol: QEMU docs/interop/qmp-spec.rst. One JSON object per line. The peer is not trusted: a line is at most
-//! [`MAX_LINE_BYTES`], the event queue is bounded (oldest dropped), every wait has a deadline.
+//! Protocol: QEMU docs/interop/qmp-spec.rst. One JSON object per line. The peer is not trusted: a line is at
+//! most [`MAX_LINE_BYTES`], the event queue is bounded (oldest dropped), every wait has a deadline.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, Read, Write};
@@ -140,8 +140,9 @@ impl Qmp {
         self.exchange(command, arguments, Some(fd), deadline)
     }
 
-    /// Waits for an event with one of these names and removes it from the queue; events that arrived earlier and
-    /// were not taken count. Others stay queued. A deadline some milliseconds away looks at what has arrived.
+    /// Waits for an event with one of these names and removes it from the queue; events that arrived earlier
+    /// and were not taken count. Others stay queued. A deadline some milliseconds away looks at what has
+    /// arrived.
     ///
     /// # Errors
     /// [`QmpError::Deadline`] if none came; [`QmpError::Closed`] if QEMU went away first.
@@ -163,8 +164,8 @@ impl Qmp {
         }
     }
 
-    /// Takes in what has arrived, without waiting: events are queued, answers that nobody waits for any more are dropped. QEMU
-    /// keeps no room for events that find the socket full when it exits.
+    /// Takes in what has arrived, without waiting: events are queued, answers that nobody waits for any more
+    /// are dropped. QEMU keeps no room for events that find the socket full when it exits.
     pub fn take_in(&mut self) {
         let mut chunk = [0u8; 16 << 10];
         let mut taken = 0;
@@ -231,7 +232,8 @@ impl Qmp {
         }
     }
 
-    /// Writes the whole line. A line cut short leaves nothing to agree on, so any failure breaks the connection.
+    /// Writes the whole line. A line cut short leaves nothing to agree on, so any failure breaks the
+    /// connection.
     fn send(
         &mut self,
         command: &str,
@@ -345,7 +347,8 @@ impl Qmp {
                 self.broken = true;
                 return Err(QmpError::LineTooLong { limit: MAX_LINE_BYTES });
             }
-            // Checked here and not only by the socket: a peer that never stops talking never lets a read time out.
+            // Checked here and not only by the socket: a peer that never stops talking never lets a read time
+            // out.
             if Instant::now() >= deadline {
                 return Err(QmpError::Deadline { waiting_for: waiting_for.to_owned() });
             }

@@ -1,8 +1,9 @@
-//! Owns the reading of `x-query-ramblock`, QEMU's list of RAM blocks. Pure text in, values out; must not know where
-//! the text came from.
+//! Owns the reading of `x-query-ramblock`, QEMU's list of RAM blocks. Pure text in, values out; must not know
+//! where the text came from.
 //!
-//! Two shapes exist. 7.2 prints `name psize offset used total`; from 8.1 on (read on 10.0.2) two columns follow, the
-//! host virtual address and `ro`/`rw`. Columns are found by what they look like, not by where they stand.
+//! Two shapes exist. 7.2 prints `name psize offset used total`; from 8.1 on (read on 10.0.2) two columns
+//! follow, the host virtual address and `ro`/`rw`. Columns are found by what they look like, not by where
+//! they stand.
 
 use thiserror::Error;
 
@@ -81,8 +82,8 @@ pub enum LayoutError {
 /// Parses the table.
 ///
 /// # Errors
-/// [`LayoutError::BadBlock`] at the first line that is neither blank, the heading, nor a block whose numbers are
-/// consistent; [`LayoutError::TooMany`].
+/// [`LayoutError::BadBlock`] at the first line that is neither blank, the heading, nor a block whose numbers
+/// are consistent; [`LayoutError::TooMany`].
 pub fn parse_ram_blocks(text: &str) -> Result<Vec<QemuRamBlock>, LayoutError> {
     let mut blocks = Vec::new();
     for (index, line) in text.lines().enumerate() {

@@ -1,15 +1,16 @@
-//! Owns whom QEMU processes run as: users without privileges, one for each guest where there are enough of them.
-//! Must not know how a process is started.
+//! Owns whom QEMU processes run as: users without privileges, one for each guest where there are enough of
+//! them. Must not know how a process is started.
 //!
-//! A guest that took over its QEMU has what that process has. With a user of its own it reaches neither the daemon's files
-//! nor, through `/proc`, the memory of another guest's QEMU.
+//! A guest that took over its QEMU has what that process has. With a user of its own it reaches neither the
+//! daemon's files nor, through `/proc`, the memory of another guest's QEMU.
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Ids that neither Debian nor systemd gives to anybody (systemd's `UIDS-GIDS.md`: 65520 to 65533 are unused).
+/// Ids that neither Debian nor systemd gives to anybody (systemd's `UIDS-GIDS.md`: 65520 to 65533 are
+/// unused).
 const DEFAULT: (u32, u32) = (65_520, 65_533);
 /// Users that a range may have.
 const RANGE_MAX: u32 = 65_536;

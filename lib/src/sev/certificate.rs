@@ -1,9 +1,9 @@
 //! Certificates of Diffie-Hellman keys (PDH, and a guest owner's) in the firmware's encoding, and those keys.
 //!
-//! Owns: the 2084 bytes of a version 1 certificate (SEV API specification, appendix C; layout as in sev-tool's sevapi.h)
-//! as far as Diffie-Hellman keys go, ECDH on P-384. Must not know: chains. A certificate made here carries no signature:
-//! the model has no PEK, and a guest owner's key needs none. Who speaks to real hardware must verify the chain
-//! PDH, PEK, CEK, ASK, ARK before trusting a PDH; nothing here does.
+//! Owns: the 2084 bytes of a version 1 certificate (SEV API specification, appendix C; layout as in
+//! sev-tool's sevapi.h) as far as Diffie-Hellman keys go, ECDH on P-384. Must not know: chains. A certificate
+//! made here carries no signature: the model has no PEK, and a guest owner's key needs none. Who speaks to
+//! real hardware must verify the chain PDH, PEK, CEK, ASK, ARK before trusting a PDH; nothing here does.
 
 use p384::elliptic_curve::sec1::ToSec1Point;
 use p384::{PublicKey, SecretKey};

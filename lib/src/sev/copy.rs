@@ -1,7 +1,7 @@
 //! KVM's rules for sharing an encryption context (KVM_CAP_VM_COPY_ENC_CONTEXT_FROM), as a pure function.
 //!
-//! Source: arch/x86/kvm/svm/sev.c, sev_vm_copy_enc_context_from and sev_lock_two_vms; the rule on SEV-SNP is of June 2026.
-//! The kernel tells them apart by errno alone; here each has a name.
+//! Source: arch/x86/kvm/svm/sev.c, sev_vm_copy_enc_context_from and sev_lock_two_vms; the rule on SEV-SNP is
+//! of June 2026. The kernel tells them apart by errno alone; here each has a name.
 
 /// What the rules ask of a VM.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -112,8 +112,8 @@ pub enum SevError {
 }
 
 impl SevError {
-    /// The errno that the kernel answers with, where it is the one to answer. A command that the firmware refused is
-    /// EIO.
+    /// The errno that the kernel answers with, where it is the one to answer. A command that the firmware
+    /// refused is EIO.
     pub fn errno(&self) -> Option<i32> {
         match self {
             Self::Firmware { .. } => Some(libc::EIO),

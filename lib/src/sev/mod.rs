@@ -1,8 +1,9 @@
 //! Secure Encrypted Virtualization: what a VM asks of the security processor, real or modelled.
 //!
-//! Owns: policies, certificates, sessions, packets, the commands of a guest's life, KVM's rules for sharing an
-//! encryption context. Must not know: guests' meaning, strategies, migration. Sources: AMD's SEV API specification
-//! (publication 55766), the kernel's Documentation/virt/kvm/x86/amd-memory-encryption.rst and arch/x86/kvm/svm/sev.c.
+//! Owns: policies, certificates, sessions, packets, the commands of a guest's life, KVM's rules for sharing
+//! an encryption context. Must not know: guests' meaning, strategies, migration. Sources: AMD's SEV API
+//! specification (publication 55766), the kernel's Documentation/virt/kvm/x86/amd-memory-encryption.rst and
+//! arch/x86/kvm/svm/sev.c.
 
 mod certificate;
 pub mod copy;
@@ -108,7 +109,8 @@ impl From<PdhCert> for PlatformCerts {
     }
 }
 
-/// LAUNCH/SEND/RECEIVE session data, 128 bytes: nonce, wrapped TEK and TIK, IV, MAC of the wrap, MAC of the policy.
+/// LAUNCH/SEND/RECEIVE session data, 128 bytes: nonce, wrapped TEK and TIK, IV, MAC of the wrap, MAC of the
+/// policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Session {
     /// Nonce of the key derivation.
@@ -192,8 +194,8 @@ pub enum CopySource {
     Model(Arc<model::ModelContext>),
 }
 
-/// One VM's encryption context: the commands that KVM offers on the VM's descriptor, and its rules for them. Memory is
-/// named as the kernel does: by where this process has it mapped.
+/// One VM's encryption context: the commands that KVM offers on the VM's descriptor, and its rules for them.
+/// Memory is named as the kernel does: by where this process has it mapped.
 pub trait Context: Send + Sync {
     /// KVM_SEV_INIT2 (KVM_SEV_INIT and KVM_SEV_ES_INIT before it).
     ///
@@ -213,8 +215,8 @@ pub trait Context: Send + Sync {
     /// EINVAL on a mirror, and for what was not registered.
     fn unregister_region(&self, memory: &Arc<Mapping>, offset: u64, len: u64) -> Result<(), SevError>;
 
-    /// LAUNCH_START; gives the firmware's handle. Without an owner's session nobody outside knows TEK and TIK: the
-    /// measurement cannot be checked and no secret can be delivered.
+    /// LAUNCH_START; gives the firmware's handle. Without an owner's session nobody outside knows TEK and
+    /// TIK: the measurement cannot be checked and no secret can be delivered.
     ///
     /// # Errors
     /// [`SevError`].
@@ -226,8 +228,8 @@ pub trait Context: Send + Sync {
     /// [`SevError`].
     fn launch_update_data(&self, memory: &Mapping, offset: u64, len: u64) -> Result<(), SevError>;
 
-    /// LAUNCH_UPDATE_VMSA: encrypts and measures the save areas of all vCPUs made so far. One of the four commands that
-    /// a mirror may give.
+    /// LAUNCH_UPDATE_VMSA: encrypts and measures the save areas of all vCPUs made so far. One of the four
+    /// commands that a mirror may give.
     ///
     /// # Errors
     /// [`SevError`].

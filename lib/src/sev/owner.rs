@@ -1,7 +1,8 @@
 //! A guest owner: who says what a guest may do, checks what was launched, and gives it a secret.
 //!
-//! Owns: the owner's half of a launch. Must not know: the platform's half, KVM, migration. The owner's machine is not
-//! the guest's host: what crosses are the certificate, [`OwnerSession`], [`Measurement`] and the packet.
+//! Owns: the owner's half of a launch. Must not know: the platform's half, KVM, migration. The owner's
+//! machine is not the guest's host: what crosses are the certificate, [`OwnerSession`], [`Measurement`] and
+//! the packet.
 
 use super::certificate::DhKey;
 use super::random::Random;
@@ -33,8 +34,8 @@ pub struct VerifiedLaunch<'a> {
 }
 
 impl GuestOwner {
-    /// An owner of a guest with `policy`, to be launched on the platform with certificate `platform`. The caller knows
-    /// that certificate for the platform's own: its chain is not looked at here.
+    /// An owner of a guest with `policy`, to be launched on the platform with certificate `platform`. The
+    /// caller knows that certificate for the platform's own: its chain is not looked at here.
     ///
     /// # Errors
     /// [`SevError::Malformed`] for what is no such certificate.
@@ -71,11 +72,12 @@ impl GuestOwner {
         self.policy
     }
 
-    /// Checks LAUNCH_MEASURE's answer: the guest consists of what `digest` (SHA-256 over all that was measured, in
-    /// order) says, under this owner's policy, on firmware of the version in `platform`.
+    /// Checks LAUNCH_MEASURE's answer: the guest consists of what `digest` (SHA-256 over all that was
+    /// measured, in order) says, under this owner's policy, on firmware of the version in `platform`.
     ///
     /// # Errors
-    /// [`SevError::Malformed`]: it is of another launch, or not by a platform that this owner made a session with.
+    /// [`SevError::Malformed`]: it is of another launch, or not by a platform that this owner made a session
+    /// with.
     pub fn verify(
         &mut self,
         platform: &PlatformStatus,
@@ -92,10 +94,12 @@ impl GuestOwner {
 }
 
 impl VerifiedLaunch<'_> {
-    /// Seals a secret for LAUNCH_SECRET. Only the platform of the session can open it, only into the launch verified.
+    /// Seals a secret for LAUNCH_SECRET. Only the platform of the session can open it, only into the launch
+    /// verified.
     ///
     /// # Errors
-    /// [`SevError::Malformed`] for a length that the firmware refuses: none, above [`MAX_SECRET`], no multiple of 16.
+    /// [`SevError::Malformed`] for a length that the firmware refuses: none, above [`MAX_SECRET`], no
+    /// multiple of 16.
     pub fn secret(&mut self, plain: &[u8]) -> Result<(PacketHeader, Vec<u8>), SevError> {
         if plain.is_empty() || plain.len() > MAX_SECRET || !plain.len().is_multiple_of(16) {
             let why = "its length is zero, above 16 KiB or no multiple of 16";

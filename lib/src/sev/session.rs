@@ -1,12 +1,13 @@
-//! The cryptography of a session between a platform and a guest owner or another platform: derived keys, wrapped
-//! transport keys, packets, measurements.
+//! The cryptography of a session between a platform and a guest owner or another platform: derived keys,
+//! wrapped transport keys, packets, measurements.
 //!
-//! Owns: the computations, and the byte layouts of what travels. Must not know: which command uses them, guests, memory.
-//! Sources: AMD's SEV API specification (publication 55766, chapter 2 on keys, appendix A on packets); the
-//! session code of the `sev` crate (virtee/sev, Apache-2.0), against whose published vectors this is tested.
+//! Owns: the computations, and the byte layouts of what travels. Must not know: which command uses them,
+//! guests, memory. Sources: AMD's SEV API specification (publication 55766, chapter 2 on keys, appendix A on
+//! packets); the session code of the `sev` crate (virtee/sev, Apache-2.0), against whose published vectors
+//! this is tested.
 //!
-//! A packet's MAC covers neither an address nor a number: whoever carries packets of equal length may swap, repeat
-//! and drop them (`threats.md`). That is the specification's; order must come from the layer above.
+//! A packet's MAC covers neither an address nor a number: whoever carries packets of equal length may swap,
+//! repeat and drop them (`threats.md`). That is the specification's; order must come from the layer above.
 
 use aes::Aes128;
 use aes::cipher::{Array, KeyIvInit, StreamCipher};
@@ -74,8 +75,8 @@ fn hmac_sha256(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
     mac
 }
 
-/// NIST SP 800-108, 5.1: key derivation in counter mode with HMAC-SHA256. One block of output is enough for the
-/// 128-bit keys here. The numbers are little-endian: the firmware's choice.
+/// NIST SP 800-108, 5.1: key derivation in counter mode with HMAC-SHA256. One block of output is enough for
+/// the 128-bit keys here. The numbers are little-endian: the firmware's choice.
 fn derive(key: &[u8], label: &str, context: &[u8]) -> Key128 {
     const BITS: u32 = 128;
     let mut block =
@@ -86,7 +87,8 @@ fn derive(key: &[u8], label: &str, context: &[u8]) -> Key128 {
     derived
 }
 
-/// What both ends of a session derive from the Diffie-Hellman secret: encrypts and authenticates the transport keys.
+/// What both ends of a session derive from the Diffie-Hellman secret: encrypts and authenticates the
+/// transport keys.
 pub(crate) struct WrappingKeys {
     kek: Key128,
     kik: Key128,
@@ -187,7 +189,8 @@ impl TransportKeys {
     /// Opens a packet. The answer is wiped when dropped.
     ///
     /// # Errors
-    /// BAD_MEASUREMENT when header or packet are not what was sealed, UNSUPPORTED for an authentic packet with flags.
+    /// BAD_MEASUREMENT when header or packet are not what was sealed, UNSUPPORTED for an authentic packet
+    /// with flags.
     pub fn open(
         &self,
         kind: PacketKind<'_>,

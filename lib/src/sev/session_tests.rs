@@ -54,8 +54,9 @@ fn the_published_vector_of_a_measurement() {
     }
 }
 
-/// Made with the `sev` crate 8.0.0 (`Session::start_pdh`, NODBG and NOKS, over OpenSSL) for the certificate of the key
-/// below: that crate's encoding of its own certificate, its session, and the TEK and TIK that are in it.
+/// Made with the `sev` crate 8.0.0 (`Session::start_pdh`, NODBG and NOKS, over OpenSSL) for the certificate
+/// of the key below: that crate's encoding of its own certificate, its session, and the TEK and TIK that are
+/// in it.
 #[test]
 fn a_session_that_another_implementation_made() {
     let ours = DhKey::generate(&mut Random::seeded(1));

@@ -1,6 +1,7 @@
 //! Writes that belong together, as values: they can wait in a queue, and be tried again.
 //!
-//! Owns: what a write is, and how it is carried out within a transaction. Must not know: when that is committed.
+//! Owns: what a write is, and how it is carried out within a transaction. Must not know: when that is
+//! committed.
 
 use std::time::Duration;
 
@@ -94,7 +95,8 @@ impl Batch {
         self
     }
 
-    /// Writes a keyed record, replacing the one with this key. It is there for `life` after it is written, or without an end.
+    /// Writes a keyed record, replacing the one with this key. It is there for `life` after it is written, or
+    /// without an end.
     ///
     /// # Errors
     /// [`StoreError::TooLong`].

@@ -2,10 +2,11 @@
 //!
 //! Owns: the count of time, and how it goes on over restarts. Must not know: what ends when.
 //!
-//! Within one boot of the machine its clock since boot counts: nobody sets it, and it goes on while the machine sleeps. For
-//! how long a machine was off only the wall clock can say, and that may have been set meanwhile. So there are two counts. At
-//! least so much has passed: what must not be forgotten early goes by it. At most so much: what must not be good for too long
-//! goes by that, so that a clock that goes back over a boot makes nothing good again.
+//! Within one boot of the machine its clock since boot counts: nobody sets it, and it goes on while the
+//! machine sleeps. For how long a machine was off only the wall clock can say, and that may have been set
+//! meanwhile. So there are two counts. At least so much has passed: what must not be forgotten early goes by
+//! it. At most so much: what must not be good for too long goes by that, so that a clock that goes back over
+//! a boot makes nothing good again.
 
 use std::time::Duration;
 
@@ -15,7 +16,8 @@ use serde::{Deserialize, Serialize};
 
 /// Key of the document with the counts as of the last time that they were noted.
 pub(super) const KEY: &str = "hours";
-/// Between two notes, also while nothing else is written: what a machine that loses its power forgets at most.
+/// Between two notes, also while nothing else is written: what a machine that loses its power forgets at
+/// most.
 pub(super) const NOTE_EVERY: Duration = Duration::from_secs(3600);
 
 /// The machine's clocks.
@@ -56,8 +58,8 @@ pub(super) enum Count {
     AtMost,
 }
 
-/// The counts at one moment, in milliseconds, and what the clocks said then. Both began with the wall clock's milliseconds since
-/// 1970, which is what earlier builds have noted as ends.
+/// The counts at one moment, in milliseconds, and what the clocks said then. Both began with the wall clock's
+/// milliseconds since 1970, which is what earlier builds have noted as ends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Note {
     at_least: i64,
@@ -244,7 +246,8 @@ pub(super) mod tests {
         assert_eq!(both(&again(&hours, &set)), (2000, 10 * HOUR + 1000), "noted on the way");
         let hours = Hours::new(Some(&note), Box::new(set.clone()));
         assert_eq!(both(&hours), (1000, 1000), "not noted");
-        // Ahead, and right again: nobody can say that it was not so, and what is made now is good for as long as it should be.
+        // Ahead, and right again: nobody can say that it was not so, and what is made now is good for as long
+        // as it should be.
         set.reboot("four", 60 * YEAR);
         let hours = again(&hours, &set);
         set.change(|h| h.wall -= 20 * YEAR);

@@ -33,9 +33,9 @@ impl Keeper {
 
     /// Commits a transaction that does `delta`; when this returns it may be told.
     ///
-    /// When the mark cannot be written after the commit, the commit holds all the same: it is on disk. Nothing more is
-    /// committed then before the mark is written, so that the database is never more than the one step ahead of it that the next
-    /// start allows for.
+    /// When the mark cannot be written after the commit, the commit holds all the same: it is on disk.
+    /// Nothing more is committed then before the mark is written, so that the database is never more than the
+    /// one step ahead of it that the next start allows for.
     ///
     /// # Errors
     /// Nothing was committed.

@@ -1,12 +1,12 @@
-//! What is appended and what expires: event log, audit log, and keyed records with a time to live; and writing anything
-//! together with an entry of theirs.
+//! What is appended and what expires: event log, audit log, and keyed records with a time to live; and
+//! writing anything together with an entry of theirs.
 //!
 //! Owns: their tables, retention, the way to the writer's thread. Must not know: what bodies mean.
 //!
-//! The ledger is in the store's file, over connections of its own. Writers hand their work to one thread, which runs
-//! everything that waits in one transaction: a commit costs a sync of the disk, and 32 callers share it. Whoever waits
-//! is told after the commit; readers and watchers of a log see entries only when they are on disk and whoever wrote them
-//! has been told.
+//! The ledger is in the store's file, over connections of its own. Writers hand their work to one thread,
+//! which runs everything that waits in one transaction: a commit costs a sync of the disk, and 32 callers
+//! share it. Whoever waits is told after the commit; readers and watchers of a log see entries only when they
+//! are on disk and whoever wrote them has been told.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -49,7 +49,8 @@ pub(super) const SCHEMA: &str = "
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX keyed_expires ON keyed (expires) WHERE expires IS NOT NULL;
 ";
-/// What came of what the audit log says was begun; `seq` is the entry's. Part of the schema from version 3 on.
+/// What came of what the audit log says was begun; `seq` is the entry's. Part of the schema from version 3
+/// on.
 pub(super) const OUTCOMES: &str = "
     CREATE TABLE audit_outcome (
         seq INTEGER PRIMARY KEY, at INTEGER NOT NULL, body TEXT NOT NULL, digest BLOB NOT NULL
@@ -138,8 +139,8 @@ impl Entry {
 }
 
 impl Space {
-    /// The record that is kept under `key`, as what it is. One that cannot be read is not as good as none: whoever is told that
-    /// there is none would act on it.
+    /// The record that is kept under `key`, as what it is. One that cannot be read is not as good as none:
+    /// whoever is told that there is none would act on it.
     ///
     /// # Errors
     /// [`StoreError::Unreadable`].
@@ -239,8 +240,8 @@ impl Ledger {
         &self.epoch
     }
 
-    /// Appends without waiting for the disk; an entry that the disk does not take is owed. Entries get their numbers in the
-    /// order of the calls.
+    /// Appends without waiting for the disk; an entry that the disk does not take is owed. Entries get their
+    /// numbers in the order of the calls.
     pub fn append(&self, log: Log, body: String) {
         let mut batch = Batch::new();
         batch.append(log, body);
@@ -264,9 +265,9 @@ impl Ledger {
         self.commit_and(batch, || {}).await
     }
 
-    /// The same; calls `then` when the batch is on disk, before any reader of a log sees an entry of it. It is called on the
-    /// writer's thread and must not wait for anybody who waits for the ledger: no lock that it takes is ever held by somebody
-    /// who writes.
+    /// The same; calls `then` when the batch is on disk, before any reader of a log sees an entry of it. It
+    /// is called on the writer's thread and must not wait for anybody who waits for the ledger: no lock that
+    /// it takes is ever held by somebody who writes.
     ///
     /// # Errors
     /// As [`Ledger::commit`]; `then` is not called.
@@ -294,8 +295,9 @@ impl Ledger {
         waiting::with_thread(|| done.recv()).unwrap_or_else(|_| Err(gone()))
     }
 
-    /// Writes what has happened already; returns when it is on disk, or when the disk does not take it now. It is then owed:
-    /// it will be written before everything that is written later, as soon as that works. `then` is called in either case.
+    /// Writes what has happened already; returns when it is on disk, or when the disk does not take it now.
+    /// It is then owed: it will be written before everything that is written later, as soon as that works.
+    /// `then` is called in either case.
     ///
     /// # Errors
     /// Why it is not on disk yet.
@@ -483,7 +485,8 @@ impl Ledger {
         self.ground.hours.now(space.count())
     }
 
-    /// Writes a record unless its key is there (an expired one does not count). Gives what is there otherwise.
+    /// Writes a record unless its key is there (an expired one does not count). Gives what is there
+    /// otherwise.
     ///
     /// # Errors
     /// [`StoreError::TooLong`], whatever keeps the database from taking it.
@@ -796,7 +799,8 @@ mod tests {
         }
         set.pass(23 * HOUR);
         drop((ledger, store));
-        // Off for two days, and so its clock says: what was promised is kept, what opens something opens it no longer.
+        // Off for two days, and so its clock says: what was promised is kept, what opens something opens it
+        // no longer.
         set.reboot("two", 48 * HOUR);
         (store, ledger) = start();
         assert_eq!(there(&ledger), [true, false]);

@@ -1,14 +1,17 @@
-//! What was acknowledged, told by a file beside the database: a log that lost its end does not know that it had more.
+//! What was acknowledged, told by a file beside the database: a log that lost its end does not know that it
+//! had more.
 //!
-//! Owns: the file, and what its word means for the database that is found. Must not know: what is in the database.
+//! Owns: the file, and what its word means for the database that is found. Must not know: what is in the
+//! database.
 //!
-//! Every commit gives the database a new [`Position`] in its own transaction. When that is on disk the position is written
-//! to the mark, and only when that is on disk, too, is anybody told. So a database that is whole is at its mark, or one
-//! step ahead of it (the daemon ended between the two, and nobody was told); one that is behind has lost what somebody
-//! was told.
+//! Every commit gives the database a new [`Position`] in its own transaction. When that is on disk the
+//! position is written to the mark, and only when that is on disk, too, is anybody told. So a database that
+//! is whole is at its mark, or one step ahead of it (the daemon ended between the two, and nobody was told);
+//! one that is behind has lost what somebody was told.
 //!
-//! The mark has two slots, in different blocks of the file, that take turns. A write that is torn damages the slot that was
-//! about to be replaced, and the other still has the position one step before, which the rule above allows for.
+//! The mark has two slots, in different blocks of the file, that take turns. A write that is torn damages the
+//! slot that was about to be replaced, and the other still has the position one step before, which the rule
+//! above allows for.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -294,7 +297,8 @@ mod tests {
     }
 
     proptest! {
-        /// The daemon ends anywhere in a commit: before the database has it, before the mark is begun, in its middle, after.
+        /// The daemon ends anywhere in a commit: before the database has it, before the mark is begun, in its
+        /// middle, after.
         #[test]
         fn no_end_in_the_middle_of_a_commit_refuses_a_start(
             commits in 1u64..30, committed: bool, torn in 0usize..=SLOT,

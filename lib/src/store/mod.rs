@@ -1,12 +1,15 @@
 //! The host's one database file: a small typed document store.
 //!
-//! Owns: the file, its schema and version, durability (what a call returned `Ok` for survives `kill -9` and power loss), the
-//! lock that keeps a second daemon out. Must not know: what documents mean; callers bring serde types.
+//! Owns: the file, its schema and version, durability (what a call returned `Ok` for survives `kill -9` and
+//! power loss), the lock that keeps a second daemon out. Must not know: what documents mean; callers bring
+//! serde types.
 //!
-//! SQLite in WAL mode with `synchronous=FULL`: a commit is on disk before it is acknowledged, and a torn tail of the log
-//! is a commit that never was. Which commits there were is told by a mark outside the log (`mark`), and what they wrote by
-//! digests of the rows (`rows`), so that a log or a page that lost something is not taken for one that never had it. A file that is not ours, not whole or newer than us is refused, never repaired and never
-//! replaced: an empty store in place of a lost one would tell guests that they do not exist.
+//! SQLite in WAL mode with `synchronous=FULL`: a commit is on disk before it is acknowledged, and a torn tail
+//! of the log is a commit that never was. Which commits there were is told by a mark outside the log
+//! (`mark`), and what they wrote by digests of the rows (`rows`), so that a log or a page that lost something
+//! is not taken for one that never had it. A file that is not ours, not whole or newer than us is refused,
+//! never repaired and never replaced: an empty store in place of a lost one would tell guests that they do
+//! not exist.
 //!
 //! Blocking; `Send + Sync`. Calls run one at a time.
 
@@ -256,8 +259,8 @@ impl std::fmt::Debug for Store {
 }
 
 impl Store {
-    /// Opens the database file at `path`, creating it (mode 0600) and its directory (mode 0700) if there is none.
-    /// Checks the whole file, so it takes time in proportion to its size.
+    /// Opens the database file at `path`, creating it (mode 0600) and its directory (mode 0700) if there is
+    /// none. Checks the whole file, so it takes time in proportion to its size.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         Ok(Self::of(path, open::open(path)?))
     }
@@ -268,8 +271,8 @@ impl Store {
         Self { connection, keeper, path: path.to_owned(), _lock: lock }
     }
 
-    /// Runs `work` with everything it writes taking effect together on its `Ok`, and not at all on its `Err` or panic.
-    /// Calling the store itself from `work`, instead of the transaction, never returns.
+    /// Runs `work` with everything it writes taking effect together on its `Ok`, and not at all on its `Err`
+    /// or panic. Calling the store itself from `work`, instead of the transaction, never returns.
     pub fn transaction<R, E: From<StoreError>>(
         &self,
         work: impl FnOnce(&Transaction<'_>) -> Result<R, E>,
@@ -321,8 +324,8 @@ impl Store {
         documents::get_by_name(&self.lock(), kind, name)
     }
 
-    /// Reads all documents of a kind in the order of their ids (of UUIDv7: of creation). One unreadable document
-    /// fails the call: a list with a gap would be a lie.
+    /// Reads all documents of a kind in the order of their ids (of UUIDv7: of creation). One unreadable
+    /// document fails the call: a list with a gap would be a lie.
     pub fn list<T: DeserializeOwned>(&self, kind: Kind) -> Result<Vec<(Uuid, T)>, StoreError> {
         documents::list(&self.lock(), kind)
     }

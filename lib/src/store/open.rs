@@ -2,16 +2,16 @@
 //!
 //! Owns: creation, the checks on what is there, schema versions. Must not know: documents.
 //!
-//! A new file is made under another name and renamed when it is complete and on disk, so under its own name there is
-//! never an unfinished one: an empty or half-made file is damage. A file of another program is recognized by its first
-//! bytes, before SQLite gets to change anything in it.
+//! A new file is made under another name and renamed when it is complete and on disk, so under its own name
+//! there is never an unfinished one: an empty or half-made file is damage. A file of another program is
+//! recognized by its first bytes, before SQLite gets to change anything in it.
 //!
-//! What is there is believed when everything agrees: SQLite's own check of the file, the schema, every row with its digest,
-//! their sum with the database's position, and that with the mark beside it. Until then nothing is written and nothing
-//! is tidied up: what a refused start leaves is what it found.
+//! What is there is believed when everything agrees: SQLite's own check of the file, the schema, every row
+//! with its digest, their sum with the database's position, and that with the mark beside it. Until then
+//! nothing is written and nothing is tidied up: what a refused start leaves is what it found.
 //!
-//! SQLite opens by path, not by descriptor. That the path still leads to the directory that was checked rests on the
-//! directories above it, which are the administrator's.
+//! SQLite opens by path, not by descriptor. That the path still leads to the directory that was checked rests
+//! on the directories above it, which are the administrator's.
 
 use std::fs::File;
 use std::io::Read;
@@ -346,8 +346,8 @@ pub(super) const fn has_position(version: i64) -> bool {
     version == SCHEMA_VERSION
 }
 
-/// Walks the whole file and looks at its schema, which is ours and `more`; gives its version. Damage is found at start, not in the middle of a
-/// migration.
+/// Walks the whole file and looks at its schema, which is ours and `more`; gives its version. Damage is found
+/// at start, not in the middle of a migration.
 pub(super) fn check_file(path: &Path, connection: &Connection, more: &str) -> Result<i64, StoreError> {
     let failed = |error: rusqlite::Error| damaged_or(path, error);
     let version: i64 =

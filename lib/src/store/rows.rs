@@ -2,9 +2,9 @@
 //!
 //! Owns: the statements that change rows, what a row's digest covers. Must not know: commits, what rows mean.
 //!
-//! SQLite's own check finds pages that are not what pages are, and takes a flipped bit in a text for another text. So each
-//! row has a digest of its table and of everything else in it, and whoever changes rows keeps account of the digests that
-//! come and go: a row that is gone altogether is missed, too.
+//! SQLite's own check finds pages that are not what pages are, and takes a flipped bit in a text for another
+//! text. So each row has a digest of its table and of everything else in it, and whoever changes rows keeps
+//! account of the digests that come and go: a row that is gone altogether is missed, too.
 
 use std::cell::Cell;
 use std::ops::Deref;

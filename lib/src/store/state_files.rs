@@ -1,10 +1,11 @@
-//! What an administrator does with a database: look whether it is whole, copy it, put a copy back, go on with what is left.
+//! What an administrator does with a database: look whether it is whole, copy it, put a copy back, go on with
+//! what is left.
 //!
 //! Owns: these acts on the database and its mark. Must not know: what documents mean, who asks.
 //!
-//! A backup is a database file of its own that needs no log and no mark, with one more table for what belongs to the host and
-//! is not in its database. What is put back, or gone on with, is a database that others may know more than: it says so
-//! in a document, and whoever opens it next has to act upon that.
+//! A backup is a database file of its own that needs no log and no mark, with one more table for what belongs
+//! to the host and is not in its database. What is put back, or gone on with, is a database that others may
+//! know more than: it says so in a document, and whoever opens it next has to act upon that.
 
 use std::cell::Cell;
 use std::fs::{File, OpenOptions};
@@ -129,8 +130,8 @@ pub(super) fn older_than(path: &Path, word: &Word) -> StoreError {
     untrusted(path, Finding::of(refusal, path, 0))
 }
 
-/// Copies a database, also while a daemon has it open, into a new file that nobody else can read, together with the riders. What
-/// the file holds is checked before it gets its name.
+/// Copies a database, also while a daemon has it open, into a new file that nobody else can read, together
+/// with the riders. What the file holds is checked before it gets its name.
 ///
 /// # Errors
 /// A database that is not whole, a file of that name, a disk that does not take it.
@@ -191,12 +192,12 @@ pub struct Restored {
     pub replaced: Option<PathBuf>,
 }
 
-/// Puts a backup in the place of the database, which is kept under another name; no daemon may run. `entry` goes into the
-/// audit log.
+/// Puts a backup in the place of the database, which is kept under another name; no daemon may run. `entry`
+/// goes into the audit log.
 ///
 /// # Errors
-/// A running daemon, a backup that is not whole, a disk that does not take it. The database that was there is as it was, or
-/// there is none yet that a daemon would start with.
+/// A running daemon, a backup that is not whole, a disk that does not take it. The database that was there is
+/// as it was, or there is none yet that a daemon would start with.
 pub fn restore(from: &Path, path: &Path, entry: &str) -> Result<Restored, StoreError> {
     let place = Place::of(path, true)?;
     let _lock = place.lock()?;
@@ -275,8 +276,9 @@ pub struct Accepted {
     pub replaced: Option<PathBuf>,
 }
 
-/// Makes what is there the truth: records that are not what was written are removed, and the mark is made anew. With no
-/// database there, an empty one is made. No daemon may run. `entry` makes the audit log's entry from what was wrong.
+/// Makes what is there the truth: records that are not what was written are removed, and the mark is made
+/// anew. With no database there, an empty one is made. No daemon may run. `entry` makes the audit log's entry
+/// from what was wrong.
 ///
 /// # Errors
 /// A running daemon, a file that cannot be read as a database at all.
@@ -343,8 +345,8 @@ fn check_held(
     Ok(Facts { changes: position.seq, records: position.rows, live: false })
 }
 
-/// Within a transaction: gives a database a history of its own from here on. What it says of guests is in doubt, the numbers of
-/// its logs mean nothing to those who read them before, and the audit log says why.
+/// Within a transaction: gives a database a history of its own from here on. What it says of guests is in
+/// doubt, the numbers of its logs mean nothing to those who read them before, and the audit log says why.
 fn begin_anew(connection: &Connection, seq: u64, doubt: Doubt, entry: &str) -> Result<Position, StoreError> {
     let before = rows::walk(connection)?.good;
     let account = Cell::new(Delta::default());

@@ -1,11 +1,13 @@
-//! The one thread that writes: everything that waits goes into one transaction, and one sync of the disk is for all.
+//! The one thread that writes: everything that waits goes into one transaction, and one sync of the disk is
+//! for all.
 //!
-//! Owns: the order of writes, commits, what is owed to the disk while it takes nothing, whether writing works. Must not
-//! know: what is written.
+//! Owns: the order of writes, commits, what is owed to the disk while it takes nothing, whether writing
+//! works. Must not know: what is written.
 //!
-//! Each piece of work takes effect whole or not at all (a savepoint), so that one that is refused does not touch its
-//! neighbours. Work whose world has changed already is owed when it cannot be written: it is kept in memory and goes
-//! before everything else into the next transaction, once a second until there is one that commits.
+//! Each piece of work takes effect whole or not at all (a savepoint), so that one that is refused does not
+//! touch its neighbours. Work whose world has changed already is owed when it cannot be written: it is kept
+//! in memory and goes before everything else into the next transaction, once a second until there is one that
+//! commits.
 
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -31,11 +33,14 @@ use crate::waiting;
 
 /// Work that one transaction takes at most.
 const GROUP: usize = 512;
-/// Between two tries to write what is owed, and between two looks whether a disk that took nothing takes something.
+/// Between two tries to write what is owed, and between two looks whether a disk that took nothing takes
+/// something.
 const RETRY: Duration = Duration::from_secs(1);
-/// Without anything to write for so long, the log is moved into the database: what is in one place cannot be lost in two.
+/// Without anything to write for so long, the log is moved into the database: what is in one place cannot be
+/// lost in two.
 const IDLE: Duration = Duration::from_secs(3);
-/// How long a write waits for another process that keeps the database locked, so long that one who only looks is not noticed.
+/// How long a write waits for another process that keeps the database locked, so long that one who only looks
+/// is not noticed.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// The same while writes fail already: those who ask meanwhile are told at once.
 const PATIENCE_IN_TROUBLE: Duration = Duration::from_millis(100);
@@ -105,7 +110,8 @@ pub enum Trouble {
 }
 
 impl StoreError {
-    /// What kind of trouble it is that the database takes nothing; `None` when it is about what was to be written.
+    /// What kind of trouble it is that the database takes nothing; `None` when it is about what was to be
+    /// written.
     pub fn trouble(&self) -> Option<Trouble> {
         match self {
             Self::Full(_) => Some(Trouble::Full),
@@ -149,7 +155,8 @@ impl StoreError {
     fn for_another(&self) -> Self {
         let copy = |e: &rusqlite::Error| match e {
             rusqlite::Error::SqliteFailure(code, text) => rusqlite::Error::SqliteFailure(*code, text.clone()),
-            // Others cannot be copied, and the list of them is not closed. The writer has logged the reason itself.
+            // Others cannot be copied, and the list of them is not closed. The writer has logged the reason
+            // itself.
             _ => rusqlite::Error::ExecuteReturnedResults,
         };
         match self {
@@ -305,7 +312,8 @@ pub(super) fn write_all(
     }
 }
 
-/// Moves the log into the database and empties it, unless somebody reads or writes just now; says whether that is done.
+/// Moves the log into the database and empties it, unless somebody reads or writes just now; says whether
+/// that is done.
 fn tidy(connection: &Connection, keeper: &Mutex<Keeper>) -> bool {
     // Those who write wait for nobody who waits for a reader.
     let _held = held(keeper);

@@ -2,8 +2,8 @@
 //!
 //! Owns: how they are written, and which of them can be a peer at all. Must not know: resolving, connecting.
 //!
-//! A name says where a host is, never who: that is its pinned key. So a name needs no certificate, a wrong answer of DNS
-//! lets nobody in, and a host that was renumbered is found without telling anybody.
+//! A name says where a host is, never who: that is its pinned key. So a name needs no certificate, a wrong
+//! answer of DNS lets nobody in, and a host that was renumbered is found without telling anybody.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -196,8 +196,8 @@ fn port_of(text: &str) -> Option<u16> {
     text.parse().ok().filter(|_| digits && !zeros)
 }
 
-/// A name in the spelling that is kept, if it can be one of a host (RFC 1123, section 2.1). What looks like an address to
-/// some resolvers (`127.1`, `0x7f000001`) is none.
+/// A name in the spelling that is kept, if it can be one of a host (RFC 1123, section 2.1). What looks like
+/// an address to some resolvers (`127.1`, `0x7f000001`) is none.
 fn host_name(text: &str) -> Option<String> {
     let name = text.to_ascii_lowercase();
     let label = |label: &str| {

@@ -1,7 +1,8 @@
-//! What an address is on this machine: whether one of its networks takes it for everybody, whether it has the interface that
-//! is meant, whether it is the machine's own.
+//! What an address is on this machine: whether one of its networks takes it for everybody, whether it has the
+//! interface that is meant, whether it is the machine's own.
 //!
-//! Owns: the kernel's answers to these, of which nothing is sent. Must not know: what an address is everywhere (`endpoint`).
+//! Owns: the kernel's answers to these, of which nothing is sent. Must not know: what an address is
+//! everywhere (`endpoint`).
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 
@@ -18,7 +19,8 @@ pub fn check_reachable(at: &SocketAddr) -> Result<(), Unconnectable> {
     check_here(at)
 }
 
-/// Whether somebody could connect to a listener at `at`: all addresses, or one that a host may have; any port.
+/// Whether somebody could connect to a listener at `at`: all addresses, or one that a host may have; any
+/// port.
 ///
 /// # Errors
 /// Why nobody could.
@@ -43,8 +45,8 @@ fn check_here(at: &SocketAddr) -> Result<(), Unconnectable> {
     }
 }
 
-/// Whether the kernel sends to everybody what is sent to `ip`: it lets a datagram socket have such an address only when the
-/// socket says that it means it. Connecting one only looks into the tables of routes.
+/// Whether the kernel sends to everybody what is sent to `ip`: it lets a datagram socket have such an address
+/// only when the socket says that it means it. Connecting one only looks into the tables of routes.
 fn is_broadcast(ip: Ipv4Addr) -> bool {
     // Port 9 is as good as any other.
     let connects = |broadcast: bool| -> std::io::Result<()> {

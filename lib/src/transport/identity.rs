@@ -2,10 +2,11 @@
 //!
 //! Owns: creating, storing, checking and loading them. Must not know: handshakes.
 //!
-//! The certificate is only the envelope that TLS wants: nobody signs it but the key itself, and peers compare the public
-//! key, not names or dates. The key file decides whether an identity exists; it is published last and never replaced. A
-//! certificate that is lost, damaged, of another key or not valid for ever is made again for the key that is there: peers of
-//! earlier builds look at its dates, and no clock of ours or theirs is to decide whether two hosts know each other.
+//! The certificate is only the envelope that TLS wants: nobody signs it but the key itself, and peers compare
+//! the public key, not names or dates. The key file decides whether an identity exists; it is published last
+//! and never replaced. A certificate that is lost, damaged, of another key or not valid for ever is made
+//! again for the key that is there: peers of earlier builds look at its dates, and no clock of ours or theirs
+//! is to decide whether two hosts know each other.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -31,7 +32,8 @@ pub(super) const MAX_PEM_BYTES: u64 = 16 << 10;
 const VALID_FROM: SystemTime = UNIX_EPOCH;
 const VALID_UNTIL: Duration = Duration::from_secs(253_402_300_799);
 
-/// What a host is to its peers: SHA-256 of the DER SubjectPublicKeyInfo of its certificate (RFC 7469 section 2.4).
+/// What a host is to its peers: SHA-256 of the DER SubjectPublicKeyInfo of its certificate (RFC 7469 section
+/// 2.4).
 ///
 /// Text and serde form: `sha256:` and 64 lower-case hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -249,7 +251,8 @@ impl Identity {
         Self::from_pem(pem.as_bytes(), &key_pem)
     }
 
-    /// Whether peers of earlier builds, which look at the dates, take its certificate whatever their clocks say.
+    /// Whether peers of earlier builds, which look at the dates, take its certificate whatever their clocks
+    /// say.
     fn is_valid_for_ever(&self) -> bool {
         self.certified.cert.first().is_some_and(|leaf| tls::is_valid_for_ever(leaf))
     }

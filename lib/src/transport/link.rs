@@ -2,12 +2,13 @@
 //!
 //! Owns: frames over a TLS session, their deadlines, admission. Must not know: what a frame's kind means.
 //!
-//! A link is used by one thread at a time and blocks. It is half-duplex by convention: two ends that both send more than
-//! the sockets buffer, and neither receives, wait for each other until a deadline ends it. After any error except
-//! [`Waiting::FrameStart`] the link is broken and says so.
+//! A link is used by one thread at a time and blocks. It is half-duplex by convention: two ends that both
+//! send more than the sockets buffer, and neither receives, wait for each other until a deadline ends it.
+//! After any error except [`Waiting::FrameStart`] the link is broken and says so.
 //!
-//! Time: a frame that has begun must be whole after [`Deadlines::frame`], counted while we are inside the link's calls,
-//! bytes trickling in or not; what the caller does between pieces of a payload does not count against the peer.
+//! Time: a frame that has begun must be whole after [`Deadlines::frame`], counted while we are inside the
+//! link's calls, bytes trickling in or not; what the caller does between pieces of a payload does not count
+//! against the peer.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -25,7 +26,8 @@ use super::socket::{LinkCanceller, Socket, SocketError, Waiting};
 use super::tls::{self, CertRefusal};
 use crate::memory::Span;
 
-/// Bytes of a message that room is made for at a time: a peer that announces much and sends little costs as much.
+/// Bytes of a message that room is made for at a time: a peer that announces much and sends little costs as
+/// much.
 const PIECE: usize = 64 << 10;
 /// The same for a message's beginning.
 const FIRST_PIECE: usize = 4 << 10;
@@ -115,8 +117,8 @@ impl Link {
         Self::connect_cancellable(addr, identity, expected, deadlines, |_| {})
     }
 
-    /// As [`Link::connect`]; `begun` gets the canceller before anything is waited for, so that a connection that is never
-    /// answered and a handshake that does not come to its end can be cancelled, too.
+    /// As [`Link::connect`]; `begun` gets the canceller before anything is waited for, so that a connection
+    /// that is never answered and a handshake that does not come to its end can be cancelled, too.
     pub fn connect_cancellable(
         addr: SocketAddr,
         identity: &Identity,
@@ -215,8 +217,8 @@ impl Link {
         self.session.canceller()
     }
 
-    /// Whether the peer has ended its side of the connection or the link was cancelled, without waiting or reading. For
-    /// somebody who waits elsewhere for what would come of this peer.
+    /// Whether the peer has ended its side of the connection or the link was cancelled, without waiting or
+    /// reading. For somebody who waits elsewhere for what would come of this peer.
     pub fn ended(&self) -> bool {
         self.session.ended()
     }
@@ -232,8 +234,8 @@ impl Link {
         self.deadlines.idle = Some(patience);
     }
 
-    /// Waits until there is something to receive, be it the peer's end, or until `until`; says which. The next frame's time
-    /// does not begin before.
+    /// Waits until there is something to receive, be it the peer's end, or until `until`; says which. The
+    /// next frame's time does not begin before.
     ///
     /// # Errors
     /// [`LinkError::Broken`] after an earlier error.
@@ -253,8 +255,8 @@ impl Link {
         self.send_parts(kind, &[payload])
     }
 
-    /// Sends one frame whose payload is all `parts` in order, none of them copied together first. Best throughput
-    /// with few, long parts.
+    /// Sends one frame whose payload is all `parts` in order, none of them copied together first. Best
+    /// throughput with few, long parts.
     pub fn send_parts(&mut self, kind: u8, parts: &[&[u8]]) -> Result<(), LinkError> {
         if kind == KIND_ADMITTED {
             return Err(LinkError::Misuse("frame kind 0 is reserved"));
@@ -262,8 +264,8 @@ impl Link {
         self.transmit(kind, parts)
     }
 
-    /// From here on frames cross without TLS, both ways: see the module. Both ends call it at the same frame boundary, with
-    /// nothing under way.
+    /// From here on frames cross without TLS, both ways: see the module. Both ends call it at the same frame
+    /// boundary, with nothing under way.
     ///
     /// # Errors
     /// [`LinkError::Misuse`] when the peer's bytes are here already; the link is as before.
@@ -276,7 +278,8 @@ impl Link {
         Ok(())
     }
 
-    /// Sends one frame whose payload is `head` and `span`; without TLS the span goes to the socket as it lies.
+    /// Sends one frame whose payload is `head` and `span`; without TLS the span goes to the socket as it
+    /// lies.
     pub fn send_span(&mut self, kind: u8, head: &[u8], span: &dyn Span) -> Result<(), LinkError> {
         if kind == KIND_ADMITTED {
             return Err(LinkError::Misuse("frame kind 0 is reserved"));
@@ -303,7 +306,8 @@ impl Link {
         Ok(())
     }
 
-    /// Fills `span` with the next bytes of the current frame's payload, as [`read_payload`](Self::read_payload).
+    /// Fills `span` with the next bytes of the current frame's payload, as
+    /// [`read_payload`](Self::read_payload).
     pub fn read_span(&mut self, span: &dyn Span) -> Result<(), LinkError> {
         if !self.session.is_bare() {
             let mut buffer = std::mem::take(&mut self.buffer);
@@ -348,8 +352,8 @@ impl Link {
         Ok(())
     }
 
-    /// Waits for a frame of at most `max_len` payload bytes and reads it whole into the link's own buffer. `None`: the
-    /// peer has closed the link properly.
+    /// Waits for a frame of at most `max_len` payload bytes and reads it whole into the link's own buffer.
+    /// `None`: the peer has closed the link properly.
     pub fn recv(&mut self, max_len: u32) -> Result<Option<Frame<'_>>, LinkError> {
         let Some(FrameHeader { kind, .. }) = self.recv_header(max_len)? else {
             return Ok(None);
@@ -394,8 +398,9 @@ impl Link {
         Ok(())
     }
 
-    /// Waits for a frame of at most `max_len` payload bytes and reads its header only. Its payload must be taken with
-    /// [`read_payload`](Self::read_payload) before the next frame. `None`: the peer has closed the link properly.
+    /// Waits for a frame of at most `max_len` payload bytes and reads its header only. Its payload must be
+    /// taken with [`read_payload`](Self::read_payload) before the next frame. `None`: the peer has closed the
+    /// link properly.
     pub fn recv_header(&mut self, max_len: u32) -> Result<Option<FrameHeader>, LinkError> {
         match self.recv_any(max_len)? {
             Some(FrameHeader { kind: KIND_ADMITTED, .. }) => {
@@ -437,9 +442,9 @@ impl Link {
         self.left
     }
 
-    /// Says that nothing more will be sent, then reads and drops what the peer still sends until it ends its side, or until
-    /// `by`. For a last word to a peer that is in the midst of sending: a connection that is closed with bytes unread is reset,
-    /// and the reset may overtake the word.
+    /// Says that nothing more will be sent, then reads and drops what the peer still sends until it ends its
+    /// side, or until `by`. For a last word to a peer that is in the midst of sending: a connection that is
+    /// closed with bytes unread is reset, and the reset may overtake the word.
     pub fn close_after_peer(mut self, by: Instant) {
         self.limit = Some(by);
         if self.check().is_err() || self.session.close(Some(by)).is_err() {
@@ -459,8 +464,9 @@ impl Link {
         }
     }
 
-    /// Ends the link properly: what was sent arrives, and the peer then sees the end. Bytes of the peer that we have
-    /// not received are lost, and may take unread frames of ours with them: close after the peer's last answer.
+    /// Ends the link properly: what was sent arrives, and the peer then sees the end. Bytes of the peer that
+    /// we have not received are lost, and may take unread frames of ours with them: close after the peer's
+    /// last answer.
     pub fn close(mut self) -> Result<(), LinkError> {
         self.check()?;
         let by = self.by(Instant::now(), Some(self.deadlines.frame));

@@ -1,10 +1,12 @@
 //! Accepting peers.
 //!
-//! Owns: the listening socket, a thread per connection, what is told of those that came to nothing. Must not know: what handlers do.
+//! Owns: the listening socket, a thread per connection, what is told of those that came to nothing. Must not
+//! know: what handlers do.
 //!
-//! A stranger can make us spend at most [`ListenerLimits::max_handshakes`] threads, each for at most the handshake timeout,
-//! and nobody can keep others out by being silent: whoever has waited longest gives way to the next (`shares`). Links do
-//! not count against that, nor the other way round, and each peer has its share of them and of their memory (`places`).
+//! A stranger can make us spend at most [`ListenerLimits::max_handshakes`] threads, each for at most the
+//! handshake timeout, and nobody can keep others out by being silent: whoever has waited longest gives way to
+//! the next (`shares`). Links do not count against that, nor the other way round, and each peer has its share
+//! of them and of their memory (`places`).
 
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -37,7 +39,8 @@ const LOG_TEXT: usize = 300;
 pub struct ListenerLimits {
     /// For the handshake of one connection, from accept to admission.
     pub handshake_timeout: Duration,
-    /// Connections in their handshake at once. A newcomer takes the place of the oldest of the busiest address.
+    /// Connections in their handshake at once. A newcomer takes the place of the oldest of the busiest
+    /// address.
     pub max_handshakes: usize,
     /// The same of one address (of IPv6: one /64 network).
     pub handshakes_per_address: usize,
@@ -118,8 +121,8 @@ impl std::fmt::Debug for PeerListener {
 }
 
 impl PeerListener {
-    /// Listens on `addr` (port 0: any free one) as `identity`. `admits` is asked within each handshake; `handler`
-    /// gets each link of an admitted peer, with default [`Deadlines`].
+    /// Listens on `addr` (port 0: any free one) as `identity`. `admits` is asked within each handshake;
+    /// `handler` gets each link of an admitted peer, with default [`Deadlines`].
     pub fn bind(
         addr: SocketAddr,
         identity: &Identity,
@@ -130,7 +133,8 @@ impl PeerListener {
         Self::bind_knowing(addr, identity, admits, Arc::new(|_| false), limits, handler)
     }
 
-    /// As [`bind`](Self::bind); handshakes from addresses that are `known` have room that strangers do not take.
+    /// As [`bind`](Self::bind); handshakes from addresses that are `known` have room that strangers do not
+    /// take.
     pub(crate) fn bind_knowing(
         addr: SocketAddr,
         identity: &Identity,
@@ -175,8 +179,8 @@ impl PeerListener {
         Turned::KINDS.into_iter().zip(counts).collect()
     }
 
-    /// Stops accepting, cancels every link that a handler still has, and waits for the handlers to return (except one
-    /// that calls this).
+    /// Stops accepting, cancels every link that a handler still has, and waits for the handlers to return
+    /// (except one that calls this).
     pub fn shutdown(mut self) {
         self.stop();
     }

@@ -1,21 +1,22 @@
 //! Authenticated, framed, blocking links between hosts.
 //!
-//! Owns: a host's identity ([`Identity`], pinned by peers as [`PeerIdentity`]), mutual TLS 1.3 with pins in place of
-//! certificate authorities, frames over it ([`Link`]) and accepting them ([`PeerListener`]). Must not know: what a
-//! frame means. Only `migration` uses it.
+//! Owns: a host's identity ([`Identity`], pinned by peers as [`PeerIdentity`]), mutual TLS 1.3 with pins in
+//! place of certificate authorities, frames over it ([`Link`]) and accepting them ([`PeerListener`]). Must
+//! not know: what a frame means. Only `migration` uses it.
 //!
-//! Not trusted: the network, whoever connects, and the bytes of an authenticated peer. So: a peer that is not pinned is
-//! refused inside the handshake; every length is bounded, and takes memory only as its bytes come; every wait has a
-//! deadline; what a stranger or a peer can make us spend (threads, links, memory, log lines) has a cap.
+//! Not trusted: the network, whoever connects, and the bytes of an authenticated peer. So: a peer that is not
+//! pinned is refused inside the handshake; every length is bounded, and takes memory only as its bytes come;
+//! every wait has a deadline; what a stranger or a peer can make us spend (threads, links, memory, log lines)
+//! has a cap.
 //!
-//! On the wire, after the handshake (ALPN `mirrorvm/1`): frames `[u32 le payload length][u8 kind][3 zero bytes][payload]`
-//! in both directions. Kind 0 is the link's own: the server's first frame, empty, tells the client that it has been
-//! admitted (in TLS 1.3 the client cannot see otherwise whether its certificate was accepted). The end of a stream is a
-//! TLS `close_notify` at a frame boundary; any other end is an error.
+//! On the wire, after the handshake (ALPN `mirrorvm/1`): frames `[u32 le payload length][u8 kind][3 zero
+//! bytes][payload]` in both directions. Kind 0 is the link's own: the server's first frame, empty, tells the
+//! client that it has been admitted (in TLS 1.3 the client cannot see otherwise whether its certificate was
+//! accepted). The end of a stream is a TLS `close_notify` at a frame boundary; any other end is an error.
 //!
-//! A link whose frames carry what is sealed end to end anyway may go on without TLS ([`Link::leave_tls`]) once both ends
-//! know each other: the same frames, as they are. From there on the network can read and change them, so that nothing may
-//! cross that would matter to: see `migration` for what does.
+//! A link whose frames carry what is sealed end to end anyway may go on without TLS ([`Link::leave_tls`])
+//! once both ends know each other: the same frames, as they are. From there on the network can read and
+//! change them, so that nothing may cross that would matter to: see `migration` for what does.
 
 mod endpoint;
 mod frame;

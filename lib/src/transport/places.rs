@@ -1,10 +1,10 @@
 //! Who is connected to a listener, and how much of it each may have.
 //!
-//! Owns: the counts of handshakes and links, by address and by peer, and the bytes of their messages. Must not know:
-//! accepting, TLS, what handlers do.
+//! Owns: the counts of handshakes and links, by address and by peer, and the bytes of their messages. Must
+//! not know: accepting, TLS, what handlers do.
 //!
-//! A connection's [`Place`] is counted until it is dropped, and an admitted link has its own: counted as long as the link
-//! is there, whichever thread has it by then.
+//! A connection's [`Place`] is counted until it is dropped, and an admitted link has its own: counted as long
+//! as the link is there, whichever thread has it by then.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -204,7 +204,8 @@ impl Place {
         !self.places.state().connections.contains_key(&self.id)
     }
 
-    /// Notes that the link holds `bytes` of a message from now on; false, and as before, when that is too much.
+    /// Notes that the link holds `bytes` of a message from now on; false, and as before, when that is too
+    /// much.
     pub fn hold(&self, bytes: u64) -> bool {
         let limits = &self.places.limits;
         let mut state = self.places.state();

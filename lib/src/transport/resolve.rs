@@ -1,10 +1,10 @@
 //! From a peer's endpoint to the addresses to try.
 //!
-//! Owns: asking the system's resolver without waiting for it longer than the caller wants, and the order of what it says.
-//! Must not know: connecting.
+//! Owns: asking the system's resolver without waiting for it longer than the caller wants, and the order of
+//! what it says. Must not know: connecting.
 //!
-//! The resolver cannot be called off. So it has a thread of its own, which nobody waits for: an answer that comes late is
-//! thrown away. How many of these there may be is bounded.
+//! The resolver cannot be called off. So it has a thread of its own, which nobody waits for: an answer that
+//! comes late is thrown away. How many of these there may be is bounded.
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -96,7 +96,8 @@ pub fn resolve(
     if order.is_empty() { Err(ResolveError::NoAddress) } else { Ok(order) }
 }
 
-/// The resolver's order (RFC 6724), but the two families in turn: where one of them leads nowhere the other is not far.
+/// The resolver's order (RFC 6724), but the two families in turn: where one of them leads nowhere the other
+/// is not far.
 fn in_turn(found: &[SocketAddr]) -> Vec<SocketAddr> {
     let mut usable: Vec<SocketAddr> = Vec::new();
     for at in found {

@@ -1,10 +1,11 @@
 //! One TLS session over one socket: bytes in, bytes out.
 //!
-//! Owns: driving rustls, the ciphertext buffers, what is left of a decrypted record. Must not know: frames, identities'
-//! policy.
+//! Owns: driving rustls, the ciphertext buffers, what is left of a decrypted record. Must not know: frames,
+//! identities' policy.
 //!
-//! rustls' unbuffered interface, because its buffered one reads 4 KiB per system call: here a system call moves up to
-//! [`READ_CHUNK`] or [`WRITE_CHUNK`] bytes, and a record's plaintext goes to the caller's memory in one copy.
+//! rustls' unbuffered interface, because its buffered one reads 4 KiB per system call: here a system call
+//! moves up to [`READ_CHUNK`] or [`WRITE_CHUNK`] bytes, and a record's plaintext goes to the caller's memory
+//! in one copy.
 //!
 //! Every call to rustls passes all the ciphertext there is: it keeps offsets into that between calls.
 
@@ -21,8 +22,8 @@ use crate::memory::Span;
 
 /// Ciphertext buffer at first; it grows when bytes fill it, so that a peer pays for its room by sending.
 const FIRST_BUFFER: usize = 2 << 10;
-/// Ciphertext buffer before the peer is known, at most. More than any handshake flight of ours, and all that a stranger
-/// can make us hold.
+/// Ciphertext buffer before the peer is known, at most. More than any handshake flight of ours, and all that
+/// a stranger can make us hold.
 const HANDSHAKE_BUFFER: usize = 32 << 10;
 /// Ciphertext buffer afterwards, at most; what one read asks for where much comes.
 const READ_CHUNK: usize = 256 << 10;
@@ -159,7 +160,8 @@ impl Session {
         self.incoming.start != self.incoming.end || !self.plain.bytes.is_empty()
     }
 
-    /// Waits until the socket has something to read, an end or an error among it, or until `until`; says which.
+    /// Waits until the socket has something to read, an end or an error among it, or until `until`; says
+    /// which.
     pub(super) fn readable(&self, until: Instant) -> bool {
         self.socket.readable(until)
     }
@@ -193,7 +195,8 @@ impl Session {
         Ok(())
     }
 
-    /// Looks whether the first bytes that came can be TLS at all: a record's type, and a version that begins with 3.
+    /// Looks whether the first bytes that came can be TLS at all: a record's type, and a version that begins
+    /// with 3.
     fn expect_tls(&self) -> Result<(), SessionError> {
         let Incoming { bytes, start, end, .. } = &self.incoming;
         match &bytes[*start..*end] {
@@ -202,8 +205,8 @@ impl Session {
         }
     }
 
-    /// From here on bytes cross as they are. Nothing of the peer's may be on its way: false, and nothing changes, when
-    /// something is.
+    /// From here on bytes cross as they are. Nothing of the peer's may be on its way: false, and nothing
+    /// changes, when something is.
     pub(super) fn leave_tls(&mut self) -> bool {
         if self.has_input() || self.peer_closed || self.outgoing.len != 0 {
             return false;
@@ -240,7 +243,8 @@ impl Session {
         Ok(count)
     }
 
-    /// Decrypts at least one byte into `into` (not empty); 0 means that the peer has closed the session properly.
+    /// Decrypts at least one byte into `into` (not empty); 0 means that the peer has closed the session
+    /// properly.
     pub(super) fn read(&mut self, into: &mut [u8], deadline: Option<Instant>) -> Result<usize, SessionError> {
         loop {
             if let Some(count) = self.read_once(into, deadline)? {
@@ -249,8 +253,8 @@ impl Session {
         }
     }
 
-    /// Like [`read`](Self::read), but waits for the network at most once: `None` if that brought ciphertext and
-    /// nothing has been decrypted yet.
+    /// Like [`read`](Self::read), but waits for the network at most once: `None` if that brought ciphertext
+    /// and nothing has been decrypted yet.
     pub(super) fn read_once(
         &mut self,
         into: &mut [u8],
@@ -294,7 +298,8 @@ impl Session {
         self.flush(deadline)
     }
 
-    /// Fills records whatever the parts' sizes: short bytes are gathered, long runs are encrypted where they are.
+    /// Fills records whatever the parts' sizes: short bytes are gathered, long runs are encrypted where they
+    /// are.
     fn write_records(
         &mut self,
         parts: &[&[u8]],
@@ -333,11 +338,12 @@ impl Session {
         Ok(())
     }
 
-    /// After a failure of TLS: sends the alert if there is one, and lets it arrive. Closing a socket with unread bytes resets
-    /// the connection, and the reset may overtake the alert; so what still comes is read and dropped, within bounds.
+    /// After a failure of TLS: sends the alert if there is one, and lets it arrive. Closing a socket with
+    /// unread bytes resets the connection, and the reset may overtake the alert; so what still comes is read
+    /// and dropped, within bounds.
     pub(super) fn say_why(&mut self, deadline: Option<Instant>) {
-        // rustls must not look at ciphertext again after an error (it may panic); it hands out what it wants written
-        // before it does.
+        // rustls must not look at ciphertext again after an error (it may panic); it hands out what it wants
+        // written before it does.
         while self.facts().wants_write() && matches!(self.step(&mut []), Ok(Step::Encoded | Step::Plain(_))) {
         }
         // A peer that stays is not waited for: whoever called us is to hear now what went wrong.

@@ -2,9 +2,9 @@
 //!
 //! Owns: that decision, and what counts as one address. Must not know: sockets, threads. Pure.
 //!
-//! Nobody can tell a peer from a stranger before its handshake is over, so a newcomer is never turned away: somebody who
-//! has had his chance gives way. A handshake of ours takes some milliseconds; who is slower than all that came after him
-//! from the busiest address hardly is a peer, and a peer tries again.
+//! Nobody can tell a peer from a stranger before its handshake is over, so a newcomer is never turned away:
+//! somebody who has had his chance gives way. A handshake of ours takes some milliseconds; who is slower than
+//! all that came after him from the busiest address hardly is a peer, and a peer tries again.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -56,7 +56,8 @@ pub(super) fn gives_way(waiting: &[Waiting], newcomer: &Waiting, room: Room) -> 
     if alike().count() < all.max(1) {
         return None;
     }
-    // Of equally busy addresses the one whose oldest has had the longest: `max_by_key` takes the last, so the order turns.
+    // Of equally busy addresses the one whose oldest has had the longest: `max_by_key` takes the last, so the
+    // order turns.
     alike().rev().max_by_key(|w| of(w.from).count()).and_then(|busiest| of(busiest.from).next()).map(|w| w.id)
 }
 
@@ -135,7 +136,8 @@ mod tests {
             prop_assert_eq!(known(&before), known(&flooded));
         }
 
-        /// However many connections one address makes, whoever comes once from another is dropped by none of them.
+        /// However many connections one address makes, whoever comes once from another is dropped by none of
+        /// them.
         #[test]
         fn a_flood_from_one_address_drops_only_its_own(flood in 1usize..80) {
             let mut knocks = vec![(1, false)];

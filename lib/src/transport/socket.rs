@@ -78,16 +78,16 @@ impl Shared {
 pub struct LinkCanceller(Weak<Shared>);
 
 impl LinkCanceller {
-    /// Shuts the link down both ways: a blocked call returns [`LinkError::Cancelled`](super::LinkError) at once, and so
-    /// does every later one. No effect on a link that is gone.
+    /// Shuts the link down both ways: a blocked call returns [`LinkError::Cancelled`](super::LinkError) at
+    /// once, and so does every later one. No effect on a link that is gone.
     pub fn cancel(&self) {
         if let Some(shared) = self.0.upgrade() {
             shared.cancel();
         }
     }
 
-    /// Whether the peer has ended its side of the connection, or the link is cancelled or gone; what arrived before may
-    /// still be unread. Does not wait.
+    /// Whether the peer has ended its side of the connection, or the link is cancelled or gone; what arrived
+    /// before may still be unread. Does not wait.
     pub fn ended(&self) -> bool {
         self.0.upgrade().is_none_or(|shared| shared.ended())
     }
@@ -154,12 +154,14 @@ impl Socket {
         LinkCanceller(Arc::downgrade(&self.0))
     }
 
-    /// Whether the peer's side of the connection has ended, or this one was cancelled; what arrived before may still be unread.
+    /// Whether the peer's side of the connection has ended, or this one was cancelled; what arrived before
+    /// may still be unread.
     pub(super) fn ended(&self) -> bool {
         self.0.ended()
     }
 
-    /// Waits until a read would not, or until `until`; says which. After a failure of the wait it is for the read to tell.
+    /// Waits until a read would not, or until `until`; says which. After a failure of the wait it is for the
+    /// read to tell.
     pub(super) fn readable(&self, until: Instant) -> bool {
         loop {
             let left = until.saturating_duration_since(Instant::now());
@@ -250,7 +252,8 @@ impl Socket {
         }
     }
 
-    /// Returns when the socket may be ready, has failed, a signal came or `left` is over; the caller looks again.
+    /// Returns when the socket may be ready, has failed, a signal came or `left` is over; the caller looks
+    /// again.
     fn wait(&self, ready: PollFlags, left: Option<Duration>) -> Result<(), SocketError> {
         let timeout = left.map(|left| Timespec {
             tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),

@@ -2,10 +2,11 @@
 //!
 //! Owns: the rustls configurations and the verifiers. Must not know: sockets, frames.
 //!
-//! No certificate authority takes part, so the usual tricks (a leaf that signs another, a name that fits, a valid chain of
-//! somebody else) have nothing to hold on to: exactly one certificate, its public key's digest is who the peer is, and
-//! the handshake signature is verified with *those very key bytes* (not with what a second parser finds in the certificate).
-//! Resumption, tickets and early data are off: each would let a peer in without showing its key.
+//! No certificate authority takes part, so the usual tricks (a leaf that signs another, a name that fits, a
+//! valid chain of somebody else) have nothing to hold on to: exactly one certificate, its public key's digest
+//! is who the peer is, and the handshake signature is verified with *those very key bytes* (not with what a
+//! second parser finds in the certificate). Resumption, tickets and early data are off: each would let a peer
+//! in without showing its key.
 
 use std::sync::Arc;
 
@@ -83,8 +84,8 @@ impl CertRefusal {
     }
 }
 
-/// Whether the certificate has no date by which a peer of an earlier build would refuse it: valid since before there were
-/// any, and after every clock has been wrong.
+/// Whether the certificate has no date by which a peer of an earlier build would refuse it: valid since
+/// before there were any, and after every clock has been wrong.
 pub(super) fn is_valid_for_ever(certificate: &[u8]) -> bool {
     const YEAR_2000: i64 = 946_684_800;
     const YEAR_9000: i64 = 221_845_392_000;
@@ -94,8 +95,8 @@ pub(super) fn is_valid_for_ever(certificate: &[u8]) -> bool {
     })
 }
 
-/// The identity in a certificate. Its dates are nobody's business: whoever pins a key pins it until told otherwise, and a
-/// clock that is wrong on either side must not part two hosts.
+/// The identity in a certificate. Its dates are nobody's business: whoever pins a key pins it until told
+/// otherwise, and a clock that is wrong on either side must not part two hosts.
 pub(super) fn identity_of(certificate: &[u8]) -> Result<PeerIdentity, CertRefusal> {
     Ok(PeerIdentity::of_public_key(parse(certificate)?.public_key().raw))
 }
@@ -235,7 +236,8 @@ impl ClientCertVerifier for PinVerifier {
     }
 }
 
-/// One cipher suite: hosts of SEV guests have AES instructions, and with nothing to choose there is no downgrade.
+/// One cipher suite: hosts of SEV guests have AES instructions, and with nothing to choose there is no
+/// downgrade.
 pub(super) fn provider() -> CryptoProvider {
     let mut provider = rustls::crypto::ring::default_provider();
     provider.cipher_suites = vec![rustls::crypto::ring::cipher_suite::TLS13_AES_256_GCM_SHA384];

@@ -22,8 +22,8 @@ struct Leaf {
     encrypted: bool,
 }
 
-/// Everything that the tables map, by ascending address, neighbours joined, and how many entries of each size. Asserts
-/// what hardware asserts.
+/// Everything that the tables map, by ascending address, neighbours joined, and how many entries of each
+/// size. Asserts what hardware asserts.
 fn leaves(plan: &MirrorPlan, limits: &HostLimits, c_bit: u64) -> (Vec<Leaf>, [u64; 3]) {
     let bytes = plan.tables.bytes();
     let base = plan.tables.root().get();
@@ -351,7 +351,8 @@ fn check_walks(oracle: &Oracle<'_>, plan: &MirrorPlan, expected: &[Expected], c_
     }
 }
 
-/// Every page of RAM is allowed, once, at one place of the window; or it is out of reach for a reason that is given.
+/// Every page of RAM is allowed, once, at one place of the window; or it is out of reach for a reason that is
+/// given.
 fn check_allowed(oracle: &Oracle<'_>, plan: &MirrorPlan, c_bit: u64) {
     let case = oracle.case;
     let by_gpa = case.strategy == Kind::IdentityCbit;
@@ -404,7 +405,8 @@ fn check_allowed(oracle: &Oracle<'_>, plan: &MirrorPlan, c_bit: u64) {
     }
 }
 
-/// W^X, over aliases too: no byte that is executable somewhere is writable anywhere, and the helper is not in its window.
+/// W^X, over aliases too: no byte that is executable somewhere is writable anywhere, and the helper is not in
+/// its window.
 fn check_permissions(oracle: &Oracle<'_>, plan: &MirrorPlan, found: &[Leaf], helper: &RamBlock) {
     assert!(!found.iter().any(|l| l.writable && l.executable));
     // As numbers in one space: RAM, private memory from 2^60, the mailbox from 2^61; cut where a slot ends.

@@ -246,7 +246,8 @@ fn what_identity_needs_of_the_guest_s_map() {
     // Half of it.
     let half =
         hidden.with_plugs(HELPER_BLOCK, vec![Plug { offset: 0, gpa: Gpa::new(GIB), len: PAGE_2M }]).unwrap();
-    // The stacks of the configured workers are in the first 2 MiB, the maps are not: their first byte is named.
+    // The stacks of the configured workers are in the first 2 MiB, the maps are not: their first byte is
+    // named.
     let maps = HelperPlacement::new(&image(), &bare, HelperSet::IdentityCbit).unwrap().maps_at;
     assert_eq!(ask(&half, &LIMITS, Kind::IdentityCbit), [(C::HelperUnplugged, None, maps, None)]);
     // The maps have bits for 16 GiB above the end of RAM.

@@ -1,4 +1,5 @@
-//! Declarations: what a hostile helper could write, refused by name and index; and what the reference guest declares.
+//! Declarations: what a hostile helper could write, refused by name and index; and what the reference guest
+//! declares.
 
 use mirrorvm::addr::{Gpa, MirrorGpa, PAGE_2M, PAGE_SIZE};
 use mirrorvm::address_space::{
@@ -56,7 +57,8 @@ fn the_reference_guest_declares_pieces_that_are_scattered() {
     let gaps: Vec<u64> = ends.windows(2).map(|p| p[1].0 - p[0].1).collect();
     assert!(gaps.iter().all(|g| *g >= PAGE_2M), "{gaps:x?}");
     let plan = declare(&layout, &LIMITS, tuples).unwrap();
-    // Code, data, secret with TSS, stacks, maps, set; five of them would do, one is never contiguous with another.
+    // Code, data, secret with TSS, stacks, maps, set; five of them would do, one is never contiguous with
+    // another.
     assert_eq!(plan.helper.len(), 6);
     assert_eq!(plan.slots.iter().filter(|s| s.purpose == Purpose::DeclaredPiece).count(), 6);
     // Nothing but what was declared: the sets of the other strategies are out of reach.

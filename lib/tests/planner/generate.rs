@@ -54,7 +54,8 @@ enum HelperBlock {
 enum HelperPlug {
     No,
     Whole,
-    /// In two parts cut at this share of it (of 100), the second at an address of its own or right behind the first.
+    /// In two parts cut at this share of it (of 100), the second at an address of its own or right behind the
+    /// first.
     Cut(u64, bool),
     /// All but a part that starts at this share of it.
     Hole(u64),

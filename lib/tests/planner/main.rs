@@ -1,5 +1,5 @@
-//! The planners against an independent oracle: what they accept is checked byte-page by byte-page, what they refuse must
-//! break a rule that the oracle states for itself, and nothing legal is refused.
+//! The planners against an independent oracle: what they accept is checked byte-page by byte-page, what they
+//! refuse must break a rule that the oracle states for itself, and nothing legal is refused.
 #![allow(clippy::unwrap_used, reason = "a test says what it expects by unwrapping it")]
 
 mod accepted;

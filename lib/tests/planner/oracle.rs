@@ -1,5 +1,5 @@
-//! What the design says about every case, computed another way: in 128-bit numbers that cannot wrap, page by page where
-//! the planner works with ranges.
+//! What the design says about every case, computed another way: in 128-bit numbers that cannot wrap, page by
+//! page where the planner works with ranges.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -12,8 +12,8 @@ use mirrorvm_abi::{header::Header, layout as abi};
 
 use crate::generate::Case;
 
-/// Where the helper's parts lie, by the prose of the design: image, secret, TSS, sixteen worker areas, two bits for every
-/// page of RAM and for 16 GiB more.
+/// Where the helper's parts lie, by the prose of the design: image, secret, TSS, sixteen worker areas, two
+/// bits for every page of RAM and for 16 GiB more.
 #[derive(Clone, Copy, Debug)]
 pub struct Offsets {
     pub secret: u64,
@@ -162,8 +162,8 @@ impl<'a> Oracle<'a> {
         (self.slots, self.mailbox_at) = (list, mailbox_at);
     }
 
-    /// The parts of a guest range that lie in plugged parts of the helper's block: offset there, bytes, and how far into
-    /// the range.
+    /// The parts of a guest range that lie in plugged parts of the helper's block: offset there, bytes, and
+    /// how far into the range.
     fn helper_spans(&self, guest: u64, len: u64) -> Vec<(u64, u64, u64)> {
         let end = u128::from(guest) + u128::from(len);
         let plugs = self.helper().into_iter().flat_map(|b| &b.plugs);
@@ -511,7 +511,8 @@ pub fn mailbox_len(size: MailboxSize) -> u64 {
     (u64::from(size.workers) * worker).next_multiple_of(2 << 20)
 }
 
-/// Whether some byte of a span has address bit `c`: an end has it, or the span passes a whole multiple of 2^(c+1).
+/// Whether some byte of a span has address bit `c`: an end has it, or the span passes a whole multiple of
+/// 2^(c+1).
 pub fn meets(start: u128, end: u128, c: u8) -> bool {
     let last = end - 1;
     start >> c & 1 == 1 || last >> c & 1 == 1 || start >> (c + 1) != last >> (c + 1)

@@ -1,5 +1,5 @@
-//! How large a helper's block is: large enough for every strategy, wherever RAM is plugged, and the same for everybody who
-//! asks.
+//! How large a helper's block is: large enough for every strategy, wherever RAM is plugged, and the same for
+//! everybody who asks.
 
 use mirrorvm::addr::{Gpa, PAGE_2M, PAGE_SIZE};
 use mirrorvm::address_space::{
@@ -66,8 +66,8 @@ fn large_guests_get_a_helper_block_that_is_large_enough() {
 
 #[test]
 fn a_helper_block_is_never_sized_by_luck() {
-    // Sizes are rounded up to 2 MiB, which can hide tables that were not counted: but each set has its own room, which is
-    // not rounded.
+    // Sizes are rounded up to 2 MiB, which can hide tables that were not counted: but each set has its own
+    // room, which is not rounded.
     let limits = HostLimits { max_phys_bits: 52, ..LIMITS };
     for pages in [1, 511, 512, 513, 262_143, 262_144, 262_145, 300_000] {
         for blocks in [1u64, 2, 5] {

@@ -1,7 +1,7 @@
 //! The program that every workload vCPU runs, as a machine of small steps.
 //!
-//! Owns: all of its registers. Must not know: how memory is reached, who answers ports. A step does at most one page's
-//! work, so that a software machine can be interrupted between any two.
+//! Owns: all of its registers. Must not know: how memory is reached, who answers ports. A step does at most
+//! one page's work, so that a software machine can be interrupted between any two.
 
 use crate::line::Line;
 use crate::{
@@ -9,8 +9,8 @@ use crate::{
     PORT_POWER_OFF, PORT_TICK, Pattern, SHARED_PAGES, STATS_BYTES, VCPUS_MAX, share,
 };
 
-/// The memory under the program. On bare metal nothing can fail that the program would see; on the software machine an
-/// access ends in a fault, and the step it happened in has no further effect.
+/// The memory under the program. On bare metal nothing can fail that the program would see; on the software
+/// machine an access ends in a fault, and the step it happened in has no further effect.
 pub trait Memory {
     /// What an access that cannot be done leaves behind.
     type Fault;
@@ -214,7 +214,8 @@ impl Cpu {
     /// # Errors
     /// The fault of an access that cannot be done; the registers are then as before.
     pub fn step<M: Memory>(&mut self, memory: &mut M, boot: &Boot) -> Result<Step, M::Fault> {
-        // A program on bare metal has no fault to come back from; on the software machine registers stay as they were.
+        // A program on bare metal has no fault to come back from; on the software machine registers stay as
+        // they were.
         let mut after = *self;
         let step = after.act(memory, boot)?;
         *self = after;
@@ -268,8 +269,8 @@ impl Cpu {
         Ok(Step::In(PORT_MAP_RANGE))
     }
 
-    /// Fills a page of this vCPU's share of a piece. The working set is filled in any case, since the work begins with
-    /// checking it.
+    /// Fills a page of this vCPU's share of a piece. The working set is filled in any case, since the work
+    /// begins with checking it.
     fn fill<M: Memory>(&mut self, memory: &mut M, boot: &Boot) -> Result<Step, M::Fault> {
         if self.piece > MORE_MAX as u64 {
             memory.store(self.stat(4), self.filled)?;
@@ -329,8 +330,8 @@ impl Cpu {
         Ok(Step::More)
     }
 
-    /// Follows the host's wish about pieces. Nothing is under way in any of them between two ticks, once every vCPU
-    /// has filled its share.
+    /// Follows the host's wish about pieces. Nothing is under way in any of them between two ticks, once
+    /// every vCPU has filled its share.
     fn tend<M: Memory>(&mut self, memory: &mut M, boot: &Boot) -> Result<Step, M::Fault> {
         self.phase = Phase::Report;
         if pieces(boot) == 0 {

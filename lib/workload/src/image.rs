@@ -1,5 +1,5 @@
-//! The workload as a bare-metal program: entered per vCPU in 64-bit mode at CPL 3 with `rdi` = vCPU index; and the
-//! firmware, a few instructions at CPL 0 that declare the helper.
+//! The workload as a bare-metal program: entered per vCPU in 64-bit mode at CPL 3 with `rdi` = vCPU index;
+//! and the firmware, a few instructions at CPL 0 that declare the helper.
 #![no_std]
 #![no_main]
 #![expect(unsafe_code, reason = "UNSAFETY: bare metal: fixed addresses of the boot contract, I/O ports")]
@@ -25,8 +25,9 @@ global_asm!(
     run = sym run,
 );
 
-// Integer instructions only, no stack: a KVM without hardware virtualization interprets what runs at CPL 0. The count
-// is declared as it stands, whatever it is; of the tuples no more are copied than there is room for.
+// Integer instructions only, no stack: a KVM without hardware virtualization interprets what runs at CPL 0.
+// The count is declared as it stands, whatever it is; of the tuples no more are copied than there is room
+// for.
 global_asm!(
     ".pushsection .text.firmware, \"ax\"",
     "movabs rsi, {declaration}",

@@ -2,11 +2,12 @@
 //!
 //! The guest is a small 64-bit program without a kernel: it fills its RAM, rewrites a working set at a given
 //! rate with a pattern that it checks before each rewrite, counts ticks and prints a line now and then. So it
-//! notices by itself when a page is lost, stale or moved. Owns: boot information, ports, the pattern. Must not know:
-//! KVM, migration.
+//! notices by itself when a page is lost, stale or moved. Owns: boot information, ports, the pattern. Must
+//! not know: KVM, migration.
 //!
-//! The program runs in two places: as a bare-metal image (`image.rs`) and natively on the software machine. Both drive
-//! [`Cpu`], which holds every register that the program has; [`Memory`] is the seam to the machine.
+//! The program runs in two places: as a bare-metal image (`image.rs`) and natively on the software machine.
+//! Both drive [`Cpu`], which holds every register that the program has; [`Memory`] is the seam to the
+//! machine.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
@@ -49,29 +50,31 @@ pub const PORT_MAP_RANGE: u16 = 0x512;
 /// Writes: switches the machine off.
 pub const PORT_POWER_OFF: u16 = 0x513;
 
-/// Reads, by the firmware at CPL 0: waits until it is to write MSR_KVM_MIGRATION_CONTROL; gives the value to write (0
-/// or 1), or [`FIRMWARE_AGAIN`].
+/// Reads, by the firmware at CPL 0: waits until it is to write MSR_KVM_MIGRATION_CONTROL; gives the value to
+/// write (0 or 1), or [`FIRMWARE_AGAIN`].
 pub const PORT_FIRMWARE: u16 = 0x514;
 /// Answer of [`PORT_FIRMWARE`]: ask again.
 pub const FIRMWARE_AGAIN: u32 = u32::MAX;
 /// The MSR by which a guest says whether it can be migrated (KVM's x86 msr.rst).
 pub const MSR_KVM_MIGRATION_CONTROL: u32 = 0x4b56_4d08;
-/// The firmware's entry, from the start of the image. One vCPU more than the workload's runs there, at CPL 0: it copies
-/// the declaration from [`DECLARATION_VA`] to the shared pages, then writes the MSR as [`PORT_FIRMWARE`] tells.
+/// The firmware's entry, from the start of the image. One vCPU more than the workload's runs there, at CPL 0:
+/// it copies the declaration from [`DECLARATION_VA`] to the shared pages, then writes the MSR as
+/// [`PORT_FIRMWARE`] tells.
 pub const FIRMWARE_AT: u64 = PAGE as u64;
-/// The firmware's copy of what it declares, in a read-only page behind the boot information: a count, then tuples of
-/// guest-physical address, bytes, mirror-physical address; little-endian `u64`s.
+/// The firmware's copy of what it declares, in a read-only page behind the boot information: a count, then
+/// tuples of guest-physical address, bytes, mirror-physical address; little-endian `u64`s.
 pub const DECLARATION_VA: u64 = BOOT_VA + PAGE as u64;
 /// Offset of the declaration in the shared pages, in the same form.
 pub const DECLARATION_AT: usize = 3 * PAGE;
 /// Most tuples.
 pub const DECLARATION_MAX: usize = (PAGE - 8) / 24;
-/// Offset of a word in the shared pages: bit `i` says that the host lets the guest use `Boot::more[i]`. Before the first
-/// instruction the host sets this word and the next one alike: these are the pieces that the workload fills. Later the
-/// host writes this word alone.
+/// Offset of a word in the shared pages: bit `i` says that the host lets the guest use `Boot::more[i]`.
+/// Before the first instruction the host sets this word and the next one alike: these are the pieces that the
+/// workload fills. Later the host writes this word alone.
 pub const PLUGGED_AT: usize = 4 * PAGE;
-/// Offset of a word in the shared pages: bit `i` says that the guest uses `Boot::more[i]`. The host unplugs a piece only
-/// when its bit is clear. Follows [`PLUGGED_AT`] once a tick, from when every vCPU has filled its share.
+/// Offset of a word in the shared pages: bit `i` says that the guest uses `Boot::more[i]`. The host unplugs a
+/// piece only when its bit is clear. Follows [`PLUGGED_AT`] once a tick, from when every vCPU has filled its
+/// share.
 pub const IN_USE_AT: usize = PLUGGED_AT + 8;
 
 /// Ticks a second.
@@ -132,7 +135,8 @@ impl Boot {
     }
 
     /// From the boot page; `None` when the program cannot run by it: unaligned pieces, numbers that sums or
-    /// products would overflow with. The host writes the boot page, but on the software machine a wrong key turns it into garbage.
+    /// products would overflow with. The host writes the boot page, but on the software machine a wrong key
+    /// turns it into garbage.
     pub fn decode(b: &[u8; BOOT_BYTES]) -> Option<Self> {
         let word = |i: usize| {
             let mut w = [0; 8];

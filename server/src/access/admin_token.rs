@@ -2,9 +2,9 @@
 //!
 //! Owns: the file and the token in it, new at each start. Must not know: requests.
 //!
-//! Nothing of the token but the file is on disk: an earlier run's is good for nothing the moment its daemon is gone,
-//! whatever became of the file. It is written only where the API is served over TCP or TLS; over the Unix socket the same
-//! user is known without it.
+//! Nothing of the token but the file is on disk: an earlier run's is good for nothing the moment its daemon
+//! is gone, whatever became of the file. It is written only where the API is served over TCP or TLS; over the
+//! Unix socket the same user is known without it.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -20,10 +20,11 @@ pub enum Peer {
         /// Its group.
         gid: u32,
     },
-    /// Somebody over TCP in the clear. A TCP connection says nothing of who has its other end, on loopback neither:
-    /// whatever could be looked up about it is of another moment.
+    /// Somebody over TCP in the clear. A TCP connection says nothing of who has its other end, on loopback
+    /// neither: whatever could be looked up about it is of another moment.
     Tcp,
-    /// Somebody over TLS; names in the client certificate, if one was shown: `dns:...`, `uri:...`, `email:...`, `ip:...`.
+    /// Somebody over TLS; names in the client certificate, if one was shown: `dns:...`, `uri:...`,
+    /// `email:...`, `ip:...`.
     Tls {
         /// Empty: no certificate.
         names: Vec<String>,
@@ -78,8 +79,8 @@ impl Caller {
     }
 }
 
-/// Recognizes the caller of a request. A token or session counts before anything that the transport says: whoever sends
-/// one wants to be what it says, also when that is less.
+/// Recognizes the caller of a request. A token or session counts before anything that the transport says:
+/// whoever sends one wants to be what it says, also when that is less.
 ///
 /// # Errors
 /// `unauthenticated`; `not_ready` when a token comes before the database is open.
@@ -109,8 +110,8 @@ pub fn recognize(
     }
 }
 
-/// The name of the session's cookie; `None` where no browser is: a proxy in front of the Unix socket is a local user, and
-/// passes on whatever cookies others send to it.
+/// The name of the session's cookie; `None` where no browser is: a proxy in front of the Unix socket is a
+/// local user, and passes on whatever cookies others send to it.
 fn cookie_name(
     state: &AppState,
     peer: Option<&Peer>,

@@ -1,7 +1,8 @@
-//! Credentials of this run of the daemon: what nobody can have from an earlier one, because it was only ever in memory.
+//! Credentials of this run of the daemon: what nobody can have from an earlier one, because it was only ever
+//! in memory.
 //!
-//! Owns: where they are, where browsers find the daemon, and that whoever uses a credential hears when one is withdrawn. Must
-//! not know: requests.
+//! Owns: where they are, where browsers find the daemon, and that whoever uses a credential hears when one is
+//! withdrawn. Must not know: requests.
 
 use std::sync::OnceLock;
 

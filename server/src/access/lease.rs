@@ -19,8 +19,8 @@ pub struct Lease {
     pub until: Instant,
 }
 
-/// Returns when the credential is good no longer. `withdrawals` was taken before the credential was looked at, so that none
-/// falls between.
+/// Returns when the credential is good no longer. `withdrawals` was taken before the credential was looked
+/// at, so that none falls between.
 pub async fn over(state: AppState, lease: Lease, mut withdrawals: watch::Receiver<u64>) {
     let mut until = lease.until;
     loop {

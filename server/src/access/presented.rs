@@ -2,9 +2,9 @@
 //!
 //! Owns: reading `Authorization` and `Cookie`, and which of two counts. Must not know: whose a credential is.
 //!
-//! A bearer token counts before a cookie: somebody has put it there, while a browser sends its cookies along with everything.
-//! So it is no forgery, and a wrong one is refused, not forgotten in favour of the cookie. There is no third place: a token in
-//! a query would be in logs, histories and `Referer` headers.
+//! A bearer token counts before a cookie: somebody has put it there, while a browser sends its cookies along
+//! with everything. So it is no forgery, and a wrong one is refused, not forgotten in favour of the cookie.
+//! There is no third place: a token in a query would be in logs, histories and `Referer` headers.
 
 use axum::http::{HeaderMap, Uri, header};
 use uuid::Uuid;
@@ -25,9 +25,10 @@ pub enum Presented<'a> {
     Session(&'a str),
 }
 
-/// The name of the cookie of sessions. A browser sends cookies to every port of an address, and keeps one of each name: the
-/// daemon's id in it keeps two daemons of one machine from ending each other's sessions. Over TLS the prefix has the browser
-/// refuse one that somebody else has set in the clear (RFC 6265bis, section 4.1.3.2).
+/// The name of the cookie of sessions. A browser sends cookies to every port of an address, and keeps one of
+/// each name: the daemon's id in it keeps two daemons of one machine from ending each other's sessions. Over
+/// TLS the prefix has the browser refuse one that somebody else has set in the clear (RFC 6265bis, section
+/// 4.1.3.2).
 pub fn cookie_name(host: Uuid, over_tls: bool) -> String {
     format!("{}mirrorvm-session-{}", if over_tls { "__Host-" } else { "" }, host.simple())
 }
@@ -61,7 +62,8 @@ pub fn read<'a>(headers: &'a HeaderMap, cookie: Option<&str>) -> Result<Presente
     }
 }
 
-/// The session's cookie. One that is there twice was put there by somebody else: by a page of another port of the same address.
+/// The session's cookie. One that is there twice was put there by somebody else: by a page of another port of
+/// the same address.
 fn session<'a>(headers: &'a HeaderMap, name: &str) -> Result<Presented<'a>, &'static str> {
     // Other programs' cookies may hold any bytes.
     let pairs = headers.get_all(header::COOKIE).iter().flat_map(|v| v.as_bytes().split(|b| *b == b';'));

@@ -1,9 +1,10 @@
 //! Secrets: 32 random bytes in hexadecimal, of which only the SHA-256 is kept.
 //!
-//! Owns: making, hashing and comparing them, and the text `<prefix><id>_<secret>` that whoever has one shows. Must not know:
-//! what they open.
+//! Owns: making, hashing and comparing them, and the text `<prefix><id>_<secret>` that whoever has one shows.
+//! Must not know: what they open.
 //!
-//! A secret of 32 random bytes cannot be guessed, so a plain SHA-256 of it is as good as a slow hash would be.
+//! A secret of 32 random bytes cannot be guessed, so a plain SHA-256 of it is as good as a slow hash would
+//! be.
 
 use std::fmt::Write as _;
 

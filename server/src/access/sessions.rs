@@ -1,11 +1,12 @@
 //! Sessions of people's browsers, and the links that open them.
 //!
-//! Owns: which links and sessions there are, how long each is good, that a link opens one session and no more. Must not know:
-//! requests, cookies.
+//! Owns: which links and sessions there are, how long each is good, that a link opens one session and no
+//! more. Must not know: requests, cookies.
 //!
-//! All of it is in memory alone, and of each secret a hash: sessions end with the daemon. That is on purpose. Whoever may ask
-//! for a link has another within a second, and a session that outlived the daemon would be one more thing on disk that opens
-//! it. Time is monotonic: setting the clock neither prolongs a link nor ends a session.
+//! All of it is in memory alone, and of each secret a hash: sessions end with the daemon. That is on purpose.
+//! Whoever may ask for a link has another within a second, and a session that outlived the daemon would be
+//! one more thing on disk that opens it. Time is monotonic: setting the clock neither prolongs a link nor
+//! ends a session.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};

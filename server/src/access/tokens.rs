@@ -1,7 +1,7 @@
 //! Bearer tokens: made here, shown once, kept as a hash.
 //!
-//! Owns: `mvm_<id>_<secret>` and the records behind it, those in the database and those of this run of the daemon alone; what
-//! is listed and withdrawn like them. Must not know: what a token's bearer may do.
+//! Owns: `mvm_<id>_<secret>` and the records behind it, those in the database and those of this run of the
+//! daemon alone; what is listed and withdrawn like them. Must not know: what a token's bearer may do.
 
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,8 @@ use crate::problem::Problem;
 use crate::state::AppState;
 
 const PREFIX: &str = "mvm_";
-/// Longest time for which a token is taken to be good without another look: a machine that sleeps wakes up later than it sees.
+/// Longest time for which a token is taken to be good without another look: a machine that sleeps wakes up
+/// later than it sees.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
 /// Where a token comes from.
@@ -34,8 +35,8 @@ pub enum Origin {
     Api,
     /// Written to `admin.token` in the state directory when the daemon started; good until the daemon ends.
     AdminFile,
-    /// A session of a browser, opened with a link of `mirrorvmd open`; good until it is not used for an hour, for 12 hours at
-    /// most, and not beyond the daemon's end.
+    /// A session of a browser, opened with a link of `mirrorvmd open`; good until it is not used for an hour,
+    /// for 12 hours at most, and not beyond the daemon's end.
     Session,
 }
 
@@ -67,8 +68,8 @@ pub struct TokenRecord {
     hash: String,
     /// When it was made.
     pub created_at: Timestamp,
-    /// When it ends to be good, by the wall clock of when this was read or made. It ends when the time has passed, whatever
-    /// that clock is set to meanwhile.
+    /// When it ends to be good, by the wall clock of when this was read or made. It ends when the time has
+    /// passed, whatever that clock is set to meanwhile.
     pub expires_at: Timestamp,
     /// Who made it.
     pub created_by: String,
@@ -186,8 +187,8 @@ pub fn list(state: &AppState) -> Result<Vec<TokenRecord>, Problem> {
     Ok(all)
 }
 
-/// Withdraws a token, a session or a link that has opened none yet; says whether there was one. It is refused from now on,
-/// and what it has opened ends.
+/// Withdraws a token, a session or a link that has opened none yet; says whether there was one. It is refused
+/// from now on, and what it has opened ends.
 ///
 /// # Errors
 /// `internal` when storage fails.
@@ -242,10 +243,12 @@ fn find(state: &AppState, id: Uuid) -> Result<Option<(TokenRecord, Instant)>, Pr
     found.transpose().map_err(storage)
 }
 
-/// By how much the wall clock may go on differently than time passed before an end is shown by it as it is now.
+/// By how much the wall clock may go on differently than time passed before an end is shown by it as it is
+/// now.
 const DRIFT: SignedDuration = SignedDuration::from_secs(60);
 
-/// A stored token with the end that it has by the wall clock as it is now: as it was given, unless the clock was set since.
+/// A stored token with the end that it has by the wall clock as it is now: as it was given, unless the clock
+/// was set since.
 fn shown(key: &str, kept: &Kept) -> Result<TokenRecord, StoreError> {
     let record: TokenRecord = Space::Token.read(key, &kept.body)?;
     let given = record.expires_at;

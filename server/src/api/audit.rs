@@ -15,7 +15,8 @@ pub struct AuditEntry {
     pub seq: u64,
     /// When it was asked for; of a request that was refused at once, when it was answered.
     pub time: Timestamp,
-    /// Who asked: `unix:<uid>`, `cert:<name>` or `token:<id>`, by a session whoever has opened it; null when nobody known.
+    /// Who asked: `unix:<uid>`, `cert:<name>` or `token:<id>`, by a session whoever has opened it; null when
+    /// nobody known.
     #[schema(example = "unix:0")]
     pub principal: Option<String>,
     /// How the caller was recognized: `local_user`, `certificate`, `token` or `session`.
@@ -34,8 +35,9 @@ pub struct AuditEntry {
     pub path: String,
     /// Whether only the outcome was asked for.
     pub dry_run: bool,
-    /// What came of it; null while it goes on, and for good when the daemon ended before it was over. Whether the change was
-    /// made then, its resource tells: an outcome is stored in one transaction with the first record of a change.
+    /// What came of it; null while it goes on, and for good when the daemon ended before it was over. Whether
+    /// the change was made then, its resource tells: an outcome is stored in one transaction with the first
+    /// record of a change.
     pub outcome: Option<AuditEntryOutcome>,
     /// HTTP status of the answer, as in `outcome`; 0 without one.
     #[schema(example = 201)]
@@ -49,8 +51,8 @@ pub struct AuditEntry {
     pub replayed: bool,
     /// The request's id.
     pub request_id: String,
-    /// Refused requests of the same principal since its last entry that have none of their own: where many come one after the
-    /// other, few have one.
+    /// Refused requests of the same principal since its last entry that have none of their own: where many
+    /// come one after the other, few have one.
     pub left_out: u64,
 }
 
@@ -69,7 +71,8 @@ pub struct AuditEntryOutcome {
     pub location: Option<String>,
     /// Whether the answer was that of an earlier request with the same idempotency key.
     pub replayed: bool,
-    /// Whether it was stored in one transaction with the record of what was done: then that was done, whatever `status` says.
+    /// Whether it was stored in one transaction with the record of what was done: then that was done,
+    /// whatever `status` says.
     pub recorded: bool,
 }
 

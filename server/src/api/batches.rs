@@ -110,8 +110,8 @@ pub struct BatchBody {
     pub token: String,
     /// Whether it is the last of its session.
     pub last: bool,
-    /// What the guest did meanwhile. Pages of a `paused` guest are of one moment; of a `running` one each is as it was when
-    /// it was read.
+    /// What the guest did meanwhile. Pages of a `paused` guest are of one moment; of a `running` one each is
+    /// as it was when it was read.
     #[schema(example = "paused")]
     pub guest_state: String,
     /// In answers to `dry_run` alone.
@@ -276,7 +276,8 @@ pub struct ImportedRange {
     /// Bytes.
     #[schema(example = 65536)]
     pub size_bytes: u64,
-    /// `written`; of a batch that is refused, `batch_refused` says which record and how many pages went before.
+    /// `written`; of a batch that is refused, `batch_refused` says which record and how many pages went
+    /// before.
     #[schema(example = "written")]
     pub status: &'static str,
 }

@@ -85,8 +85,8 @@ pub struct QemuCapability {
     pub accel: &'static str,
     /// Why.
     pub reason: &'static str,
-    /// The users that QEMU processes run as, without privileges, each guest's as one of its own while there are enough; null:
-    /// all of them run as the daemon's user, who is not root.
+    /// The users that QEMU processes run as, without privileges, each guest's as one of its own while there
+    /// are enough; null: all of them run as the daemon's user, who is not root.
     pub users: Option<QemuUserRange>,
 }
 

@@ -23,7 +23,8 @@ impl From<Finding> for CheckFinding {
     }
 }
 
-/// What a migration would take. Reckoned from the guest's size, its definition and what earlier migrations measured.
+/// What a migration would take. Reckoned from the guest's size, its definition and what earlier migrations
+/// measured.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct MigrationEstimate {
     /// Until the guest would be paused.
@@ -32,7 +33,8 @@ pub struct MigrationEstimate {
     /// The pause; null: not known.
     #[schema(example = 12)]
     pub downtime_ms: Option<u64>,
-    /// The shortest pause that can be had, whatever the number of pages: a `limits.downtime_ms` below it is never met.
+    /// The shortest pause that can be had, whatever the number of pages: a `limits.downtime_ms` below it is
+    /// never met.
     #[schema(example = 30)]
     pub downtime_floor_ms: u64,
     /// Whether pre-copy would get done; null: how fast the guest writes is not known.
@@ -53,7 +55,8 @@ pub struct MigrationCheck {
     pub blockers: Vec<CheckFinding>,
     /// What could not be found out. As long as there is any of it, `migratable` is false.
     pub unknowns: Vec<CheckFinding>,
-    /// What does not stand in the way, and may surprise. `queued`: the migration would wait for a slot, not fail.
+    /// What does not stand in the way, and may surprise. `queued`: the migration would wait for a slot, not
+    /// fail.
     pub warnings: Vec<CheckFinding>,
     /// What it would take.
     pub estimate: Option<MigrationEstimate>,

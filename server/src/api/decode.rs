@@ -52,7 +52,8 @@ impl Node<'_> {
         *self.value == Json::Null
     }
 
-    /// The number here, if it is an integer between `low` and `high`: digits alone, whatever a double would make of it.
+    /// The number here, if it is an integer between `low` and `high`: digits alone, whatever a double would
+    /// make of it.
     fn integer(&self, errors: &mut Errors, low: i128, high: i128) -> Option<i128> {
         let Json::Number(text) = self.value else {
             errors.wrong_type(self, "an integer");
@@ -127,7 +128,8 @@ impl<T> Patch<T> {
     }
 }
 
-/// Reader of an object's fields; remembers which were asked for, so that [`Fields::done`] can refuse the rest.
+/// Reader of an object's fields; remembers which were asked for, so that [`Fields::done`] can refuse the
+/// rest.
 #[derive(Debug)]
 pub struct Fields<'v, 'e> {
     map: &'v BTreeMap<String, Json>,

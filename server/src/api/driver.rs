@@ -84,8 +84,8 @@ pub struct WorkloadBody {
     /// How fast they are rewritten; 0: counter and console only. Absent: 16 MiB a second.
     #[schema(minimum = 0, maximum = 1099511627776u64)]
     pub dirty_bytes_per_second: Option<u64>,
-    /// The guest clears MSR_KVM_MIGRATION_CONTROL after so many milliseconds, as Linux does when a CPU goes offline, and
-    /// is not ready to be migrated from then on. Absent: never.
+    /// The guest clears MSR_KVM_MIGRATION_CONTROL after so many milliseconds, as Linux does when a CPU goes
+    /// offline, and is not ready to be migrated from then on. Absent: never.
     #[schema(minimum = 0, maximum = 86_400_000)]
     pub withdraws_readiness_after_ms: Option<u64>,
 }
@@ -95,9 +95,10 @@ pub struct WorkloadBody {
 #[schema(as = Sev)]
 #[serde(deny_unknown_fields)]
 pub struct SevBody {
-    /// SEV guest policy: NODBG 1, NOKS 2, ES 4, NOSEND 8, DOMAIN 16, SEV 32, least API version from bit 16. 0 or absent:
-    /// the default, NODBG alone (with ES when `es` is true), and that is what comes back. A guest whose policy lacks
-    /// NODBG gets no mirror, since its host could read it through one; one with NOSEND is not migrated.
+    /// SEV guest policy: NODBG 1, NOKS 2, ES 4, NOSEND 8, DOMAIN 16, SEV 32, least API version from bit 16. 0
+    /// or absent: the default, NODBG alone (with ES when `es` is true), and that is what comes back. A guest
+    /// whose policy lacks NODBG gets no mirror, since its host could read it through one; one with NOSEND is
+    /// not migrated.
     #[serde(default)]
     #[schema(default = 0, minimum = 0, maximum = 4294967295u64, example = 0)]
     pub policy: u32,
@@ -105,8 +106,8 @@ pub struct SevBody {
     #[serde(default)]
     #[schema(default = false)]
     pub es: bool,
-    /// With `es`: the mirror that the guest is launched with, the only one it can have; absent: `psp-copied` by
-    /// launch-update with 2 workers.
+    /// With `es`: the mirror that the guest is launched with, the only one it can have; absent: `psp-copied`
+    /// by launch-update with 2 workers.
     pub mirror: Option<LaunchMirrorBody>,
 }
 

@@ -13,8 +13,8 @@ use crate::problem::MAX_SAFE_INTEGER;
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({"gpa": 4294967296u64}))]
 pub struct RamBlockPlug {
-    /// Guest physical address of its first byte, a multiple of 4 KiB. The reference guest uses a block only at the
-    /// address that it was defined with.
+    /// Guest physical address of its first byte, a multiple of 4 KiB. The reference guest uses a block only
+    /// at the address that it was defined with.
     #[schema(minimum = 0, maximum = 9007199254740991u64, example = 4294967296u64)]
     pub gpa: u64,
 }

@@ -17,7 +17,8 @@ pub struct Event {
     /// Its place in this host's history, `<epoch>-<seq>`: the cursor to continue after it.
     #[schema(example = "8f1c0a7d5be2460c-42")]
     pub id: String,
-    /// `<resource>.<change>`: `guest.state_changed`, `migration.round_finished`, `host.started`, ...; more may come.
+    /// `<resource>.<change>`: `guest.state_changed`, `migration.round_finished`, `host.started`, ...; more
+    /// may come.
     #[serde(rename = "type")]
     #[schema(example = "guest.state_changed")]
     pub kind: String,
@@ -36,7 +37,8 @@ pub struct Event {
 /// What an event tells. Members beyond the first five are there when they say something.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct EventData {
-    /// Kind of the resource: `host`, `peer_host`, `guest`, `mirror`, `migration` or `helper_image`; more may come.
+    /// Kind of the resource: `host`, `peer_host`, `guest`, `mirror`, `migration` or `helper_image`; more may
+    /// come.
     #[schema(example = "guest")]
     pub resource: &'static str,
     /// Its id.

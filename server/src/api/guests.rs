@@ -54,8 +54,8 @@ pub struct MemoryBody {
     pub backing: BackingBody,
 }
 
-/// What RAM lies on. `auto`: the fastest that the host has for the driver (`anonymous`; for `qemu` `hugetlb` when enough
-/// reserved huge pages are free, else `memfd`). `ram-blocks` shows what it came to.
+/// What RAM lies on. `auto`: the fastest that the host has for the driver (`anonymous`; for `qemu` `hugetlb`
+/// when enough reserved huge pages are free, else `memfd`). `ram-blocks` shows what it came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 #[schema(as = Backing)]
 #[serde(rename_all = "snake_case")]
@@ -209,7 +209,8 @@ pub struct Guest {
     pub memory: GuestMemory,
     /// Free labels.
     pub labels: BTreeMap<String, String>,
-    /// `stopped`, `starting`, `running`, `paused`, `stopping`, `incoming`, `in_doubt` or `failed`; more may come.
+    /// `stopped`, `starting`, `running`, `paused`, `stopping`, `incoming`, `in_doubt` or `failed`; more may
+    /// come.
     #[schema(example = "running")]
     pub state: &'static str,
     /// Goes up with every change; the ETag in quotes.
@@ -225,12 +226,13 @@ pub struct Guest {
     pub migration: Option<Uuid>,
     /// The host that it was handed over to.
     pub moved_to: Option<String>,
-    /// Whether the host's state may be older than what its peers know of the guest: a backup was put back. It is started or migrated
-    /// when all known peers have said that they do not have it, or an administrator has confirmed it.
+    /// Whether the host's state may be older than what its peers know of the guest: a backup was put back. It
+    /// is started or migrated when all known peers have said that they do not have it, or an administrator
+    /// has confirmed it.
     #[schema(example = false)]
     pub unconfirmed: bool,
-    /// Why it failed; of a guest that is `stopped` without having been asked to: what ended it (`guest_powered_off`,
-    /// `guest_reset`, `daemon_restarted`; more may come).
+    /// Why it failed; of a guest that is `stopped` without having been asked to: what ended it
+    /// (`guest_powered_off`, `guest_reset`, `daemon_restarted`; more may come).
     pub error: Option<Fault>,
     /// When it was defined, on whichever host that was; it goes along with migrations.
     pub created_at: Timestamp,
@@ -242,7 +244,8 @@ pub struct Guest {
     pub preview: Option<Preview>,
 }
 
-/// What a guest boots from, as it was when the guest was defined: a start, and a host that it comes to, must have the same.
+/// What a guest boots from, as it was when the guest was defined: a start, and a host that it comes to, must
+/// have the same.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct BootFilesBody {
     /// The kernel.
@@ -398,8 +401,8 @@ pub struct GuestList {
 /// A piece of console output.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Console {
-    /// Offset of the first byte of `data` in everything that the guest ever printed. Above the offset asked for
-    /// when older output is no longer kept.
+    /// Offset of the first byte of `data` in everything that the guest ever printed. Above the offset asked
+    /// for when older output is no longer kept.
     pub offset: u64,
     /// Offset to ask for next.
     pub next_offset: u64,

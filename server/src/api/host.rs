@@ -35,9 +35,9 @@ pub struct Host {
     /// This host's identity on the peer link: what peers pin.
     #[schema(pattern = "^sha256:[0-9a-f]{64}$")]
     pub identity: String,
-    /// Where other hosts connect for migrations to this one: what to register there as its `address`. Null: no incoming
-    /// migrations, or the peer listener is on all addresses and the daemon was not told (`advertise`) by which of them
-    /// others reach it.
+    /// Where other hosts connect for migrations to this one: what to register there as its `address`. Null:
+    /// no incoming migrations, or the peer listener is on all addresses and the daemon was not told
+    /// (`advertise`) by which of them others reach it.
     #[schema(example = "192.0.2.1:7801")]
     pub peer_address: Option<String>,
     /// Where its peer listener is; null: no incoming migrations.
@@ -77,8 +77,8 @@ pub struct HostLoad {
 /// A host's database.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct HostStorage {
-    /// `ok`; or what writing has been meeting: `full` (no space is left), `busy` (another process keeps the database
-    /// locked), `failed` (the disk).
+    /// `ok`; or what writing has been meeting: `full` (no space is left), `busy` (another process keeps the
+    /// database locked), `failed` (the disk).
     #[schema(example = "ok")]
     pub state: &'static str,
     /// For how long writing has been failing.

@@ -1,5 +1,5 @@
-//! Strict JSON: an object that names a key twice is refused, and a number is its text. Readers disagree on which of two
-//! keys counts and on what a number beyond a double is, and that is how checks get bypassed.
+//! Strict JSON: an object that names a key twice is refused, and a number is its text. Readers disagree on
+//! which of two keys counts and on what a number beyond a double is, and that is how checks get bypassed.
 //!
 //! Owns: a value as it was written. Must not know: any particular body.
 
@@ -33,7 +33,8 @@ pub enum Integer {
     Exact(i128),
     /// An integer beyond all that anything here takes.
     Huge,
-    /// With a fraction, an exponent or a sign that means nothing: what a reader makes of it depends on the reader.
+    /// With a fraction, an exponent or a sign that means nothing: what a reader makes of it depends on the
+    /// reader.
     NotOne,
 }
 
@@ -61,8 +62,8 @@ pub fn parse(bytes: &[u8]) -> Result<Json, serde_json::Error> {
     Ok(value)
 }
 
-/// The texts of the numbers that are still to come: the parser tells of each in the order of the text, and has checked what
-/// is before it.
+/// The texts of the numbers that are still to come: the parser tells of each in the order of the text, and
+/// has checked what is before it.
 struct Numbers<'t>(Cell<&'t [u8]>);
 
 impl Numbers<'_> {

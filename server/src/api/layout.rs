@@ -230,7 +230,8 @@ pub struct AddressSpacePlan {
     /// What the helper calls pages by: `ram_addr` or `gpa`.
     #[schema(example = "ram_addr")]
     pub addressing: &'static str,
-    /// Bytes between a RAM address and its place in the RAM window; 0 under `identity-cbit`, which has no such constant.
+    /// Bytes between a RAM address and its place in the RAM window; 0 under `identity-cbit`, which has no
+    /// such constant.
     pub shift_bytes: u64,
     /// Memory slots of the mirror, disjoint, by ascending address.
     pub slots: Vec<Slot>,
@@ -259,8 +260,8 @@ pub struct Slot {
     pub mirror_gpa: u64,
     /// Bytes.
     pub size_bytes: u64,
-    /// What for: `low_window`, `ram_window`, `vmsa`, `helper`, `declared_piece`, `helper_private` or `mailbox`; more may
-    /// come.
+    /// What for: `low_window`, `ram_window`, `vmsa`, `helper`, `declared_piece`, `helper_private` or
+    /// `mailbox`; more may come.
     #[schema(example = "ram_window")]
     pub purpose: &'static str,
     /// `ram`, `private` (memory of the mirror alone) or `mailbox`.
@@ -322,7 +323,8 @@ pub struct Mapping {
     pub access: &'static str,
     /// Whether the C-bit is set (no effect on a host without one).
     pub encrypted: bool,
-    /// The RAM block it leads to, the first of several; null for the mailbox and for memory of the mirror alone.
+    /// The RAM block it leads to, the first of several; null for the mailbox and for memory of the mirror
+    /// alone.
     pub block: Option<String>,
 }
 

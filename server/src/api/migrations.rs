@@ -42,12 +42,13 @@ pub struct MigrationCreate {
     #[serde(default)]
     #[schema(default = "precopy")]
     pub mode: ModeBody,
-    /// Through which mirror; absent: a template of `shifted` with `4gib`, and of an SEV-ES guest the mirror that it was
-    /// launched with.
+    /// Through which mirror; absent: a template of `shifted` with `4gib`, and of an SEV-ES guest the mirror
+    /// that it was launched with.
     #[serde(default)]
     pub mirror: MirrorChoiceBody,
-    /// Helper workers and connections, no more than an existing mirror has workers; absent: by this host's processors and
-    /// their load, no more than an SEV-ES guest's mirror has workers, or 1 with an existing mirror.
+    /// Helper workers and connections, no more than an existing mirror has workers; absent: by this host's
+    /// processors and their load, no more than an SEV-ES guest's mirror has workers, or 1 with an existing
+    /// mirror.
     #[serde(default)]
     #[schema(minimum = 1, maximum = 16)]
     pub streams: u16,
@@ -93,8 +94,8 @@ pub enum DestinationBody {
         #[schema(example = "b")]
         host: String,
     },
-    /// A host that gave a ticket for this migration (`POST /v1/incoming-migrations` there). The migration gets the
-    /// ticket's session as its id.
+    /// A host that gave a ticket for this migration (`POST /v1/incoming-migrations` there). The migration
+    /// gets the ticket's session as its id.
     #[schema(title = "DestinationTicket")]
     Ticket {
         /// The ticket's text.
@@ -127,7 +128,8 @@ pub enum MirrorChoiceBody {
         /// Where its vCPU threads run; null or absent: as the daemon.
         #[serde(skip_serializing_if = "Option::is_none")]
         placement: Option<PlacementBody>,
-        /// The helper image, by id or name; null or absent: the built-in one. The destination must have it, too.
+        /// The helper image, by id or name; null or absent: the built-in one. The destination must have it,
+        /// too.
         #[serde(skip_serializing_if = "Option::is_none")]
         helper_image: Option<String>,
     },
@@ -144,8 +146,9 @@ pub enum MirrorChoiceBody {
 #[schema(as = StreamTransport)]
 #[serde(rename_all = "snake_case")]
 pub enum StreamTransportBody {
-    /// As they are, once mutual TLS has shown both hosts who the other is: records are sealed helper to helper, and their
-    /// headers are masked. Control messages and pages that the guest shares stay inside TLS.
+    /// As they are, once mutual TLS has shown both hosts who the other is: records are sealed helper to
+    /// helper, and their headers are masked. Control messages and pages that the guest shares stay inside
+    /// TLS.
     #[default]
     Sealed,
     /// Inside TLS as well: everything is encrypted twice.
@@ -162,8 +165,8 @@ pub enum OnTimeoutBody {
     Cancel,
     /// The guest is paused and the rest is sent, however long that takes.
     Force,
-    /// The guest's vCPUs are held back step by step until it converges; it fails as `not_converging` when even that does
-    /// not help. Not for `qemu` guests.
+    /// The guest's vCPUs are held back step by step until it converges; it fails as `not_converging` when
+    /// even that does not help. Not for `qemu` guests.
     Throttle,
 }
 
@@ -175,9 +178,9 @@ pub struct LimitsBody {
     /// Bytes of page content per second over all streams; null or absent: as fast as it goes.
     #[schema(minimum = 1048576, maximum = 1125899906842624u64)]
     pub bandwidth_bytes_per_second: Option<u64>,
-    /// Longest pause of a live migration. A pause that turns out longer is broken off while it can be, until the destination is
-    /// told to start the guest; the guest goes on and another is tried later. Tolerance: a tenth, at least 5 ms, and what the
-    /// destination takes beyond the prediction.
+    /// Longest pause of a live migration. A pause that turns out longer is broken off while it can be, until
+    /// the destination is told to start the guest; the guest goes on and another is tried later. Tolerance: a
+    /// tenth, at least 5 ms, and what the destination takes beyond the prediction.
     #[serde(default)]
     #[schema(default = 300, minimum = 0, maximum = 3600000)]
     pub downtime_ms: u64,
@@ -193,7 +196,8 @@ pub struct LimitsBody {
     #[serde(default)]
     #[schema(default = "cancel")]
     pub on_timeout: OnTimeoutBody,
-    /// Whether the guest's vCPUs are held back, step by step, as soon as rounds do not shrink. Not for `qemu` guests.
+    /// Whether the guest's vCPUs are held back, step by step, as soon as rounds do not shrink. Not for `qemu`
+    /// guests.
     #[serde(default)]
     #[schema(default = false)]
     pub auto_throttle: bool,
@@ -257,7 +261,8 @@ impl Decode for MigrationCreate {
     }
 }
 
-/// What suits this host now: its processors and how many threads want one, on average over a minute (proc_loadavg(5)).
+/// What suits this host now: its processors and how many threads want one, on average over a minute
+/// (proc_loadavg(5)).
 fn default_streams() -> u16 {
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
@@ -265,8 +270,8 @@ fn default_streams() -> u16 {
     streams_for(cpus, load)
 }
 
-/// One a processor: a stream is four threads over both hosts. Eight fill any link. Where everything is taken twice over
-/// already, half as many: more would only be in the way of the guests.
+/// One a processor: a stream is four threads over both hosts. Eight fill any link. Where everything is taken
+/// twice over already, half as many: more would only be in the way of the guests.
 fn streams_for(cpus: usize, load: f64) -> u16 {
     let most = cpus.clamp(1, 8);
     let taken = load >= 2.0 * cpus as f64;
@@ -537,8 +542,9 @@ pub struct Migration {
     pub conditions: Vec<Condition>,
     /// Why it failed, or is in doubt.
     pub error: Option<Fault>,
-    /// Whether the guest is the destination's already and its store does not take that yet: both hosts hold the guest, and
-    /// it runs at the destination as soon as the store takes it. Nothing but room, or a disk that works, is needed.
+    /// Whether the guest is the destination's already and its store does not take that yet: both hosts hold
+    /// the guest, and it runs at the destination as soon as the store takes it. Nothing but room, or a disk
+    /// that works, is needed.
     pub committing: bool,
     /// What an administrator said that became of it, if it was that which ended a doubt.
     pub resolution: Option<MigrationResolution>,
@@ -570,11 +576,11 @@ pub struct MigrationProgress {
     pub remaining_ms: Option<u64>,
     /// Pause that the next switchover would cost; null: unknown.
     pub expected_downtime_ms: Option<u64>,
-    /// The shortest pause that can be had, whatever the number of pages; null: unknown. With `limits.downtime_ms` below it
-    /// the migration does not switch over by itself.
+    /// The shortest pause that can be had, whatever the number of pages; null: unknown. With
+    /// `limits.downtime_ms` below it the migration does not switch over by itself.
     pub downtime_floor_ms: Option<u64>,
-    /// The pause as measured, from the guest's last instruction at the source to its first at the destination,
-    /// `verify_ms` taken off; null: there was none yet.
+    /// The pause as measured, from the guest's last instruction at the source to its first at the
+    /// destination, `verify_ms` taken off; null: there was none yet.
     pub downtime_ms: Option<f64>,
     /// Until the first page.
     pub setup_ms: u64,
@@ -632,15 +638,17 @@ pub struct HelperProgress {
     pub pages_plain: u64,
     /// Refusals that it answered.
     pub helper_errors: u64,
-    /// Share of their time that its vCPU threads used the processor for this migration; null: there was no mirror yet.
+    /// Share of their time that its vCPU threads used the processor for this migration; null: there was no
+    /// mirror yet.
     #[schema(minimum = 0, maximum = 100)]
     pub helper_busy_percent: Option<u8>,
     /// Its vCPUs: CPU time for this migration, exits since they were made.
     pub per_worker: Vec<Worker>,
 }
 
-/// What of guest memory is encrypted. At the source as of the round that began last; the destination is told with the guest's
-/// state. RAM of a guest at level `none` counts as encrypted unless it shares it: it crosses sealed all the same.
+/// What of guest memory is encrypted. At the source as of the round that began last; the destination is told
+/// with the guest's state. RAM of a guest at level `none` counts as encrypted unless it shares it: it crosses
+/// sealed all the same.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct EncryptionProgress {
     /// Bytes that are the guest's own.

@@ -30,8 +30,8 @@ pub struct MirrorCreate {
     pub workers: u32,
     /// Where its vCPU threads run; null or absent: as the daemon.
     pub placement: Option<PlacementBody>,
-    /// The helper image, by id or name; null or absent: the built-in one. An encrypted guest has the one that it was
-    /// launched with.
+    /// The helper image, by id or name; null or absent: the built-in one. An encrypted guest has the one that
+    /// it was launched with.
     #[schema(example = "helper-2")]
     pub helper_image: Option<String>,
 }

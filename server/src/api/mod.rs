@@ -1,7 +1,7 @@
 //! Wire types of the REST API, one file per resource.
 //!
-//! Owns: the shape of bodies, and the way from and to the library's values. Must not know: HTTP. Wire types do
-//! not travel: a body is decoded, turned into a library value and forgotten.
+//! Owns: the shape of bodies, and the way from and to the library's values. Must not know: HTTP. Wire types
+//! do not travel: a body is decoded, turned into a library value and forgotten.
 
 pub mod audit;
 pub mod batches;

@@ -1,8 +1,8 @@
 //! Pages of lists: order, `limit`, and a token that continues where the last page ended.
 //!
-//! The token holds the last item's place in the order (time or name, then id), so that a page stays right when items
-//! come and go, and a MAC over it with collection, filters and order, so that it holds for them alone and cannot be
-//! made up.
+//! The token holds the last item's place in the order (time or name, then id), so that a page stays right
+//! when items come and go, and a MAC over it with collection, filters and order, so that it holds for them
+//! alone and cannot be made up.
 
 use std::fmt::Write as _;
 

@@ -74,7 +74,8 @@ pub struct PlacementBody {
     pub scheduler: Option<SchedulerBody>,
 }
 
-/// How the kernel schedules threads, sched(7). `capability_missing` says that the kernel does not let the daemon.
+/// How the kernel schedules threads, sched(7). `capability_missing` says that the kernel does not let the
+/// daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[schema(as = Scheduler)]
 #[serde(tag = "kind", rename_all = "snake_case")]

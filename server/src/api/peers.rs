@@ -27,8 +27,8 @@ pub struct PeerHostCreate {
     /// Name, unique among hosts; not shaped like a UUID.
     #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", example = "b")]
     pub name: String,
-    /// Where its peer listener is: IP address or DNS name, and port. A name is resolved for each connection and says nothing
-    /// of who is there: that is `identity`.
+    /// Where its peer listener is: IP address or DNS name, and port. A name is resolved for each connection
+    /// and says nothing of who is there: that is `identity`.
     #[schema(example = "192.0.2.7:7801")]
     pub address: String,
     /// Its pinned identity, as its daemon prints it.

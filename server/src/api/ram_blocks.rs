@@ -23,7 +23,8 @@ pub struct RamBlock {
     /// `ram`: the guest's memory. `helper`: home of the migration helper, never moved.
     #[schema(example = "ram")]
     pub role: &'static str,
-    /// What it lies on: `anonymous`, `memfd` or `hugetlb`; of a guest that does not run, what the host would choose now.
+    /// What it lies on: `anonymous`, `memfd` or `hugetlb`; of a guest that does not run, what the host would
+    /// choose now.
     #[schema(example = "anonymous")]
     pub backing: &'static str,
     /// Bytes of the largest pages that the host gives such memory.

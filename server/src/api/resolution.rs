@@ -22,9 +22,9 @@ pub enum OutcomeBody {
     NeverCommitted,
 }
 
-/// What a destination's helper said of a hand-over, as a file to be carried to the source: the body of
-/// `POST /v1/migrations/{migration}/resolution` there. Sealed by the two helpers' session, so that the source's helper can
-/// tell whether it is true, and nobody else can make use of it.
+/// What a destination's helper said of a hand-over, as a file to be carried to the source: the body of `POST
+/// /v1/migrations/{migration}/resolution` there. Sealed by the two helpers' session, so that the source's
+/// helper can tell whether it is true, and nobody else can make use of it.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct HandOverToken {
     /// Always `token`.
@@ -48,7 +48,8 @@ pub struct HandOverToken {
 }))]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum ResolveBody {
-    /// The destination's token, as `GET /v1/migrations/{migration}/hand-over-token` gave it there: the helper checks it.
+    /// The destination's token, as `GET /v1/migrations/{migration}/hand-over-token` gave it there: the helper
+    /// checks it.
     #[schema(title = "ResolveByToken")]
     Token {
         /// The migration.
@@ -58,8 +59,8 @@ pub enum ResolveBody {
         /// The token, in base64.
         token: String,
     },
-    /// An administrator's word, which nobody can check. **Dangerous**: `never_committed` of a guest that the destination
-    /// runs lets it run twice; `committed` of one that it never took loses the guest.
+    /// An administrator's word, which nobody can check. **Dangerous**: `never_committed` of a guest that the
+    /// destination runs lets it run twice; `committed` of one that it never took loses the guest.
     #[schema(title = "ResolveByWord")]
     Word {
         /// What is so.

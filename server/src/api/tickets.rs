@@ -74,8 +74,8 @@ impl From<IncomingMigrationCreate> for TicketSpec {
 pub struct IncomingMigration {
     /// The migration's id, once it has begun.
     pub migration: Uuid,
-    /// What to send as `destination.ticket` to the source. A secret: whoever holds it and the source's key may bring a
-    /// guest here. Absent in the answer to a repeated request.
+    /// What to send as `destination.ticket` to the source. A secret: whoever holds it and the source's key
+    /// may bring a guest here. Absent in the answer to a repeated request.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub ticket: Option<String>,

@@ -96,13 +96,14 @@ pub struct Token {
     pub origin: Origin,
     /// When it was made.
     pub created_at: Timestamp,
-    /// When it ends to be good, by the host's clock as it is now: its time passes however that is set. Of a session unless it is
-    /// used before.
+    /// When it ends to be good, by the host's clock as it is now: its time passes however that is set. Of a
+    /// session unless it is used before.
     pub expires_at: Timestamp,
     /// Who made it; `daemon` of the one in `admin.token`; of a session whoever has opened it.
     #[schema(example = "unix:0")]
     pub created_by: String,
-    /// What to send as `Authorization: Bearer <secret>`. In the answer to its creation alone, and never again.
+    /// What to send as `Authorization: Bearer <secret>`. In the answer to its creation alone, and never
+    /// again.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub secret: Option<String>,
@@ -172,8 +173,8 @@ impl From<Caller> for Whoami {
 pub struct SessionLink {
     /// UUIDv7: the id that the session will have.
     pub id: Uuid,
-    /// The link for each address at which the daemon serves browsers, with one code for all: the first that is followed uses it
-    /// up. In the answer to its creation alone, and never again.
+    /// The link for each address at which the daemon serves browsers, with one code for all: the first that
+    /// is followed uses it up. In the answer to its creation alone, and never again.
     #[schema(example = json!(["http://127.0.0.1:8080/open#mvo_0199d3c56f0e7c4ca2b12f8a4f0d6f11_9f86d081"]))]
     pub urls: Vec<String>,
     /// How long it is good.

@@ -1,7 +1,9 @@
-//! The API's speed against libvirt's, in the same run: one guest read, a thousand listed, durable definitions.
+//! The API's speed against libvirt's, in the same run: one guest read, a thousand listed, durable
+//! definitions.
 //!
-//! libvirt answers from its test driver, which runs no guests: the comparison is of RPC and bookkeeping on both sides. It
-//! is driven by its own Python binding, as its users do; without libvirtd or the binding those rows are left out.
+//! libvirt answers from its test driver, which runs no guests: the comparison is of RPC and bookkeeping on
+//! both sides. It is driven by its own Python binding, as its users do; without libvirtd or the binding those
+//! rows are left out.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixListener;

@@ -1,9 +1,11 @@
-//! Where the time of a migration goes: fault, seal, headers, socket, open, of CPU time; and what streams wait for.
+//! Where the time of a migration goes: fault, seal, headers, socket, open, of CPU time; and what streams wait
+//! for.
 //!
-//! The guest of vs-qemu's smallest size, paused. Helpers are threads of their own: what they compute in the guest is
-//! sealing and opening, what the kernel does for them is faults of RAM that nobody touched before (and exits, which are few).
-//! Streams keep a clock ([`mirrorvm::migration::stages`]): records go from the mailbox to the socket and from the socket to
-//! the mailbox, so that the only copies are the kernel's and count as the socket's; what streams do themselves is headers.
+//! The guest of vs-qemu's smallest size, paused. Helpers are threads of their own: what they compute in the
+//! guest is sealing and opening, what the kernel does for them is faults of RAM that nobody touched before
+//! (and exits, which are few). Streams keep a clock ([`mirrorvm::migration::stages`]): records go from the
+//! mailbox to the socket and from the socket to the mailbox, so that the only copies are the kernel's and
+//! count as the socket's; what streams do themselves is headers.
 
 use mirrorvm::migration::stages::{self, Reading, Stage};
 

@@ -1,6 +1,8 @@
-//! Certificates for QEMU's TLS: an authority of this run, a server and a client, in files under the names QEMU wants.
+//! Certificates for QEMU's TLS: an authority of this run, a server and a client, in files under the names
+//! QEMU wants.
 //!
-//! Owns: those files. Must not know: who uses them. QEMU insists on key usages that match a certificate's part.
+//! Owns: those files. Must not know: who uses them. QEMU insists on key usages that match a certificate's
+//! part.
 
 use std::path::Path;
 

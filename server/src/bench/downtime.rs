@@ -1,7 +1,8 @@
 //! The pause of a guest that rewrites a working set, against QEMU's for a guest that does the same, in turns.
 //!
-//! Ours is the built-in workload, QEMU's is `writer.s`: both rewrite whole pages of a working set in order, in steps of
-//! 10 ms, and halt between; both wish for the same downtime. QEMU's figure is its own (`query-migrate`).
+//! Ours is the built-in workload, QEMU's is `writer.s`: both rewrite whole pages of a working set in order,
+//! in steps of 10 ms, and halt between; both wish for the same downtime. QEMU's figure is its own
+//! (`query-migrate`).
 
 use std::collections::BTreeMap;
 

@@ -1,8 +1,10 @@
 //! What daemons hold in memory beyond the guest's RAM while it moves from one to the other.
 //!
-//! Two daemons, each a process of its own; their mappings are read again and again (`/proc/PID/smaps`) until the migration
-//! has ended. The digests that every run is checked by, 16 bytes a page, are no part of a migration and are taken off. RAM is what lies in mappings that are at least as large as RAM, but never more than RAM has bytes: whatever
-//! else lies there, and everything elsewhere, counts as the daemon's, buffers, mailbox, helper and page lists included.
+//! Two daemons, each a process of its own; their mappings are read again and again (`/proc/PID/smaps`) until
+//! the migration has ended. The digests that every run is checked by, 16 bytes a page, are no part of a
+//! migration and are taken off. RAM is what lies in mappings that are at least as large as RAM, but never
+//! more than RAM has bytes: whatever else lies there, and everything elsewhere, counts as the daemon's,
+//! buffers, mailbox, helper and page lists included.
 
 use std::time::{Duration, Instant};
 

@@ -30,7 +30,8 @@ pub(super) fn measure(args: &BenchArgs) -> Result<Vec<Row>, BenchError> {
     Ok(rows)
 }
 
-/// A bandwidth limit, and how far the first round is from it: two streams together, a third of what they would move.
+/// A bandwidth limit, and how far the first round is from it: two streams together, a third of what they
+/// would move.
 async fn limited(args: &BenchArgs) -> Result<Row, BenchError> {
     let (bytes, limit) = (args.bytes(), 200 << 20);
     let mut off = Vec::new();

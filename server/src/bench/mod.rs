@@ -1,14 +1,16 @@
 //! `mirrorvmd bench`: what the parts that matter cost, as ratios measured in one run.
 //!
-//! Owns: scenarios and their options. Must not know: the library's inside. These machines are noisy: every figure is
-//! a median of several runs with its smallest and largest beside it, and is set against the raw operation, QEMU or libvirt
-//! in the same run, turn by turn.
+//! Owns: scenarios and their options. Must not know: the library's inside. These machines are noisy: every
+//! figure is a median of several runs with its smallest and largest beside it, and is set against the raw
+//! operation, QEMU or libvirt in the same run, turn by turn.
 //!
 //! - [`report`]: medians, targets, the table. [`setting`]: RAM, mirrors, the machine's description.
-//! - [`pair`]: two hosts of this process and a guest. [`qemu`]: two QEMUs and a guest. [`certificates`]: what QEMU's TLS wants.
-//! - [`daemon`]: a daemon as a child, and a client. [`threads`]: what threads compute. [`writer`]: a guest for QEMU.
-//! - One module per scenario: [`seal`], [`scan`], [`create`], [`plan`], [`migrate`], [`versus`], [`downtime`], [`footprint`],
-//!   [`breakdown`], [`qemu_live`], [`api`].
+//! - [`pair`]: two hosts of this process and a guest. [`qemu`]: two QEMUs and a guest. [`certificates`]: what
+//!   QEMU's TLS wants.
+//! - [`daemon`]: a daemon as a child, and a client. [`threads`]: what threads compute. [`writer`]: a guest
+//!   for QEMU.
+//! - One module per scenario: [`seal`], [`scan`], [`create`], [`plan`], [`migrate`], [`versus`],
+//!   [`downtime`], [`footprint`], [`breakdown`], [`qemu_live`], [`api`].
 
 mod api;
 mod breakdown;
@@ -116,7 +118,8 @@ enum Scenario {
     Plan,
     /// A running guest over loopback between two hosts, one stream and two.
     Migrate,
-    /// A stock Linux in QEMU: its pause when it moves live by scans, against stop and copy. Needs MIRRORVM_GUEST_DIR.
+    /// A stock Linux in QEMU: its pause when it moves live by scans, against stop and copy. Needs
+    /// MIRRORVM_GUEST_DIR.
     QemuLive,
     /// The REST API against libvirt's RPC: one guest, a list of 1,000, durable definitions.
     Api,

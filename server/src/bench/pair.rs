@@ -1,6 +1,7 @@
 //! Two hosts of this process, a guest on the first, its migration to the second, every page compared.
 //!
-//! Owns: that course. Must not know: what is measured with it. It is a client of the library's front door alone.
+//! Owns: that course. Must not know: what is measured with it. It is a client of the library's front door
+//! alone.
 
 use std::time::{Duration, Instant};
 
@@ -32,7 +33,8 @@ pub(super) struct Course {
 /// How a migration went; every page was compared.
 #[derive(Debug)]
 pub(super) struct Moved {
-    /// From the request to the guest's commitment at the destination, in seconds. The digests' time is not in it.
+    /// From the request to the guest's commitment at the destination, in seconds. The digests' time is not in
+    /// it.
     pub seconds: f64,
     pub record: MigrationRecord,
 }
@@ -121,8 +123,8 @@ impl Pair {
         compare(&sent.digests, &arrived.digests, self.course.bytes)?;
         let p = &end.progress;
         p.verify_ms.ok_or("the migration was not verified")?;
-        // Its record ends when the source has digested its pages, too, which no migration has to wait for: up to the first
-        // page, the rounds while the guest ran, the pause.
+        // Its record ends when the source has digested its pages, too, which no migration has to wait for: up
+        // to the first page, the rounds while the guest ran, the pause.
         let rounds: u64 = end.rounds.iter().filter(|r| !r.paused).map(|r| r.duration_us).sum();
         let pause = p.downtime_ms.ok_or("a migration without a pause")?;
         let own = p.setup_ms as f64 / 1e3 + rounds as f64 / 1e6 + pause / 1e3;

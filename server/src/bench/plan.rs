@@ -1,7 +1,8 @@
-//! Planning: plans of large guests, page tables, where a page is in a mirror, encryption status; and how each grows.
+//! Planning: plans of large guests, page tables, where a page is in a mirror, encryption status; and how each
+//! grows.
 //!
-//! Needs no KVM. The figures to stay below: a plan for 1 TiB in 10,000 blocks 10 ms, tables for 1 TiB with 1 GiB pages
-//! 1 ms, a translation 20 ns, an update and a scan of the encryption status of 1 TiB 20 ms.
+//! Needs no KVM. The figures to stay below: a plan for 1 TiB in 10,000 blocks 10 ms, tables for 1 TiB with 1
+//! GiB pages 1 ms, a translation 20 ns, an update and a scan of the encryption status of 1 TiB 20 ms.
 
 use std::hint::black_box;
 use std::time::Instant;

@@ -1,10 +1,13 @@
-//! Two QEMUs of Debian's on this machine and a migration between them over loopback, as QEMU does it by itself.
+//! Two QEMUs of Debian's on this machine and a migration between them over loopback, as QEMU does it by
+//! itself.
 //!
-//! Owns: the processes, what is said to them over QMP, the content of the source's RAM, the check of what arrived. Must not
-//! know: what is compared with it. RAM is QEMU's default (anonymous, transparent huge pages by QEMU's own advice).
+//! Owns: the processes, what is said to them over QMP, the content of the source's RAM, the check of what
+//! arrived. Must not know: what is compared with it. RAM is QEMU's default (anonymous, transparent huge pages
+//! by QEMU's own advice).
 //!
-//! RAM is filled and read through `/proc/PID/mem` at the address that QEMU tells (`gpa2hva`): no second copy of it lies in
-//! QEMU as its `loader` device would keep, and what the destination holds is compared with the source in full.
+//! RAM is filled and read through `/proc/PID/mem` at the address that QEMU tells (`gpa2hva`): no second copy
+//! of it lies in QEMU as its `loader` device would keep, and what the destination holds is compared with the
+//! source in full.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -243,8 +246,8 @@ pub(super) fn migrate(course: &Course<'_>) -> Result<Moved, BenchError> {
     Ok(Moved { seconds, downtime_ms: said["downtime"].as_f64().ok_or("QEMU does not tell its downtime")? })
 }
 
-/// What QEMU says of a completed migration: all of RAM must have crossed, none of it as zero pages but what is below
-/// [`LOW`].
+/// What QEMU says of a completed migration: all of RAM must have crossed, none of it as zero pages but what
+/// is below [`LOW`].
 fn plausible(said: &Value, bytes: u64) -> Result<(), BenchError> {
     let number = |name: &str| said["ram"][name].as_u64().unwrap_or(0);
     let (transferred, zero) = (number("transferred"), number("duplicate") * 4096);

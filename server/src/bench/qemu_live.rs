@@ -1,4 +1,5 @@
-//! How long a stock Linux in QEMU is paused: live by scans against all in one go, the same guest in turn, every page compared.
+//! How long a stock Linux in QEMU is paused: live by scans against all in one go, the same guest in turn,
+//! every page compared.
 
 use std::path::PathBuf;
 

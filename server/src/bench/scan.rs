@@ -1,4 +1,5 @@
-//! The helper's scan on a mirror vCPU: how fast changed pages are found, and what keeping their digests costs an export.
+//! The helper's scan on a mirror vCPU: how fast changed pages are found, and what keeping their digests costs
+//! an export.
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -86,8 +86,8 @@ fn begin(source: &mut Mirror, destination: &mut Mirror) -> Result<(), BenchError
     Ok(())
 }
 
-/// Seals all of RAM, with as many batches under way as there are slots; seconds. `keep`: the records are copied out, which is not
-/// part of the helper's rate, so such a run is not reported.
+/// Seals all of RAM, with as many batches under way as there are slots; seconds. `keep`: the records are
+/// copied out, which is not part of the helper's rate, so such a run is not reported.
 pub(super) fn export(
     mirror: &mut Mirror,
     bytes: u64,
@@ -141,7 +141,8 @@ fn import(mirror: &mut Mirror, sealed: &Sealed, epoch: u32) -> Result<f64, Bench
     Ok(begun.elapsed().as_secs_f64())
 }
 
-/// What the helper does to a page, by ring on this thread: copy in, seal under the same associated data, copy out.
+/// What the helper does to a page, by ring on this thread: copy in, seal under the same associated data, copy
+/// out.
 fn host_seal(ram: &GuestRam, bytes: u64) -> Result<f64, BenchError> {
     let key = aead::UnboundKey::new(&aead::AES_256_GCM, &[9; 32]).map_err(|_| "no key")?;
     let key = aead::LessSafeKey::new(key);

@@ -24,9 +24,10 @@ pub(super) fn ram(bytes: u64) -> Result<GuestRam, BenchError> {
     Ok(GuestRam::allocate(Arc::new(bare.with_helper(size, true).map_err(first)?), Backing::Anonymous)?)
 }
 
-/// Touches as much free memory as a destination is about to need, and gives it back. In a virtual machine whose host backs
-/// memory on demand, and takes back what is free, the first touch costs many times what the kernel's own clearing does; without
-/// this the one that comes later would find memory that the one before paid for.
+/// Touches as much free memory as a destination is about to need, and gives it back. In a virtual machine
+/// whose host backs memory on demand, and takes back what is free, the first touch costs many times what the
+/// kernel's own clearing does; without this the one that comes later would find memory that the one before
+/// paid for.
 pub(super) fn warm(bytes: u64) -> Result<(), BenchError> {
     let memory = Mapping::anonymous(bytes)?;
     memory.populate(0, bytes);

@@ -1,7 +1,7 @@
 //! What this process's threads compute and fault, by what `/proc/self/task` says.
 //!
-//! Owns: parsing of `stat`, a sampler that also keeps what threads had computed shortly before they ended. Must not know:
-//! what threads do.
+//! Owns: parsing of `stat`, a sampler that also keeps what threads had computed shortly before they ended.
+//! Must not know: what threads do.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,6 +1,8 @@
-//! Loopback migration of paused guests with random RAM, sealed end to end, against QEMU's between two QEMUs, in turns.
+//! Loopback migration of paused guests with random RAM, sealed end to end, against QEMU's between two QEMUs,
+//! in turns.
 //!
-//! Every mode of QEMU's is run at the smallest size; at the others the best number of channels there, with TLS and without.
+//! Every mode of QEMU's is run at the smallest size; at the others the best number of channels there, with
+//! TLS and without.
 
 use std::collections::BTreeMap;
 

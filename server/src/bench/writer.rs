@@ -1,6 +1,8 @@
-//! The guest that works on its RAM under QEMU: `writer.s`, a multiboot program that rewrites a working set at a rate.
+//! The guest that works on its RAM under QEMU: `writer.s`, a multiboot program that rewrites a working set at
+//! a rate.
 //!
-//! Owns: its image and parameters, and whether it does what it should, as seen from outside. Must not know: QEMU.
+//! Owns: its image and parameters, and whether it does what it should, as seen from outside. Must not know:
+//! QEMU.
 
 use std::fs::File;
 use std::ops::Range;
@@ -53,7 +55,8 @@ impl Writer {
         Ok(path)
     }
 
-    /// Waits until it rewrites at its rate, within a third, for half a second; `base`: where RAM begins in `memory`.
+    /// Waits until it rewrites at its rate, within a third, for half a second; `base`: where RAM begins in
+    /// `memory`.
     pub fn await_load(&self, memory: &File, base: u64) -> Result<(), BenchError> {
         let done = || {
             let mut word = [0; 4];

@@ -41,8 +41,8 @@ impl Default for AccessRules {
 }
 
 impl AccessRules {
-    /// The role of a local user: its own rule, its group's, and without either `admin` for the daemon's own user and
-    /// root, who could read the database anyway.
+    /// The role of a local user: its own rule, its group's, and without either `admin` for the daemon's own
+    /// user and root, who could read the database anyway.
     pub fn role_of_user(&self, uid: u32, gid: u32) -> Option<Role> {
         let ruled = self.users.get(&uid).or_else(|| self.groups.get(&gid)).copied();
         ruled.or((uid == 0 || uid == self.own).then_some(Role::Admin))
@@ -72,8 +72,8 @@ pub struct Limits {
     pub stream_stall_seconds: u32,
     /// Events that are kept.
     pub events_kept: u64,
-    /// MiB of memory that guests leave to the daemon and the rest of the host, and in each control group; 0: a sixty-fourth
-    /// of what there is, 32 MiB to 1 GiB.
+    /// MiB of memory that guests leave to the daemon and the rest of the host, and in each control group; 0:
+    /// a sixty-fourth of what there is, 32 MiB to 1 GiB.
     pub memory_reserve_mib: u64,
 }
 

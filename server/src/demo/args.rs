@@ -151,7 +151,8 @@ impl Driver {
     }
 }
 
-/// Two streams where there are two processors: one stream leaves the second processor waiting while a helper seals.
+/// Two streams where there are two processors: one stream leaves the second processor waiting while a helper
+/// seals.
 fn default_streams() -> u16 {
     if std::thread::available_parallelism().map_or(1, std::num::NonZero::get) > 1 { 2 } else { 1 }
 }

@@ -209,8 +209,8 @@ fn words<S: AsRef<str>>(codes: &[S]) -> String {
     codes.iter().map(|c| c.as_ref().replace('_', " ")).collect::<Vec<_>>().join(", ")
 }
 
-/// One line for each property and one column for each run: the names of properties are long, runs are few. The first
-/// cell of a row is its heading.
+/// One line for each property and one column for each run: the names of properties are long, runs are few.
+/// The first cell of a row is its heading.
 fn grid(rows: &[Vec<String>]) -> String {
     let properties = rows.first().map_or(0, Vec::len);
     let mut out = String::new();

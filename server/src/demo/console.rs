@@ -45,7 +45,8 @@ impl Beat {
     }
 }
 
-/// Reads a guest's console on from where it was read last. A clone goes on at another host: offsets survive migration.
+/// Reads a guest's console on from where it was read last. A clone goes on at another host: offsets survive
+/// migration.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Reader {
     offset: u64,

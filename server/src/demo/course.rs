@@ -87,8 +87,8 @@ impl Voice {
 /// Starts the daemons and shows what was asked for.
 ///
 /// # Errors
-/// A daemon that does not start, a driver that this host does not run; for a single strategy whatever kept it from
-/// being shown.
+/// A daemon that does not start, a driver that this host does not run; for a single strategy whatever kept it
+/// from being shown.
 pub(super) async fn run(args: &DemoArgs, stage: &mut Stage) -> Result<Outcome, DemoError> {
     let voice = Voice { silent: args.json };
     voice.say("starting two daemons on loopback");

@@ -1,8 +1,8 @@
 //! The two daemons: child processes of this very program, in temporary directories.
 //!
-//! A child has a pipe from the demo as its stdin and `--exit-with-stdin`: when the demo goes in whatever way, SIGKILL
-//! included, the kernel closes the pipe and the daemon ends in order. Each is in a process group of its own, so that
-//! Ctrl-C reaches the demo alone, which then stops them.
+//! A child has a pipe from the demo as its stdin and `--exit-with-stdin`: when the demo goes in whatever way,
+//! SIGKILL included, the kernel closes the pipe and the daemon ends in order. Each is in a process group of
+//! its own, so that Ctrl-C reaches the demo alone, which then stops them.
 
 use std::ffi::OsStr;
 use std::fs::File;

@@ -1,12 +1,17 @@
-//! `mirrorvmd demo`: two daemons, and between them the migration of a guest, checked; or one by every strategy, compared.
+//! `mirrorvmd demo`: two daemons, and between them the migration of a guest, checked; or one by every
+//! strategy, compared.
 //!
-//! Owns: the two child processes with their directories, the course of the demo, what it says. Must not know: how a
-//! guest runs or a page moves; it is a client of the REST API like any other, and shares no memory with the daemons.
+//! Owns: the two child processes with their directories, the course of the demo, what it says. Must not know:
+//! how a guest runs or a page moves; it is a client of the REST API like any other, and shares no memory with
+//! the daemons.
 //!
-//! - [`args`]: options. [`method`]: a strategy with its parameters. [`setting`]: which driver, and its guests.
+//! - [`args`]: options. [`method`]: a strategy with its parameters. [`setting`]: which driver, and its
+//!   guests.
 //! - [`daemons`]: the child processes. [`json`]: fields of answers.
-//! - [`course`]: what is shown in which order. [`trial`]: one strategy from guest to proof. [`evidence`]: what is compared.
-//! - [`console`]: what the guest says. [`plan`], [`progress`], [`report`], [`comparison`]: what the reader sees.
+//! - [`course`]: what is shown in which order. [`trial`]: one strategy from guest to proof. [`evidence`]:
+//!   what is compared.
+//! - [`console`]: what the guest says. [`plan`], [`progress`], [`report`], [`comparison`]: what the reader
+//!   sees.
 
 /// A line on stderr. Unlike `eprintln!` it does not panic when nobody reads it: cleaning up must go on.
 macro_rules! note {
@@ -51,8 +56,8 @@ enum End {
     Interrupted { status: u8 },
 }
 
-/// Runs the demo. The status is success only when something was migrated and everything that was not refused verified;
-/// 130 or 143 after SIGINT or SIGTERM.
+/// Runs the demo. The status is success only when something was migrated and everything that was not refused
+/// verified; 130 or 143 after SIGINT or SIGTERM.
 pub fn main(args: &DemoArgs) -> ExitCode {
     let ran = args
         .check()
@@ -109,8 +114,8 @@ async fn run(args: &DemoArgs) -> Result<ExitCode, DemoError> {
     }
 }
 
-/// Tells at once, and with more advice than the daemon gives, that a driver which was asked for needs KVM. Which driver
-/// is taken when none was asked for is decided by what the daemon says.
+/// Tells at once, and with more advice than the daemon gives, that a driver which was asked for needs KVM.
+/// Which driver is taken when none was asked for is decided by what the daemon says.
 fn check_kvm(driver: Option<Driver>, path: &Path) -> Result<(), DemoError> {
     if matches!(driver, None | Some(Driver::Emulated)) {
         return Ok(());

@@ -76,7 +76,8 @@ impl<'a> Setting<'a> {
         body
     }
 
-    /// What the reader should know of the driver before anything runs; nothing where it is what one would expect.
+    /// What the reader should know of the driver before anything runs; nothing where it is what one would
+    /// expect.
     pub(super) fn notice(&self) -> Option<String> {
         if self.driver != Driver::Emulated {
             return None;

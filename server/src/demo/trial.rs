@@ -185,8 +185,8 @@ impl Trial<'_> {
         Ok(())
     }
 
-    /// Waits until the guest says that it can be migrated, and for `declared` until its helper has declared itself. A
-    /// Linux guest in QEMU says nothing of either: what that means is the daemon's to say.
+    /// Waits until the guest says that it can be migrated, and for `declared` until its helper has declared
+    /// itself. A Linux guest in QEMU says nothing of either: what that means is the daemon's to say.
     async fn await_readiness(&self) -> Result<(), DemoError> {
         if self.setting.driver == Driver::Qemu {
             return Ok(());
@@ -218,8 +218,9 @@ impl Trial<'_> {
         Ok(plan)
     }
 
-    /// Microseconds from the request for a mirror to its helper's first idle doorbell. The mirror is gone afterwards:
-    /// the migration makes its own, which is part of its time. A guest that was launched with its mirror keeps it.
+    /// Microseconds from the request for a mirror to its helper's first idle doorbell. The mirror is gone
+    /// afterwards: the migration makes its own, which is part of its time. A guest that was launched with its
+    /// mirror keeps it.
     async fn time_mirror(&self, guest: &Value) -> Result<u64, DemoError> {
         let source = &self.hosts.source;
         if self.setting.args.es {
@@ -281,8 +282,8 @@ impl Trial<'_> {
         }
     }
 
-    /// Whether the guest goes on at the destination, and nothing goes on at the source. `here` has read the source's
-    /// console to its end.
+    /// Whether the guest goes on at the destination, and nothing goes on at the source. `here` has read the
+    /// source's console to its end.
     async fn continued(&self, mut here: Reader) -> Result<bool, DemoError> {
         self.voice.say("waiting for the guest's work at the destination");
         let name = self.method.guest();
@@ -316,7 +317,8 @@ impl Trial<'_> {
     }
 }
 
-/// Whether a guest has said all that the strategy needs; a declaration that was not taken is the planner's to refuse.
+/// Whether a guest has said all that the strategy needs; a declaration that was not taken is the planner's to
+/// refuse.
 fn is_ready(readiness: &Value, method: Method) -> bool {
     let declared = !readiness["declared_pieces"].is_null()
         || readiness["declaration_refusals"].as_array().is_some_and(|all| !all.is_empty());

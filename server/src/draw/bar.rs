@@ -137,7 +137,8 @@ impl Bar {
     }
 }
 
-/// Neighbours of one class as one piece, with the gaps between them, if those are smaller than what is around them.
+/// Neighbours of one class as one piece, with the gaps between them, if those are smaller than what is around
+/// them.
 fn joined(pieces: Vec<Piece>) -> Vec<Piece> {
     let mut list: Vec<Piece> = Vec::new();
     for piece in pieces {

@@ -1,8 +1,8 @@
 //! Draws a mirror's address space: guest-physical space, RAM and mirror-physical space as three bars side by
 //! side, with a band for every mapping between them.
 //!
-//! Address spaces are sparse (a window at 2^51, a few MiB of RAM), so nothing is to scale: a piece is as high as
-//! the logarithm of its size, and a gap is a dotted strip that names its size.
+//! Address spaces are sparse (a window at 2^51, a few MiB of RAM), so nothing is to scale: a piece is as high
+//! as the logarithm of its size, and a gap is a dotted strip that names its size.
 
 mod bar;
 mod pieces;
@@ -83,7 +83,8 @@ fn heading(plan: &MirrorPlan, name: &str) -> String {
     format!("{name}: strategy {}{more}", plan.strategy.name())
 }
 
-/// Bands between two bars, neighbours of one kind as one. `sides` says which address of a band belongs to which bar.
+/// Bands between two bars, neighbours of one kind as one. `sides` says which address of a band belongs to
+/// which bar.
 fn bands(
     svg: &mut String,
     list: &[Band],

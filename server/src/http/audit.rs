@@ -1,10 +1,11 @@
-//! The audit log's entries: what was asked for, before it is done, and what came of it, together with the record of it.
+//! The audit log's entries: what was asked for, before it is done, and what came of it, together with the
+//! record of it.
 //!
 //! Owns: the form of entries and outcomes, when which of them is written. Must not know: who may do what.
 //!
-//! An entry is on disk before the act begins. Its outcome is written in the transaction of the act's first record; of an act
-//! that makes no record, before the caller has the answer. So an act without an entry cannot be, and an entry without an
-//! outcome is one over which the daemon ended.
+//! An entry is on disk before the act begins. Its outcome is written in the transaction of the act's first
+//! record; of an act that makes no record, before the caller has the answer. So an act without an entry
+//! cannot be, and an entry without an outcome is one over which the daemon ended.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -28,8 +29,8 @@ use crate::access::table::Operation;
 use crate::problem::Problem;
 use crate::state::AppState;
 
-/// An entry of the audit log. One about a request that was refused at once, or that only wanted to see the outcome, has its
-/// outcome in itself; `status` is 0 in others.
+/// An entry of the audit log. One about a request that was refused at once, or that only wanted to see the
+/// outcome, has its outcome in itself; `status` is 0 in others.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct AuditRecord {
     /// Who; null when nobody known.
@@ -151,7 +152,8 @@ pub fn done_status(operation: &Operation) -> u16 {
     }
 }
 
-/// What has been said of an act: by the record of it, and to the caller. Whichever comes second minds the first.
+/// What has been said of an act: by the record of it, and to the caller. Whichever comes second minds the
+/// first.
 #[derive(Debug, Default)]
 struct Said {
     recorded: Option<AuditOutcome>,
@@ -226,8 +228,8 @@ pub async fn carry_out(
     }
 }
 
-/// Has a change carried out whose caller is known only when it is done: the opening of a session. Its entry names the caller
-/// that comes of it, and is on disk before that caller has what it needs to do anything.
+/// Has a change carried out whose caller is known only when it is done: the opening of a session. Its entry
+/// names the caller that comes of it, and is on disk before that caller has what it needs to do anything.
 pub async fn carry_out_for_nobody_known(
     state: AppState,
     record: AuditRecord,
@@ -251,8 +253,8 @@ pub async fn carry_out_for_nobody_known(
     response
 }
 
-/// Notes a request that was refused before anything began, or that only wanted to see what would be done. The entry is on
-/// disk before the caller has the answer.
+/// Notes a request that was refused before anything began, or that only wanted to see what would be done. The
+/// entry is on disk before the caller has the answer.
 pub async fn at_once(state: &AppState, record: AuditRecord, response: Response) -> Response {
     // A refusal before the host is open is in the daemon's log alone.
     let Ok(host) = state.host() else { return response };
@@ -268,8 +270,8 @@ pub async fn at_once(state: &AppState, record: AuditRecord, response: Response) 
     }
 }
 
-/// Notes a request that its caller may not make. Where one principal is refused again and again, entries count those that have
-/// none.
+/// Notes a request that its caller may not make. Where one principal is refused again and again, entries
+/// count those that have none.
 pub async fn refused(state: &AppState, record: AuditRecord, response: Response) -> Response {
     match state.refusals().take(record.principal.as_deref()) {
         Some(left_out) => at_once(state, AuditRecord { left_out, ..record }, response).await,

@@ -1,5 +1,5 @@
-//! The gate before every operation: who calls, whether that caller may, how often; that changes go through the audit log,
-//! in a task of their own; and that nobody reads on by a credential that is withdrawn.
+//! The gate before every operation: who calls, whether that caller may, how often; that changes go through
+//! the audit log, in a task of their own; and that nobody reads on by a credential that is withdrawn.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};

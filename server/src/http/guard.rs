@@ -1,12 +1,14 @@
-//! Against web pages: any page in a browser can send requests here, over loopback TCP and wherever TLS is served, and the
-//! browser adds what it has: the session's cookie, a client certificate.
+//! Against web pages: any page in a browser can send requests here, over loopback TCP and wherever TLS is
+//! served, and the browser adds what it has: the session's cookie, a client certificate.
 //!
-//! Owns: what of a request says that a page of another origin has sent it. Must not know: who calls, what for.
+//! Owns: what of a request says that a page of another origin has sent it. Must not know: who calls, what
+//! for.
 //!
-//! DNS rebinding shows in the Host header, a request of another site in Origin and Sec-Fetch-Site. Older browsers send neither
-//! of these with everything, so a change by session needs a header besides that no page of another origin can add: the answer
-//! to its preflight never allows one. A Unix socket is out of reach for a browser and is not checked. What HTTP/1.1
-//! itself wants of a Host header (RFC 9112, section 3.2) holds everywhere.
+//! DNS rebinding shows in the Host header, a request of another site in Origin and Sec-Fetch-Site. Older
+//! browsers send neither of these with everything, so a change by session needs a header besides that no page
+//! of another origin can add: the answer to its preflight never allows one. A Unix socket is out of reach for
+//! a browser and is not checked. What HTTP/1.1 itself wants of a Host header (RFC 9112, section 3.2) holds
+//! everywhere.
 
 use std::net::IpAddr;
 
@@ -101,7 +103,8 @@ fn is_own(headers: &HeaderMap) -> bool {
     headers.get_all(FETCH_SITE).iter().all(|site| site == "same-origin" || site == "none")
 }
 
-/// Whether a link was followed to a page of its own. Nobody but the user sees what comes, and it changes nothing.
+/// Whether a link was followed to a page of its own. Nobody but the user sees what comes, and it changes
+/// nothing.
 fn is_navigation(method: &Method, headers: &HeaderMap) -> bool {
     let is = |name: &HeaderName, value: &str| headers.get(name).is_some_and(|v| v == value);
     matches!(*method, Method::GET | Method::HEAD)
@@ -112,8 +115,8 @@ fn is_navigation(method: &Method, headers: &HeaderMap) -> bool {
 /// Checks a request that a browser's cookie lets in.
 ///
 /// # Errors
-/// `origin_refused`: a page of another port of this address, to which browsers give the same cookies, or an upgrade that says
-/// no origin. `session_header_required`.
+/// `origin_refused`: a page of another port of this address, to which browsers give the same cookies, or an
+/// upgrade that says no origin. `session_header_required`.
 pub fn check_session(method: &Method, headers: &HeaderMap) -> Result<(), Problem> {
     let refused = |detail: &str| Err(Problem::new(ProblemCode::OriginRefused, detail));
     if !is_own(headers) {
@@ -141,7 +144,8 @@ pub fn check_mark(headers: &HeaderMap) -> Result<(), Problem> {
     Err(Problem::new(ProblemCode::SessionHeaderRequired, detail).with_errors(vec![error]))
 }
 
-/// Checks that a link leads here from no page: the user has typed or pasted it, or a program has handed it to the browser.
+/// Checks that a link leads here from no page: the user has typed or pasted it, or a program has handed it to
+/// the browser.
 ///
 /// # Errors
 /// `origin_refused`.

@@ -1,11 +1,12 @@
-//! `Idempotency-Key` on every POST (draft-ietf-httpapi-idempotency-key-header-07): the first answer again, not the work.
+//! `Idempotency-Key` on every POST (draft-ietf-httpapi-idempotency-key-header-07): the first answer again,
+//! not the work.
 //!
 //! Owns: keys, fingerprints, what of an answer is kept. Must not know: what requests do.
 //!
-//! The key is claimed on disk before the work begins, together with the id that a creation will use. The answer is written in
-//! the transaction of what was done, where that has a record; a daemon that is killed before leaves the claim. The same
-//! request then runs again with the same id, and a creation that finds its own resource there answers with it. So a
-//! request with a key takes effect once, whatever dies.
+//! The key is claimed on disk before the work begins, together with the id that a creation will use. The
+//! answer is written in the transaction of what was done, where that has a record; a daemon that is killed
+//! before leaves the claim. The same request then runs again with the same id, and a creation that finds its
+//! own resource there answers with it. So a request with a key takes effect once, whatever dies.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -53,7 +54,8 @@ const KEPT: [HeaderName; 5] =
 pub struct ChosenId {
     /// The id.
     pub id: Uuid,
-    /// Whether an earlier daemon may have begun the same request: a resource with the id is then this request's own.
+    /// Whether an earlier daemon may have begun the same request: a resource with the id is then this
+    /// request's own.
     pub again: bool,
 }
 
@@ -117,7 +119,8 @@ async fn run(state: &AppState, request: Request, next: Next) -> Result<Response,
     let id = request.extensions().get::<RequestId>().map_or_else(String::new, |r| r.0.clone());
     let claim = Arc::new(Mutex::new(claim));
     if let (Some(act), Some(operation)) = (Act::current(), operation) {
-        // With the record of what was done goes the answer to it: whoever asks again after a crash is answered so.
+        // With the record of what was done goes the answer to it: whoever asks again after a crash is
+        // answered so.
         let (claim, key) = (Arc::clone(&claim), key.clone());
         act.write_along(move |effect, batch| keep_along(operation, effect, &claim, key, batch));
     }

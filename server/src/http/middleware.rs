@@ -21,8 +21,8 @@ use crate::state::AppState;
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// No page of another origin has a use for an answer, as an image or a script neither.
 const RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
-/// What is no page of ours runs nothing as one: with a browser's session, a script in an answer could do what the session may.
-/// A layout as SVG has its own style.
+/// What is no page of ours runs nothing as one: with a browser's session, a script in an answer could do what
+/// the session may. A layout as SVG has its own style.
 const NO_PAGE: &str = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'";
 /// Reads that take longer say how long they took.
 const SLOW: Duration = Duration::from_millis(10);
@@ -49,8 +49,8 @@ pub fn wrap(router: Router, state: &AppState) -> Router {
         .layer(from_fn_with_state(state.clone(), finish))
 }
 
-/// Puts around routes that anybody may read who reaches their socket what they need: no gate, nothing for changes, and
-/// no question of which name they know the daemon by: scrapers come through proxies.
+/// Puts around routes that anybody may read who reaches their socket what they need: no gate, nothing for
+/// changes, and no question of which name they know the daemon by: scrapers come through proxies.
 pub fn wrap_open(router: Router, state: &AppState) -> Router {
     router
         .layer(CatchPanicLayer::custom(panicked))
@@ -128,7 +128,8 @@ fn refusal(request: &Request, crowded: bool) -> Option<Problem> {
         let detail = format!("a request's head has at most {HEAD_MAX} bytes");
         return Some(Problem::new(ProblemCode::HeadersTooLarge, detail));
     }
-    // The parser takes the length from the last one and leaves the others to whoever reads the body, which nobody does.
+    // The parser takes the length from the last one and leaves the others to whoever reads the body, which
+    // nobody does.
     let mut codings = request.headers().get_all(header::TRANSFER_ENCODING).iter();
     let chunked = codings.next().is_none_or(|c| c.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"));
     if !chunked || codings.next().is_some() {
@@ -146,8 +147,8 @@ fn refusal(request: &Request, crowded: bool) -> Option<Problem> {
     None
 }
 
-/// Bytes of the head, without white space that it may do without. Requests that are sent without waiting for answers come in
-/// one piece, of which the parser cannot tell how much is whose.
+/// Bytes of the head, without white space that it may do without. Requests that are sent without waiting for
+/// answers come in one piece, of which the parser cannot tell how much is whose.
 fn head_bytes(request: &Request) -> usize {
     // The spaces and the version of the first line, and an empty line at the end.
     let first =

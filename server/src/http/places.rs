@@ -1,9 +1,10 @@
-//! Places for those that hold a connection for long: a bounded number, and no principal has more than half of them.
+//! Places for those that hold a connection for long: a bounded number, and no principal has more than half of
+//! them.
 //!
 //! Owns: who holds how many. Must not know: what they wait for.
 //!
-//! Whoever waits does nothing wrong, so nobody is turned out. But one client that goes round in circles must not keep every
-//! other from waiting.
+//! Whoever waits does nothing wrong, so nobody is turned out. But one client that goes round in circles must
+//! not keep every other from waiting.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

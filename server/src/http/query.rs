@@ -18,7 +18,8 @@ pub const WAIT_MAX: u64 = 60;
 
 type Pairs = Vec<(String, String)>;
 
-/// The request's query, decoded. It is decoded once: everybody who looks at a request has this from its extensions.
+/// The request's query, decoded. It is decoded once: everybody who looks at a request has this from its
+/// extensions.
 #[derive(Clone, Debug)]
 pub struct Query(Arc<Result<Pairs, Problem>>);
 
@@ -41,7 +42,8 @@ impl Query {
         decoded
     }
 
-    /// Whether only the outcome is asked for. A query that says so twice, or cannot be read, asks for nothing: it is refused.
+    /// Whether only the outcome is asked for. A query that says so twice, or cannot be read, asks for
+    /// nothing: it is refused.
     pub fn wants_dry_run(&self) -> bool {
         let Ok(pairs) = &*self.0 else { return false };
         let mut said = pairs.iter().filter(|(name, _)| name == DRY_RUN);

@@ -1,6 +1,7 @@
 //! Lines of the log that strangers cause are bounded: nobody fills the disk by being refused.
 //!
-//! Owns: how many lines of each kind are written, and the count of those that are not. Must not know: what the lines say.
+//! Owns: how many lines of each kind are written, and the count of those that are not. Must not know: what
+//! the lines say.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -15,8 +16,8 @@ pub const SUM_UP: Duration = Duration::from_secs(30);
 
 static LOG: Quiet = Quiet::new();
 
-/// Whether a line of `kind` may be written now: then how many of its kind were left out before it. Kinds are the program's,
-/// such as the codes of problems: one that strangers flood does not hide another.
+/// Whether a line of `kind` may be written now: then how many of its kind were left out before it. Kinds are
+/// the program's, such as the codes of problems: one that strangers flood does not hide another.
 pub fn admits(kind: &'static str) -> Option<u64> {
     LOG.admits_at(kind, Instant::now())
 }

@@ -1,10 +1,10 @@
 //! Entries of the audit log that whoever is refused can cause, kept few.
 //!
-//! Owns: how many refusals of one principal, or of all that nobody knows together, have an entry of their own, and how many
-//! had none since. Must not know: who may do what, what entries look like.
+//! Owns: how many refusals of one principal, or of all that nobody knows together, have an entry of their
+//! own, and how many had none since. Must not know: who may do what, what entries look like.
 //!
-//! The audit log keeps a number of entries: whoever could add as many as he likes could push out those of others, at the cost of
-//! a sync of the disk for each.
+//! The audit log keeps a number of entries: whoever could add as many as he likes could push out those of
+//! others, at the cost of a sync of the disk for each.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -52,8 +52,8 @@ impl Bucket {
 }
 
 impl Refusals {
-    /// Takes a refusal of `principal` (`None`: nobody known) into account. `Some(refusals left out since the last entry)` if it
-    /// has an entry of its own.
+    /// Takes a refusal of `principal` (`None`: nobody known) into account. `Some(refusals left out since the
+    /// last entry)` if it has an entry of its own.
     pub fn take(&self, principal: Option<&str>) -> Option<u64> {
         self.take_at(principal, Instant::now())
     }

@@ -28,8 +28,8 @@ pub struct Waiting {
     _counted: Open,
 }
 
-/// Leave to wait, for as long as the result is kept. Those that wait hold connections, and must not hold all of them; those of
-/// one principal not even all that may wait.
+/// Leave to wait, for as long as the result is kept. Those that wait hold connections, and must not hold all
+/// of them; those of one principal not even all that may wait.
 ///
 /// # Errors
 /// `too_many_long_polls`.
@@ -49,8 +49,8 @@ pub fn begin(state: &AppState, caller: &Caller) -> Result<Waiting, Problem> {
     Ok(Waiting { _place: place, _counted: state.metrics().long_poll() })
 }
 
-/// How long a caller would wait for the outcome: `Prefer: wait=N` (RFC 7240, section 4.3), at most a long poll's time. A
-/// preference that cannot be read is none.
+/// How long a caller would wait for the outcome: `Prefer: wait=N` (RFC 7240, section 4.3), at most a long
+/// poll's time. A preference that cannot be read is none.
 pub fn preferred(headers: &HeaderMap) -> Duration {
     let all = headers.get_all(PREFER).iter().filter_map(|v| v.to_str().ok());
     let seconds = all.flat_map(|v| v.split(',')).find_map(|p| {
@@ -69,7 +69,8 @@ pub fn applied(patience: Duration) -> HeaderValue {
     HeaderValue::try_from(format!("wait={}", patience.as_secs())).unwrap_or(HeaderValue::from_static("wait"))
 }
 
-/// Waits for `done` for as long as the caller would; gives the newest record, and whether there was any waiting.
+/// Waits for `done` for as long as the caller would; gives the newest record, and whether there was any
+/// waiting.
 pub async fn end_of<T>(
     state: &AppState,
     caller: &Caller,
@@ -106,8 +107,8 @@ pub async fn end_of<T>(
     }
 }
 
-/// Answers a GET at once: 200 with the resource, or 304 when the caller has it already. `read` gives the resource's generation
-/// and wire form.
+/// Answers a GET at once: 200 with the resource, or 304 when the caller has it already. `read` gives the
+/// resource's generation and wire form.
 ///
 /// # Errors
 /// What `read` says.

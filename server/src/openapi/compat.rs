@@ -1,8 +1,8 @@
 //! What a client written against one version of the document would trip over in another.
 //!
-//! The rules: what a client may send must stay accepted (paths, parameters, properties, values), and what it reads must
-//! stay there and stay what it is. New operations, optional parameters and properties, values of answers and statuses are
-//! additions.
+//! The rules: what a client may send must stay accepted (paths, parameters, properties, values), and what it
+//! reads must stay there and stay what it is. New operations, optional parameters and properties, values of
+//! answers and statuses are additions.
 
 use std::collections::BTreeSet;
 

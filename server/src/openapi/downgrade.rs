@@ -1,9 +1,10 @@
 //! OpenAPI 3.1 to 3.0.3, as far as our own document goes: for generators that know no newer version.
 //!
-//! Null unions become `nullable`, `const` an `enum` of one, `examples` of a schema the first of them; `mutualTLS` and the
-//! licence's identifier have no place there. Problems and patches become `application/json`, so that generators which type JSON
-//! alone type them; and of several success answers with different bodies only the plain one stays (the answers to
-//! `dry_run` of deletions go), as some generators take one type of success alone.
+//! Null unions become `nullable`, `const` an `enum` of one, `examples` of a schema the first of them;
+//! `mutualTLS` and the licence's identifier have no place there. Problems and patches become
+//! `application/json`, so that generators which type JSON alone type them; and of several success answers
+//! with different bodies only the plain one stays (the answers to `dry_run` of deletions go), as some
+//! generators take one type of success alone.
 
 use serde_json::{Map, Value, json};
 

@@ -1,6 +1,7 @@
 //! The catalogue of problems: every code that a response can carry, with status, title, cause and fix.
 //!
-//! Owns: the closed list. Must not know: requests, the library. Codes are part of the API and only ever added.
+//! Owns: the closed list. Must not know: requests, the library. Codes are part of the API and only ever
+//! added.
 
 use axum::http::StatusCode;
 use serde::Serialize;

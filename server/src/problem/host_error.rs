@@ -1,5 +1,5 @@
-//! The one table from the library's errors to problems. Exhaustive on purpose: a new error of the library does
-//! not compile here before it has a code.
+//! The one table from the library's errors to problems. Exhaustive on purpose: a new error of the library
+//! does not compile here before it has a code.
 
 use mirrorvm::address_space::Refusal;
 use mirrorvm::host::{FieldError, Finding, HostError, PeerSilence};

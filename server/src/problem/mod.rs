@@ -43,12 +43,13 @@ pub struct ProblemError {
     /// What is wrong, for people.
     #[schema(example = "0 is not between 1 and 16")]
     pub detail: String,
-    /// What the offending value is, of a planner's refusal: `shift`, `slot`, ...; of `no_memory` what bounds it: `host`,
-    /// `control_group`, `huge_pages`, `commit_limit`, `address_space`.
+    /// What the offending value is, of a planner's refusal: `shift`, `slot`, ...; of `no_memory` what bounds
+    /// it: `host`, `control_group`, `huge_pages`, `commit_limit`, `address_space`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub what: Option<String>,
-    /// The offending value, of a planner's refusal, or the bytes of memory that are needed; left out above 2^53 - 1 (`detail` has it in any case).
+    /// The offending value, of a planner's refusal, or the bytes of memory that are needed; left out above
+    /// 2^53 - 1 (`detail` has it in any case).
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub value: Option<u64>,

@@ -52,7 +52,8 @@ pub(super) struct PageParams {
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "documentation of parameters that `http::query` reads")]
 pub(super) struct WaitParams {
-    /// With `If-None-Match`: how long to wait for a change, 0 to 60 seconds with the unit. 304 when there was none.
+    /// With `If-None-Match`: how long to wait for a change, 0 to 60 seconds with the unit. 304 when there was
+    /// none.
     #[param(pattern = "^([0-9]|[1-5][0-9]|60)s$", example = "30s")]
     wait: Option<String>,
 }
@@ -92,8 +93,9 @@ pub(super) struct DryRunParam {
 #[into_params(parameter_in = Header)]
 #[expect(dead_code, reason = "documentation of headers that `http::idempotency` reads")]
 pub(super) struct IdempotencyKeyParam {
-    /// A key of the caller's, 1 to 255 printable ASCII characters: the same request with the same key within 24 hours is
-    /// answered as the first one was, with `Idempotency-Replayed: true` (draft-ietf-httpapi-idempotency-key-header-07).
+    /// A key of the caller's, 1 to 255 printable ASCII characters: the same request with the same key within
+    /// 24 hours is answered as the first one was, with `Idempotency-Replayed: true`
+    /// (draft-ietf-httpapi-idempotency-key-header-07).
     #[param(
         rename = "Idempotency-Key",
         min_length = 1,

@@ -14,8 +14,8 @@ use crate::problem::{Problem, ProblemCode};
 use crate::state::AppState;
 
 const DOCUMENT: &str = "/v1/openapi.json";
-/// Where the page's script makes Swagger UI, and the same with our header on whatever the page sends: a change by session needs
-/// it, and nothing else minds it.
+/// Where the page's script makes Swagger UI, and the same with our header on whatever the page sends: a
+/// change by session needs it, and nothing else minds it.
 const MAKES_PAGE: (&str, &str) = (
     "SwaggerUIBundle({",
     "SwaggerUIBundle({\n    requestInterceptor: (r) => { r.headers[\"X-Mirrorvm\"] = \"1\"; return r; },",

@@ -75,9 +75,9 @@ fn filter(parameters: &mut Parameters) -> EventFilter {
 
 /// List events
 ///
-/// In order, the oldest first. `after` continues where the last page ended (its `next_cursor`); with `wait` the answer
-/// comes as soon as there is something. A cursor whose followers are not kept any more is the problem
-/// `event_cursor_expired`.
+/// In order, the oldest first. `after` continues where the last page ended (its `next_cursor`); with `wait`
+/// the answer comes as soon as there is something. A cursor whose followers are not kept any more is the
+/// problem `event_cursor_expired`.
 #[utoipa::path(get, path = "/v1/events", operation_id = "event_list", tag = "events",
     params(
         ("after" = Option<String>, Query, description = "Only events after this one; absent: from the oldest that is kept"),
@@ -133,10 +133,10 @@ pub async fn list(
 
 /// Follow events
 ///
-/// Server-sent events: `id` is the event's, `event` its type, `data` the event as JSON. It begins after `Last-Event-ID`
-/// or `after`, and without either with what happens from now on. `event: bookmark` every 15 seconds has an id to
-/// continue from, `event: closing` comes before the daemon ends. A reader that takes nothing for long is
-/// disconnected; nothing is ever left out.
+/// Server-sent events: `id` is the event's, `event` its type, `data` the event as JSON. It begins after
+/// `Last-Event-ID` or `after`, and without either with what happens from now on. `event: bookmark` every 15
+/// seconds has an id to continue from, `event: closing` comes before the daemon ends. A reader that takes
+/// nothing for long is disconnected; nothing is ever left out.
 #[utoipa::path(get, path = "/v1/events/stream", operation_id = "event_stream", tag = "events",
     params(
         ("after" = Option<String>, Query, description = "Only events after this one"),

@@ -125,8 +125,8 @@ pub async fn create(
 
 /// Define a guest under an id of your choice
 ///
-/// Makes the guest, or finds it: the same definition again answers 200 and changes nothing, another one is refused with
-/// `id_taken`. With `If-None-Match: *` a guest that is there already is refused with 412.
+/// Makes the guest, or finds it: the same definition again answers 200 and changes nothing, another one is
+/// refused with `id_taken`. With `If-None-Match: *` a guest that is there already is refused with 412.
 #[utoipa::path(put, path = "/v1/guests/{guest}", operation_id = "guest_put", tag = "guests", request_body = GuestCreate,
     params(("guest" = Uuid, Path, description = "Id of the guest, a UUID"), DryRunParam, CreateOnlyParam, IfMatchParam),
     responses(
@@ -183,8 +183,8 @@ pub async fn get(
 
 /// Change a guest
 ///
-/// A JSON merge patch of its labels; works in every state. Labels go along with a migration. They cannot change from the
-/// moment at which the guest's state leaves for the destination to the migration's end.
+/// A JSON merge patch of its labels; works in every state. Labels go along with a migration. They cannot
+/// change from the moment at which the guest's state leaves for the destination to the migration's end.
 #[utoipa::path(patch, path = "/v1/guests/{guest}", operation_id = "guest_update", tag = "guests",
     request_body(content = GuestUpdate, content_type = "application/merge-patch+json"),
     params(("guest" = String, Path, description = "Id or name of the guest", example = "g1"), DryRunParam, IfMatchParam),
@@ -268,8 +268,8 @@ pub async fn start(
 
 /// Pause a guest
 ///
-/// `running` to `paused`. Its memory stays, and its clock stands still: a guest that is resumed is behind by as long as it was
-/// paused until it sets its clock (as by NTP).
+/// `running` to `paused`. Its memory stays, and its clock stands still: a guest that is resumed is behind by
+/// as long as it was paused until it sets its clock (as by NTP).
 #[utoipa::path(post, path = "/v1/guests/{guest}/pause", operation_id = "guest_pause", tag = "guests",
     params(("guest" = String, Path, description = "Id or name of the guest", example = "g1"),
         DryRunParam, IdempotencyKeyParam, IfMatchParam),
@@ -323,8 +323,9 @@ pub async fn stop(
 
 /// Confirm a guest
 ///
-/// Says that an `unconfirmed` guest is this host's, without waiting for the peers that have not answered: for a host whose state was put
-/// back from a backup. If another host has the guest, there are two of it afterwards. The audit log keeps who said so.
+/// Says that an `unconfirmed` guest is this host's, without waiting for the peers that have not answered: for
+/// a host whose state was put back from a backup. If another host has the guest, there are two of it
+/// afterwards. The audit log keeps who said so.
 #[utoipa::path(post, path = "/v1/guests/{guest}/confirm", operation_id = "guest_confirm", tag = "guests",
     request_body = GuestConfirm,
     params(("guest" = String, Path, description = "Id or name of the guest", example = "g1"),

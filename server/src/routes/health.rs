@@ -26,8 +26,9 @@ pub async fn live() -> &'static str {
 
 /// Whether the daemon is ready
 ///
-/// 200 once the state directory is open and reconciled, until the daemon is told to end, and while its database takes what is
-/// to be stored; a problem that says what is the matter otherwise. With `verbose`, one line for each part that must work.
+/// 200 once the state directory is open and reconciled, until the daemon is told to end, and while its
+/// database takes what is to be stored; a problem that says what is the matter otherwise. With `verbose`, one
+/// line for each part that must work.
 #[utoipa::path(get, path = "/readyz", operation_id = "health_ready", tag = "daemon",
     params(("verbose" = Option<bool>, Query, description = "One line for each part: `true` or `false`")),
     responses((status = 200, description = "It is ready", body = String, content_type = "text/plain", example = "ok")))]

@@ -45,7 +45,8 @@ pub async fn list(State(state): State<AppState>, query: Query) -> Result<Respons
 
 /// Make a helper image
 ///
-/// It is `empty` until it gets its content, which is checked before it is kept. A mirror that names it runs it.
+/// It is `empty` until it gets its content, which is checked before it is kept. A mirror that names it runs
+/// it.
 #[utoipa::path(post, path = "/v1/helper-images", operation_id = "helper_image_create", tag = "helper-images",
     request_body = HelperImageCreate, params(DryRunParam, IdempotencyKeyParam),
     responses(
@@ -90,7 +91,8 @@ pub async fn get(
 
 /// Upload a helper image's content
 ///
-/// Once; the same bytes again change nothing, or put the file of a `failed` image right. They are checked before anything is kept, 16 MiB at most.
+/// Once; the same bytes again change nothing, or put the file of a `failed` image right. They are checked
+/// before anything is kept, 16 MiB at most.
 #[utoipa::path(put, path = "/v1/helper-images/{image}/content", operation_id = "helper_image_content_put",
     tag = "helper-images",
     request_body(content = Vec<u8>, content_type = "application/octet-stream", description = "The file"),

@@ -17,8 +17,8 @@ use crate::state::AppState;
 
 /// Give leave for an incoming migration
 ///
-/// A ticket lets one migration in from a host that is not known here, once, until it expires. Its text goes to the
-/// source as `destination`; the migration has the ticket's id at both hosts.
+/// A ticket lets one migration in from a host that is not known here, once, until it expires. Its text goes
+/// to the source as `destination`; the migration has the ticket's id at both hosts.
 #[utoipa::path(post, path = "/v1/incoming-migrations", operation_id = "incoming_migration_create", tag = "migrations",
     request_body = IncomingMigrationCreate, params(DryRunParam, IdempotencyKeyParam),
     responses(

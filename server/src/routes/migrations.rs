@@ -95,8 +95,8 @@ pub async fn list(State(state): State<AppState>, query: Query) -> Result<Respons
     Ok(respond::list(MigrationList { items, next_page_token }, link))
 }
 
-/// What a body asks for. Where it leaves mirror or streams open and the guest has only one mirror, the one of its launch, that
-/// one decides: defaults of guests and of migrations fit each other.
+/// What a body asks for. Where it leaves mirror or streams open and the guest has only one mirror, the one of
+/// its launch, that one decides: defaults of guests and of migrations fit each other.
 fn wanted(host: &Host, body: MigrationCreate) -> MigrationSpec {
     let open = body.left_open;
     let mut spec = MigrationSpec::from(body);
@@ -133,8 +133,8 @@ async fn previewed(state: &AppState, id: Option<Uuid>, spec: MigrationSpec) -> R
 
 /// Start a migration
 ///
-/// The answer comes when the migration is recorded; `state` and `progress` tell how it goes on. With `Prefer: wait=N`
-/// (RFC 7240) it comes when the migration has ended, or after N seconds.
+/// The answer comes when the migration is recorded; `state` and `progress` tell how it goes on. With `Prefer:
+/// wait=N` (RFC 7240) it comes when the migration has ended, or after N seconds.
 #[utoipa::path(post, path = "/v1/migrations", operation_id = "migration_create", tag = "migrations",
     request_body = MigrationCreate, params(DryRunParam, IdempotencyKeyParam, PreferParam),
     responses(
@@ -183,8 +183,8 @@ pub async fn create(
 
 /// Start a migration under an id of your choice
 ///
-/// Starts the migration, or finds it: the same request again answers 200 and changes nothing, another one is refused
-/// with `id_taken`.
+/// Starts the migration, or finds it: the same request again answers 200 and changes nothing, another one is
+/// refused with `id_taken`.
 #[utoipa::path(put, path = "/v1/migrations/{migration}", operation_id = "migration_put", tag = "migrations",
     request_body = MigrationCreate,
     params(("migration" = Uuid, Path, description = "Id of the migration, a UUID"), DryRunParam, CreateOnlyParam, IfMatchParam),
@@ -219,8 +219,8 @@ pub async fn put(
 
 /// Change a migration
 ///
-/// A JSON merge patch of its limits, until its end is near (`finishing`): bandwidth holds from the next batch of pages on,
-/// the rest from the next look at it.
+/// A JSON merge patch of its limits, until its end is near (`finishing`): bandwidth holds from the next batch
+/// of pages on, the rest from the next look at it.
 #[utoipa::path(patch, path = "/v1/migrations/{migration}", operation_id = "migration_update", tag = "migrations",
     request_body(content = MigrationUpdate, content_type = "application/merge-patch+json"),
     params(("migration" = String, Path, description = "Id of the migration"), DryRunParam, IfMatchParam),
@@ -331,8 +331,8 @@ pub async fn cancel(
 
 /// Switch a migration over now
 ///
-/// The guest is paused and what is left is sent, whatever pause that costs. 409: it has not begun, has ended, or is past the
-/// point where that could be asked.
+/// The guest is paused and what is left is sent, whatever pause that costs. 409: it has not begun, has ended,
+/// or is past the point where that could be asked.
 #[utoipa::path(post, path = "/v1/migrations/{migration}/switchover", operation_id = "migration_switchover", tag = "migrations",
     params(("migration" = String, Path, description = "Id of the migration"), DryRunParam, IdempotencyKeyParam, IfMatchParam),
     responses(
@@ -356,8 +356,9 @@ pub async fn switchover(
 
 /// Check a migration
 ///
-/// Looks whether a migration would work, at this host and by asking the destination, which goes by what it would let the
-/// migration itself in by; starts none and keeps nothing. Everything that stands in the way is in `blockers`, all at once.
+/// Looks whether a migration would work, at this host and by asking the destination, which goes by what it
+/// would let the migration itself in by; starts none and keeps nothing. Everything that stands in the way is
+/// in `blockers`, all at once.
 #[utoipa::path(post, path = "/v1/migration-checks", operation_id = "migration_check_create", tag = "migrations",
     request_body = MigrationCreate, params(IdempotencyKeyParam),
     responses((status = 200, description = "What was found", body = MigrationCheck)))]

@@ -145,8 +145,8 @@ pub async fn create(
 
 /// Make a mirror under an id of your choice
 ///
-/// Makes the mirror, or finds it: for the same guest, strategy, workers, placement and image it answers 200 and changes nothing,
-/// otherwise it is refused with `id_taken`.
+/// Makes the mirror, or finds it: for the same guest, strategy, workers, placement and image it answers 200
+/// and changes nothing, otherwise it is refused with `id_taken`.
 #[utoipa::path(put, path = "/v1/mirrors/{mirror}", operation_id = "mirror_put", tag = "mirrors",
     request_body = MirrorCreate,
     params(("mirror" = Uuid, Path, description = "Id of the mirror, a UUID"), DryRunParam, CreateOnlyParam, IfMatchParam),
@@ -186,7 +186,8 @@ pub async fn put(
 
 /// Change a mirror
 ///
-/// A JSON merge patch of where its vCPU threads run and how they are scheduled; takes effect at once, also while a migration has it.
+/// A JSON merge patch of where its vCPU threads run and how they are scheduled; takes effect at once, also
+/// while a migration has it.
 #[utoipa::path(patch, path = "/v1/mirrors/{mirror}", operation_id = "mirror_update", tag = "mirrors",
     request_body(content = MirrorUpdate, content_type = "application/merge-patch+json"),
     params(("mirror" = String, Path, description = "Id of the mirror"), DryRunParam, IfMatchParam),
@@ -263,12 +264,13 @@ pub async fn delete(
 
 /// Seal RAM for an import
 ///
-/// The mirror's helper seals pages of its guest for one import of another mirror of the same guest (helpers of one guest
-/// share its secret; make one of the two `psp-copied`, as a guest has one mirror in its helper's block). Batches go on in
-/// one session until `last`; meanwhile the mirror is `busy`. Pages of a running guest are sealed one by one as they are; for
-/// a picture of one moment pause it first. Refused with `state_conflict` or `guest_migrating` when the helper has other work,
-/// and with `validation_failed` for ranges that are no RAM, that the mirror does not reach, the helper's own, or shared by the
-/// guest with its host.
+/// The mirror's helper seals pages of its guest for one import of another mirror of the same guest (helpers
+/// of one guest share its secret; make one of the two `psp-copied`, as a guest has one mirror in its helper's
+/// block). Batches go on in one session until `last`; meanwhile the mirror is `busy`. Pages of a running
+/// guest are sealed one by one as they are; for a picture of one moment pause it first. Refused with
+/// `state_conflict` or `guest_migrating` when the helper has other work, and with `validation_failed` for
+/// ranges that are no RAM, that the mirror does not reach, the helper's own, or shared by the guest with its
+/// host.
 #[utoipa::path(post, path = "/v1/mirrors/{mirror}/exports", operation_id = "mirror_export", tag = "mirrors",
     request_body = ExportBody,
     params(("mirror" = String, Path, description = "Id of the mirror"), DryRunParam, IfMatchParam, IdempotencyKeyParam),
@@ -289,10 +291,11 @@ pub async fn export(
 
 /// Take a sealed batch back
 ///
-/// In three steps: `open` gives an id and a nonce, which `POST …/exports` of the other mirror takes; `batch` writes what it
-/// sealed, in order, into the paused guest's RAM; `close` gives up. An import ends with its last batch or with the first that
-/// is refused (`batch_refused`), and its helper with it: the mirror gets a fresh one, under the same id. Encrypted guests
-/// take nothing back: that would be a rollback to which their owner has not agreed.
+/// In three steps: `open` gives an id and a nonce, which `POST …/exports` of the other mirror takes; `batch`
+/// writes what it sealed, in order, into the paused guest's RAM; `close` gives up. An import ends with its
+/// last batch or with the first that is refused (`batch_refused`), and its helper with it: the mirror gets a
+/// fresh one, under the same id. Encrypted guests take nothing back: that would be a rollback to which their
+/// owner has not agreed.
 #[utoipa::path(post, path = "/v1/mirrors/{mirror}/imports", operation_id = "mirror_import", tag = "mirrors",
     request_body = ImportBody,
     params(("mirror" = String, Path, description = "Id of the mirror"), DryRunParam, IfMatchParam, IdempotencyKeyParam),

@@ -120,7 +120,8 @@ pub fn service_with(
     Ok((middleware::wrap(router, &state), state))
 }
 
-/// What a listener of its own serves to whoever watches the daemon: health and counters, and nothing of any guest.
+/// What a listener of its own serves to whoever watches the daemon: health and counters, and nothing of any
+/// guest.
 pub fn monitoring(state: &AppState) -> Router {
     let router = Router::new()
         .route("/livez", get(health::live))

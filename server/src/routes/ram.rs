@@ -52,9 +52,9 @@ pub async fn get(
 
 /// Add a RAM block
 ///
-/// To a stopped guest: the block comes after its other RAM, and is part of the guest's definition from then on. `If-Match`
-/// and the answer's `ETag` are of the guest. What a guest's definition may have holds here, too; a `qemu` guest has its RAM in
-/// one block and gets no other.
+/// To a stopped guest: the block comes after its other RAM, and is part of the guest's definition from then
+/// on. `If-Match` and the answer's `ETag` are of the guest. What a guest's definition may have holds here,
+/// too; a `qemu` guest has its RAM in one block and gets no other.
 #[utoipa::path(post, path = "/v1/guests/{guest}/ram-blocks", operation_id = "ram_block_create", tag = "guests",
     params(
         ("guest" = String, Path, description = "Id or name of the guest", example = "g1"),
@@ -97,9 +97,9 @@ fn made(guest: &GuestRecord, info: RamBlockInfo) -> Response {
 
 /// Plug a RAM block
 ///
-/// Gives an unplugged block a guest physical address while the guest runs or is paused. Content and encryption status are
-/// what they were. Plugging a block where it is changes nothing. Remove the guest's mirrors first: they show what was
-/// plugged when they were made.
+/// Gives an unplugged block a guest physical address while the guest runs or is paused. Content and
+/// encryption status are what they were. Plugging a block where it is changes nothing. Remove the guest's
+/// mirrors first: they show what was plugged when they were made.
 #[utoipa::path(post, path = "/v1/guests/{guest}/ram-blocks/{block}/plug", operation_id = "ram_block_plug", tag = "guests",
     params(
         ("guest" = String, Path, description = "Id or name of the guest", example = "g1"),
@@ -124,9 +124,9 @@ pub async fn plug(
 
 /// Unplug a RAM block
 ///
-/// Takes a block's address away once the guest has let go of it, as virtio-mem does. Its content and encryption status
-/// stay, and it still moves with the guest under every strategy that addresses RAM by RAM address. Unplugging an unplugged
-/// block changes nothing.
+/// Takes a block's address away once the guest has let go of it, as virtio-mem does. Its content and
+/// encryption status stay, and it still moves with the guest under every strategy that addresses RAM by RAM
+/// address. Unplugging an unplugged block changes nothing.
 #[utoipa::path(post, path = "/v1/guests/{guest}/ram-blocks/{block}/unplug", operation_id = "ram_block_unplug",
     tag = "guests",
     params(
@@ -150,8 +150,8 @@ pub async fn unplug(
 
 /// List the encryption status of a guest's RAM
 ///
-/// Runs of pages with one status, by RAM address, also of RAM that is not plugged; the helper's block is left out. One run of
-/// status `unknown` while the guest has no machine.
+/// Runs of pages with one status, by RAM address, also of RAM that is not plugged; the helper's block is left
+/// out. One run of status `unknown` while the guest has no machine.
 #[utoipa::path(get, path = "/v1/guests/{guest}/encryption-status", operation_id = "encryption_status_list", tag = "guests",
     params(
         ("guest" = String, Path, description = "Id or name of the guest", example = "g1"),
@@ -182,7 +182,8 @@ pub async fn status(
 
 /// Report the encryption status of pages
 ///
-/// What a guest's KVM_HC_MAP_GPA_RANGE says, in guest physical addresses; it is kept by RAM address. All or nothing.
+/// What a guest's KVM_HC_MAP_GPA_RANGE says, in guest physical addresses; it is kept by RAM address. All or
+/// nothing.
 #[utoipa::path(post, path = "/v1/guests/{guest}/encryption-status", operation_id = "encryption_status_update",
     tag = "guests",
     params(

@@ -1,10 +1,10 @@
 //! Sessions of browsers: the link, the page that it leads to, the cookie.
 //!
-//! The link is `http://127.0.0.1:PORT/open#CODE`. Behind `#` the code stays in the browser: it is in no request line, and so in
-//! no log, proxy or `Referer`. A GET of the page uses nothing up, whoever fetches it before the user does: prefetchers, previews
-//! of messages. The page's script takes the code out of the address, where the history would keep it, and posts it. That
-//! needs no click: the page does nothing when another site has led to it, so that nobody is signed in with a link of somebody
-//! else's making.
+//! The link is `http://127.0.0.1:PORT/open#CODE`. Behind `#` the code stays in the browser: it is in no
+//! request line, and so in no log, proxy or `Referer`. A GET of the page uses nothing up, whoever fetches it
+//! before the user does: prefetchers, previews of messages. The page's script takes the code out of the
+//! address, where the history would keep it, and posts it. That needs no click: the page does nothing when
+//! another site has led to it, so that nobody is signed in with a link of somebody else's making.
 
 use std::time::Duration;
 
@@ -35,9 +35,9 @@ const SCRIPT: &str = include_str!("open/page.js");
 
 /// Make a link that opens a session in a browser
 ///
-/// For a local user, over the Unix socket: the session is that user's, with its role. The link is good for 60 seconds and opens
-/// one session; `mirrorvmd open` prints it. A session ends after an hour in which it was not used, after 12 hours, when it is
-/// withdrawn like a token (by the same id), and with the daemon.
+/// For a local user, over the Unix socket: the session is that user's, with its role. The link is good for 60
+/// seconds and opens one session; `mirrorvmd open` prints it. A session ends after an hour in which it was
+/// not used, after 12 hours, when it is withdrawn like a token (by the same id), and with the daemon.
 #[utoipa::path(post, path = "/v1/session-links", operation_id = "session_link_create", tag = "access",
     params(IdempotencyKeyParam),
     responses((status = 201, description = "The link is good", body = SessionLink,
@@ -84,8 +84,8 @@ pub async fn create_link(
 
 /// Open a session
 ///
-/// Uses up the code of a link and gives the browser a cookie of its own for it: `HttpOnly`, `SameSite=Strict`, over TLS also
-/// `Secure`. A session that the browser had before ends.
+/// Uses up the code of a link and gives the browser a cookie of its own for it: `HttpOnly`,
+/// `SameSite=Strict`, over TLS also `Secure`. A session that the browser had before ends.
 #[utoipa::path(post, path = "/v1/session", operation_id = "session_create", tag = "access",
     request_body = SessionCreate,
     params(("X-Mirrorvm" = String, Header, description = "`1`: no page of another origin can send this", pattern = "^1$",

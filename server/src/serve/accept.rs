@@ -1,5 +1,5 @@
-//! The accept loop. Not `axum::serve`: that has no timeout on headers, no deadline for draining, and lets whoever comes
-//! first keep everybody else out.
+//! The accept loop. Not `axum::serve`: that has no timeout on headers, no deadline for draining, and lets
+//! whoever comes first keep everybody else out.
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -71,7 +71,8 @@ pub(super) async fn run(listener: Listener, service: Service) {
                 Ok(accepted) => match admit(&shares, &accepted, &service, &address) {
                     Some(guest) => {
                         connections.spawn(serve(accepted, guest, service.clone()));
-                        // Those that have lost their places are on their way out, and no faster than that do others come in.
+                        // Those that have lost their places are on their way out, and no faster than that do
+                        // others come in.
                         if connections.len() > service.places + 2 * RESERVED {
                             connections.join_next().await;
                         }
@@ -300,8 +301,8 @@ fn last_word(error: &hyper::Error, wire: &Wire<impl Sized>) -> Option<Problem> {
     }
 }
 
-/// Says the last word, and closes so that it is read: a socket that is closed with bytes left to read is reset, and what
-/// was written is lost.
+/// Says the last word, and closes so that it is read: a socket that is closed with bytes left to read is
+/// reset, and what was written is lost.
 async fn part<S>(wire: Wire<S>, last: Option<Problem>, state: Option<&AppState>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -347,7 +348,8 @@ impl Drop for Over {
     }
 }
 
-/// A request's body, which tells the place when all of it is here, and is whole only if the place is still there then.
+/// A request's body, which tells the place when all of it is here, and is whole only if the place is still
+/// there then.
 struct Arriving {
     body: Incoming,
     seat: Arc<Seat>,

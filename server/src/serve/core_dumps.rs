@@ -1,16 +1,17 @@
 //! No core dumps: this process's memory holds guests' memory, keys and tokens.
 //!
-//! Owns: the two settings of the kernel that see to it. Must not know: what serves. Children have both settings too, so a
-//! QEMU that crashes writes no guest out either.
+//! Owns: the two settings of the kernel that see to it. Must not know: what serves. Children have both
+//! settings too, so a QEMU that crashes writes no guest out either.
 //!
-//! Not `PR_SET_DUMPABLE`: that also takes `/proc/PID` away from the user that runs the daemon and wants to watch it.
+//! Not `PR_SET_DUMPABLE`: that also takes `/proc/PID` away from the user that runs the daemon and wants to
+//! watch it.
 
 use std::io;
 
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-/// Which parts of memory a dump has, one bit a kind of mapping (core(5)); none here. Counts where the limit does not: when
-/// `core_pattern` names a program, the kernel pipes to it whatever the limit is.
+/// Which parts of memory a dump has, one bit a kind of mapping (core(5)); none here. Counts where the limit
+/// does not: when `core_pattern` names a program, the kernel pipes to it whatever the limit is.
 const FILTER: &str = "/proc/self/coredump_filter";
 
 /// Turns them off for good: the hard limit cannot be raised again without CAP_SYS_RESOURCE.

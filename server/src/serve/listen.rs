@@ -22,7 +22,8 @@ pub enum Listen {
     Tcp(SocketAddr),
     /// TLS 1.3, on any address.
     Tls(SocketAddr),
-    /// Sockets that the service manager opened and passed on (`LISTEN_FDS`): Unix sockets, or TCP on loopback.
+    /// Sockets that the service manager opened and passed on (`LISTEN_FDS`): Unix sockets, or TCP on
+    /// loopback.
     Systemd,
 }
 
@@ -115,8 +116,8 @@ impl Listener {
         }
     }
 
-    /// Where a browser finds it. An address is written as such: what `localhost` leads to may be another program's at the other
-    /// family's port of the same number.
+    /// Where a browser finds it. An address is written as such: what `localhost` leads to may be another
+    /// program's at the other family's port of the same number.
     pub(super) fn origin(&self) -> Option<String> {
         match self {
             Self::Unix(..) | Self::Passed(..) => None,
@@ -136,7 +137,8 @@ impl Listener {
     }
 }
 
-/// Whether two paths of sockets are one: the same name in the same directory. The sockets themselves may not be there.
+/// Whether two paths of sockets are one: the same name in the same directory. The sockets themselves may not
+/// be there.
 fn is_same_place(one: &Path, other: &Path) -> bool {
     let directory = |path: &Path| {
         let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));

@@ -167,7 +167,8 @@ pub async fn run(options: Options) -> Result<(), ServeError> {
     // First of all: a signal that comes early must end the daemon in order, too.
     let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(ServeError::Signals)?;
-    // Caught, a file that may not grow (RLIMIT_FSIZE) is an error of the write, and not the end of the daemon.
+    // Caught, a file that may not grow (RLIMIT_FSIZE) is an error of the write, and not the end of the
+    // daemon.
     let _too_large =
         signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw())).map_err(ServeError::Signals)?;
     let mut parent_gone = pin!(end_of_stdin(options.exit_with_stdin));
@@ -241,7 +242,8 @@ pub async fn run(options: Options) -> Result<(), ServeError> {
     };
     let result = match opened {
         Some(Ok(host)) => {
-            // Before anybody is let in: an earlier run's token is not there any more when requests are answered.
+            // Before anybody is let in: an earlier run's token is not there any more when requests are
+            // answered.
             let said = give_admin_token(&state, &host, over_network).and_then(|()| {
                 state.set_host(host.clone());
                 say_ready(&addresses, &host).map_err(ServeError::Stdout)
@@ -291,8 +293,8 @@ fn tell_manager(states: &[NotifyState<'_>]) {
     }
 }
 
-/// Ends when stdin does; never, when that is not wanted. Reads on a thread of its own, which no runtime waits for:
-/// a read of stdin cannot be called off.
+/// Ends when stdin does; never, when that is not wanted. Reads on a thread of its own, which no runtime waits
+/// for: a read of stdin cannot be called off.
 async fn end_of_stdin(wanted: bool) {
     if !wanted {
         return std::future::pending().await;
@@ -325,8 +327,8 @@ fn make_state_dir(path: &Path) -> Result<(), ServeError> {
         .recursive(true)
         .mode(0o700)
         .create(path)
-        // A link is refused here already: the sockets are made before the host checks the directory for good, and whoever
-        // put the link there must not have them made elsewhere.
+        // A link is refused here already: the sockets are made before the host checks the directory for good,
+        // and whoever put the link there must not have them made elsewhere.
         .and_then(|()| {
             Ok(rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW, Mode::empty())?)
         })

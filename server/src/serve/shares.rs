@@ -2,10 +2,10 @@
 //!
 //! Owns: the places of one listener and the choice between those who want one. Must not know: sockets, HTTP.
 //!
-//! A full listener takes newcomers and lets go of whoever has let it wait longest, of the address that holds the most: by
-//! asking for nothing, by a request that does not come to its end, by an answer that is not read. None of these must keep
-//! those out who have something to ask, however they are known. Where all work is the daemon's own a few places beyond the
-//! bound are left, in which only monitoring is answered.
+//! A full listener takes newcomers and lets go of whoever has let it wait longest, of the address that holds
+//! the most: by asking for nothing, by a request that does not come to its end, by an answer that is not
+//! read. None of these must keep those out who have something to ask, however they are known. Where all work
+//! is the daemon's own a few places beyond the bound are left, in which only monitoring is answered.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -41,8 +41,8 @@ impl Owner {
         })
     }
 
-    /// Whether many callers may be behind it, so that it has no bound of its own: everybody on this machine comes from
-    /// the loopback address, and the daemon's own user and root are its administrators.
+    /// Whether many callers may be behind it, so that it has no bound of its own: everybody on this machine
+    /// comes from the loopback address, and the daemon's own user and root are its administrators.
     fn is_shared(self, own: u32) -> bool {
         match self {
             Self::Address(address) => address.is_loopback(),
@@ -137,8 +137,8 @@ pub(super) struct Seat {
 }
 
 impl Seat {
-    /// Goes from one of `from` to `to`, if it is in one of them. What it waits for begins now where the daemon has nothing
-    /// to do any more; otherwise nobody asks.
+    /// Goes from one of `from` to `to`, if it is in one of them. What it waits for begins now where the
+    /// daemon has nothing to do any more; otherwise nobody asks.
     fn go(&self, from: &[u8], to: u8) -> bool {
         let next = |phase| from.contains(&phase).then_some(to);
         let was = self.phase.load(Ordering::Acquire);
@@ -148,15 +148,16 @@ impl Seat {
         self.phase.fetch_update(Ordering::AcqRel, Ordering::Acquire, next).is_ok()
     }
 
-    /// The head of a request has come. False when the place was given away just before: nothing may be done for it any more.
+    /// The head of a request has come. False when the place was given away just before: nothing may be done
+    /// for it any more.
     pub(super) fn ask(&self) -> bool {
         self.answered.store(false, Ordering::Release);
         // One after the other without a pause between is no harm.
         self.go(&[SILENT, COMING, ASKED, UNREAD], COMING)
     }
 
-    /// All of the request is here: from now on the place is the daemon's to free. False when it was given away just before;
-    /// what has come is not to be acted upon.
+    /// All of the request is here: from now on the place is the daemon's to free. False when it was given
+    /// away just before; what has come is not to be acted upon.
     pub(super) fn arrived(&self) -> bool {
         self.go(&[COMING], ASKED) || matches!(self.phase.load(Ordering::Acquire), ASKED | UNREAD)
     }

@@ -1,7 +1,7 @@
 //! The API over TLS 1.3: this host's certificate, and the names in the client's.
 //!
-//! A client certificate is asked for when there is an authority to check it against, and not required: a caller
-//! without one needs a bearer token. One that is shown and does not check out ends the handshake.
+//! A client certificate is asked for when there is an authority to check it against, and not required: a
+//! caller without one needs a bearer token. One that is shown and does not check out ends the handshake.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,7 @@
 //! The Unix socket: made with mode 0600 from its first moment, and never in place of something else.
 //!
-//! A lock file beside the socket says whose it is. Only its holder removes a stale socket, so two daemons that
-//! start at once cannot take each other's away.
+//! A lock file beside the socket says whose it is. Only its holder removes a stale socket, so two daemons
+//! that start at once cannot take each other's away.
 
 use std::fs::{File, OpenOptions};
 use std::io;

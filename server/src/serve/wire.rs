@@ -1,5 +1,5 @@
-//! What is between a socket and the HTTP parser: the exact bound of a head, readers that take nothing, and the parser's
-//! own empty answers, which are kept back for a problem to be written in their stead.
+//! What is between a socket and the HTTP parser: the exact bound of a head, readers that take nothing, and
+//! the parser's own empty answers, which are kept back for a problem to be written in their stead.
 //!
 //! Owns: bytes in and out of one connection. Must not know: requests.
 

@@ -1,7 +1,7 @@
 //! The oracle: what must hold once every fault is lifted.
 //!
-//! Never two running, never none without a record that says why; what was acknowledged is there; every change is in the
-//! audit log once, with its outcome; in the end the daemons hold what they held in the beginning.
+//! Never two running, never none without a record that says why; what was acknowledged is there; every change
+//! is in the audit log once, with its outcome; in the end the daemons hold what they held in the beginning.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -169,7 +169,8 @@ fn migrations(world: &World) {
     }
 }
 
-/// Every acknowledged change is in the log with its outcome, once; everything that is there is in the log as made.
+/// Every acknowledged change is in the log with its outcome, once; everything that is there is in the log as
+/// made.
 fn audit(world: &World, model: &mut Model, made: &BTreeSet<String>) {
     let mut noted = BTreeSet::new();
     for (side, acknowledged) in model.acknowledged.iter_mut().enumerate() {

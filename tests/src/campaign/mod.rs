@@ -1,7 +1,8 @@
 //! A campaign: two daemons are used and broken at random for some minutes, and must keep every promise.
 //!
-//! Owns: the order of steps, the report. What is done is in `actions` and `world`, what is right in `judge` and `watch`.
-//! Every step's decisions follow from the seed and the step's number; when things happen is the machine's affair.
+//! Owns: the order of steps, the report. What is done is in `actions` and `world`, what is right in `judge`
+//! and `watch`. Every step's decisions follow from the seed and the step's number; when things happen is the
+//! machine's affair.
 
 mod actions;
 mod dice;

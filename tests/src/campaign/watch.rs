@@ -1,7 +1,7 @@
 //! Watching both hosts all the time: what every guest prints, and whether two hosts say that they run it.
 //!
-//! A guest's console counts its bytes from the first one on, over migrations. So two machines of one guest show as two
-//! texts for one place, and work that is lost or done twice as counters that do not go on.
+//! A guest's console counts its bytes from the first one on, over migrations. So two machines of one guest
+//! show as two texts for one place, and work that is lost or done twice as counters that do not go on.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -156,8 +156,8 @@ fn look(sockets: &[PathBuf; 2], seen: &Mutex<Seen>) {
         }
     }
     for (side, guests) in [(0, again), (1, other)] {
-        // Where it was handed over from there is the text of that life; the next one may have begun elsewhere. The judge
-        // looks whether anything is printed there still.
+        // Where it was handed over from there is the text of that life; the next one may have begun
+        // elsewhere. The judge looks whether anything is printed there still.
         for guest in guests.unwrap_or_default().iter().filter(|g| g["moved_to"].is_null()) {
             if let Err(violation) = read(sockets, side, guest, seen) {
                 seen.lock().unwrap().violates(format!("{}: {violation}", guest["name"]));

@@ -1,7 +1,7 @@
 //! The two hosts of a campaign and everything that can be done to them.
 //!
-//! Owns: daemons, the network between them, their disks and clocks, strangers at their ports. Must not know: what
-//! is right.
+//! Owns: daemons, the network between them, their disks and clocks, strangers at their ports. Must not know:
+//! what is right.
 
 use std::io::Write as _;
 use std::net::TcpStream;

@@ -28,8 +28,8 @@ impl Bare {
 
 impl Env for Bare {
     fn load(&self, at: Region) -> u32 {
-        // SAFETY: the cursor lies in this worker's mapped control page and is aligned; the host writes it with
-        // atomic stores.
+        // SAFETY: the cursor lies in this worker's mapped control page and is aligned; the host writes it
+        // with atomic stores.
         unsafe { (*self.at(at).cast::<AtomicU32>()).load(Ordering::Acquire) }
     }
 
@@ -98,8 +98,8 @@ pub fn config() -> Option<Config> {
 /// Zeroes the image's uninitialized data, before anything there is used.
 pub fn clear(from: u64, to: u64) {
     let len = to - from;
-    // SAFETY: the linker's own symbols around memory that the plan maps writable; no reference into it exists yet, and
-    // the other workers begin after the first.
+    // SAFETY: the linker's own symbols around memory that the plan maps writable; no reference into it exists
+    // yet, and the other workers begin after the first.
     unsafe {
         asm!("rep stosb", inout("rcx") len => _, inout("rdi") from => _, in("al") 0u8,
              options(nostack, preserves_flags));

@@ -1,4 +1,5 @@
-//! The bare-metal program: entered on a mirror vCPU in 64-bit mode at CPL 3, on page tables that the plan made.
+//! The bare-metal program: entered on a mirror vCPU in 64-bit mode at CPL 3, on page tables that the plan
+//! made.
 //!
 //! No interrupts, no kernel, no heap. It owns the image header and the few instructions that the library
 //! cannot express; everything else is `mirrorvm_helper`. Built by mirrorvm's build script with its own linker
@@ -74,7 +75,8 @@ static SHARED: Shared = Shared::new();
 /// Entry of worker `index`: `rsp` is the end of the worker's area, 8 below a multiple of 16.
 extern "C" fn start(index: u64) -> ! {
     if index == 0 {
-        // A second mirror of an encrypted guest finds what the first one left: its host could not write these pages.
+        // A second mirror of an encrypted guest finds what the first one left: its host could not write these
+        // pages.
         bare::clear(&raw const __data_end as u64, &raw const __bss_end as u64);
     }
     let Some(config) = bare::config() else { bare::fatal(mailbox::Fatal::BadConfig) };
@@ -93,13 +95,13 @@ extern "C" fn start(index: u64) -> ! {
     let words = unsafe { core::slice::from_raw_parts(layout::MAPS_VA as *const AtomicU64, words) };
     let maps = PageMaps::new(allowed, words);
     let digests = config.digests as usize * Digests::WORDS;
-    // SAFETY: the configuration says so only when the plan maps that many words at DIGESTS_VA, writable and private to
-    // the helper; all accesses go through these atomics.
+    // SAFETY: the configuration says so only when the plan maps that many words at DIGESTS_VA, writable and
+    // private to the helper; all accesses go through these atomics.
     let digests = unsafe { core::slice::from_raw_parts(layout::DIGESTS_VA as *const AtomicU64, digests) };
     // The scratch lives at the low end of the worker's area, the stack comes down from the high end.
     let area = layout::WORKER_VA + index * layout::WORKER_STRIDE;
-    // SAFETY: the plan maps WORKER_BYTES there for this worker alone; zeroed memory is a valid Scratch and the
-    // area is far larger than scratch and stack together.
+    // SAFETY: the plan maps WORKER_BYTES there for this worker alone; zeroed memory is a valid Scratch and
+    // the area is far larger than scratch and stack together.
     let scratch = unsafe { &mut *(area as *mut Scratch) };
     core::sync::atomic::fence(Ordering::SeqCst);
     let env = Bare::new(&config, index);

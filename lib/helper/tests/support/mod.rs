@@ -1,7 +1,7 @@
 //! The helper on a machine of plain vectors, and the host's side of its rings.
 //!
-//! Everything is deterministic: "random" bytes come from a seed, so that a destination can be built twice with
-//! the same nonce and be fed the same recorded stream.
+//! Everything is deterministic: "random" bytes come from a seed, so that a destination can be built twice
+//! with the same nonce and be fed the same recorded stream.
 #![allow(dead_code, reason = "each test program uses a part")]
 
 pub mod reader;
@@ -188,8 +188,8 @@ impl Allowed {
 }
 
 impl Side {
-    /// A helper with `workers` workers over zeroed RAM. 64 pages of the machine's memory lie behind the last allowed
-    /// one: the helper's own block, as a plan would place it.
+    /// A helper with `workers` workers over zeroed RAM. 64 pages of the machine's memory lie behind the last
+    /// allowed one: the helper's own block, as a plan would place it.
     pub fn new(workers: u32, allowed: &Allowed, seed: u64) -> Self {
         Self::guarded(workers, allowed, seed, (PROTECTION_NONE, 0))
     }

@@ -9,8 +9,8 @@ use crate::guest::MachineError;
 use crate::hypervisor::UserEntry;
 use crate::memory::GuestRam;
 
-/// Offsets in the first plugged block: boot page, the firmware's declaration, shared pages, image, stacks, page tables,
-/// free RAM.
+/// Offsets in the first plugged block: boot page, the firmware's declaration, shared pages, image, stacks,
+/// page tables, free RAM.
 #[derive(Clone, Debug)]
 pub struct WorkloadPlan {
     home: GuestLayout,
@@ -42,8 +42,8 @@ const DECLARATION_AT: u64 = PAGE_SIZE;
 const SHARED_AT: u64 = 2 * PAGE_SIZE;
 
 impl WorkloadPlan {
-    /// Places the workload in the first block of `home` (the layout that the guest was defined with) that is plugged as
-    /// a whole.
+    /// Places the workload in the first block of `home` (the layout that the guest was defined with) that is
+    /// plugged as a whole.
     ///
     /// # Errors
     /// When there is none, or it is too small for the workload and `working_set` bytes.
@@ -179,8 +179,8 @@ fn declaration_page(declaration: Option<&Declaration>) -> Vec<u8> {
     page
 }
 
-/// Enough page-table pages for every plugged part: edges, directories, and 4 KiB tables where a part's address
-/// does not allow large pages.
+/// Enough page-table pages for every plugged part: edges, directories, and 4 KiB tables where a part's
+/// address does not allow large pages.
 fn table_pages(layout: &GuestLayout) -> u64 {
     let parts = layout.ram().flat_map(|b| b.plugs.iter().map(move |p| (b, p)));
     parts

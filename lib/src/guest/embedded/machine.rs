@@ -49,8 +49,8 @@ pub struct EmbeddedSetup<'a> {
     pub helper_image: &'a [u8],
     /// The guest's migration secret.
     pub secret: Zeroizing<[u8; 32]>,
-    /// Whether the workload is loaded and every vCPU stands at its entry; otherwise memory and state are to arrive
-    /// from elsewhere.
+    /// Whether the workload is loaded and every vCPU stands at its entry; otherwise memory and state are to
+    /// arrive from elsewhere.
     pub boot: bool,
     /// What the firmware declares for the helper.
     pub declaration: Option<Declaration>,
@@ -219,7 +219,8 @@ impl Embedded {
         self.sev.as_mut().map_or(Ok(()), SevLaunch::add_vcpus)
     }
 
-    /// Tells the guest which of its pieces it may use: those that are plugged where its page tables expect them.
+    /// Tells the guest which of its pieces it may use: those that are plugged where its page tables expect
+    /// them.
     fn tell_plugged(&self, words: &[usize]) {
         let layout = self.devices.ram.layout();
         let plugged = self.plan.pieces().iter().enumerate().fold(0u64, |bits, (i, (at, _, home))| {

@@ -1,7 +1,8 @@
-//! The `embedded` and `emulated` drivers: this process is the VMM, on KVM or as a software machine; the guest is the
-//! built-in workload.
+//! The `embedded` and `emulated` drivers: this process is the VMM, on KVM or as a software machine; the guest
+//! is the built-in workload.
 //!
-//! Owns: loading the workload and the helper into RAM, vCPU threads, ports. Must not know: mirrors, migration.
+//! Owns: loading the workload and the helper into RAM, vCPU threads, ports. Must not know: mirrors,
+//! migration.
 
 mod launch;
 mod machine;

@@ -194,7 +194,8 @@ impl Ports for VcpuPorts {
         if nr != KVM_HC_MAP_GPA_RANGE {
             return KVM_ENOSYS.wrapping_neg();
         }
-        // Bits 0 to 3 name the size of page that the guest has there; the count is of 4 KiB pages in any case.
+        // Bits 0 to 3 name the size of page that the guest has there; the count is of 4 KiB pages in any
+        // case.
         let taken = self.report(Gpa::new(args[0]), args[1], args[2] & MAP_GPA_RANGE_ENCRYPTED != 0);
         if taken { 0 } else { KVM_EINVAL.wrapping_neg() }
     }
@@ -231,7 +232,8 @@ mod tests {
         })
     }
 
-    /// A vCPU that comes back with hypercalls, as KVM_EXIT_HYPERCALL does; no KVM here passes the instruction on.
+    /// A vCPU that comes back with hypercalls, as KVM_EXIT_HYPERCALL does; no KVM here passes the instruction
+    /// on.
     struct Caller(Vec<(u64, [u64; 6])>, Vec<u64>);
 
     impl Vcpu for Caller {

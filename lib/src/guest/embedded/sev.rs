@@ -1,8 +1,9 @@
 //! The launch of an SEV guest, from INIT to LAUNCH_FINISH, with this host in the guest owner's part.
 //!
-//! Everything that a helper needs later is loaded, encrypted and measured here, once for the guest's block and once more
-//! for a copy that no address of the guest leads to: no host can write encrypted memory afterwards. Written against the
-//! trait alone; real firmware has never run it (there is no such hardware here).
+//! Everything that a helper needs later is loaded, encrypted and measured here, once for the guest's block
+//! and once more for a copy that no address of the guest leads to: no host can write encrypted memory
+//! afterwards. Written against the trait alone; real firmware has never run it (there is no such hardware
+//! here).
 
 use std::sync::Arc;
 
@@ -26,7 +27,8 @@ pub struct SevSetup {
     pub es: bool,
     /// The helper image.
     pub image: Vec<u8>,
-    /// Configuration and page tables of every strategy that a mirror may be made by: offset in the helper's block, bytes.
+    /// Configuration and page tables of every strategy that a mirror may be made by: offset in the helper's
+    /// block, bytes.
     pub sets: Vec<(u64, Vec<u8>)>,
 }
 
@@ -108,8 +110,8 @@ impl SevLaunch {
         Ok(())
     }
 
-    /// Measures, compares, delivers the secret, ends the launch. `mirror_areas`: save areas of the mirror's vCPUs, which
-    /// were measured after the guest's.
+    /// Measures, compares, delivers the secret, ends the launch. `mirror_areas`: save areas of the mirror's
+    /// vCPUs, which were measured after the guest's.
     pub fn finish(
         &mut self,
         secret: &Zeroizing<[u8; 32]>,

@@ -11,8 +11,8 @@ use super::vcpu::Gate;
 use crate::guest::MachineError;
 use crate::hypervisor::Kicker;
 
-/// How long vCPUs run between two pauses. Short enough that a guest stays responsive at small shares, long enough that
-/// kicks cost little.
+/// How long vCPUs run between two pauses. Short enough that a guest stays responsive at small shares, long
+/// enough that kicks cost little.
 const RUN: Duration = Duration::from_millis(10);
 
 /// Most that makes sense: the guest still gets somewhere.

@@ -1,7 +1,8 @@
 //! The helper, natively: `mirrorvm_helper`'s worker over the software MMU.
 //!
-//! What the bare-metal helper keeps in its own data and page maps (session, keys, which pages it has seen) is kept
-//! natively here, once a VM. It stands for memory that only the helper can reach; nothing of it is in any slot.
+//! What the bare-metal helper keeps in its own data and page maps (session, keys, which pages it has seen) is
+//! kept natively here, once a VM. It stands for memory that only the helper can reach; nothing of it is in
+//! any slot.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -39,7 +40,8 @@ pub(super) enum Start {
     BadConfig,
 }
 
-/// What a worker does before its first request: the first one clears the helper's data, each reads its configuration.
+/// What a worker does before its first request: the first one clears the helper's data, each reads its
+/// configuration.
 pub(super) fn start(mmu: &Mmu<'_>, place: &HelperPlace, index: u64) -> Result<Start, Fault> {
     if index == 0 {
         clear_helper_data(mmu)?;
@@ -65,7 +67,8 @@ impl HelperMemory {
         let mut allowed = vec![0; config.ranges as usize * RANGE_BYTES];
         mmu.read(HelperVa::new(abi::CONFIG_VA + FIXED_BYTES as u64), &mut allowed)?;
         let words = config.pages.div_ceil(64) as usize * 2;
-        // The maps would lie in the helper's memory: no more of them than the plan gives and than there is memory.
+        // The maps would lie in the helper's memory: no more of them than the plan gives and than there is
+        // memory.
         if words as u64 * 8 > mmu.slot_bytes() {
             return Err(Fault::Exception);
         }

@@ -1,15 +1,18 @@
-//! The software MMU: what a processor does with a virtual address, and what the memory controller does with the C-bit.
+//! The software MMU: what a processor does with a virtual address, and what the memory controller does with
+//! the C-bit.
 //!
-//! Owns: the walk over the four levels of page tables in a VM's own memory (AMD APM vol. 2, 5.3 and 5.4), protection, the
-//! choice between private and shared access (15.34). Must not know: programs. There is no TLB, so what is changed in a
-//! table or a slot counts from the next access on, and accessed and dirty bits are not written.
+//! Owns: the walk over the four levels of page tables in a VM's own memory (AMD APM vol. 2, 5.3 and 5.4),
+//! protection, the choice between private and shared access (15.34). Must not know: programs. There is no
+//! TLB, so what is changed in a table or a slot counts from the next access on, and accessed and dirty bits
+//! are not written.
 //!
-//! With a key, table walks and instruction fetches are always private, whatever the C-bit says; data is private when
-//! the last entry has the C-bit. Without a key the C-bit is no part of the address and has no effect.
+//! With a key, table walks and instruction fetches are always private, whatever the C-bit says; data is
+//! private when the last entry has the C-bit. Without a key the C-bit is no part of the address and has no
+//! effect.
 //!
-//! A private write of less than a cipher block (16 bytes) reads, changes and writes that block: two vCPUs that write
-//! different words of one private block at the same time may lose one, which hardware's caches prevent. No program here
-//! does that; what several write at once lies in shared pages.
+//! A private write of less than a cipher block (16 bytes) reads, changes and writes that block: two vCPUs
+//! that write different words of one private block at the same time may lose one, which hardware's caches
+//! prevent. No program here does that; what several write at once lies in shared pages.
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
@@ -203,7 +206,8 @@ impl Mmu<'_> {
             }
             if shift == 12 || large {
                 let inside = (1u64 << shift) - 1;
-                // Reserved bits of a large page. Its bit 12 is PAT's, which no program here uses: refused as well.
+                // Reserved bits of a large page. Its bit 12 is PAT's, which no program here uses: refused as
+                // well.
                 if address & inside != 0 {
                     return Err(Fault::Exception);
                 }
@@ -246,7 +250,8 @@ fn aligned(va: HelperVa) -> Result<HelperVa, Fault> {
     if va.is_aligned(4) { Ok(va) } else { Err(Fault::Exception) }
 }
 
-/// Cuts a span at page boundaries: address, and where in the caller's buffer. What wraps past the top is a fault.
+/// Cuts a span at page boundaries: address, and where in the caller's buffer. What wraps past the top is a
+/// fault.
 fn each_page(
     va: HelperVa,
     len: usize,

@@ -1,9 +1,10 @@
 //! The traits without `/dev/kvm`: a software machine.
 //!
-//! VMs have slots and page tables as on KVM, and every access of a vCPU goes through a software MMU that walks them. In
-//! a VM with an encryption context of the model (`sev::model`), RAM really is ciphertext where the C-bit is set. It does
-//! not interpret x86: a vCPU runs this library's own programs (helper, workload, firmware) natively, once it has fetched
-//! their very bytes at its entry. It protects nothing and is not fast; it shows whether addresses and bits are right.
+//! VMs have slots and page tables as on KVM, and every access of a vCPU goes through a software MMU that
+//! walks them. In a VM with an encryption context of the model (`sev::model`), RAM really is ciphertext where
+//! the C-bit is set. It does not interpret x86: a vCPU runs this library's own programs (helper, workload,
+//! firmware) natively, once it has fetched their very bytes at its entry. It protects nothing and is not
+//! fast; it shows whether addresses and bits are right.
 //!
 //! Owns: slots, MMU, native programs, save areas. Must not know: guests' meaning, mirrors, migration.
 
@@ -33,8 +34,8 @@ pub struct EmulatedHost {
     platform: Option<Arc<ModelPlatform>>,
 }
 
-/// As QEMU describes an EPYC: 48 bits of physical addresses, of which encryption takes one, and the C-bit right above
-/// what is left (`cbitpos=47,reduced-phys-bits=1`). The slots are KVM's.
+/// As QEMU describes an EPYC: 48 bits of physical addresses, of which encryption takes one, and the C-bit
+/// right above what is left (`cbitpos=47,reduced-phys-bits=1`). The slots are KVM's.
 const LIMITS: HostLimits = HostLimits {
     max_phys_bits: 48,
     c_bit: Some(47),
@@ -54,8 +55,8 @@ impl EmulatedHost {
         Self { limits: HostLimits { c_bit: None, phys_bit_reduction: 0, ..LIMITS }, platform: None }
     }
 
-    /// The same host with other limits for address spaces. A C-bit that lies below 2^(MAXPHYADDR - reduction) makes
-    /// addresses ambiguous; planners refuse it.
+    /// The same host with other limits for address spaces. A C-bit that lies below 2^(MAXPHYADDR - reduction)
+    /// makes addresses ambiguous; planners refuse it.
     pub const fn with_limits(mut self, limits: HostLimits) -> Self {
         self.limits = limits;
         self

@@ -1,8 +1,8 @@
 //! The programs that the software machine knows, by the bytes that a processor would execute.
 //!
-//! It does not interpret x86: it fetches what lies at the entry through the MMU, and when that is a program that was
-//! built with this library, the same program runs natively. Anything else (a wrong key, a wrong C-bit, moved ciphertext,
-//! a changed page) is what it would be on hardware: instructions that make no sense.
+//! It does not interpret x86: it fetches what lies at the entry through the MMU, and when that is a program
+//! that was built with this library, the same program runs natively. Anything else (a wrong key, a wrong
+//! C-bit, moved ciphertext, a changed page) is what it would be on hardware: instructions that make no sense.
 
 use std::sync::LazyLock;
 
@@ -66,8 +66,8 @@ impl Program {
     }
 }
 
-/// Zeroes the helper's uninitialized data, as its first worker does before anything else. Natively that data lies
-/// elsewhere; what counts is that it could be written.
+/// Zeroes the helper's uninitialized data, as its first worker does before anything else. Natively that data
+/// lies elsewhere; what counts is that it could be written.
 pub(super) fn clear_helper_data(mmu: &Mmu<'_>) -> Result<(), Fault> {
     for va in (HEADER.data_end..HEADER.bss_end).step_by(PAGE_SIZE as usize) {
         mmu.write(HelperVa::new(va), &[0; PAGE_SIZE as usize])?;

@@ -142,8 +142,8 @@ const MAGIC: u64 = u64::from_le_bytes(*b"mvmvmsa1");
 pub(super) const AREA_BYTES: usize = (2 + 5 + 1 + WORDS) * 8;
 const _: () = assert!(AREA_BYTES.is_multiple_of(16));
 
-/// As they lie in a save area. The real one has its own layout (AMD APM vol. 2, appendix B); nobody but the processor
-/// reads either.
+/// As they lie in a save area. The real one has its own layout (AMD APM vol. 2, appendix B); nobody but the
+/// processor reads either.
 pub(super) fn to_area(r: &Registers) -> [u8; AREA_BYTES] {
     let UserEntry { rip, rsp, rdi, cr3, tss } = r.entry;
     let head = [MAGIC, 1, rip, rsp, rdi, cr3, tss, u64::from(r.user)];

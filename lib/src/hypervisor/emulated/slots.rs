@@ -1,7 +1,7 @@
 //! A VM's physical memory: slots, and which of their pages were written.
 //!
-//! Owns: KVM's rules for slots (virt/kvm/kvm_main.c, kvm_set_memory_region), the dirty log. Must not know: page tables,
-//! encryption, programs.
+//! Owns: KVM's rules for slots (virt/kvm/kvm_main.c, kvm_set_memory_region), the dirty log. Must not know:
+//! page tables, encryption, programs.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

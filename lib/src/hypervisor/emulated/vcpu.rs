@@ -70,7 +70,8 @@ impl EmulatedVcpu {
                 let source = std::io::Error::from_raw_os_error(libc::EINVAL);
                 return Err(HypervisorError::Kernel { call: "KVM_SET_REGS", source });
             }
-            // Plain until LAUNCH_UPDATE_VMSA encrypts the page in place; plain for good, should that not come.
+            // Plain until LAUNCH_UPDATE_VMSA encrypts the page in place; plain for good, should that not
+            // come.
             area.put_plain(&registers);
         }
         self.place = Place::Open(registers);

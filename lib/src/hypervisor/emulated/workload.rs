@@ -14,7 +14,8 @@ pub(super) struct Turn<'a> {
 }
 
 impl<'a> Turn<'a> {
-    /// Reads the boot page anew: a program on bare metal keeps it on its stack, which lies in the same memory.
+    /// Reads the boot page anew: a program on bare metal keeps it on its stack, which lies in the same
+    /// memory.
     pub fn new(mmu: &'a Mmu<'a>) -> Result<Self, Fault> {
         let mut raw = [0; BOOT_BYTES];
         mmu.read(HelperVa::new(BOOT_VA), &mut raw)?;

@@ -67,8 +67,8 @@ impl DirtyLog for KvmDirtyLog {
                 dirty_bitmap: bits.as_ptr().cast_mut().cast(),
             },
         };
-        // SAFETY: the command is as the kernel wants it; it reads `num_pages` bits, rounded up to whole words, from `bits`,
-        // which has that many and outlives the call, and writes nothing.
+        // SAFETY: the command is as the kernel wants it; it reads `num_pages` bits, rounded up to whole
+        // words, from `bits`, which has that many and outlives the call, and writes nothing.
         let answer = unsafe { ioctl_with_ref(&*self.fd, KVM_CLEAR_DIRTY_LOG(), &command) };
         if answer == 0 {
             return Ok(());

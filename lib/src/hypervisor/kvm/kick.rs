@@ -81,8 +81,9 @@ impl RunKick {
 }
 
 fn flag<'a>(at: usize) -> &'a AtomicU8 {
-    // SAFETY: the address is of a byte in the mapped kvm_run of a vCPU that lives: `retire` takes it away under
-    // the lock before the mapping goes. The kernel reads the byte racily by design (api.rst, immediate_exit).
+    // SAFETY: the address is of a byte in the mapped kvm_run of a vCPU that lives: `retire` takes it away
+    // under the lock before the mapping goes. The kernel reads the byte racily by design (api.rst,
+    // immediate_exit).
     unsafe { &*(at as *const AtomicU8) }
 }
 

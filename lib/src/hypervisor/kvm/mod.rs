@@ -56,9 +56,10 @@ impl KvmHost {
         Ok(Self { kvm, cpuid, sev })
     }
 
-    /// Asks for the exits by which a guest tells of migration: KVM_HC_MAP_GPA_RANGE, and MSR_KVM_MIGRATION_CONTROL, which
-    /// the kernel would otherwise take by itself (api.rst, 4.97, 7.22 and 7.30). A kernel that has no such exit leaves
-    /// guests without a way to tell, which is how they then appear.
+    /// Asks for the exits by which a guest tells of migration: KVM_HC_MAP_GPA_RANGE, and
+    /// MSR_KVM_MIGRATION_CONTROL, which the kernel would otherwise take by itself (api.rst, 4.97, 7.22 and
+    /// 7.30). A kernel that has no such exit leaves guests without a way to tell, which is how they then
+    /// appear.
     fn leave_to_us(&self, vm: &VmFd) -> Result<(), HypervisorError> {
         let enable = |cap, value: u64| {
             let cap = kvm_enable_cap { cap, args: [value, 0, 0, 0], ..Default::default() };
@@ -82,8 +83,8 @@ impl KvmHost {
         Ok(())
     }
 
-    /// Asks the kernel to leave clearing dirty logs to us, and to begin them with every page marked instead of protecting
-    /// all memory at once (api.rst, 7.21). False where it does not know that.
+    /// Asks the kernel to leave clearing dirty logs to us, and to begin them with every page marked instead
+    /// of protecting all memory at once (api.rst, 7.21). False where it does not know that.
     fn clear_log_by_hand(&self, vm: &VmFd) -> Result<bool, HypervisorError> {
         let wanted = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET;
         let cap = KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2;

@@ -116,15 +116,16 @@ impl KvmVcpu {
         }
     }
 
-    /// Which kind of internal error the last exit was. The data that the kernel adds to it is left alone: with a failed
-    /// emulation that is the guest's code.
+    /// Which kind of internal error the last exit was. The data that the kernel adds to it is left alone:
+    /// with a failed emulation that is the guest's code.
     #[expect(unsafe_code, reason = "UNSAFETY: kvm_run is a union of what exits tell")]
     fn sub_error(&mut self) -> u64 {
         let run = self.fd.get_kvm_run();
         if run.exit_reason != KVM_EXIT_INTERNAL_ERROR {
             return 0;
         }
-        // SAFETY: the reason of the last exit says which field the kernel filled, and plain numbers have no wrong value.
+        // SAFETY: the reason of the last exit says which field the kernel filled, and plain numbers have no
+        // wrong value.
         u64::from(unsafe { run.__bindgen_anon_1.internal.suberror })
     }
 

@@ -22,7 +22,8 @@ pub(super) struct KvmVm {
     log: Option<Arc<KvmDirtyLog>>,
     cpuid: CpuId,
     slots: HashMap<SlotId, Slot>,
-    /// Has a descriptor of its own: whoever keeps it keeps the VM, but no vCPU that could touch the slots' memory.
+    /// Has a descriptor of its own: whoever keeps it keeps the VM, but no vCPU that could touch the slots'
+    /// memory.
     sev: Option<Arc<KernelContext>>,
 }
 

@@ -1,7 +1,7 @@
 //! SEV commands to KVM, with what they borrow, and their structures.
 //!
-//! A [`Call`] holds every buffer that its structure names, so that building a structure and handing it to the kernel
-//! needs one argument for its safety, in [`run`]. Structures are those of kvm-bindings.
+//! A [`Call`] holds every buffer that its structure names, so that building a structure and handing it to the
+//! kernel needs one argument for its safety, in [`run`]. Structures are those of kvm-bindings.
 
 use std::ffi::c_void;
 use std::io;
@@ -335,9 +335,9 @@ pub(super) fn try_run(ioctls: &dyn Ioctls, mut call: Call<'_>) -> Result<(), Fai
             sev_fd: ioctls.sev_fd(),
         };
         retry(|| {
-            // SAFETY: the structure outlives the call (`with` borrows it, or it is null for commands that take none);
-            // its addresses are those of buffers that `call` borrows, or of guest memory inside a mapping that `call`
-            // borrows and that is touched by volatile access alone.
+            // SAFETY: the structure outlives the call (`with` borrows it, or it is null for commands that
+            // take none); its addresses are those of buffers that `call` borrows, or of guest memory inside a
+            // mapping that `call` borrows and that is touched by volatile access alone.
             unsafe { ioctls.call(Request::EncryptOp, from_mut(&mut command).cast()) }
         })
         .map_err(|errno| Failure { errno, firmware: command.error })
@@ -366,8 +366,8 @@ pub(super) fn plain(ioctls: &dyn Ioctls, call: Plain<'_>) -> io::Result<()> {
         Plain::Unregister(region) => (Request::UnregisterRegion, from_ref(region).cast()),
         Plain::EnableCap(cap) => (Request::EnableCap, from_ref(cap).cast()),
     };
-    // SAFETY: the structure is the request's and borrowed here; the kernel reads it alone. A region's memory is pinned,
-    // not touched.
+    // SAFETY: the structure is the request's and borrowed here; the kernel reads it alone. A region's memory
+    // is pinned, not touched.
     retry(|| unsafe { ioctls.call(request, argument.cast_mut()) })
 }
 

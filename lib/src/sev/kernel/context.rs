@@ -21,7 +21,8 @@ use crate::sev::{
 /// How often a copy that met another is tried again.
 const COPY_TRIES: usize = 100;
 
-/// What one LAUNCH_UPDATE_DATA takes here: the kernel pins all of it at once. The measurement does not see the cuts.
+/// What one LAUNCH_UPDATE_DATA takes here: the kernel pins all of it at once. The measurement does not see
+/// the cuts.
 const LAUNCH_CHUNK: u64 = 64 << 20;
 
 const COPY: &str = "KVM_CAP_VM_COPY_ENC_CONTEXT_FROM";
@@ -37,8 +38,8 @@ pub enum VmKind {
     SevEs,
 }
 
-/// A VM's context in the kernel. Written by the kernel's documents and tested against a recorder; it has never run on
-/// hardware with SEV.
+/// A VM's context in the kernel. Written by the kernel's documents and tested against a recorder; it has
+/// never run on hardware with SEV.
 pub struct KernelContext {
     ioctls: Arc<dyn Ioctls>,
     source: Arc<KernelSource>,
@@ -115,8 +116,9 @@ impl KernelContext {
     }
 }
 
-/// The firmware's number, which KVM passes on as it is: amd-memory-encryption.rst lists 4 as receiving and 5 as sending,
-/// the SEV API and QEMU the other way round. The firmware's order is taken; no hardware has confirmed it here.
+/// The firmware's number, which KVM passes on as it is: amd-memory-encryption.rst lists 4 as receiving and 5
+/// as sending, the SEV API and QEMU the other way round. The firmware's order is taken; no hardware has
+/// confirmed it here.
 fn state(number: u32) -> Option<GuestState> {
     Some(match number {
         0 => GuestState::Invalid,

@@ -35,8 +35,8 @@ pub(super) trait Ioctls: Send + Sync {
     /// The kernel's errno.
     ///
     /// # Safety
-    /// `argument` points to what the request takes, and every address in that, and in what that points to, to memory
-    /// that the kernel may read and write for the length beside it until this returns.
+    /// `argument` points to what the request takes, and every address in that, and in what that points to, to
+    /// memory that the kernel may read and write for the length beside it until this returns.
     #[expect(unsafe_code, reason = "UNSAFETY: the request's argument holds addresses that the kernel uses")]
     unsafe fn call(&self, request: Request, argument: *mut c_void) -> io::Result<()>;
 }

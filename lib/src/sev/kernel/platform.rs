@@ -21,8 +21,8 @@ const PDH_CERT_EXPORT: u32 = 5;
 /// Flag of the status: SEV-ES is initialized.
 const CONFIG_ES: u32 = 1 << 8;
 
-/// This host's security processor. Written by the kernel's and AMD's documents and tested against a recorder; it
-/// has never run on such hardware.
+/// This host's security processor. Written by the kernel's and AMD's documents and tested against a recorder;
+/// it has never run on such hardware.
 pub struct KernelPlatform {
     ioctls: Box<dyn Ioctls>,
     kernel: Option<Kernel>,
@@ -57,7 +57,8 @@ impl KernelPlatform {
         Self { ioctls, kernel: None }
     }
 
-    /// The context of the VM with descriptor `vm`, made as `kind`. The descriptor is duplicated: the VM lives as long as its context.
+    /// The context of the VM with descriptor `vm`, made as `kind`. The descriptor is duplicated: the VM lives
+    /// as long as its context.
     ///
     /// # Errors
     /// No descriptors left.
@@ -67,8 +68,8 @@ impl KernelPlatform {
         Ok(Arc::new(KernelContext::new(Arc::new(kernel.vm(vm)?), vm.try_clone_to_owned()?, kind)))
     }
 
-    /// Its certificate and the chain up to the processor's own key. AMD's certificates of that are not on the host:
-    /// they come from AMD's key distribution service.
+    /// Its certificate and the chain up to the processor's own key. AMD's certificates of that are not on the
+    /// host: they come from AMD's key distribution service.
     ///
     /// # Errors
     /// [`SevError`].
@@ -100,7 +101,8 @@ impl KernelPlatform {
         put(&mut command, 0, &number.to_le_bytes());
         put(&mut command, 4, &(data.as_mut_ptr().expose_provenance() as u64).to_le_bytes());
         retry(|| {
-            // SAFETY: `data` is the structure of this command, and its addresses are of `_buffers`, both borrowed here.
+            // SAFETY: `data` is the structure of this command, and its addresses are of `_buffers`, both
+            // borrowed here.
             unsafe { self.ioctls.call(Request::IssueCmd, from_mut(&mut command).cast()) }
         })
         .map_err(|errno| Failure { errno, firmware: u32::from_le_bytes(part(&command, 12)) }.explain(name))

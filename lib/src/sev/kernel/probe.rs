@@ -1,7 +1,7 @@
 //! Whether this host can run SEV guests, and if not, why and what to do.
 //!
-//! Owns: reading CPUID, the KVM module's parameters and `/dev/sev`; the verdict is a pure function of what was read.
-//! Sources: AMD APM vol. 3, Fn8000_001F; arch/x86/kvm/svm/sev.c, sev_hardware_setup.
+//! Owns: reading CPUID, the KVM module's parameters and `/dev/sev`; the verdict is a pure function of what
+//! was read. Sources: AMD APM vol. 3, Fn8000_001F; arch/x86/kvm/svm/sev.c, sev_hardware_setup.
 
 use std::io;
 use std::path::Path;
@@ -84,7 +84,8 @@ impl Device {
 /// What was read of this host.
 #[derive(Clone, Debug)]
 struct Facts {
-    /// CPUID Fn8000_001F: EAX, ECX (ASIDs), EDX (the first for SEV); `None` where the processor has no such leaf.
+    /// CPUID Fn8000_001F: EAX, ECX (ASIDs), EDX (the first for SEV); `None` where the processor has no such
+    /// leaf.
     leaf: Option<(u32, u32, u32)>,
     /// Parameters `sev` and `sev_es` of kvm_amd; `None` where that module or parameter is not there.
     sev: Option<bool>,

@@ -1,8 +1,9 @@
 //! ASIDs as KVM hands them out, and what the memory controller holds for each.
 //!
-//! KVM (arch/x86/kvm/svm/sev.c, sev_asid_new and sev_flush_asids): SEV-ES guests have the ASIDs below a limit, SEV guests
-//! those from it on. An ASID that was given back is not used again until all caches were written back (WBINVD) and the
-//! data fabric was flushed (DF_FLUSH), which KVM does when it has no other left.
+//! KVM (arch/x86/kvm/svm/sev.c, sev_asid_new and sev_flush_asids): SEV-ES guests have the ASIDs below a
+//! limit, SEV guests those from it on. An ASID that was given back is not used again until all caches were
+//! written back (WBINVD) and the data fabric was flushed (DF_FLUSH), which KVM does when it has no other
+//! left.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -101,8 +102,8 @@ impl Asids {
     /// ACTIVATE: loads the key of guest `handle`.
     ///
     /// # Errors
-    /// INVALID_ASID: of the other kind, or none. ASID_OWNED: by another guest. ACTIVE: this guest has one already.
-    /// DF_FLUSH_REQUIRED: it was used before.
+    /// INVALID_ASID: of the other kind, or none. ASID_OWNED: by another guest. ACTIVE: this guest has one
+    /// already. DF_FLUSH_REQUIRED: it was used before.
     pub fn activate(
         &mut self,
         asid: u32,

@@ -1,7 +1,8 @@
 //! One VM's encryption context in the model: KVM's rules, above the firmware.
 //!
-//! Source: arch/x86/kvm/svm/sev.c and Documentation/virt/kvm/x86/amd-memory-encryption.rst. KVM answers ENOTTY where the VM
-//! is no SEV guest, EINVAL to a mirror for all but four commands, EPERM to SEV commands of an SNP guest.
+//! Source: arch/x86/kvm/svm/sev.c and Documentation/virt/kvm/x86/amd-memory-encryption.rst. KVM answers
+//! ENOTTY where the VM is no SEV guest, EINVAL to a mirror for all but four commands, EPERM to SEV commands
+//! of an SNP guest.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -42,7 +43,8 @@ pub(super) struct Sev {
     pub asid: u32,
     pub es: bool,
     snp: bool,
-    /// The firmware's handle; 0 before LAUNCH_START or RECEIVE_START. A mirror has the owner's of the time of the copy.
+    /// The firmware's handle; 0 before LAUNCH_START or RECEIVE_START. A mirror has the owner's of the time of
+    /// the copy.
     pub handle: u32,
     /// Of a mirror: the VM that owns the context, kept alive.
     owner: Option<Arc<ModelContext>>,
@@ -91,8 +93,9 @@ impl ModelContext {
         })
     }
 
-    /// The key that the memory controller uses for this VM's ASID; `None` while no guest is activated there. A mirror
-    /// has its owner's. A guest received with its key shared has an equal key under an ASID of its own.
+    /// The key that the memory controller uses for this VM's ASID; `None` while no guest is activated there.
+    /// A mirror has its owner's. A guest received with its key shared has an equal key under an ASID of its
+    /// own.
     pub fn memory_key(&self) -> Option<Arc<MemoryKey>> {
         if let Some(key) = self.key.get() {
             return Some(Arc::clone(key));
@@ -140,14 +143,15 @@ impl ModelContext {
         }
     }
 
-    /// Tells where the save areas of the vCPUs created so far are, for LAUNCH_UPDATE_VMSA. The hook must not hold
-    /// the context strongly: that would never be dropped. It is called without a lock of the context's.
+    /// Tells where the save areas of the vCPUs created so far are, for LAUNCH_UPDATE_VMSA. The hook must not
+    /// hold the context strongly: that would never be dropped. It is called without a lock of the context's.
     pub fn set_save_areas(&self, areas: SaveAreas) {
         *self.save_areas.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(areas));
     }
 
-    /// Whether all of `len` bytes at `offset` are registered, and so pinned. Encrypted memory that is not may become
-    /// garbage at any time on real hardware: the kernel may move it. A mirror's memory is registered by its owner.
+    /// Whether all of `len` bytes at `offset` are registered, and so pinned. Encrypted memory that is not may
+    /// become garbage at any time on real hardware: the kernel may move it. A mirror's memory is registered
+    /// by its owner.
     pub fn is_registered(&self, memory: &Mapping, offset: u64, len: u64) -> bool {
         let vm = self.vm();
         match vm.sev.as_ref() {
@@ -193,8 +197,8 @@ impl ModelContext {
         Ok(Begun { handle: sev.handle, asid: sev.asid, vm })
     }
 
-    /// The second half of KVM's LAUNCH_START and RECEIVE_START: the firmware's new guest gets the VM's ASID, or is
-    /// forgotten again.
+    /// The second half of KVM's LAUNCH_START and RECEIVE_START: the firmware's new guest gets the VM's ASID,
+    /// or is forgotten again.
     pub(super) fn bind(
         &self,
         command: &'static str,

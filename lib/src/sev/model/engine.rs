@@ -1,8 +1,9 @@
-//! The memory controller's cipher: AES-128 in XTS (IEEE 1619), a page as the data unit, its system-physical address as
-//! the tweak.
+//! The memory controller's cipher: AES-128 in XTS (IEEE 1619), a page as the data unit, its system-physical
+//! address as the tweak.
 //!
-//! So a page that is read with another key, without the C-bit, or after its ciphertext was moved to another page, reads
-//! as garbage, as on real hardware. The real cipher's tweak function is not published in full; nothing here depends on it.
+//! So a page that is read with another key, without the C-bit, or after its ciphertext was moved to another
+//! page, reads as garbage, as on real hardware. The real cipher's tweak function is not published in full;
+//! nothing here depends on it.
 
 use aes::Aes128;
 use aes::cipher::{Array, BlockCipherDecrypt, BlockCipherEncrypt, KeyInit};

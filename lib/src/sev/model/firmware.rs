@@ -1,7 +1,8 @@
 //! The firmware's commands over its guests: checks in the specification's spirit, then the cryptography.
 //!
-//! Owns: guest contexts (policy, keys, digest, state) and the PDH. Must not know: KVM, VMs. One command runs at a time, as
-//! on the real processor with its one mailbox. Source: SEV API specification (55766), chapter 6.
+//! Owns: guest contexts (policy, keys, digest, state) and the PDH. Must not know: KVM, VMs. One command runs
+//! at a time, as on the real processor with its one mailbox. Source: SEV API specification (55766), chapter
+//! 6.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -79,8 +80,8 @@ impl Firmware {
         Ok((guest, next))
     }
 
-    /// As [`Firmware::at`], for commands that touch guest memory: without an ASID there is no key in the memory
-    /// controller.
+    /// As [`Firmware::at`], for commands that touch guest memory: without an ASID there is no key in the
+    /// memory controller.
     fn active(&mut self, handle: u32, command: Command) -> Result<&mut Guest, FirmwareError> {
         self.at(handle, command)?;
         if !self.asids.is_active(handle) {
@@ -224,8 +225,8 @@ impl Firmware {
         Ok(GuestStatus { handle, policy: guest.policy, state: guest.state.shown() })
     }
 
-    /// SEND_START. The model knows no chains: DOMAIN, which asks for the same owner's certificate authority, admits only
-    /// this platform itself; SEV admits any platform of the model.
+    /// SEND_START. The model knows no chains: DOMAIN, which asks for the same owner's certificate authority,
+    /// admits only this platform itself; SEV admits any platform of the model.
     pub fn send_start(&mut self, handle: u32, target: &PdhCert) -> Result<Session, FirmwareError> {
         let z = self.pdh.agree(target).map_err(|_| FirmwareError::InvalidCertificate);
         let (keys, nonce, iv) =
@@ -268,7 +269,8 @@ impl Firmware {
         self.end(handle, Command::SendCancel)
     }
 
-    /// RECEIVE_START. With `share`, the new guest gets that guest's key if the policies are equal and allow it.
+    /// RECEIVE_START. With `share`, the new guest gets that guest's key if the policies are equal and allow
+    /// it.
     pub fn receive_start(
         &mut self,
         policy: Policy,

@@ -1,8 +1,8 @@
 //! A guest's life in the firmware, as a pure function.
 //!
-//! Source: SEV API specification (55766), the table of guest states and the commands allowed in each, as sev-tool's
-//! sevapi.h lists them; SENT and SEND_CANCEL are of later versions of the API. That DBG_DECRYPT and DBG_ENCRYPT work in
-//! RUNNING and SUPDATE alone is this model's reading: the table does not list them.
+//! Source: SEV API specification (55766), the table of guest states and the commands allowed in each, as
+//! sev-tool's sevapi.h lists them; SENT and SEND_CANCEL are of later versions of the API. That DBG_DECRYPT
+//! and DBG_ENCRYPT work in RUNNING and SUPDATE alone is this model's reading: the table does not list them.
 
 use crate::sev::{FirmwareError, GuestState};
 
@@ -144,8 +144,8 @@ mod tests {
 
     use super::*;
 
-    /// The specification's table, written out by hand: a row for each state, in it the commands in their order (LAUNCH_*,
-    /// SEND_*, RECEIVE_*, the rest); a digit is the state that it leads to, `-` a refusal.
+    /// The specification's table, written out by hand: a row for each state, in it the commands in their
+    /// order (LAUNCH_*, SEND_*, RECEIVE_*, the rest); a digit is the state that it leads to, `-` a refusal.
     const TABLE: [[&str; 4]; 7] = [
         ["1-----", "-----", "5---", "------"],
         ["-112--", "-----", "----", "1101--"],

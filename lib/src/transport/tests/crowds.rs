@@ -1,4 +1,5 @@
-//! Many at once at a listener: strangers that are silent, slow or somebody else, and peers that want too much.
+//! Many at once at a listener: strangers that are silent, slow or somebody else, and peers that want too
+//! much.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, TcpStream};

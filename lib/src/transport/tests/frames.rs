@@ -27,7 +27,8 @@ proptest! {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// An authenticated peer that sends anything at all: frames, refusals or an end, and never a panic or a wait.
+    /// An authenticated peer that sends anything at all: frames, refusals or an end, and never a panic or a
+    /// wait.
     #[test]
     fn any_plaintext_ends_in_frames_or_a_typed_error(
         bytes in prop::collection::vec(prop_oneof![4 => Just(0u8), 1 => any::<u8>()], 0..200),

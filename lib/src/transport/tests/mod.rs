@@ -1,5 +1,5 @@
-//! Real sockets on the loopback, both ends in this process. Nothing waits by sleeping: every wait is for an event, with
-//! a bound that only a failing test reaches.
+//! Real sockets on the loopback, both ends in this process. Nothing waits by sleeping: every wait is for an
+//! event, with a bound that only a failing test reaches.
 
 mod crowds;
 mod frames;

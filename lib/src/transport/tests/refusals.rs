@@ -17,7 +17,8 @@ fn refused(listener: &PeerListener, client: &Identity, server: &Identity) -> Lin
     Link::connect(listener.local_addr(), client, server.pin(), deadlines()).unwrap_err()
 }
 
-/// Shuts the listener down, which waits for every connection's thread, and asserts that none reached the handler.
+/// Shuts the listener down, which waits for every connection's thread, and asserts that none reached the
+/// handler.
 fn assert_nobody_in(listener: PeerListener, accepted: &Receiver<Link>) {
     listener.shutdown();
     assert!(accepted.try_recv().is_err(), "a refused peer reached the handler");
@@ -165,8 +166,8 @@ fn certificate_tricks_do_not_help() {
     let issuer = Issuer::new(CertificateParams::new(vec!["host.example".into()]).unwrap(), &good);
     let own = certificate(&good, None, true);
     let alpn = [tls::ALPN];
-    // Nothing shown; a stranger's; one the good key signed, alone and with the good one behind it; the good one with
-    // something behind it.
+    // Nothing shown; a stranger's; one the good key signed, alone and with the good one behind it; the good
+    // one with something behind it.
     let signed = certificate(&other, Some(&issuer), false);
     let alert = |error: std::io::Error| match error.get_ref().and_then(|inner| inner.downcast_ref()) {
         Some(rustls::Error::AlertReceived(alert)) => Some(*alert),

@@ -1,4 +1,5 @@
-//! Prints what a link moves: `cargo test --release -p mirrorvm --lib throughput -- --nocapture`. Asserts nothing on time.
+//! Prints what a link moves: `cargo test --release -p mirrorvm --lib throughput -- --nocapture`. Asserts
+//! nothing on time.
 
 use std::thread;
 use std::time::Instant;

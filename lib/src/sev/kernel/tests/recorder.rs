@@ -73,8 +73,8 @@ pub(super) fn layout(id: u32) -> (usize, Vec<Names>) {
 impl Recorder {
     #[expect(unsafe_code, reason = "UNSAFETY: what the kernel does with a request's addresses")]
     fn take(&self, request: Request, argument: *mut c_void) -> io::Result<()> {
-        // SAFETY: the trait's promise: `argument` is the request's structure, and its addresses are of live buffers of
-        // the lengths beside them.
+        // SAFETY: the trait's promise: `argument` is the request's structure, and its addresses are of live
+        // buffers of the lengths beside them.
         let bytes = |at: *const u8, len: usize| unsafe { std::slice::from_raw_parts(at, len) }.to_vec();
         let copy_out = |at: u64, from: &[u8]| {
             let to = std::ptr::with_exposed_provenance_mut::<u8>(at as usize);
