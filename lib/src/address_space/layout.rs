@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::addr::{Gpa, PAGE_2M, PAGE_SIZE, PageRange, RamAddr, RangeError, align_up};
 
-/// Most RAM blocks a guest may have (`domain.md` plans for 10,000; the API's body limit is lower).
+/// Most RAM blocks a guest may have. Plans are measured with 10,000; the API's bound on a body is lower.
 pub const MAX_BLOCKS: usize = 32_768;
 /// Largest guest: 64 TiB of `RamAddr`, which is also the size of the helper's RAM window.
 pub const MAX_RAM_BYTES: u64 = 64 << 40;

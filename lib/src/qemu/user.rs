@@ -9,8 +9,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Ids that neither Debian nor systemd gives to anybody (systemd's `UIDS-GIDS.md`: 65520 to 65533 are
-/// unused).
+/// Ids that neither Debian nor systemd gives to anybody: 65520 to 65533 are unused
+/// (<https://systemd.io/UIDS-GIDS/>).
 const DEFAULT: (u32, u32) = (65_520, 65_533);
 /// Users that a range may have.
 const RANGE_MAX: u32 = 65_536;

@@ -7,7 +7,7 @@
 //! this is tested.
 //!
 //! A packet's MAC covers neither an address nor a number: whoever carries packets of equal length may swap,
-//! repeat and drop them (`threats.md`). That is the specification's; order must come from the layer above.
+//! repeat and drop them. That is the specification's; order must come from the layer above.
 
 use aes::Aes128;
 use aes::cipher::{Array, KeyIvInit, StreamCipher};

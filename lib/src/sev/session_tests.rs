@@ -1,3 +1,5 @@
+//! Tests of sessions: published vectors, every flipped bit, packets.
+
 use proptest::prelude::*;
 
 use super::*;

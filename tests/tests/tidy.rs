@@ -1,0 +1,282 @@
+//! Rules of the house that run: what the architecture says of layers, heads, lists and comments is held by
+//! the sources.
+//!
+//! Text alone: it reads the tree as a reviewer would, and builds nothing of its own. Exceptions are named
+//! here, each with its reason; one that is not needed any more fails, too.
+
+#![allow(clippy::unwrap_used, reason = "the helpers of a test are test code")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+/// Modules of the library, lowest floor first: what is on a floor knows of nothing above it, nor of its
+/// neighbours.
+const FLOORS: [&[&str]; 13] = [
+    &["addr", "waiting", "private_files", "boot_files"],
+    &["pages", "qemu"],
+    &["address_space"],
+    &["memory"],
+    &["sev"],
+    &["hypervisor"],
+    &["guest"],
+    &["mirror"],
+    &["store"],
+    &["transport"],
+    &["migration"],
+    &["host"],
+    &["lib"],
+];
+
+/// Arrows that run up, and why they may still.
+const UP: [(&str, &str, &str); 1] =
+    [("migration", "host", "records and limits of a migration are the host's types; they are to move down")];
+
+/// Circles between the files of a folder, and why they may be.
+const CIRCLES: [(&str, &str, &str); 6] = [
+    ("address_space", "plan", "the planner hands over to strategies, which draft with it"),
+    (
+        "host",
+        "guest_task",
+        "one enum of commands lives in the task that runs them; the host is to be by resource",
+    ),
+    ("host", "asking", "a question to a peer and a look at a migration need each other's forms"),
+    ("store", "ledger", "documents, logs and their writer share one file"),
+    ("transport", "identity", "TLS has the identity's certificate, the identity the names that TLS knows"),
+    ("transport", "link", "a link gives its place at the listener back"),
+];
+
+/// Functions that map a closed list of ours, and must not swallow a new entry.
+const TABLES: [(&str, &str); 5] = [
+    ("server/src/problem/host_error.rs", "fn code_of"),
+    ("lib/src/host/mod.rs", "fn host_fault"),
+    ("lib/src/host/incoming.rs", "fn refused_by"),
+    ("lib/src/host/looking.rs", "fn findings"),
+    ("lib/src/store/writer.rs", "fn trouble"),
+];
+
+/// As in rustfmt.toml.
+const WIDTH: usize = 110;
+
+fn top() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+struct Source {
+    /// From the top of the tree.
+    path: String,
+    text: String,
+}
+
+impl Source {
+    /// Without comments, literals of text, and tests in the file.
+    fn code(&self) -> String {
+        let lines = self.text.lines().take_while(|l| !l.starts_with("#[cfg(test)]"));
+        lines.filter(|l| !l.trim_start().starts_with("//")).fold(String::new(), |all, l| all + l + "\n")
+    }
+
+    /// Modules that follow `start` in a path or in a list of paths.
+    fn names_after(&self, start: &str) -> BTreeSet<String> {
+        let (code, mut found) = (self.code(), BTreeSet::new());
+        let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        for (at, _) in code.match_indices(start) {
+            // `super::` within `super::super::`, and `mirrorvm_crate::`.
+            if code[..at].ends_with(|c: char| is_word(c) || c == ':') {
+                continue;
+            }
+            let rest = &code[at + start.len()..];
+            if let Some(list) = rest.strip_prefix('{') {
+                let (mut depth, mut first) = (0, true);
+                for (i, c) in list.char_indices() {
+                    match c {
+                        '{' => depth += 1,
+                        '}' if depth == 0 => break,
+                        '}' => depth -= 1,
+                        ',' => first = depth == 0,
+                        c if is_word(c) && first => {
+                            found.insert(list[i..].chars().take_while(|c| is_word(*c)).collect());
+                            first = false;
+                        }
+                        _ => {}
+                    }
+                }
+            } else {
+                found.insert(rest.chars().take_while(|c| is_word(*c)).collect());
+            }
+        }
+        found
+    }
+}
+
+fn sources(below: &str) -> Vec<Source> {
+    let (mut found, mut left) = (Vec::new(), vec![top().join(below)]);
+    while let Some(dir) = left.pop() {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                if path.file_name().is_none_or(|n| n != "target" && n != "node_modules") {
+                    left.push(path);
+                }
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                let path = path.strip_prefix(top()).unwrap().to_str().unwrap().to_owned();
+                found.push(Source { path, text });
+            }
+        }
+    }
+    assert!(!found.is_empty(), "{below}");
+    found.sort_by(|a, b| a.path.cmp(&b.path));
+    found
+}
+
+fn everything() -> Vec<Source> {
+    ["lib", "server", "tests"].iter().flat_map(|d| sources(d)).collect()
+}
+
+/// The module of `lib/src` that a file belongs to.
+fn module(path: &str) -> Option<&str> {
+    let first = path.strip_prefix("lib/src/")?.split('/').next()?;
+    Some(first.strip_suffix(".rs").unwrap_or(first))
+}
+
+#[test]
+fn no_module_of_the_library_knows_of_a_higher_one() {
+    let floor = |m: &str| FLOORS.iter().position(|f| f.contains(&m));
+    let (mut wrong, mut needed) = (Vec::new(), BTreeSet::new());
+    for source in sources("lib/src") {
+        let from = module(&source.path).unwrap();
+        let Some(here) = floor(from) else {
+            wrong.push(format!("{from} is on no floor"));
+            continue;
+        };
+        for to in source.names_after("crate::") {
+            let Some(there) = floor(&to).filter(|_| to != from) else { continue };
+            if let Some(up) = UP.iter().find(|(a, b, _)| *a == from && *b == to) {
+                needed.insert(*up);
+            } else if there >= here {
+                wrong.push(format!("{}: {from} uses {to}, which is not below it", source.path));
+            }
+        }
+    }
+    wrong
+        .extend(UP.iter().filter(|up| !needed.contains(up)).map(|up| format!("not needed any more: {up:?}")));
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// Which file of a folder of the library uses which.
+fn arrows(folder: &str, files: &[Source]) -> BTreeMap<String, BTreeSet<String>> {
+    let start = format!("lib/src/{folder}/");
+    let name = |path: &str| {
+        let rest = path.strip_prefix(&start)?;
+        let first = rest.split('/').next()?;
+        Some(first.strip_suffix(".rs").unwrap_or(first).to_owned())
+    };
+    let names: BTreeSet<String> =
+        files.iter().filter_map(|f| name(&f.path)).filter(|n| n != "mod" && n != "tests").collect();
+    let mut arrows = BTreeMap::<String, BTreeSet<String>>::new();
+    for file in files {
+        let Some(from) = name(&file.path).filter(|n| names.contains(n)) else { continue };
+        let depth = file.path.strip_prefix(&start).unwrap().matches('/').count();
+        let up = if file.path.ends_with("/mod.rs") { depth } else { depth + 1 };
+        let mut used = file.names_after(&format!("crate::{folder}::"));
+        used.extend(file.names_after(&"super::".repeat(up)));
+        let to = used.into_iter().filter(|n| names.contains(n) && *n != from);
+        arrows.entry(from.clone()).or_default().extend(to);
+    }
+    arrows
+}
+
+fn reached(arrows: &BTreeMap<String, BTreeSet<String>>, from: &str) -> BTreeSet<String> {
+    let (mut seen, mut left) = (BTreeSet::new(), vec![from.to_owned()]);
+    while let Some(at) = left.pop() {
+        for next in arrows.get(&at).into_iter().flatten() {
+            if seen.insert(next.clone()) {
+                left.push(next.clone());
+            }
+        }
+    }
+    seen
+}
+
+#[test]
+fn files_of_a_folder_do_not_go_in_circles() {
+    let all = sources("lib/src");
+    let folders: BTreeSet<&str> =
+        all.iter().filter(|s| s.path.matches('/').count() > 2).filter_map(|s| module(&s.path)).collect();
+    let (mut wrong, mut needed) = (BTreeSet::new(), BTreeSet::new());
+    for folder in folders {
+        let arrows = arrows(folder, &all);
+        for file in arrows.keys() {
+            let circle: BTreeSet<String> =
+                reached(&arrows, file).into_iter().filter(|to| reached(&arrows, to).contains(file)).collect();
+            if circle.is_empty() {
+                continue;
+            }
+            match CIRCLES.iter().find(|(f, member, _)| *f == folder && circle.contains(*member)) {
+                Some(known) => _ = needed.insert(*known),
+                None => _ = wrong.insert(format!("{folder}: {circle:?}")),
+            }
+        }
+    }
+    wrong.extend(
+        CIRCLES.iter().filter(|c| !needed.contains(c)).map(|c| format!("not needed any more: {c:?}")),
+    );
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn every_file_says_at_its_head_what_it_is() {
+    let without: Vec<_> =
+        everything().into_iter().filter(|s| !s.text.starts_with("//! ")).map(|s| s.path).collect();
+    assert!(without.is_empty(), "{without:#?}");
+}
+
+#[test]
+fn comments_keep_to_the_width_of_the_code() {
+    let told = std::fs::read_to_string(top().join("rustfmt.toml")).unwrap();
+    assert!(told.contains(&format!("max_width = {WIDTH}")), "{told}");
+    let mut wide = Vec::new();
+    for source in everything() {
+        for (n, line) in source.text.lines().enumerate() {
+            let comment = line.trim_start();
+            // Drawings, tables and addresses cannot be wrapped.
+            let whole = comment.contains('|')
+                || comment.contains("--")
+                || !comment[2.min(comment.len())..].trim().contains(' ');
+            if comment.starts_with("//") && line.chars().count() > WIDTH && !whole {
+                wide.push(format!("{}:{}", source.path, n + 1));
+            }
+        }
+    }
+    assert!(wide.is_empty(), "{wide:#?}");
+}
+
+#[test]
+fn tables_of_closed_lists_name_every_entry() {
+    for (path, function) in TABLES {
+        let text = std::fs::read_to_string(top().join(path)).unwrap();
+        let at = text.find(&format!("{function}(")).unwrap_or_else(|| panic!("{path} has no {function}"));
+        let indent = text[..at].lines().last().unwrap().chars().take_while(|c| *c == ' ').count();
+        let end = format!("\n{}}}\n", " ".repeat(indent));
+        let body = &text[at..at + text[at..].find(&end).unwrap()];
+        assert!(body.contains("match "), "{path}: {function} is no table");
+        assert!(!body.contains("_ =>"), "{path}: {function} swallows what it does not know:\n{body}");
+    }
+}
+
+#[test]
+fn every_document_that_the_sources_cite_is_in_the_tree() {
+    let mut missing = Vec::new();
+    for source in everything() {
+        let words = source.text.split(|c: char| !(c.is_ascii_alphanumeric() || "._-/".contains(c)));
+        // A document of another project has its address before it.
+        for word in
+            words.filter(|w| w.len() > 3 && w.ends_with(".md") && !w.contains("..") && !w.contains("//"))
+        {
+            let beside = top().join(&source.path).parent().unwrap().join(word);
+            if !top().join(word).exists() && !beside.exists() && !top().join("docs").join(word).exists() {
+                missing.push(format!("{}: {word}", source.path));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{missing:#?}");
+}
