@@ -35,8 +35,8 @@ fn all(daemon: &Daemon, path: &str) -> Vec<Value> {
     }
 }
 
-/// Where hosts are not trusted only a token settles a doubt, and a destination that was killed between START and COMMIT has
-/// none: then an administrator looks at both hosts and says what he sees.
+/// Where hosts are not trusted only a token settles a doubt, and a destination that was killed between START
+/// and COMMIT has none: then an administrator looks at both hosts and says what he sees.
 fn administer(world: &World) {
     for (side, there) in [(0, 1), (1, 0)].map(|(a, b)| (&world.sides[a].daemon, &world.sides[b].daemon)) {
         let doubts = all(side, "/v1/migrations");
