@@ -15,6 +15,9 @@ use mirrorvm_tests::{
 };
 use serde_json::{Value, json};
 
+/// The version of the peer protocol that this build speaks.
+const OURS: u32 = wire::PROTOCOL_VERSIONS[0];
+
 const GUEST: &str = "g1";
 
 fn quick(to: &str, mode: &str) -> Value {
@@ -313,7 +316,7 @@ fn peers_that_are_not_what_they_should_be_get_a_typed_answer() {
         }),
         Fake::new(&a, "refuses", |mut link| {
             hello(&mut link);
-            agree(&mut link, wire::PROTOCOL_VERSIONS[0]);
+            agree(&mut link, OURS);
             wire::expect(&mut link, &[kind::PREPARE], wire::MESSAGE_MAX).unwrap();
             // What a peer says is shown to people: bounded and printable.
             let detail = format!("no \u{1b}[31m{}", "x".repeat(5000));
@@ -322,7 +325,7 @@ fn peers_that_are_not_what_they_should_be_get_a_typed_answer() {
         }),
         Fake::new(&a, "silent", |mut link| {
             hello(&mut link);
-            agree(&mut link, wire::PROTOCOL_VERSIONS[0]);
+            agree(&mut link, OURS);
             wire::expect(&mut link, &[kind::PREPARE], wire::MESSAGE_MAX).unwrap();
             hold(link);
         }),
@@ -334,7 +337,7 @@ fn peers_that_are_not_what_they_should_be_get_a_typed_answer() {
         }),
         Fake::new(&a, "jumps", |mut link| {
             hello(&mut link);
-            agree(&mut link, wire::PROTOCOL_VERSIONS[0]);
+            agree(&mut link, OURS);
             wire::expect(&mut link, &[kind::PREPARE], wire::MESSAGE_MAX).unwrap();
             link.send(kind::COMMITTED, b"{\"token\": [], \"verify_us\": 0, \"reason\": null}").unwrap();
             hold(link);
@@ -403,9 +406,10 @@ fn a_caller_of_another_version_or_with_nonsense_is_refused() {
 
     // A newer caller that also speaks ours gets ours.
     let mut link = Link::connect(address, &identity, &pin, deadlines).unwrap();
-    wire::send(&mut link, kind::HELLO, &Hello { protocol_versions: vec![2, 3], ..hello.clone() }).unwrap();
+    wire::send(&mut link, kind::HELLO, &Hello { protocol_versions: vec![OURS, OURS + 1], ..hello.clone() })
+        .unwrap();
     let (_, ack) = wire::expect(&mut link, &[kind::HELLO_ACK], 64 << 10).unwrap();
-    assert_eq!(wire::parse::<HelloAck>(&ack).unwrap().protocol, 2);
+    assert_eq!(wire::parse::<HelloAck>(&ack).unwrap().protocol, OURS);
     // What does not belong, does not parse or is too long ends the link and makes nothing.
     for (kind, payload) in [
         (kind::START, vec![0; 64]),
@@ -414,7 +418,7 @@ fn a_caller_of_another_version_or_with_nonsense_is_refused() {
         (77, Vec::new()),
     ] {
         let mut link = Link::connect(address, &identity, &pin, deadlines).unwrap();
-        wire::send(&mut link, wire::kind::HELLO, &Hello { protocol_versions: vec![2], ..hello.clone() })
+        wire::send(&mut link, wire::kind::HELLO, &Hello { protocol_versions: vec![OURS], ..hello.clone() })
             .unwrap();
         wire::expect(&mut link, &[wire::kind::HELLO_ACK], 64 << 10).unwrap();
         link.send(kind, &payload).unwrap();
@@ -861,7 +865,7 @@ fn what_a_peer_says_it_can_do_is_bounded_and_shown_as_its_word() {
         strategies: vec!["shifted".into()],
         helper_abi: (3, 3),
         helper_measurement: [0xab; 32],
-        protocol_versions: vec![2, 7],
+        protocol_versions: vec![OURS, 70],
         max_phys_bits: 52,
         c_bit: Some(51),
         phys_bit_reduction: 1,
@@ -871,7 +875,7 @@ fn what_a_peer_says_it_can_do_is_bounded_and_shown_as_its_word() {
     let says = |bytes: Vec<u8>| {
         move |mut link: Link| {
             assert_eq!(hello(&mut link).purpose, Purpose::Ask {});
-            agree(&mut link, wire::PROTOCOL_VERSIONS[0]);
+            agree(&mut link, OURS);
             let _ = link.send(kind::ABILITIES, &bytes);
             hold(link);
         }
@@ -906,7 +910,7 @@ fn what_a_peer_says_it_can_do_is_bounded_and_shown_as_its_word() {
     assert_eq!(problem["code"], "peer_failed", "{problem}");
 
     let shown = a.read("/v1/hosts/good/capabilities");
-    assert_eq!(shown["protocol_versions"], json!([2]), "{shown}");
+    assert_eq!(shown["protocol_versions"], json!([OURS]), "{shown}");
     assert_eq!((&shown["drivers"], &shown["missing"]), (&json!(["emulated"]), &json!(["kvm"])));
     assert_eq!(shown["helper_measurement"], format!("sha256:{}", "ab".repeat(32)));
     assert_eq!((&shown["c_bit_position"], &shown["slot_budget"]), (&json!(51), &json!(509)));
@@ -938,7 +942,7 @@ fn a_peer_that_cannot_be_asked_is_said_to_be_so_in_time() {
     // One that ends the link where its answer belongs, and one that is down afterwards.
     let other = Fake::new(&a, "leaves", |mut link| {
         hello(&mut link);
-        agree(&mut link, wire::PROTOCOL_VERSIONS[0]);
+        agree(&mut link, OURS);
         let _ = link.close();
     });
     let problem = a.get("/v1/hosts/leaves/capabilities").expect(502).json();
@@ -954,7 +958,7 @@ fn a_peer_that_cannot_be_asked_is_said_to_be_so_in_time() {
         let begun = Instant::now();
         // The delay is what is tested; nothing waits for it.
         std::thread::sleep(Duration::from_secs(4));
-        agree(&mut link, wire::PROTOCOL_VERSIONS[0]);
+        agree(&mut link, OURS);
         hold(link);
         let _ = agreed.send(begun.elapsed());
     });

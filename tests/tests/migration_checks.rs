@@ -188,7 +188,7 @@ fn a_destination_that_cannot_be_asked_makes_it_unknown() {
         strategies: vec!["shifted".into()],
         helper_abi: (3, 3),
         helper_measurement: helper.try_into().unwrap(),
-        protocol_versions: vec![3],
+        protocol_versions: wire::PROTOCOL_VERSIONS.to_vec(),
         max_phys_bits: 52,
         c_bit: None,
         phys_bit_reduction: 0,
