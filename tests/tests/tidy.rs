@@ -113,7 +113,9 @@ fn sources(below: &str) -> Vec<Source> {
         for entry in std::fs::read_dir(dir).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
-                if path.file_name().is_none_or(|n| n != "target" && n != "node_modules") {
+                // What was built or fetched is not ours.
+                let name = path.file_name().unwrap().to_str().unwrap();
+                if !name.starts_with('.') && name != "target" && name != "node_modules" {
                     left.push(path);
                 }
             } else if path.extension().is_some_and(|e| e == "rs") {
