@@ -258,16 +258,22 @@ fn a_destination_whose_disk_fails_holds_the_guest_and_its_source_waits_until_com
     }
 }
 
+/// A migration whose destination is gone before COMMIT was stored.
+fn in_doubt(encrypted: bool) -> (Hosts, String) {
+    let mut hosts = Hosts::start();
+    hosts.run_guest(encrypted);
+    let id = hosts.committing("keep_stopped");
+    hosts.b.kill();
+    hosts.a.follow(&format!("/v1/migrations/{id}"), 30, |m| m["state"] == "in_doubt");
+    (hosts, id)
+}
+
 #[test]
 fn a_destination_that_dies_before_commit_is_stored_never_had_the_guest() {
     if !mounts() {
         return;
     }
-    let mut hosts = Hosts::start();
-    hosts.run_guest(false);
-    let id = hosts.committing("keep_stopped");
-    hosts.b.kill();
-    hosts.a.follow(&format!("/v1/migrations/{id}"), 30, |m| m["state"] == "in_doubt");
+    let (mut hosts, id) = in_doubt(false);
     assert_eq!(hosts.a.guest_state(GUEST), "in_doubt");
     hosts.b.restart();
     // Hosts are trusted at this level: the journal's word is enough.
@@ -281,12 +287,8 @@ fn a_destination_that_dies_before_commit_is_stored_never_had_the_guest() {
 /// An encrypted guest whose destination died before COMMIT was stored: only a helper could say that it never
 /// was, and that is gone.
 fn doubt_without_end() -> (Hosts, String) {
-    let mut hosts = Hosts::start();
-    hosts.run_guest(true);
-    let id = hosts.committing("keep_stopped");
-    hosts.b.kill();
+    let (mut hosts, id) = in_doubt(true);
     let at = format!("/v1/migrations/{id}");
-    hosts.a.follow(&at, 30, |m| m["state"] == "in_doubt");
     hosts.b.restart();
     assert_eq!(hosts.b.guest_state(GUEST), "absent");
     assert_eq!(hosts.b.get(&format!("{at}/hand-over-token")).status, 404);
@@ -465,11 +467,7 @@ fn a_guest_in_doubt_of_a_source_that_was_put_back_runs_nowhere_before_the_doubt_
     if !mounts() {
         return;
     }
-    let mut hosts = Hosts::start();
-    hosts.run_guest(false);
-    let id = hosts.committing("keep_stopped");
-    hosts.b.kill();
-    hosts.a.follow(&format!("/v1/migrations/{id}"), 30, |m| m["state"] == "in_doubt");
+    let (mut hosts, id) = in_doubt(false);
     put_back(&mut hosts.a, Daemon::kill);
     hosts.a.restart();
     let path = format!("/v1/guests/{GUEST}");

@@ -325,6 +325,17 @@ fn a_source_without_disk_space_is_found_before() {
     }
 }
 
+/// Leaves `a` one slot, which a slow migration of `g1` to `b` takes; gives its id and what was asked for.
+fn the_one_slot_taken(a: &Daemon) -> (String, Value) {
+    let one = Request::new("PATCH", "/v1/host").header("content-type", "application/merge-patch+json");
+    let _ = a.send(&one.body(json!({"migration_slots": 1}).to_string())).expect(200);
+    let mut slow = migration("g1", "b", "precopy");
+    slow["limits"] = json!({"bandwidth_bytes_per_second": 1 << 20});
+    let id = a.migrate(&slow);
+    a.follow(&format!("/v1/migrations/{id}"), 30, |m| m["state"] == "precopy");
+    (id, slow)
+}
+
 #[test]
 fn a_migration_that_waits_for_a_slot_has_its_room_already() {
     if !mounts() {
@@ -335,12 +346,7 @@ fn a_migration_that_waits_for_a_slot_has_its_room_already() {
     for name in ["g1", "g2"] {
         a.run_guest(&emulated(name));
     }
-    let one = Request::new("PATCH", "/v1/host").header("content-type", "application/merge-patch+json");
-    let _ = a.send(&one.body(json!({"migration_slots": 1}).to_string())).expect(200);
-    let mut slow = migration("g1", "b", "precopy");
-    slow["limits"] = json!({"bandwidth_bytes_per_second": 1 << 20});
-    let first = a.migrate(&slow);
-    a.follow(&format!("/v1/migrations/{first}"), 30, |m| m["state"] == "precopy");
+    let (first, _) = the_one_slot_taken(&a);
     let second = a.migrate(&migration("g2", "b", "precopy"));
     // Room for a few records more, and for no other hand-over.
     a.disk().fill(700 << 10);
@@ -356,12 +362,7 @@ fn a_migration_that_would_wait_for_a_slot_is_told_to_wait_and_not_refused() {
     for name in ["g1", "g2"] {
         a.run_guest(&emulated(name));
     }
-    let one = Request::new("PATCH", "/v1/host").header("content-type", "application/merge-patch+json");
-    let _ = a.send(&one.body(json!({"migration_slots": 1}).to_string())).expect(200);
-    let mut slow = migration("g1", "b", "precopy");
-    slow["limits"] = json!({"bandwidth_bytes_per_second": 1 << 20});
-    let id = a.migrate(&slow);
-    a.follow(&format!("/v1/migrations/{id}"), 30, |m| m["state"] == "precopy");
+    let (id, slow) = the_one_slot_taken(&a);
     let found = check(&a, &migration("g2", "b", "precopy"));
     assert_eq!(found["migratable"], true, "{found}");
     assert!(codes(&found["warnings"]).contains(&"queued".into()), "{found}");
