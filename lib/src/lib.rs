@@ -1,10 +1,11 @@
 //! Mirror VMs on KVM: guests, their mirrors under selectable address-space strategies, and live migration
 //! through a helper that runs in the mirror.
 //!
-//! Layers, lower ones know nothing of higher ones: `addr < pages < memory < hypervisor < guest < mirror <
-//! migration < host`. `address_space` is pure and uses `addr` alone; `sev`, `transport`, `store`,
-//! `boot_files` and `qemu` stand beside. `unsafe` is in `hypervisor::kvm`, `sev::kernel`, `memory` (what is
-//! said of an address range to the kernel) and `qemu::child` (between fork and exec).
+//! Floors, of which lower ones know nothing of higher ones (a test holds that, with one exception that it
+//! names): `addr < pages < address_space < memory < sev < hypervisor < guest < mirror < migration < host`.
+//! `store` and `transport` are below `migration`; `boot_files`, `qemu` and `waiting` at the bottom.
+//! `address_space` is pure: no file, no clock, no kernel. `unsafe` is in `hypervisor::kvm`, `sev::kernel`,
+//! `memory` (what is said of an address range to the kernel) and `qemu::child` (between fork and exec).
 
 pub mod addr;
 pub mod address_space;

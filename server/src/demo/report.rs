@@ -162,7 +162,7 @@ What to try next, each after `cargo run --release --`
   demo --memory-mib 1024 --streams 1     one helper worker and one connection
   demo --driver qemu --kernel OUT/vmlinuz --initrd OUT/initrd.gz
                                          a Linux guest in QEMU; tests/guest/build-linux-guest OUT makes both files
-README.md has the same session by hand, with curl: plans of other strategies, mirrors, drawings of their layout
+README.md has the same session by hand, with curl; docs/ has the address spaces, with drawings, and the rest
 ";
 
 /// Bytes for people.
