@@ -282,3 +282,51 @@ fn every_document_that_the_sources_cite_is_in_the_tree() {
     }
     assert!(missing.is_empty(), "{missing:#?}");
 }
+
+/// The documents of the tree, by their path from its top.
+fn documents() -> Vec<Source> {
+    let (mut found, mut left) = (Vec::new(), vec![top(), top().join("docs"), top().join("docs/decisions")]);
+    left.push(top().join("client-examples"));
+    for dir in left {
+        for path in std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.extension().is_some_and(|e| e == "md") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                let path = path.strip_prefix(top()).unwrap().to_str().unwrap().to_owned();
+                found.push(Source { path, text });
+            }
+        }
+    }
+    assert!(found.len() > 10);
+    found
+}
+
+#[test]
+fn links_between_documents_lead_somewhere() {
+    let mut dead = Vec::new();
+    for document in documents() {
+        let folder = top().join(&document.path).parent().unwrap().to_owned();
+        for (at, _) in document.text.match_indices("](") {
+            let target: String = document.text[at + 2..].chars().take_while(|c| *c != ')').collect();
+            let file = target.split('#').next().unwrap();
+            if !file.is_empty() && !file.contains("://") && !folder.join(file).exists() {
+                dead.push(format!("{}: {target}", document.path));
+            }
+        }
+    }
+    assert!(dead.is_empty(), "{dead:#?}");
+}
+
+#[test]
+fn every_decision_is_in_the_list_and_says_what_would_change_it() {
+    let all = documents();
+    let list = &all.iter().find(|d| d.path == "docs/decisions/README.md").unwrap().text;
+    let records: Vec<_> =
+        all.iter().filter_map(|d| Some((d.path.strip_prefix("docs/decisions/0")?, d))).collect();
+    assert!(!records.is_empty());
+    for (name, record) in records {
+        assert!(list.contains(&format!("(0{name})")), "{} is not in the list", record.path);
+        for heading in ["Context", "Decision", "Consequences", "What would change our mind"] {
+            assert!(record.text.contains(&format!("\n## {heading}\n")), "{}: {heading}", record.path);
+        }
+    }
+}
