@@ -5,6 +5,7 @@
 
 mod console;
 mod dirty_ranges;
+pub mod driver;
 pub mod embedded;
 mod encryption;
 pub mod helper_block;
@@ -16,6 +17,9 @@ use std::sync::Arc;
 
 pub use console::Console;
 pub use dirty_ranges::{DirtyRanges, LoggedSlot};
+pub use driver::{
+    AccelChoice, DriverSpec, Fill, Labels, LaunchMirror, ProtectionLevel, SevSpec, WorkloadSpec,
+};
 pub use encryption::{EncryptionStatus, REPORT_PAGES_MAX, StatusError, StatusExtent};
 pub use migration_control::{CarriedReadiness, MigrationControl, Readiness, ReadinessReason};
 

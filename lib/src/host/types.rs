@@ -1,9 +1,7 @@
 //! What a host manages, as values: guests, mirrors, migrations, peers. Domain types; the REST wire has its
 //! own.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -12,16 +10,18 @@ use uuid::Uuid;
 use crate::address_space::{BlockSpec, GuestLayout, HostLimits, MirrorPlan, Strategy};
 use crate::boot_files::BootFiles;
 use crate::guest::Readiness;
+pub use crate::guest::driver::{
+    AccelChoice, DriverSpec, Fill, Labels, LaunchMirror, ProtectionLevel, SevSpec, WorkloadSpec,
+};
 pub use crate::guest::lifecycle::GuestState;
 use crate::memory::Backing;
+pub use crate::migration::terms::{
+    MigrationLimits, MigrationMode, MigrationState, OnTimeout, Progress, Round, StreamTransport,
+};
 use crate::mirror::Placement;
 use crate::qemu::QemuUsers;
-use crate::sev::Policy;
 use crate::store::Writing;
 use crate::transport::Endpoint;
-
-/// Labels of a resource: at most 64, keys 1 to 63 and values 0 to 255 bytes.
-pub type Labels = BTreeMap<String, String>;
 
 /// What a caller wants a guest to be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,181 +38,6 @@ pub struct GuestSpec {
     pub backing: Option<Backing>,
     /// Free labels.
     pub labels: Labels,
-}
-
-/// How a guest runs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-pub enum DriverSpec {
-    /// This process is the VMM, on `/dev/kvm`; the guest is the built-in workload.
-    Embedded {
-        /// 1 to 16.
-        vcpus: u32,
-        /// What the workload does.
-        workload: WorkloadSpec,
-        /// Encrypts its memory, on a host with SEV.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        sev: Option<SevSpec>,
-    },
-    /// A software machine with a model of SEV; needs no `/dev/kvm`. The guest is the built-in workload.
-    Emulated {
-        /// 1 to 16.
-        vcpus: u32,
-        /// What the workload does.
-        workload: WorkloadSpec,
-        /// Encrypts its memory under the model of SEV; `None`: not encrypted.
-        sev: Option<SevSpec>,
-    },
-    /// A QEMU process that boots a Linux kernel. One RAM block, at GPA 0, whole MiB.
-    Qemu {
-        /// 1 to 16.
-        vcpus: u32,
-        /// Kernel image, a path on the host.
-        kernel: PathBuf,
-        /// Initial RAM disk.
-        initrd: Option<PathBuf>,
-        /// Kernel command line.
-        append: String,
-        /// Accelerator.
-        accel: AccelChoice,
-    },
-}
-
-impl DriverSpec {
-    /// The API's name.
-    pub const fn name(&self) -> &'static str {
-        match self {
-            Self::Embedded { .. } => "embedded",
-            Self::Emulated { .. } => "emulated",
-            Self::Qemu { .. } => "qemu",
-        }
-    }
-
-    /// Virtual CPUs.
-    pub const fn vcpus(&self) -> u32 {
-        match self {
-            Self::Embedded { vcpus, .. } | Self::Emulated { vcpus, .. } | Self::Qemu { vcpus, .. } => *vcpus,
-        }
-    }
-
-    /// Whether its machine can hold back its vCPUs, as [`crate::guest::Machine::can_throttle`] says of a
-    /// machine that is there.
-    pub const fn can_throttle(&self) -> bool {
-        match self {
-            Self::Embedded { .. } | Self::Emulated { .. } => true,
-            Self::Qemu { .. } => false,
-        }
-    }
-
-    /// How its memory is encrypted.
-    pub const fn sev(&self) -> Option<&SevSpec> {
-        match self {
-            Self::Embedded { sev, .. } | Self::Emulated { sev, .. } => sev.as_ref(),
-            Self::Qemu { .. } => None,
-        }
-    }
-
-    /// What protects a guest of this driver.
-    pub const fn protection(&self) -> ProtectionLevel {
-        match self {
-            Self::Emulated { sev: Some(_), .. } => ProtectionLevel::Modelled,
-            Self::Embedded { sev: Some(SevSpec { es: true, .. }), .. } => ProtectionLevel::SevEs,
-            Self::Embedded { sev: Some(_), .. } => ProtectionLevel::Sev,
-            Self::Embedded { .. } | Self::Emulated { .. } | Self::Qemu { .. } => ProtectionLevel::None,
-        }
-    }
-}
-
-/// How a guest's memory is encrypted.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SevSpec {
-    /// The policy, in force for the guest's life; [`SevSpec::DEFAULT_POLICY`] when nothing else was asked
-    /// for.
-    pub policy: Policy,
-    /// Whether vCPU registers are encrypted too (SEV-ES).
-    pub es: bool,
-    /// SEV-ES: the mirror that is made with the guest. Its vCPUs' save areas have to be measured before the
-    /// launch ends, so that there is no other later.
-    pub mirror: LaunchMirror,
-}
-
-impl SevSpec {
-    /// Policy of a guest that asks for none: not debuggable. A guest without NODBG can be read through its
-    /// mirror.
-    pub const DEFAULT_POLICY: u32 = Policy::NODBG;
-}
-
-/// The mirror that an SEV-ES guest is launched with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LaunchMirror {
-    /// Layout of its address space.
-    pub strategy: Strategy,
-    /// Mirror vCPUs, 1 to 16.
-    pub workers: u32,
-}
-
-/// What fills a workload guest's RAM before it starts to work.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Fill {
-    /// Incompressible data.
-    Random,
-    /// Nothing: pages that the guest never writes stay zero.
-    Zero,
-}
-
-/// What the built-in workload does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct WorkloadSpec {
-    /// Initial content of RAM.
-    pub fill: Fill,
-    /// Bytes that are rewritten over and over, a multiple of 4 KiB; at most half of the RAM.
-    pub working_set_bytes: u64,
-    /// How fast they are rewritten, in bytes per second. 0: counter and console only.
-    pub dirty_bytes_per_second: u64,
-    /// Milliseconds after which the guest clears MSR_KVM_MIGRATION_CONTROL, as Linux does when a CPU goes
-    /// offline; `None`: never.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub withdraws_readiness_after_ms: Option<u64>,
-}
-
-/// Which accelerator a QEMU guest gets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AccelChoice {
-    /// KVM where a stock guest can run under it, else TCG.
-    Auto,
-    /// KVM.
-    Kvm,
-    /// QEMU's own translator.
-    Tcg,
-}
-
-/// What the hardware gives a guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ProtectionLevel {
-    /// Nothing: the host can read and write the guest's memory. Sealing protects the pages on the way.
-    None,
-    /// A model of SEV in software: memory is ciphertext, and the host holds the keys. It shows what SEV does,
-    /// and protects nothing.
-    Modelled,
-    /// SEV: memory is encrypted; registers are not, and an active host can remap memory.
-    Sev,
-    /// SEV-ES: memory and registers are encrypted; an active host can remap memory.
-    SevEs,
-}
-
-impl ProtectionLevel {
-    /// The API's name.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Modelled => "modelled",
-            Self::Sev => "sev",
-            Self::SevEs => "sev-es",
-        }
-    }
 }
 
 /// Why a resource is in a failed state, or what ended it.
@@ -388,16 +213,6 @@ pub enum Destination {
     Ticket(String),
 }
 
-/// How memory is moved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum MigrationMode {
-    /// In rounds while the guest runs.
-    Precopy,
-    /// In one go while it is paused.
-    StopAndCopy,
-}
-
 /// The mirror that a migration uses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MirrorChoice {
@@ -415,65 +230,6 @@ pub enum SourceAfter {
     KeepStopped,
     /// It is removed.
     Delete,
-}
-
-/// What happens when a migration has not come to its switchover in time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OnTimeout {
-    /// It is given up as `not_converging`; the guest goes on here.
-    #[default]
-    Cancel,
-    /// The guest is paused and the rest is sent, however long that takes.
-    Force,
-    /// The guest's vCPUs are held back step by step until it converges; given up when even that does not
-    /// help.
-    Throttle,
-}
-
-/// How the streams of sealed pages cross between hosts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum StreamTransport {
-    /// As they are, once mutual TLS has shown both ends who the other is: records are sealed helper to
-    /// helper, and their headers are masked. Control messages and pages that the guest shares stay inside
-    /// TLS.
-    #[default]
-    Sealed,
-    /// Inside TLS as well: everything is encrypted twice.
-    Tls,
-}
-
-/// Limits of a migration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct MigrationLimits {
-    /// Bytes of page content per second over all streams; `None`: as fast as it goes.
-    pub bandwidth_bytes_per_second: Option<u64>,
-    /// Longest pause of a live migration, milliseconds. Kept up to START, with a tolerance of a tenth and at
-    /// least 5 ms; what the destination takes beyond the prediction from there on comes on top.
-    pub downtime_ms: u64,
-    /// Longest time from the first page to the switchover, milliseconds.
-    pub timeout_ms: u64,
-    /// Longest silence of the peer, milliseconds.
-    pub stall_timeout_ms: u64,
-    /// What happens then.
-    pub on_timeout: OnTimeout,
-    /// Whether the guest's vCPUs are held back, step by step, as soon as rounds do not shrink.
-    pub auto_throttle: bool,
-}
-
-impl Default for MigrationLimits {
-    fn default() -> Self {
-        Self {
-            bandwidth_bytes_per_second: None,
-            downtime_ms: 300,
-            timeout_ms: 3_600_000,
-            stall_timeout_ms: 30_000,
-            on_timeout: OnTimeout::Cancel,
-            auto_throttle: false,
-        }
-    }
 }
 
 /// What a caller wants moved, where and how.
@@ -504,52 +260,6 @@ pub struct MigrationSpec {
     pub verify: bool,
 }
 
-/// A migration's state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum MigrationState {
-    /// Waits for a migration slot of the host.
-    Queued,
-    /// Mirrors are made, the destination gets ready.
-    Preparing,
-    /// Pages move while the guest runs.
-    Precopy,
-    /// The guest is paused; the last pages and its state move.
-    Switchover,
-    /// START is out; the destination's answer is awaited.
-    Finishing,
-    /// The guest runs at the destination.
-    Succeeded,
-    /// It did not work; the guest is where it was.
-    Failed,
-    /// Called off; the guest is where it was.
-    Canceled,
-    /// START is out and no token settles what became of it.
-    InDoubt,
-}
-
-impl MigrationState {
-    /// The API's name.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Queued => "queued",
-            Self::Preparing => "preparing",
-            Self::Precopy => "precopy",
-            Self::Switchover => "switchover",
-            Self::Finishing => "finishing",
-            Self::Succeeded => "succeeded",
-            Self::Failed => "failed",
-            Self::Canceled => "canceled",
-            Self::InDoubt => "in_doubt",
-        }
-    }
-
-    /// Whether nothing more will happen.
-    pub const fn is_terminal(self) -> bool {
-        matches!(self, Self::Succeeded | Self::Failed | Self::Canceled)
-    }
-}
-
 /// Which side of a migration a record tells of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -558,83 +268,6 @@ pub enum MigrationDirection {
     Outgoing,
     /// It arrives here.
     Incoming,
-}
-
-/// One pass over memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
-pub struct Round {
-    /// Counted from 1.
-    pub number: u32,
-    /// Pages sent sealed, marks for zero pages included.
-    pub pages_sealed: u64,
-    /// Pages sent as they are, because the guest shares them with its host.
-    pub pages_shared: u64,
-    /// Of these, pages that are all zero: a sealed mark crossed, no content.
-    pub pages_zero: u64,
-    /// Bytes of page content that crossed.
-    pub bytes: u64,
-    /// Duration, microseconds.
-    pub duration_us: u64,
-    /// Pages that the guest dirtied meanwhile; 0 for the last round.
-    pub dirtied_pages: u64,
-    /// Whether the guest was paused.
-    pub paused: bool,
-}
-
-/// How far a migration is; kept after its end.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, Default)]
-pub struct Progress {
-    /// Since the request, milliseconds.
-    pub elapsed_ms: u64,
-    /// Until the first page, milliseconds.
-    pub setup_ms: u64,
-    /// Estimate to the end; `None`: unknown.
-    pub remaining_ms: Option<u64>,
-    /// Pause that the next switchover would cost, milliseconds.
-    pub expected_downtime_ms: Option<u64>,
-    /// The shortest pause that can be had, whatever the number of pages, milliseconds; `None`: not known yet.
-    /// A limit below it is never met.
-    #[serde(default)]
-    pub downtime_floor_ms: Option<u64>,
-    /// The pause as measured from the guest's last instruction here to its first there, `verify_ms` taken
-    /// off.
-    pub downtime_ms: Option<f64>,
-    /// Time that verification added to the pause.
-    pub verify_ms: Option<f64>,
-    /// Bytes of guest memory.
-    pub total_bytes: u64,
-    /// Bytes of page content moved so far, all rounds.
-    pub processed_bytes: u64,
-    /// Bytes of this round still to go.
-    pub remaining_bytes: u64,
-    /// Pages moved sealed, all rounds, marks for zero pages included.
-    pub pages_sealed: u64,
-    /// Pages moved unsealed (shared pages), all rounds.
-    pub pages_shared: u64,
-    /// Of these, pages that are all zero: a sealed mark crossed, no content.
-    pub pages_zero: u64,
-    /// Pages that the guest dirties per second, over about the last second that was looked at.
-    pub dirty_pages_per_second: u64,
-    /// Page content per second, all streams, as last measured.
-    pub throughput_bytes_per_second: u64,
-    /// Round, from 1; 0 before the first.
-    pub iteration: u32,
-    /// Bytes moved while the guest ran.
-    pub precopy_bytes: u64,
-    /// Bytes moved while it was paused.
-    pub downtime_bytes: u64,
-    /// Refusals that the helper answered.
-    pub helper_errors: u64,
-    /// Bytes whose pages the guest shares with its host, as this host knew last; `None`: nobody has told it
-    /// yet.
-    #[serde(default)]
-    pub shared_bytes: Option<u64>,
-    /// Pages that the guest shared or took back while the migration ran, at the source.
-    #[serde(default)]
-    pub status_changes: u64,
-    /// Share of their time that the guest's vCPUs are held, percent.
-    #[serde(default)]
-    pub throttle_percent: u8,
 }
 
 /// A migration as one host knows it.

@@ -3,9 +3,8 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::MigrationFault;
+use super::{MigrationFault, MigrationLimits, MigrationState, Progress, Round};
 use crate::guest::{MachineEnd, MachineError};
-use crate::host::{MigrationLimits, MigrationState, Progress, Round};
 use crate::transport::LinkCanceller;
 
 /// Rounds that are kept; what a record may hold is bounded, and so is what its storing takes.

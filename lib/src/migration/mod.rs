@@ -40,6 +40,7 @@ mod rounds;
 mod sink;
 mod source;
 pub mod stages;
+pub mod terms;
 mod threads;
 pub mod wire;
 
@@ -50,3 +51,6 @@ pub use peer::{PeerAddress, accept_hello, ask, check, find, open_control, resolv
 pub use rounds::{Bound, Convergence, Decision, Fixed, Observation};
 pub(crate) use source::resume_here;
 pub use source::{Journal, Outgoing, SourceEnd, run_source};
+pub use terms::{
+    MigrationLimits, MigrationMode, MigrationState, OnTimeout, Progress, Round, StreamTransport,
+};

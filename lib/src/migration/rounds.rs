@@ -9,8 +9,8 @@
 
 use std::time::{Duration, Instant};
 
+use super::{MigrationLimits, OnTimeout};
 use crate::addr::PAGE_SIZE;
-use crate::host::{MigrationLimits, OnTimeout};
 
 /// What the last round has shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

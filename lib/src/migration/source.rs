@@ -8,7 +8,6 @@ use ring::digest;
 use ring::rand::{SecureRandom, SystemRandom};
 use uuid::Uuid;
 
-use super::MigrationFault;
 use super::control::Control;
 use super::finder::Finder;
 use super::peer::{PeerAddress, open_control};
@@ -17,12 +16,10 @@ use super::records::Mask;
 use super::rounds::{Bound, Convergence, Decision, Fixed, Observation, ends_at};
 use super::threads::{all, side_by_side};
 use super::wire::{self, Prepare, Prepared, Purpose, Settled, StateHead, kind};
+use super::{MigrationFault, MigrationLimits, MigrationMode, MigrationState, Round, StreamTransport};
 use crate::addr::{PAGE_SIZE, RamAddr};
-use crate::guest::{DirtyRanges, Machine, MachineError};
-use crate::host::{
-    GuestRecord, Labels, MigrationLimits, MigrationMode, MigrationSpec, MigrationState, ProtectionLevel,
-    Round, StreamTransport,
-};
+use crate::guest::{DirtyRanges, Labels, Machine, MachineError, ProtectionLevel};
+use crate::host::{GuestRecord, MigrationSpec};
 use crate::mirror::Mirror;
 use crate::pages::PageSet;
 use crate::transport::{Identity, Link};

@@ -9,11 +9,11 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-use super::MigrationFault;
+use super::{MigrationFault, StreamTransport};
 use crate::address_space::{GuestLayout, Strategy};
 use crate::boot_files::BootFiles;
-use crate::guest::CarriedReadiness;
-use crate::host::{GuestSpec, Labels, StreamTransport};
+use crate::guest::{CarriedReadiness, Labels};
+use crate::host::GuestSpec;
 use crate::transport::Link;
 
 /// Versions of this protocol that this build speaks, oldest first.

@@ -1,0 +1,210 @@
+//! What is agreed of a migration and seen of it: mode, limits and their bounds, state, rounds, progress.
+//!
+//! Owns: these terms, each once. Must not know: who asked for a migration, where it is recorded.
+
+use std::ops::RangeInclusive;
+
+use serde::{Deserialize, Serialize};
+
+/// Streams, and workers of the mirror that feeds them.
+pub const STREAMS: RangeInclusive<u64> = 1..=16;
+/// Pause that a migration may take, milliseconds.
+pub const DOWNTIME_MS: RangeInclusive<u64> = 0..=3_600_000;
+/// Time that a migration may take, milliseconds: at most a week.
+pub const TIMEOUT_MS: RangeInclusive<u64> = 1..=604_800_000;
+/// Time for which a link may be silent, milliseconds.
+pub const STALL_TIMEOUT_MS: RangeInclusive<u64> = 1_000..=600_000;
+/// Bandwidth limit, bytes per second. A full frame of 2 MiB must fit the peer's frame deadline.
+pub const BANDWIDTH: RangeInclusive<u64> = 1 << 20..=1 << 50;
+
+/// How memory is moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MigrationMode {
+    /// In rounds while the guest runs.
+    Precopy,
+    /// In one go while it is paused.
+    StopAndCopy,
+}
+
+/// What happens when a migration has not come to its switchover in time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnTimeout {
+    /// It is given up as `not_converging`; the guest goes on here.
+    #[default]
+    Cancel,
+    /// The guest is paused and the rest is sent, however long that takes.
+    Force,
+    /// The guest's vCPUs are held back step by step until it converges; given up when even that does not
+    /// help.
+    Throttle,
+}
+
+/// How the streams of sealed pages cross between hosts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StreamTransport {
+    /// As they are, once mutual TLS has shown both ends who the other is: records are sealed helper to
+    /// helper, and their headers are masked. Control messages and pages that the guest shares stay inside
+    /// TLS.
+    #[default]
+    Sealed,
+    /// Inside TLS as well: everything is encrypted twice.
+    Tls,
+}
+
+/// Limits of a migration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MigrationLimits {
+    /// Bytes of page content per second over all streams; `None`: as fast as it goes.
+    pub bandwidth_bytes_per_second: Option<u64>,
+    /// Longest pause of a live migration, milliseconds. Kept up to START, with a tolerance of a tenth and at
+    /// least 5 ms; what the destination takes beyond the prediction from there on comes on top.
+    pub downtime_ms: u64,
+    /// Longest time from the first page to the switchover, milliseconds.
+    pub timeout_ms: u64,
+    /// Longest silence of the peer, milliseconds.
+    pub stall_timeout_ms: u64,
+    /// What happens then.
+    pub on_timeout: OnTimeout,
+    /// Whether the guest's vCPUs are held back, step by step, as soon as rounds do not shrink.
+    pub auto_throttle: bool,
+}
+
+impl Default for MigrationLimits {
+    fn default() -> Self {
+        Self {
+            bandwidth_bytes_per_second: None,
+            downtime_ms: 300,
+            timeout_ms: 3_600_000,
+            stall_timeout_ms: 30_000,
+            on_timeout: OnTimeout::Cancel,
+            auto_throttle: false,
+        }
+    }
+}
+
+/// A migration's state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MigrationState {
+    /// Waits for a migration slot of the host.
+    Queued,
+    /// Mirrors are made, the destination gets ready.
+    Preparing,
+    /// Pages move while the guest runs.
+    Precopy,
+    /// The guest is paused; the last pages and its state move.
+    Switchover,
+    /// START is out; the destination's answer is awaited.
+    Finishing,
+    /// The guest runs at the destination.
+    Succeeded,
+    /// It did not work; the guest is where it was.
+    Failed,
+    /// Called off; the guest is where it was.
+    Canceled,
+    /// START is out and no token settles what became of it.
+    InDoubt,
+}
+
+impl MigrationState {
+    /// The API's name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Preparing => "preparing",
+            Self::Precopy => "precopy",
+            Self::Switchover => "switchover",
+            Self::Finishing => "finishing",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Canceled => "canceled",
+            Self::InDoubt => "in_doubt",
+        }
+    }
+
+    /// Whether nothing more will happen.
+    pub const fn is_terminal(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Failed | Self::Canceled)
+    }
+}
+
+/// One pass over memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct Round {
+    /// Counted from 1.
+    pub number: u32,
+    /// Pages sent sealed, marks for zero pages included.
+    pub pages_sealed: u64,
+    /// Pages sent as they are, because the guest shares them with its host.
+    pub pages_shared: u64,
+    /// Of these, pages that are all zero: a sealed mark crossed, no content.
+    pub pages_zero: u64,
+    /// Bytes of page content that crossed.
+    pub bytes: u64,
+    /// Duration, microseconds.
+    pub duration_us: u64,
+    /// Pages that the guest dirtied meanwhile; 0 for the last round.
+    pub dirtied_pages: u64,
+    /// Whether the guest was paused.
+    pub paused: bool,
+}
+
+/// How far a migration is; kept after its end.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, Default)]
+pub struct Progress {
+    /// Since the request, milliseconds.
+    pub elapsed_ms: u64,
+    /// Until the first page, milliseconds.
+    pub setup_ms: u64,
+    /// Estimate to the end; `None`: unknown.
+    pub remaining_ms: Option<u64>,
+    /// Pause that the next switchover would cost, milliseconds.
+    pub expected_downtime_ms: Option<u64>,
+    /// The shortest pause that can be had, whatever the number of pages, milliseconds; `None`: not known yet.
+    /// A limit below it is never met.
+    #[serde(default)]
+    pub downtime_floor_ms: Option<u64>,
+    /// The pause as measured from the guest's last instruction here to its first there, `verify_ms` taken
+    /// off.
+    pub downtime_ms: Option<f64>,
+    /// Time that verification added to the pause.
+    pub verify_ms: Option<f64>,
+    /// Bytes of guest memory.
+    pub total_bytes: u64,
+    /// Bytes of page content moved so far, all rounds.
+    pub processed_bytes: u64,
+    /// Bytes of this round still to go.
+    pub remaining_bytes: u64,
+    /// Pages moved sealed, all rounds, marks for zero pages included.
+    pub pages_sealed: u64,
+    /// Pages moved unsealed (shared pages), all rounds.
+    pub pages_shared: u64,
+    /// Of these, pages that are all zero: a sealed mark crossed, no content.
+    pub pages_zero: u64,
+    /// Pages that the guest dirties per second, over about the last second that was looked at.
+    pub dirty_pages_per_second: u64,
+    /// Page content per second, all streams, as last measured.
+    pub throughput_bytes_per_second: u64,
+    /// Round, from 1; 0 before the first.
+    pub iteration: u32,
+    /// Bytes moved while the guest ran.
+    pub precopy_bytes: u64,
+    /// Bytes moved while it was paused.
+    pub downtime_bytes: u64,
+    /// Refusals that the helper answered.
+    pub helper_errors: u64,
+    /// Bytes whose pages the guest shares with its host, as this host knew last; `None`: nobody has told it
+    /// yet.
+    #[serde(default)]
+    pub shared_bytes: Option<u64>,
+    /// Pages that the guest shared or took back while the migration ran, at the source.
+    #[serde(default)]
+    pub status_changes: u64,
+    /// Share of their time that the guest's vCPUs are held, percent.
+    #[serde(default)]
+    pub throttle_percent: u8,
+}
