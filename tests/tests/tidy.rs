@@ -49,8 +49,8 @@ const CIRCLES: [(&str, &str, &str); 6] = [
 const TABLES: [(&str, &str); 5] = [
     ("server/src/problem/host_error.rs", "fn code_of"),
     ("lib/src/host/mod.rs", "fn host_fault"),
-    ("lib/src/host/incoming.rs", "fn refused_by"),
-    ("lib/src/host/looking.rs", "fn findings"),
+    ("lib/src/host/migrations/incoming.rs", "fn refused_by"),
+    ("lib/src/host/migrations/checks.rs", "fn findings"),
     ("lib/src/store/writer.rs", "fn trouble"),
 ];
 

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::events::ResourceKind;
 use super::images::ImageRecord;
-use super::tickets::Ticket;
+use super::migrations::tickets::Ticket;
 use super::{GuestRecord, HostSettings, MigrationRecord, PeerRecord};
 use crate::store::Batch;
 use uuid::Uuid;

@@ -10,13 +10,14 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::act::{self, Act, Effect};
-use super::asking::{self, Answer};
 use super::events::{Change, EventBody};
-use super::guest_task::{self, Command};
+use super::guests::task::{self, Command};
+use super::migrations::asking::{self, Answer};
+use super::migrations::outgoing;
 use super::{
     Expected, FieldError, GuestAction, GuestRecord, GuestSpec, GuestState, Host, HostError, Labels,
     MigrationLimits, MigrationRecord, MigrationSpec, MigrationState, MirrorRecord, MirrorSpec, MirrorState,
-    PeerRecord, PeerSpec, PlanOptions, outgoing, validate,
+    PeerRecord, PeerSpec, PlanOptions, validate,
 };
 use crate::address_space::{MirrorPlan, Strategy};
 use crate::mirror::Placement;
@@ -64,7 +65,7 @@ impl Host {
         let (inner, stored) = (Arc::clone(&self.inner), record.clone());
         let stored = self.inner.ledger.commit_and(batch, move || {
             // Not before: a guest that was refused would leave its owner behind.
-            let entry = guest_task::spawn(&inner, stored, GuestState::Stopped);
+            let entry = task::spawn(&inner, stored, GuestState::Stopped);
             inner.guests_mut().insert(entry);
             riding.arrived();
         });
@@ -143,7 +144,7 @@ impl Host {
         if action == GuestAction::Start && record.state == GuestState::Stopped {
             self.inner.has_memory_for(&record)?;
         }
-        record.state = guest_task::after(&guest, &record, action)?;
+        record.state = task::after(&guest, &record, action)?;
         record.unconfirmed &= action != GuestAction::Confirm;
         Ok(record)
     }

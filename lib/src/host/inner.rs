@@ -12,10 +12,10 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::act::{self, Effect};
-use super::entries::{GuestEntry, MigrationEntry, MirrorEntry};
 use super::events::{Change, EventBody, Events, ResourceKind};
-use super::image_files::Looks;
-use super::registry::Registry;
+use super::guests::registry::Registry;
+use super::images::files::Looks;
+use super::migrations::entry::{GuestEntry, MigrationEntry, MirrorEntry};
 use super::{
     DriverSpec, Fault, GuestRecord, HostError, MigrationRecord, MirrorRecord, MirrorState, PeerRecord,
 };
@@ -98,7 +98,7 @@ pub(super) struct Inner {
     space_looked_at: Mutex<Option<Instant>>,
     /// Imports that were given up and that the store did not take: what their sources are told while this
     /// daemon lives.
-    unstored: Mutex<HashMap<Uuid, super::incoming::HandOver>>,
+    unstored: Mutex<HashMap<Uuid, super::migrations::incoming::HandOver>>,
     /// Told when a peer was reached or reached this host, or became known: it may say now what it was asked
     /// in vain.
     pub peer_heard: Arc<tokio::sync::Notify>,
@@ -182,7 +182,7 @@ impl Inner {
     pub fn check_driver(&self, driver: &DriverSpec) -> Result<(), HostError> {
         let hypervisor = self.hypervisor(driver)?;
         if driver.sev().is_some() && hypervisor.sev().is_none() {
-            return Err(super::make::no_sev(hypervisor));
+            return Err(super::machines::no_sev(hypervisor));
         }
         Ok(())
     }
@@ -530,7 +530,7 @@ impl Inner {
     }
 
     /// Ends of imports that could not be stored.
-    pub fn unstored(&self) -> MutexGuard<'_, HashMap<Uuid, super::incoming::HandOver>> {
+    pub fn unstored(&self) -> MutexGuard<'_, HashMap<Uuid, super::migrations::incoming::HandOver>> {
         self.unstored.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -4,35 +4,21 @@
 //! when. Must not know: HTTP, JSON bodies, users. Each guest has one owning task; each migration one thread.
 
 mod act;
-mod admission;
-mod asking;
-mod batches;
-mod boot;
 pub mod bounds;
 mod capabilities;
 mod changes;
-mod confirm;
-mod endings;
-mod entries;
 mod error;
 pub mod events;
 mod expected;
-mod guest_task;
-mod image_files;
+mod guests;
 mod images;
-mod incoming;
 mod inner;
-mod looking;
-mod make;
+mod machines;
+mod migrations;
+mod mirrors;
 mod open;
-mod outgoing;
-mod ram_blocks;
-mod registry;
-mod reserve;
-mod resolution;
 mod settings;
 mod state_files;
-mod tickets;
 mod types;
 mod validate;
 
@@ -52,24 +38,24 @@ use crate::store::{Ledger, Trouble};
 use crate::transport::{Advertised, PeerListener};
 
 pub use act::{Act, Along, Effect, Riding};
-pub use batches::{BatchRefusal, ExportSpec, ImportReport, ImportStep, SealedBatch};
 pub use changes::MigrationPreview;
 pub use error::{FieldError, HostError};
 pub use expected::Expected;
-pub use image_files::ImageFault;
+pub use images::files::ImageFault;
 pub use images::{BUILT_IN_ID, ContentError, ImageFacts, ImageRecord};
-pub use looking::{Estimate, Finding, GuestStats, MigrationCheck, PeerAnswer, PeerSilence};
-pub use make::PlanOptions;
+pub use machines::PlanOptions;
+pub use migrations::checks::{Estimate, Finding, GuestStats, MigrationCheck, PeerAnswer, PeerSilence};
+pub use migrations::resolution::{REASON_MAX, is_reason};
+pub use migrations::tickets::{TICKET_MAX, Ticket, TicketSpec};
+pub use mirrors::batches::{BatchRefusal, ExportSpec, ImportReport, ImportStep, SealedBatch};
 pub use open::{HostConfig, OpenError, accept_identity};
-pub use resolution::{REASON_MAX, is_reason};
 pub use settings::HostSettings;
 pub use state_files::{StateRestored, accept_state, backup_state, check_state, restore_state};
-pub use tickets::{TICKET_MAX, Ticket, TicketSpec};
 pub use types::*;
 pub use validate::{NAME_RULE, is_name};
 
 use events::{Change, Events};
-use guest_task::Command;
+use guests::task::Command;
 use inner::Inner;
 
 /// What is done to a guest.
@@ -204,7 +190,7 @@ impl Host {
         let backings = guest.backings().filter(|_| live);
         let blocks = record.layout.blocks().iter().enumerate().map(|(i, block)| {
             let backing = backings.as_ref().and_then(|b| b.get(i).copied());
-            let backing = backing.unwrap_or_else(|| make::backing_of(&record));
+            let backing = backing.unwrap_or_else(|| machines::backing_of(&record));
             let range = block.ram_range();
             let shared_pages =
                 shared.as_ref().map(|s| s.iter().filter(|p| range.contains(p.get() * 4096)).count() as u64);
@@ -504,7 +490,7 @@ impl Host {
         self.inner.changes()
     }
 
-    fn migration_entry(&self, id: Uuid) -> Result<Arc<entries::MigrationEntry>, HostError> {
+    fn migration_entry(&self, id: Uuid) -> Result<Arc<migrations::entry::MigrationEntry>, HostError> {
         let missing = || HostError::NotFound { kind: "migration", key: id.to_string() };
         self.inner.migration_entry(id).ok_or_else(missing)
     }

@@ -7,11 +7,13 @@ use std::sync::{Arc, Mutex};
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::entries::MigrationEntry;
+use super::guests::task;
 use super::inner::Inner;
+use super::machines;
+use super::migrations::entry::MigrationEntry;
+use super::migrations::{confirm, incoming, outgoing};
 use super::{
     Fault, GuestRecord, GuestState, Host, MigrationDirection, MigrationRecord, MigrationState, PeerRecord,
-    confirm, guest_task, incoming, make, outgoing,
 };
 use crate::boot_files::{DirectoryError, ImageDirectories};
 use crate::guest::MachineError;
@@ -114,7 +116,7 @@ impl Host {
         if let Some(bytes) = config.memory_reserve {
             Budget::of_this_process().keep_back(bytes);
         }
-        super::reserve::clear(&dir);
+        super::migrations::reserve::clear(&dir);
         let images = ImageDirectories::open(&config.image_directories, std::slice::from_ref(&dir))?;
         let store = Store::open(&dir.join(DATABASE))?;
         let ledger = Ledger::open(&store, config.events_kept.unwrap_or(EVENTS_KEPT))?;
@@ -135,7 +137,7 @@ impl Host {
         let kept = (store, ledger, page_secret);
         let inner = Arc::new(Inner::new(dir, id, name, kept, identity, kvm, (images, users)));
         inner.load_settings()?;
-        super::endings::recover(&inner).await?;
+        super::migrations::endings::recover(&inner).await?;
         reconcile(&inner)?;
         if let Err(error) = inner.look_at_images() {
             tracing::error!(error = %super::chain(&error), "the helper images cannot be looked at");
@@ -239,7 +241,7 @@ fn page_secret(store: &Store) -> Result<[u8; 32], OpenError> {
     if let Some(stored) = store.meta_get::<[u8; 32]>("page_secret")? {
         return Ok(stored);
     }
-    let fresh = *make::fresh_secret().map_err(OpenError::Secret)?;
+    let fresh = *machines::fresh_secret().map_err(OpenError::Secret)?;
     store.meta_put("page_secret", &fresh)?;
     Ok(fresh)
 }
@@ -264,7 +266,7 @@ fn reconcile(inner: &Arc<Inner>) -> Result<(), StoreError> {
                 // What was here before a guest that never arrived.
                 Some(earlier) => {
                     inner.store.put(Kind::Guest, id, Some(&earlier.spec.name), &earlier)?;
-                    let entry = guest_task::spawn(inner, earlier, GuestState::Stopped);
+                    let entry = task::spawn(inner, earlier, GuestState::Stopped);
                     inner.guests_mut().insert(entry);
                 }
                 None => {
@@ -280,7 +282,7 @@ fn reconcile(inner: &Arc<Inner>) -> Result<(), StoreError> {
             inner.events.guest(&record, Some(&before), super::events::Change::Updated);
         }
         inner.store.put(Kind::Guest, id, Some(&record.spec.name), &record)?;
-        let entry = guest_task::spawn(inner, record, state);
+        let entry = task::spawn(inner, record, state);
         inner.guests_mut().insert(entry);
     }
     let mut without_place = 0;
@@ -380,7 +382,7 @@ fn hold_in_doubt(inner: &Arc<Inner>, entry: &MigrationEntry) {
         generation: guest.generation + 1,
         ..guest
     };
-    let entry = guest_task::spawn(inner, record, GuestState::InDoubt);
+    let entry = task::spawn(inner, record, GuestState::InDoubt);
     if let Some(old) = inner.guests_mut().insert(entry) {
         old.dismiss();
     }

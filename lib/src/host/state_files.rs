@@ -8,9 +8,10 @@ use crate::store::state_files::{self, Accepted, Documents, Facts, Rider};
 use crate::store::{Kind, StoreError};
 use crate::transport::{IdentityError, key_file};
 
+use super::OpenError;
 use super::images::ImageRecord;
+use super::images::files;
 use super::open::DATABASE;
-use super::{OpenError, image_files};
 
 /// What the host's key is found by in a backup.
 const KEY: &str = "host-key";
@@ -23,7 +24,7 @@ const HELP: &str = "upload the same content again with PUT /v1/helper-images/{im
 fn image_riders(state_dir: &Path, documents: &Documents<'_>) -> Result<Vec<Rider>, StoreError> {
     let records: Vec<_> =
         documents.list::<ImageRecord>(Kind::HelperImage)?.into_iter().map(|(_, record)| record).collect();
-    image_files::riders(state_dir, &records)
+    files::riders(state_dir, &records)
         .map_err(|wrong| state_files::incomplete(&state_dir.join(DATABASE), wrong, HELP))
 }
 
@@ -89,7 +90,7 @@ pub fn restore_state(from: &Path, state_dir: &Path, entry: &str) -> Result<State
     let restored = state_files::restore(from, &state_dir.join(DATABASE), entry)?;
     let mut key = false;
     for rider in &restored.riders {
-        image_files::put_back(state_dir, rider).map_err(StoreError::of_files)?;
+        files::put_back(state_dir, rider).map_err(StoreError::of_files)?;
     }
     for rider in restored.riders.iter().filter(|r| r.name == KEY) {
         key = key_file::put_if_missing(&state_dir.join("identity"), &rider.body)?;

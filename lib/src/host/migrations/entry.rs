@@ -6,14 +6,14 @@ use std::time::Instant;
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
-use super::act::Act;
-use super::events::{Change, Told};
-use super::guest_task::{Asked, Command};
-use super::{
+use crate::guest::{Console, EncryptionStatus, Machine, MigrationControl, Readiness};
+use crate::host::act::Act;
+use crate::host::events::{Change, Told};
+use crate::host::guests::task::{Asked, Command};
+use crate::host::{
     ConsoleChunk, Expected, Fault, GuestRecord, GuestState, HandOverToken, HostError, MigrationRecord,
     MirrorRecord, MirrorState, PageDigests, WorkerInfo,
 };
-use crate::guest::{Console, EncryptionStatus, Machine, MigrationControl, Readiness};
 use crate::memory::Backing;
 use crate::migration::Control;
 use crate::mirror::{MirrorStats, MirrorWatch, Placement};
@@ -30,7 +30,7 @@ struct Senses {
 }
 
 /// A guest as others reach it.
-pub(super) struct GuestEntry {
+pub(in crate::host) struct GuestEntry {
     pub id: Uuid,
     record: RwLock<Arc<GuestRecord>>,
     sender: mpsc::Sender<Asked>,
@@ -177,7 +177,7 @@ impl GuestEntry {
 }
 
 /// A mirror as others see it.
-pub(super) struct MirrorEntry {
+pub(in crate::host) struct MirrorEntry {
     pub id: Uuid,
     pub guest: Uuid,
     record: RwLock<MirrorRecord>,
@@ -202,7 +202,7 @@ impl MirrorEntry {
         {
             let mut record = self.record.write().unwrap_or_else(PoisonError::into_inner);
             expected.check("mirror", record.generation)?;
-            watch.place(&placement).map_err(super::placement_error)?;
+            watch.place(&placement).map_err(crate::host::placement_error)?;
             record.placement = placement;
             record.generation += 1;
         }
@@ -258,7 +258,7 @@ impl Workers {
 }
 
 /// A migration as others see it.
-pub(super) struct MigrationEntry {
+pub(in crate::host) struct MigrationEntry {
     pub id: Uuid,
     record: RwLock<MigrationRecord>,
     /// Held by whoever writes the record to disk, from the look at it until what was written is shown: of
@@ -281,7 +281,7 @@ pub(super) struct MigrationEntry {
 }
 
 /// A token that was carried by hand, and who waits to hear whether it is taken.
-pub(super) type Carried = (HandOverToken, oneshot::Sender<Result<(), HostError>>);
+pub(in crate::host) type Carried = (HandOverToken, oneshot::Sender<Result<(), HostError>>);
 
 impl MigrationEntry {
     pub fn new(record: MigrationRecord, control: Arc<Control>) -> Self {

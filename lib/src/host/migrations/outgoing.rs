@@ -6,20 +6,20 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::endings::Together;
-use super::entries::{GuestEntry, MigrationEntry};
-use super::guest_task::{Command, GiveBack, Lease};
-use super::inner::Inner;
-use super::reserve::Reserve;
-use super::resolution;
-use super::{
+use crate::address_space::Strategy;
+use crate::guest::Machine;
+use crate::host::guests::task::{Command, GiveBack, Lease};
+use crate::host::inner::Inner;
+use crate::host::migrations::endings::Together;
+use crate::host::migrations::entry::{GuestEntry, MigrationEntry};
+use crate::host::migrations::reserve::Reserve;
+use crate::host::migrations::resolution;
+use crate::host::{
     Destination, DriverSpec, Fault, GuestRecord, GuestState, HandOverOutcome, HostError, Labels,
     MigrationDirection, MigrationLimits, MigrationMode, MigrationRecord, MigrationSpec, MigrationState,
     MirrorChoice, OnTimeout, PeerRecord, PlanOptions, Progress, ProtectionLevel, Resolution, SourceAfter,
     Ticket, validate,
 };
-use crate::address_space::Strategy;
-use crate::guest::Machine;
 use crate::migration::wire::Outcome;
 use crate::migration::{
     Control, Journal, MigrationFault, Outgoing, PeerAddress, SourceEnd, resolve, resume_here, run_source,
@@ -31,14 +31,14 @@ use crate::store::StoreError;
 use crate::transport::PeerIdentity;
 
 /// A migration that may start.
-pub(super) struct Prepared {
+pub(in crate::host) struct Prepared {
     pub record: MigrationRecord,
     pub guest: Arc<GuestEntry>,
     pub peer: PeerRecord,
 }
 
 /// What this host can see of a migration before it starts.
-pub(super) struct Looked {
+pub(in crate::host) struct Looked {
     /// The id that it must have.
     pub id: Option<Uuid>,
     pub guest: Arc<GuestEntry>,
@@ -54,7 +54,11 @@ pub(super) struct Looked {
 ///
 /// # Errors
 /// Values that cannot be, no such guest: then there is nothing to look at.
-pub(super) fn look(inner: &Arc<Inner>, id: Option<Uuid>, spec: &MigrationSpec) -> Result<Looked, HostError> {
+pub(in crate::host) fn look(
+    inner: &Arc<Inner>,
+    id: Option<Uuid>,
+    spec: &MigrationSpec,
+) -> Result<Looked, HostError> {
     let ticket = ticket_of(&spec.destination)?;
     // A ticket is good for one session, and a session's id is its migration's.
     let id = match &ticket {
@@ -118,7 +122,7 @@ fn set_aside(inner: &Inner, record: &MigrationRecord, guest: &GuestRecord) -> Re
 ///
 /// # Errors
 /// It would not.
-pub(super) async fn has_room(
+pub(in crate::host) async fn has_room(
     inner: &Arc<Inner>,
     guest: &GuestRecord,
     spec: &MigrationSpec,
@@ -147,7 +151,7 @@ fn note<T>(against: &mut Vec<HostError>, found: Result<T, HostError>) -> Option<
 
 /// Checks everything about a migration that can be checked here before it starts: what [`look`] has nothing
 /// against.
-pub(super) fn prepare(
+pub(in crate::host) fn prepare(
     inner: &Arc<Inner>,
     id: Option<Uuid>,
     spec: MigrationSpec,
@@ -156,7 +160,7 @@ pub(super) fn prepare(
 }
 
 /// A migration that this host has nothing against.
-pub(super) fn prepared(looked: Looked, spec: MigrationSpec) -> Result<Prepared, HostError> {
+pub(in crate::host) fn prepared(looked: Looked, spec: MigrationSpec) -> Result<Prepared, HostError> {
     let Looked { id, guest, record, peer, strategy, against } = looked;
     if let Some(first) = against.into_iter().next() {
         return Err(first);
@@ -223,7 +227,7 @@ fn ticket_of(destination: &Destination) -> Result<Option<Ticket>, HostError> {
 
 fn ticket_id(ticket: &Ticket, chosen: Option<Uuid>) -> Result<Uuid, HostError> {
     let bad = |at: &str, code, detail: &str| {
-        Err(HostError::Invalid(vec![super::FieldError::new(at, code, detail)]))
+        Err(HostError::Invalid(vec![crate::host::FieldError::new(at, code, detail)]))
     };
     // Whether it has expired is for the destination to say, by the clock that it was made with.
     if chosen.is_some_and(|id| id != ticket.session) {
@@ -235,7 +239,7 @@ fn ticket_id(ticket: &Ticket, chosen: Option<Uuid>) -> Result<Uuid, HostError> {
 
 /// Asks the guest's owner whether the migration may have the guest; with `act` it has it then, until it gives
 /// it back.
-pub(super) async fn claim(prepared: &Prepared, act: bool) -> Result<(), HostError> {
+pub(in crate::host) async fn claim(prepared: &Prepared, act: bool) -> Result<(), HostError> {
     let Prepared { record, guest, .. } = prepared;
     let Some(spec) = &record.spec else { return Ok(()) };
     let (migration, choice, streams) = (record.id, spec.mirror.clone(), spec.streams);
@@ -243,14 +247,14 @@ pub(super) async fn claim(prepared: &Prepared, act: bool) -> Result<(), HostErro
 }
 
 /// Asks the guest's owner whether a migration might have the guest now; takes nothing.
-pub(super) async fn may_claim(guest: &GuestEntry, spec: &MigrationSpec) -> Result<(), HostError> {
+pub(in crate::host) async fn may_claim(guest: &GuestEntry, spec: &MigrationSpec) -> Result<(), HostError> {
     let (migration, choice, streams) = (Uuid::nil(), spec.mirror.clone(), spec.streams);
     guest.ask(|reply| Command::Claim { migration, choice, streams, act: false, reply }).await
 }
 
 /// Records and starts a migration. From the answer on, and while it waits in the queue, it alone has the
 /// guest.
-pub(super) async fn create(
+pub(in crate::host) async fn create(
     inner: &Arc<Inner>,
     id: Option<Uuid>,
     spec: MigrationSpec,
@@ -328,7 +332,10 @@ fn check_guest(guest: &GuestEntry, record: &GuestRecord, spec: &MigrationSpec) -
 
 /// Whether the guest's vCPUs can be held back, if the limits ask for it. A migration that found out only when
 /// its rounds do not shrink would have moved pages for nothing.
-pub(super) fn check_throttle(driver: &DriverSpec, limits: &MigrationLimits) -> Result<(), HostError> {
+pub(in crate::host) fn check_throttle(
+    driver: &DriverSpec,
+    limits: &MigrationLimits,
+) -> Result<(), HostError> {
     if driver.can_throttle() {
         return Ok(());
     }
@@ -344,7 +351,7 @@ pub(super) fn check_throttle(driver: &DriverSpec, limits: &MigrationLimits) -> R
 }
 
 /// Whether a policy lets a guest leave, and have a mirror.
-pub(super) fn check_policy(policy: Policy) -> Result<(), HostError> {
+pub(in crate::host) fn check_policy(policy: Policy) -> Result<(), HostError> {
     if policy.has(Policy::NOSEND) {
         let why = "NOSEND: the guest must not leave its platform".to_owned();
         return Err(HostError::PolicyForbids { why });
@@ -363,13 +370,17 @@ fn existing_mirror(inner: &Inner, id: Uuid, guest: Uuid, streams: u16) -> Result
     if record.workers.len() < usize::from(streams) {
         let detail =
             format!("{streams} streams need as many workers, and the mirror has {}", record.workers.len());
-        return Err(HostError::Invalid(vec![super::FieldError::new("/streams", "out_of_range", detail)]));
+        return Err(HostError::Invalid(vec![crate::host::FieldError::new(
+            "/streams",
+            "out_of_range",
+            detail,
+        )]));
     }
     Ok(record.strategy)
 }
 
 /// A handle whose changes the host's watchers see.
-pub(super) fn new_control(
+pub(in crate::host) fn new_control(
     inner: &Arc<Inner>,
     id: Uuid,
     state: MigrationState,
@@ -411,13 +422,13 @@ impl Run {
             Ok(lease) => self.with_lease(&spec, lease, Arc::new(space)),
             Err(error) => {
                 drop(space);
-                tracing::warn!(error = %super::chain(&error), "a migration got no guest");
+                tracing::warn!(error = %crate::host::chain(&error), "a migration got no guest");
                 let fault = match &error {
                     HostError::WrongState { kind: "guest", current, .. } => {
                         let detail = format!("the guest is {current}: it ended before the migration began");
                         Fault { code: "guest_ended".into(), detail }
                     }
-                    error => super::host_fault(error),
+                    error => crate::host::host_fault(error),
                 };
                 self.release();
                 self.finish(MigrationState::Failed, Some(fault));
@@ -605,7 +616,7 @@ impl Run {
                 // The guest's owner has gone with the daemon.
                 Ok(()) | Err(HostError::NotFound { .. }) => return,
                 Err(error) => {
-                    tracing::error!(migration = %self.entry.id, error = %super::chain(&error),
+                    tracing::error!(migration = %self.entry.id, error = %crate::host::chain(&error),
                         "that the guest was handed over cannot be stored yet");
                 }
             }
@@ -706,13 +717,13 @@ impl Journal for Run {
 }
 
 /// A fault as the API shows it.
-pub(super) fn fault_of(fault: &MigrationFault) -> Fault {
+pub(in crate::host) fn fault_of(fault: &MigrationFault) -> Fault {
     Fault { code: fault.code().to_owned(), detail: fault.told() }
 }
 
 /// After a restart: a migration that was in doubt. The guest's memory went with the old daemon, so the answer
 /// decides only what the records say.
-pub(super) async fn settle_after_restart(inner: Arc<Inner>, entry: Arc<MigrationEntry>) {
+pub(in crate::host) async fn settle_after_restart(inner: Arc<Inner>, entry: Arc<MigrationEntry>) {
     let mut tokens = entry.take_tokens();
     let mut patience = Duration::from_millis(200);
     while !inner.is_stopping() {
@@ -788,7 +799,7 @@ async fn settled_after_restart(
     // Both are shown together: whoever sees the one sees the other.
     let stored = guest.ask(|reply| Command::Settled { peer, delete, with, reply }).await;
     if let Err(error) = &stored {
-        tracing::error!(migration = %entry.id, error = %super::chain(error), "the end of a doubt cannot be stored yet");
+        tracing::error!(migration = %entry.id, error = %crate::host::chain(error), "the end of a doubt cannot be stored yet");
     }
     stored.is_ok()
 }

@@ -38,7 +38,7 @@ const HEADER: usize = MAGIC.len() + 8 + 32;
 
 /// Space set aside until it is released, or dropped without a record in it.
 #[derive(Debug)]
-pub(super) struct Reserve {
+pub(in crate::host) struct Reserve {
     dir: Arc<PrivateDir>,
     name: String,
     file: File,
@@ -134,7 +134,7 @@ fn fill(file: &File, bytes: u64) -> io::Result<()> {
 
 /// A record that an earlier daemon left in its space.
 #[derive(Debug)]
-pub(super) struct Kept {
+pub(in crate::host) struct Kept {
     dir: Arc<PrivateDir>,
     name: String,
     record: Vec<u8>,
@@ -155,7 +155,7 @@ impl Kept {
 }
 
 /// Records that an earlier daemon left.
-pub(super) fn left(state_dir: &Path) -> Vec<Kept> {
+pub(in crate::host) fn left(state_dir: &Path) -> Vec<Kept> {
     all(state_dir)
         .into_iter()
         .filter_map(|(dir, name)| Some(Kept { record: read(&dir, &name)?, dir, name }))
@@ -163,7 +163,7 @@ pub(super) fn left(state_dir: &Path) -> Vec<Kept> {
 }
 
 /// Removes what an earlier daemon left without a record in it.
-pub(super) fn clear(state_dir: &Path) {
+pub(in crate::host) fn clear(state_dir: &Path) {
     for (dir, name) in all(state_dir) {
         if read(&dir, &name).is_none()
             && let Err(error) = dir.remove_if_present(&name)

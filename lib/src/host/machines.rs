@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-use super::entries::GuestEntry;
-use super::guest_task::Command;
+use super::guests::task::Command;
 use super::inner::{Inner, qemu_binary};
+use super::migrations::entry::GuestEntry;
 use super::{DriverSpec, Fill, GuestRecord, GuestSpec, HostError, LaunchMirror, SevSpec, WorkloadSpec};
 use crate::address_space::{
     self, Confidentiality, Declaration, GuestLayout, HelperPlacement, HostLimits, MailboxSize, MirrorPlan,

@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use super::asking::{self, Answer};
-use super::{
-    DriverSpec, GuestRecord, GuestState, Host, HostError, MigrationMode, MigrationRecord, MigrationSpec,
-    MigrationState, MirrorChoice, PeerRecord, outgoing,
-};
 use crate::addr::PAGE_SIZE;
 use crate::address_space::Strategy;
+use crate::host::migrations::asking::{self, Answer};
+use crate::host::migrations::outgoing;
+use crate::host::{
+    DriverSpec, GuestRecord, GuestState, Host, HostError, MigrationMode, MigrationRecord, MigrationSpec,
+    MigrationState, MirrorChoice, PeerRecord,
+};
 use crate::migration::wire::Abilities;
 use crate::migration::{Fixed, MigrationFault, ask};
 use crate::store::Trouble;
@@ -247,7 +248,7 @@ impl Host {
     }
 
     fn estimate(&self, guest: &GuestRecord, spec: &MigrationSpec) -> Estimate {
-        let ended = |m: &super::MigrationRecord| {
+        let ended = |m: &crate::host::MigrationRecord| {
             m.state == MigrationState::Succeeded && m.progress.throughput_bytes_per_second > 0
         };
         let measured = self.migrations().into_iter().rev().find(ended);
@@ -310,19 +311,19 @@ const fn has_machine(state: GuestState) -> bool {
     matches!(state, GuestState::Running | GuestState::Paused | GuestState::InDoubt)
 }
 
-pub(super) fn silence(fault: &MigrationFault, took: Duration, patience: Duration) -> PeerSilence {
+pub(in crate::host) fn silence(fault: &MigrationFault, took: Duration, patience: Duration) -> PeerSilence {
     let timed_out = took >= patience || matches!(fault, MigrationFault::Connect(LinkError::Deadline(_)));
     PeerSilence { code: fault.code().to_owned(), detail: fault.chain(), timed_out }
 }
 
-pub(super) fn unreadable_identity() -> PeerSilence {
+pub(in crate::host) fn unreadable_identity() -> PeerSilence {
     let detail = "the peer's stored identity cannot be read".into();
     PeerSilence { code: "peer_identity".into(), detail, timed_out: false }
 }
 
 impl PeerSilence {
     /// The look itself came to nothing.
-    pub(super) fn failed() -> Self {
+    pub(in crate::host) fn failed() -> Self {
         Self { code: "internal".into(), detail: "the look failed".into(), timed_out: false }
     }
 
@@ -333,7 +334,7 @@ impl PeerSilence {
 }
 
 /// A destination that cannot say whether it would let the migration in.
-pub(super) fn not_asked() -> Finding {
+pub(in crate::host) fn not_asked() -> Finding {
     Finding {
         code: "destination_not_asked".into(),
         detail: "the other host's build cannot be asked whether it would let this migration in".into(),

@@ -6,13 +6,15 @@
 
 use std::sync::Arc;
 
-use super::incoming::{has_seen, machine_refusal, refuse, refused_by, room_on_disk, ticket_unread};
-use super::inner::{Inner, qemu_binary};
-use super::registry::Registry;
-use super::{AccelChoice, DriverSpec, GuestRecord, GuestState, HostError, bounds, validate};
 use crate::address_space::GuestLayout;
 use crate::boot_files::{BootFile, BootFiles};
 use crate::guest::MachineError;
+use crate::host::guests::registry::Registry;
+use crate::host::inner::{Inner, qemu_binary};
+use crate::host::migrations::incoming::{
+    has_seen, machine_refusal, refuse, refused_by, room_on_disk, ticket_unread,
+};
+use crate::host::{AccelChoice, DriverSpec, GuestRecord, GuestState, HostError, bounds, validate};
 use crate::migration::wire::{Prepare, Refused};
 use crate::mirror::HelperImage;
 use crate::qemu::{KvmAccess, kvm_access};
@@ -20,7 +22,7 @@ use crate::transport::PeerIdentity;
 
 /// Who comes, and with what.
 #[derive(Clone, Copy)]
-pub(super) struct Arriving<'a> {
+pub(in crate::host) struct Arriving<'a> {
     pub inner: &'a Arc<Inner>,
     pub identity: &'a PeerIdentity,
     pub prepare: &'a Prepare,
@@ -136,7 +138,7 @@ impl Arriving<'_> {
         let (inner, driver) = (self.inner, &self.prepare.spec.driver);
         let _ = note(against, inner.check_driver(driver).map_err(|e| refused_by(&e)));
         if let Some(sev) = driver.sev() {
-            let allowed = super::outgoing::check_policy(sev.policy);
+            let allowed = crate::host::migrations::outgoing::check_policy(sev.policy);
             let _ = note(against, allowed.map_err(|e| refused_by(&e)));
         }
         if let DriverSpec::Qemu { accel, .. } = driver {
@@ -154,12 +156,15 @@ impl Arriving<'_> {
 }
 
 /// A source that is neither known nor has a ticket.
-pub(super) fn no_leave() -> Refused {
+pub(in crate::host) fn no_leave() -> Refused {
     refuse("ticket_invalid", "no ticket for this session and source")
 }
 
 /// Who has the guest's id or name here, if that is not a guest that left earlier: such a record makes way.
-pub(super) fn taken(guests: &Registry<super::entries::GuestEntry>, prepare: &Prepare) -> Vec<Refused> {
+pub(in crate::host) fn taken(
+    guests: &Registry<crate::host::migrations::entry::GuestEntry>,
+    prepare: &Prepare,
+) -> Vec<Refused> {
     let mut taken = Vec::new();
     let there = guests.get(&prepare.guest).map(|g| g.record());
     if there.is_some_and(|o| o.state != GuestState::Stopped || o.moved_to.is_none()) {
@@ -172,7 +177,7 @@ pub(super) fn taken(guests: &Registry<super::entries::GuestEntry>, prepare: &Pre
 }
 
 /// The record that the guest begins with here.
-pub(super) fn record_of(prepare: &Prepare, boot: Option<BootFiles>) -> GuestRecord {
+pub(in crate::host) fn record_of(prepare: &Prepare, boot: Option<BootFiles>) -> GuestRecord {
     GuestRecord {
         id: prepare.guest,
         spec: prepare.spec.clone(),
@@ -207,7 +212,7 @@ fn check_boot_files(theirs: &BootFiles, ours: &BootFiles) -> Result<(), Refused>
 }
 
 /// All reasons as one refusal: with the first one's code, in the words of all.
-pub(super) fn first(against: Vec<Refused>) -> Refused {
+pub(in crate::host) fn first(against: Vec<Refused>) -> Refused {
     let code = against.first().map_or_else(|| "destination_failed".into(), |r| r.code.clone());
     let detail = against.into_iter().map(|r| r.detail).collect::<Vec<_>>().join("; ");
     Refused { code, detail }

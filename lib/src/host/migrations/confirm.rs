@@ -14,9 +14,9 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::guest_task::Command;
-use super::inner::Inner;
-use super::{GuestState, MigrationDirection, MigrationRecord, MigrationState, PeerSpec};
+use crate::host::guests::task::Command;
+use crate::host::inner::Inner;
+use crate::host::{GuestState, MigrationDirection, MigrationRecord, MigrationState, PeerSpec};
 use crate::migration::find;
 use crate::migration::wire::{FIND_MAX, Holding};
 use crate::transport::PeerIdentity;
@@ -65,7 +65,7 @@ fn decide(answers: &[Answer]) -> Decision {
 }
 
 /// What this host says of a guest to the peer that asks.
-pub(super) fn holding(inner: &Inner, guest: Uuid, asker: &str) -> Holding {
+pub(in crate::host) fn holding(inner: &Inner, guest: Uuid, asker: &str) -> Holding {
     let last = || {
         let all = inner.migration_entries().into_iter().map(|m| m.record());
         last_success(all.filter(|m| m.guest == guest))
@@ -107,7 +107,7 @@ fn last_success(all: impl Iterator<Item = MigrationRecord>) -> Option<MigrationR
 
 /// Asks every known peer about every guest that is unconfirmed, until none is: more and more rarely, and at
 /// once when a peer is heard of.
-pub(super) async fn ask_around(inner: Arc<Inner>) {
+pub(in crate::host) async fn ask_around(inner: Arc<Inner>) {
     let heard = Arc::clone(&inner.peer_heard);
     let weak = Arc::downgrade(&inner);
     drop(inner);
@@ -269,7 +269,7 @@ mod tests {
                 "id": Uuid::from_u128(u128::from(year.unsigned_abs())), "guest": Uuid::nil(), "guest_name": "g",
                 "direction": direction, "order": order, "peer": "b", "spec": null,
                 "strategy": crate::address_space::Strategy::Declared, "state": "succeeded", "generation": 1,
-                "progress": super::super::Progress::default(), "rounds": [], "guest_state_after": null,
+                "progress": crate::host::Progress::default(), "rounds": [], "guest_state_after": null,
                 "error": null, "cancel_requested_at": null, "created_at": date, "started_at": date,
                 "finished_at": date,
             }))

@@ -4,6 +4,8 @@
 //! header's checks is never written. A mirror of a guest that is not encrypted runs whichever of them its
 //! maker names; a migration's destination takes the image with the measurement of the source's.
 
+pub(super) mod files;
+
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -11,11 +13,11 @@ use mirrorvm_abi::header::HeaderError;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::act::{self, Effect};
-use super::events::{Change, EventBody, ResourceKind};
-use super::image_files::{self, ImageFault};
-use super::inner::Inner;
-use super::{DriverSpec, FieldError, Host, HostError, validate};
+use self::files::ImageFault;
+use crate::host::act::{self, Effect};
+use crate::host::events::{Change, EventBody, ResourceKind};
+use crate::host::inner::Inner;
+use crate::host::{DriverSpec, FieldError, Host, HostError, validate};
 use crate::mirror::HelperImage;
 use crate::store::{Batch, Kind, StoreError};
 
@@ -66,7 +68,7 @@ pub enum ContentError {
     Host(#[from] HostError),
 }
 
-pub(super) fn facts(image: &HelperImage) -> ImageFacts {
+pub(in crate::host) fn facts(image: &HelperImage) -> ImageFacts {
     ImageFacts {
         size_bytes: image.bytes().len() as u64,
         measurement: image.measurement(),
@@ -139,7 +141,7 @@ impl Inner {
         if record.id == BUILT_IN_ID {
             return Ok(Arc::clone(&self.image));
         }
-        let read = image_files::read(&self.state_dir, record.id, content);
+        let read = files::read(&self.state_dir, record.id, content);
         read.map(Arc::new).map_err(|fault| HostError::ImageFailed { name: record.name.clone(), fault })
     }
 
@@ -236,7 +238,7 @@ impl Host {
         let image = HelperImage::parse(bytes).map_err(ContentError::Header)?;
         let content = facts(&image);
         let failed = |e| HostError::storage("storing a helper image", StoreError::of_files(e));
-        let write = || image_files::write(&self.inner.state_dir, record.id, image.bytes()).map_err(failed);
+        let write = || files::write(&self.inner.state_dir, record.id, image.bytes()).map_err(failed);
         match &record.content {
             Some(there) if *there == content && record.fault.is_none() => return Ok(record),
             Some(there) if *there == content => {
@@ -300,9 +302,9 @@ impl Host {
 
     fn remove_image_file(&self, record: &ImageRecord) {
         self.inner.image_looks.forget(record.id);
-        if let Err(error) = image_files::remove(&self.inner.state_dir, record.id) {
+        if let Err(error) = files::remove(&self.inner.state_dir, record.id) {
             // The image is gone; its bytes take room until somebody removes them.
-            tracing::error!(error = %super::chain(&error), image = %record.id, "a helper image's file stays");
+            tracing::error!(error = %crate::host::chain(&error), image = %record.id, "a helper image's file stays");
         }
     }
 

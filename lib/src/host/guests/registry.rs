@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::entries::GuestEntry;
+use crate::host::migrations::entry::GuestEntry;
 
 /// What a registry holds: something with an id and a name that stay.
-pub(super) trait Named {
+pub(in crate::host) trait Named {
     fn id(&self) -> Uuid;
     fn name(&self) -> String;
 }
@@ -27,7 +27,7 @@ impl Named for GuestEntry {
 }
 
 /// Entries by id and by name.
-pub(super) struct Registry<T> {
+pub(in crate::host) struct Registry<T> {
     by_id: HashMap<Uuid, Arc<T>>,
     by_name: HashMap<String, Uuid>,
 }

@@ -12,9 +12,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::act::{self, Effect};
-use super::inner::Inner;
-use super::{FieldError, Host, HostError, PeerRecord, PeerSpec, bounds, validate};
+use crate::host::act::{self, Effect};
+use crate::host::inner::Inner;
+use crate::host::{FieldError, Host, HostError, PeerRecord, PeerSpec, bounds, validate};
 use crate::migration::wire::PROTOCOL_VERSIONS;
 use crate::store::ledger::Space;
 use crate::store::{Batch, StoreError};
@@ -105,12 +105,12 @@ impl Ticket {
     }
 
     /// The destination as a peer that is known for the ticket's session alone.
-    pub(super) fn peer(&self) -> Result<PeerRecord, HostError> {
+    pub(in crate::host) fn peer(&self) -> Result<PeerRecord, HostError> {
         let spec = PeerSpec {
             name: self.host.clone(),
             address: self.address.clone(),
             identity: self.identity.clone(),
-            labels: super::Labels::new(),
+            labels: crate::host::Labels::new(),
         };
         validate::peer(&spec)?;
         Ok(PeerRecord { id: Uuid::nil(), spec, generation: 1, created_at: Timestamp::now() })
@@ -140,7 +140,7 @@ impl Host {
             // A source's own address plays no part.
             address: address.clone(),
             identity: spec.source_identity,
-            labels: super::Labels::new(),
+            labels: crate::host::Labels::new(),
         };
         let identity = validate::peer(&peer).map_err(of_source)?;
         let (low, high) = (*bounds::TICKET_SECONDS.start(), *bounds::TICKET_SECONDS.end());
@@ -175,7 +175,7 @@ impl Host {
 
 impl Inner {
     /// The name of a source that has a ticket, used or not: it may connect.
-    pub(super) fn ticket_holder(&self, identity: &PeerIdentity) -> Option<String> {
+    pub(in crate::host) fn ticket_holder(&self, identity: &PeerIdentity) -> Option<String> {
         let text = identity.to_string();
         // Whoever has no ticket that can be read has none; that it is the database's fault must not stay
         // unsaid.
@@ -191,7 +191,11 @@ impl Inner {
     ///
     /// # Errors
     /// Nobody can say.
-    pub(super) fn has_ticket(&self, session: Uuid, identity: &PeerIdentity) -> Result<bool, HostError> {
+    pub(in crate::host) fn has_ticket(
+        &self,
+        session: Uuid,
+        identity: &PeerIdentity,
+    ) -> Result<bool, HostError> {
         Ok(self.good_ticket(session, identity)?.is_some())
     }
 
@@ -211,7 +215,7 @@ impl Inner {
     ///
     /// # Errors
     /// Nobody can say whether there is one: nobody gets it then.
-    pub(super) fn using_ticket(
+    pub(in crate::host) fn using_ticket(
         &self,
         session: Uuid,
         identity: &PeerIdentity,

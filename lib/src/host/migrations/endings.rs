@@ -11,11 +11,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::events::EventBody;
-use super::incoming::HandOver;
-use super::inner::Inner;
-use super::reserve::{self, Reserve};
-use super::{GuestRecord, MigrationRecord};
+use crate::host::events::EventBody;
+use crate::host::inner::Inner;
+use crate::host::migrations::incoming::HandOver;
+use crate::host::migrations::reserve::{self, Reserve};
+use crate::host::{GuestRecord, MigrationRecord};
 use crate::store::{Batch, Kind, StoreError};
 
 /// Between two looks whether the database has what was put into the space.
@@ -23,7 +23,7 @@ const LOOK: Duration = Duration::from_millis(500);
 
 /// What is stored together with a guest's record.
 #[derive(Clone)]
-pub(super) struct Together {
+pub(in crate::host) struct Together {
     pub migration: MigrationRecord,
     /// At a destination: what decides whose the guest is.
     pub hand_over: Option<HandOver>,
@@ -33,7 +33,7 @@ pub(super) struct Together {
 
 /// Everything that one turn of a hand-over changes on disk.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Ending {
+pub(in crate::host) struct Ending {
     pub guest: Uuid,
     /// `None`: it is not defined here any more.
     pub record: Option<GuestRecord>,
@@ -64,7 +64,7 @@ impl Ending {
 ///
 /// # Errors
 /// Nothing has changed, and nothing will.
-pub(super) fn store(
+pub(in crate::host) fn store(
     inner: &Arc<Inner>,
     ending: &Ending,
     space: Option<&Arc<Reserve>>,
@@ -102,7 +102,7 @@ fn store_alone(
         tracing::error!(%error, "the space set aside for a hand-over cannot be written either");
         return Err(refused);
     }
-    tracing::warn!(migration = %ending.migration.id, error = %super::chain(&refused),
+    tracing::warn!(migration = %ending.migration.id, error = %crate::host::chain(&refused),
         "the database takes nothing; the end of a hand-over is kept in the space set aside for it");
     match inner.ledger.owe_blocking(batch, then) {
         Ok(()) => space.release(),
@@ -112,10 +112,10 @@ fn store_alone(
 }
 
 /// Writes what has happened; owed to the database while that takes nothing.
-pub(super) fn owe(inner: &Arc<Inner>, ending: &Ending, then: impl FnOnce() + Send + 'static) {
+pub(in crate::host) fn owe(inner: &Arc<Inner>, ending: &Ending, then: impl FnOnce() + Send + 'static) {
     let stored = alone(inner, ending, |ending| Ok(inner.ledger.owe_blocking(ending.batch()?, then)));
     if let Ok(Err(error)) | Err(error) = stored {
-        tracing::error!(migration = %ending.migration.id, error = %super::chain(&error),
+        tracing::error!(migration = %ending.migration.id, error = %crate::host::chain(&error),
             "what became of a migration is not stored yet");
     }
 }
@@ -134,7 +134,7 @@ async fn release_when_written(inner: Arc<Inner>, space: Arc<Reserve>) {
 ///
 /// # Errors
 /// The database takes nothing: what is in the space stays there.
-pub(super) async fn recover(inner: &Arc<Inner>) -> Result<(), StoreError> {
+pub(in crate::host) async fn recover(inner: &Arc<Inner>) -> Result<(), StoreError> {
     for kept in reserve::left(&inner.state_dir) {
         match serde_json::from_slice::<Ending>(kept.record()) {
             Ok(ending) => {

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use super::entries::GuestEntry;
-use super::inner::Inner;
-use super::looking::{Finding, PeerSilence, silence, unreadable_identity};
-use super::outgoing::Looked;
-use super::{GuestRecord, GuestState, MigrationSpec, MirrorChoice, PeerRecord, ProtectionLevel};
 use crate::guest::{CarriedReadiness, ReadinessReason};
+use crate::host::inner::Inner;
+use crate::host::migrations::checks::{Finding, PeerSilence, silence, unreadable_identity};
+use crate::host::migrations::entry::GuestEntry;
+use crate::host::migrations::outgoing::Looked;
+use crate::host::{GuestRecord, GuestState, MigrationSpec, MirrorChoice, PeerRecord, ProtectionLevel};
 use crate::migration::check;
 use crate::migration::wire::{Prepare, Refused};
 use crate::transport::PeerIdentity;
@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(15);
 
 /// What a destination says of a migration.
 #[derive(Clone, Debug)]
-pub(super) enum Answer {
+pub(in crate::host) enum Answer {
     /// It would let it in now, if this is empty.
     Against(Vec<Finding>),
     /// It does not know the question.
@@ -35,7 +35,11 @@ pub(super) enum Answer {
 
 /// Asks, on a thread that may block. `None`: there is nobody to ask, or nothing to ask about; why that is so
 /// was found already.
-pub(super) async fn ask(inner: &Arc<Inner>, looked: &Looked, spec: &MigrationSpec) -> Option<Answer> {
+pub(in crate::host) async fn ask(
+    inner: &Arc<Inner>,
+    looked: &Looked,
+    spec: &MigrationSpec,
+) -> Option<Answer> {
     let peer = looked.peer.clone()?;
     let question = question(inner, looked, spec)?;
     let inner = Arc::clone(inner);
@@ -104,7 +108,7 @@ fn readiness(inner: &Inner, guest: &GuestEntry, record: &GuestRecord) -> Carried
 }
 
 /// A destination's reason, with what would help.
-pub(super) fn finding(refused: Refused) -> Finding {
+pub(in crate::host) fn finding(refused: Refused) -> Finding {
     let fix = match refused.code.as_str() {
         "name_taken" => "rename or remove the guest of that name there, or choose another destination",
         "guest_exists" => "remove the guest with this id there first: it must not run twice",

@@ -10,15 +10,15 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
-use super::act::{self, Act, Effect, Riding};
-use super::batches::BatchSession;
-use super::endings::{self, Ending, Together};
-use super::entries::{GuestEntry, MirrorEntry};
-use super::events::{Change, EventBody};
-use super::inner::Inner;
-use super::make::Made;
-use super::validate;
-use super::{
+use crate::host::act::{self, Act, Effect, Riding};
+use crate::host::events::{Change, EventBody};
+use crate::host::inner::Inner;
+use crate::host::machines::Made;
+use crate::host::migrations::endings::{self, Ending, Together};
+use crate::host::migrations::entry::{GuestEntry, MirrorEntry};
+use crate::host::mirrors::batches::BatchSession;
+use crate::host::validate;
+use crate::host::{
     BatchRefusal, Expected, ExportSpec, Fault, FieldError, GuestAction, GuestRecord, GuestState, HostError,
     ImportReport, ImportStep, Labels, MigrationRecord, MirrorChoice, MirrorOptions, MirrorRecord, MirrorSpec,
     MirrorState, ProtectionLevel, SealedBatch,
@@ -42,13 +42,13 @@ const FIRST_WORD: std::time::Duration = std::time::Duration::from_secs(3);
 type Reply<T> = oneshot::Sender<Result<T, HostError>>;
 
 /// A command and the act that it is part of.
-pub(super) type Asked = (Command, Option<Act>);
+pub(in crate::host) type Asked = (Command, Option<Act>);
 
 /// Makes labels of those there are.
 type LabelChange = Box<dyn FnOnce(&Labels) -> Labels + Send>;
 
 /// What a guest's task is asked.
-pub(super) enum Command {
+pub(in crate::host) enum Command {
     Act(GuestAction, Expected, Reply<GuestRecord>),
     Undefine(Expected, Reply<()>),
     /// Other labels; without `act`: whether it could have them.
@@ -174,7 +174,7 @@ pub(super) enum Command {
 }
 
 /// What a migration gets.
-pub(super) struct Lease {
+pub(in crate::host) struct Lease {
     pub machine: Box<dyn Machine>,
     pub mirror: Mirror,
     pub mirror_id: Uuid,
@@ -184,7 +184,7 @@ pub(super) struct Lease {
 }
 
 /// What a migration brings back.
-pub(super) struct GiveBack {
+pub(in crate::host) struct GiveBack {
     pub machine: Box<dyn Machine>,
     pub mirror: Mirror,
     pub mirror_id: Uuid,
@@ -197,7 +197,7 @@ pub(super) struct GiveBack {
 }
 
 /// An import that failed.
-pub(super) struct Vanish {
+pub(in crate::host) struct Vanish {
     /// What was here before under the guest's id, which is here again.
     pub replaced: Option<GuestRecord>,
     /// Its last word; `None`: it had not come so far as to have a record.
@@ -227,7 +227,7 @@ struct Owner {
 }
 
 /// Starts the task of a guest in `state`.
-pub(super) fn spawn(inner: &Arc<Inner>, record: GuestRecord, state: GuestState) -> Arc<GuestEntry> {
+pub(in crate::host) fn spawn(inner: &Arc<Inner>, record: GuestRecord, state: GuestState) -> Arc<GuestEntry> {
     let (sender, receiver) = mpsc::channel(QUEUE);
     let entry = Arc::new(GuestEntry::new(record, sender));
     let owner = Owner {
@@ -382,7 +382,7 @@ impl Owner {
                         r.moved_to = moved_to;
                     });
                     if let Err(error) = stored {
-                        tracing::error!(error = %super::chain(&error), guest = %self.entry.id,
+                        tracing::error!(error = %crate::host::chain(&error), guest = %self.entry.id,
                             "a guest stays unconfirmed: its record is not stored");
                     }
                 }
@@ -419,7 +419,7 @@ impl Owner {
         let labels = change(&record.spec.labels);
         validate::labels(&labels)?;
         if !act {
-            let spec = super::GuestSpec { labels, ..record.spec };
+            let spec = crate::host::GuestSpec { labels, ..record.spec };
             return Ok(GuestRecord { spec, ..record });
         }
         self.store(self.state, |r| r.spec.labels = labels)
@@ -525,11 +525,11 @@ impl Owner {
                             r.started_at = Some(Timestamp::now());
                         });
                     }
-                    Err(e) => self.broke(&super::machine_fault(&e)),
+                    Err(e) => self.broke(&crate::host::machine_fault(&e)),
                 }
             }
             Err(e) => {
-                tracing::error!(guest = %record.id, error = %super::chain(&e), "a guest cannot be started");
+                tracing::error!(guest = %record.id, error = %crate::host::chain(&e), "a guest cannot be started");
                 self.broke(&e.fault());
             }
         }
@@ -557,7 +557,7 @@ impl Owner {
             return Err(HostError::GuestMigrating { migration });
         }
         let before = self.entry.record();
-        let record = super::ram_blocks::with_block(&self.inner, &before, block)?;
+        let record = crate::host::guests::ram::with_block(&self.inner, &before, block)?;
         self.store(self.state, |r| *r = record)
     }
 
@@ -608,7 +608,7 @@ impl Owner {
         let machine = self.machine.as_mut().ok_or_else(|| wrong_state(GuestState::Stopped, action))?;
         let undone = if pauses { machine.resume() } else { machine.pause() };
         if let Err(error) = undone {
-            tracing::error!(error = %super::chain(&error), guest = %self.entry.id, "a guest stays as it is");
+            tracing::error!(error = %crate::host::chain(&error), guest = %self.entry.id, "a guest stays as it is");
             self.state = next;
             let (record, stored) = self.happened(|_| {});
             return stored.map(|()| record);
@@ -670,7 +670,7 @@ impl Owner {
         let image = self.inner.helper_image(&record.spec.driver, options.helper_image.as_deref())?;
         let mirror =
             self.inner.make_mirror(&record, machine.as_ref(), spec.strategy, spec.workers, &image)?;
-        mirror.place(&options.placement).map_err(super::placement_error)?;
+        mirror.place(&options.placement).map_err(crate::host::placement_error)?;
         let entry = self.inner.register_mirror(&record, &mirror, transient, id, options.placement.clone())?;
         self.mirrors.insert(entry.id, mirror);
         Ok(entry)
@@ -734,7 +734,7 @@ impl Owner {
     ) -> Result<SealedBatch, HostError> {
         let mirror = self.own_mirror(id, expected)?;
         let plan = Arc::clone(mirror.plan());
-        super::batches::check_reach(&plan, &self.shared_pages(), spec)?;
+        crate::host::mirrors::batches::check_reach(&plan, &self.shared_pages(), spec)?;
         let in_use = |session: &BatchSession| {
             let user = format!("the export or import {}", session.import());
             HostError::InUse { kind: "mirror", user }
@@ -919,7 +919,7 @@ impl Owner {
             }
             Err(BatchFault::Refused { status, index }) => {
                 self.renew_helper(id, record)?;
-                Some((super::batches::code_of(status), index))
+                Some((crate::host::mirrors::batches::code_of(status), index))
             }
             Err(BatchFault::Lane(e)) => {
                 self.renew_helper(id, record)?;
@@ -927,7 +927,7 @@ impl Owner {
             }
         };
         let written = refused.map_or(named.len(), |(_, index)| index.min(named.len()));
-        let written = super::batches::runs(named.into_iter().take(written));
+        let written = crate::host::mirrors::batches::runs(named.into_iter().take(written));
         match refused {
             None => {
                 let state = if batch.last { "closed" } else { "receiving" };
@@ -951,7 +951,7 @@ impl Owner {
         let made = machine.ok_or_else(missing).and_then(|machine| {
             let image = self.inner.image_measuring(&shown.helper_measurement)?.ok_or_else(missing)?;
             let mirror = self.inner.make_mirror(record, machine.as_ref(), shown.strategy, workers, &image)?;
-            mirror.place(&shown.placement).map_err(super::placement_error)?;
+            mirror.place(&shown.placement).map_err(crate::host::placement_error)?;
             Ok(mirror)
         });
         match made {
@@ -1257,7 +1257,7 @@ impl Owner {
 
     /// Stopped, by its own word, or failed; what ended it is in the record either way.
     fn ended_with(&mut self, end: MachineEnd, with: Option<Together>) {
-        let fault = super::end_fault(&end);
+        let fault = crate::host::end_fault(&end);
         match end {
             MachineEnd::PowerOff | MachineEnd::Reset => {
                 self.step(Event::Stop);
@@ -1342,7 +1342,7 @@ impl Owner {
     fn publish(&mut self, change: impl FnOnce(&mut GuestRecord)) -> GuestRecord {
         let (record, stored) = self.happened(change);
         if let Err(error) = stored {
-            tracing::error!(error = %super::chain(&error), guest = %record.id, "a guest's record is not stored yet");
+            tracing::error!(error = %crate::host::chain(&error), guest = %record.id, "a guest's record is not stored yet");
         }
         record
     }
@@ -1455,7 +1455,7 @@ fn helper_error(e: LaneError) -> HostError {
 }
 
 /// The state that an action would lead to; the one that it is when the guest is there already.
-pub(super) fn after(
+pub(in crate::host) fn after(
     guest: &GuestEntry,
     record: &GuestRecord,
     action: GuestAction,

@@ -5,12 +5,13 @@
 
 use std::sync::Arc;
 
-use super::guest_task::Command;
-use super::inner::Inner;
-use super::{
-    DriverSpec, Expected, FieldError, GuestRecord, GuestState, Host, HostError, RamBlockInfo, make, validate,
-};
 use crate::address_space::{BlockRole, BlockSpec, GuestLayout};
+use crate::host::guests::task::Command;
+use crate::host::inner::Inner;
+use crate::host::machines;
+use crate::host::{
+    DriverSpec, Expected, FieldError, GuestRecord, GuestState, Host, HostError, RamBlockInfo, validate,
+};
 
 impl Host {
     /// Adds a RAM block to a stopped guest; it is part of the definition from then on, on disk before this
@@ -64,7 +65,7 @@ impl Host {
 fn described(record: GuestRecord, name: &str) -> Result<(RamBlockInfo, GuestRecord), HostError> {
     let missing = || HostError::NotFound { kind: "RAM block", key: name.chars().take(80).collect() };
     let block = record.layout.block(name).ok_or_else(missing)?.clone();
-    let backing = make::backing_of(&record);
+    let backing = machines::backing_of(&record);
     let info = RamBlockInfo {
         backing,
         page_size: backing.page_size(),
@@ -79,7 +80,7 @@ fn described(record: GuestRecord, name: &str) -> Result<(RamBlockInfo, GuestReco
 /// The guest with `block` after its other RAM. The earlier blocks keep their RAM addresses and whether they
 /// are plugged; the blocks that are not the guest's own (the helper's, save areas) may go elsewhere, which
 /// nobody sees while it is stopped.
-pub(super) fn with_block(
+pub(in crate::host) fn with_block(
     inner: &Arc<Inner>,
     record: &GuestRecord,
     block: BlockSpec,

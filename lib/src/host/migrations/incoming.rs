@@ -7,21 +7,21 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use super::admission::{Arriving, first, no_leave, record_of, taken};
-use super::confirm;
-use super::endings::Together;
-use super::entries::MigrationEntry;
-use super::guest_task::{self, Command, Vanish};
-use super::inner::Inner;
-use super::make::{GuestMemory, IncomingMachine, MakeError};
-use super::outgoing::{fault_of, new_control};
-use super::reserve::Reserve;
-use super::{
+use crate::boot_files::BootFiles;
+use crate::guest::MachineError;
+use crate::host::guests::task::{self, Command, Vanish};
+use crate::host::inner::Inner;
+use crate::host::machines::{GuestMemory, IncomingMachine, MakeError};
+use crate::host::migrations::admission::{Arriving, first, no_leave, record_of, taken};
+use crate::host::migrations::confirm;
+use crate::host::migrations::endings::Together;
+use crate::host::migrations::entry::MigrationEntry;
+use crate::host::migrations::outgoing::{fault_of, new_control};
+use crate::host::migrations::reserve::Reserve;
+use crate::host::{
     GuestRecord, GuestState, HandOverOutcome, HandOverToken, HostError, Labels, LaunchMirror,
     MigrationDirection, MigrationRecord, MigrationState, Progress, bounds, validate,
 };
-use crate::boot_files::BootFiles;
-use crate::guest::MachineError;
 use crate::memory::MemoryError;
 use crate::migration::wire::{self, FIND_MAX, Outcome, Prepare, Purpose, Refused, kind};
 use crate::migration::{
@@ -33,7 +33,7 @@ use crate::transport::{Link, LogBudget, PeerIdentity};
 
 /// The destination's journal of one session.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct HandOver {
+pub(in crate::host) struct HandOver {
     /// Who may ask.
     peer: String,
     settled: Settlement,
@@ -58,7 +58,7 @@ enum Settlement {
 }
 
 /// Serves one link of an admitted peer, on its own thread.
-pub(super) fn serve(inner: &Arc<Inner>, mut link: Link) {
+pub(in crate::host) fn serve(inner: &Arc<Inner>, mut link: Link) {
     let identity = *link.peer();
     let Some(peer) = peer_name(inner, &identity) else { return };
     let hello = match accept_hello(&mut link, &inner.name) {
@@ -121,7 +121,7 @@ fn answer(inner: &Inner, mut link: Link, identity: &PeerIdentity, session: Uuid)
     let known = match hand_over(inner, session) {
         Ok(known) => known,
         Err(error) => {
-            tracing::error!(%session, error = %super::chain(&error), "a source asks, and the journal cannot be read");
+            tracing::error!(%session, error = %crate::host::chain(&error), "a source asks, and the journal cannot be read");
             let refusal = refuse("storage", "the destination's storage failed");
             let _ = wire::send(&mut link, kind::REFUSED, &refusal).map(|()| link.close());
             return;
@@ -156,7 +156,7 @@ fn hand_over(inner: &Inner, session: Uuid) -> Result<Option<HandOver>, StoreErro
 
 /// Of hand-overs that were open when a state was that is put back now, nobody here knows what came: they are
 /// not answered with a never.
-pub(super) fn doubt_open(inner: &Inner) -> Result<(), StoreError> {
+pub(in crate::host) fn doubt_open(inner: &Inner) -> Result<(), StoreError> {
     for (session, mut hand_over) in inner.store.list::<HandOver>(Kind::HandOver)? {
         if matches!(hand_over.settled, Settlement::Open) && !hand_over.unconfirmed {
             hand_over.unconfirmed = true;
@@ -171,7 +171,7 @@ pub(super) fn doubt_open(inner: &Inner) -> Result<(), StoreError> {
 ///
 /// # Errors
 /// The journal cannot be read.
-pub(super) fn was_committed(inner: &Inner, session: Uuid) -> Result<bool, StoreError> {
+pub(in crate::host) fn was_committed(inner: &Inner, session: Uuid) -> Result<bool, StoreError> {
     let known = inner.store.get::<HandOver>(Kind::HandOver, session)?;
     Ok(known.is_some_and(|h| matches!(h.settled, Settlement::Committed { .. })))
 }
@@ -180,13 +180,13 @@ pub(super) fn was_committed(inner: &Inner, session: Uuid) -> Result<bool, StoreE
 ///
 /// # Errors
 /// The journal cannot be read.
-pub(super) fn replaced_by(inner: &Inner, session: Uuid) -> Result<Option<GuestRecord>, StoreError> {
+pub(in crate::host) fn replaced_by(inner: &Inner, session: Uuid) -> Result<Option<GuestRecord>, StoreError> {
     let known = inner.store.get::<HandOver>(Kind::HandOver, session)?;
     Ok(known.and_then(|h| h.replaced).map(|record| *record))
 }
 
 /// The token that this host's helper minted for a session, to be carried to the source by hand.
-pub(super) fn token_of(inner: &Inner, session: Uuid) -> Result<HandOverToken, HostError> {
+pub(in crate::host) fn token_of(inner: &Inner, session: Uuid) -> Result<HandOverToken, HostError> {
     let known = hand_over(inner, session).map_err(|e| HostError::internal("reading a hand-over", e))?;
     let (outcome, token) = match known.map(|h| h.settled) {
         Some(Settlement::Committed { token }) => (HandOverOutcome::Committed, token),
@@ -210,13 +210,13 @@ struct Destination<'a> {
 }
 
 /// Whether a session was here before; each is good for one import.
-pub(super) fn has_seen(inner: &Inner, session: Uuid) -> Result<bool, Refused> {
+pub(in crate::host) fn has_seen(inner: &Inner, session: Uuid) -> Result<bool, Refused> {
     let known = hand_over(inner, session).map_err(|e| not_stored(&storing(e)))?;
     Ok(known.is_some() || inner.migration_entry(session).is_some())
 }
 
 /// Whether there is disk space for how a migration ends.
-pub(super) fn room_on_disk(inner: &Inner, prepare: &Prepare) -> Result<(), Refused> {
+pub(in crate::host) fn room_on_disk(inner: &Inner, prepare: &Prepare) -> Result<(), Refused> {
     // Given back at once: whoever lets the guest in sets it aside again.
     let tried = Reserve::try_out(&inner.state_dir, prepare.session, document_bytes(inner, prepare));
     tried.map_err(no_room)
@@ -242,13 +242,13 @@ fn no_room(error: std::io::Error) -> Refused {
     refuse(error.code(), format!("the destination: {error}"))
 }
 
-pub(super) fn refuse(code: &str, detail: impl Into<String>) -> Refused {
+pub(in crate::host) fn refuse(code: &str, detail: impl Into<String>) -> Refused {
     Refused { code: code.into(), detail: detail.into() }
 }
 
 /// Nobody can say whether there is a ticket, or note that it is used up.
-pub(super) fn ticket_unread(error: &HostError) -> Refused {
-    tracing::error!(error = %super::chain(error), "a ticket cannot be looked at");
+pub(in crate::host) fn ticket_unread(error: &HostError) -> Refused {
+    tracing::error!(error = %crate::host::chain(error), "a ticket cannot be looked at");
     refuse("storage", "the destination's storage failed")
 }
 
@@ -271,7 +271,7 @@ impl<'a> Destination<'a> {
         &self,
         prepare: &Prepare,
         boot: Option<BootFiles>,
-    ) -> Result<Arc<super::entries::GuestEntry>, Refused> {
+    ) -> Result<Arc<crate::host::migrations::entry::GuestEntry>, Refused> {
         let inner = self.inner;
         let record = record_of(prepare, boot);
         let mut guests = inner.guests_mut();
@@ -300,8 +300,8 @@ impl<'a> Destination<'a> {
             StoreError::Exists { .. } => session_exists(),
             e => not_stored(&storing(e)),
         })?;
-        inner.events.guest(&record, None, super::events::Change::Created);
-        let entry = guest_task::spawn(inner, record, GuestState::Incoming);
+        inner.events.guest(&record, None, crate::host::events::Change::Created);
+        let entry = task::spawn(inner, record, GuestState::Incoming);
         if let Some(left) = guests.insert(Arc::clone(&entry)) {
             left.dismiss();
         }
@@ -312,7 +312,7 @@ impl<'a> Destination<'a> {
     fn make(
         &self,
         prepare: &Prepare,
-        entry: &super::entries::GuestEntry,
+        entry: &crate::host::migrations::entry::GuestEntry,
         (memory, peer): (GuestMemory, &str),
     ) -> Result<Arrival, Refused> {
         let inner = self.inner;
@@ -339,7 +339,7 @@ impl<'a> Destination<'a> {
             inner,
             prepare.session,
             MigrationState::Preparing,
-            super::MigrationLimits::default(),
+            crate::host::MigrationLimits::default(),
         ));
         let migration = MigrationRecord {
             id: prepare.session,
@@ -397,7 +397,7 @@ impl<'a> Destination<'a> {
 
     /// Removes a guest that never arrived, and waits until it is gone. What was here before it comes back.
     /// `with`: the import's last word, stored together with that.
-    fn vanish(&self, entry: &super::entries::GuestEntry, with: Option<Together>) {
+    fn vanish(&self, entry: &crate::host::migrations::entry::GuestEntry, with: Option<Together>) {
         let replaced = lock(&self.replaced).take();
         let attempt = |force| {
             let (replaced, with) = (replaced.clone(), with.clone());
@@ -407,7 +407,7 @@ impl<'a> Destination<'a> {
         if let Err(error) = stored {
             // What is stored is an import that is open and that nobody works on: that COMMIT never was, which
             // is so. The token that says it to the source's helper is kept for as long as this daemon lives.
-            tracing::error!(error = %super::chain(&error), "the end of an import could not be stored");
+            tracing::error!(error = %crate::host::chain(&error), "the end of an import could not be stored");
             if let Some(with) = with
                 && let Some(hand_over) = with.hand_over
             {
@@ -415,13 +415,13 @@ impl<'a> Destination<'a> {
             }
         }
         if let Some(old) = replaced {
-            let entry = guest_task::spawn(self.inner, old, GuestState::Stopped);
+            let entry = task::spawn(self.inner, old, GuestState::Stopped);
             self.inner.guests_mut().insert(entry);
             self.inner.changed();
         }
     }
 
-    fn guest_entry(&self, session: Uuid) -> Option<Arc<super::entries::GuestEntry>> {
+    fn guest_entry(&self, session: Uuid) -> Option<Arc<crate::host::migrations::entry::GuestEntry>> {
         let guest = self.inner.migration_entry(session)?.record().guest;
         self.inner.guests().get(&guest).cloned()
     }
@@ -470,7 +470,7 @@ impl Receiver for Destination<'_> {
         let hand_over = Some(self.settled(Settlement::Committed { token: token.to_vec() }));
         let with = Box::new(Together { migration: record, hand_over, space: lock(&self.space).clone() });
         let stored = guest.ask_blocking(|reply| Command::Commit { paused, with, reply });
-        stored.map_err(|e| NotStored::Yet(super::chain(&e).into()))
+        stored.map_err(|e| NotStored::Yet(crate::host::chain(&e).into()))
     }
 
     fn arrived(&self, session: Uuid, arrived: Arrived) {
@@ -533,7 +533,7 @@ fn storing(error: StoreError) -> HostError {
 
 /// What a peer hears of a store that failed.
 fn not_stored(error: &HostError) -> Refused {
-    tracing::error!(error = %super::chain(error), "an import could not be noted");
+    tracing::error!(error = %crate::host::chain(error), "an import could not be noted");
     let trouble = match error {
         HostError::Storage { trouble, .. } | HostError::Owed { trouble, .. } => *trouble,
         _ => Trouble::Failed,
@@ -548,7 +548,7 @@ const fn storage_code(trouble: Trouble) -> &'static str {
     }
 }
 
-pub(super) fn refused_by(e: &HostError) -> Refused {
+pub(in crate::host) fn refused_by(e: &HostError) -> Refused {
     let code = match e {
         HostError::NoMemory(_) => "no_memory",
         HostError::NoResources { .. } => "no_resources",
@@ -589,8 +589,8 @@ pub(super) fn refused_by(e: &HostError) -> Refused {
     refuse(code, detail)
 }
 
-pub(super) fn machine_refusal(e: &MachineError) -> Refused {
-    tracing::warn!(error = %super::chain(e), "no machine could be made for an import");
+pub(in crate::host) fn machine_refusal(e: &MachineError) -> Refused {
+    tracing::warn!(error = %crate::host::chain(e), "no machine could be made for an import");
     match e {
         MachineError::Memory(MemoryError::NotEnough(shortage)) => refuse("no_memory", shortage.to_string()),
         MachineError::Unsupported { .. } => refuse("capability_missing", e.to_string()),
@@ -599,7 +599,7 @@ pub(super) fn machine_refusal(e: &MachineError) -> Refused {
         }
         MachineError::NoUser => refuse("no_resources", e.to_string()),
         MachineError::Qemu(_) => {
-            let super::Fault { code, detail } = super::machine_fault(e);
+            let crate::host::Fault { code, detail } = crate::host::machine_fault(e);
             refuse(&code, detail)
         }
         MachineError::Hypervisor(_)

@@ -16,7 +16,7 @@ use mirrorvm_abi::header::FILE_MAX;
 use rustix::fs::OFlags;
 use uuid::Uuid;
 
-use super::images::{ImageFacts, ImageRecord, facts};
+use crate::host::images::{ImageFacts, ImageRecord, facts};
 use crate::mirror::HelperImage;
 use crate::private_files::{PrivateDir, PrivateFileError};
 use crate::store::state_files::Rider;
@@ -69,7 +69,7 @@ fn name_of(id: Uuid) -> String {
 }
 
 fn logged(id: Uuid, error: &PrivateFileError) -> ImageFault {
-    tracing::warn!(image = %id, error = %super::chain(error), "the file of a helper image cannot be used");
+    tracing::warn!(image = %id, error = %crate::host::chain(error), "the file of a helper image cannot be used");
     ImageFault::of(error)
 }
 
@@ -77,7 +77,11 @@ fn logged(id: Uuid, error: &PrivateFileError) -> ImageFault {
 ///
 /// # Errors
 /// Its file is not that.
-pub(super) fn read(state_dir: &Path, id: Uuid, content: &ImageFacts) -> Result<HelperImage, ImageFault> {
+pub(in crate::host) fn read(
+    state_dir: &Path,
+    id: Uuid,
+    content: &ImageFacts,
+) -> Result<HelperImage, ImageFault> {
     let dir = PrivateDir::open(&state_dir.join(DIRECTORY)).map_err(|e| logged(id, &e))?;
     let bytes = dir.read(&name_of(id), FILE_MAX as u64).map_err(|e| logged(id, &e))?;
     let image = HelperImage::parse(bytes.to_vec()).map_err(|_| ImageFault::Changed)?;
@@ -86,12 +90,12 @@ pub(super) fn read(state_dir: &Path, id: Uuid, content: &ImageFacts) -> Result<H
 }
 
 /// Puts an image's file there, whatever was there before.
-pub(super) fn write(state_dir: &Path, id: Uuid, bytes: &[u8]) -> Result<(), PrivateFileError> {
+pub(in crate::host) fn write(state_dir: &Path, id: Uuid, bytes: &[u8]) -> Result<(), PrivateFileError> {
     PrivateDir::open_or_create(&state_dir.join(DIRECTORY))?.replace(&name_of(id), bytes)
 }
 
 /// Removes an image's file, if it is there.
-pub(super) fn remove(state_dir: &Path, id: Uuid) -> Result<(), PrivateFileError> {
+pub(in crate::host) fn remove(state_dir: &Path, id: Uuid) -> Result<(), PrivateFileError> {
     match PrivateDir::open(&state_dir.join(DIRECTORY)) {
         Ok(dir) => dir.remove_if_present(&name_of(id)),
         Err(PrivateFileError::Missing { .. }) => Ok(()),
@@ -102,7 +106,7 @@ pub(super) fn remove(state_dir: &Path, id: Uuid) -> Result<(), PrivateFileError>
 /// What was found in files when they were read last, for whoever only wants to know how the images are: good
 /// for as long as the kernel says that a file is the same and untouched. Whoever runs an image reads it.
 #[derive(Debug, Default)]
-pub(super) struct Looks(Mutex<HashMap<Uuid, (Stamp, Option<ImageFault>)>>);
+pub(in crate::host) struct Looks(Mutex<HashMap<Uuid, (Stamp, Option<ImageFault>)>>);
 
 /// Inode, bytes, times of the last change of content and of anything.
 type Stamp = (u64, u64, (i64, i64), (i64, i64));
@@ -141,7 +145,7 @@ fn stamp(state_dir: &Path, id: Uuid) -> Result<Stamp, PrivateFileError> {
 }
 
 /// The files of these images for a backup, or what is wrong with them, each as people know it.
-pub(super) fn riders(state_dir: &Path, records: &[ImageRecord]) -> Result<Vec<Rider>, Vec<String>> {
+pub(in crate::host) fn riders(state_dir: &Path, records: &[ImageRecord]) -> Result<Vec<Rider>, Vec<String>> {
     let (mut riders, mut wrong) = (Vec::new(), Vec::new());
     for record in records {
         let Some(content) = &record.content else { continue };
@@ -157,7 +161,7 @@ pub(super) fn riders(state_dir: &Path, records: &[ImageRecord]) -> Result<Vec<Ri
 }
 
 /// Puts the file of an image back that came with a backup; false: the rider is something else.
-pub(super) fn put_back(state_dir: &Path, rider: &Rider) -> Result<bool, PrivateFileError> {
+pub(in crate::host) fn put_back(state_dir: &Path, rider: &Rider) -> Result<bool, PrivateFileError> {
     let id = rider.name.strip_prefix(RIDER).and_then(|id| Uuid::try_parse(id).ok());
     match id {
         Some(id) => write(state_dir, id, &rider.body).map(|()| true),

@@ -7,20 +7,21 @@
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use super::{
+use crate::host::migrations::incoming;
+use crate::host::{
     Answer, Expected, FieldError, HandOverToken, Host, HostError, MigrationDirection, MigrationRecord,
-    MigrationState, incoming,
+    MigrationState,
 };
 
 /// Longest reason that an administrator gives, characters.
 pub const REASON_MAX: usize = 1000;
 
-pub(super) fn token_refused() -> HostError {
+pub(in crate::host) fn token_refused() -> HostError {
     let detail = "the migration's helper does not take it: it is of another session, or says something else";
     HostError::Invalid(vec![FieldError::new("/token", "token_refused", detail)])
 }
 
-pub(super) fn nobody_checks() -> HostError {
+pub(in crate::host) fn nobody_checks() -> HostError {
     let detail = "the helper that could check it went with the daemon that sent START; the destination can be asked over the \
                   network, or an administrator can decide by POST /v1/migrations/{migration}/resolution";
     HostError::Invalid(vec![FieldError::new("/token", "not_checkable", detail)])

@@ -5,10 +5,10 @@
 
 use std::path::Path;
 
-use super::inner::Inner;
-use super::{AccelChoice, DriverSpec, FieldError, GuestRecord, GuestSpec, HostError};
 use crate::boot_files::{BootFile, BootFiles, FileRefusal, ImageFile, SealedFile};
 use crate::guest::MachineError;
+use crate::host::inner::Inner;
+use crate::host::{AccelChoice, DriverSpec, FieldError, GuestRecord, GuestSpec, HostError};
 use crate::qemu::{self, pick_accel};
 
 /// A kernel is loaded above this; an initial RAM disk is, too.

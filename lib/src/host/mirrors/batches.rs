@@ -9,10 +9,10 @@ use std::sync::Arc;
 use mirrorvm_abi::op::Status;
 use uuid::Uuid;
 
-use super::guest_task::Command;
-use super::{Expected, FieldError, GuestState, Host, HostError};
 use crate::addr::{PAGE_SIZE, RamAddr, RamPage};
 use crate::address_space::Addressing;
+use crate::host::guests::task::Command;
+use crate::host::{Expected, FieldError, GuestState, Host, HostError};
 use crate::mirror::{BATCH_BYTES_MAX, BATCH_PAGES_MAX, Nonce, SealedToken};
 
 /// What is to be sealed, and for whom.
@@ -88,7 +88,7 @@ pub struct BatchRefusal {
 
 /// A session beside a mirror.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum BatchSession {
+pub(in crate::host) enum BatchSession {
     Exporting { import: Uuid, importer: Nonce, nonce: Nonce, epoch: u32 },
     Opened { import: Uuid, nonce: Nonce },
     Receiving { import: Uuid, exporter: Nonce, epoch: u32 },
@@ -105,7 +105,7 @@ impl BatchSession {
 }
 
 /// The refusal's code.
-pub(super) const fn code_of(status: Status) -> &'static str {
+pub(in crate::host) const fn code_of(status: Status) -> &'static str {
     match status {
         Status::Unsealed => "unsealed",
         Status::PageRefused => "page_refused",
@@ -117,7 +117,7 @@ pub(super) const fn code_of(status: Status) -> &'static str {
 }
 
 /// Pages as runs of bytes.
-pub(super) fn runs(pages: impl Iterator<Item = RamPage>) -> Vec<(u64, u64)> {
+pub(in crate::host) fn runs(pages: impl Iterator<Item = RamPage>) -> Vec<(u64, u64)> {
     let mut runs: Vec<(u64, u64)> = Vec::new();
     for page in pages {
         let at = page.get() * PAGE_SIZE;
@@ -131,7 +131,7 @@ pub(super) fn runs(pages: impl Iterator<Item = RamPage>) -> Vec<(u64, u64)> {
 
 /// The pages of ranges that are whole, apart and not too many. Sizes are checked before anything is
 /// allocated.
-pub(super) fn pages_of(ranges: &[(u64, u64)]) -> Result<Vec<RamPage>, HostError> {
+pub(in crate::host) fn pages_of(ranges: &[(u64, u64)]) -> Result<Vec<RamPage>, HostError> {
     let bad = |i: usize, field: &str, code, detail: String| {
         Err(HostError::Invalid(vec![FieldError::new(format!("/ranges/{i}/{field}"), code, detail)]))
     };
@@ -207,7 +207,7 @@ impl Host {
 }
 
 /// The ranges of a batch's pages that cannot be exported: what the helper would refuse, said by range.
-pub(super) fn check_reach(
+pub(in crate::host) fn check_reach(
     plan: &Arc<crate::address_space::MirrorPlan>,
     shared: &crate::pages::PageSet,
     spec: &ExportSpec,

@@ -1,0 +1,3 @@
+//! Mirrors of a host's guests, and what is sealed and opened through them.
+
+pub(super) mod batches;
