@@ -7,77 +7,77 @@ use uuid::Uuid;
 
 use crate::http::audit::{AuditOutcome, AuditRecord};
 
-/// Who asked for what, and what came of it.
+/// One entry of the audit log: who asked for what, and what came of it.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct AuditEntry {
-    /// Its number; counts from 1 without gaps.
+    /// Number of the entry. Entries count from 1 without gaps.
     #[schema(example = 42)]
     pub seq: u64,
-    /// When it was asked for; of a request that was refused at once, when it was answered.
+    /// When the change was asked for. For a request that was refused at once: when it was answered.
     pub time: Timestamp,
-    /// Who asked: `unix:<uid>`, `cert:<name>` or `token:<id>`, by a session whoever has opened it; null when
-    /// nobody known.
+    /// Who asked: `unix:<uid>`, `cert:<name>` or `token:<id>`; for a session, whoever opened it. Null for an
+    /// unknown caller.
     #[schema(example = "unix:0")]
     pub principal: Option<String>,
     /// How the caller was recognized: `local_user`, `certificate`, `token` or `session`.
     #[schema(example = "local_user")]
     pub authenticated_by: Option<String>,
-    /// The caller's role.
+    /// The role that the caller had.
     #[schema(example = "admin")]
     pub role: Option<String>,
-    /// The session that the caller was known by, of `session`.
+    /// Id of the session, for a caller recognized by one.
     pub session: Option<Uuid>,
-    /// Id of the operation.
+    /// Id of the operation, as in the API's document.
     #[schema(example = "guest_create")]
     pub operation: String,
     /// Path of the request, without the query.
     #[schema(example = "/v1/guests")]
     pub path: String,
-    /// Whether only the outcome was asked for.
+    /// Whether the request was a dry run.
     pub dry_run: bool,
-    /// What came of it; null while it goes on, and for good when the daemon ended before it was over. Whether
-    /// the change was made then, its resource tells: an outcome is stored in one transaction with the first
-    /// record of a change.
+    /// What came of it. Null while the change goes on, and for good if the daemon ended before it was over.
+    /// Whether such a change was made can be read from the resource: the outcome is stored in one transaction
+    /// with the first record of the change.
     pub outcome: Option<AuditEntryOutcome>,
-    /// HTTP status of the answer, as in `outcome`; 0 without one.
+    /// HTTP status of the answer, as in `outcome`. 0 while there is no outcome.
     #[schema(example = 201)]
     pub status: u16,
-    /// Code of the problem, if it was one.
+    /// Code of the problem, if the answer was one.
     #[schema(example = "name_taken")]
     pub code: Option<String>,
-    /// Path of what was made.
+    /// Path of the resource that was made.
     pub location: Option<String>,
-    /// Whether the answer was that of an earlier request with the same idempotency key.
+    /// Whether the answer was a kept one, given to an earlier request with the same idempotency key.
     pub replayed: bool,
-    /// The request's id.
+    /// Id of the request, as in the answer's `x-request-id`.
     pub request_id: String,
-    /// Refused requests of the same principal since its last entry that have none of their own: where many
-    /// come one after the other, few have one.
+    /// How many refused requests of the same principal since its last entry have no entry of their own. Where
+    /// refusals follow each other quickly, only some get one.
     pub left_out: u64,
 }
 
-/// What came of what was asked for.
+/// What came of a request.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct AuditEntryOutcome {
-    /// When it was known.
+    /// When the outcome was known.
     pub time: Timestamp,
     /// HTTP status of the answer.
     #[schema(example = 201)]
     pub status: u16,
-    /// Code of the problem, if it was one.
+    /// Code of the problem, if the answer was one.
     #[schema(example = "name_taken")]
     pub code: Option<String>,
-    /// Path of what was made.
+    /// Path of the resource that was made.
     pub location: Option<String>,
-    /// Whether the answer was that of an earlier request with the same idempotency key.
+    /// Whether the answer was a kept one, given to an earlier request with the same idempotency key.
     pub replayed: bool,
-    /// Whether it was stored in one transaction with the record of what was done: then that was done,
-    /// whatever `status` says.
+    /// Whether the outcome was stored in one transaction with the record of the change. If so, the change was
+    /// made, whatever `status` says.
     pub recorded: bool,
 }
 
 impl AuditEntry {
-    /// Entry number `seq` of the log, and what was written of its outcome since.
+    /// Joins entry number `seq` of the log with its outcome, where that was written later.
     pub fn new(
         seq: u64,
         time: Timestamp,
@@ -120,7 +120,7 @@ impl AuditEntry {
 pub struct AuditLog {
     /// Entries, the newest first.
     pub items: Vec<AuditEntry>,
-    /// What to send as `before` for older entries; absent at the end.
+    /// Send it as `before` to get older entries. Absent when there are none.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub next_before: Option<u64>,

@@ -12,14 +12,14 @@ use super::Preview;
 use super::decode::{Decode, Errors, Fields, Node, one_of};
 use crate::problem::MAX_SAFE_INTEGER;
 
-/// A range of RAM.
+/// A range of guest RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RamRange {
-    /// RAM address of the first byte, a multiple of 4096.
+    /// RAM address of the first byte: a multiple of 4096.
     #[schema(example = 1048576, multiple_of = 4096, maximum = 9007199254740991u64)]
     pub ram_addr: u64,
-    /// Bytes, a multiple of 4096.
+    /// Length in bytes: a multiple of 4096.
     #[schema(example = 65536, multiple_of = 4096, minimum = 4096, maximum = 1048576)]
     pub size_bytes: u64,
 }
@@ -34,7 +34,7 @@ impl Decode for RamRange {
     }
 }
 
-/// What is to be sealed, and for whom.
+/// Which pages to seal, and for which import.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(as = MirrorExportCreate)]
 #[serde(deny_unknown_fields)]
@@ -44,15 +44,15 @@ impl Decode for RamRange {
     "ranges": [{"ram_addr": 1048576, "size_bytes": 65536}]
 }))]
 pub struct ExportBody {
-    /// The import that it is for, from `POST …/imports` of the importing mirror.
+    /// Id of the import, as `POST …/imports` of the importing mirror gave it.
     pub import: Uuid,
-    /// The nonce of that import.
+    /// The nonce that the import answered with.
     #[schema(pattern = "^[0-9a-f]{64}$")]
     pub nonce: String,
-    /// Which RAM: ranges that are apart, of at most 1 MiB together. None only ends the session.
+    /// Which RAM to seal: separate ranges of at most 1 MiB together. An empty list only ends the session.
     #[schema(max_items = 256)]
     pub ranges: Vec<RamRange>,
-    /// Whether this is the session's last batch.
+    /// Whether this is the last batch of the session.
     #[serde(default)]
     #[schema(default = true)]
     pub last: bool,
@@ -81,14 +81,15 @@ impl From<ExportBody> for ExportSpec {
     }
 }
 
-/// Pages of RAM, sealed by a helper for one import. Opens there alone, once, and after the batches before it.
+/// Pages of RAM, sealed by a helper for one import. The batch opens in that import only, only once, and only
+/// after the batches before it.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(as = SealedBatch)]
 #[serde(deny_unknown_fields)]
 pub struct BatchBody {
-    /// The import that it is for.
+    /// Id of the import that the batch is sealed for.
     pub import: Uuid,
-    /// Which of its batches this is, from 1.
+    /// Number of the batch within its import, from 1.
     #[schema(minimum = 1, maximum = 4294967295u64)]
     pub epoch: u32,
     /// The exporting helper's nonce.
@@ -97,37 +98,37 @@ pub struct BatchBody {
         example = "60303ae22b998861bce3b28f33eec1be758a213c86c93c076dbe9f558c11c752"
     )]
     pub nonce: String,
-    /// What its records call pages: `ram_addr` or `gpa`, by the exporting mirror's strategy.
+    /// Which addresses its records use: `ram_addr` or `gpa`, by the exporting mirror's strategy.
     pub addressing: AddressingBody,
-    /// How many.
+    /// Number of pages in the batch.
     #[schema(minimum = 0, maximum = 256, example = 1)]
     pub pages: u32,
-    /// Sealed records, one a page, in base64.
+    /// Sealed records, one for each page, in base64.
     #[schema(format = "byte", max_length = 1419264, example = "AAAQAAAAAAABAAAAAAAAAA==")]
     pub records: String,
-    /// The helper's word that nothing is missing and nothing added, in base64.
+    /// The exporting helper's token, in base64. It proves that no record is missing and none was added.
     #[schema(format = "byte", max_length = 256, example = "AQAAAAAAAABTVEFSVA==")]
     pub token: String,
-    /// Whether it is the last of its session.
+    /// Whether the batch is the last of its session.
     pub last: bool,
-    /// What the guest did meanwhile. Pages of a `paused` guest are of one moment; of a `running` one each is
-    /// as it was when it was read.
+    /// State of the guest during the export. The pages of a `paused` guest are all from one moment; those of
+    /// a `running` guest are each as they were when they were read.
     #[schema(example = "paused")]
     pub guest_state: String,
-    /// In answers to `dry_run` alone.
+    /// Only in the answer to a `dry_run`: what else the request would have led to.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, read_only)]
     pub preview: Option<Preview>,
 }
 
-/// What records call pages.
+/// The addresses that sealed records use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[schema(as = PageAddressing)]
 #[serde(rename_all = "snake_case")]
 pub enum AddressingBody {
-    /// By their place in RAM.
+    /// The place of the page in the guest's RAM.
     RamAddr,
-    /// By the address where the guest sees them.
+    /// The address at which the guest sees the page.
     Gpa,
 }
 
@@ -157,7 +158,7 @@ impl From<SealedBatch> for BatchBody {
     }
 }
 
-/// A batch as it came, decoded.
+/// A batch as it arrived, decoded.
 struct Batch(SealedBatch);
 
 impl Decode for Batch {
@@ -196,7 +197,7 @@ impl Decode for Batch {
     }
 }
 
-/// A step of an import.
+/// One step of an import.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(as = MirrorImportCreate, example = json!({"kind": "open"}))]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -205,24 +206,24 @@ impl Decode for Batch {
     reason = "documents a union that `ImportRequest` decodes; none is ever made"
 )]
 pub enum ImportBody {
-    /// Begin an import: the helper draws a nonce for the exporter.
+    /// Opens an import: the helper draws a nonce for the exporter.
     #[schema(title = "ImportOpen")]
     Open {},
-    /// Take a sealed batch.
+    /// Opens a sealed batch and writes its pages.
     #[schema(title = "ImportBatch")]
     Batch {
-        /// The batch as `POST …/exports` gave it.
+        /// The batch, as `POST …/exports` gave it.
         batch: BatchBody,
     },
-    /// Give an import up.
+    /// Gives the import up.
     #[schema(title = "ImportClose")]
     Close {
-        /// Its id.
+        /// Id of the import.
         import: Uuid,
     },
 }
 
-/// A step of an import, decoded.
+/// One step of an import, decoded.
 #[derive(Clone, Debug)]
 pub struct ImportRequest(pub ImportStep);
 
@@ -248,20 +249,20 @@ impl Decode for ImportRequest {
     }
 }
 
-/// How an import is.
+/// Where an import stands.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct MirrorImport {
-    /// Its id.
+    /// Id of the import.
     pub import: Uuid,
-    /// `open`: no batch has come; `receiving`; `closed`. An import that is closed takes no more.
+    /// `open` (no batch has arrived yet), `receiving`, or `closed`. A closed import takes no more batches.
     #[schema(example = "open")]
     pub state: &'static str,
-    /// The importing helper's nonce, for exporters; null when batches have come.
+    /// The importing helper's nonce, to be given to exporters. Null once batches have arrived.
     #[schema(pattern = "^[0-9a-f]{64}$")]
     pub nonce: Option<String>,
-    /// What became of the batch's pages, as runs by RAM address.
+    /// What became of the pages of this batch, as runs by RAM address.
     pub pages: Vec<ImportedRange>,
-    /// In answers to `dry_run` alone.
+    /// Only in the answer to a `dry_run`: what else the request would have led to.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub preview: Option<Preview>,
@@ -273,11 +274,11 @@ pub struct ImportedRange {
     /// RAM address of the first byte.
     #[schema(example = 1048576)]
     pub ram_addr: u64,
-    /// Bytes.
+    /// Length in bytes.
     #[schema(example = 65536)]
     pub size_bytes: u64,
-    /// `written`; of a batch that is refused, `batch_refused` says which record and how many pages went
-    /// before.
+    /// Always `written`. A batch that is refused is answered with `batch_refused` instead, which says which
+    /// record failed and how many pages had been written.
     #[schema(example = "written")]
     pub status: &'static str,
 }
@@ -295,7 +296,7 @@ impl From<ImportReport> for MirrorImport {
     }
 }
 
-/// Bytes in lower-case hex.
+/// Bytes as lower-case hexadecimal digits.
 struct Hex<const N: usize>([u8; N]);
 
 impl<const N: usize> Decode for Hex<N> {

@@ -9,94 +9,94 @@ use utoipa::ToSchema;
 use super::sha256_text;
 use super::strategies::StrategyInfo;
 
-/// What this host can do.
+/// What this host can do, and what it lacks.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct HostCapabilities {
-    /// Drivers that work here.
+    /// The drivers that work on this host.
     #[schema(value_type = Vec<String>, example = json!(["embedded", "qemu"]))]
     pub drivers: Vec<&'static str>,
-    /// KVM.
+    /// What KVM offers here.
     pub kvm: KvmCapabilities,
-    /// Physical address bits.
+    /// How many physical address bits guests have.
     #[schema(example = 48)]
     pub max_phys_bits: u8,
-    /// Position of the C-bit; null without SEV.
+    /// Bit position of the C-bit, which marks encrypted pages. Null without SEV.
     pub c_bit_position: Option<u8>,
-    /// Physical address bits lost to memory encryption.
+    /// How many physical address bits memory encryption takes away.
     pub phys_bit_reduction: u8,
-    /// Memory slots one VM may have.
+    /// How many memory slots one VM may have.
     pub slot_budget: u32,
-    /// Whether a guest may use 1 GiB pages.
+    /// Whether the page tables of a guest may use 1 GiB pages.
     pub gib_pages: bool,
-    /// The strategies, available or not.
+    /// All strategies, whether available here or not.
     pub strategies: Vec<StrategyAvailability>,
-    /// Helper ABIs that work.
+    /// The range of helper ABI versions that this host runs.
     pub helper_abi: HelperAbiRange,
     /// SHA-256 of the built-in helper image.
     #[schema(pattern = "^sha256:[0-9a-f]{64}$")]
     pub helper_measurement: String,
-    /// Versions of the peer protocol.
+    /// The versions of the peer protocol that this host speaks.
     pub protocol_versions: Vec<u32>,
-    /// What `accel: auto` picks; null when there is no QEMU.
+    /// How `qemu` guests would run with `accel: auto`. Null when QEMU is not installed.
     pub qemu: Option<QemuCapability>,
-    /// What is missing, and what would help.
+    /// What this host lacks, and what would help.
     pub missing: Vec<Missing>,
 }
 
-/// What KVM gives.
+/// What KVM offers on a host.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct KvmCapabilities {
-    /// Whether `/dev/kvm` opens.
+    /// Whether the daemon can open `/dev/kvm`.
     pub available: bool,
-    /// What `KVM_GET_API_VERSION` says.
+    /// The answer to `KVM_GET_API_VERSION`. Null when `/dev/kvm` does not open.
     #[schema(example = 12)]
     pub api_version: Option<i32>,
-    /// Named capabilities with what `KVM_CHECK_EXTENSION` says.
+    /// KVM's capabilities by name, with the answer to `KVM_CHECK_EXTENSION`.
     #[schema(value_type = BTreeMap<String, i32>)]
     pub capabilities: BTreeMap<&'static str, i32>,
 }
 
-/// Whether a strategy works here.
+/// Whether this host can execute a strategy.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct StrategyAvailability {
-    /// Its name.
+    /// Name of the strategy.
     #[schema(example = "shifted")]
     pub kind: &'static str,
-    /// Whether this host executes it.
+    /// Whether this host can execute the strategy.
     pub available: bool,
-    /// Why not, when it does not.
+    /// Why the strategy is not available. Null when it is.
     pub unavailable_reason: Option<&'static str>,
 }
 
-/// A range of helper ABIs.
+/// A range of helper ABI versions.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct HelperAbiRange {
-    /// Oldest.
+    /// Oldest version.
     pub min: u32,
-    /// Newest.
+    /// Newest version.
     pub max: u32,
 }
 
-/// What QEMU does here.
+/// How QEMU guests run on this host.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct QemuCapability {
-    /// What `accel: auto` picks.
+    /// The accelerator that `accel: auto` picks: `kvm` or `tcg`.
     #[schema(example = "tcg")]
     pub accel: &'static str,
-    /// Why.
+    /// Why `auto` picks that accelerator.
     pub reason: &'static str,
-    /// The users that QEMU processes run as, without privileges, each guest's as one of its own while there
-    /// are enough; null: all of them run as the daemon's user, who is not root.
+    /// The unprivileged users that QEMU processes run as, each guest's as one of its own. Null: all of them
+    /// run as the daemon's user, which is not root.
     pub users: Option<QemuUserRange>,
 }
 
-/// User ids, both ends included.
+/// A range of user ids, both ends included.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct QemuUserRange {
-    /// The first.
+    /// First user id.
     #[schema(example = 65_520)]
     pub first: u32,
-    /// The last.
+    /// Last user id.
     #[schema(example = 65_533)]
     pub last: u32,
 }
@@ -104,12 +104,12 @@ pub struct QemuUserRange {
 /// Something that this host cannot do.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Missing {
-    /// Stable code; an open list.
+    /// A stable code. The list is open: new codes may be added.
     #[schema(example = "sev")]
     pub code: &'static str,
     /// Why it is missing.
     pub why: String,
-    /// What to do about it.
+    /// What would make it work.
     pub fix: String,
 }
 

@@ -5,15 +5,15 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-/// Something that a look found.
+/// One finding of a check.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct CheckFinding {
-    /// Stable code, `snake_case`; an open list.
+    /// A stable code in `snake_case`. The list is open: new codes may be added.
     #[schema(example = "peer_unreachable")]
     pub code: String,
-    /// What it is, for people.
+    /// What was found, in a sentence.
     pub detail: String,
-    /// What would help.
+    /// What would help, in a sentence.
     pub fix: String,
 }
 
@@ -23,42 +23,42 @@ impl From<Finding> for CheckFinding {
     }
 }
 
-/// What a migration would take. Reckoned from the guest's size, its definition and what earlier migrations
+/// What a migration would cost. Estimated from the guest's size, its definition, and what earlier migrations
 /// measured.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct MigrationEstimate {
-    /// Until the guest would be paused.
+    /// Milliseconds until the guest would be paused.
     #[schema(example = 900)]
     pub precopy_ms: u64,
-    /// The pause; null: not known.
+    /// Length of the pause in milliseconds. Null when it cannot be estimated.
     #[schema(example = 12)]
     pub downtime_ms: Option<u64>,
-    /// The shortest pause that can be had, whatever the number of pages: a `limits.downtime_ms` below it is
-    /// never met.
+    /// The shortest pause that is possible whatever the number of pages left, in milliseconds. A
+    /// `limits.downtime_ms` below it is never met.
     #[schema(example = 30)]
     pub downtime_floor_ms: u64,
-    /// Whether pre-copy would get done; null: how fast the guest writes is not known.
+    /// Whether pre-copy would get done. Null when it is not known how fast the guest writes.
     pub converges: Option<bool>,
-    /// Page content per second that this is reckoned with.
+    /// Bytes of page content per second that the estimate assumes.
     #[schema(example = 300_000_000)]
     pub throughput_bytes_per_second: u64,
 }
 
-/// Whether a migration would work.
+/// Whether a migration would work, as both hosts see it now.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct MigrationCheck {
-    /// The guest.
+    /// Id of the guest.
     pub guest: Uuid,
-    /// Whether both hosts have said that nothing stands in the way now.
+    /// Whether both hosts have said that nothing stands in the way at the moment.
     pub migratable: bool,
-    /// What stands in the way, all at once.
+    /// Everything that stands in the way.
     pub blockers: Vec<CheckFinding>,
-    /// What could not be found out. As long as there is any of it, `migratable` is false.
+    /// What could not be found out. `migratable` is false while this list is not empty.
     pub unknowns: Vec<CheckFinding>,
-    /// What does not stand in the way, and may surprise. `queued`: the migration would wait for a slot, not
-    /// fail.
+    /// What does not stand in the way but may come as a surprise, such as `queued`: the migration would wait
+    /// for a slot.
     pub warnings: Vec<CheckFinding>,
-    /// What it would take.
+    /// What the migration would cost. Null when there is no estimate.
     pub estimate: Option<MigrationEstimate>,
 }
 

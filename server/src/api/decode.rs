@@ -9,13 +9,13 @@ use std::ops::RangeInclusive;
 use super::json::{Integer, Json};
 use crate::problem::{MAX_SAFE_INTEGER, ProblemError};
 
-/// Most problems that one answer names.
+/// How many problems one answer lists at most.
 const ERRORS_MAX: usize = 64;
 
-/// Most characters that an answer shows of a value.
+/// How many characters of a wrong value an answer shows at most.
 const SHOWN: usize = 64;
 
-/// Problems found so far.
+/// The problems that decoding a body has found so far.
 #[derive(Debug, Default)]
 pub struct Errors(Vec<ProblemError>);
 
@@ -40,7 +40,7 @@ impl Errors {
     }
 }
 
-/// A value of the body and where it is.
+/// A value within the body, with the pointer that leads to it.
 #[derive(Debug)]
 pub struct Node<'v> {
     value: &'v Json,
@@ -52,8 +52,8 @@ impl Node<'_> {
         *self.value == Json::Null
     }
 
-    /// The number here, if it is an integer between `low` and `high`: digits alone, whatever a double would
-    /// make of it.
+    /// The number here, if it is an integer from `low` to `high`. It must be written in digits alone: values
+    /// that only a double would round to an integer are refused.
     fn integer(&self, errors: &mut Errors, low: i128, high: i128) -> Option<i128> {
         let Json::Number(text) = self.value else {
             errors.wrong_type(self, "an integer");
@@ -74,7 +74,7 @@ impl Node<'_> {
         None
     }
 
-    /// Notes that the value is not shaped as it should be.
+    /// Notes that the value has the wrong shape.
     pub fn invalid(&self, errors: &mut Errors, detail: &str) {
         errors.add(&self.pointer, "invalid_format", detail);
     }
@@ -99,7 +99,7 @@ pub fn decode<T: Decode>(value: &Json) -> Result<T, Vec<ProblemError>> {
     }
 }
 
-/// `text` as it stands in a JSON pointer, cut where it gets absurd.
+/// Escapes `text` for use in a JSON pointer, and cuts it where it gets absurdly long.
 fn token(text: &str) -> String {
     text.chars().take(64).collect::<String>().replace('~', "~0").replace('/', "~1")
 }
@@ -113,12 +113,12 @@ pub enum Patch<T> {
     Keep,
     /// Null: removed, or back to its default.
     Clear,
-    /// Set.
+    /// Set to this value.
     Set(T),
 }
 
 impl<T> Patch<T> {
-    /// The value after the patch.
+    /// Gives the value that results from patching `now`.
     pub fn over(self, now: T, default: T) -> T {
         match self {
             Self::Keep => now,
@@ -183,12 +183,13 @@ impl<'v, 'e> Fields<'v, 'e> {
         }
     }
 
-    /// Whether a field is there, be it null.
+    /// Whether the field is present, even as null.
     pub fn has(&self, name: &str) -> bool {
         self.map.contains_key(name)
     }
 
-    /// A field that may be absent or null. The outer `None` is a problem, the inner an absent value.
+    /// A field that may be absent or null. An outer `None` means that there was a problem, an inner one that
+    /// there is no value.
     pub fn optional<T: Decode>(&mut self, name: &'static str) -> Option<Option<T>> {
         match self.node(name) {
             Some(node) if !node.is_null() => T::decode(&node, self.errors).map(Some),
@@ -196,7 +197,7 @@ impl<'v, 'e> Fields<'v, 'e> {
         }
     }
 
-    /// A field that may be absent, and is not null when it is there.
+    /// A field that may be absent, but must not be null when it is present.
     pub fn optional_not_null<T: Decode>(&mut self, name: &'static str) -> Option<Option<T>> {
         match self.node(name) {
             Some(node) => T::decode(&node, self.errors).map(Some),
@@ -253,7 +254,7 @@ impl<'v, 'e> Fields<'v, 'e> {
         }
     }
 
-    /// An integer in `range`, absent or null.
+    /// An integer in `range`; the field may be absent or null.
     pub fn optional_int<T: TryFrom<u64>>(
         &mut self,
         name: &'static str,
@@ -265,7 +266,7 @@ impl<'v, 'e> Fields<'v, 'e> {
         }
     }
 
-    /// An integer in `range` that may be absent, and is not null when it is there.
+    /// An integer in `range`; the field may be absent, but must not be null when it is present.
     pub fn optional_int_not_null<T: TryFrom<u64>>(
         &mut self,
         name: &'static str,
@@ -351,7 +352,8 @@ impl Decode for bool {
     }
 }
 
-/// Integers are 0 to 2^53 - 1, in digits alone: what `8.0` or `1e0` is depends on who reads it.
+/// Integers are 0 to 2^53 - 1 and written in digits alone, because readers disagree about what `8.0` or `1e0`
+/// is.
 impl Decode for u64 {
     fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
         node.integer(errors, 0, i128::from(MAX_SAFE_INTEGER)).and_then(|v| Self::try_from(v).ok())

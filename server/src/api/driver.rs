@@ -11,9 +11,9 @@ use utoipa::ToSchema;
 use super::decode::{Decode, Errors, Fields, Node, one_of};
 use super::strategies::{PspViaBody, StrategyBody};
 
-/// Default of `working_set_bytes`, where RAM is large enough.
+/// Default of `working_set_bytes`, unless RAM is too small for it.
 const WORKING_SET: u64 = 64 << 20;
-/// Default of `dirty_bytes_per_second`.
+/// Default of `dirty_bytes_per_second`, in bytes.
 const DIRTY_RATE: u64 = 16 << 20;
 
 /// How a guest runs.
@@ -24,44 +24,46 @@ pub enum DriverBody {
     /// The daemon is the VMM, on `/dev/kvm`; the guest is the built-in workload.
     #[schema(title = "DriverEmbedded")]
     Embedded {
-        /// Virtual CPUs.
+        /// Number of virtual CPUs.
         #[serde(default)]
         #[schema(default = 1, minimum = 1, maximum = 16)]
         vcpus: u32,
-        /// What the workload does; absent: its defaults.
+        /// What the workload does. Absent: its defaults.
         workload: Option<WorkloadBody>,
-        /// Encrypts its memory, on a host with SEV; absent: not encrypted.
+        /// How the guest's memory is encrypted, on a host with SEV. Absent: not at all.
         sev: Option<SevBody>,
     },
     /// A software machine with a model of SEV; needs no `/dev/kvm`. The guest is the built-in workload.
     #[schema(title = "DriverEmulated")]
     Emulated {
-        /// Virtual CPUs.
+        /// Number of virtual CPUs.
         #[serde(default)]
         #[schema(default = 1, minimum = 1, maximum = 16)]
         vcpus: u32,
-        /// What the workload does; absent: its defaults.
+        /// What the workload does. Absent: its defaults.
         workload: Option<WorkloadBody>,
-        /// Encrypts its memory under the model of SEV; absent: as if `{}`, null: not encrypted.
+        /// How the guest's memory is encrypted under the model of SEV. Absent: as with `{}`. Null: not at
+        /// all.
         sev: Option<SevBody>,
     },
-    /// A QEMU process that boots a Linux kernel. One RAM block, at guest physical address 0, whole MiB.
+    /// A QEMU process that boots a Linux kernel. The guest has one RAM block of whole MiB, at guest-physical
+    /// address 0.
     #[schema(title = "DriverQemu")]
     Qemu {
-        /// Virtual CPUs.
+        /// Number of virtual CPUs.
         #[serde(default)]
         #[schema(default = 1, minimum = 1, maximum = 16)]
         vcpus: u32,
-        /// Kernel image, a path on the host.
+        /// Path of the kernel image, beneath one of the host's image directories.
         #[schema(example = "/boot/vmlinuz")]
         kernel: String,
-        /// Initial RAM disk, a path on the host.
+        /// Path of the initial RAM disk, beneath one of the host's image directories.
         initrd: Option<String>,
-        /// Kernel command line: at most 2047 bytes, no control characters.
+        /// Kernel command line: at most 2047 bytes, without control characters.
         #[serde(default)]
         #[schema(default = "")]
         append: String,
-        /// Accelerator.
+        /// The accelerator that QEMU uses.
         #[serde(default)]
         #[schema(default = "auto")]
         accel: AccelBody,
@@ -73,19 +75,20 @@ pub enum DriverBody {
 #[schema(as = Workload)]
 #[serde(deny_unknown_fields)]
 pub struct WorkloadBody {
-    /// What RAM holds at first.
+    /// What RAM holds in the beginning.
     #[serde(default)]
     #[schema(default = "random")]
     pub fill: FillBody,
-    /// Bytes that are rewritten over and over, a multiple of 4 KiB, at most half of RAM. Absent: 64 MiB, or a
-    /// quarter of RAM where that is less.
+    /// How many bytes are rewritten over and over: a multiple of 4 KiB, at most half of RAM. Absent: 64 MiB,
+    /// or a quarter of RAM where that is less.
     #[schema(minimum = 0, maximum = 9007199254740991u64)]
     pub working_set_bytes: Option<u64>,
-    /// How fast they are rewritten; 0: counter and console only. Absent: 16 MiB a second.
+    /// How fast the working set is rewritten, in bytes per second. With 0 only the counter and the console
+    /// are written. Absent: 16 MiB per second.
     #[schema(minimum = 0, maximum = 1099511627776u64)]
     pub dirty_bytes_per_second: Option<u64>,
-    /// The guest clears MSR_KVM_MIGRATION_CONTROL after so many milliseconds, as Linux does when a CPU goes
-    /// offline, and is not ready to be migrated from then on. Absent: never.
+    /// After how many milliseconds the guest clears MSR_KVM_MIGRATION_CONTROL, as Linux does when a CPU goes
+    /// offline. From then on it is not ready to be migrated. Absent: never.
     #[schema(minimum = 0, maximum = 86_400_000)]
     pub withdraws_readiness_after_ms: Option<u64>,
 }
@@ -95,19 +98,19 @@ pub struct WorkloadBody {
 #[schema(as = Sev)]
 #[serde(deny_unknown_fields)]
 pub struct SevBody {
-    /// SEV guest policy: NODBG 1, NOKS 2, ES 4, NOSEND 8, DOMAIN 16, SEV 32, least API version from bit 16. 0
-    /// or absent: the default, NODBG alone (with ES when `es` is true), and that is what comes back. A guest
-    /// whose policy lacks NODBG gets no mirror, since its host could read it through one; one with NOSEND is
-    /// not migrated.
+    /// SEV guest policy, as a sum: NODBG 1, NOKS 2, ES 4, NOSEND 8, DOMAIN 16, SEV 32, and the least API
+    /// version from bit 16 on. 0 or absent stands for the default, NODBG alone (with ES when `es` is true),
+    /// and that is what answers show. A guest whose policy lacks NODBG gets no mirror, because its host could
+    /// read it through one. A guest whose policy has NOSEND is not migrated.
     #[serde(default)]
     #[schema(default = 0, minimum = 0, maximum = 4294967295u64, example = 0)]
     pub policy: u32,
-    /// Whether vCPU registers are encrypted too (SEV-ES).
+    /// Whether the registers of its vCPUs are encrypted as well (SEV-ES).
     #[serde(default)]
     #[schema(default = false)]
     pub es: bool,
-    /// With `es`: the mirror that the guest is launched with, the only one it can have; absent: `psp-copied`
-    /// by launch-update with 2 workers.
+    /// With `es`: the mirror that the guest is launched with, which is the only one it can have. Absent:
+    /// `psp-copied` by launch-update, with 2 workers.
     pub mirror: Option<LaunchMirrorBody>,
 }
 
@@ -116,35 +119,35 @@ pub struct SevBody {
 #[schema(as = LaunchMirror)]
 #[serde(deny_unknown_fields)]
 pub struct LaunchMirrorBody {
-    /// Layout of its address space.
+    /// The strategy by which its address space is laid out.
     pub strategy: StrategyBody,
-    /// Mirror vCPUs.
+    /// Number of mirror vCPUs.
     #[serde(default)]
     #[schema(default = 1, minimum = 1, maximum = 16)]
     pub workers: u32,
 }
 
-/// What a workload guest's RAM holds at first.
+/// What the RAM of a workload guest holds in the beginning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[schema(as = Fill)]
 #[serde(rename_all = "snake_case")]
 pub enum FillBody {
-    /// Incompressible data.
+    /// Random data, which cannot be compressed.
     Random,
-    /// Nothing: pages that the guest never writes stay zero.
+    /// Zeros: pages that the guest never writes stay zero.
     Zero,
 }
 
-/// Accelerator of a QEMU guest.
+/// The accelerator of a QEMU guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[schema(as = Accel)]
 #[serde(rename_all = "snake_case")]
 pub enum AccelBody {
-    /// KVM where a stock guest can run under it, else TCG.
+    /// KVM where a stock guest can run under it, otherwise TCG.
     Auto,
-    /// KVM.
+    /// Hardware virtualization by KVM.
     Kvm,
-    /// QEMU's own translator.
+    /// TCG, QEMU's own translator.
     Tcg,
 }
 
@@ -224,7 +227,7 @@ impl Decode for AccelBody {
     }
 }
 
-/// What a driver's body asks for, for a guest with so many bytes of RAM.
+/// Turns a driver's body into the library's value, for a guest with `ram` bytes of RAM.
 pub(super) fn driver_spec(body: DriverBody, ram: u64) -> DriverSpec {
     match body {
         DriverBody::Embedded { vcpus, workload, sev } => {

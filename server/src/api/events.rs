@@ -11,91 +11,91 @@ use uuid::Uuid;
 
 use super::labels::{Selector, all_hold};
 
-/// Something that happened.
+/// A change of a resource of this host.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Event {
-    /// Its place in this host's history, `<epoch>-<seq>`: the cursor to continue after it.
+    /// Place of the event in this host's history, `<epoch>-<seq>`. Send it as a cursor to continue after it.
     #[schema(example = "8f1c0a7d5be2460c-42")]
     pub id: String,
-    /// `<resource>.<change>`: `guest.state_changed`, `migration.round_finished`, `host.started`, ...; more
-    /// may come.
+    /// `<resource>.<change>`, such as `guest.state_changed`, `migration.round_finished` or `host.started`.
+    /// More types may be added.
     #[serde(rename = "type")]
     #[schema(example = "guest.state_changed")]
     pub kind: String,
-    /// The host that it happened on.
+    /// Name of the host on which it happened.
     #[schema(example = "/v1/host/0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11")]
     pub source: String,
     /// Path of the resource.
     #[schema(example = "/v1/guests/0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11")]
     pub subject: String,
-    /// When.
+    /// When it happened.
     pub time: Timestamp,
-    /// What.
+    /// What is known of the resource after the change.
     pub data: EventData,
 }
 
-/// What an event tells. Members beyond the first five are there when they say something.
+/// What an event tells about its resource. Only the first five members are always present.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct EventData {
     /// Kind of the resource: `host`, `peer_host`, `guest`, `mirror`, `migration` or `helper_image`; more may
     /// come.
     #[schema(example = "guest")]
     pub resource: &'static str,
-    /// Its id.
+    /// Id of the resource.
     pub id: Uuid,
-    /// Its name; null where it has none.
+    /// Name of the resource. Null for resources without names.
     #[schema(example = "g1")]
     pub name: Option<String>,
-    /// Its generation after the change; 0 when there is nothing any more.
+    /// Generation of the resource after the change. 0 when it is gone.
     #[schema(example = 3)]
     pub generation: u64,
-    /// Its labels; of a mirror or migration, its guest's.
+    /// Labels of the resource. Mirrors and migrations have those of their guest.
     pub labels: BTreeMap<String, String>,
-    /// Its state after the change.
+    /// State after the change.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, example = "running")]
     pub state: Option<String>,
-    /// Its state before.
+    /// State before the change.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, example = "starting")]
     pub previous_state: Option<String>,
-    /// Id of the guest that it belongs to.
+    /// Id of the guest that the resource belongs to.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub guest: Option<String>,
-    /// Name of that guest.
+    /// Name of the guest that the resource belongs to.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub guest_name: Option<String>,
-    /// Id of the migration that has it.
+    /// Id of the migration that has the guest.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub migration: Option<String>,
-    /// Name of the other host.
+    /// Name of the other host of a migration.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub peer: Option<String>,
-    /// The host that it was handed over to.
+    /// Name of the host that the guest was handed over to.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub moved_to: Option<String>,
-    /// Code of what went wrong, or of what ended it.
+    /// Code of what went wrong, or of what ended the guest.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub error: Option<String>,
-    /// Number of the round that is over.
+    /// Number of the round that has finished.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub round: Option<u64>,
-    /// Bytes of page content that crossed in it.
+    /// Bytes of page content that were sent in that round.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub bytes: Option<u64>,
-    /// Pages that the guest dirtied meanwhile.
+    /// How many pages the guest wrote during that round.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub dirtied_pages: Option<u64>,
-    /// Whether the host takes nothing new.
+    /// Whether the host is in maintenance.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub maintenance: Option<bool>,
@@ -157,31 +157,31 @@ impl Event {
     }
 }
 
-/// Some events, in order.
+/// Events of this host, in order.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct EventList {
     /// Events, the oldest first.
     pub items: Vec<Event>,
-    /// What to send as `after` next: beyond events that the filters left out, too.
+    /// Send it as `after` next time. It is beyond events that the filters left out.
     #[schema(example = "8f1c0a7d5be2460c-42")]
     pub next_cursor: String,
-    /// Whether more follow already.
+    /// Whether further events are available already.
     pub more: bool,
 }
 
-/// Which events are wanted.
+/// Which events a reader wants.
 #[derive(Clone, Debug, Default)]
 pub struct EventFilter {
-    /// Types, exact or `<resource>.*`; none: all.
+    /// Types, either exact or as `<resource>.*`. An empty list stands for all.
     pub types: Vec<String>,
-    /// Ids or names of resources; none: all.
+    /// Ids or names of resources. An empty list stands for all.
     pub resources: Vec<String>,
-    /// Labels that must hold.
+    /// Labels that the resource must have.
     pub labels: Vec<Selector>,
 }
 
 impl EventFilter {
-    /// Whether an event is wanted.
+    /// Whether the filter lets an event through.
     pub fn wants(&self, body: &EventBody) -> bool {
         let kind = body.kind();
         let of_type = |wanted: &String| match wanted.strip_suffix(".*") {

@@ -18,7 +18,7 @@ use super::driver::{DriverBody, driver_spec};
 use super::{Fault, Preview, sha256_text};
 use crate::problem::MAX_SAFE_INTEGER;
 
-/// What a guest is to be.
+/// The definition of a new guest.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({
@@ -28,19 +28,19 @@ use crate::problem::MAX_SAFE_INTEGER;
     "labels": {}
 }))]
 pub struct GuestCreate {
-    /// Name, unique on the host; not shaped like a UUID.
+    /// Name of the guest, unique on the host. It must not look like a UUID.
     #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", example = "g1")]
     pub name: String,
-    /// How it runs.
+    /// How the guest runs.
     pub driver: DriverBody,
-    /// Its RAM.
+    /// The guest's RAM.
     pub memory: MemoryBody,
-    /// Free labels: at most 64, keys of 1 to 63 and values of 0 to 255 bytes.
+    /// Labels of your choice: at most 64, with keys of 1 to 63 bytes and values of 0 to 255 bytes.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
 }
 
-/// A guest's RAM.
+/// The RAM of a guest, as it is defined.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(as = Memory)]
 #[serde(deny_unknown_fields)]
@@ -48,26 +48,27 @@ pub struct MemoryBody {
     /// RAM blocks, in the order of their RAM addresses.
     #[schema(min_items = 1)]
     pub blocks: Vec<BlockBody>,
-    /// What it lies on.
+    /// What kind of host memory the RAM lies on.
     #[serde(default)]
     #[schema(default = "auto")]
     pub backing: BackingBody,
 }
 
-/// What RAM lies on. `auto`: the fastest that the host has for the driver (`anonymous`; for `qemu` `hugetlb`
-/// when enough reserved huge pages are free, else `memfd`). `ram-blocks` shows what it came to.
+/// What kind of host memory RAM lies on. `auto` is the fastest that the host has for the driver: `anonymous`,
+/// or for `qemu` `hugetlb` when enough reserved huge pages are free and `memfd` otherwise. `ram-blocks` shows
+/// what was chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 #[schema(as = Backing)]
 #[serde(rename_all = "snake_case")]
 pub enum BackingBody {
-    /// The host chooses.
+    /// Chosen by the host.
     #[default]
     Auto,
-    /// Anonymous memory of the daemon on transparent huge pages; not for `qemu`.
+    /// Anonymous memory of the daemon on transparent huge pages. Not available for `qemu`.
     Anonymous,
     /// A memfd, on huge pages where the host gives them to shared memory.
     Memfd,
-    /// A memfd on reserved 2 MiB pages.
+    /// A memfd on reserved pages of 2 MiB.
     Hugetlb,
 }
 
@@ -108,18 +109,18 @@ impl From<Option<Backing>> for BackingBody {
     }
 }
 
-/// A RAM block.
+/// A block of RAM, as it is defined.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(as = MemoryBlock, example = json!({"name": "ram1", "size_bytes": 268435456, "gpa": 4294967296u64}))]
 #[serde(deny_unknown_fields)]
 pub struct BlockBody {
-    /// Name, unique in the guest.
+    /// Name of the block, unique within the guest.
     #[schema(pattern = "^[A-Za-z0-9._-]{1,64}$", example = "ram0")]
     pub name: String,
-    /// Bytes, a multiple of 4 KiB.
+    /// Length in bytes: a multiple of 4 KiB.
     #[schema(minimum = 4096, maximum = 9007199254740991u64, multiple_of = 4096, example = 268435456)]
     pub size_bytes: u64,
-    /// Where the guest sees it, a multiple of 4 KiB; null or absent: unplugged.
+    /// Guest-physical address of its first byte: a multiple of 4 KiB. Null or absent: the block is unplugged.
     #[schema(minimum = 0, maximum = 9007199254740991u64, example = 0)]
     pub gpa: Option<u64>,
 }
@@ -136,12 +137,12 @@ impl Decode for GuestCreate {
     }
 }
 
-/// An administrator's word that an unconfirmed guest is this host's.
+/// An administrator's word that an unconfirmed guest belongs to this host.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(example = json!({"confirm": "g1"}))]
 #[serde(deny_unknown_fields)]
 pub struct GuestConfirm {
-    /// The guest's name: that it is this one, and that the danger is understood.
+    /// The guest's name, to confirm which guest is meant and that the danger is understood.
     #[schema(example = "g1")]
     pub confirm: String,
 }
@@ -195,71 +196,71 @@ impl From<GuestCreate> for GuestSpec {
     }
 }
 
-/// A guest.
+/// A guest of this host.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Guest {
-    /// UUIDv7.
+    /// Id, a UUIDv7.
     pub id: Uuid,
-    /// Name, unique on the host.
+    /// Name of the guest, unique on the host.
     #[schema(example = "g1")]
     pub name: String,
-    /// How it runs, defaults filled in.
+    /// How the guest runs, with defaults filled in.
     pub driver: DriverBody,
-    /// Its RAM.
+    /// The guest's RAM.
     pub memory: GuestMemory,
-    /// Free labels.
+    /// Labels of your choice.
     pub labels: BTreeMap<String, String>,
-    /// `stopped`, `starting`, `running`, `paused`, `stopping`, `incoming`, `in_doubt` or `failed`; more may
-    /// come.
+    /// State of the guest: `stopped`, `starting`, `running`, `paused`, `stopping`, `incoming`, `in_doubt` or
+    /// `failed`. More states may be added.
     #[schema(example = "running")]
     pub state: &'static str,
-    /// Goes up with every change; the ETag in quotes.
+    /// Rises with every change. The `ETag` header has it in quotes.
     #[schema(example = 3)]
     pub generation: u64,
-    /// What the hardware gives it.
+    /// What the hardware protects of this guest.
     pub protection: Protection,
-    /// What it boots from, and nothing else; null for a driver that reads no files.
+    /// The files that the guest boots from. Null for drivers that read no files.
     pub boot: Option<BootFilesBody>,
-    /// Whether the guest says that it can be migrated; null while it has no machine.
+    /// Whether the guest says that it can be migrated. Null while it has no machine.
     pub migration_readiness: Option<MigrationReadiness>,
-    /// The migration that has it now.
+    /// Id of the migration that has the guest at the moment.
     pub migration: Option<Uuid>,
-    /// The host that it was handed over to.
+    /// Name of the host that the guest was handed over to.
     pub moved_to: Option<String>,
-    /// Whether the host's state may be older than what its peers know of the guest: a backup was put back. It
-    /// is started or migrated when all known peers have said that they do not have it, or an administrator
-    /// has confirmed it.
+    /// Whether this host's state may be older than what its peers know of the guest, because a backup was put
+    /// back. Such a guest cannot be started or migrated until all known peers have said that they do not have
+    /// it, or an administrator has confirmed it.
     #[schema(example = false)]
     pub unconfirmed: bool,
-    /// Why it failed; of a guest that is `stopped` without having been asked to: what ended it
-    /// (`guest_powered_off`, `guest_reset`, `daemon_restarted`; more may come).
+    /// Why the guest failed. For a guest that is `stopped` without having been asked to stop: what ended it,
+    /// such as `guest_powered_off`, `guest_reset` or `daemon_restarted`.
     pub error: Option<Fault>,
-    /// When it was defined, on whichever host that was; it goes along with migrations.
+    /// When the guest was defined, on whichever host that was. It keeps this date when it migrates.
     pub created_at: Timestamp,
-    /// When it last began to run here.
+    /// When the guest last began to run on this host.
     pub started_at: Option<Timestamp>,
-    /// In answers to `dry_run` alone.
+    /// Only in the answer to a `dry_run`: what else the request would have led to.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub preview: Option<Preview>,
 }
 
-/// What a guest boots from, as it was when the guest was defined: a start, and a host that it comes to, must
-/// have the same.
+/// The files that a guest boots from, as they were when it was defined. A start, and a host that the guest
+/// migrates to, must have the same content.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct BootFilesBody {
-    /// The kernel.
+    /// The kernel image.
     pub kernel: BootFileBody,
-    /// The initial RAM disk, if there is one.
+    /// The initial RAM disk. Null when there is none.
     pub initrd: Option<BootFileBody>,
 }
 
-/// What a file holds.
+/// Size and digest of a file.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct BootFileBody {
-    /// Bytes.
+    /// Size of the file in bytes.
     pub size_bytes: u64,
-    /// SHA-256 of them.
+    /// SHA-256 of the file's content.
     #[schema(pattern = "^sha256:[0-9a-f]{64}$")]
     pub digest: String,
 }
@@ -270,30 +271,32 @@ impl From<BootFile> for BootFileBody {
     }
 }
 
-/// A guest's RAM with its sum.
+/// The RAM of a guest, with its total.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct GuestMemory {
-    /// Bytes over all blocks, the helper's not counted.
+    /// Bytes of all blocks together, without the helper's block.
     pub total_bytes: u64,
-    /// RAM blocks as they were asked for; `ram-blocks` has them with their RAM addresses.
+    /// RAM blocks as they were defined. `ram-blocks` lists them with their RAM addresses.
     pub blocks: Vec<BlockBody>,
-    /// What it lies on, as it was asked for.
+    /// What kind of host memory was asked for.
     pub backing: BackingBody,
 }
 
-/// What a guest says of being migrated (MSR_KVM_MIGRATION_CONTROL), and what its helper declared with it.
+/// Whether a guest says that it can be migrated (MSR_KVM_MIGRATION_CONTROL), and what its helper has
+/// declared.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct MigrationReadiness {
-    /// Whether it can be migrated as far as the guest is concerned.
+    /// Whether the guest can be migrated, as far as it is itself concerned.
     pub ready: bool,
-    /// `not_encrypted`, `not_yet`, `announced` or `withdrawn`; more may come.
+    /// Why: `not_encrypted`, `not_yet`, `announced` or `withdrawn`. More reasons may be added.
     #[schema(example = "announced")]
     pub reason: &'static str,
-    /// The reason as a sentence.
+    /// The reason, as a sentence.
     pub detail: &'static str,
-    /// Pieces that its helper declared for the `declared` strategy, frozen since; null: none.
+    /// How many pieces of memory its helper has declared for the strategy `declared`; they cannot change any
+    /// more. Null: none.
     pub declared_pieces: Option<u64>,
-    /// Why its last declaration was not taken.
+    /// Why its last declaration was refused.
     pub declaration_refusals: Vec<String>,
 }
 
@@ -314,13 +317,13 @@ impl From<Readiness> for MigrationReadiness {
     }
 }
 
-/// What the hardware gives a guest, and what that promises.
+/// What the hardware protects of a guest, and what that promises.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Protection {
-    /// `none`, `modelled`, `sev` or `sev-es`; more may come.
+    /// Protection level: `none`, `modelled`, `sev` or `sev-es`. More levels may be added.
     #[schema(example = "none")]
     pub level: &'static str,
-    /// What holds at this level.
+    /// What holds at this level, in a sentence.
     pub promise: &'static str,
 }
 
@@ -387,34 +390,34 @@ impl From<&GuestRecord> for Guest {
     }
 }
 
-/// One page of guests.
+/// One page of a list of guests.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct GuestList {
-    /// Guests by creation.
+    /// Guests, in the order in which they were defined unless asked for otherwise.
     pub items: Vec<Guest>,
-    /// Gives the next page; absent at the end.
+    /// Send it as `page_token` for the next page. Absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub next_page_token: Option<String>,
 }
 
-/// A piece of console output.
+/// A piece of a guest's console output.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Console {
-    /// Offset of the first byte of `data` in everything that the guest ever printed. Above the offset asked
-    /// for when older output is no longer kept.
+    /// Offset of the first byte of `data`, counted over everything that the guest ever printed. It is larger
+    /// than the offset that was asked for when older output is no longer kept.
     pub offset: u64,
     /// Offset to ask for next.
     pub next_offset: u64,
-    /// Offset after the newest byte there is.
+    /// Offset behind the newest byte that there is.
     pub end_offset: u64,
-    /// The output; bytes that are not UTF-8 appear as U+FFFD.
+    /// The output. Bytes that are not UTF-8 appear as U+FFFD.
     pub data: String,
 }
 
 impl From<ConsoleChunk> for Console {
-    /// A character that is cut at the chunk's end waits for the next one, so that text read in pieces is the
-    /// text read at once.
+    /// Leaves a character that is cut at the end of the chunk to the next one, so that text read in pieces is
+    /// the same as text read at once.
     fn from(chunk: ConsoleChunk) -> Self {
         let cut = match std::str::from_utf8(&chunk.data) {
             Err(e) if e.error_len().is_none() && e.valid_up_to() > 0 => e.valid_up_to(),

@@ -9,12 +9,12 @@ use uuid::Uuid;
 use super::decode::{Decode, Errors, Fields, Node};
 use super::{Fault, Preview, sha256_text};
 
-/// What a helper image is to be called; its content follows with `PUT …/content`.
+/// A new helper image, still without content: that follows with `PUT …/content`.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({"name": "helper-2"}))]
 pub struct HelperImageCreate {
-    /// Name, unique among helper images; not shaped like a UUID.
+    /// Name of the image, unique among helper images. It must not look like a UUID.
     #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", example = "helper-2")]
     pub name: String,
 }
@@ -28,47 +28,49 @@ impl Decode for HelperImageCreate {
     }
 }
 
-/// A helper image.
+/// A migration helper that mirrors can run.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct HelperImage {
-    /// UUIDv7; the built-in image has the same id everywhere.
+    /// Id, a UUIDv7. The built-in image has the same id on every host.
     pub id: Uuid,
-    /// Name, unique among helper images.
+    /// Name of the image, unique among helper images.
     #[schema(example = "built-in")]
     pub name: String,
-    /// Whether it belongs to this build of the daemon: the one that mirrors run.
+    /// Whether this is the image that the daemon was built with, which mirrors run unless they are told
+    /// otherwise.
     pub built_in: bool,
-    /// `empty` until it has its content, then `ready`; `failed` while its file is not what was uploaded.
+    /// `empty` until the content is uploaded, then `ready`; `failed` while its file does not hold what was
+    /// uploaded.
     #[schema(example = "ready")]
     pub state: &'static str,
-    /// Goes up with every change; the ETag in quotes.
+    /// Rises with every change. The `ETag` header has it in quotes.
     #[schema(example = 1)]
     pub generation: u64,
-    /// What its content says of itself; null while it is empty.
+    /// What the content says about itself. Null while the image is empty.
     pub content: Option<HelperImageContent>,
-    /// Why it cannot be used; the same content once more puts it right.
+    /// Why the image cannot be used. Uploading the same content again puts it right.
     pub error: Option<Fault>,
-    /// When it was made; of the built-in image the beginning of 1970.
+    /// When the image was made. For the built-in image: the beginning of 1970.
     pub created_at: Timestamp,
-    /// In answers to `dry_run` alone.
+    /// Only in the answer to a `dry_run`: what else the request would have led to.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub preview: Option<Preview>,
 }
 
-/// What a helper image says of itself.
+/// What the content of a helper image says about itself.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct HelperImageContent {
-    /// Bytes of the file.
+    /// Size of the file in bytes.
     #[schema(example = 65536)]
     pub size_bytes: u64,
-    /// SHA-256 of the file.
+    /// SHA-256 of the file, which is the image's measurement.
     #[schema(pattern = "^sha256:[0-9a-f]{64}$")]
     pub measurement: String,
-    /// Oldest helper ABI that it speaks.
+    /// Oldest helper ABI version that it speaks.
     #[schema(example = 1)]
     pub abi_min: u32,
-    /// Newest helper ABI that it speaks.
+    /// Newest helper ABI version that it speaks.
     #[schema(example = 1)]
     pub abi_max: u32,
 }
@@ -104,12 +106,12 @@ impl From<ImageRecord> for HelperImage {
     }
 }
 
-/// One page of helper images.
+/// One page of a list of helper images.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct HelperImageList {
-    /// Images by creation.
+    /// Images, in the order in which they were made unless asked for otherwise.
     pub items: Vec<HelperImage>,
-    /// Gives the next page; absent at the end.
+    /// Send it as `page_token` for the next page. Absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub next_page_token: Option<String>,

@@ -10,80 +10,81 @@ use uuid::Uuid;
 use super::Preview;
 use super::layout::HostLimitsBody;
 
-/// About this host.
+/// The host that this daemon runs on.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Host {
-    /// Made when the state directory was.
+    /// Id of the host, made together with its state directory.
     pub id: Uuid,
-    /// Name.
+    /// Name of the host.
     #[schema(example = "a")]
     pub name: String,
-    /// Kernel release.
+    /// Release of the running kernel.
     #[schema(example = "6.12.0")]
     pub kernel: String,
-    /// CPU model.
+    /// Model of the processor.
     pub cpu: String,
-    /// Logical CPUs.
+    /// Number of logical processors.
     pub cpus: u64,
-    /// Bytes of memory.
+    /// Size of the host's memory in bytes.
     pub memory_bytes: u64,
-    /// What `KVM_GET_API_VERSION` says; null when `/dev/kvm` does not open.
+    /// The answer to `KVM_GET_API_VERSION`. Null when `/dev/kvm` does not open.
     #[schema(example = 12)]
     pub kvm_api_version: Option<i32>,
-    /// Limits for address spaces.
+    /// What this host allows an address space to look like.
     pub limits: HostLimitsBody,
-    /// This host's identity on the peer link: what peers pin.
+    /// The digest of this host's public key, which peers pin.
     #[schema(pattern = "^sha256:[0-9a-f]{64}$")]
     pub identity: String,
-    /// Where other hosts connect for migrations to this one: what to register there as its `address`. Null:
-    /// no incoming migrations, or the peer listener is on all addresses and the daemon was not told
+    /// Where other hosts connect to migrate guests here: the `address` to register there. Null when no
+    /// migrations are let in, or when the peer listener is on all addresses and the daemon was not told
     /// (`advertise`) by which of them others reach it.
     #[schema(example = "192.0.2.1:7801")]
     pub peer_address: Option<String>,
-    /// Where its peer listener is; null: no incoming migrations.
+    /// The address on which the peer listener is. Null when no migrations are let in.
     #[schema(example = "0.0.0.0:7801")]
     pub peer_listen: Option<String>,
-    /// What it has to do.
+    /// How much the host has to do.
     pub load: HostLoad,
-    /// Whether its database takes what is to be stored.
+    /// Whether the host's database accepts writes.
     pub storage: HostStorage,
-    /// Free labels.
+    /// Labels of your choice.
     pub labels: BTreeMap<String, String>,
-    /// Whether nothing new is taken: no guest is defined, started or let in.
+    /// Whether the host is in maintenance: no guest can be defined or started, and no migration is let in.
     pub maintenance: bool,
-    /// Outgoing migrations that run at once; more wait as `queued`.
+    /// How many outgoing migrations run at once. Further ones wait as `queued`.
     #[schema(example = 4)]
     pub migration_slots: u32,
-    /// Goes up with every change of `labels`, `maintenance` and `migration_slots`; the ETag in quotes.
+    /// Rises with every change of `labels`, `maintenance` and `migration_slots`. The `ETag` header has it in
+    /// quotes.
     #[schema(example = 1)]
     pub generation: u64,
-    /// In answers to `dry_run` alone.
+    /// Only in the answer to a `dry_run`: what else the request would have led to.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub preview: Option<Preview>,
 }
 
-/// What a host has to do.
+/// How much a host has to do.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct HostLoad {
-    /// Guests.
+    /// Number of guests.
     pub guests: u64,
-    /// Mirrors.
+    /// Number of mirrors.
     pub mirrors: u64,
-    /// Migrations that have not ended.
+    /// Number of migrations that have not ended.
     pub active_migrations: u64,
 }
 
-/// A host's database.
+/// Whether a host's database accepts writes.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct HostStorage {
-    /// `ok`; or what writing has been meeting: `full` (no space is left), `busy` (another process keeps the
-    /// database locked), `failed` (the disk).
+    /// `ok`, or why writes fail: `full` (no space is left), `busy` (another process keeps the database
+    /// locked) or `failed` (the disk).
     #[schema(example = "ok")]
     pub state: &'static str,
-    /// For how long writing has been failing.
+    /// For how many milliseconds writes have been failing.
     pub failing_ms: u64,
-    /// Changes that have happened and are kept in memory until they can be written.
+    /// How many changes have happened that are kept in memory until they can be written.
     pub owed_changes: u64,
 }
 
@@ -103,7 +104,7 @@ impl From<Writing> for HostStorage {
 }
 
 impl Host {
-    /// From what the library says of the host.
+    /// Combines what the library tells of the host with its capabilities and settings.
     pub fn new(info: HostInfo, capabilities: &Capabilities, settings: HostSettings) -> Self {
         Self {
             id: info.id,

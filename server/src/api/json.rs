@@ -26,15 +26,15 @@ pub enum Json {
     Object(BTreeMap<String, Json>),
 }
 
-/// What the text of a number says.
+/// An integer, as the text of a number says it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Integer {
-    /// An integer.
+    /// An integer that can be held exactly.
     Exact(i128),
-    /// An integer beyond all that anything here takes.
+    /// An integer beyond everything that any field accepts.
     Huge,
-    /// With a fraction, an exponent or a sign that means nothing: what a reader makes of it depends on the
-    /// reader.
+    /// Not an integer: the text has a fraction, an exponent, or a sign without meaning. What it stands for
+    /// would depend on the reader.
     NotOne,
 }
 
@@ -62,8 +62,8 @@ pub fn parse(bytes: &[u8]) -> Result<Json, serde_json::Error> {
     Ok(value)
 }
 
-/// The texts of the numbers that are still to come: the parser tells of each in the order of the text, and
-/// has checked what is before it.
+/// The texts of the numbers that are still to come. The parser reports numbers in the order of the text, and
+/// has checked everything before the current one.
 struct Numbers<'t>(Cell<&'t [u8]>);
 
 impl Numbers<'_> {
@@ -85,7 +85,7 @@ impl Numbers<'_> {
     }
 }
 
-/// What is behind a string whose first quote is gone.
+/// The rest of the text after a string whose opening quote has been consumed.
 fn after_string(mut rest: &[u8]) -> &[u8] {
     loop {
         match rest {
@@ -184,7 +184,7 @@ mod tests {
 
     use super::*;
 
-    /// Whether both say the same, numbers by what they are.
+    /// Whether both values are equal, comparing numbers by their value.
     fn same(one: &Json, other: &Value) -> bool {
         match (one, other) {
             (Json::Null, Value::Null) => true,

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 
 use mirrorvm::host::bounds;
 
-/// What a resource's labels must hold.
+/// A condition on a resource's labels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Selector {
     key: String,
@@ -25,12 +25,12 @@ impl Selector {
         fits.then(|| Self { key: key.to_owned(), value })
     }
 
-    /// Whether `labels` hold it.
+    /// Whether `labels` meet the condition.
     pub fn holds(&self, labels: &BTreeMap<String, String>) -> bool {
         labels.get(&self.key).is_some_and(|v| self.value.as_ref().is_none_or(|wanted| wanted == v))
     }
 
-    /// As the caller wrote it.
+    /// The condition as the caller wrote it.
     pub fn text(&self) -> String {
         match &self.value {
             Some(value) => format!("{}={value}", self.key),
@@ -39,7 +39,7 @@ impl Selector {
     }
 }
 
-/// Whether `labels` hold all of `selectors`.
+/// Whether `labels` meet all of `selectors`.
 pub fn all_hold(selectors: &[Selector], labels: &BTreeMap<String, String>) -> bool {
     selectors.iter().all(|s| s.holds(labels))
 }

@@ -13,29 +13,30 @@ use super::decode::{Decode, Errors, Fields, Node, one_of};
 use super::strategies::StrategyBody;
 use crate::problem::MAX_SAFE_INTEGER;
 
-/// What is to be planned.
+/// What to plan.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({"strategy": {"kind": "shifted", "shift": {"kind": "4gib"}}, "workers": 1}))]
 pub struct AddressSpacePlanCreate {
-    /// Layout of the mirror's address space.
+    /// The strategy by which the mirror's address space is laid out.
     pub strategy: StrategyBody,
-    /// Mirror vCPUs.
+    /// Number of mirror vCPUs.
     #[serde(default)]
     #[schema(default = 1, minimum = 1, maximum = 16)]
     pub workers: u32,
-    /// Limits to plan for; absent: this host's.
+    /// The limits of the host to plan for. Absent: this host's.
     pub host_limits: Option<HostLimitsBody>,
-    /// What the helper declares, for `declared`; absent: what the guest has declared, or would.
+    /// What the helper declares, for the strategy `declared`. Absent: what the guest has declared, or would
+    /// declare.
     #[schema(max_items = 4096)]
     pub declaration: Option<Vec<TupleBody>>,
-    /// What the guest's hardware protects; absent: what it does.
+    /// What the guest's hardware protects. Absent: what it does protect.
     pub confidentiality: Option<ConfidentialityBody>,
-    /// Whether the helper's code is to lie in read-only slots.
+    /// Whether to put the helper's code into read-only slots.
     #[serde(default)]
     #[schema(default = false)]
     pub read_only_text: bool,
-    /// The helper image, by id or name; null or absent: the built-in one.
+    /// The helper image, by id or name. Null or absent: the built-in one.
     pub helper_image: Option<String>,
 }
 
@@ -50,56 +51,57 @@ impl AddressSpacePlanCreate {
     }
 }
 
-/// A piece of the helper's memory, as it is declared.
+/// A piece of the helper's memory, as the helper declares it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[schema(as = DeclaredTuple)]
 #[serde(deny_unknown_fields)]
 pub struct TupleBody {
-    /// Where the guest sees it.
+    /// Guest-physical address of its first byte.
     #[schema(minimum = 0, maximum = 9007199254740991u64)]
     pub guest_gpa: u64,
-    /// Bytes.
+    /// Length in bytes.
     #[schema(minimum = 0, maximum = 9007199254740991u64)]
     pub size_bytes: u64,
-    /// Where the mirror is to see it.
+    /// Address at which the mirror is to see it.
     #[schema(minimum = 0, maximum = 9007199254740991u64)]
     pub mirror_gpa: u64,
 }
 
-/// What the hardware keeps from the host.
+/// What the hardware protects from the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[schema(as = Confidentiality)]
 #[serde(rename_all = "kebab-case")]
 pub enum ConfidentialityBody {
-    /// Nothing.
+    /// Nothing is protected.
     None,
-    /// Memory.
+    /// Memory is encrypted.
     Sev,
-    /// Memory and registers.
+    /// Memory and registers are encrypted.
     SevEs,
-    /// Memory, registers and integrity: no plan, as no such guest can have a mirror.
+    /// Memory, registers and integrity are protected. There is no plan for it: such a guest cannot have a
+    /// mirror.
     SevSnp,
 }
 
-/// What a host lets an address space look like.
+/// What a host allows an address space to look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[schema(as = HostLimits)]
 #[serde(deny_unknown_fields)]
 pub struct HostLimitsBody {
-    /// MAXPHYADDR: physical address bits.
+    /// How many physical address bits there are (MAXPHYADDR).
     #[schema(minimum = 36, maximum = 52, example = 48)]
     pub max_phys_bits: u8,
-    /// Position of the C-bit; null without SEV.
+    /// Bit position of the C-bit, which marks encrypted pages. Null without SEV.
     #[schema(minimum = 32, maximum = 63)]
     pub c_bit_position: Option<u8>,
-    /// Physical address bits lost to memory encryption.
+    /// How many physical address bits memory encryption takes away.
     #[serde(default)]
     #[schema(default = 0, minimum = 0, maximum = 16)]
     pub phys_bit_reduction: u8,
-    /// Memory slots one VM may have.
+    /// How many memory slots one VM may have.
     #[schema(minimum = 1, maximum = 32768, example = 32764)]
     pub slot_budget: u32,
-    /// Whether a guest may use 1 GiB pages.
+    /// Whether page tables may use 1 GiB pages.
     pub gib_pages: bool,
 }
 
@@ -220,130 +222,132 @@ impl From<HostLimits> for HostLimitsBody {
     }
 }
 
-/// A mirror's address space: planned, or as it is in force.
+/// The address space of a mirror, planned or in force.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct AddressSpacePlan {
-    /// What it was planned by.
+    /// The strategy that it follows.
     pub strategy: StrategyBody,
     /// What the guest's hardware protects.
     pub confidentiality: ConfidentialityBody,
-    /// What the helper calls pages by: `ram_addr` or `gpa`.
+    /// Which addresses the helper is asked by: `ram_addr` (place in RAM) or `gpa` (guest-physical address).
     #[schema(example = "ram_addr")]
     pub addressing: &'static str,
-    /// Bytes between a RAM address and its place in the RAM window; 0 under `identity-cbit`, which has no
-    /// such constant.
+    /// Distance in bytes between a RAM address and its place in the RAM window. 0 under `identity-cbit`,
+    /// where it is not constant.
     pub shift_bytes: u64,
-    /// Memory slots of the mirror, disjoint, by ascending address.
+    /// Memory slots of the mirror. They do not overlap and are sorted by address.
     pub slots: Vec<Slot>,
-    /// The helper's page tables.
+    /// The size and root of the helper's page tables.
     pub page_tables: PageTablesSummary,
-    /// What the page tables cover.
+    /// How much the page tables cover.
     pub coverage: CoverageBody,
-    /// What the page tables map: the helper's parts and its windows.
+    /// What the page tables map: the parts of the helper and its windows.
     pub mappings: Vec<Mapping>,
-    /// Where the helper lies.
+    /// Where the helper is in memory.
     pub helper: HelperPlace,
-    /// Rings and buffers that the helper shares with the host.
+    /// The rings and buffers that the helper shares with the host.
     pub mailbox: Mailbox,
     /// RAM that the helper may export and import.
     pub allowed: Vec<AllowedRange>,
-    /// RAM out of reach, and why.
+    /// RAM that the helper cannot reach, and why.
     pub unreachable: Vec<UnreachableRange>,
-    /// What is laid open.
+    /// What this address space exposes.
     pub exposures: Vec<PlanExposure>,
 }
 
-/// One memory slot of the mirror.
+/// One memory slot of a mirror.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Slot {
-    /// Where the mirror sees it.
+    /// Its first address in the mirror's physical address space.
     pub mirror_gpa: u64,
-    /// Bytes.
+    /// Length in bytes.
     pub size_bytes: u64,
-    /// What for: `low_window`, `ram_window`, `vmsa`, `helper`, `declared_piece`, `helper_private` or
-    /// `mailbox`; more may come.
+    /// What the slot is for: `low_window`, `ram_window`, `vmsa`, `helper`, `declared_piece`, `helper_private`
+    /// or `mailbox`. More purposes may be added.
     #[schema(example = "ram_window")]
     pub purpose: &'static str,
-    /// `ram`, `private` (memory of the mirror alone) or `mailbox`.
+    /// What is behind it: `ram`, `private` (memory that only the mirror has) or `mailbox`.
     #[schema(example = "ram")]
     pub backing: &'static str,
-    /// First byte in the guest's RAM, of a `ram` slot.
+    /// For a `ram` slot: the RAM address of its first byte.
     pub ram_addr: Option<u64>,
-    /// The RAM block it starts in, of a `ram` slot.
+    /// For a `ram` slot: the name of the RAM block in which it starts.
     pub block: Option<String>,
-    /// First byte counted from the start of the helper's block, of a `private` slot.
+    /// For a `private` slot: the offset of its first byte in the helper's block.
     pub private_offset_bytes: Option<u64>,
-    /// Whether the mirror may only read it.
+    /// Whether the mirror can only read it.
     pub read_only: bool,
 }
 
-/// What the page tables cover, counted.
+/// How much the page tables cover, in numbers.
 #[derive(Clone, Copy, Debug, Serialize, ToSchema)]
 #[schema(as = PageTableCoverage)]
 pub struct CoverageBody {
-    /// Entries of the root table in use; one covers 512 GiB.
+    /// Entries in use in the root table. Each covers 512 GiB.
     pub pml4_entries: u64,
-    /// Pages of 1 GiB.
+    /// Number of pages of 1 GiB.
     pub gib_pages: u64,
-    /// Pages of 2 MiB.
+    /// Number of pages of 2 MiB.
     pub mib2_pages: u64,
-    /// Pages of 4 KiB.
+    /// Number of pages of 4 KiB.
     pub kib4_pages: u64,
-    /// Bytes mapped without the C-bit, so that the host can read them.
+    /// Bytes that are mapped without the C-bit, so that the host can read them.
     pub alias_bytes: u64,
-    /// Bytes of RAM in the helper's window.
+    /// Bytes of RAM that the helper's window shows.
     pub window_bytes: u64,
 }
 
-/// The helper's page tables in numbers.
+/// The helper's page tables, in numbers.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct PageTablesSummary {
-    /// Mirror-physical address of the root (CR3 without the C-bit).
+    /// Mirror-physical address of the root table (CR3 without the C-bit).
     pub root: u64,
-    /// Table pages.
+    /// Number of pages that hold tables.
     pub pages: u64,
-    /// Bytes of tables.
+    /// Bytes of the tables.
     pub bytes: u64,
 }
 
-/// One contiguous mapping of the helper's address space.
+/// One contiguous mapping in the helper's address space.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Mapping {
-    /// What for: `ram_window`, `mailbox`, `helper_text`, `helper_data`, ...; more may come.
+    /// What the mapping is for, such as `ram_window`, `mailbox`, `helper_text` or `helper_data`. More
+    /// purposes may be added.
     #[schema(example = "ram_window")]
     pub purpose: &'static str,
-    /// First virtual address.
+    /// First virtual address of the mapping.
     pub helper_va: u64,
-    /// Where it leads.
+    /// Mirror-physical address that it leads to.
     pub mirror_gpa: u64,
-    /// Bytes.
+    /// Length in bytes.
     pub size_bytes: u64,
-    /// `read`, `read_write` or `read_execute`.
+    /// What the helper may do there: `read`, `read_write` or `read_execute`.
     #[schema(example = "read_write")]
     pub access: &'static str,
-    /// Whether the C-bit is set (no effect on a host without one).
+    /// Whether the C-bit is set. It has no effect on a host without one.
     pub encrypted: bool,
-    /// The RAM block it leads to, the first of several; null for the mailbox and for memory of the mirror
-    /// alone.
+    /// The RAM block that it leads to, or the first of several. Null for the mailbox and for memory that only
+    /// the mirror has.
     pub block: Option<String>,
 }
 
-/// Where the helper lies.
+/// Where the helper is in memory.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct HelperPlace {
-    /// Where its block starts in the mirror, with the first page of its image; `pieces` has the rest.
+    /// Mirror-physical address of the first page of its image, which is where its block begins. `pieces`
+    /// lists the rest.
     pub mirror_gpa: u64,
     /// The pieces of its block that the mirror has, by offset.
     pub pieces: Vec<HelperPieceBody>,
-    /// Offset of the configuration pages in the block.
+    /// Offset of the configuration pages in the block, in bytes.
     pub config_offset_bytes: u64,
-    /// Offset of the secret page.
+    /// Offset of the page with the secret, in bytes.
     pub secret_offset_bytes: u64,
-    /// Offset of the worker areas.
+    /// Offset of the workers' areas, in bytes.
     pub workers_offset_bytes: u64,
-    /// Offset of the page maps.
+    /// Offset of the page maps, in bytes.
     pub maps_offset_bytes: u64,
-    /// Offset of the page tables.
+    /// Offset of the page tables, in bytes.
     pub tables_offset_bytes: u64,
 }
 
@@ -351,62 +355,63 @@ pub struct HelperPlace {
 #[derive(Clone, Copy, Debug, Serialize, ToSchema)]
 #[schema(as = HelperPiece)]
 pub struct HelperPieceBody {
-    /// First byte, counted from the start of the block.
+    /// Offset of its first byte in the block.
     pub offset_bytes: u64,
-    /// Where it is in the mirror.
+    /// Mirror-physical address of its first byte.
     pub mirror_gpa: u64,
-    /// Bytes.
+    /// Length in bytes.
     pub size_bytes: u64,
 }
 
-/// The mailbox.
+/// The memory that host and helper share.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Mailbox {
-    /// Workers.
+    /// Number of workers that it serves.
     pub workers: u32,
-    /// Batches in flight per worker.
+    /// How many batches each worker may have in flight.
     pub slots: u32,
-    /// Where it is in the mirror.
+    /// Mirror-physical address of its first byte.
     pub mirror_gpa: u64,
-    /// Bytes.
+    /// Length in bytes.
     pub size_bytes: u64,
 }
 
-/// A range of RAM that the helper may touch.
+/// A range of RAM that the helper may export and import.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct AllowedRange {
-    /// First byte.
+    /// RAM address of the first byte.
     pub ram_addr: u64,
-    /// Bytes.
+    /// Length in bytes.
     pub size_bytes: u64,
-    /// What the helper calls the first byte: a RAM address or a guest physical one, see `addressing`.
+    /// The address by which the helper is asked for the first byte. Whether it is a RAM address or a
+    /// guest-physical one is told by `addressing`.
     pub helper_addr: u64,
-    /// Where the mirror sees it.
+    /// Its first address in the mirror's physical address space.
     pub mirror_gpa: u64,
 }
 
-/// RAM that the helper cannot reach.
+/// A range of RAM that the helper cannot reach.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct UnreachableRange {
-    /// First byte.
+    /// RAM address of the first byte.
     pub ram_addr: u64,
-    /// Bytes.
+    /// Length in bytes.
     pub size_bytes: u64,
-    /// Why; stable, an open list.
+    /// Why, as a stable code. The list is open: new codes may be added.
     pub code: &'static str,
 }
 
-/// What a plan lays open.
+/// Something that an address space exposes.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct PlanExposure {
-    /// Stable code; an open list.
+    /// A stable code. The list is open: new codes may be added.
     #[schema(example = "mirror_reaches_all_ram")]
     pub code: &'static str,
-    /// A sentence for people.
+    /// What it means, in a sentence.
     pub detail: String,
 }
 
-/// The API's name of a purpose.
+/// The name that the API uses for a purpose.
 pub(crate) const fn purpose_name(purpose: Purpose) -> &'static str {
     match purpose {
         Purpose::LowWindow => "low_window",
@@ -438,7 +443,7 @@ const fn access_name(access: Access) -> &'static str {
 }
 
 impl AddressSpacePlan {
-    /// `plan` of a guest with this layout (helper's block included).
+    /// Describes `plan`, made for a guest with this layout (with the helper's block).
     pub fn new(plan: &MirrorPlan, layout: &GuestLayout) -> Self {
         let block_at =
             |ram_addr: u64| layout.block_at(mirrorvm::addr::RamAddr::new(ram_addr)).map(|b| b.name.clone());
@@ -553,5 +558,5 @@ fn ram_behind(plan: &MirrorPlan, gpa: u64) -> Option<u64> {
     }
 }
 
-/// The largest integer that a plan may show; a plan's addresses have at most 52 bits.
+/// The largest integer that a plan may show. Addresses in plans have at most 52 bits.
 const _: () = assert!(MAX_SAFE_INTEGER >= 1 << 52);

@@ -19,7 +19,7 @@ use super::strategies::{ShiftBody, StrategyBody};
 use super::{Fault, Preview};
 use crate::problem::{MAX_SAFE_INTEGER, ProblemError};
 
-/// What is to be moved, where and how.
+/// What to migrate, to which host, and how.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({
@@ -36,69 +36,70 @@ pub struct MigrationCreate {
     /// The guest, by id or name.
     #[schema(example = "g1")]
     pub guest: String,
-    /// Where to.
+    /// The host to migrate to.
     pub destination: DestinationBody,
-    /// How memory is moved.
+    /// Whether memory moves while the guest runs.
     #[serde(default)]
     #[schema(default = "precopy")]
     pub mode: ModeBody,
-    /// Through which mirror; absent: a template of `shifted` with `4gib`, and of an SEV-ES guest the mirror
-    /// that it was launched with.
+    /// The mirror to migrate through. Absent: one is made by the strategy `shifted` with `4gib`; for an
+    /// SEV-ES guest it is the mirror that the guest was launched with.
     #[serde(default)]
     pub mirror: MirrorChoiceBody,
-    /// Helper workers and connections, no more than an existing mirror has workers; absent: by this host's
-    /// processors and their load, no more than an SEV-ES guest's mirror has workers, or 1 with an existing
-    /// mirror.
+    /// How many streams move pages in parallel; each has a worker of the mirror and a connection. An existing
+    /// mirror must have as many workers. Absent: chosen by this host's processors and their load (no more
+    /// than the workers of an SEV-ES guest's mirror), or 1 with an existing mirror.
     #[serde(default)]
     #[schema(minimum = 1, maximum = 16)]
     pub streams: u16,
-    /// How the streams of sealed pages cross.
+    /// How the streams of sealed pages cross the network.
     #[serde(default)]
     #[schema(default = "sealed")]
     pub stream_transport: StreamTransportBody,
-    /// Limits.
+    /// Limits of the migration. They can be changed while it runs.
     #[serde(default)]
     pub limits: LimitsBody,
-    /// What happens after success.
+    /// What to do after success.
     #[serde(default)]
     pub on_success: OnSuccessBody,
-    /// Whether both hosts digest every page of RAM at the pause point, by a path that does not go through the
-    /// helper. Stretches the pause by `verify_ms`.
+    /// Whether both hosts compute a digest of every page of RAM while the guest is paused, by a path that
+    /// does not involve the helper. This makes the pause longer by `verify_ms`.
     #[serde(default)]
     #[schema(default = false)]
     pub verify: bool,
-    /// What the caller left to the daemon.
+    /// Which choices the caller left to the daemon.
     #[serde(skip)]
     #[schema(ignore)]
     pub left_open: LeftOpen,
 }
 
-/// What a caller left to the daemon: where a guest has only one mirror, that decides.
+/// Which choices a caller left to the daemon. Where a guest can have only one mirror, that mirror decides
+/// them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LeftOpen {
-    /// Through which mirror.
+    /// Whether the caller did not choose a mirror.
     pub mirror: bool,
-    /// How many streams.
+    /// Whether the caller did not choose a number of streams.
     pub streams: bool,
 }
 
-/// Where a migration goes.
+/// The host that a guest migrates to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[schema(as = Destination)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum DestinationBody {
-    /// A known host.
+    /// A host that is registered here.
     #[schema(title = "DestinationHost")]
     Host {
-        /// Its id or name.
+        /// The host, by id or name.
         #[schema(example = "b")]
         host: String,
     },
-    /// A host that gave a ticket for this migration (`POST /v1/incoming-migrations` there). The migration
-    /// gets the ticket's session as its id.
+    /// A host that has issued a ticket for this migration (`POST /v1/incoming-migrations` there). The
+    /// migration gets the ticket's session as its id.
     #[schema(title = "DestinationTicket")]
     Ticket {
-        /// The ticket's text.
+        /// The text of the ticket.
         #[schema(example = "mvmt1.7b...", max_length = 4096)]
         ticket: String,
     },
@@ -109,64 +110,65 @@ pub enum DestinationBody {
 #[schema(as = MigrationMode)]
 #[serde(rename_all = "snake_case")]
 pub enum ModeBody {
-    /// In rounds while the guest runs.
+    /// Memory moves in rounds while the guest runs; the guest is paused for the last one.
     Precopy,
-    /// In one go while it is paused.
+    /// The guest is paused first, and all memory moves in one go.
     StopAndCopy,
 }
 
-/// The mirror that a migration uses.
+/// The mirror that a migration goes through.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[schema(as = MirrorChoice)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum MirrorChoiceBody {
-    /// One that is made for the migration and removed after it.
+    /// A mirror that is made for the migration and removed when it ends.
     #[schema(title = "MirrorTemplate")]
     Template {
-        /// Layout of its address space.
+        /// The strategy by which its address space is laid out.
         strategy: StrategyBody,
-        /// Where its vCPU threads run; null or absent: as the daemon.
+        /// On which processors its vCPU threads run and how they are scheduled. Null or absent: like the
+        /// daemon's threads.
         #[serde(skip_serializing_if = "Option::is_none")]
         placement: Option<PlacementBody>,
-        /// The helper image, by id or name; null or absent: the built-in one. The destination must have it,
-        /// too.
+        /// The helper image, by id or name. Null or absent: the built-in one. The destination must have the
+        /// same image.
         #[serde(skip_serializing_if = "Option::is_none")]
         helper_image: Option<String>,
     },
-    /// One that exists.
+    /// A mirror that exists.
     #[schema(title = "MirrorExisting")]
     Existing {
-        /// Its id.
+        /// Id of the mirror.
         mirror: Uuid,
     },
 }
 
-/// How the streams of sealed pages cross between hosts.
+/// How the streams of sealed pages cross the network between two hosts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 #[schema(as = StreamTransport)]
 #[serde(rename_all = "snake_case")]
 pub enum StreamTransportBody {
-    /// As they are, once mutual TLS has shown both hosts who the other is: records are sealed helper to
-    /// helper, and their headers are masked. Control messages and pages that the guest shares stay inside
-    /// TLS.
+    /// Without TLS, once mutual TLS has shown both hosts who the other is. Records are sealed from helper to
+    /// helper, and their headers are masked. Control messages, and pages that the guest shares with its host,
+    /// stay inside TLS.
     #[default]
     Sealed,
-    /// Inside TLS as well: everything is encrypted twice.
+    /// Inside TLS: everything is encrypted twice.
     Tls,
 }
 
-/// What happens when a migration has not come to its switchover in time.
+/// What to do when a migration has not reached its switchover in time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 #[schema(as = OnTimeout)]
 #[serde(rename_all = "snake_case")]
 pub enum OnTimeoutBody {
-    /// It fails as `not_converging`; the guest goes on here.
+    /// The migration fails as `not_converging`, and the guest goes on here.
     #[default]
     Cancel,
     /// The guest is paused and the rest is sent, however long that takes.
     Force,
-    /// The guest's vCPUs are held back step by step until it converges; it fails as `not_converging` when
-    /// even that does not help. Not for `qemu` guests.
+    /// The guest's vCPUs are slowed down step by step until the migration converges. It fails as
+    /// `not_converging` when even that does not help. Not available for `qemu` guests.
     Throttle,
 }
 
@@ -175,53 +177,54 @@ pub enum OnTimeoutBody {
 #[schema(as = MigrationLimits)]
 #[serde(deny_unknown_fields)]
 pub struct LimitsBody {
-    /// Bytes of page content per second over all streams; null or absent: as fast as it goes.
+    /// Bytes of page content per second, over all streams together. Null or absent: as fast as possible.
     #[schema(minimum = 1048576, maximum = 1125899906842624u64)]
     pub bandwidth_bytes_per_second: Option<u64>,
-    /// Longest pause of a live migration. A pause that turns out longer is broken off while it can be, until
-    /// the destination is told to start the guest; the guest goes on and another is tried later. Tolerance: a
-    /// tenth, at least 5 ms, and what the destination takes beyond the prediction.
+    /// Longest pause of a live migration, in milliseconds. A pause that turns out longer is broken off, as
+    /// long as the destination has not been told to start the guest: the guest goes on here, and another
+    /// pause is tried later. A pause may exceed the limit by a tenth and at least 5 ms, and by what the
+    /// destination takes beyond the prediction.
     #[serde(default)]
     #[schema(default = 300, minimum = 0, maximum = 3600000)]
     pub downtime_ms: u64,
-    /// Longest time from the first page to the switchover.
+    /// Longest time from the first page to the switchover, in milliseconds.
     #[serde(default)]
     #[schema(default = 3600000, minimum = 1, maximum = 604800000)]
     pub timeout_ms: u64,
-    /// Longest silence of the peer.
+    /// How long the peer may be silent before the migration is given up, in milliseconds.
     #[serde(default)]
     #[schema(default = 30000, minimum = 1000, maximum = 600000)]
     pub stall_timeout_ms: u64,
-    /// What happens after `timeout_ms`.
+    /// What to do when `timeout_ms` has passed before the switchover.
     #[serde(default)]
     #[schema(default = "cancel")]
     pub on_timeout: OnTimeoutBody,
-    /// Whether the guest's vCPUs are held back, step by step, as soon as rounds do not shrink. Not for `qemu`
-    /// guests.
+    /// Whether the guest's vCPUs are slowed down step by step as soon as rounds do not get shorter. Not
+    /// available for `qemu` guests.
     #[serde(default)]
     #[schema(default = false)]
     pub auto_throttle: bool,
 }
 
-/// What happens after success.
+/// What to do after success.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[schema(as = OnSuccess)]
 #[serde(deny_unknown_fields)]
 pub struct OnSuccessBody {
-    /// What becomes of the guest here.
+    /// What to do with the guest's definition on this host.
     #[serde(default)]
     #[schema(default = "keep_stopped")]
     pub source: SourceAfterBody,
 }
 
-/// What becomes of the source's guest.
+/// What to do with the guest's definition at the source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[schema(as = SourceAfter)]
 #[serde(rename_all = "snake_case")]
 pub enum SourceAfterBody {
-    /// It is removed.
+    /// The definition is removed.
     Delete,
-    /// It stays defined, `stopped` with `moved_to`.
+    /// The definition is kept. The guest is `stopped`, and `moved_to` says where it went.
     KeepStopped,
 }
 
@@ -261,8 +264,8 @@ impl Decode for MigrationCreate {
     }
 }
 
-/// What suits this host now: its processors and how many threads want one, on average over a minute
-/// (proc_loadavg(5)).
+/// How many streams suit this host now, by its processors and the average number of threads that wanted one
+/// over the last minute (proc_loadavg(5)).
 fn default_streams() -> u16 {
     let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
@@ -270,8 +273,9 @@ fn default_streams() -> u16 {
     streams_for(cpus, load)
 }
 
-/// One a processor: a stream is four threads over both hosts. Eight fill any link. Where everything is taken
-/// twice over already, half as many: more would only be in the way of the guests.
+/// One stream for each processor, because a stream is four threads over both hosts, and at most eight, which
+/// fill any link. Where every processor is wanted twice over already, half as many, so that the guests are
+/// not slowed down further.
 fn streams_for(cpus: usize, load: f64) -> u16 {
     let most = cpus.clamp(1, 8);
     let taken = load >= 2.0 * cpus as f64;
@@ -510,171 +514,171 @@ impl From<MigrationSpec> for MigrationCreate {
     }
 }
 
-/// A migration as this host knows it; the other host has a record of its own under the same id.
+/// A migration, as this host knows it. The other host has a record of its own under the same id.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Migration {
-    /// UUIDv7, the same at both hosts.
+    /// Id, a UUIDv7. Both hosts use the same.
     pub id: Uuid,
     /// `outgoing`: the guest leaves this host. `incoming`: it arrives here.
     #[schema(example = "outgoing")]
     pub direction: &'static str,
-    /// The guest, the same id at both hosts.
+    /// Id of the guest, which is the same on both hosts.
     pub guest: Uuid,
-    /// The guest's name.
+    /// Name of the guest.
     pub guest_name: String,
     /// Name of the other host.
     pub peer: String,
-    /// What was asked for, defaults filled in; null at the destination.
+    /// What was asked for, with defaults filled in. Null at the destination.
     pub request: Option<MigrationCreate>,
-    /// Layout of the mirror's address space.
+    /// The strategy by which the mirror's address space is laid out.
     pub strategy: StrategyBody,
     /// `queued`, `preparing`, `precopy`, `switchover`, `finishing`, `succeeded`, `failed`, `canceled` or
-    /// `in_doubt`; more may come.
+    /// `in_doubt`. More states may be added.
     #[schema(example = "precopy")]
     pub state: &'static str,
-    /// Goes up with every change; the ETag in quotes.
+    /// Rises with every change. The `ETag` header has it in quotes.
     pub generation: u64,
-    /// How far it is; kept after the end.
+    /// How far the migration has got. It is kept after the end.
     pub progress: MigrationProgress,
-    /// The guest's state here after the end.
+    /// State of the guest on this host after the end.
     pub guest_state_after: Option<&'static str>,
-    /// What can be said of how it goes: `Stalled`, `Converging`, `HelperUnresponsive`.
+    /// Statements about how the migration is going: `Stalled`, `Converging`, `HelperUnresponsive`.
     pub conditions: Vec<Condition>,
-    /// Why it failed, or is in doubt.
+    /// Why the migration failed, or why it is in doubt.
     pub error: Option<Fault>,
-    /// Whether the guest is the destination's already and its store does not take that yet: both hosts hold
-    /// the guest, and it runs at the destination as soon as the store takes it. Nothing but room, or a disk
-    /// that works, is needed.
+    /// Whether the guest belongs to the destination already, but the destination's disk does not accept the
+    /// record of it. Both hosts hold the guest until it does, and then the guest runs at the destination.
+    /// Only free space or a working disk is needed.
     pub committing: bool,
-    /// What an administrator said that became of it, if it was that which ended a doubt.
+    /// What an administrator said had become of the guest, if it was that which ended a doubt.
     pub resolution: Option<MigrationResolution>,
-    /// Whether `cancel` may still work.
+    /// Whether `cancel` can still succeed.
     pub cancelable: bool,
-    /// When cancelling was asked for; the outcome is `state`.
+    /// When cancelling was asked for. `state` tells what came of it.
     pub cancel_requested_at: Option<Timestamp>,
-    /// When it was asked for.
+    /// When the migration was asked for.
     pub created_at: Timestamp,
-    /// When it left the queue.
+    /// When the migration left the queue.
     pub started_at: Option<Timestamp>,
-    /// When it ended.
+    /// When the migration ended.
     pub finished_at: Option<Timestamp>,
-    /// In answers to `dry_run` alone.
+    /// Only in the answer to a `dry_run`: what else the request would have led to.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub preview: Option<Preview>,
 }
 
-/// How far a migration is.
+/// How far a migration has got.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct MigrationProgress {
-    /// The migration's state, repeated for readers of progress alone.
+    /// State of the migration, repeated for those who read only the progress.
     #[schema(example = "precopy")]
     pub state: &'static str,
-    /// Since the request.
+    /// Milliseconds since the migration was asked for.
     pub elapsed_ms: u64,
-    /// Estimate to the end; null: unknown.
+    /// Estimated milliseconds to the end. Null when unknown.
     pub remaining_ms: Option<u64>,
-    /// Pause that the next switchover would cost; null: unknown.
+    /// Milliseconds that a pause would take if the switchover came now. Null when unknown.
     pub expected_downtime_ms: Option<u64>,
-    /// The shortest pause that can be had, whatever the number of pages; null: unknown. With
-    /// `limits.downtime_ms` below it the migration does not switch over by itself.
+    /// The shortest pause that is possible whatever the number of pages left, in milliseconds. Null when
+    /// unknown. With a `limits.downtime_ms` below it the migration does not switch over by itself.
     pub downtime_floor_ms: Option<u64>,
-    /// The pause as measured, from the guest's last instruction at the source to its first at the
-    /// destination, `verify_ms` taken off; null: there was none yet.
+    /// Measured length of the pause in milliseconds, from the guest's last instruction at the source to its
+    /// first at the destination, without `verify_ms`. Null when there was no pause yet.
     pub downtime_ms: Option<f64>,
-    /// Until the first page.
+    /// Milliseconds until the first page was sent.
     pub setup_ms: u64,
-    /// Time that verification added to the pause.
+    /// Milliseconds that verification added to the pause.
     pub verify_ms: Option<f64>,
-    /// Share of their time that the guest's vCPUs are held back.
+    /// Share of the time during which the guest's vCPUs are held back, in percent.
     #[schema(minimum = 0, maximum = 99)]
     pub throttle_percent: u8,
-    /// Guest memory.
+    /// Progress of guest memory.
     pub memory: MemoryProgress,
-    /// The helper's work.
+    /// What the helper has done.
     pub helper: HelperProgress,
-    /// What of guest memory is encrypted, by the guest's word.
+    /// How much of guest memory is encrypted, by the guest's own account.
     pub encryption: EncryptionProgress,
 }
 
-/// How far memory is.
+/// How far the guest's memory has moved.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct MemoryProgress {
     /// Bytes of guest memory.
     pub total_bytes: u64,
-    /// Bytes of page content moved so far, all rounds.
+    /// Bytes of page content that have been moved, over all rounds.
     pub processed_bytes: u64,
-    /// Bytes of this round still to go.
+    /// Bytes that are still to be sent in this round.
     pub remaining_bytes: u64,
-    /// Zero pages: a sealed mark crossed, no content.
+    /// Number of zero pages. For each of them a sealed mark was sent and no content.
     pub zero_pages: u64,
-    /// Pages whose content moved, all rounds.
+    /// Number of pages whose content was sent, over all rounds.
     pub normal_pages: u64,
-    /// Their bytes.
+    /// Bytes of the pages whose content was sent.
     pub normal_bytes: u64,
-    /// Bytes in a page.
+    /// Bytes of one page.
     #[schema(example = 4096)]
     pub page_size_bytes: u64,
-    /// Pages that the guest dirties per second, over about the last second that was looked at.
+    /// Pages that the guest writes per second, measured over about the last second.
     pub dirty_pages_per_second: u64,
-    /// Page content per second over all streams, as last measured.
+    /// Bytes of page content per second over all streams, as last measured.
     pub throughput_bytes_per_second: u64,
-    /// Round, from 1; 0 before the first.
+    /// Number of the round, from 1. 0 before the first.
     pub iteration: u32,
-    /// Bytes moved while the guest ran.
+    /// Bytes that were moved while the guest ran.
     pub precopy_bytes: u64,
-    /// Bytes moved while it was paused.
+    /// Bytes that were moved while the guest was paused.
     pub downtime_bytes: u64,
-    /// Bytes moved after it ran at the destination.
+    /// Bytes that were moved after the guest ran at the destination.
     pub postcopy_bytes: u64,
 }
 
-/// What the helper did.
+/// What the helper has done for a migration.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct HelperProgress {
-    /// Pages that it sealed or opened, marks for zero pages included.
+    /// Number of pages that it sealed or opened, including marks for zero pages.
     pub pages_encrypted: u64,
-    /// Pages that crossed without it, as the guest shares them with its host.
+    /// Number of pages that were sent without it, because the guest shares them with its host.
     pub pages_plain: u64,
-    /// Refusals that it answered.
+    /// How many requests the helper refused.
     pub helper_errors: u64,
-    /// Share of their time that its vCPU threads used the processor for this migration; null: there was no
-    /// mirror yet.
+    /// How much of their time the helper's vCPU threads spent working for this migration, in percent. Null
+    /// when there was no mirror yet.
     #[schema(minimum = 0, maximum = 100)]
     pub helper_busy_percent: Option<u8>,
-    /// Its vCPUs: CPU time for this migration, exits since they were made.
+    /// The helper's vCPUs: CPU time for this migration, and exits since each was made.
     pub per_worker: Vec<Worker>,
 }
 
-/// What of guest memory is encrypted. At the source as of the round that began last; the destination is told
-/// with the guest's state. RAM of a guest at level `none` counts as encrypted unless it shares it: it crosses
-/// sealed all the same.
+/// How much of guest memory is encrypted. The source shows it as of the beginning of the latest round; the
+/// destination learns it with the guest's state. At level `none` memory counts as encrypted unless the guest
+/// shares it, because it is sent sealed all the same.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct EncryptionProgress {
-    /// Bytes that are the guest's own.
+    /// Bytes that are private to the guest.
     pub encrypted_bytes: u64,
-    /// Bytes that it shares with its host.
+    /// Bytes that the guest shares with its host.
     pub shared_bytes: u64,
-    /// Bytes of which this host does not know it yet.
+    /// Bytes for which this host does not know it yet.
     pub unknown_bytes: u64,
-    /// Pages that it shared or took back while the migration ran; counted at the source.
+    /// How many pages the guest shared or took back while the migration ran, counted at the source.
     pub status_changes: u64,
 }
 
-/// Something that can be said of how a migration goes.
+/// A statement about how a migration is going.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Condition {
-    /// `Stalled`, `Converging` or `HelperUnresponsive`; more may come.
+    /// Name of the statement: `Stalled`, `Converging` or `HelperUnresponsive`. More may be added.
     #[serde(rename = "type")]
     #[schema(example = "Converging")]
     pub kind: &'static str,
-    /// Whether it is so: `true`, `false` or `unknown`.
+    /// Whether the statement holds: `true`, `false` or `unknown`.
     #[schema(example = "true")]
     pub status: &'static str,
-    /// Why, for programs; `snake_case`, an open list.
+    /// Why, as a code in `snake_case`. The list is open: new codes may be added.
     #[schema(example = "dirty_rate_below_throughput")]
     pub reason: &'static str,
-    /// More of why, and what would help, for people; absent where the reason says it all.
+    /// Why, and what would help, in a sentence. Absent where the reason says it all.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(
         nullable = false,
@@ -823,7 +827,7 @@ const fn cancelable(state: MigrationState) -> bool {
     }
 }
 
-/// The states by name, for filters.
+/// All states, for filters.
 pub(crate) const STATES: [MigrationState; 9] = [
     MigrationState::Queued,
     MigrationState::Preparing,
@@ -849,39 +853,39 @@ pub(crate) fn parse_state(name: &str) -> Result<MigrationState, Box<ProblemError
     })
 }
 
-/// One page of migrations.
+/// One page of a list of migrations.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct MigrationList {
-    /// Migrations by creation.
+    /// Migrations, in the order in which they were asked for unless requested otherwise.
     pub items: Vec<Migration>,
-    /// Gives the next page; absent at the end.
+    /// Send it as `page_token` for the next page. Absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub next_page_token: Option<String>,
 }
 
-/// One pass over memory.
+/// One pass over guest memory.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct MigrationRound {
-    /// Counted from 1.
+    /// Number of the round, from 1.
     pub number: u32,
-    /// Pages that crossed, zero pages as a mark included.
+    /// Number of pages that were sent, counting zero pages, of which only a mark is sent.
     pub pages: u64,
-    /// Of these, pages that the helper sealed.
+    /// How many of them the helper sealed.
     pub pages_encrypted: u64,
-    /// Of these, pages that the guest shares with its host.
+    /// How many of them the guest shares with its host.
     pub pages_plain: u64,
-    /// Of these, zero pages: a sealed mark crossed, no content.
+    /// How many of them were zero: a sealed mark was sent and no content.
     pub zero_pages: u64,
-    /// Bytes of page content that crossed.
+    /// Bytes of page content that were sent.
     pub bytes: u64,
-    /// Duration.
+    /// Length of the round in microseconds.
     pub duration_us: u64,
-    /// Pages that the guest dirtied meanwhile; 0 for the last round.
+    /// How many pages the guest wrote meanwhile. 0 for the last round.
     pub dirtied_pages: u64,
-    /// The same per second.
+    /// How many pages the guest wrote per second.
     pub dirty_pages_per_second: u64,
-    /// Whether the guest was paused.
+    /// Whether the guest was paused during the round.
     pub paused: bool,
 }
 
@@ -903,10 +907,10 @@ impl From<Round> for MigrationRound {
     }
 }
 
-/// The rounds of a migration.
+/// The rounds of a migration so far.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct MigrationRoundList {
-    /// Rounds so far, the first first.
+    /// Rounds, the oldest first.
     pub items: Vec<MigrationRound>,
 }
 

@@ -12,26 +12,27 @@ use super::patch::PlacementBody;
 use super::strategies::StrategyBody;
 use super::{Fault, Preview, sha256_text};
 
-/// What a mirror is to be.
+/// The mirror to make.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({
     "guest": "g1", "strategy": {"kind": "shifted", "shift": {"kind": "4gib"}}, "workers": 1
 }))]
 pub struct MirrorCreate {
-    /// The guest, by id or name; running or paused.
+    /// The guest, by id or name. It must be running or paused.
     #[schema(example = "g1")]
     pub guest: String,
-    /// Layout of its address space.
+    /// The strategy by which its address space is laid out.
     pub strategy: StrategyBody,
-    /// Mirror vCPUs.
+    /// Number of mirror vCPUs.
     #[serde(default)]
     #[schema(default = 1, minimum = 1, maximum = 16)]
     pub workers: u32,
-    /// Where its vCPU threads run; null or absent: as the daemon.
+    /// On which processors its vCPU threads run and how they are scheduled. Null or absent: like the daemon's
+    /// threads.
     pub placement: Option<PlacementBody>,
-    /// The helper image, by id or name; null or absent: the built-in one. An encrypted guest has the one that
-    /// it was launched with.
+    /// The helper image, by id or name. Null or absent: the built-in one. An encrypted guest can only have
+    /// the image that it was launched with.
     #[schema(example = "helper-2")]
     pub helper_image: Option<String>,
 }
@@ -63,47 +64,47 @@ impl From<MirrorCreate> for MirrorSpec {
     }
 }
 
-/// A mirror.
+/// A mirror VM of a guest.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Mirror {
-    /// UUIDv7.
+    /// Id, a UUIDv7.
     pub id: Uuid,
-    /// Its guest.
+    /// Id of its guest.
     pub guest: Uuid,
-    /// Layout of its address space; `layout` has it in full.
+    /// The strategy by which its address space is laid out. `layout` shows the result in full.
     pub strategy: StrategyBody,
-    /// `creating`, `ready`, `busy` or `failed`; more may come.
+    /// State of the mirror: `creating`, `ready`, `busy` or `failed`. More states may be added.
     #[schema(example = "ready")]
     pub state: &'static str,
-    /// Goes up with every change; the ETag in quotes.
+    /// Rises with every change. The `ETag` header has it in quotes.
     pub generation: u64,
-    /// Its vCPUs.
+    /// The vCPUs of the mirror.
     pub workers: Vec<Worker>,
-    /// SHA-256 of the helper image.
+    /// SHA-256 of the helper image that it runs.
     #[schema(pattern = "^sha256:[0-9a-f]{64}$")]
     pub helper_measurement: String,
-    /// Why it failed.
+    /// Why the mirror failed.
     pub error: Option<Fault>,
-    /// When it was made.
+    /// When the mirror was made.
     pub created_at: Timestamp,
-    /// Microseconds from the request to the helper's first idle doorbell.
+    /// Microseconds from the request until its helper was ready.
     pub ready_after_us: u64,
-    /// Where its vCPU threads run.
+    /// On which processors its vCPU threads run, and how they are scheduled.
     pub placement: PlacementBody,
-    /// In answers to `dry_run` alone.
+    /// Only in the answer to a `dry_run`: what else the request would have led to.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub preview: Option<Preview>,
 }
 
-/// A mirror vCPU.
+/// A vCPU of a mirror, which is a worker of its helper.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Worker {
-    /// Kernel thread id.
+    /// Id of its thread in the kernel.
     pub tid: u32,
-    /// Exits from guest mode since it was made.
+    /// How often it has left guest mode since it was made.
     pub exits: u64,
-    /// CPU time of its thread, nanoseconds.
+    /// CPU time of its thread, in nanoseconds.
     pub cpu_ns: u64,
 }
 
@@ -132,12 +133,12 @@ impl From<MirrorRecord> for Mirror {
     }
 }
 
-/// One page of mirrors.
+/// One page of a list of mirrors.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct MirrorList {
-    /// Mirrors by creation.
+    /// Mirrors, in the order in which they were made unless asked for otherwise.
     pub items: Vec<Mirror>,
-    /// Gives the next page; absent at the end.
+    /// Send it as `page_token` for the next page. Absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub next_page_token: Option<String>,

@@ -34,23 +34,23 @@ pub mod version;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-/// Why a resource is in a failed state, or what ended it.
+/// Why a resource has failed, or what ended it.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Fault {
-    /// Stable code, `snake_case`; an open list.
+    /// A stable code in `snake_case`. The list is open: new codes may be added.
     #[schema(example = "helper_unresponsive")]
     pub code: String,
-    /// A sentence for people.
+    /// What happened, in a sentence.
     pub detail: String,
 }
 
-/// Something that does not stand in the way, and may surprise.
+/// Something that does not stand in the way but may come as a surprise.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Warning {
-    /// Stable code, `snake_case`; an open list.
+    /// A stable code in `snake_case`. The list is open: new codes may be added.
     #[schema(example = "memory_is_lost")]
     pub code: String,
-    /// A sentence for people.
+    /// What it is, in a sentence.
     pub detail: String,
 }
 
@@ -61,12 +61,12 @@ impl Warning {
     }
 }
 
-/// What only the answer to a `dry_run` has. The resource around it is what would be; nothing was changed.
+/// What only the answer to a `dry_run` has. The resource around it is what would result; nothing was changed.
 #[derive(Clone, Debug, Default, Serialize, ToSchema)]
 pub struct Preview {
-    /// What does not stand in the way, and may surprise.
+    /// What does not stand in the way but may come as a surprise.
     pub warnings: Vec<Warning>,
-    /// The address space of the mirror that would be made; absent where none would.
+    /// The address space of the mirror that would be made. Absent where none would be made.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub address_space_plan: Option<layout::AddressSpacePlan>,
@@ -78,7 +78,7 @@ impl From<mirrorvm::host::Fault> for Fault {
     }
 }
 
-/// `sha256:` and the digest in hex.
+/// Renders a digest as `sha256:` and hexadecimal digits.
 pub(crate) fn sha256_text(digest: &[u8]) -> String {
     use std::fmt::Write as _;
     let mut text = String::with_capacity(7 + 2 * digest.len());

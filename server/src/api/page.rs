@@ -12,9 +12,9 @@ use uuid::Uuid;
 
 use crate::problem::ProblemError;
 
-/// Items of a page when the caller does not say.
+/// How many items a page has when the caller does not say.
 pub const LIMIT_DEFAULT: usize = 100;
-/// Most items of a page.
+/// How many items a page has at most.
 pub const LIMIT_MAX: usize = 1000;
 
 const VERSION: u8 = 2;
@@ -26,9 +26,9 @@ const TOKEN_MAX: usize = TOKEN_MIN + 64;
 /// What a list is sorted by.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Order {
-    /// By name instead of creation.
+    /// Whether to sort by name instead of by creation.
     pub by_name: bool,
-    /// The other way round.
+    /// Whether the order is reversed.
     pub descending: bool,
 }
 
@@ -43,7 +43,7 @@ impl Order {
         }
     }
 
-    /// The API's name.
+    /// The name that the API uses for it.
     pub const fn name(self) -> &'static str {
         match (self.by_name, self.descending) {
             (false, false) => "created_at",
@@ -74,18 +74,18 @@ impl Place {
     }
 }
 
-/// Which page is asked for.
+/// What a caller asks of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PageRequest {
-    /// Most items.
+    /// How many items the page may have.
     pub limit: usize,
-    /// The order.
+    /// The order of the list.
     pub order: Order,
     /// The place that the page starts after.
     pub after: Option<Place>,
 }
 
-/// The collection and its filters, spelled out, and the key of their tokens.
+/// The collection with its filters, spelled out, and the key under which its tokens are made.
 #[derive(Clone, Debug)]
 pub struct Scope {
     key: hmac::Key,

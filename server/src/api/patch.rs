@@ -12,7 +12,8 @@ use super::decode::{Decode, Errors, Fields, Node, Patch};
 use super::migrations::{LimitsBody, OnTimeoutBody};
 use crate::problem::ProblemError;
 
-/// Labels to set, and with null to remove; what is not named stays. Null instead of the object removes all.
+/// Labels to set; a label set to null is removed, and labels that are not named stay. Null in place of the
+/// object removes all.
 pub type LabelsPatch = Patch<BTreeMap<String, Option<String>>>;
 
 /// Applies a patch to labels.
@@ -33,12 +34,13 @@ pub fn relabel(labels: &Labels, patch: LabelsPatch) -> Labels {
     labels
 }
 
-/// What to change of a guest.
+/// What to change about a guest.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({"labels": {"rack": "r2", "old": null}}))]
 pub struct GuestUpdate {
-    /// Labels to set, and with null to remove; others stay. Null removes all.
+    /// Labels to set; a label set to null is removed, and labels that are not named stay. Null in place of
+    /// the object removes all.
     #[schema(value_type = Option<BTreeMap<String, Option<String>>>, required = false)]
     pub labels: LabelsPatch,
 }
@@ -52,57 +54,58 @@ impl Decode for GuestUpdate {
     }
 }
 
-/// What to change of a mirror.
+/// What to change about a mirror.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({"placement": {"cpus": [0, 1]}}))]
 pub struct MirrorUpdate {
-    /// Where its vCPU threads run; null: anywhere.
+    /// On which processors its vCPU threads run and how they are scheduled. Null: anywhere, like the daemon's
+    /// threads.
     #[schema(value_type = Option<PlacementBody>, required = false)]
     pub placement: Patch<PlacementBody>,
 }
 
-/// Where a mirror's vCPU threads run.
+/// On which processors a mirror's vCPU threads run, and how they are scheduled.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[schema(as = Placement)]
 #[serde(deny_unknown_fields)]
 pub struct PlacementBody {
-    /// Logical processors of the host; empty: any.
+    /// Numbers of logical processors of the host. Empty: any.
     #[schema(max_items = 1024, example = json!([0, 1]))]
     pub cpus: Vec<u32>,
-    /// How they are scheduled; null or absent: as the daemon.
+    /// How the threads are scheduled. Null or absent: like the daemon's threads.
     pub scheduler: Option<SchedulerBody>,
 }
 
-/// How the kernel schedules threads, sched(7). `capability_missing` says that the kernel does not let the
-/// daemon.
+/// How the kernel schedules threads, see sched(7). `capability_missing` is the answer when the kernel does
+/// not let the daemon choose this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[schema(as = Scheduler)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum SchedulerBody {
-    /// `SCHED_OTHER`, as most.
+    /// `SCHED_OTHER`, the kernel's default.
     #[schema(title = "SchedulerOther")]
     Other {
-        /// -20 (most of a processor) to 19.
+        /// Nice value: -20 (the largest share of a processor) to 19.
         #[serde(default)]
         #[schema(default = 0, minimum = -20, maximum = 19)]
         nice: i8,
     },
-    /// `SCHED_BATCH`: for work that nobody waits for.
+    /// `SCHED_BATCH`, for work that nobody waits for.
     #[schema(title = "SchedulerBatch")]
     Batch {
-        /// -20 (most of a processor) to 19.
+        /// Nice value: -20 (the largest share of a processor) to 19.
         #[serde(default)]
         #[schema(default = 0, minimum = -20, maximum = 19)]
         nice: i8,
     },
-    /// `SCHED_IDLE`: what is left over.
+    /// `SCHED_IDLE`: runs only when nothing else wants the processor.
     #[schema(title = "SchedulerIdle")]
     Idle {},
-    /// `SCHED_FIFO`: before all others, until it sleeps.
+    /// `SCHED_FIFO`: runs before all ordinary threads, until it sleeps.
     #[schema(title = "SchedulerFifo")]
     Fifo {
-        /// 1 to 99 (first of all).
+        /// Priority: 1 to 99 (runs first).
         #[schema(minimum = 1, maximum = 99)]
         priority: u8,
     },
@@ -173,36 +176,36 @@ impl Decode for MirrorUpdate {
     }
 }
 
-/// What to change of a migration.
+/// What to change about a migration.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({"limits": {"bandwidth_bytes_per_second": 104857600}}))]
 pub struct MigrationUpdate {
-    /// Limits to set; those that are not named stay.
+    /// Limits to set. Those that are not named stay.
     #[schema(required = false, nullable = false)]
     pub limits: Option<LimitsUpdate>,
 }
 
-/// Limits to set; null sets a limit's default.
+/// Limits to set. Null sets a limit back to its default.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LimitsUpdate {
-    /// Bytes of page content per second over all streams; null: as fast as it goes.
+    /// Bytes of page content per second, over all streams together. Null: as fast as possible.
     #[schema(value_type = Option<u64>, required = false, minimum = 1048576, maximum = 1125899906842624u64)]
     pub bandwidth_bytes_per_second: Patch<u64>,
-    /// Longest pause that pre-copy aims for.
+    /// Longest pause that pre-copy aims for, in milliseconds.
     #[schema(value_type = Option<u64>, required = false, minimum = 0, maximum = 3600000)]
     pub downtime_ms: Patch<u64>,
-    /// Longest time before hand-over.
+    /// Longest time before the hand-over, in milliseconds.
     #[schema(value_type = Option<u64>, required = false, minimum = 1, maximum = 604800000)]
     pub timeout_ms: Patch<u64>,
-    /// Longest silence of the peer.
+    /// How long the peer may be silent before the migration is given up, in milliseconds.
     #[schema(value_type = Option<u64>, required = false, minimum = 1000, maximum = 600000)]
     pub stall_timeout_ms: Patch<u64>,
-    /// What happens after `timeout_ms`.
+    /// What to do when `timeout_ms` has passed before the switchover.
     #[schema(value_type = Option<OnTimeoutBody>, required = false)]
     pub on_timeout: Patch<OnTimeoutBody>,
-    /// Whether the guest's vCPUs are held back, step by step, as soon as rounds do not shrink.
+    /// Whether the guest's vCPUs are slowed down step by step as soon as rounds do not get shorter.
     #[schema(value_type = Option<bool>, required = false)]
     pub auto_throttle: Patch<bool>,
 }
@@ -238,7 +241,7 @@ impl Decode for MigrationUpdate {
 }
 
 impl LimitsUpdate {
-    /// The limits as they would be.
+    /// The limits that result from this change.
     pub fn apply(&self, now: MigrationLimits) -> MigrationLimits {
         let (now, default) = (LimitsBody::from(now), MigrationLimits::default());
         MigrationLimits {
@@ -259,18 +262,19 @@ impl LimitsUpdate {
     }
 }
 
-/// What to change of a known host.
+/// What to change about a registered host.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({"address": "192.0.2.8:7801"}))]
 pub struct PeerHostUpdate {
-    /// Where its peer listener is: IP address or DNS name, and port.
+    /// Address of its peer listener: an IP address or DNS name, and a port.
     #[schema(required = false, nullable = false, example = "192.0.2.8:7801")]
     pub address: Option<String>,
-    /// Its pinned identity.
+    /// The identity that is pinned for it: the digest of its public key.
     #[schema(required = false, nullable = false, pattern = "^sha256:[0-9a-f]{64}$")]
     pub identity: Option<String>,
-    /// Labels to set, and with null to remove; others stay. Null removes all.
+    /// Labels to set; a label set to null is removed, and labels that are not named stay. Null in place of
+    /// the object removes all.
     #[schema(value_type = Option<BTreeMap<String, Option<String>>>, required = false)]
     pub labels: LabelsPatch,
 }
@@ -310,18 +314,19 @@ impl PeerHostUpdate {
     }
 }
 
-/// What to change of this host.
+/// What to change about this host.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({"maintenance": true}))]
 pub struct HostUpdate {
-    /// Labels to set, and with null to remove; others stay. Null removes all.
+    /// Labels to set; a label set to null is removed, and labels that are not named stay. Null in place of
+    /// the object removes all.
     #[schema(value_type = Option<BTreeMap<String, Option<String>>>, required = false)]
     pub labels: LabelsPatch,
-    /// Whether nothing new is taken: no guest is defined, started or let in.
+    /// Whether the host is in maintenance: no guest can be defined or started, and no migration is let in.
     #[schema(required = false, nullable = false)]
     pub maintenance: Option<bool>,
-    /// Outgoing migrations that run at once; more wait as `queued`.
+    /// How many outgoing migrations run at once. Further ones wait as `queued`.
     #[schema(required = false, nullable = false, minimum = 1, maximum = 16)]
     pub migration_slots: Option<u32>,
 }

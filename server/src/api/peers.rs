@@ -14,7 +14,7 @@ use super::decode::{Decode, Errors, Fields, Node};
 use super::{Preview, sha256_text};
 use crate::problem::ProblemError;
 
-/// What is said of another host.
+/// A host to register as a peer.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({
@@ -24,17 +24,17 @@ use crate::problem::ProblemError;
     "labels": {}
 }))]
 pub struct PeerHostCreate {
-    /// Name, unique among hosts; not shaped like a UUID.
+    /// Name by which to know the host, unique among registered hosts. It must not look like a UUID.
     #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", example = "b")]
     pub name: String,
-    /// Where its peer listener is: IP address or DNS name, and port. A name is resolved for each connection
-    /// and says nothing of who is there: that is `identity`.
+    /// Address of its peer listener: an IP address or DNS name, and a port. A name is resolved for each
+    /// connection. It does not prove who is there: `identity` does.
     #[schema(example = "192.0.2.7:7801")]
     pub address: String,
-    /// Its pinned identity, as its daemon prints it.
+    /// The identity to pin: the digest of its public key, as its daemon shows it.
     #[schema(pattern = "^sha256:[0-9a-f]{64}$")]
     pub identity: String,
-    /// Free labels: at most 64, keys of 1 to 63 and values of 0 to 255 bytes.
+    /// Labels of your choice: at most 64, with keys of 1 to 63 bytes and values of 0 to 255 bytes.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
 }
@@ -71,78 +71,78 @@ impl TryFrom<PeerHostCreate> for PeerSpec {
     }
 }
 
-/// A known host.
+/// A registered host.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct PeerHost {
-    /// UUIDv7.
+    /// Id, a UUIDv7.
     pub id: Uuid,
-    /// Name, unique among hosts.
+    /// Name of the host, unique among registered hosts.
     pub name: String,
-    /// Where its peer listener is.
+    /// Address of its peer listener: an IP address or DNS name, and a port.
     pub address: String,
-    /// Its pinned identity.
+    /// The identity that is pinned for it: the digest of its public key.
     #[schema(pattern = "^sha256:[0-9a-f]{64}$")]
     pub identity: String,
-    /// Free labels.
+    /// Labels of your choice.
     pub labels: BTreeMap<String, String>,
-    /// Goes up with every change; the ETag in quotes.
+    /// Rises with every change. The `ETag` header has it in quotes.
     pub generation: u64,
-    /// When it was added.
+    /// When the host was registered.
     pub created_at: Timestamp,
-    /// In answers to `dry_run` alone.
+    /// Only in the answer to a `dry_run`: what else the request would have led to.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub preview: Option<Preview>,
 }
 
-/// What a known host answers right now.
+/// What a registered host answers when it is asked.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct PeerHostCapabilities {
-    /// The host.
+    /// Id of the host in this host's register.
     pub host: Uuid,
-    /// Its name.
+    /// Name of the host.
     #[schema(example = "b")]
     pub name: String,
-    /// Always true: a host that does not answer is a problem, `peer_failed` for example.
+    /// Always true. A host that does not answer is a problem instead, such as `peer_failed`.
     pub reachable: bool,
     /// Versions of the peer protocol that both hosts speak.
     #[schema(example = json!([2]))]
     pub protocol_versions: Vec<u32>,
-    /// Drivers that work there, by its own word, as all that follows.
+    /// The drivers that work there. This and all that follows is what the host says of itself.
     #[schema(example = json!(["embedded", "emulated"]))]
     pub drivers: Vec<String>,
-    /// Strategies that its build executes.
+    /// The strategies that its build can execute.
     #[schema(example = json!(["shifted", "identity-cbit", "declared", "psp-copied"]))]
     pub strategies: Vec<String>,
-    /// Helper ABIs that work there.
+    /// The range of helper ABI versions that it runs.
     pub helper_abi: HelperAbiRange,
-    /// SHA-256 of its built-in helper image. Migrations with the built-in helper need the same at both hosts.
+    /// SHA-256 of its built-in helper image. To migrate with the built-in helper, both hosts need the same.
     #[schema(pattern = "^sha256:[0-9a-f]{64}$")]
     pub helper_measurement: String,
-    /// Physical address bits of its guests.
+    /// How many physical address bits its guests have.
     #[schema(maximum = 64, example = 48)]
     pub max_phys_bits: u8,
-    /// Position of its C-bit; null without SEV.
+    /// Bit position of its C-bit. Null without SEV.
     #[schema(maximum = 63)]
     pub c_bit_position: Option<u8>,
-    /// Physical address bits lost to memory encryption.
+    /// How many physical address bits memory encryption takes away.
     #[schema(maximum = 64)]
     pub phys_bit_reduction: u8,
-    /// Memory slots one VM may have.
+    /// How many memory slots one VM may have.
     #[schema(example = 32764)]
     pub slot_budget: u32,
-    /// Codes of what it lacks; its own `GET /v1/host/capabilities` says why, and what would help.
+    /// Codes of what it lacks. Its own `GET /v1/host/capabilities` says why, and what would help.
     #[schema(example = json!(["sev", "sev-snp"]))]
     pub missing: Vec<String>,
-    /// From the first packet to the end of the TLS handshake and the agreement on a version.
+    /// Microseconds from the first packet until the TLS handshake was done and a version was agreed upon.
     #[schema(example = 1800)]
     pub round_trip_us: u64,
-    /// When it was asked.
+    /// When the host was asked.
     pub checked_at: Timestamp,
 }
 
 impl PeerHostCapabilities {
-    /// The answer of `peer`, as one of the host that speaks `ours`.
+    /// Combines a peer's answer with the versions `ours` that this host speaks.
     pub fn new(peer: PeerRecord, answer: PeerAnswer, ours: &[u32]) -> Self {
         let said = answer.abilities;
         Self {
@@ -180,12 +180,12 @@ impl From<PeerRecord> for PeerHost {
     }
 }
 
-/// One page of known hosts.
+/// One page of a list of registered hosts.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct PeerHostList {
-    /// Hosts by creation.
+    /// Hosts, in the order in which they were registered unless asked for otherwise.
     pub items: Vec<PeerHost>,
-    /// Gives the next page; absent at the end.
+    /// Send it as `page_token` for the next page. Absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub next_page_token: Option<String>,

@@ -5,25 +5,25 @@ use utoipa::ToSchema;
 
 use crate::problem::ProblemCode;
 
-/// A kind of problem.
+/// A kind of problem that the API answers with.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct ProblemKind {
-    /// Its page: the `type` of a problem.
+    /// Address of its page, which is the `type` of such a problem.
     #[serde(rename = "type")]
     #[schema(format = "uri-reference", example = "/v1/problems/not_found")]
     pub kind: String,
-    /// Stable code.
+    /// Stable code of the problem.
     pub code: ProblemCode,
-    /// The HTTP status that goes with it.
+    /// HTTP status of answers with this problem.
     #[schema(example = 404)]
     pub status: u16,
-    /// Short name.
+    /// Short name of the problem.
     pub title: &'static str,
-    /// What leads to it.
+    /// What leads to the problem.
     pub cause: &'static str,
-    /// What to do about it.
+    /// What to do about the problem.
     pub fix: &'static str,
-    /// Whether the same request may work later.
+    /// Whether the same request may succeed later.
     pub retryable: bool,
 }
 
@@ -41,9 +41,9 @@ impl From<ProblemCode> for ProblemKind {
     }
 }
 
-/// Every kind of problem.
+/// All kinds of problems.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct ProblemKindList {
-    /// One entry each.
+    /// One entry for each kind.
     pub items: Vec<ProblemKind>,
 }

@@ -6,57 +6,57 @@ use mirrorvm::host::RamBlockInfo;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-/// A RAM block with what is known of its content.
+/// A RAM block of a guest, with what is known of its content.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct RamBlock {
-    /// Name, unique in the guest.
+    /// Name of the block, unique within the guest.
     #[schema(example = "ram0")]
     pub name: String,
-    /// Where the block starts in the guest's RAM; constant for the guest's life.
+    /// RAM address of its first byte. It stays the same for the guest's life.
     pub ram_addr: u64,
-    /// Bytes.
+    /// Length in bytes.
     pub size_bytes: u64,
-    /// Where the guest sees its first byte; null: unplugged.
+    /// Guest-physical address of its first byte. Null: it is unplugged.
     pub gpa: Option<u64>,
-    /// Plugged parts, by ascending offset.
+    /// The parts of it that are plugged, sorted by offset.
     pub plugged: Vec<PluggedPart>,
-    /// `ram`: the guest's memory. `helper`: home of the migration helper, never moved.
+    /// `ram` is memory of the guest. `helper` is the memory of the migration helper, which is never moved.
     #[schema(example = "ram")]
     pub role: &'static str,
-    /// What it lies on: `anonymous`, `memfd` or `hugetlb`; of a guest that does not run, what the host would
-    /// choose now.
+    /// What kind of host memory it lies on: `anonymous`, `memfd` or `hugetlb`. For a guest that does not run:
+    /// what the host would choose now.
     #[schema(example = "anonymous")]
     pub backing: &'static str,
     /// Bytes of the largest pages that the host gives such memory.
     #[schema(example = 4096)]
     pub page_size_bytes: u64,
-    /// Encryption status of its pages.
+    /// Encryption status of its pages, summed up.
     pub encryption: BlockEncryption,
 }
 
-/// A part of a block that has a guest physical address.
+/// A part of a RAM block that has a guest-physical address.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct PluggedPart {
-    /// First byte, counted from the block's start.
+    /// Offset of its first byte in the block.
     pub offset_bytes: u64,
-    /// Where the guest sees it.
+    /// Guest-physical address of its first byte.
     pub gpa: u64,
-    /// Bytes.
+    /// Length in bytes.
     pub size_bytes: u64,
 }
 
-/// Encryption status of a block's pages.
+/// Encryption status of a block's pages, summed up.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct BlockEncryption {
     /// Bytes whose pages are private.
     pub private_bytes: u64,
     /// Bytes whose pages the guest shares with the host.
     pub shared_bytes: u64,
-    /// Bytes of unknown status (the guest is not running).
+    /// Bytes of pages whose status is not known, because the guest does not run.
     pub unknown_bytes: u64,
 }
 
-/// The API's name of a block's role.
+/// The name that the API uses for a block's role.
 pub(crate) const fn role_name(role: BlockRole) -> &'static str {
     match role {
         BlockRole::Ram => "ram",
@@ -90,9 +90,9 @@ impl From<RamBlockInfo> for RamBlock {
     }
 }
 
-/// A guest's RAM blocks.
+/// The RAM blocks of a guest.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct RamBlockList {
-    /// Blocks by RAM address, the helper's included.
+    /// Blocks sorted by RAM address, including the helper's.
     pub items: Vec<RamBlock>,
 }

@@ -16,21 +16,21 @@ use super::decode::{Decode, Errors, Fields, Node, one_of};
 #[schema(as = HandOverOutcome)]
 #[serde(rename_all = "snake_case")]
 pub enum OutcomeBody {
-    /// The guest is the destination's: it runs there, or did.
+    /// The guest belongs to the destination: it runs there, or did.
     Committed,
-    /// The destination never took it, and never will.
+    /// The destination never took the guest over, and never will.
     NeverCommitted,
 }
 
-/// What a destination's helper said of a hand-over, as a file to be carried to the source: the body of `POST
-/// /v1/migrations/{migration}/resolution` there. Sealed by the two helpers' session, so that the source's
-/// helper can tell whether it is true, and nobody else can make use of it.
+/// What a destination's helper said about a hand-over, as a file that can be carried to the source. It is the
+/// body of `POST /v1/migrations/{migration}/resolution` there. The two helpers' session seals it, so the
+/// source's helper can tell whether it is genuine, and nobody else can make use of it.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct HandOverToken {
     /// Always `token`.
     #[schema(example = "token")]
     pub kind: &'static str,
-    /// The migration.
+    /// Id of the migration.
     pub migration: Uuid,
     /// What the token says.
     pub outcome: OutcomeBody,
@@ -38,7 +38,7 @@ pub struct HandOverToken {
     pub token: String,
 }
 
-/// What ends a migration's doubt.
+/// What is to end the doubt about a migration.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(as = MigrationResolve, example = json!({
     "kind": "word",
@@ -48,38 +48,39 @@ pub struct HandOverToken {
 }))]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum ResolveBody {
-    /// The destination's token, as `GET /v1/migrations/{migration}/hand-over-token` gave it there: the helper
+    /// The destination's token, as `GET /v1/migrations/{migration}/hand-over-token` gave it there. The helper
     /// checks it.
     #[schema(title = "ResolveByToken")]
     Token {
-        /// The migration.
+        /// Id of the migration.
         migration: Uuid,
         /// What the token says.
         outcome: OutcomeBody,
         /// The token, in base64.
         token: String,
     },
-    /// An administrator's word, which nobody can check. **Dangerous**: `never_committed` of a guest that the
-    /// destination runs lets it run twice; `committed` of one that it never took loses the guest.
+    /// An administrator's word, which nobody can check. **Dangerous**: saying `never_committed` of a guest
+    /// that the destination runs lets it run twice, and saying `committed` of a guest that the destination
+    /// never took loses it.
     #[schema(title = "ResolveByWord")]
     Word {
-        /// What is so.
+        /// What has become of the guest.
         outcome: OutcomeBody,
-        /// How the administrator knows; kept in the migration's record.
+        /// How the administrator knows. Kept in the migration's record.
         #[schema(min_length = 1, max_length = 1000, example = "host b was taken apart, ticket 4711")]
         reason: String,
-        /// The guest's name: that it is this one, and that the danger is understood.
+        /// The guest's name, to confirm which guest is meant and that the danger is understood.
         #[schema(example = "g1")]
         confirm: String,
     },
 }
 
-/// What ends a doubt, decoded.
+/// What is to end a doubt, decoded.
 #[derive(Clone, Debug)]
 pub enum Resolve {
-    /// By the destination's token.
+    /// The destination's token.
     Token(lib::HandOverToken),
-    /// By an administrator's word, and of which guest.
+    /// An administrator's word, and the name of the guest that it is about.
     Word(lib::Resolution, String),
 }
 
@@ -118,14 +119,14 @@ impl Decode for Resolve {
     }
 }
 
-/// What an administrator said that became of a migration.
+/// What an administrator said had become of a migration.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct MigrationResolution {
-    /// What is taken to be so.
+    /// What is assumed to have become of the guest.
     pub outcome: OutcomeBody,
     /// How the administrator knows.
     pub reason: String,
-    /// When it was said.
+    /// When the administrator said so.
     pub at: Timestamp,
 }
 

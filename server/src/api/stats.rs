@@ -8,26 +8,26 @@ use uuid::Uuid;
 
 use super::mirrors::Worker;
 
-/// A guest's counters.
+/// Counters of a guest.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct GuestStats {
-    /// Virtual CPUs.
+    /// Number of virtual CPUs.
     #[schema(example = 1)]
     pub vcpus: u32,
-    /// Since it last began to run here; null when it has no machine.
+    /// Milliseconds since the guest last began to run on this host. Null when it has no machine.
     pub uptime_ms: Option<u64>,
-    /// Bytes that it ever printed.
+    /// How many bytes it has printed in all.
     pub console_bytes: u64,
-    /// Its RAM.
+    /// Counters of its RAM.
     pub memory: GuestMemoryStats,
 }
 
 /// Counters of a guest's RAM.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct GuestMemoryStats {
-    /// Bytes over all blocks, the helper's not counted.
+    /// Bytes of all blocks together, without the helper's block.
     pub total_bytes: u64,
-    /// Bytes whose pages the guest shares with the host; null when it has no machine.
+    /// Bytes of pages that the guest shares with the host. Null when it has no machine.
     pub shared_bytes: Option<u64>,
 }
 
@@ -42,16 +42,16 @@ impl From<Stats> for GuestStats {
     }
 }
 
-/// A mirror's counters.
+/// Counters of a mirror.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct MirrorStats {
-    /// The mirror.
+    /// Id of the mirror.
     pub mirror: Uuid,
-    /// Exits from guest mode of all its vCPUs since it was made.
+    /// How often its vCPUs have left guest mode since it was made.
     pub exits: u64,
-    /// CPU time of all its vCPUs' threads, nanoseconds.
+    /// CPU time of all its vCPU threads, in nanoseconds.
     pub cpu_ns: u64,
-    /// Its vCPUs.
+    /// The vCPUs of the mirror.
     pub workers: Vec<Worker>,
 }
 
@@ -67,22 +67,22 @@ impl From<MirrorRecord> for MirrorStats {
     }
 }
 
-/// One line of what the host noted about a mirror.
+/// One thing that the host noted about a mirror.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct MirrorLogLine {
-    /// The event's id.
+    /// Id of the event that it was noted as.
     #[schema(example = "8f1c0a7d5be2460c-42")]
     pub id: String,
-    /// When.
+    /// When it was noted.
     pub time: Timestamp,
-    /// What.
+    /// What was noted, in a sentence.
     #[schema(example = "mirror.state_changed: ready")]
     pub message: String,
 }
 
-/// What the host noted about a mirror.
+/// What the host has noted about a mirror.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct MirrorLog {
-    /// Lines, the oldest first; only those whose events are still kept.
+    /// Lines, the oldest first. Only lines whose events are still kept are there.
     pub items: Vec<MirrorLogLine>,
 }

@@ -12,14 +12,14 @@ use super::decode::{Decode, Errors, Fields, Node, one_of};
 #[schema(as = Shift)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum ShiftBody {
-    /// Right above the bottom 4 GiB.
+    /// By 4 GiB: the window begins right above the bottom 4 GiB.
     #[serde(rename = "4gib")]
     #[schema(title = "ShiftFourGib")]
     FourGib {},
-    /// The upper half of what a guest may address: 2^(MAXPHYADDR - reduction - 1).
+    /// To the upper half of what a guest can address: 2^(MAXPHYADDR - reduction - 1).
     #[schema(title = "ShiftMaxPhys")]
     MaxPhys {},
-    /// A value of the caller's choice.
+    /// By a value of the caller's choice.
     #[schema(title = "ShiftExplicit")]
     Explicit {
         /// Bytes added to every RAM address: a multiple of 2 MiB, at least 4 GiB.
@@ -44,14 +44,14 @@ impl Decode for ShiftBody {
     }
 }
 
-/// Which way a `psp-copied` helper's memory is filled.
+/// How the memory of a `psp-copied` helper is filled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[schema(as = PspVia)]
 #[serde(rename_all = "kebab-case")]
 pub enum PspViaBody {
     /// The helper image is loaded and measured like firmware, for the mirror alone.
     LaunchUpdate,
-    /// Firmware SEND/RECEIVE into a context that shares the key.
+    /// The firmware sends the helper and receives it into a context that shares the key.
     SendReceive,
 }
 
@@ -66,22 +66,24 @@ impl Decode for PspViaBody {
 #[schema(as = Strategy)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum StrategyBody {
-    /// Bottom 4 GiB one to one, all RAM again at its RAM address plus the shift.
+    /// The bottom 4 GiB appear at the same addresses, and all RAM appears again at its RAM address plus the
+    /// shift.
     #[schema(title = "StrategyShifted")]
     Shifted {
         /// Where the RAM window starts.
         shift: ShiftBody,
     },
-    /// The guest's own addresses, with the C-bit on every page.
+    /// Everything appears at the guest's own addresses, with the C-bit on every page.
     #[schema(title = "StrategyIdentityCbit")]
     IdentityCbit {},
-    /// The helper declares which of the guest's pages it needs.
+    /// The helper declares which of the guest's pages it needs, and the mirror has only these and the RAM
+    /// window.
     #[schema(title = "StrategyDeclared")]
     Declared {},
-    /// The helper's memory is private to the mirror.
+    /// The helper's memory belongs to the mirror alone.
     #[schema(title = "StrategyPspCopied")]
     PspCopied {
-        /// How its content gets there.
+        /// How the helper gets into that memory.
         via: PspViaBody,
     },
 }
@@ -153,43 +155,43 @@ impl From<Strategy> for StrategyBody {
     }
 }
 
-/// What the API tells of a strategy.
+/// A strategy by which a mirror's address space can be laid out.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct StrategyInfo {
-    /// Its name.
+    /// Name of the strategy.
     #[schema(example = "shifted")]
     pub kind: &'static str,
-    /// Whether this host executes it.
+    /// Whether this host can execute the strategy.
     pub available: bool,
-    /// Why not, when it does not.
+    /// Why the strategy is not available. Null when it is.
     pub unavailable_reason: Option<&'static str>,
-    /// What it does.
+    /// What the strategy does, in a sentence.
     pub summary: &'static str,
-    /// What a caller chooses.
+    /// What a caller can choose.
     pub parameters: Vec<StrategyParameter>,
-    /// What the helper calls pages by: `ram_addr` or `gpa`.
+    /// Which addresses the helper is asked by: `ram_addr` (place in RAM) or `gpa` (guest-physical address).
     #[schema(example = "ram_addr")]
     pub helper_addresses: &'static str,
-    /// What it lays open.
+    /// What the strategy exposes.
     pub exposes: Vec<&'static str>,
-    /// What it cannot reach.
+    /// What the helper cannot reach under it.
     pub cannot_reach: Vec<&'static str>,
-    /// When to choose it.
+    /// When to choose the strategy.
     pub when_to_use: &'static str,
 }
 
-/// A parameter of a strategy.
+/// Something that a caller can choose about a strategy.
 #[derive(Clone, Copy, Debug, Serialize, ToSchema)]
 pub struct StrategyParameter {
-    /// Its name in the strategy's object.
+    /// Name of the member in the strategy's object.
     #[schema(example = "shift")]
     pub name: &'static str,
-    /// What it means, and its values.
+    /// What the parameter means, and which values it takes.
     pub detail: &'static str,
 }
 
 impl StrategyInfo {
-    /// About the strategy called `kind`, on a host with these capabilities.
+    /// Describes the strategy called `kind`, on a host with these capabilities.
     pub fn of(kind: &str, capabilities: &Capabilities) -> Option<Self> {
         let kind = KINDS.iter().copied().find(|k| *k == kind)?;
         let available = capabilities.strategies.contains(&kind);
@@ -207,7 +209,7 @@ impl StrategyInfo {
         })
     }
 
-    /// About every strategy.
+    /// Describes every strategy.
     pub fn all(capabilities: &Capabilities) -> Vec<Self> {
         KINDS.iter().filter_map(|kind| Self::of(kind, capabilities)).collect()
     }
@@ -296,9 +298,9 @@ const fn facts(kind: &str) -> Facts {
     }
 }
 
-/// The strategies.
+/// All strategies.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct StrategyList {
-    /// One entry each.
+    /// One entry for each strategy.
     pub items: Vec<StrategyInfo>,
 }

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::decode::{Decode, Errors, Fields, Node};
 
-/// Whom a ticket is for.
+/// The ticket to issue.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({
@@ -19,22 +19,22 @@ use super::decode::{Decode, Errors, Fields, Node};
     "expires_in_seconds": 600
 }))]
 pub struct IncomingMigrationCreate {
-    /// The host that the guest comes from.
+    /// The host that the guest will come from.
     pub source: TicketSource,
-    /// How long the ticket is good.
+    /// For how many seconds the ticket can be used.
     #[serde(default)]
     #[schema(default = 600, minimum = 1, maximum = 86400)]
     pub expires_in_seconds: u64,
 }
 
-/// The host that a guest comes from.
+/// The host that a guest will come from.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TicketSource {
-    /// Its name, for the records of this host.
+    /// Name of that host, for the records of this one.
     #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", example = "a")]
     pub name: String,
-    /// Its identity, `identity` of its `/v1/host`: no other host may use the ticket.
+    /// Identity of that host, as `identity` of its `/v1/host` says. No other host can use the ticket.
     #[schema(pattern = "^sha256:[0-9a-f]{64}$")]
     pub identity: String,
 }
@@ -69,23 +69,24 @@ impl From<IncomingMigrationCreate> for TicketSpec {
     }
 }
 
-/// Leave for one migration into this host.
+/// Permission for one migration into this host.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct IncomingMigration {
-    /// The migration's id, once it has begun.
+    /// Id that the migration will have.
     pub migration: Uuid,
-    /// What to send as `destination.ticket` to the source. A secret: whoever holds it and the source's key
-    /// may bring a guest here. Absent in the answer to a repeated request.
+    /// The text to send as `destination.ticket` to the source. It is a secret: whoever has it and the
+    /// source's private key can bring a guest here. Absent in the answer to a repeated request.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub ticket: Option<String>,
-    /// Where this host's peer listener is.
+    /// Address of this host's peer listener.
     #[schema(example = "192.0.2.7:7801")]
     pub address: String,
-    /// This host's identity, which the source pins.
+    /// This host's identity, for the source to pin.
     #[schema(pattern = "^sha256:[0-9a-f]{64}$")]
     pub identity: String,
-    /// Until when the migration must have begun, by this host's clock; the time passes however that is set.
+    /// By when the migration must have begun, by this host's clock as it is now. The time runs on even if the
+    /// clock is set.
     pub expires_at: Timestamp,
     /// Versions of the peer protocol that this host speaks.
     #[schema(example = json!([1]))]

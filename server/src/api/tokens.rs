@@ -13,24 +13,25 @@ use crate::access::caller::Caller;
 use crate::access::tokens::{Origin, TokenRecord};
 use crate::problem::ProblemError;
 
-/// Seconds for which a token is good: at most a leap year.
+/// For how many seconds a token may be good: at most a leap year.
 pub const LIFE_SECONDS: RangeInclusive<u64> = 1..=31_622_400;
-/// Characters of a token's name.
+/// How many characters a token's name may have.
 const NAME_CHARACTERS: RangeInclusive<usize> = 1..=128;
 
-/// What a token is to be.
+/// The token to make.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({"name": "control plane", "role": "operator", "expires_in_seconds": 2_592_000}))]
 pub struct TokenCreate {
-    /// What people call it: 1 to 128 characters.
+    /// The name that people know it by: 1 to 128 characters.
     #[schema(min_length = 1, max_length = 128, example = "control plane")]
     pub name: String,
     /// What its bearer may do.
     pub role: Role,
-    /// The one guest that it is about, by id or name; with the role `vmm`, and only with it.
+    /// The only guest that it gives access to, by id or name. Needed with the role `vmm`, and not allowed
+    /// with any other.
     pub guest: Option<String>,
-    /// How long it is good.
+    /// For how many seconds the token is good.
     #[serde(default)]
     #[schema(default = 2_592_000, minimum = 1, maximum = 31_622_400)]
     pub expires_in_seconds: u64,
@@ -83,27 +84,27 @@ impl TokenCreate {
 /// A bearer token or a session, without its secret.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Token {
-    /// UUIDv7.
+    /// Id, a UUIDv7.
     pub id: Uuid,
-    /// What people call it.
+    /// The name that people know it by.
     #[schema(example = "control plane")]
     pub name: String,
     /// What its bearer may do.
     pub role: Role,
-    /// The one guest that it is about, of role `vmm`.
+    /// The only guest that it gives access to, for the role `vmm`. Null for other roles.
     pub guest: Option<Uuid>,
     /// Where it comes from.
     pub origin: Origin,
     /// When it was made.
     pub created_at: Timestamp,
-    /// When it ends to be good, by the host's clock as it is now: its time passes however that is set. Of a
-    /// session unless it is used before.
+    /// When it ends, by the host's clock as it is now. The time runs on even if the clock is set. For a
+    /// session: when it ends unless it is used before.
     pub expires_at: Timestamp,
-    /// Who made it; `daemon` of the one in `admin.token`; of a session whoever has opened it.
+    /// Who made it. For the token in `admin.token`: `daemon`. For a session: whoever opened it.
     #[schema(example = "unix:0")]
     pub created_by: String,
-    /// What to send as `Authorization: Bearer <secret>`. In the answer to its creation alone, and never
-    /// again.
+    /// The secret to send as `Authorization: Bearer <secret>`. It is only in the answer to the creation, and
+    /// never shown again.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub secret: Option<String>,
@@ -125,33 +126,34 @@ impl From<TokenRecord> for Token {
     }
 }
 
-/// One page of tokens.
+/// One page of a list of tokens.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct TokenList {
-    /// Tokens and sessions that are good, by creation.
+    /// Tokens and sessions that are good now, in the order in which they were made.
     pub items: Vec<Token>,
-    /// Gives the next page; absent at the end.
+    /// Send it as `page_token` for the next page. Absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub next_page_token: Option<String>,
 }
 
-/// Who calls.
+/// The caller, as the daemon recognized it.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Whoami {
-    /// `unix:<uid>`, `cert:<name>` or `token:<id>`; by a session whoever has opened it.
+    /// The caller: `unix:<uid>`, `cert:<name>` or `token:<id>`. For a session, whoever opened it.
     #[schema(example = "unix:0")]
     pub principal: String,
-    /// How the caller was recognized: `local_user`, `certificate`, `token` or `session`; more may come.
+    /// How the caller was recognized: `local_user`, `certificate`, `token` or `session`. More ways may be
+    /// added.
     #[schema(example = "local_user")]
     pub method: &'static str,
     /// What the caller may do.
     pub role: Role,
-    /// The roles that this one includes, itself too.
+    /// The roles that this one includes, with itself.
     pub roles: Vec<Role>,
-    /// The one guest that it is about, of role `vmm`.
+    /// The only guest that it gives access to, for the role `vmm`. Null for other roles.
     pub guest: Option<Uuid>,
-    /// The session that the caller is known by, of `session`: its id among the tokens.
+    /// Id of the session among the tokens, for a caller recognized by one.
     pub session: Option<Uuid>,
 }
 
@@ -171,16 +173,16 @@ impl From<Caller> for Whoami {
 /// A link that opens a session in a browser.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct SessionLink {
-    /// UUIDv7: the id that the session will have.
+    /// Id that the session will have, a UUIDv7.
     pub id: Uuid,
-    /// The link for each address at which the daemon serves browsers, with one code for all: the first that
-    /// is followed uses it up. In the answer to its creation alone, and never again.
+    /// The link, once for each address at which the daemon serves browsers. All have the same code: whichever
+    /// is followed first uses it up. They are only in the answer to the creation, and never shown again.
     #[schema(example = json!(["http://127.0.0.1:8080/open#mvo_0199d3c56f0e7c4ca2b12f8a4f0d6f11_9f86d081"]))]
     pub urls: Vec<String>,
-    /// How long it is good.
+    /// For how many seconds the link can be followed.
     #[schema(example = 60)]
     pub expires_in_seconds: u64,
-    /// Whose session it will be.
+    /// The principal whose session it will be.
     #[schema(example = "unix:0")]
     pub principal: String,
     /// What that session may do.
@@ -192,7 +194,7 @@ pub struct SessionLink {
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({"code": "mvo_0199d3c56f0e7c4ca2b12f8a4f0d6f11_9f86d081"}))]
 pub struct SessionCreate {
-    /// What the link has behind `#`.
+    /// The code that the link has behind `#`.
     pub code: String,
 }
 

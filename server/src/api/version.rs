@@ -3,10 +3,11 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
-/// Version of the API; goes up with every addition. The document's `info.version`.
+/// Version of the API, which is the document's `info.version`. It rises with every addition.
 pub const API_VERSION: &str = "1.1.0";
 
-/// What this build of the API has beyond its first version. Clients test for names here, not for versions.
+/// The names of what this build of the API has beyond its first version. Clients test for names in this list,
+/// not for versions.
 pub const FEATURES: &[&str] = &[
     "long_poll",
     "etags",
@@ -31,15 +32,15 @@ pub const FEATURES: &[&str] = &[
     "metrics",
 ];
 
-/// Version of API and daemon.
+/// Version of the API and of the daemon.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Version {
-    /// Version of the API, semver.
+    /// Version of the API, by semantic versioning.
     #[schema(example = "1.0.0")]
     pub api_version: &'static str,
-    /// The daemon.
+    /// Which build of the daemon this is.
     pub build: Build,
-    /// Features by name; an open list that only grows.
+    /// Names of features. The list is open and only grows.
     #[schema(value_type = Vec<String>, example = json!(["long_poll"]))]
     pub features: &'static [&'static str],
     /// SHA-256 of `/v1/openapi.json`.
@@ -47,13 +48,13 @@ pub struct Version {
     pub openapi_sha256: String,
 }
 
-/// The daemon's build.
+/// Which build of a daemon is running.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Build {
     /// Name of the program.
     #[schema(example = "mirrorvmd")]
     pub name: &'static str,
-    /// Its version.
+    /// Version of the program.
     #[schema(example = "0.1.0")]
     pub version: &'static str,
     /// Whether it was built with optimizations.
