@@ -3,17 +3,89 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use super::Host;
 use super::inner::{Inner, qemu_binary};
-use super::{Capabilities, Host, HostInfo, MissingCapability};
+use crate::address_space::HostLimits;
 use crate::hypervisor::kvm::KvmHost;
 use crate::migration::wire::{Abilities, PROTOCOL_VERSIONS};
-use crate::qemu::{Accel, UserPool, pick_accel};
+use crate::qemu::{Accel, QemuUsers, UserPool, pick_accel};
 use crate::sev::kernel::probe;
 use crate::store::Writing;
 use crate::transport::{Endpoint, Occupancy, is_at, resolve};
+use uuid::Uuid;
 
 /// How long the resolver may take about a name that is only looked at.
 const NAME_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Something that this host cannot do, and what would help.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MissingCapability {
+    /// Stable code: `kvm`, `sev`, `qemu`, ...
+    pub code: &'static str,
+    /// Why it is missing.
+    pub why: String,
+    /// What to do about it.
+    pub fix: String,
+}
+
+/// What this host can do.
+#[derive(Clone, Debug)]
+pub struct Capabilities {
+    /// Drivers that work here.
+    pub drivers: Vec<&'static str>,
+    /// `KVM_GET_API_VERSION`, when `/dev/kvm` opens.
+    pub kvm_api_version: Option<i32>,
+    /// Named KVM capabilities with what `KVM_CHECK_EXTENSION` says.
+    pub kvm_caps: Vec<(&'static str, i32)>,
+    /// Limits for address spaces.
+    pub limits: HostLimits,
+    /// Strategies that this build executes.
+    pub strategies: Vec<&'static str>,
+    /// Oldest and newest helper ABI.
+    pub helper_abi: (u32, u32),
+    /// SHA-256 of the built-in helper image.
+    pub helper_measurement: [u8; 32],
+    /// Versions of the peer protocol.
+    pub protocol_versions: Vec<u32>,
+    /// Why `accel: auto` picks what it picks, when QEMU is there.
+    pub qemu_accel: Option<(&'static str, &'static str)>,
+    /// Whom QEMU processes run as; `None`: as the daemon's user.
+    pub qemu_users: Option<QemuUsers>,
+    /// What is missing.
+    pub missing: Vec<MissingCapability>,
+}
+
+/// About this host.
+#[derive(Clone, Debug)]
+pub struct HostInfo {
+    /// Made when the state directory was.
+    pub id: Uuid,
+    /// Name, by default the kernel's node name.
+    pub name: String,
+    /// Kernel release.
+    pub kernel: String,
+    /// CPU model.
+    pub cpu: String,
+    /// Logical CPUs.
+    pub cpus: usize,
+    /// Bytes of memory.
+    pub memory_bytes: u64,
+    /// This host's identity on the peer link, as [`super::PeerSpec::identity`].
+    pub identity: String,
+    /// Where others are to connect for migrations to it; `None` without a listener, or while that is on all
+    /// addresses and none is advertised.
+    pub peer_address: Option<Endpoint>,
+    /// Where its peer listener is.
+    pub peer_listen: Option<SocketAddr>,
+    /// Guests by state.
+    pub guests: usize,
+    /// Mirrors.
+    pub mirrors: usize,
+    /// Migrations that have not ended.
+    pub active_migrations: usize,
+    /// Whether its database takes what is to be stored.
+    pub storage: Writing,
+}
 
 impl Host {
     /// About this host.

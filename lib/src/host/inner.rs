@@ -13,9 +13,11 @@ use uuid::Uuid;
 
 use super::act::{self, Effect};
 use super::events::{Change, EventBody, Events, ResourceKind};
+use super::guests::entry::GuestEntry;
 use super::guests::registry::Registry;
 use super::images::files::Looks;
-use super::migrations::entry::{GuestEntry, MigrationEntry, MirrorEntry};
+use super::migrations::entry::MigrationEntry;
+use super::mirrors::entry::MirrorEntry;
 use super::{
     DriverSpec, Fault, GuestRecord, HostError, MigrationRecord, MirrorRecord, MirrorState, PeerRecord,
 };
@@ -98,7 +100,7 @@ pub(super) struct Inner {
     space_looked_at: Mutex<Option<Instant>>,
     /// Imports that were given up and that the store did not take: what their sources are told while this
     /// daemon lives.
-    unstored: Mutex<HashMap<Uuid, super::migrations::incoming::HandOver>>,
+    unstored: Mutex<HashMap<Uuid, super::migrations::hand_over::HandOver>>,
     /// Told when a peer was reached or reached this host, or became known: it may say now what it was asked
     /// in vain.
     pub peer_heard: Arc<tokio::sync::Notify>,
@@ -530,7 +532,7 @@ impl Inner {
     }
 
     /// Ends of imports that could not be stored.
-    pub fn unstored(&self) -> MutexGuard<'_, HashMap<Uuid, super::migrations::incoming::HandOver>> {
+    pub fn unstored(&self) -> MutexGuard<'_, HashMap<Uuid, super::migrations::hand_over::HandOver>> {
         self.unstored.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

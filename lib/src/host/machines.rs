@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-use super::guests::task::Command;
+use super::guests::command::Command;
+use super::guests::entry::GuestEntry;
 use super::inner::{Inner, qemu_binary};
-use super::migrations::entry::GuestEntry;
 use super::{DriverSpec, Fill, GuestRecord, GuestSpec, HostError, LaunchMirror, SevSpec, WorkloadSpec};
 use crate::address_space::{
     self, Confidentiality, Declaration, GuestLayout, HelperPlacement, HostLimits, MailboxSize, MirrorPlan,
@@ -79,8 +79,8 @@ impl MakeError {
     /// As a guest's record shows it.
     pub fn fault(&self) -> super::Fault {
         match self {
-            Self::Machine(e) => super::machine_fault(e),
-            Self::Host(e) => super::host_fault(e),
+            Self::Machine(e) => super::faults::machine_fault(e),
+            Self::Host(e) => super::faults::host_fault(e),
         }
     }
 }

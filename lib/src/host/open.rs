@@ -129,7 +129,7 @@ impl Host {
                 id
             }
         };
-        let kvm = KvmHost::open().map_err(|e| super::chain(&e));
+        let kvm = KvmHost::open().map_err(|e| super::faults::chain(&e));
         // Two daemons of one host begin with different users.
         let pool = || UserPool::new(config.qemu_users, std::process::id());
         let users = rustix::process::geteuid().is_root().then(pool);
@@ -140,7 +140,7 @@ impl Host {
         super::migrations::endings::recover(&inner).await?;
         reconcile(&inner)?;
         if let Err(error) = inner.look_at_images() {
-            tracing::error!(error = %super::chain(&error), "the helper images cannot be looked at");
+            tracing::error!(error = %super::faults::chain(&error), "the helper images cannot be looked at");
         }
         inner.events.host(inner.id, &inner.name, super::events::Change::Started);
         if let Some(advertised) = &config.advertise

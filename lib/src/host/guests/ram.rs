@@ -5,8 +5,10 @@
 
 use std::sync::Arc;
 
-use crate::address_space::{BlockRole, BlockSpec, GuestLayout};
-use crate::host::guests::task::Command;
+use crate::addr::{Gpa, RamAddr};
+use crate::address_space::{BlockRole, BlockSpec, GuestLayout, Plug};
+use crate::guest::{EncryptionStatus, PlugError, StatusError, StatusExtent};
+use crate::host::guests::command::Command;
 use crate::host::inner::Inner;
 use crate::host::machines;
 use crate::host::{
@@ -49,6 +51,134 @@ impl Host {
         expected.check("guest", record.generation)?;
         let name = block.name.clone();
         described(with_block(&self.inner, &record, block)?, &name)
+    }
+
+    /// RAM blocks with their encryption status.
+    ///
+    /// # Errors
+    /// [`HostError::NotFound`].
+    pub fn ram_blocks(&self, key: &str) -> Result<Vec<RamBlockInfo>, HostError> {
+        let guest = self.inner.find_guest(key)?;
+        let record = guest.record();
+        let live = matches!(record.state, GuestState::Running | GuestState::Paused | GuestState::InDoubt);
+        let shared = guest.encryption().filter(|_| live).map(|e| e.shared());
+        let backings = guest.backings().filter(|_| live);
+        let blocks = record.layout.blocks().iter().enumerate().map(|(i, block)| {
+            let backing = backings.as_ref().and_then(|b| b.get(i).copied());
+            let backing = backing.unwrap_or_else(|| machines::backing_of(&record));
+            let range = block.ram_range();
+            let shared_pages =
+                shared.as_ref().map(|s| s.iter().filter(|p| range.contains(p.get() * 4096)).count() as u64);
+            let shared_bytes = shared_pages.map_or(0, |n| n * 4096);
+            RamBlockInfo {
+                block: block.clone(),
+                backing,
+                page_size: backing.page_size(),
+                private_bytes: if live { block.size - shared_bytes } else { 0 },
+                shared_bytes,
+                unknown_bytes: if live { 0 } else { block.size },
+            }
+        });
+        Ok(blocks.collect())
+    }
+
+    /// Gives an unplugged RAM block an address, while the guest runs or is paused.
+    ///
+    /// # Errors
+    /// No such guest or block, another state, [`HostError::PlugRefused`]; a migration that has the guest.
+    pub async fn plug(&self, key: &str, block: &str, gpa: Gpa) -> Result<RamBlockInfo, HostError> {
+        self.replug(key, block, Some(gpa)).await
+    }
+
+    /// Takes a RAM block's address away when the guest has let go of it; its content and encryption status
+    /// stay.
+    ///
+    /// # Errors
+    /// As [`Host::plug`].
+    pub async fn unplug(&self, key: &str, block: &str) -> Result<RamBlockInfo, HostError> {
+        self.replug(key, block, None).await
+    }
+
+    /// What a block would be like when it is plugged at `gpa`, or unplugged; changes nothing. Whether the
+    /// guest lets go of it only the guest can tell.
+    ///
+    /// # Errors
+    /// As [`Host::plug`].
+    pub fn preview_replug(&self, key: &str, name: &str, gpa: Option<Gpa>) -> Result<RamBlockInfo, HostError> {
+        let record = self.guest(key)?;
+        let missing = || HostError::NotFound { kind: "RAM block", key: name.chars().take(80).collect() };
+        let block = record.layout.block(name).ok_or_else(missing)?;
+        let plugs = gpa.map(|gpa| Plug { offset: 0, gpa, len: block.size }).into_iter().collect();
+        if let (Some(gpa), [p, ..]) = (gpa, block.plugs.as_slice())
+            && p.gpa != gpa
+        {
+            return Err(HostError::PlugRefused(PlugError::Elsewhere { gpa: p.gpa }));
+        }
+        let layout = record.layout.with_plugs(name, plugs);
+        let layout = layout.map_err(|mut e| HostError::PlugRefused(PlugError::Layout(e.swap_remove(0))))?;
+        let mut info =
+            self.ram_blocks(key)?.into_iter().find(|b| b.block.name == name).ok_or_else(missing)?;
+        info.block = layout.block(name).ok_or_else(missing)?.clone();
+        Ok(info)
+    }
+
+    async fn replug(&self, key: &str, block: &str, gpa: Option<Gpa>) -> Result<RamBlockInfo, HostError> {
+        let guest = self.inner.find_guest(key)?;
+        let name = block.to_owned();
+        guest.ask(|reply| Command::Replug { block: name, gpa, reply }).await?;
+        self.ram_block(key, block)
+    }
+
+    /// Runs of pages with one encryption status, by `RamAddr` from `from` on, unplugged RAM included, at most
+    /// `max`; `None` while the guest has no machine and nothing is known.
+    ///
+    /// # Errors
+    /// [`HostError::NotFound`].
+    pub fn encryption_extents(
+        &self,
+        key: &str,
+        from: RamAddr,
+        max: usize,
+    ) -> Result<Option<Vec<StatusExtent>>, HostError> {
+        let guest = self.inner.find_guest(key)?;
+        let record = guest.record();
+        let live = matches!(record.state, GuestState::Running | GuestState::Paused | GuestState::InDoubt);
+        Ok(guest.encryption().filter(|_| live).map(|e| e.extents(&record.layout, from, max)))
+    }
+
+    /// Takes a report of page status as a guest makes it: what a KVM_HC_MAP_GPA_RANGE would say. All or
+    /// nothing.
+    ///
+    /// # Errors
+    /// A guest without machine, a range that is not all its RAM, a migration that has the guest.
+    pub fn report_encryption(
+        &self,
+        key: &str,
+        gpa: Gpa,
+        pages: u64,
+        private: bool,
+        dry_run: bool,
+    ) -> Result<(), HostError> {
+        let guest = self.inner.find_guest(key)?;
+        let record = guest.record();
+        if let Some(migration) = record.migration {
+            return Err(HostError::GuestMigrating { migration });
+        }
+        let status =
+            guest.encryption().filter(|_| matches!(record.state, GuestState::Running | GuestState::Paused));
+        let status = status.ok_or(HostError::WrongState {
+            kind: "guest",
+            current: record.state.name(),
+            allowed: &["running", "paused"],
+        })?;
+        let bad =
+            |e: StatusError| HostError::Invalid(vec![FieldError::new("/gpa", "not_ram", e.to_string())]);
+        if dry_run {
+            return EncryptionStatus::default().report(&record.layout, gpa, pages, private).map_err(bad);
+        }
+        status.report(&record.layout, gpa, pages, private).map_err(bad)?;
+        self.inner.changed();
+        Ok(())
     }
 
     /// One RAM block of a guest.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use crate::host::migrations::entry::GuestEntry;
+use crate::host::guests::entry::GuestEntry;
 
 /// What a registry holds: something with an id and a name that stay.
 pub(in crate::host) trait Named {

@@ -7,21 +7,24 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use crate::host::act::{self, Act, Effect, Riding};
 use crate::host::events::{Change, EventBody};
+use crate::host::guests::command::{Command, Envelope, GiveBack, LabelChange, Lease, Reply, Vanish};
+use crate::host::guests::entry::GuestEntry;
 use crate::host::inner::Inner;
 use crate::host::machines::Made;
-use crate::host::migrations::endings::{self, Ending, Together};
-use crate::host::migrations::entry::{GuestEntry, MirrorEntry};
+use crate::host::migrations::endings::{self, Ending};
+use crate::host::migrations::hand_over::Together;
 use crate::host::mirrors::batches::BatchSession;
+use crate::host::mirrors::entry::MirrorEntry;
 use crate::host::validate;
 use crate::host::{
     BatchRefusal, Expected, ExportSpec, Fault, FieldError, GuestAction, GuestRecord, GuestState, HostError,
-    ImportReport, ImportStep, Labels, MigrationRecord, MirrorChoice, MirrorOptions, MirrorRecord, MirrorSpec,
-    MirrorState, ProtectionLevel, SealedBatch,
+    ImportReport, ImportStep, MigrationRecord, MirrorChoice, MirrorOptions, MirrorSpec, MirrorState,
+    ProtectionLevel, SealedBatch,
 };
 use mirrorvm_abi::op::Status;
 
@@ -38,174 +41,6 @@ const QUEUE: usize = 32;
 
 /// How long a guest that starts may take to say that it can be migrated.
 const FIRST_WORD: std::time::Duration = std::time::Duration::from_secs(3);
-
-type Reply<T> = oneshot::Sender<Result<T, HostError>>;
-
-/// A command and the act that it is part of.
-pub(in crate::host) type Asked = (Command, Option<Act>);
-
-/// Makes labels of those there are.
-type LabelChange = Box<dyn FnOnce(&Labels) -> Labels + Send>;
-
-/// What a guest's task is asked.
-pub(in crate::host) enum Command {
-    Act(GuestAction, Expected, Reply<GuestRecord>),
-    Undefine(Expected, Reply<()>),
-    /// Other labels; without `act`: whether it could have them.
-    Relabel {
-        change: LabelChange,
-        expected: Expected,
-        act: bool,
-        reply: Reply<GuestRecord>,
-    },
-    /// The labels that go along with a migration: from now to its end there are no others.
-    HoldLabels {
-        migration: Uuid,
-        reply: Reply<Labels>,
-    },
-    /// The labels with which an incoming guest left.
-    AdoptLabels(Labels, Reply<()>),
-    CreateMirror(MirrorSpec, Option<Uuid>, Reply<MirrorRecord>),
-    DeleteMirror(Uuid, Expected, Reply<()>),
-    /// Something that is not stored has changed: a new generation shows it.
-    Touch,
-    /// One RAM block more for a stopped guest.
-    AddBlock(BlockSpec, Expected, Reply<GuestRecord>),
-    /// Plugs a RAM block at an address, or unplugs it.
-    Replug {
-        block: String,
-        gpa: Option<Gpa>,
-        reply: Reply<()>,
-    },
-    /// Seals pages through a mirror.
-    Export {
-        mirror: Uuid,
-        spec: ExportSpec,
-        pages: Vec<RamPage>,
-        expected: Expected,
-        act: bool,
-        reply: Reply<SealedBatch>,
-    },
-    /// Goes on with an import through a mirror.
-    Import {
-        mirror: Uuid,
-        step: ImportStep,
-        expected: Expected,
-        act: bool,
-        reply: Reply<ImportReport>,
-    },
-    /// A migration that is about to be recorded wants the guest for itself, from now to its end; without
-    /// `act`: whether it could have it.
-    Claim {
-        migration: Uuid,
-        choice: MirrorChoice,
-        streams: u16,
-        act: bool,
-        reply: Reply<()>,
-    },
-    /// A migration that never took the machine gives its claim back.
-    Release {
-        migration: Uuid,
-        done: oneshot::Sender<()>,
-    },
-    /// A migration takes machine and mirror.
-    Lend {
-        migration: Uuid,
-        choice: MirrorChoice,
-        template: MirrorOptions,
-        streams: u16,
-        reply: Reply<Lease>,
-    },
-    /// The migration that has the guest holds it for its last round.
-    Held,
-    /// It lets it run on, until it holds it again.
-    RunsOn,
-    /// START is about to go out: stored, with the migration's record, before it does.
-    StartSent(Box<Together>, Reply<()>),
-    /// START went out and no token came back yet.
-    InDoubt(Reply<()>),
-    /// A migration ends here, and the guest stays.
-    GiveBack(Box<GiveBack>),
-    /// A migration ends here, and the guest is another host's: stored, or nothing has changed.
-    HandedOver {
-        peer: String,
-        /// Whether the definition goes too.
-        delete: bool,
-        with: Box<Together>,
-        reply: Reply<()>,
-    },
-    /// A machine waits for its memory: who tells whether it is still there.
-    Watch(Uuid, EndWatch),
-    /// COMMIT is minted: stored, with the records of guest and migration as they will be, or nothing has
-    /// changed.
-    Commit {
-        paused: bool,
-        with: Box<Together>,
-        reply: Reply<()>,
-    },
-    /// The machine ended by itself.
-    Ended(MachineEnd),
-    /// The guest arrived from another host.
-    Arrived {
-        machine: Box<dyn Machine>,
-        paused: bool,
-        fault: Option<Fault>,
-        /// The mirror of an SEV-ES guest, which it keeps.
-        mirror: Option<Box<Mirror>>,
-        done: oneshot::Sender<()>,
-    },
-    /// After a restart: doubt is settled; `peer` has the guest, or nobody. Stored, or nothing has changed.
-    Settled {
-        peer: Option<String>,
-        /// Whether the definition goes too.
-        delete: bool,
-        with: Box<Together>,
-        reply: Reply<()>,
-    },
-    /// All known peers were asked: one has the guest, or it is this host's.
-    Confirmed {
-        moved_to: Option<String>,
-        done: oneshot::Sender<()>,
-    },
-    /// The import failed: the guest never was here. Stored, or nothing has changed.
-    Vanish(Box<Vanish>),
-    /// The daemon goes.
-    Shutdown(oneshot::Sender<()>),
-}
-
-/// What a migration gets.
-pub(in crate::host) struct Lease {
-    pub machine: Box<dyn Machine>,
-    pub mirror: Mirror,
-    pub mirror_id: Uuid,
-    pub transient: bool,
-    pub was_running: bool,
-    pub record: GuestRecord,
-}
-
-/// What a migration brings back.
-pub(in crate::host) struct GiveBack {
-    pub machine: Box<dyn Machine>,
-    pub mirror: Mirror,
-    pub mirror_id: Uuid,
-    pub keep_mirror: bool,
-    /// Whether it runs.
-    pub running: bool,
-    /// The migration's last word, but for the guest's state.
-    pub with: Together,
-    pub done: oneshot::Sender<GuestState>,
-}
-
-/// An import that failed.
-pub(in crate::host) struct Vanish {
-    /// What was here before under the guest's id, which is here again.
-    pub replaced: Option<GuestRecord>,
-    /// Its last word; `None`: it had not come so far as to have a record.
-    pub with: Option<Together>,
-    /// Whether the guest goes although that cannot be stored.
-    pub force: bool,
-    pub reply: Reply<()>,
-}
 
 /// The owner's state.
 struct Owner {
@@ -247,7 +82,7 @@ pub(in crate::host) fn spawn(inner: &Arc<Inner>, record: GuestRecord, state: Gue
 }
 
 impl Owner {
-    async fn run(mut self, mut commands: mpsc::Receiver<Asked>) {
+    async fn run(mut self, mut commands: mpsc::Receiver<Envelope>) {
         let mut poll = tokio::time::interval(std::time::Duration::from_millis(250));
         poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -382,7 +217,7 @@ impl Owner {
                         r.moved_to = moved_to;
                     });
                     if let Err(error) = stored {
-                        tracing::error!(error = %crate::host::chain(&error), guest = %self.entry.id,
+                        tracing::error!(error = %crate::host::faults::chain(&error), guest = %self.entry.id,
                             "a guest stays unconfirmed: its record is not stored");
                     }
                 }
@@ -525,11 +360,11 @@ impl Owner {
                             r.started_at = Some(Timestamp::now());
                         });
                     }
-                    Err(e) => self.broke(&crate::host::machine_fault(&e)),
+                    Err(e) => self.broke(&crate::host::faults::machine_fault(&e)),
                 }
             }
             Err(e) => {
-                tracing::error!(guest = %record.id, error = %crate::host::chain(&e), "a guest cannot be started");
+                tracing::error!(guest = %record.id, error = %crate::host::faults::chain(&e), "a guest cannot be started");
                 self.broke(&e.fault());
             }
         }
@@ -608,7 +443,7 @@ impl Owner {
         let machine = self.machine.as_mut().ok_or_else(|| wrong_state(GuestState::Stopped, action))?;
         let undone = if pauses { machine.resume() } else { machine.pause() };
         if let Err(error) = undone {
-            tracing::error!(error = %crate::host::chain(&error), guest = %self.entry.id, "a guest stays as it is");
+            tracing::error!(error = %crate::host::faults::chain(&error), guest = %self.entry.id, "a guest stays as it is");
             self.state = next;
             let (record, stored) = self.happened(|_| {});
             return stored.map(|()| record);
@@ -670,7 +505,7 @@ impl Owner {
         let image = self.inner.helper_image(&record.spec.driver, options.helper_image.as_deref())?;
         let mirror =
             self.inner.make_mirror(&record, machine.as_ref(), spec.strategy, spec.workers, &image)?;
-        mirror.place(&options.placement).map_err(crate::host::placement_error)?;
+        mirror.place(&options.placement).map_err(crate::host::mirrors::placement_error)?;
         let entry = self.inner.register_mirror(&record, &mirror, transient, id, options.placement.clone())?;
         self.mirrors.insert(entry.id, mirror);
         Ok(entry)
@@ -951,7 +786,7 @@ impl Owner {
         let made = machine.ok_or_else(missing).and_then(|machine| {
             let image = self.inner.image_measuring(&shown.helper_measurement)?.ok_or_else(missing)?;
             let mirror = self.inner.make_mirror(record, machine.as_ref(), shown.strategy, workers, &image)?;
-            mirror.place(&shown.placement).map_err(crate::host::placement_error)?;
+            mirror.place(&shown.placement).map_err(crate::host::mirrors::placement_error)?;
             Ok(mirror)
         });
         match made {
@@ -1257,7 +1092,7 @@ impl Owner {
 
     /// Stopped, by its own word, or failed; what ended it is in the record either way.
     fn ended_with(&mut self, end: MachineEnd, with: Option<Together>) {
-        let fault = crate::host::end_fault(&end);
+        let fault = crate::host::faults::end_fault(&end);
         match end {
             MachineEnd::PowerOff | MachineEnd::Reset => {
                 self.step(Event::Stop);
@@ -1342,7 +1177,7 @@ impl Owner {
     fn publish(&mut self, change: impl FnOnce(&mut GuestRecord)) -> GuestRecord {
         let (record, stored) = self.happened(change);
         if let Err(error) = stored {
-            tracing::error!(error = %crate::host::chain(&error), guest = %record.id, "a guest's record is not stored yet");
+            tracing::error!(error = %crate::host::faults::chain(&error), guest = %record.id, "a guest's record is not stored yet");
         }
         record
     }

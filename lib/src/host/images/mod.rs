@@ -304,7 +304,7 @@ impl Host {
         self.inner.image_looks.forget(record.id);
         if let Err(error) = files::remove(&self.inner.state_dir, record.id) {
             // The image is gone; its bytes take room until somebody removes them.
-            tracing::error!(error = %crate::host::chain(&error), image = %record.id, "a helper image's file stays");
+            tracing::error!(error = %crate::host::faults::chain(&error), image = %record.id, "a helper image's file stays");
         }
     }
 

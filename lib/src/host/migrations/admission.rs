@@ -162,7 +162,7 @@ pub(in crate::host) fn no_leave() -> Refused {
 
 /// Who has the guest's id or name here, if that is not a guest that left earlier: such a record makes way.
 pub(in crate::host) fn taken(
-    guests: &Registry<crate::host::migrations::entry::GuestEntry>,
+    guests: &Registry<crate::host::guests::entry::GuestEntry>,
     prepare: &Prepare,
 ) -> Vec<Refused> {
     let mut taken = Vec::new();

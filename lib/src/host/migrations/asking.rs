@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use crate::guest::{CarriedReadiness, ReadinessReason};
+use crate::host::guests::entry::GuestEntry;
 use crate::host::inner::Inner;
-use crate::host::migrations::checks::{Finding, PeerSilence, silence, unreadable_identity};
-use crate::host::migrations::entry::GuestEntry;
+use crate::host::migrations::checks::Finding;
 use crate::host::migrations::outgoing::Looked;
+use crate::host::peers::probe::{PeerSilence, silence, unreadable_identity};
 use crate::host::{GuestRecord, GuestState, MigrationSpec, MirrorChoice, PeerRecord, ProtectionLevel};
 use crate::migration::check;
 use crate::migration::wire::{Prepare, Refused};

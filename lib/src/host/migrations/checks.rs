@@ -1,86 +1,22 @@
 //! Looking closely, changing nothing: a guest's counters and page status, whether a migration would work,
 //! whether a peer answers.
 
-use std::time::{Duration, Instant};
-
 use uuid::Uuid;
 
-use crate::addr::PAGE_SIZE;
-use crate::address_space::Strategy;
 use crate::host::migrations::asking::{self, Answer};
 use crate::host::migrations::outgoing;
 use crate::host::{
     DriverSpec, GuestRecord, GuestState, Host, HostError, MigrationMode, MigrationRecord, MigrationSpec,
-    MigrationState, MirrorChoice, PeerRecord,
+    MigrationState, MirrorChoice,
 };
-use crate::migration::wire::Abilities;
-use crate::migration::{Fixed, MigrationFault, ask};
+use crate::host::{PeerAnswer, PeerSilence};
+use crate::migration::Fixed;
 use crate::store::Trouble;
-use crate::transport::{LinkError, PeerIdentity};
 
-/// Longest time that a peer has to answer a look.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes of RAM that a scan is assumed to read in a millisecond, before one was measured here.
 const SCANNED_PER_MS: u64 = 4_000_000;
 /// Page content per second that is assumed before any migration was measured here.
 const THROUGHPUT: u64 = 300_000_000;
-
-/// A guest's counters.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GuestStats {
-    /// Virtual CPUs.
-    pub vcpus: u32,
-    /// Since it last began to run here; `None` when it has no machine.
-    pub uptime_ms: Option<u64>,
-    /// Bytes that it ever printed.
-    pub console_bytes: u64,
-    /// Bytes of its RAM.
-    pub total_bytes: u64,
-    /// Of these, bytes whose pages it shares with the host; `None` when it has no machine.
-    pub shared_bytes: Option<u64>,
-}
-
-/// What a peer answered.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PeerAnswer {
-    /// Time from the first packet to the end of the handshake and the agreement on a version.
-    pub round_trip: Duration,
-    /// What it says that it can do.
-    pub abilities: Abilities,
-}
-
-impl PeerAnswer {
-    /// What of a guest's needs the peer lacks, by its own word.
-    fn lacks(&self, driver: &str, measurement: Option<[u8; 32]>) -> Vec<Finding> {
-        let mut found = Vec::new();
-        if !self.abilities.drivers.iter().any(|d| d == driver) {
-            found.push(Finding {
-                code: "destination_lacks_driver".into(),
-                detail: format!("the other host has no driver {driver}"),
-                fix: "its capabilities.missing tells what would help; or choose another destination".into(),
-            });
-        }
-        if measurement.is_some_and(|m| m != self.abilities.helper_measurement) {
-            found.push(Finding {
-                code: "destination_has_another_helper".into(),
-                detail: "the built-in helper image of the other host is not this host's".into(),
-                fix: "run the same build on both, or name an uploaded image that both have".into(),
-            });
-        }
-        found
-    }
-}
-
-/// Why a peer does not answer as it should.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PeerSilence {
-    /// Stable code, as migrations have it.
-    pub code: String,
-    /// What happened.
-    pub detail: String,
-    /// Whether it was a matter of time.
-    pub timed_out: bool,
-}
 
 /// Something that a look at a migration found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -123,63 +59,29 @@ pub struct MigrationCheck {
     pub guest: Uuid,
 }
 
-impl Host {
-    /// A guest's counters.
-    ///
-    /// # Errors
-    /// [`HostError::NotFound`].
-    pub fn guest_stats(&self, key: &str) -> Result<GuestStats, HostError> {
-        let guest = self.inner.find_guest(key)?;
-        let record = guest.record();
-        let live = has_machine(record.state);
-        let shared =
-            guest.encryption().filter(|_| live).map(|e| e.shared().iter().count() as u64 * PAGE_SIZE);
-        Ok(GuestStats {
-            vcpus: record.spec.driver.vcpus(),
-            uptime_ms: guest.uptime_ms().filter(|_| live),
-            console_bytes: guest.console(Some(u64::MAX), 1).end,
-            total_bytes: record.layout.ram_bytes(),
-            shared_bytes: shared,
-        })
-    }
-
-    /// The only mirror that a guest can have, if it was launched with one (SEV-ES): its strategy and workers,
-    /// as it is now or as the guest's definition wants it.
-    pub fn launch_mirror(&self, key: &str) -> Option<(Strategy, u32)> {
-        let guest = self.inner.find_guest(key).ok()?.record();
-        let sev = guest.spec.driver.sev().filter(|sev| sev.es)?;
-        let there = self.inner.mirror_entries().into_iter().map(|m| m.record()).find(|m| m.guest == guest.id);
-        let there = there.map(|m| (m.strategy, m.workers.len() as u32));
-        Some(there.unwrap_or((sev.mirror.strategy, sev.mirror.workers)))
-    }
-
-    /// Asks a known peer what it can do.
-    ///
-    /// # Errors
-    /// [`HostError::NotFound`]; within, why the peer does not answer as it should.
-    pub async fn probe_peer(&self, key: &str) -> Result<Result<PeerAnswer, PeerSilence>, HostError> {
-        let peer = self.inner.find_peer(key)?;
-        Ok(self.probe(peer).await)
-    }
-
-    async fn probe(&self, peer: PeerRecord) -> Result<PeerAnswer, PeerSilence> {
-        let inner = std::sync::Arc::clone(&self.inner);
-        let asked = tokio::task::spawn_blocking(move || {
-            let identity: PeerIdentity = peer.spec.identity.parse().map_err(|_| unreadable_identity())?;
-            let begun = Instant::now();
-            let address = (peer.spec.address.clone(), identity);
-            match ask(&address, &inner.identity, &inner.name, PATIENCE) {
-                Ok((abilities, round_trip)) => Ok(PeerAnswer { round_trip, abilities }),
-                Err(fault) => Err(silence(&fault, begun.elapsed(), PATIENCE)),
-            }
-        });
-        let answer = asked.await.map_err(|_| PeerSilence::failed())?;
-        if answer.is_ok() {
-            self.inner.peer_heard.notify_one();
+impl PeerAnswer {
+    /// What of a guest's needs the peer lacks, by its own word.
+    fn lacks(&self, driver: &str, measurement: Option<[u8; 32]>) -> Vec<Finding> {
+        let mut found = Vec::new();
+        if !self.abilities.drivers.iter().any(|d| d == driver) {
+            found.push(Finding {
+                code: "destination_lacks_driver".into(),
+                detail: format!("the other host has no driver {driver}"),
+                fix: "its capabilities.missing tells what would help; or choose another destination".into(),
+            });
         }
-        answer
+        if measurement.is_some_and(|m| m != self.abilities.helper_measurement) {
+            found.push(Finding {
+                code: "destination_has_another_helper".into(),
+                detail: "the built-in helper image of the other host is not this host's".into(),
+                fix: "run the same build on both, or name an uploaded image that both have".into(),
+            });
+        }
+        found
     }
+}
 
+impl Host {
     /// Looks whether a migration would work, at both hosts; starts none. Everything that stands in the way is
     /// in the answer, not in the error.
     ///
@@ -307,26 +209,7 @@ impl Host {
     }
 }
 
-const fn has_machine(state: GuestState) -> bool {
-    matches!(state, GuestState::Running | GuestState::Paused | GuestState::InDoubt)
-}
-
-pub(in crate::host) fn silence(fault: &MigrationFault, took: Duration, patience: Duration) -> PeerSilence {
-    let timed_out = took >= patience || matches!(fault, MigrationFault::Connect(LinkError::Deadline(_)));
-    PeerSilence { code: fault.code().to_owned(), detail: fault.chain(), timed_out }
-}
-
-pub(in crate::host) fn unreadable_identity() -> PeerSilence {
-    let detail = "the peer's stored identity cannot be read".into();
-    PeerSilence { code: "peer_identity".into(), detail, timed_out: false }
-}
-
 impl PeerSilence {
-    /// The look itself came to nothing.
-    pub(in crate::host) fn failed() -> Self {
-        Self { code: "internal".into(), detail: "the look failed".into(), timed_out: false }
-    }
-
     fn finding(self) -> Finding {
         let fix = "check address, identity and that the other daemon knows this host";
         Finding { code: self.code, detail: self.detail, fix: fix.into() }

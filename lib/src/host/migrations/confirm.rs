@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use crate::host::guests::task::Command;
+use crate::host::guests::command::Command;
 use crate::host::inner::Inner;
 use crate::host::{GuestState, MigrationDirection, MigrationRecord, MigrationState, PeerSpec};
 use crate::migration::find;

@@ -13,23 +13,13 @@ use uuid::Uuid;
 
 use crate::host::events::EventBody;
 use crate::host::inner::Inner;
-use crate::host::migrations::incoming::HandOver;
+use crate::host::migrations::hand_over::HandOver;
 use crate::host::migrations::reserve::{self, Reserve};
 use crate::host::{GuestRecord, MigrationRecord};
 use crate::store::{Batch, Kind, StoreError};
 
 /// Between two looks whether the database has what was put into the space.
 const LOOK: Duration = Duration::from_millis(500);
-
-/// What is stored together with a guest's record.
-#[derive(Clone)]
-pub(in crate::host) struct Together {
-    pub migration: MigrationRecord,
-    /// At a destination: what decides whose the guest is.
-    pub hand_over: Option<HandOver>,
-    /// Where it goes while the database takes nothing.
-    pub space: Option<Arc<Reserve>>,
-}
 
 /// Everything that one turn of a hand-over changes on disk.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -102,7 +92,7 @@ fn store_alone(
         tracing::error!(%error, "the space set aside for a hand-over cannot be written either");
         return Err(refused);
     }
-    tracing::warn!(migration = %ending.migration.id, error = %crate::host::chain(&refused),
+    tracing::warn!(migration = %ending.migration.id, error = %crate::host::faults::chain(&refused),
         "the database takes nothing; the end of a hand-over is kept in the space set aside for it");
     match inner.ledger.owe_blocking(batch, then) {
         Ok(()) => space.release(),
@@ -115,7 +105,7 @@ fn store_alone(
 pub(in crate::host) fn owe(inner: &Arc<Inner>, ending: &Ending, then: impl FnOnce() + Send + 'static) {
     let stored = alone(inner, ending, |ending| Ok(inner.ledger.owe_blocking(ending.batch()?, then)));
     if let Ok(Err(error)) | Err(error) = stored {
-        tracing::error!(migration = %ending.migration.id, error = %crate::host::chain(&error),
+        tracing::error!(migration = %ending.migration.id, error = %crate::host::faults::chain(&error),
             "what became of a migration is not stored yet");
     }
 }

@@ -3,19 +3,19 @@
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use crate::boot_files::BootFiles;
 use crate::guest::MachineError;
-use crate::host::guests::task::{self, Command, Vanish};
+use crate::host::guests::command::{Command, Vanish};
+use crate::host::guests::task;
 use crate::host::inner::Inner;
 use crate::host::machines::{GuestMemory, IncomingMachine, MakeError};
 use crate::host::migrations::admission::{Arriving, first, no_leave, record_of, taken};
 use crate::host::migrations::confirm;
-use crate::host::migrations::endings::Together;
 use crate::host::migrations::entry::MigrationEntry;
+use crate::host::migrations::hand_over::{HandOver, Settlement, Together};
 use crate::host::migrations::outgoing::{fault_of, new_control};
 use crate::host::migrations::reserve::Reserve;
 use crate::host::{
@@ -30,32 +30,6 @@ use crate::migration::{
 use crate::mirror::SealedToken;
 use crate::store::{Batch, Kind, StoreError, Trouble};
 use crate::transport::{Link, LogBudget, PeerIdentity};
-
-/// The destination's journal of one session.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(in crate::host) struct HandOver {
-    /// Who may ask.
-    peer: String,
-    settled: Settlement,
-    /// Whether more may have come of it than this says: the host's state is older than what others know.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    unconfirmed: bool,
-    /// While it is open: what was here before under the guest's id, a guest that had left earlier. Is here
-    /// again when the import fails, also with its daemon.
-    #[serde(default)]
-    replaced: Option<Box<GuestRecord>>,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-enum Settlement {
-    /// The import goes on, or went with the daemon: COMMIT was not minted, or nobody saw it.
-    Open,
-    /// COMMIT is out.
-    Committed { token: Vec<u8> },
-    /// The import failed; ABORT was minted if there is a token.
-    Aborted { token: Option<Vec<u8>> },
-}
 
 /// Serves one link of an admitted peer, on its own thread.
 pub(in crate::host) fn serve(inner: &Arc<Inner>, mut link: Link) {
@@ -121,7 +95,7 @@ fn answer(inner: &Inner, mut link: Link, identity: &PeerIdentity, session: Uuid)
     let known = match hand_over(inner, session) {
         Ok(known) => known,
         Err(error) => {
-            tracing::error!(%session, error = %crate::host::chain(&error), "a source asks, and the journal cannot be read");
+            tracing::error!(%session, error = %crate::host::faults::chain(&error), "a source asks, and the journal cannot be read");
             let refusal = refuse("storage", "the destination's storage failed");
             let _ = wire::send(&mut link, kind::REFUSED, &refusal).map(|()| link.close());
             return;
@@ -248,7 +222,7 @@ pub(in crate::host) fn refuse(code: &str, detail: impl Into<String>) -> Refused 
 
 /// Nobody can say whether there is a ticket, or note that it is used up.
 pub(in crate::host) fn ticket_unread(error: &HostError) -> Refused {
-    tracing::error!(error = %crate::host::chain(error), "a ticket cannot be looked at");
+    tracing::error!(error = %crate::host::faults::chain(error), "a ticket cannot be looked at");
     refuse("storage", "the destination's storage failed")
 }
 
@@ -271,7 +245,7 @@ impl<'a> Destination<'a> {
         &self,
         prepare: &Prepare,
         boot: Option<BootFiles>,
-    ) -> Result<Arc<crate::host::migrations::entry::GuestEntry>, Refused> {
+    ) -> Result<Arc<crate::host::guests::entry::GuestEntry>, Refused> {
         let inner = self.inner;
         let record = record_of(prepare, boot);
         let mut guests = inner.guests_mut();
@@ -312,7 +286,7 @@ impl<'a> Destination<'a> {
     fn make(
         &self,
         prepare: &Prepare,
-        entry: &crate::host::migrations::entry::GuestEntry,
+        entry: &crate::host::guests::entry::GuestEntry,
         (memory, peer): (GuestMemory, &str),
     ) -> Result<Arrival, Refused> {
         let inner = self.inner;
@@ -397,7 +371,7 @@ impl<'a> Destination<'a> {
 
     /// Removes a guest that never arrived, and waits until it is gone. What was here before it comes back.
     /// `with`: the import's last word, stored together with that.
-    fn vanish(&self, entry: &crate::host::migrations::entry::GuestEntry, with: Option<Together>) {
+    fn vanish(&self, entry: &crate::host::guests::entry::GuestEntry, with: Option<Together>) {
         let replaced = lock(&self.replaced).take();
         let attempt = |force| {
             let (replaced, with) = (replaced.clone(), with.clone());
@@ -407,7 +381,7 @@ impl<'a> Destination<'a> {
         if let Err(error) = stored {
             // What is stored is an import that is open and that nobody works on: that COMMIT never was, which
             // is so. The token that says it to the source's helper is kept for as long as this daemon lives.
-            tracing::error!(error = %crate::host::chain(&error), "the end of an import could not be stored");
+            tracing::error!(error = %crate::host::faults::chain(&error), "the end of an import could not be stored");
             if let Some(with) = with
                 && let Some(hand_over) = with.hand_over
             {
@@ -421,7 +395,7 @@ impl<'a> Destination<'a> {
         }
     }
 
-    fn guest_entry(&self, session: Uuid) -> Option<Arc<crate::host::migrations::entry::GuestEntry>> {
+    fn guest_entry(&self, session: Uuid) -> Option<Arc<crate::host::guests::entry::GuestEntry>> {
         let guest = self.inner.migration_entry(session)?.record().guest;
         self.inner.guests().get(&guest).cloned()
     }
@@ -470,7 +444,7 @@ impl Receiver for Destination<'_> {
         let hand_over = Some(self.settled(Settlement::Committed { token: token.to_vec() }));
         let with = Box::new(Together { migration: record, hand_over, space: lock(&self.space).clone() });
         let stored = guest.ask_blocking(|reply| Command::Commit { paused, with, reply });
-        stored.map_err(|e| NotStored::Yet(crate::host::chain(&e).into()))
+        stored.map_err(|e| NotStored::Yet(crate::host::faults::chain(&e).into()))
     }
 
     fn arrived(&self, session: Uuid, arrived: Arrived) {
@@ -533,7 +507,7 @@ fn storing(error: StoreError) -> HostError {
 
 /// What a peer hears of a store that failed.
 fn not_stored(error: &HostError) -> Refused {
-    tracing::error!(error = %crate::host::chain(error), "an import could not be noted");
+    tracing::error!(error = %crate::host::faults::chain(error), "an import could not be noted");
     let trouble = match error {
         HostError::Storage { trouble, .. } | HostError::Owed { trouble, .. } => *trouble,
         _ => Trouble::Failed,
@@ -590,7 +564,7 @@ pub(in crate::host) fn refused_by(e: &HostError) -> Refused {
 }
 
 pub(in crate::host) fn machine_refusal(e: &MachineError) -> Refused {
-    tracing::warn!(error = %crate::host::chain(e), "no machine could be made for an import");
+    tracing::warn!(error = %crate::host::faults::chain(e), "no machine could be made for an import");
     match e {
         MachineError::Memory(MemoryError::NotEnough(shortage)) => refuse("no_memory", shortage.to_string()),
         MachineError::Unsupported { .. } => refuse("capability_missing", e.to_string()),
@@ -599,7 +573,7 @@ pub(in crate::host) fn machine_refusal(e: &MachineError) -> Refused {
         }
         MachineError::NoUser => refuse("no_resources", e.to_string()),
         MachineError::Qemu(_) => {
-            let crate::host::Fault { code, detail } = crate::host::machine_fault(e);
+            let crate::host::Fault { code, detail } = crate::host::faults::machine_fault(e);
             refuse(&code, detail)
         }
         MachineError::Hypervisor(_)

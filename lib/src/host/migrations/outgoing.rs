@@ -8,10 +8,11 @@ use uuid::Uuid;
 
 use crate::address_space::Strategy;
 use crate::guest::Machine;
-use crate::host::guests::task::{Command, GiveBack, Lease};
+use crate::host::guests::command::{Command, GiveBack, Lease};
+use crate::host::guests::entry::GuestEntry;
 use crate::host::inner::Inner;
-use crate::host::migrations::endings::Together;
-use crate::host::migrations::entry::{GuestEntry, MigrationEntry};
+use crate::host::migrations::entry::MigrationEntry;
+use crate::host::migrations::hand_over::Together;
 use crate::host::migrations::reserve::Reserve;
 use crate::host::migrations::resolution;
 use crate::host::{
@@ -422,13 +423,13 @@ impl Run {
             Ok(lease) => self.with_lease(&spec, lease, Arc::new(space)),
             Err(error) => {
                 drop(space);
-                tracing::warn!(error = %crate::host::chain(&error), "a migration got no guest");
+                tracing::warn!(error = %crate::host::faults::chain(&error), "a migration got no guest");
                 let fault = match &error {
                     HostError::WrongState { kind: "guest", current, .. } => {
                         let detail = format!("the guest is {current}: it ended before the migration began");
                         Fault { code: "guest_ended".into(), detail }
                     }
-                    error => crate::host::host_fault(error),
+                    error => crate::host::faults::host_fault(error),
                 };
                 self.release();
                 self.finish(MigrationState::Failed, Some(fault));
@@ -616,7 +617,7 @@ impl Run {
                 // The guest's owner has gone with the daemon.
                 Ok(()) | Err(HostError::NotFound { .. }) => return,
                 Err(error) => {
-                    tracing::error!(migration = %self.entry.id, error = %crate::host::chain(&error),
+                    tracing::error!(migration = %self.entry.id, error = %crate::host::faults::chain(&error),
                         "that the guest was handed over cannot be stored yet");
                 }
             }
@@ -799,7 +800,7 @@ async fn settled_after_restart(
     // Both are shown together: whoever sees the one sees the other.
     let stored = guest.ask(|reply| Command::Settled { peer, delete, with, reply }).await;
     if let Err(error) = &stored {
-        tracing::error!(migration = %entry.id, error = %crate::host::chain(error), "the end of a doubt cannot be stored yet");
+        tracing::error!(migration = %entry.id, error = %crate::host::faults::chain(error), "the end of a doubt cannot be stored yet");
     }
     stored.is_ok()
 }

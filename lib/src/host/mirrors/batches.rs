@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::addr::{PAGE_SIZE, RamAddr, RamPage};
 use crate::address_space::Addressing;
-use crate::host::guests::task::Command;
+use crate::host::guests::command::Command;
 use crate::host::{Expected, FieldError, GuestState, Host, HostError};
 use crate::mirror::{BATCH_BYTES_MAX, BATCH_PAGES_MAX, Nonce, SealedToken};
 

@@ -1,0 +1,170 @@
+//! What readers see of a guest without asking its owner, and how its owner is asked.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Instant;
+
+use tokio::sync::{mpsc, oneshot};
+use uuid::Uuid;
+
+use crate::guest::{Console, EncryptionStatus, Machine, MigrationControl, Readiness};
+use crate::host::act::Act;
+use crate::host::guests::command::{Command, Envelope};
+use crate::host::{ConsoleChunk, GuestRecord, GuestState, HostError};
+use crate::memory::Backing;
+
+/// What can be seen of a guest's machine without asking its owner.
+#[derive(Clone)]
+struct Senses {
+    console: Arc<Console>,
+    encryption: Arc<EncryptionStatus>,
+    control: Arc<MigrationControl>,
+    backings: Arc<[Backing]>,
+    since: Instant,
+}
+
+/// A guest as others reach it.
+pub(in crate::host) struct GuestEntry {
+    pub id: Uuid,
+    record: RwLock<Arc<GuestRecord>>,
+    sender: mpsc::Sender<Envelope>,
+    senses: RwLock<Option<Senses>>,
+    /// While it is unconfirmed: what is missing to know whose it is.
+    missing: RwLock<Vec<String>>,
+}
+
+impl GuestEntry {
+    pub fn new(record: GuestRecord, sender: mpsc::Sender<Envelope>) -> Self {
+        let id = record.id;
+        let record = RwLock::new(Arc::new(record));
+        Self { id, record, sender, senses: RwLock::default(), missing: RwLock::default() }
+    }
+
+    pub fn record(&self) -> GuestRecord {
+        Arc::unwrap_or_clone(self.shown())
+    }
+
+    /// The record without a copy of it, unless its machine has something to say beyond.
+    pub fn shown(&self) -> Arc<GuestRecord> {
+        let record = self.published();
+        match self.readiness_in(record.state) {
+            None if record.readiness.is_none() => record,
+            readiness => Arc::new(GuestRecord { readiness, ..Arc::unwrap_or_clone(record) }),
+        }
+    }
+
+    /// Notes what is missing to know whose an unconfirmed guest is; says whether that is news.
+    pub fn wait_for(&self, missing: Vec<String>) -> bool {
+        let mut noted = self.missing.write().unwrap_or_else(PoisonError::into_inner);
+        let news = *noted != missing;
+        *noted = missing;
+        news
+    }
+
+    /// Why an unconfirmed guest does not start.
+    pub fn unconfirmed(&self) -> HostError {
+        let missing = self.missing.read().unwrap_or_else(PoisonError::into_inner).clone();
+        HostError::GuestUnconfirmed { missing }
+    }
+
+    fn published(&self) -> Arc<GuestRecord> {
+        Arc::clone(&self.record.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub fn name(&self) -> String {
+        self.published().spec.name.clone()
+    }
+
+    pub fn show(&self, record: GuestRecord) {
+        *self.record.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(record);
+    }
+
+    /// A machine came: its console and page status can be read from now on, also after it is gone.
+    pub fn attach(&self, machine: &dyn Machine) {
+        let senses = Senses {
+            console: Arc::clone(machine.console()),
+            encryption: Arc::clone(machine.encryption()),
+            control: Arc::clone(machine.migration_control()),
+            backings: machine.ram().backings(),
+            since: Instant::now(),
+        };
+        *self.senses.write().unwrap_or_else(PoisonError::into_inner) = Some(senses);
+    }
+
+    pub fn encryption(&self) -> Option<Arc<EncryptionStatus>> {
+        self.senses().map(|s| s.encryption)
+    }
+
+    /// Milliseconds since the guest's last machine came, whatever the wall clock did meanwhile.
+    pub fn uptime_ms(&self) -> Option<u64> {
+        self.senses().map(|s| s.since.elapsed().as_millis() as u64)
+    }
+
+    /// What the blocks of the guest's last machine lie on, in the layout's order.
+    pub fn backings(&self) -> Option<Arc<[Backing]>> {
+        self.senses().map(|s| s.backings)
+    }
+
+    /// What the guest's last machine said of being migrated.
+    pub fn readiness(&self) -> Option<Readiness> {
+        self.readiness_in(self.published().state)
+    }
+
+    fn readiness_in(&self, state: GuestState) -> Option<Readiness> {
+        let live = matches!(state, GuestState::Running | GuestState::Paused | GuestState::InDoubt);
+        self.senses().filter(|_| live).map(|s| s.control.readiness())
+    }
+
+    fn senses(&self) -> Option<Senses> {
+        self.senses.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn console(&self, offset: Option<u64>, max: usize) -> ConsoleChunk {
+        let console = self.senses().map(|s| s.console);
+        let (offset, data, end) = console.map_or((0, Vec::new(), 0), |c| c.read(offset, max));
+        ConsoleChunk { offset, data, end }
+    }
+
+    /// Sends a command that is answered with a result.
+    pub async fn ask<T>(
+        &self,
+        make: impl FnOnce(oneshot::Sender<Result<T, HostError>>) -> Command,
+    ) -> Result<T, HostError> {
+        let (reply, answer) = oneshot::channel();
+        let gone = || HostError::NotFound { kind: "guest", key: self.id.to_string() };
+        self.sender.send((make(reply), Act::current())).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+
+    /// The same from a thread of its own.
+    pub fn ask_blocking<T>(
+        &self,
+        make: impl FnOnce(oneshot::Sender<Result<T, HostError>>) -> Command,
+    ) -> Result<T, HostError> {
+        let (reply, answer) = oneshot::channel();
+        let gone = || HostError::NotFound { kind: "guest", key: self.id.to_string() };
+        self.sender.blocking_send((make(reply), Act::current())).map_err(|_| gone())?;
+        answer.blocking_recv().map_err(|_| gone())?
+    }
+
+    /// Sends a command from a thread of its own; false when the guest is gone.
+    pub fn tell_blocking(&self, command: Command) -> bool {
+        self.sender.blocking_send((command, None)).is_ok()
+    }
+
+    /// Ends the owner of an entry that was replaced.
+    pub fn dismiss(&self) {
+        let (done, _) = oneshot::channel();
+        if self.sender.try_send((Command::Shutdown(done), None)).is_err() {
+            tracing::warn!(guest = %self.id, "a replaced guest's owner could not be dismissed");
+        }
+    }
+
+    /// Sends a command that nobody asked for; false when the guest is gone.
+    pub async fn tell(&self, command: Command) -> bool {
+        self.sender.send((command, None)).await.is_ok()
+    }
+
+    pub fn sender(&self) -> mpsc::Sender<Envelope> {
+        self.sender.clone()
+    }
+}

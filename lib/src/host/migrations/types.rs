@@ -1,0 +1,202 @@
+//! A migration as values: what a caller wants moved where and how, how it is, how a doubt is ended. Domain
+//! types; the REST wire has its own.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::address_space::Strategy;
+use crate::guest::driver::Labels;
+use crate::guest::lifecycle::GuestState;
+use crate::host::faults::Fault;
+use crate::host::mirrors::types::{MirrorOptions, WorkerInfo};
+pub use crate::migration::terms::{
+    MigrationLimits, MigrationMode, MigrationState, OnTimeout, Progress, Round, StreamTransport,
+};
+
+/// Where a migration goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Destination {
+    /// A known peer, by id or name.
+    Host(String),
+    /// A host that gave a ticket for one migration: its text.
+    Ticket(String),
+}
+
+/// The mirror that a migration uses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MirrorChoice {
+    /// One that exists.
+    Existing(Uuid),
+    /// One that is made for the migration and removed after it.
+    Template(Strategy),
+}
+
+/// What happens to the source's guest after success.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SourceAfter {
+    /// It stays defined, as `stopped` with `moved_to`.
+    KeepStopped,
+    /// It is removed.
+    Delete,
+}
+
+/// What a caller wants moved, where and how.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigrationSpec {
+    /// The guest, by id or name.
+    pub guest: String,
+    /// Where to.
+    pub destination: Destination,
+    /// How.
+    pub mode: MigrationMode,
+    /// Through which mirror.
+    pub mirror: MirrorChoice,
+    /// More of the mirror that is made for the migration.
+    #[serde(default)]
+    pub template: MirrorOptions,
+    /// Helper workers and connections, 1 to 16.
+    pub streams: u16,
+    /// How they cross.
+    #[serde(default)]
+    pub stream_transport: StreamTransport,
+    /// Limits.
+    pub limits: MigrationLimits,
+    /// What becomes of the source's guest.
+    pub source_after: SourceAfter,
+    /// Whether both hosts digest every page of RAM at the pause point, by a path that does not go through the
+    /// helper. Stretches the pause by [`Progress::verify_ms`].
+    pub verify: bool,
+}
+
+/// Which side of a migration a record tells of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MigrationDirection {
+    /// The guest leaves this host.
+    Outgoing,
+    /// It arrives here.
+    Incoming,
+}
+
+/// A migration as one host knows it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct MigrationRecord {
+    /// UUIDv7, the same at both hosts.
+    pub id: Uuid,
+    /// Which side this is.
+    pub direction: MigrationDirection,
+    /// The guest, the same id at both hosts.
+    pub guest: Uuid,
+    /// The guest's name.
+    pub guest_name: String,
+    /// The guest's labels when it began.
+    #[serde(default)]
+    pub labels: Labels,
+    /// Name of the other host.
+    pub peer: String,
+    /// Its identity; empty in records of earlier builds.
+    #[serde(default)]
+    pub peer_identity: String,
+    /// Its place among the migrations of this host: one that began later has a higher one, whatever the clock
+    /// said.
+    #[serde(default)]
+    pub order: u64,
+    /// What was asked for; `None` at the destination.
+    pub spec: Option<MigrationSpec>,
+    /// Layout of the mirror's address space.
+    pub strategy: Strategy,
+    /// Now.
+    pub state: MigrationState,
+    /// Goes up with every change.
+    pub generation: u64,
+    /// How far.
+    pub progress: Progress,
+    /// Rounds so far.
+    pub rounds: Vec<Round>,
+    /// The mirror's workers: CPU time and exits for this migration.
+    #[serde(default)]
+    pub workers: Vec<WorkerInfo>,
+    /// Share of the time that the workers used, percent; `None`: there was no mirror yet.
+    #[serde(default)]
+    pub helper_busy_percent: Option<u8>,
+    /// The guest's state here after the end.
+    pub guest_state_after: Option<GuestState>,
+    /// Why it failed, or is in doubt.
+    pub error: Option<Fault>,
+    /// When cancelling was asked for; the outcome is `state`.
+    pub cancel_requested_at: Option<Timestamp>,
+    /// Whether COMMIT is minted and the destination's store does not take it yet.
+    #[serde(default)]
+    pub committing: bool,
+    /// An administrator's word, if it was that which ended a doubt.
+    #[serde(default)]
+    pub resolution: Option<Resolution>,
+    /// When it was asked for.
+    pub created_at: Timestamp,
+    /// When it left the queue.
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    pub finished_at: Option<Timestamp>,
+}
+
+/// What became of a hand-over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HandOverOutcome {
+    /// The guest is the destination's.
+    Committed,
+    /// It never was, and never will be.
+    NeverCommitted,
+}
+
+impl HandOverOutcome {
+    /// The API's name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Committed => "committed",
+            Self::NeverCommitted => "never_committed",
+        }
+    }
+}
+
+/// An administrator's word on a migration in doubt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resolution {
+    /// What is taken to be so.
+    pub outcome: HandOverOutcome,
+    /// How the administrator knows.
+    pub reason: String,
+    /// When it was said.
+    pub at: Timestamp,
+}
+
+/// What a destination's helper said of a hand-over, to be carried to the source by hand. Sealed by the
+/// helpers' session: of no use to anybody else, and only the source's helper can tell whether it is true.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HandOverToken {
+    /// The migration.
+    pub session: Uuid,
+    /// What the token says.
+    pub outcome: HandOverOutcome,
+    /// COMMIT or ABORT, sealed.
+    pub token: Vec<u8>,
+}
+
+/// What ends a doubt that the hosts cannot end between themselves.
+#[derive(Clone, Debug)]
+pub enum Answer {
+    /// The destination's token: the helper checks it.
+    Token(HandOverToken),
+    /// An administrator's word, which nobody checks.
+    Word(Resolution),
+}
+
+/// A digest of every page of guest RAM at the pause point of a verified migration: SHA-256, the first
+/// 16 bytes, in order of RAM blocks and pages, the helper's block left out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PageDigests {
+    /// One entry a page.
+    pub digests: Vec<[u8; 16]>,
+}

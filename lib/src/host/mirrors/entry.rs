@@ -1,0 +1,67 @@
+//! What readers see of a mirror without asking its guest's owner.
+
+use std::sync::{PoisonError, RwLock};
+
+use uuid::Uuid;
+
+use crate::host::mirrors::placement_error;
+use crate::host::{Expected, Fault, HostError, MirrorRecord, MirrorState, WorkerInfo};
+use crate::mirror::{MirrorWatch, Placement};
+
+/// A mirror as others see it.
+pub(in crate::host) struct MirrorEntry {
+    pub id: Uuid,
+    pub guest: Uuid,
+    record: RwLock<MirrorRecord>,
+    watch: RwLock<MirrorWatch>,
+}
+
+impl MirrorEntry {
+    pub fn new(record: MirrorRecord, watch: MirrorWatch) -> Self {
+        Self { id: record.id, guest: record.guest, record: RwLock::new(record), watch: RwLock::new(watch) }
+    }
+
+    pub fn set_state(&self, state: MirrorState, error: Option<Fault>) {
+        let mut record = self.record.write().unwrap_or_else(PoisonError::into_inner);
+        record.state = state;
+        record.error = error;
+        record.generation += 1;
+    }
+
+    /// Sets where its threads run, and notes it, if it is at the expected generation then.
+    pub fn place(&self, placement: Placement, expected: &Expected) -> Result<MirrorRecord, HostError> {
+        let watch = self.watch();
+        {
+            let mut record = self.record.write().unwrap_or_else(PoisonError::into_inner);
+            expected.check("mirror", record.generation)?;
+            watch.place(&placement).map_err(placement_error)?;
+            record.placement = placement;
+            record.generation += 1;
+        }
+        Ok(self.record())
+    }
+
+    /// A view of its workers.
+    pub fn watch(&self) -> MirrorWatch {
+        self.watch.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Its helper was started anew: other threads.
+    pub fn revive(&self, watch: MirrorWatch) {
+        *self.watch.write().unwrap_or_else(PoisonError::into_inner) = watch;
+        self.set_state(MirrorState::Ready, None);
+    }
+
+    /// The record with the workers as they are now.
+    pub fn record(&self) -> MirrorRecord {
+        let mut record = self.record.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let stats = self.watch().stats();
+        if let Some(end) = stats.iter().find_map(|s| s.ended) {
+            record.state = MirrorState::Failed;
+            record.error = Some(Fault { code: "helper_failed".into(), detail: end.to_string() });
+        }
+        record.workers =
+            stats.iter().map(|s| WorkerInfo { tid: s.tid, exits: s.exits, cpu_ns: s.cpu_ns }).collect();
+        record
+    }
+}
