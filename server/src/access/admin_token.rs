@@ -19,7 +19,7 @@ use crate::problem::Problem;
 /// Name of the file in the state directory.
 pub const FILE: &str = "admin.token";
 
-/// Why there is no admin token.
+/// Why the admin token could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum AdminTokenError {
     /// The file cannot be written.
@@ -35,10 +35,10 @@ pub enum AdminTokenError {
 pub struct AdminToken(Mutex<Option<TokenRecord>>);
 
 impl AdminToken {
-    /// Makes the token and writes it, in place of whatever has the file's name.
+    /// Makes the token and writes it, replacing whatever has the file's name.
     ///
     /// # Errors
-    /// [`AdminTokenError`]; then there is none.
+    /// [`AdminTokenError`]; then there is no token.
     pub fn write(&self, host: &Host) -> Result<(), AdminTokenError> {
         let new = NewToken {
             id: Uuid::now_v7(),
@@ -62,7 +62,7 @@ impl AdminToken {
         self.lock().clone()
     }
 
-    /// Withdraws it if it has this id, and removes its file.
+    /// Withdraws the token if it has this id, and removes its file.
     pub fn withdraw(&self, host: &Host, id: Uuid) -> Option<TokenRecord> {
         let record = self.lock().take_if(|r| r.id == id)?;
         remove(host);
@@ -74,7 +74,7 @@ impl AdminToken {
     }
 }
 
-/// Removes the file: the daemon ends, or an earlier one was killed before it could.
+/// Removes the file: because the daemon ends, or because an earlier one was killed before it could.
 pub fn remove(host: &Host) {
     if let Err(error) = host.remove_private_file(FILE) {
         // What is in it opens nothing.

@@ -13,20 +13,20 @@ use crate::state::AppState;
 /// What the transport says of the other end; set on every request by the accept loop.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Peer {
-    /// A process on this machine, over a Unix socket: what `SO_PEERCRED` says.
+    /// A process on this machine, over a Unix socket, as `SO_PEERCRED` describes it.
     Unix {
-        /// Its user.
+        /// User id of the process.
         uid: u32,
-        /// Its group.
+        /// Group id of the process.
         gid: u32,
     },
-    /// Somebody over TCP in the clear. A TCP connection says nothing of who has its other end, on loopback
-    /// neither: whatever could be looked up about it is of another moment.
+    /// Somebody over TCP in the clear. A TCP connection does not say who has its other end, not even on
+    /// loopback: whatever could be looked up about it is about another moment.
     Tcp,
-    /// Somebody over TLS; names in the client certificate, if one was shown: `dns:...`, `uri:...`,
-    /// `email:...`, `ip:...`.
+    /// Somebody over TLS.
     Tls {
-        /// Empty: no certificate.
+        /// The names in the client certificate: `dns:...`, `uri:...`, `email:...`, `ip:...`. Empty when none
+        /// was shown.
         names: Vec<String>,
     },
 }
@@ -34,18 +34,18 @@ pub enum Peer {
 /// How a caller was recognized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
-    /// User of a process on this machine.
+    /// By the user of a process on this machine.
     LocalUser,
-    /// Client certificate.
+    /// By a client certificate.
     Certificate,
-    /// Bearer token.
+    /// By a bearer token.
     Token,
-    /// Cookie of a session that a local user has opened for a browser.
+    /// By the cookie of a session that a local user opened for a browser.
     Session,
 }
 
 impl Method {
-    /// The API's name.
+    /// The name that the API uses for it.
     pub const fn name(self) -> &'static str {
         match self {
             Self::LocalUser => "local_user",
@@ -56,23 +56,23 @@ impl Method {
     }
 }
 
-/// Who calls.
+/// The caller of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
-    /// `unix:<uid>`, `cert:<name>` or `token:<id>`; by a session whoever has opened it.
+    /// `unix:<uid>`, `cert:<name>` or `token:<id>`. For a session, whoever opened it.
     pub principal: String,
-    /// How it is known.
+    /// How the caller was recognized.
     pub method: Method,
-    /// What it may do.
+    /// What the caller may do.
     pub role: Role,
-    /// The one guest that it is about, of role `vmm`.
+    /// The only guest that it gives access to, for the role `vmm`. `None` for other roles.
     pub guest: Option<Uuid>,
-    /// The token or session that it is known by.
+    /// The token or session that the caller was recognized by.
     pub lease: Option<Lease>,
 }
 
 impl Caller {
-    /// The session that it is known by.
+    /// Id of the session that the caller was recognized by.
     pub fn session(&self) -> Option<Uuid> {
         let by_session = self.method == Method::Session;
         self.lease.as_ref().filter(|_| by_session).map(|lease| lease.id)
@@ -110,8 +110,8 @@ pub fn recognize(
     }
 }
 
-/// The name of the session's cookie; `None` where no browser is: a proxy in front of the Unix socket is a
-/// local user, and passes on whatever cookies others send to it.
+/// The name of the session's cookie. `None` for a Unix socket, where no browser is: a proxy in front of it is
+/// a local user, and passes on whatever cookies others send to it.
 fn cookie_name(
     state: &AppState,
     peer: Option<&Peer>,
@@ -159,7 +159,7 @@ fn by_transport(rules: &AccessRules, peer: Option<&Peer>) -> Result<Caller, Prob
     }
 }
 
-/// That nobody known calls.
+/// The problem that says that the caller is unknown.
 pub fn unknown(detail: &str) -> Problem {
     Problem::new(ProblemCode::Unauthenticated, detail)
         .with_header(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer realm=\"mirrorvm\""))

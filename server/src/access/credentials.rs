@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use super::admin_token::AdminToken;
 use super::sessions::Sessions;
 
-/// What the daemon has given out since it started, beside the tokens in its database.
+/// The credentials that the daemon has given out since it started, except the tokens in its database.
 #[derive(Debug)]
 pub struct Credentials {
     admin: AdminToken,
@@ -47,17 +47,18 @@ impl Credentials {
         self.origins.get().map_or(&[], Vec::as_slice)
     }
 
-    /// Says where, once the sockets are open. A second time does not count.
+    /// Notes where, once the sockets are open. Calling it again has no effect.
     pub fn set_origins(&self, origins: Vec<String>) {
         let _ = self.origins.set(origins);
     }
 
-    /// Changes whenever a credential is withdrawn; which one, whoever uses one looks for itself.
+    /// A counter that changes whenever a credential is withdrawn. Whoever depends on one looks for itself
+    /// which it was.
     pub fn withdrawals(&self) -> watch::Receiver<u64> {
         self.withdrawn.subscribe()
     }
 
-    /// Says that a credential was withdrawn.
+    /// Announces that a credential was withdrawn.
     pub fn say_withdrawn(&self) {
         self.withdrawn.send_modify(|n| *n = n.wrapping_add(1));
     }

@@ -10,17 +10,17 @@ use uuid::Uuid;
 use super::tokens;
 use crate::state::AppState;
 
-/// The token or session of a request.
+/// The token or session that a request was made with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lease {
-    /// Its id.
+    /// Id of the token or session.
     pub id: Uuid,
-    /// Until when it was good when the request came, unless it is withdrawn or used again.
+    /// Until when it was good at the time of the request, unless it is withdrawn or used again.
     pub until: Instant,
 }
 
-/// Returns when the credential is good no longer. `withdrawals` was taken before the credential was looked
-/// at, so that none falls between.
+/// Returns when the credential is no longer good. `withdrawals` must have been taken before the credential
+/// was looked at, so that no withdrawal falls in between.
 pub async fn over(state: AppState, lease: Lease, mut withdrawals: watch::Receiver<u64>) {
     let mut until = lease.until;
     loop {

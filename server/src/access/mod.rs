@@ -23,7 +23,7 @@ pub enum Role {
     Vmm,
     /// Opens incoming migrations, and nothing else.
     Peer,
-    /// Reads.
+    /// Calls the operations that only read, except those for operators and administrators.
     Viewer,
     /// Reads and runs guests, mirrors and migrations.
     Operator,
@@ -41,7 +41,7 @@ impl Role {
         ("admin", Self::Admin),
     ];
 
-    /// The API's name.
+    /// The name that the API uses for it.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Vmm => "vmm",
@@ -52,7 +52,7 @@ impl Role {
         }
     }
 
-    /// The roles that this one includes, itself too.
+    /// The roles that this one includes, with itself.
     pub fn includes(self) -> &'static [Self] {
         match self {
             Self::Vmm => &[Self::Vmm],
@@ -64,27 +64,27 @@ impl Role {
     }
 }
 
-/// Who may call an operation.
+/// Which callers may call an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Anybody, known or not.
+    /// Everybody, known or not.
     Public,
-    /// Anybody who is known.
+    /// Every known caller.
     Known,
-    /// `viewer` and up.
+    /// Callers with the role `viewer` or a higher one.
     Read,
-    /// `operator` and up.
+    /// Callers with the role `operator` or a higher one.
     Operate,
-    /// `admin`.
+    /// Callers with the role `admin`.
     Administer,
-    /// `peer`, and `operator` and up.
+    /// Callers with the role `peer`, or `operator` or a higher one.
     LetIn,
-    /// `vmm` for its own guest, and `operator` and up.
+    /// Callers with the role `vmm`, for their own guest, or `operator` or a higher one.
     Report,
 }
 
 impl Access {
-    /// Whether a caller of this role may.
+    /// Whether a caller with this role may call the operation.
     pub const fn allows(self, role: Role) -> bool {
         match self {
             Self::Public | Self::Known => true,
@@ -96,7 +96,7 @@ impl Access {
         }
     }
 
-    /// For the document.
+    /// The sentence about it in the operation's description.
     pub const fn text(self) -> &'static str {
         match self {
             Self::Public => "Anybody may call this, with or without credentials.",

@@ -11,24 +11,24 @@ use uuid::Uuid;
 
 use crate::http::query;
 
-/// Parameters under which others take tokens from the query.
+/// Query parameters under which other APIs take tokens.
 const IN_QUERY: [&str; 3] = ["access_token", "token", "authorization"];
 
-/// What a request shows.
+/// The credential that a request shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Presented<'a> {
-    /// No credential.
+    /// The request has no credential.
     Nothing,
-    /// `Authorization: Bearer ...`
+    /// A bearer token, from `Authorization: Bearer ...`.
     Bearer(&'a str),
-    /// The cookie of a session.
+    /// The text of a session's cookie.
     Session(&'a str),
 }
 
-/// The name of the cookie of sessions. A browser sends cookies to every port of an address, and keeps one of
-/// each name: the daemon's id in it keeps two daemons of one machine from ending each other's sessions. Over
-/// TLS the prefix has the browser refuse one that somebody else has set in the clear (RFC 6265bis, section
-/// 4.1.3.2).
+/// The name of the cookie of sessions. A browser sends cookies to every port of an address and keeps one of
+/// each name, so the daemon's id is part of it: otherwise two daemons on one machine would end each other's
+/// sessions. Over TLS the prefix makes the browser refuse a cookie that somebody else set in the clear (RFC
+/// 6265bis, section 4.1.3.2).
 pub fn cookie_name(host: Uuid, over_tls: bool) -> String {
     format!("{}mirrorvm-session-{}", if over_tls { "__Host-" } else { "" }, host.simple())
 }
@@ -62,8 +62,8 @@ pub fn read<'a>(headers: &'a HeaderMap, cookie: Option<&str>) -> Result<Presente
     }
 }
 
-/// The session's cookie. One that is there twice was put there by somebody else: by a page of another port of
-/// the same address.
+/// Reads the session's cookie. Of two cookies with the name, one was put there by somebody else, such as a
+/// page of another port of the same address.
 fn session<'a>(headers: &'a HeaderMap, name: &str) -> Result<Presented<'a>, &'static str> {
     // Other programs' cookies may hold any bytes.
     let pairs = headers.get_all(header::COOKIE).iter().flat_map(|v| v.as_bytes().split(|b| *b == b';'));
@@ -82,7 +82,7 @@ fn session<'a>(headers: &'a HeaderMap, name: &str) -> Result<Presented<'a>, &'st
     }
 }
 
-/// The parameter of the query that looks as if it were meant for a credential.
+/// The query parameter that looks as if it were meant for a credential.
 pub fn in_query(uri: &Uri) -> Option<&'static str> {
     let names = uri.query()?.split('&').map(|pair| pair.split_once('=').map_or(pair, |(name, _)| name));
     let names: Vec<String> = names.filter_map(query::unescape).collect();

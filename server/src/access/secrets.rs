@@ -17,10 +17,10 @@ use zeroize::Zeroizing;
 
 use crate::problem::Problem;
 
-/// Characters of a secret.
+/// How many hexadecimal digits a secret has.
 pub const SECRET_HEX: usize = 64;
 
-/// A new secret.
+/// Draws a new secret.
 ///
 /// # Errors
 /// `internal` when the system gives no random numbers.
@@ -32,22 +32,23 @@ pub fn make() -> Result<Zeroizing<String>, Problem> {
     Ok(hex(secret.as_ref()))
 }
 
-/// What is kept of a secret.
+/// What is kept of a secret: its SHA-256.
 pub fn hash(secret: &str) -> String {
     hex(&Sha256::digest(secret.as_bytes())).to_string()
 }
 
-/// Whether `hash` is this secret's; takes as long whatever differs.
+/// Whether `hash` belongs to this secret. Takes the same time wherever they differ.
 pub fn opens(secret: &str, hash: &str) -> bool {
     self::hash(secret).as_bytes().ct_eq(hash.as_bytes()).into()
 }
 
-/// What is shown of the secret with this id. The prefix keeps one kind of them from being taken for another.
+/// The text that a caller gets: prefix, id and secret. The prefix keeps one kind of secret from being taken
+/// for another.
 pub fn text(prefix: &str, id: Uuid, secret: &str) -> Zeroizing<String> {
     Zeroizing::new(format!("{prefix}{}_{secret}", id.simple()))
 }
 
-/// The id and the secret in a text with this prefix, if it has the form of one.
+/// Splits a text with this prefix into id and secret, if it has that form.
 pub fn split<'a>(prefix: &str, text: &'a str) -> Option<(Uuid, &'a str)> {
     let (id, secret) = text.strip_prefix(prefix)?.split_once('_')?;
     let shaped = secret.len() == SECRET_HEX && id.len() == 2 * size_of::<Uuid>();

@@ -27,18 +27,20 @@ use crate::problem::{Problem, ProblemCode};
 pub const PREFIX: &str = "mvs_";
 /// What the text of a link's code begins with.
 const CODE_PREFIX: &str = "mvo_";
-/// How long a link is good.
+/// How long a link can be followed.
 pub const LINK_LIFE: Duration = Duration::from_secs(60);
-/// How long a session is good without being used.
+/// How long a session stays good without being used.
 pub const IDLE: Duration = Duration::from_secs(60 * 60);
-/// How long a session is good at most.
+/// How long a session stays good at most.
 pub const LIFE: Duration = Duration::from_secs(12 * 60 * 60);
-/// Most links of one principal that have not been used yet.
+/// How many unused links one principal may have.
 pub const LINKS_EACH: usize = 8;
-/// Most sessions of one principal; the one that was not used for the longest time makes room.
+/// How many sessions one principal may have. A further one takes the place of the one that was unused for
+/// longest.
 pub const SESSIONS_EACH: usize = 32;
 
-/// A link that has not been used yet. Its record is that of the session that it opens, but for the secret.
+/// A link that has not been used yet. Its record is that of the session that it will open, except for the
+/// secret.
 #[derive(Debug)]
 struct Link {
     record: TokenRecord,
@@ -48,7 +50,7 @@ struct Link {
 #[derive(Debug)]
 struct Session {
     record: TokenRecord,
-    /// The end that no use puts off.
+    /// The end that no use postpones.
     end: Instant,
     used: Instant,
 }
@@ -59,11 +61,11 @@ impl Session {
     }
 }
 
-/// There are as many unused links of the principal as there may be.
+/// The principal has as many unused links as are allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct TooManyLinks;
 
-/// Links and sessions, as of the moments that it is told.
+/// Links and sessions, as of the moments that callers pass in. Pure: it reads no clock.
 #[derive(Debug, Default)]
 struct Book {
     links: HashMap<Uuid, Link>,
@@ -146,11 +148,11 @@ pub struct Sessions(Mutex<Book>);
 /// A session that has just begun.
 #[derive(Debug)]
 pub struct Opened {
-    /// Whom it stands for.
+    /// The caller that the session stands for.
     pub caller: Caller,
-    /// What the browser shows from now on.
+    /// The value of the cookie that the browser gets.
     pub cookie: Zeroizing<String>,
-    /// Whether another session had to make room.
+    /// Whether another session had to make room for it.
     pub displaced: bool,
 }
 
@@ -205,7 +207,7 @@ impl Sessions {
         self.lock().list(Instant::now(), Timestamp::now())
     }
 
-    /// Ends a session, or a link that was not used yet. Whoever reads by it is to be told.
+    /// Ends a session, or a link that was not used yet. The caller announces it to whoever reads by it.
     pub fn withdraw(&self, id: Uuid) -> Option<TokenRecord> {
         self.lock().withdraw(Instant::now(), id)
     }

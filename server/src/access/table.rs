@@ -7,22 +7,22 @@ use axum::http::Method;
 
 use super::Access;
 
-/// An operation.
+/// An operation of the API, with who may call it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Operation {
-    /// HTTP method.
+    /// HTTP method, in capitals.
     pub method: &'static str,
-    /// Path as the router has it.
+    /// Path, as the router has it.
     pub path: &'static str,
-    /// Its id in the document.
+    /// Id of the operation in the document.
     pub id: &'static str,
-    /// Who may call it.
+    /// Which callers may call it.
     pub access: Access,
 }
 
 macro_rules! operations {
     ($($access:ident $method:ident $path:literal $id:ident,)+) => {
-        /// Every operation.
+        /// All operations, in the order of the table.
         pub const OPERATIONS: &[Operation] = &[$(Operation {
             method: stringify!($method), path: $path, id: stringify!($id), access: Access::$access,
         },)+];
@@ -113,7 +113,7 @@ operations! {
     Known DELETE "/v1/session" session_delete,
 }
 
-/// The operation behind a method and a path as the router has it; `HEAD` is `GET`.
+/// Finds the operation for a method and a path as the router has it. `HEAD` counts as `GET`.
 pub fn find(method: &Method, path: &str) -> Option<&'static Operation> {
     static BY_ROUTE: LazyLock<HashMap<(&str, &str), &'static Operation>> =
         LazyLock::new(|| OPERATIONS.iter().map(|o| ((o.path, o.method), o)).collect());

@@ -22,21 +22,21 @@ use crate::problem::Problem;
 use crate::state::AppState;
 
 const PREFIX: &str = "mvm_";
-/// Longest time for which a token is taken to be good without another look: a machine that sleeps wakes up
-/// later than it sees.
+/// How long a token may count as good without being looked at again. A machine that sleeps wakes up later
+/// than it notices.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
 /// Where a token comes from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
-    /// Made with `POST /v1/tokens`; good until it expires or is withdrawn.
+    /// Made with `POST /v1/tokens`. Good until it expires or is withdrawn.
     #[default]
     Api,
-    /// Written to `admin.token` in the state directory when the daemon started; good until the daemon ends.
+    /// Written to `admin.token` in the state directory when the daemon started. Good until the daemon ends.
     AdminFile,
-    /// A session of a browser, opened with a link of `mirrorvmd open`; good until it is not used for an hour,
-    /// for 12 hours at most, and not beyond the daemon's end.
+    /// A session of a browser, opened with a link of `mirrorvmd open`. Good until it was not used for an
+    /// hour, for at most 12 hours, and not beyond the daemon's end.
     Session,
 }
 
@@ -53,46 +53,46 @@ impl Origin {
 /// A token as the database has it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TokenRecord {
-    /// UUIDv7.
+    /// Id, a UUIDv7.
     pub id: Uuid,
-    /// What people call it.
+    /// The name that people know it by.
     pub name: String,
     /// What its bearer may do.
     pub role: Role,
-    /// The one guest that it is about, of role `vmm`.
+    /// The only guest that it gives access to, for the role `vmm`. `None` for other roles.
     pub guest: Option<Uuid>,
     /// Where it comes from.
     #[serde(default)]
     pub origin: Origin,
     /// SHA-256 of the secret, in hexadecimal.
     hash: String,
-    /// When it was made.
+    /// When it was made, by the wall clock.
     pub created_at: Timestamp,
-    /// When it ends to be good, by the wall clock of when this was read or made. It ends when the time has
-    /// passed, whatever that clock is set to meanwhile.
+    /// When it ends, by the wall clock as it was when this was read or made. It ends when that much time has
+    /// passed, whatever the clock is set to meanwhile.
     pub expires_at: Timestamp,
-    /// Who made it.
+    /// The principal that made it.
     pub created_by: String,
 }
 
-/// What a token is to be.
+/// A token that is about to be made.
 #[derive(Clone, Debug)]
 pub struct NewToken {
-    /// The id.
+    /// Id that the token will have.
     pub id: Uuid,
-    /// As [`TokenRecord::name`].
+    /// Becomes [`TokenRecord::name`].
     pub name: String,
-    /// As [`TokenRecord::role`].
+    /// Becomes [`TokenRecord::role`].
     pub role: Role,
-    /// As [`TokenRecord::guest`].
+    /// Becomes [`TokenRecord::guest`].
     pub guest: Option<Uuid>,
-    /// How long it is good; `None`: for as long as the daemon runs.
+    /// How long it will be good. `None`: for as long as the daemon runs.
     pub life: Option<Duration>,
-    /// As [`TokenRecord::created_by`].
+    /// Becomes [`TokenRecord::created_by`].
     pub created_by: String,
 }
 
-/// 9999-01-01, for what has no end of its own.
+/// 9999-01-01 in seconds since 1970, shown for what has no end of its own.
 const NO_END: i64 = 253_370_764_800;
 
 impl NewToken {
@@ -102,7 +102,7 @@ impl NewToken {
     }
 }
 
-/// The time by the wall clock after so long.
+/// The wall clock's time when `left` will have passed.
 fn after(left: Duration) -> Timestamp {
     Timestamp::now().saturating_add(left).unwrap_or(Timestamp::MAX)
 }
@@ -132,7 +132,7 @@ impl TokenRecord {
         Ok((record, secret))
     }
 
-    /// Whether this is its secret.
+    /// Whether `secret` is the secret of this token.
     pub fn opens_with(&self, secret: &str) -> bool {
         secrets::opens(secret, &self.hash)
     }
@@ -142,7 +142,7 @@ impl TokenRecord {
         secrets::text(self.origin.prefix(), self.id, secret)
     }
 
-    /// Whom it stands for, while it is good.
+    /// The caller that it stands for, while it is good.
     fn caller(&self, until: Instant) -> Caller {
         Caller {
             principal: format!("token:{}", self.id),
@@ -243,8 +243,8 @@ fn find(state: &AppState, id: Uuid) -> Result<Option<(TokenRecord, Instant)>, Pr
     found.transpose().map_err(storage)
 }
 
-/// By how much the wall clock may go on differently than time passed before an end is shown by it as it is
-/// now.
+/// By how much the wall clock may deviate from the time that has passed before an end is shown by the clock
+/// as it is now.
 const DRIFT: SignedDuration = SignedDuration::from_secs(60);
 
 /// A stored token with the end that it has by the wall clock as it is now: as it was given, unless the clock

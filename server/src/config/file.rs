@@ -7,57 +7,57 @@ use serde::Deserialize;
 
 use crate::access::Role;
 
-/// Bytes that a configuration file may have.
+/// Longest configuration file that is read, in bytes.
 const FILE_MAX: u64 = 1 << 20;
 
-/// What the file says.
+/// The content of a configuration file. Keys that are absent are `None` or empty.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FileConfig {
-    /// As `--state-dir`.
+    /// Same as `--state-dir`.
     pub state_dir: Option<PathBuf>,
-    /// As `--name`.
+    /// Same as `--name`.
     pub name: Option<String>,
-    /// As `--listen`.
+    /// Same as `--listen`, once for each place.
     pub listen: Option<Vec<String>>,
-    /// As `--peer-listen`.
+    /// Same as `--peer-listen`.
     pub peer_listen: Option<String>,
-    /// As `--advertise`.
+    /// Same as `--advertise`.
     pub advertise: Option<String>,
-    /// As `--image-directory`.
+    /// Same as `--image-directory`, once for each directory.
     pub image_directories: Option<Vec<PathBuf>>,
-    /// As `--qemu-users`.
+    /// Same as `--qemu-users`.
     pub qemu_users: Option<String>,
-    /// As `--metrics-listen`.
+    /// Same as `--metrics-listen`, once for each place.
     pub metrics_listen: Option<Vec<String>>,
-    /// As `--require-if-match`.
+    /// Same as `--require-if-match`.
     pub require_if_match: Option<bool>,
-    /// As `--log-format`.
+    /// Same as `--log-format`.
     pub log_format: Option<String>,
-    /// The API over TLS.
+    /// The table `[tls]`: certificate and key of the API over TLS.
     #[serde(default)]
     pub tls: TlsFile,
-    /// Who has which role.
+    /// The table `[access]`: which caller has which role.
     #[serde(default)]
     pub access: AccessFile,
-    /// How much of what, by the names of [`Limits`](super::Limits).
+    /// The table `[limits]`, by the names of [`Limits`](super::Limits).
     #[serde(default)]
     pub limits: BTreeMap<String, u64>,
 }
 
-/// Keys of the API over TLS.
+/// Files of the API over TLS.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TlsFile {
-    /// As `--tls-certificate`.
+    /// Same as `--tls-certificate`.
     pub certificate: Option<PathBuf>,
-    /// As `--tls-key`.
+    /// Same as `--tls-key`.
     pub key: Option<PathBuf>,
-    /// As `--tls-client-ca`.
+    /// Same as `--tls-client-ca`.
     pub client_ca: Option<PathBuf>,
 }
 
-/// Who has which role.
+/// Which callers have which role.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AccessFile {
@@ -67,7 +67,7 @@ pub struct AccessFile {
     /// Roles by group id.
     #[serde(default)]
     pub groups: BTreeMap<String, Role>,
-    /// Roles by name in the client certificate.
+    /// Roles by a name in the client certificate.
     #[serde(default)]
     pub certificates: BTreeMap<String, Role>,
 }
@@ -78,31 +78,31 @@ pub enum ConfigError {
     /// The file cannot be read.
     #[error("cannot read the configuration file {}", path.display())]
     Read {
-        /// Which.
+        /// Path of the file.
         path: PathBuf,
-        /// What happened.
+        /// The system's reason.
         #[source]
         source: std::io::Error,
     },
-    /// The file is no TOML, or says what cannot be said.
+    /// The file is not TOML, or has keys or types that a configuration cannot have.
     #[error("the configuration file {} cannot be used", path.display())]
     Parse {
-        /// Which.
+        /// Path of the file.
         path: PathBuf,
-        /// Where and why.
+        /// Line, column and reason.
         #[source]
         source: Box<toml::de::Error>,
     },
     /// A value cannot be used.
     #[error("{key} is {value:?}, which is not {wanted} ({source_name})")]
     Value {
-        /// Which.
+        /// Key of the setting.
         key: String,
-        /// What it is.
+        /// The value as it was given.
         value: String,
-        /// What it may be.
+        /// What the value may be.
         wanted: String,
-        /// Where it comes from.
+        /// Where the value was given.
         source_name: String,
     },
 }
@@ -123,10 +123,10 @@ pub fn read(path: &Path) -> Result<FileConfig, ConfigError> {
     parse(&text).map_err(|source| ConfigError::Parse { path: path.to_owned(), source })
 }
 
-/// Reads a file's text.
+/// Parses the text of a file.
 ///
 /// # Errors
-/// Where it stops being a configuration.
+/// The place at which it stops being a configuration.
 pub fn parse(text: &str) -> Result<FileConfig, Box<toml::de::Error>> {
     toml::from_str(text).map_err(Box::new)
 }

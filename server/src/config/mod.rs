@@ -9,27 +9,27 @@ use std::collections::BTreeMap;
 
 use crate::access::Role;
 
-/// What handlers and middleware go by.
+/// The part of the configuration that handlers and middleware need.
 #[derive(Clone, Debug, Default)]
 pub struct Config {
-    /// Who has which role.
+    /// Which callers have which role.
     pub access: AccessRules,
-    /// How much of what.
+    /// Bounds on connections, time and memory.
     pub limits: Limits,
-    /// Whether changes of what exists need `If-Match`.
+    /// Whether changes of existing resources need `If-Match`.
     pub require_if_match: bool,
 }
 
-/// Who has which role.
+/// Which callers have which role.
 #[derive(Clone, Debug)]
 pub struct AccessRules {
-    /// By user id.
+    /// Roles by user id.
     pub users: BTreeMap<u32, Role>,
-    /// By group id, where no user rule applies.
+    /// Roles by group id, for users without a rule of their own.
     pub groups: BTreeMap<u32, Role>,
-    /// By a name in the client certificate: `dns:...`, `uri:...`, `email:...` or `ip:...`.
+    /// Roles by a name in the client certificate: `dns:...`, `uri:...`, `email:...` or `ip:...`.
     pub certificates: BTreeMap<String, Role>,
-    /// The daemon's own user.
+    /// The daemon's own user id.
     own: u32,
 }
 
@@ -41,49 +41,50 @@ impl Default for AccessRules {
 }
 
 impl AccessRules {
-    /// The role of a local user: its own rule, its group's, and without either `admin` for the daemon's own
-    /// user and root, who could read the database anyway.
+    /// The role of a local user: by the user's own rule, else by the group's. Without either, the daemon's
+    /// own user and root are `admin`, because they could read the database anyway.
     pub fn role_of_user(&self, uid: u32, gid: u32) -> Option<Role> {
         let ruled = self.users.get(&uid).or_else(|| self.groups.get(&gid)).copied();
         ruled.or((uid == 0 || uid == self.own).then_some(Role::Admin))
     }
 }
 
-/// How much of what.
+/// Bounds on connections, time and memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections at once for each listener; of more, those that let the daemon wait are closed first.
+    /// Connections that each listener may have at once. Beyond that, connections that let the daemon wait are
+    /// closed first.
     pub connections: u32,
-    /// Event streams at once, and at most a quarter of a listener's connections.
+    /// Event streams that may be open at once. At most a quarter of a listener's connections in any case.
     pub streams: u32,
-    /// Callers that wait for a change at once, and at most half of a listener's connections.
+    /// Callers that may wait for a change at once. At most half of a listener's connections in any case.
     pub long_polls: u32,
-    /// Requests per second of one principal, over the time of a second; 0: any number.
+    /// Requests that one principal may send per second. 0: any number.
     pub requests_per_second: u32,
-    /// Seconds for a TLS handshake.
+    /// Seconds that a TLS handshake may take.
     pub handshake_seconds: u32,
-    /// Seconds for a request's head.
+    /// Seconds that the head of a request may take.
     pub header_seconds: u32,
-    /// Seconds for a request's body.
+    /// Seconds that the body of a request may take.
     pub body_seconds: u32,
-    /// Seconds for what is in flight when the daemon ends.
+    /// Seconds that requests in flight get when the daemon ends.
     pub drain_seconds: u32,
-    /// Seconds that a reader of an event stream may take nothing.
+    /// Seconds for which a reader of an event stream may take nothing.
     pub stream_stall_seconds: u32,
-    /// Events that are kept.
+    /// How many events are kept.
     pub events_kept: u64,
-    /// MiB of memory that guests leave to the daemon and the rest of the host, and in each control group; 0:
-    /// a sixty-fourth of what there is, 32 MiB to 1 GiB.
+    /// MiB of memory that guests leave free for the daemon and the rest of the host, and in each control
+    /// group. 0: a sixty-fourth of what there is, at least 32 MiB and at most 1 GiB.
     pub memory_reserve_mib: u64,
 }
 
 impl Limits {
-    /// Event streams that may be open: they never fill a listener.
+    /// How many event streams may be open, so that they never fill a listener.
     pub fn open_streams(&self) -> usize {
         self.streams.min((self.connections / 4).max(1)) as usize
     }
 
-    /// Callers that may wait: with the streams they never fill a listener.
+    /// How many callers may wait, so that together with the streams they never fill a listener.
     pub fn waiting(&self) -> usize {
         self.long_polls.min((self.connections / 2).max(1)) as usize
     }

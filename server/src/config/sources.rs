@@ -15,22 +15,22 @@ use super::{AccessRules, Config, Limits};
 use crate::access::Role;
 use crate::serve::{Listen, SOCKET, TlsFiles};
 
-/// Where a value came from.
+/// Where a value of the configuration came from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Source {
-    /// The command line.
+    /// It was given on the command line.
     Flag,
-    /// An environment variable.
+    /// It was given by an environment variable.
     Environment,
-    /// The configuration file.
+    /// It was given in the configuration file.
     File,
-    /// Nobody said.
+    /// Nobody gave it: it is the default.
     Default,
 }
 
 impl Source {
-    /// As messages have it.
+    /// The source, as messages name it.
     const fn name(&self) -> &'static str {
         match self {
             Self::Flag => "flag",
@@ -41,14 +41,14 @@ impl Source {
     }
 }
 
-/// A value with where it came from.
+/// A value of the configuration, with where it came from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Setting {
-    /// Its name, as in the file.
+    /// Name of the setting, as in the file.
     pub name: String,
-    /// Its value, as text; null when there is none.
+    /// The value as text. Null when there is none.
     pub value: Option<String>,
-    /// Where it came from.
+    /// Where the value came from.
     pub source: Source,
 }
 
@@ -57,12 +57,12 @@ pub struct Setting {
 pub struct Given<T> {
     /// The value, if one was given.
     pub value: Option<T>,
-    /// Where it came from.
+    /// Where the value came from.
     pub source: Source,
 }
 
 impl<T: Clone + Send + Sync + 'static> Given<T> {
-    /// The argument `id`; clap knows whether it came from a flag or the environment.
+    /// Reads the argument `id`. clap knows whether it came from a flag or from the environment.
     pub fn of(matches: &ArgMatches, id: &str) -> Self {
         let source = match matches.value_source(id) {
             Some(ValueSource::CommandLine) => Source::Flag,
@@ -72,7 +72,7 @@ impl<T: Clone + Send + Sync + 'static> Given<T> {
         Self { value: matches.get_one::<T>(id).cloned(), source }
     }
 
-    /// The same of an argument that may be repeated.
+    /// Reads the argument `id`, which may be repeated.
     pub fn many(matches: &ArgMatches, id: &str) -> Given<Vec<T>> {
         let source = match matches.value_source(id) {
             Some(ValueSource::CommandLine) => Source::Flag,
@@ -98,64 +98,64 @@ impl<T> Given<T> {
 /// What was given on the command line and in the environment.
 #[derive(Clone, Debug)]
 pub struct Arguments {
-    /// `--state-dir`.
+    /// Value of `--state-dir`.
     pub state_dir: Given<PathBuf>,
-    /// `--name`.
+    /// Value of `--name`.
     pub name: Given<String>,
-    /// `--listen`.
+    /// Values of `--listen`.
     pub listen: Given<Vec<Listen>>,
-    /// `--peer-listen`.
+    /// Value of `--peer-listen`.
     pub peer_listen: Given<SocketAddr>,
-    /// `--advertise`.
+    /// Value of `--advertise`.
     pub advertise: Given<Advertised>,
-    /// `--image-directory`.
+    /// Values of `--image-directory`.
     pub image_directories: Given<Vec<PathBuf>>,
-    /// `--qemu-users`.
+    /// Value of `--qemu-users`.
     pub qemu_users: Given<QemuUsers>,
-    /// `--metrics-listen`.
+    /// Values of `--metrics-listen`.
     pub metrics_listen: Given<Vec<Listen>>,
-    /// `--require-if-match`.
+    /// Value of `--require-if-match`.
     pub require_if_match: Given<bool>,
-    /// `--log-format`.
+    /// Value of `--log-format`.
     pub log_format: Given<String>,
-    /// `--tls-certificate`.
+    /// Value of `--tls-certificate`.
     pub tls_certificate: Given<PathBuf>,
-    /// `--tls-key`.
+    /// Value of `--tls-key`.
     pub tls_key: Given<PathBuf>,
-    /// `--tls-client-ca`.
+    /// Value of `--tls-client-ca`.
     pub tls_client_ca: Given<PathBuf>,
 }
 
-/// Everything that counts.
+/// The configuration that results from all sources.
 #[derive(Clone, Debug)]
 pub struct Resolved {
     /// Each setting with its source, in the order of the file's documentation.
     pub settings: Vec<Setting>,
-    /// The state directory, if anybody said one.
+    /// The state directory. `None` when nobody gave one.
     pub state_dir: Option<PathBuf>,
-    /// The host's name.
+    /// Name of the host.
     pub name: Option<String>,
-    /// Where to serve beside the Unix socket in the state directory.
+    /// Where the API is served, besides the Unix socket in the state directory.
     pub listen: Vec<Listen>,
-    /// Where peers connect.
+    /// The address on which peers connect.
     pub peer_listen: Option<SocketAddr>,
-    /// What peers are told to connect to.
+    /// The address that peers are told to connect to.
     pub advertise: Option<Advertised>,
-    /// Where files that definitions name may come from.
+    /// The directories that files named by definitions may come from.
     pub image_directories: Vec<PathBuf>,
-    /// Whom QEMU processes of a daemon of root's run as.
+    /// The users that QEMU processes run as, under a daemon that runs as root.
     pub qemu_users: QemuUsers,
-    /// Where counters and health are served alone.
+    /// Where health and counters are served on listeners of their own.
     pub metrics_listen: Vec<Listen>,
     /// Whether the log is JSON.
     pub log_json: bool,
-    /// Keys of the API over TLS.
+    /// Files of the API over TLS.
     pub tls: Option<TlsFiles>,
-    /// What handlers go by.
+    /// The part that handlers and middleware need.
     pub config: Config,
 }
 
-/// Puts together what counts. `environment` gives the variables of limits, `MIRRORVM_LIMITS_<NAME>`.
+/// Combines all sources. `environment` gives the variables of limits, `MIRRORVM_LIMITS_<NAME>`.
 ///
 /// # Errors
 /// [`ConfigError::Value`].
@@ -266,7 +266,7 @@ pub fn resolve(
     })
 }
 
-/// The state directory of whoever says none: the system's for root, else the user's own.
+/// The state directory when none was given: the system's for root, otherwise the user's own.
 pub fn default_state_dir() -> Option<PathBuf> {
     if rustix::process::geteuid().is_root() {
         return Some(PathBuf::from("/var/lib/mirrorvm"));

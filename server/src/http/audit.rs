@@ -29,31 +29,31 @@ use crate::access::table::Operation;
 use crate::problem::Problem;
 use crate::state::AppState;
 
-/// An entry of the audit log. One about a request that was refused at once, or that only wanted to see the
-/// outcome, has its outcome in itself; `status` is 0 in others.
+/// An entry of the audit log. For a request that was refused at once, and for a dry run, the entry includes
+/// its outcome. In other entries `status` is 0, and the outcome is written separately.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct AuditRecord {
-    /// Who; null when nobody known.
+    /// Who asked. `None` for an unknown caller.
     pub principal: Option<String>,
     /// How the caller was recognized.
     pub authenticated_by: Option<String>,
-    /// The caller's role.
+    /// The role that the caller had.
     pub role: Option<String>,
-    /// The session that the caller was known by.
+    /// Id of the session that the caller was recognized by.
     #[serde(default)]
     pub session: Option<Uuid>,
-    /// What was asked for.
+    /// Id of the operation that was asked for.
     pub operation: String,
     /// The path, without the query.
     pub path: String,
-    /// Whether only the outcome was asked for.
+    /// Whether the request was a dry run.
     pub dry_run: bool,
     /// What came of it.
     #[serde(flatten)]
     pub outcome: AuditOutcome,
-    /// The request's id.
+    /// Id of the request.
     pub request_id: String,
-    /// Refusals of the same principal since its last entry that have none.
+    /// How many refusals of the same principal since its last entry have no entry of their own.
     #[serde(default)]
     pub left_out: u64,
 }
@@ -63,19 +63,19 @@ pub struct AuditRecord {
 pub struct AuditOutcome {
     /// HTTP status of the answer.
     pub status: u16,
-    /// Code of the problem, if it was one.
+    /// Code of the problem, if the answer was one.
     pub code: Option<String>,
     /// Path of what was made or changed.
     pub location: Option<String>,
-    /// Whether it was the answer to an earlier request.
+    /// Whether the answer was a kept one, given to an earlier request.
     pub replayed: bool,
-    /// Whether it was stored in one transaction with the record of what was done.
+    /// Whether it was stored in one transaction with the record of the change.
     #[serde(default)]
     pub recorded: bool,
 }
 
 impl AuditRecord {
-    /// About a request that nothing has come of yet.
+    /// An entry about a request of which nothing has come yet.
     pub fn new(operation: &Operation, caller: Option<&Caller>, dry_run: bool, request: &Request) -> Self {
         Self {
             principal: None,
@@ -92,7 +92,7 @@ impl AuditRecord {
         .by(caller)
     }
 
-    /// The same, asked for by `caller`.
+    /// Fills in who asked.
     fn by(self, caller: Option<&Caller>) -> Self {
         let Some(caller) = caller else { return self };
         Self {
@@ -106,7 +106,7 @@ impl AuditRecord {
 }
 
 impl AuditOutcome {
-    /// What an answer says.
+    /// The outcome that an answer shows.
     pub fn of(response: &Response) -> Self {
         let location = response.headers().get(header::LOCATION).and_then(|l| l.to_str().ok());
         Self {
@@ -118,7 +118,7 @@ impl AuditOutcome {
         }
     }
 
-    /// What a record says that is being stored: the answer that goes with it.
+    /// The outcome that the record being stored implies: the answer that will go with it.
     fn of_effect(operation: &Operation, effect: &Effect<'_>) -> Self {
         let location = match effect {
             Effect::Guest(r) => Some(format!("/v1/guests/{}", r.id)),
@@ -140,7 +140,7 @@ impl AuditOutcome {
     }
 }
 
-/// The status with which an operation is answered that was done and has made a record.
+/// The status of an answer to an operation that was carried out and has made a record.
 pub fn done_status(operation: &Operation) -> u16 {
     match (operation.method, operation.id) {
         ("DELETE", _) => 204,
@@ -152,15 +152,15 @@ pub fn done_status(operation: &Operation) -> u16 {
     }
 }
 
-/// What has been said of an act: by the record of it, and to the caller. Whichever comes second minds the
-/// first.
+/// What has been noted about an act: by its record, and by the answer to the caller. Whichever comes second
+/// takes the first into account.
 #[derive(Debug, Default)]
 struct Said {
     recorded: Option<AuditOutcome>,
     answered: Option<AuditOutcome>,
 }
 
-/// Has a change carried out, with its entry before and its outcome behind.
+/// Carries out a change, with its entry stored before it and its outcome with it.
 pub async fn carry_out(
     state: AppState,
     operation: &'static Operation,
@@ -228,8 +228,8 @@ pub async fn carry_out(
     }
 }
 
-/// Has a change carried out whose caller is known only when it is done: the opening of a session. Its entry
-/// names the caller that comes of it, and is on disk before that caller has what it needs to do anything.
+/// Carries out a change whose caller is known only when it is done: the opening of a session. Its entry names
+/// the caller that results, and is on disk before that caller has anything to act with.
 pub async fn carry_out_for_nobody_known(
     state: AppState,
     record: AuditRecord,
@@ -253,8 +253,8 @@ pub async fn carry_out_for_nobody_known(
     response
 }
 
-/// Notes a request that was refused before anything began, or that only wanted to see what would be done. The
-/// entry is on disk before the caller has the answer.
+/// Notes a request that was refused before anything began, or that was a dry run. The entry is on disk before
+/// the caller has the answer.
 pub async fn at_once(state: &AppState, record: AuditRecord, response: Response) -> Response {
     // A refusal before the host is open is in the daemon's log alone.
     let Ok(host) = state.host() else { return response };
@@ -270,8 +270,8 @@ pub async fn at_once(state: &AppState, record: AuditRecord, response: Response) 
     }
 }
 
-/// Notes a request that its caller may not make. Where one principal is refused again and again, entries
-/// count those that have none.
+/// Notes a request that its caller may not make. When one principal is refused again and again, only some
+/// refusals get entries, which count the others.
 pub async fn refused(state: &AppState, record: AuditRecord, response: Response) -> Response {
     match state.refusals().take(record.principal.as_deref()) {
         Some(left_out) => at_once(state, AuditRecord { left_out, ..record }, response).await,
@@ -287,7 +287,7 @@ fn refused_by_store(e: StoreError) -> Problem {
     HostError::storage("noting in the audit log what is asked for", e).into()
 }
 
-/// How many acts go on.
+/// Counts the acts that are going on.
 #[derive(Debug)]
 pub struct Acts(watch::Sender<usize>);
 
@@ -298,13 +298,13 @@ impl Default for Acts {
 }
 
 impl Acts {
-    /// One more, until what is given back is dropped.
+    /// Counts one more act, until the guard is dropped.
     pub fn begin(&self) -> ActGuard {
         self.0.send_modify(|n| *n += 1);
         ActGuard(self.0.clone())
     }
 
-    /// Returns when none goes on.
+    /// Returns when no act is going on.
     pub async fn over(&self) {
         let mut acts = self.0.subscribe();
         // An error means that nobody is left who could begin one.
@@ -312,7 +312,7 @@ impl Acts {
     }
 }
 
-/// An act that goes on.
+/// Counts an act for as long as it lives.
 #[derive(Debug)]
 pub struct ActGuard(watch::Sender<usize>);
 

@@ -12,7 +12,7 @@ use crate::api::json;
 use crate::problem::{Problem, ProblemCode};
 use crate::state::AppState;
 
-/// Most bytes of a request body, where nothing else is said.
+/// Longest request body in bytes, on routes without a limit of their own.
 pub const BODY_MAX: usize = 64 << 10;
 /// Routes whose bodies need more: a declaration of 4096 tuples, a sealed batch of 256 pages, a helper image.
 const LARGER: [(&str, usize); 3] = [
@@ -20,14 +20,15 @@ const LARGER: [(&str, usize); 3] = [
     ("/v1/mirrors/{mirror}/imports", 2 << 20),
     ("/v1/helper-images/{image}/content", CONTENT_MAX),
 ];
-/// Most bytes of a helper image.
+/// Longest content of a helper image, in bytes.
 pub const CONTENT_MAX: usize = 16 << 20;
 const JSON: &str = "application/json";
 /// The media type of patches.
 pub const MERGE_PATCH: &str = "application/merge-patch+json";
 const OCTETS: &str = "application/octet-stream";
 
-/// Most bytes of a request's body: by the route that it was found to go to, not by how its path looks.
+/// Longest body of a request, in bytes. It goes by the route that the request was matched to, not by its
+/// path.
 pub fn max_of(extensions: &Extensions) -> usize {
     let route = extensions.get::<MatchedPath>().map_or("", MatchedPath::as_str);
     LARGER.iter().find(|(larger, _)| *larger == route).map_or(BODY_MAX, |(_, max)| *max)
@@ -48,7 +49,7 @@ impl<T: Decode> FromRequest<AppState> for JsonBody<T> {
     }
 }
 
-/// A decoded JSON merge patch (RFC 7396). Plain JSON is taken for one, too.
+/// A decoded JSON merge patch (RFC 7396). A body that declares plain JSON is accepted as one.
 #[derive(Debug)]
 pub struct PatchBody<T>(pub T);
 
@@ -62,7 +63,7 @@ impl<T: Decode> FromRequest<AppState> for PatchBody<T> {
     }
 }
 
-/// Bytes of a helper image.
+/// The bytes of a helper image.
 #[derive(Debug)]
 pub struct ContentBody(pub bytes::Bytes);
 
@@ -127,7 +128,7 @@ pub async fn whole(state: &AppState, request: Request) -> Result<Request, Proble
     Ok(Request::from_parts(parts, Body::from(bytes)))
 }
 
-/// Reads a body of at most `max` bytes that is there within `limit`.
+/// Reads a body of at most `max` bytes, which must have arrived within `limit`.
 ///
 /// # Errors
 /// `payload_too_large`, `request_timeout`, `malformed_request`.

@@ -13,30 +13,30 @@ use crate::access::caller::Caller;
 use crate::problem::{Problem, ProblemCode};
 use crate::state::AppState;
 
-/// How a change is asked for.
+/// The conditions under which a change is asked for.
 #[derive(Clone, Debug)]
 pub struct Change {
     /// The generation that the resource must be at.
     pub expected: Expected,
     /// Whether `If-Match` was given.
     pub conditional: bool,
-    /// Whether only a resource that is not there may be made (`If-None-Match: *`).
+    /// Whether the resource must not exist yet (`If-None-Match: *`).
     pub only_new: bool,
-    /// Whether only the outcome is wanted.
+    /// Whether the request is a dry run.
     pub dry_run: bool,
-    /// The id that a creation uses, of a request with an idempotency key.
+    /// The id that a creation must use, for a request with an idempotency key.
     pub chosen: Option<ChosenId>,
-    /// Who asks.
+    /// The principal that asks.
     pub principal: String,
 }
 
 impl Change {
-    /// The id that a creation uses.
+    /// The id that a creation must use.
     pub fn id(&self) -> Option<Uuid> {
         self.chosen.map(|c| c.id)
     }
 
-    /// Whether an earlier daemon may have done it already, under [`Change::id`].
+    /// Whether an earlier daemon may have carried out the request already, under [`Change::id`].
     pub fn again(&self) -> bool {
         self.chosen.is_some_and(|c| c.again)
     }
@@ -67,7 +67,8 @@ impl FromRequestParts<AppState> for Change {
     }
 }
 
-/// With `require_if_match`, what exists is changed only by those who say which version they have seen.
+/// With `require_if_match`, existing resources can be changed only by those who say which version they have
+/// seen.
 fn need_condition(
     state: &AppState,
     method: &Method,

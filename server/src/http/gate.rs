@@ -24,10 +24,10 @@ use crate::access::{Access, Role};
 use crate::problem::{Problem, ProblemCode};
 use crate::state::AppState;
 
-/// Principals whose pace is remembered at most.
+/// How many principals' paces are remembered at most.
 const PRINCIPALS_MAX: usize = 4096;
 
-/// Lets requests pass whose callers may send them.
+/// Lets requests pass whose callers may send them. Changes run in tasks of their own.
 pub async fn layer(State(state): State<AppState>, request: Request, next: Next) -> Response {
     let (mut parts, body) = request.into_parts();
     // Decoded here for everybody behind: what is let in, what is noted and what is done go by the same.
@@ -113,7 +113,7 @@ fn admit(
     }
 }
 
-/// Reads for as long as the caller's credential is good: a long poll ends with it, and so does a stream.
+/// Runs a read for as long as the caller's credential is good: long polls and streams end with it.
 async fn while_good(
     state: AppState,
     lease: Lease,
@@ -149,17 +149,17 @@ async fn while_good(
     })
 }
 
-/// Everything but reading, and posts that only compute.
+/// Whether an operation changes something: everything except reads and the posts that only compute.
 fn changes_something(operation: &Operation) -> bool {
     operation.method != "GET" && operation.access != Access::Read
 }
 
-/// How fast each principal goes: a bucket of one second's requests, filled as time passes.
+/// How fast each principal sends requests: a bucket of one second's requests, filled as time passes.
 #[derive(Debug, Default)]
 pub struct Pace(Mutex<HashMap<String, (f64, Instant)>>);
 
 impl Pace {
-    /// Takes one request of `principal` into account; false when it is one too many.
+    /// Counts one request of `principal`. False when it is one too many.
     pub fn admits(&self, principal: &str, per_second: u32) -> bool {
         if per_second == 0 {
             return true;

@@ -20,9 +20,9 @@ use axum::response::{IntoResponse, Response};
 
 use crate::problem::{Problem, ProblemCode, ProblemError};
 
-/// The header of changes by session.
+/// The header that changes by session must have.
 pub const MARK: HeaderName = HeaderName::from_static("x-mirrorvm");
-/// Its only value.
+/// The only value of that header.
 const MARKED: &str = "1";
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
@@ -31,11 +31,11 @@ const FETCH_DEST: HeaderName = HeaderName::from_static("sec-fetch-dest");
 /// How a request came in; set on every request by the accept loop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transport {
-    /// A Unix socket.
+    /// Over a Unix socket.
     Unix,
-    /// TCP on a loopback address.
+    /// Over plain TCP on a loopback address.
     LoopbackTcp,
-    /// TLS: the client has checked whom it talks to.
+    /// Over TLS, where the client has checked whom it talks to.
     Tls,
 }
 
@@ -57,7 +57,8 @@ pub async fn layer(request: Request, next: Next) -> Response {
     }
 }
 
-/// One Host header in HTTP/1.1 and at most one before; a host, or empty where there is none to name.
+/// Whether the request has a proper Host header: exactly one in HTTP/1.1 and at most one before, with a host
+/// or empty.
 fn well_formed(version: Version, headers: &HeaderMap) -> bool {
     let mut hosts = headers.get_all(header::HOST).iter();
     match (hosts.next(), hosts.next()) {
@@ -74,7 +75,7 @@ fn over_tcp<B>(request: &axum::http::Request<B>) -> Result<(), &'static str> {
     ours("http", request)
 }
 
-/// That no page of another origin has sent the request.
+/// Checks that no page of another origin has sent the request.
 fn ours<B>(scheme: &str, request: &axum::http::Request<B>) -> Result<(), &'static str> {
     let headers = request.headers();
     let host = headers.get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or_default();
@@ -115,8 +116,8 @@ fn is_navigation(method: &Method, headers: &HeaderMap) -> bool {
 /// Checks a request that a browser's cookie lets in.
 ///
 /// # Errors
-/// `origin_refused`: a page of another port of this address, to which browsers give the same cookies, or an
-/// upgrade that says no origin. `session_header_required`.
+/// `origin_refused` for a page of another port of this address, to which browsers give the same cookies, and
+/// for an upgrade without an origin; `session_header_required`.
 pub fn check_session(method: &Method, headers: &HeaderMap) -> Result<(), Problem> {
     let refused = |detail: &str| Err(Problem::new(ProblemCode::OriginRefused, detail));
     if !is_own(headers) {
@@ -144,8 +145,8 @@ pub fn check_mark(headers: &HeaderMap) -> Result<(), Problem> {
     Err(Problem::new(ProblemCode::SessionHeaderRequired, detail).with_errors(vec![error]))
 }
 
-/// Checks that a link leads here from no page: the user has typed or pasted it, or a program has handed it to
-/// the browser.
+/// Checks that no page has led here by a link: the user typed or pasted it, or a program handed it to the
+/// browser.
 ///
 /// # Errors
 /// `origin_refused`.

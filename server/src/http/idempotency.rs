@@ -39,34 +39,34 @@ use crate::state::AppState;
 
 /// The header with the key.
 pub const KEY: HeaderName = HeaderName::from_static("idempotency-key");
-/// On an answer that was given before.
+/// The header of an answer that was given before.
 pub const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
-/// How long an answer is kept, at least: by the time that passes, not by a clock that somebody sets.
+/// How long an answer is kept at least, by the time that has passed and not by a clock that can be set.
 const LIFE: Duration = Duration::from_secs(24 * 3600);
-/// Longest key.
+/// Longest key, in characters.
 const KEY_MAX: usize = 255;
-/// Headers of an answer that are kept.
+/// The headers that are kept of an answer.
 const KEPT: [HeaderName; 5] =
     [header::CONTENT_TYPE, header::ETAG, header::LOCATION, header::RETRY_AFTER, header::CACHE_CONTROL];
 
-/// The id that a creation uses.
+/// The id that a creation must use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChosenId {
-    /// The id.
+    /// The id itself.
     pub id: Uuid,
-    /// Whether an earlier daemon may have begun the same request: a resource with the id is then this
-    /// request's own.
+    /// Whether an earlier daemon may have begun the same request. A resource with the id is then the one that
+    /// this request made.
     pub again: bool,
 }
 
-/// Marks an answer that must not be kept as it is: it holds a secret.
+/// Marks an answer that must not be kept as it is, because it holds a secret.
 #[derive(Clone, Debug)]
 pub struct KeepInstead(pub Bytes);
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Claim {
     fingerprint: String,
-    /// The daemon that works on it.
+    /// Which run of the daemon works on it.
     boot: Uuid,
     resource: Uuid,
     answer: Option<Answer>,
@@ -79,7 +79,7 @@ struct Answer {
     body: String,
 }
 
-/// Answers repeated requests from what the first was answered.
+/// Answers a repeated request with the answer that the first one got.
 pub async fn layer(State(state): State<AppState>, request: Request, next: Next) -> Response {
     if request.method() != Method::POST || !request.headers().contains_key(KEY) {
         return next.run(request).await;
@@ -129,7 +129,8 @@ async fn run(state: &AppState, request: Request, next: Next) -> Result<Response,
     Ok(settle(&host, key, &claim, response, &path, &id).await)
 }
 
-/// Adds the kept answer to the batch of what was done, where the record alone says what the answer will be.
+/// Adds the answer to be kept to the batch of what was done, where the record alone says what the answer will
+/// be.
 fn keep_along(
     operation: &Operation,
     effect: &Effect<'_>,
@@ -215,7 +216,7 @@ async fn claim(host: &Host, key: &str, fingerprint: String, boot: Uuid) -> Resul
     }
 }
 
-/// Keeps the answer if it is final; gives the key free otherwise.
+/// Keeps the answer if it is final, and otherwise frees the key.
 async fn settle(
     host: &Host,
     key: String,
@@ -264,7 +265,7 @@ async fn settle(
     response
 }
 
-/// An answer stays when the same request could not be answered better later.
+/// Whether an answer is final: the same request could not be answered better later.
 fn is_final(status: StatusCode, problem: Option<&Problem>) -> bool {
     let passing = matches!(status.as_u16(), 400 | 401 | 403 | 408 | 413 | 415) || status.is_server_error();
     !passing && problem.is_none_or(|p| !p.code().retryable())

@@ -19,21 +19,21 @@ use crate::state::AppState;
 
 /// The header with the request's id.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// No page of another origin has a use for an answer, as an image or a script neither.
+/// No page of another origin has a use for an answer, not even as an image or a script.
 const RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
-/// What is no page of ours runs nothing as one: with a browser's session, a script in an answer could do what
-/// the session may. A layout as SVG has its own style.
+/// An answer that is not a page of ours must not run anything: with a browser's session, a script in it could
+/// do whatever the session may. The SVG of a layout has a style of its own.
 const NO_PAGE: &str = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'";
-/// Reads that take longer say how long they took.
+/// Reads that take longer are logged with their duration.
 const SLOW: Duration = Duration::from_millis(10);
-/// Longest time for an answer: the longest long poll and some.
+/// How long an answer may take: longer than the longest long poll.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(120);
-/// Most bytes of a request's head: first line and headers.
+/// Longest head of a request, in bytes: first line and headers.
 pub const HEAD_MAX: usize = 64 << 10;
-/// What is answered also where there is no room for anything else.
+/// The paths that are answered even when there is no room for anything else.
 const MONITORING: [&str; 3] = ["/livez", "/readyz", "/metrics"];
 
-/// On requests of a connection beyond the listener's bound; set by the accept loop.
+/// Marks the requests of a connection beyond the listener's bound. Set by the accept loop.
 #[derive(Clone, Copy, Debug)]
 pub struct Crowded;
 
@@ -49,8 +49,8 @@ pub fn wrap(router: Router, state: &AppState) -> Router {
         .layer(from_fn_with_state(state.clone(), finish))
 }
 
-/// Puts around routes that anybody may read who reaches their socket what they need: no gate, nothing for
-/// changes, and no question of which name they know the daemon by: scrapers come through proxies.
+/// Puts what public routes need around them: no gate, nothing for changes, and no check under which name the
+/// daemon is addressed, because scrapers come through proxies.
 pub fn wrap_open(router: Router, state: &AppState) -> Router {
     router
         .layer(CatchPanicLayer::custom(panicked))
@@ -122,7 +122,7 @@ async fn finish(State(state): State<AppState>, mut request: Request, next: Next)
     response
 }
 
-/// Why a request is not looked at, whatever it asks for.
+/// Why a request is refused whatever it asks for.
 fn refusal(request: &Request, crowded: bool) -> Option<Problem> {
     if head_bytes(request) > HEAD_MAX {
         let detail = format!("a request's head has at most {HEAD_MAX} bytes");
@@ -147,8 +147,8 @@ fn refusal(request: &Request, crowded: bool) -> Option<Problem> {
     None
 }
 
-/// Bytes of the head, without white space that it may do without. Requests that are sent without waiting for
-/// answers come in one piece, of which the parser cannot tell how much is whose.
+/// Bytes of the head, without white space that it can do without. Requests that are sent without waiting for
+/// answers arrive in one piece, of which the parser cannot tell how much belongs to which.
 fn head_bytes(request: &Request) -> usize {
     // The spaces and the version of the first line, and an empty line at the end.
     let first =
@@ -156,7 +156,7 @@ fn head_bytes(request: &Request) -> usize {
     request.headers().iter().map(|(n, v)| n.as_str().len() + v.len() + ": \r\n".len()).sum::<usize>() + first
 }
 
-/// The answer to what could not be read as a request, as it goes over the wire.
+/// The answer to something that could not be read as a request, as it goes over the wire.
 pub async fn unread(state: Option<&AppState>, problem: &Problem) -> Vec<u8> {
     let id = Uuid::now_v7().to_string();
     // There is no path that could be trusted.
@@ -191,7 +191,7 @@ pub async fn unread(state: Option<&AppState>, problem: &Problem) -> Vec<u8> {
 #[derive(Clone, Debug)]
 pub struct RequestId(pub String);
 
-/// The value of a header that is given once and is text; of two nobody knows which counts.
+/// The value of a header that occurs once and is text. Of two values nobody knows which counts.
 pub fn sole<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {
     let mut all = headers.get_all(name).iter();
     match (all.next(), all.next()) {
@@ -200,7 +200,7 @@ pub fn sole<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {
     }
 }
 
-/// The caller's id where it is short and plain, else a new one.
+/// The caller's id for the request, if it is short and plain, otherwise a new one.
 fn request_id(headers: &HeaderMap) -> String {
     let plain = |id: &&str| {
         (1..=64).contains(&id.len()) && id.bytes().all(|c| c.is_ascii_alphanumeric() || b"-_.".contains(&c))
@@ -210,7 +210,7 @@ fn request_id(headers: &HeaderMap) -> String {
 }
 
 /// The problem that a response stands for. Whatever a layer below answers on its own (no route, no such
-/// method, a rejected extractor) becomes one too.
+/// method, a rejected extractor) becomes a problem, too.
 fn problem_of(response: &Response, method: &Method) -> Option<Problem> {
     if let Some(problem) = response.extensions().get::<Problem>() {
         return Some(problem.clone());

@@ -4,7 +4,7 @@ use axum::http::{HeaderMap, HeaderValue, header};
 
 use crate::problem::{Problem, ProblemCode};
 
-/// The best of `offered` media types for the request; the first when it has no preference.
+/// Chooses the best of the `offered` media types for the request, and the first when it has no preference.
 ///
 /// # Errors
 /// `not_acceptable` when every one is ruled out.
@@ -31,7 +31,7 @@ fn refused(offered: &[&str]) -> Problem {
     Problem::new(ProblemCode::NotAcceptable, format!("there is {}", offered.join(" and ")))
 }
 
-/// A media range and its quality.
+/// Splits a media range from its quality.
 fn range(text: &str) -> (&str, f32) {
     let mut parts = text.split(';').map(str::trim);
     let media = parts.next().unwrap_or("");
@@ -41,7 +41,7 @@ fn range(text: &str) -> (&str, f32) {
     (media, quality)
 }
 
-/// The quality of `media` by the most specific range that holds it.
+/// The quality of `media`, by the most specific range that includes it.
 fn quality(media: &str, ranges: &[(&str, f32)]) -> f32 {
     let kind = media.split('/').next().unwrap_or("");
     let specificity = |range: &str| {

@@ -9,14 +9,14 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Why there is no place.
+/// Why there is no free place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Full {
     /// Every place is taken.
     All,
-    /// The principal has as many as one may.
+    /// The principal has as many places as one principal may have.
     Theirs {
-        /// So many.
+        /// How many places a principal may have.
         each: usize,
     },
 }
@@ -36,12 +36,12 @@ pub struct Places {
 }
 
 impl Places {
-    /// So many of them.
+    /// Makes a set of `all` places.
     pub fn new(all: usize) -> Arc<Self> {
         Arc::new(Self { all, each: all.div_ceil(2), taken: Mutex::default() })
     }
 
-    /// Takes one for `principal`.
+    /// Takes a place for `principal`.
     ///
     /// # Errors
     /// [`Full`].
@@ -65,7 +65,7 @@ impl Places {
     }
 }
 
-/// A place, given back when this goes.
+/// A place, which is free again when this is dropped.
 #[derive(Debug)]
 pub struct Place {
     places: Arc<Places>,

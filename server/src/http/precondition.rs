@@ -76,8 +76,8 @@ impl IfMatch {
         self.0 == Condition::Absent
     }
 
-    /// The same for the library, which checks it in the act. Weak tags and tags that are no generation match
-    /// nothing.
+    /// The condition for the library, which checks it in the act. Weak tags, and tags that are not a
+    /// generation, match nothing.
     pub fn expected(&self) -> Expected {
         match &self.0 {
             Condition::Absent | Condition::Any => Expected::any(),

@@ -13,12 +13,12 @@ use crate::api::labels::Selector;
 use crate::api::page::{LIMIT_DEFAULT, LIMIT_MAX, Order, PageRequest, Scope};
 use crate::problem::{Problem, ProblemCode, ProblemError};
 
-/// Longest long poll, seconds.
+/// Longest long poll, in seconds.
 pub const WAIT_MAX: u64 = 60;
 
 type Pairs = Vec<(String, String)>;
 
-/// The request's query, decoded. It is decoded once: everybody who looks at a request has this from its
+/// The decoded query of a request. It is decoded once: everybody who looks at the request takes it from the
 /// extensions.
 #[derive(Clone, Debug)]
 pub struct Query(Arc<Result<Pairs, Problem>>);
@@ -42,15 +42,15 @@ impl Query {
         decoded
     }
 
-    /// Whether only the outcome is asked for. A query that says so twice, or cannot be read, asks for
-    /// nothing: it is refused.
+    /// Whether the request is a dry run. A query that says so twice, or cannot be read, does not count: it
+    /// will be refused.
     pub fn wants_dry_run(&self) -> bool {
         let Ok(pairs) = &*self.0 else { return false };
         let mut said = pairs.iter().filter(|(name, _)| name == DRY_RUN);
         said.next().is_some_and(|(_, value)| value == "true") && said.next().is_none()
     }
 
-    /// The same query however it was written: each name and value escaped in one way.
+    /// The query in one form however it was written: each name and value escaped in the same way.
     pub fn canonical(&self) -> String {
         let Ok(pairs) = &*self.0 else { return String::new() };
         let pair = |(name, value): &(String, String)| format!("{}={}", escape(name), escape(value));
@@ -80,7 +80,7 @@ impl Query {
     }
 }
 
-/// The parameter of changes that are only to be looked at.
+/// The parameter of dry runs.
 pub const DRY_RUN: &str = "dry_run";
 
 fn decode(query: &str) -> Result<Pairs, Problem> {
@@ -95,7 +95,8 @@ fn decode(query: &str) -> Result<Pairs, Problem> {
     pairs.collect::<Option<_>>().ok_or_else(bad)
 }
 
-/// A path however it was written: each segment escaped in one way; as it is where it cannot be decoded.
+/// A path in one form however it was written: each segment escaped in the same way. Unchanged where it cannot
+/// be decoded.
 pub fn canonical_path(path: &str) -> String {
     // A plus is one in a path.
     let segment = |s: &str| unescape(&s.replace('+', "%2B")).map_or_else(|| s.to_owned(), |s| escape(&s));
@@ -110,7 +111,7 @@ pub struct Parameters {
 }
 
 impl Parameters {
-    /// Every value of a repeatable parameter.
+    /// All values of a repeatable parameter.
     pub fn all(&mut self, name: &str) -> Vec<String> {
         let (taken, rest) = std::mem::take(&mut self.pairs).into_iter().partition(|(n, _)| n == name);
         self.pairs = rest;
@@ -118,7 +119,7 @@ impl Parameters {
         taken.into_iter().map(|(_, value)| value).collect()
     }
 
-    /// The value of a parameter that may be given once.
+    /// The value of a parameter that may be given only once.
     pub fn one(&mut self, name: &str) -> Option<String> {
         let mut values = self.all(name);
         if values.len() > 1 {
@@ -127,7 +128,7 @@ impl Parameters {
         values.pop()
     }
 
-    /// Notes a problem.
+    /// Notes a problem with a parameter.
     pub fn problem(&mut self, error: ProblemError) {
         self.errors.push(error);
     }
@@ -164,7 +165,7 @@ impl Parameters {
         Duration::from_secs(seconds.unwrap_or(0))
     }
 
-    /// `true` or `false`; absent is false.
+    /// A parameter that is `true` or `false`. Absent means false.
     pub fn flag(&mut self, name: &str) -> bool {
         match self.one(name).as_deref() {
             None | Some("false") => false,
@@ -177,7 +178,7 @@ impl Parameters {
         }
     }
 
-    /// Label selectors: `label=key=value` or `label=key`, repeatable, all must hold.
+    /// The label selectors: `label=key=value` or `label=key`, repeatable, of which all must hold.
     pub fn labels(&mut self) -> Vec<Selector> {
         let mut selectors = Vec::new();
         for text in self.all("label") {
@@ -193,7 +194,7 @@ impl Parameters {
         selectors
     }
 
-    /// One of a closed list, repeatable.
+    /// The values of a repeatable parameter with a closed list of values.
     pub fn each_of<T: Copy>(&mut self, name: &str, known: &[(&'static str, T)]) -> Vec<T> {
         let mut found = Vec::new();
         for text in self.all(name) {
@@ -232,10 +233,10 @@ impl Parameters {
         PageRequest { limit, order, after }
     }
 
-    /// Refuses what is left, and everything noted.
+    /// Refuses parameters that nobody took, and reports all problems.
     ///
     /// # Errors
-    /// `validation_failed` with all of it.
+    /// `validation_failed` with all of them.
     pub fn done(mut self) -> Result<(), Problem> {
         for (name, _) in std::mem::take(&mut self.pairs).into_iter().take(16) {
             let name: String = name.chars().take(64).collect();
@@ -246,12 +247,12 @@ impl Parameters {
     }
 }
 
-/// A value as a message shows it.
+/// A value, as a message shows it.
 fn shown(text: &str) -> String {
     format!("{:?}", text.chars().take(64).collect::<String>())
 }
 
-/// Decodes `%XX`, and `+` as a space, as HTML forms and every client library have it.
+/// Decodes `%XX`, and `+` as a space, as HTML forms and client libraries write them.
 pub(crate) fn unescape(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
@@ -269,7 +270,7 @@ pub(crate) fn unescape(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-/// Encodes what is not an unreserved character.
+/// Encodes everything but unreserved characters.
 pub(crate) fn escape(text: &str) -> String {
     use std::fmt::Write as _;
     text.bytes().fold(String::new(), |mut out, byte| {

@@ -7,29 +7,29 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Lines of one kind at once.
+/// How many lines of one kind may be written at once.
 const BURST: f64 = 50.0;
-/// Lines of one kind per second after that.
+/// How many lines of one kind may be written per second after that.
 const PER_SECOND: f64 = 1.0;
-/// How often what was left out is summed up.
+/// How often the number of lines left out is logged.
 pub const SUM_UP: Duration = Duration::from_secs(30);
 
 static LOG: Quiet = Quiet::new();
 
-/// Whether a line of `kind` may be written now: then how many of its kind were left out before it. Kinds are
-/// the program's, such as the codes of problems: one that strangers flood does not hide another.
+/// Whether a line of `kind` may be written now: then, how many of its kind were left out before it. Kinds are
+/// the program's own, such as the codes of problems, so that a flood of one kind does not hide another.
 pub fn admits(kind: &'static str) -> Option<u64> {
     LOG.admits_at(kind, Instant::now())
 }
 
-/// Writes how many lines were left out since the last that was written, a line for each kind.
+/// Logs how many lines were left out since the last time, with one line for each kind.
 pub fn sum_up() {
     for (kind, left_out) in LOG.left_out() {
         tracing::info!(kind, left_out, "lines were left out of the log");
     }
 }
 
-/// A bound on lines, for each kind of them.
+/// Bounds the lines of each kind.
 #[derive(Debug)]
 struct Quiet(Mutex<BTreeMap<&'static str, Level>>);
 

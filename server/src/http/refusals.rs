@@ -10,14 +10,14 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Refusals in a row that have entries of their own.
+/// How many refusals in a row get entries of their own.
 const AT_ONCE: u32 = 200;
-/// After those, one in so long.
+/// After that, how long it takes until the next one does.
 const EVERY: Duration = Duration::from_secs(5);
-/// Principals that are remembered at most; more share what those that nobody knows have.
+/// How many principals are remembered at most. Further ones share the budget of unknown callers.
 const PRINCIPALS_MAX: usize = 4096;
 
-/// Who had how many entries lately.
+/// How many entries each principal has caused lately.
 #[derive(Debug, Default)]
 pub struct Refusals(Mutex<HashMap<Option<String>, Bucket>>);
 
@@ -52,8 +52,8 @@ impl Bucket {
 }
 
 impl Refusals {
-    /// Takes a refusal of `principal` (`None`: nobody known) into account. `Some(refusals left out since the
-    /// last entry)` if it has an entry of its own.
+    /// Counts a refusal of `principal` (`None`: an unknown caller). Gives `Some(refusals left out since the
+    /// last entry)` if this one gets an entry of its own.
     pub fn take(&self, principal: Option<&str>) -> Option<u64> {
         self.take_at(principal, Instant::now())
     }

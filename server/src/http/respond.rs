@@ -10,18 +10,18 @@ use super::query::escape;
 use crate::api::page::{Order, PageRequest, Place, Scope};
 use crate::problem::{Problem, ProblemCode};
 
-/// 200 with a resource.
+/// Answers 200 with a resource.
 pub fn ok(generation: u64, body: impl Serialize) -> Response {
     ([(header::ETAG, etag(generation))], axum::Json(body)).into_response()
 }
 
-/// 201 with the resource that is at `location` now.
+/// Answers 201 with a resource that is at `location` now.
 pub fn created(location: &str, generation: u64, body: impl Serialize) -> Response {
     let headers = [(header::LOCATION, text(location)), (header::ETAG, etag(generation))];
     (StatusCode::CREATED, headers, axum::Json(body)).into_response()
 }
 
-/// 202 with the resource whose state tells how it goes on.
+/// Answers 202 with a resource whose state will tell how it goes on.
 pub fn accepted(location: &str, generation: u64, body: impl Serialize) -> Response {
     let headers = [
         (header::LOCATION, text(location)),
@@ -31,7 +31,7 @@ pub fn accepted(location: &str, generation: u64, body: impl Serialize) -> Respon
     (StatusCode::ACCEPTED, headers, axum::Json(body)).into_response()
 }
 
-/// 200 with a page of a list; `next` also goes into a `Link` header (RFC 8288).
+/// Answers 200 with a page of a list. `next` also goes into a `Link` header (RFC 8288).
 pub fn list(body: impl Serialize, link: Option<String>) -> Response {
     let mut response = axum::Json(body).into_response();
     if let Some(link) = link {
@@ -40,7 +40,8 @@ pub fn list(body: impl Serialize, link: Option<String>) -> Response {
     response
 }
 
-/// Items that become what is serialized one after the other, so that a long list is never in memory twice.
+/// Items that are converted one at a time while they are serialized, so that a long list is never in memory
+/// twice.
 pub struct Lazily<T, F>(pub Vec<T>, pub F);
 
 impl<T, B: Serialize, F: Fn(&T) -> B> Serialize for Lazily<T, F> {
@@ -49,7 +50,7 @@ impl<T, B: Serialize, F: Fn(&T) -> B> Serialize for Lazily<T, F> {
     }
 }
 
-/// [`list`] of what may be many items, into a buffer with room for `bytes` from the start.
+/// Answers like [`list`], for what may be many items, into a buffer that has room for `bytes` from the start.
 pub fn long_list(
     items: impl Serialize,
     next_page_token: Option<String>,
@@ -74,7 +75,7 @@ pub fn long_list(
     response
 }
 
-/// The `Link` of the next page and its token.
+/// The `Link` header of the next page, and its token.
 pub fn next_page(
     path: &str,
     filters: &[(&str, &str)],
@@ -92,11 +93,11 @@ pub fn next_page(
     (Some(token), Some(link))
 }
 
-/// Runs a change to its end even when the caller goes away meanwhile: half a change is worse than one that
-/// nobody waits for.
+/// Runs a change to its end even when the caller goes away meanwhile, because half a change is worse than one
+/// that nobody waits for.
 ///
 /// # Errors
-/// What the change says; `internal` when it panicked.
+/// The change's own; `internal` when it panicked.
 pub async fn detached<T: Send + 'static, E: Into<Problem> + Send + 'static>(
     change: impl Future<Output = Result<T, E>> + Send + 'static,
 ) -> Result<T, Problem> {
@@ -110,7 +111,7 @@ pub async fn detached<T: Send + 'static, E: Into<Problem> + Send + 'static>(
     }
 }
 
-/// As [`detached`], with the change's own error kept for the caller to look at.
+/// As [`detached`], but keeps the change's own error for the caller to look at.
 ///
 /// # Errors
 /// `internal` when it panicked, `shutting_down`.

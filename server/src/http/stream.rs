@@ -12,7 +12,7 @@ use tokio::sync::{Notify, mpsc};
 
 use super::quiet;
 
-/// Chunks between writer and reader.
+/// How many chunks fit between writer and reader.
 const CHUNKS: usize = 64;
 
 /// Ends the connection that a request came over; set on every request by the accept loop.
@@ -20,22 +20,22 @@ const CHUNKS: usize = 64;
 pub struct Hangup(Arc<Notify>);
 
 impl Hangup {
-    /// Ends it, whatever is still to be written.
+    /// Ends the connection, whatever is still to be written.
     pub fn now(&self) {
         self.0.notify_one();
     }
 
-    /// Returns when it is to end.
+    /// Returns when the connection is to end.
     pub async fn wanted(&self) {
         self.0.notified().await;
     }
 }
 
-/// The reader is gone, or takes nothing.
+/// The reader has gone, or takes nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gone;
 
-/// The writer's end.
+/// The writer's end of a body that is sent in chunks.
 #[derive(Debug)]
 pub struct Chunks {
     sender: mpsc::Sender<Bytes>,
@@ -44,7 +44,7 @@ pub struct Chunks {
 }
 
 impl Chunks {
-    /// Writes a chunk; waits for a reader that is behind, but not for longer than it may take nothing.
+    /// Writes a chunk. Waits for a reader that is behind, but not for longer than it may take nothing.
     ///
     /// # Errors
     /// [`Gone`]; a reader that took nothing has lost its connection.
@@ -70,7 +70,7 @@ impl Chunks {
     }
 }
 
-/// The reader's end: a body.
+/// The reader's end, which is a body.
 #[derive(Debug)]
 pub struct ChunkBody(mpsc::Receiver<Bytes>);
 
@@ -86,7 +86,7 @@ impl hyper::body::Body for ChunkBody {
     }
 }
 
-/// A body and its writer; the reader may take nothing for `stall`.
+/// Makes a body and its writer. The reader may take nothing for `stall`.
 pub fn channel(stall: Duration, hangup: Option<Hangup>) -> (Arc<Chunks>, ChunkBody) {
     let (sender, receiver) = mpsc::channel(CHUNKS);
     (Arc::new(Chunks { sender, stall, hangup }), ChunkBody(receiver))

@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::middleware::sole;
 
-/// The header.
+/// The header that carries a trace (W3C Trace Context).
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// A request's place in its trace.
@@ -16,7 +16,8 @@ pub struct Trace {
     flags: String,
 }
 
-/// The caller's trace with a span of our own; a new trace where there is none, or it cannot be read.
+/// Continues the caller's trace with a span of our own. Begins a new one when there is none, or it cannot be
+/// read.
 pub fn of(headers: &HeaderMap) -> Trace {
     let given = sole(headers, &TRACEPARENT).and_then(parse);
     let span = format!("{:016x}", Uuid::new_v4().as_u64_pair().1);
@@ -32,7 +33,7 @@ impl Trace {
         &self.trace
     }
 
-    /// As the answer has it.
+    /// The header as the answer carries it.
     pub fn header(&self) -> HeaderValue {
         // Hexadecimal digits and dashes.
         HeaderValue::try_from(format!("00-{}-{}-{}", self.trace, self.span, self.flags))

@@ -17,19 +17,19 @@ use crate::metrics::Open;
 use crate::problem::{Problem, ProblemCode};
 use crate::state::AppState;
 
-/// Says that a preference was followed.
+/// The header that says that a preference was followed.
 pub const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 
-/// One that waits: counted until it goes.
+/// One waiting caller, counted until this is dropped.
 #[derive(Debug)]
 pub struct Waiting {
     _place: Place,
     _counted: Open,
 }
 
-/// Leave to wait, for as long as the result is kept. Those that wait hold connections, and must not hold all
-/// of them; those of one principal not even all that may wait.
+/// Permission to wait, for as long as the result is kept. Waiting callers hold connections, so they must not
+/// hold all of them, and those of one principal must not even hold all that may wait.
 ///
 /// # Errors
 /// `too_many_long_polls`.
@@ -64,7 +64,7 @@ fn digits(text: &str) -> Option<u64> {
     (!text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())).then(|| text.parse().ok()).flatten()
 }
 
-/// How it was followed.
+/// The header that says how long the daemon was willing to wait.
 pub fn applied(patience: Duration) -> HeaderValue {
     HeaderValue::try_from(format!("wait={}", patience.as_secs())).unwrap_or(HeaderValue::from_static("wait"))
 }

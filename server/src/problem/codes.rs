@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 macro_rules! catalogue {
     ($($(#[doc = $doc:literal])+ $name:ident = $code:literal, $status:ident, retry $retry:literal,
         $title:literal, cause $cause:literal, fix $fix:literal;)+) => {
-        /// Stable code of a problem; closed within one version of the document.
+        /// Stable code of a problem. The list is closed within one version of the document.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, ToSchema)]
         pub enum ProblemCode {
             $($(#[doc = $doc])+ #[serde(rename = $code)] $name,)+
@@ -30,7 +30,7 @@ macro_rules! catalogue {
                 match self { $(Self::$name => StatusCode::$status,)+ }
             }
 
-            /// Short name for people.
+            /// Short name of the problem, for people.
             pub const fn title(self) -> &'static str {
                 match self { $(Self::$name => $title,)+ }
             }
@@ -62,37 +62,37 @@ catalogue! {
     /// The request itself cannot be parsed.
     MalformedRequest = "malformed_request", BAD_REQUEST, retry false,
         "The request cannot be parsed",
-        cause "This is no HTTP/1.1 request, or it has no Host header, or more than one; the path, the query or a header is not valid UTF-8 or has a broken percent escape; or the body broke off.",
+        cause "This is not an HTTP/1.1 request, or it has no Host header or more than one; the path, the query or a header is not valid UTF-8 or has a broken percent escape; or the body broke off.",
         fix "Send HTTP/1.1 with one Host header; percent-encode paths and query values; send header values as visible ASCII.";
     /// A browser page of another origin, or a name that is not this machine's loopback.
     OriginRefused = "origin_refused", FORBIDDEN, retry false,
         "The Host or Origin is not this machine's",
-        cause "Over loopback TCP, the Host header names something other than a loopback address; or, there and over TLS, Origin or Sec-Fetch-Site says that a page of another origin has sent the request. That is what DNS rebinding and cross-site requests look like. By session, an upgrade needs Origin.",
-        fix "Address the daemon as `localhost`, `127.0.0.1` or `[::1]`, or use its Unix socket; in a browser, call it from its own pages alone.";
+        cause "Over loopback TCP, the Host header names something other than a loopback address; or, there and over TLS, Origin or Sec-Fetch-Site says that a page of another origin has sent the request. That is what DNS rebinding and cross-site requests look like. With a session, an upgrade must send Origin.",
+        fix "Address the daemon as `localhost`, `127.0.0.1` or `[::1]`, or use its Unix socket; in a browser, call it only from the daemon's own pages.";
     /// A change by session that a page of another origin may have sent.
     SessionHeaderRequired = "session_header_required", FORBIDDEN, retry false,
         "A change by session needs the header X-Mirrorvm",
-        cause "A session's cookie lets the caller in, or a session is to be opened, and the request has not `X-Mirrorvm: 1`. Browsers send cookies along with whatever any page has them send; this header no page of another origin can add.",
-        fix "Send `X-Mirrorvm: 1` with every method but GET and HEAD, or use a bearer token, which needs none.";
+        cause "The caller is known by a session's cookie, or wants to open a session, and the request lacks `X-Mirrorvm: 1`. Browsers send cookies with every request that any page makes; a page of another origin cannot add this header.",
+        fix "Send `X-Mirrorvm: 1` with every method except GET and HEAD, or use a bearer token, which does not need it.";
     /// A link that opens no session.
     LinkRefused = "link_refused", FORBIDDEN, retry false,
         "The link opens no session",
-        cause "Each link opens one session, within 60 seconds, at the run of the daemon that has made it. This code was used, is too old, was withdrawn, or is none.",
-        fix "Ask for another one with `mirrorvmd open`. If you have not used this one, somebody else has: look at the sessions in `/v1/tokens` and withdraw what is not yours.";
+        cause "Each link opens one session, within 60 seconds, and only while the daemon that made it runs. This code was used already, is too old, was withdrawn, or never existed.",
+        fix "Get another link with `mirrorvmd open`. If you have not used this one, somebody else may have: look at the sessions in `/v1/tokens` and withdraw those that are not yours.";
     /// There is nothing that a browser could open.
     NoNetworkListener = "no_network_listener", CONFLICT, retry false,
         "The daemon serves no address that a browser can open",
-        cause "The daemon listens at Unix sockets alone.",
+        cause "The daemon listens only on Unix sockets.",
         fix "Start it with `--listen tcp:127.0.0.1:8080` (or `tls:`) and try again.";
-    /// Nobody known asks.
+    /// The caller is not known.
     Unauthenticated = "unauthenticated", UNAUTHORIZED, retry false,
         "The caller is not known",
-        cause "The request carries no credentials that this daemon knows: no or an unknown, expired or withdrawn bearer token or session, a client certificate that maps to no role, or a local user that maps to none. A TCP connection says nothing of who calls, on loopback neither.",
+        cause "The request carries no credential that this daemon accepts: its bearer token or session is missing, unknown, expired or withdrawn, and no client certificate or local user maps to a role. A TCP connection does not say who calls, not even on loopback.",
         fix "Send `Authorization: Bearer <token>` with a token from `POST /v1/tokens` or from `admin.token` in the daemon's state directory, connect over the Unix socket as a user or with a certificate that the daemon's configuration maps to a role, or, in a browser, open a session with `mirrorvmd open`. No credential is read from a query. `/v1/whoami` says who you are.";
-    /// The caller may not.
+    /// The caller may not do this.
     Forbidden = "forbidden", FORBIDDEN, retry false,
         "The caller may not do this",
-        cause "The caller's role does not include the operation, or reaches only to resources of its own.",
+        cause "The caller's role does not include the operation, or gives access only to resources of its own.",
         fix "Use credentials with the role that the operation's description names.";
     /// There is no such resource.
     NotFound = "not_found", NOT_FOUND, retry false,
@@ -107,9 +107,9 @@ catalogue! {
     /// The route does not take the method.
     MethodNotAllowed = "method_not_allowed", METHOD_NOT_ALLOWED, retry false,
         "The route does not take this method",
-        cause "The path exists, the method does not apply to it.",
+        cause "The path exists, but not with this method.",
         fix "Use one of the methods in the `Allow` header.";
-    /// No acceptable representation.
+    /// The resource has no representation that the caller accepts.
     NotAcceptable = "not_acceptable", NOT_ACCEPTABLE, retry false,
         "No acceptable representation",
         cause "The `Accept` header rules out every media type that the resource has.",
@@ -132,17 +132,17 @@ catalogue! {
     /// A migration has the guest.
     GuestMigrating = "guest_migrating", CONFLICT, retry true,
         "A migration has the guest",
-        cause "While a migration has not ended, it alone may change the guest.",
+        cause "Until the migration has ended, only it may change the guest.",
         fix "Wait for the migration to end, or cancel it.";
     /// The guest runs on another host now.
     GuestMoved = "guest_moved", CONFLICT, retry false,
         "The guest was handed over to another host",
         cause "A migration succeeded; starting the guest here again would give two copies.",
-        fix "Address the host in the guest's `moved_to`, or delete the guest here.";
+        fix "Use the host named in the guest's `moved_to`, or delete the guest here.";
     /// The guest may be on another host.
     GuestUnconfirmed = "guest_unconfirmed", CONFLICT, retry true,
         "Nobody has confirmed yet that the guest is this host's",
-        cause "The host's state was put back from a backup, or went on with what was left of it: the guest may have moved since. Known peers are being asked.",
+        cause "The host's state was put back from a backup, or the host went on with what was left of it, so the guest may have moved in the meantime. Known peers are being asked.",
         fix "Wait until all known peers have answered; or, where nobody else can have the guest, confirm it with `POST /v1/guests/{guest}/confirm`.";
     /// Something uses the resource.
     InUse = "in_use", CONFLICT, retry true,
@@ -152,24 +152,24 @@ catalogue! {
     /// The id is taken by something else.
     IdTaken = "id_taken", CONFLICT, retry false,
         "Another resource has this id",
-        cause "`PUT` with an id that exists, and with another definition than the resource was made from.",
+        cause "A `PUT` names an id that exists, with a definition that differs from the one that the resource was made from.",
         fix "Choose another id. To change the resource use `PATCH`; to make sure that it exists send the definition that it was made from.";
-    /// The host takes nothing new.
+    /// The host is in maintenance.
     HostInMaintenance = "host_in_maintenance", CONFLICT, retry true,
         "The host is in maintenance",
-        cause "`maintenance` is set on `/v1/host`: guests may leave, none may be defined, started or let in.",
+        cause "`maintenance` is set on `/v1/host`: guests may leave, but none can be defined or started, and no migration is let in.",
         fix "Use another host, or unset `maintenance` with `PATCH /v1/host`.";
     /// The first request with this key has not ended.
     IdempotencyKeyInUse = "idempotency_key_in_use", CONFLICT, retry true,
         "The first request with this key is still running",
         cause "Another request with the same `Idempotency-Key` has not been answered yet.",
         fix "Send it again after `Retry-After` seconds: the answer will be the first request's.";
-    /// START has gone out.
+    /// It is too late to call the migration off.
     PastPointOfNoReturn = "past_point_of_no_return", CONFLICT, retry false,
         "The migration cannot be canceled any more",
         cause "The destination may already run the guest; calling it off here could leave two copies, or none.",
         fix "Wait for the migration to end. `in_doubt` is settled by the destination's token, never by a guess.";
-    /// What follows the cursor is gone.
+    /// The events after a cursor are not kept any more.
     EventCursorExpired = "event_cursor_expired", GONE, retry false,
         "The events after this cursor are not kept any more",
         cause "The cursor is older than the oldest event that is kept, or comes from another daemon's history.",
@@ -178,17 +178,17 @@ catalogue! {
     PreconditionFailed = "precondition_failed", PRECONDITION_FAILED, retry false,
         "The resource has changed",
         cause "`If-Match` does not name the current ETag (the resource's `generation` in quotes).",
-        fix "Read the resource again and decide anew.";
+        fix "Read the resource again, then decide whether the change is still wanted.";
     /// The change must be conditional.
     PreconditionRequired = "precondition_required", PRECONDITION_REQUIRED, retry false,
         "This daemon takes only conditional changes",
         cause "`require_if_match` is set in the daemon's configuration, and the request has no `If-Match`.",
-        fix "Read the resource and send its ETag in `If-Match`; `If-Match: *` where any version will do.";
+        fix "Read the resource and send its ETag in `If-Match`, or `If-Match: *` if any version will do.";
     /// The body is too large.
     PayloadTooLarge = "payload_too_large", PAYLOAD_TOO_LARGE, retry false,
         "The body is too large",
-        cause "Request bodies may have 65536 bytes; contents of helper images 16 MiB.",
-        fix "Send less.";
+        cause "A request body may have at most 65536 bytes; for an address-space plan 1 MiB, for a step of an import 2 MiB, and for the content of a helper image 16 MiB.",
+        fix "Send a shorter body.";
     /// The body is not of a known media type.
     UnsupportedMediaType = "unsupported_media_type", UNSUPPORTED_MEDIA_TYPE, retry false,
         "The body's media type is not supported",
@@ -197,9 +197,9 @@ catalogue! {
     /// The values cannot be used.
     ValidationFailed = "validation_failed", UNPROCESSABLE_ENTITY, retry false,
         "Some values cannot be used",
-        cause "Well-formed, but fields or parameters are missing, unknown, of another type or out of range. `errors` names each.",
+        cause "The request is well formed, but fields or parameters are missing, unknown, of the wrong type or out of range. `errors` names each of them.",
         fix "Correct what `errors` points at.";
-    /// The key came with another request before.
+    /// The key was used for another request before.
     IdempotencyKeyReused = "idempotency_key_reused", UNPROCESSABLE_ENTITY, retry false,
         "The idempotency key belongs to another request",
         cause "The same principal has used this `Idempotency-Key` within 24 hours for a request with another method, path or body.",
@@ -207,8 +207,8 @@ catalogue! {
     /// The bytes are no helper image.
     HelperImageInvalid = "helper_image_invalid", UNPROCESSABLE_ENTITY, retry false,
         "The bytes are not a helper image",
-        cause "The header of the content does not pass the checks. `errors` says which.",
-        fix "Upload an image built for this helper ABI; `/v1/host/capabilities` has the range.";
+        cause "The header of the content fails a check. `errors` says which.",
+        fix "Upload an image built for a helper ABI that this host runs; `/v1/host/capabilities` has the range.";
     /// A helper image's file is damaged.
     HelperImageFailed = "helper_image_failed", CONFLICT, retry false,
         "The helper image cannot be used",
@@ -218,7 +218,7 @@ catalogue! {
     HeadersTooLarge = "headers_too_large", REQUEST_HEADER_FIELDS_TOO_LARGE, retry false,
         "The request's head is too large",
         cause "First line and headers have more than 65536 bytes together, or there are more than 64 headers.",
-        fix "Send fewer and shorter headers; what is large belongs into the body.";
+        fix "Send fewer and shorter headers; put large content into the body.";
     /// The target is too long.
     UriTooLong = "uri_too_long", URI_TOO_LONG, retry false,
         "The request's target is too long",
@@ -227,18 +227,18 @@ catalogue! {
     /// Every connection is used.
     TooManyConnections = "too_many_connections", SERVICE_UNAVAILABLE, retry true,
         "All connections are in use",
-        cause "A request is being answered on every connection that the listener may have (`limits.connections` of the daemon's configuration), or on every one that one address may have. `/livez`, `/readyz` and `/metrics` are answered nevertheless.",
+        cause "Every connection that the listener may have (`limits.connections` of the daemon's configuration), or every one that a single address may have, is busy with a request. `/livez`, `/readyz` and `/metrics` are still answered.",
         fix "Wait for `Retry-After` seconds; use fewer connections, or another listener.";
-    /// Enough callers wait already.
+    /// Too many callers are waiting already.
     TooManyLongPolls = "too_many_long_polls", SERVICE_UNAVAILABLE, retry true,
         "Too many callers wait",
-        cause "As many long polls wait as may (`limits.long_polls` of the daemon's configuration, and at most half of `limits.connections`), or as many of this principal: half of those.",
+        cause "As many long polls are waiting as are allowed (`limits.long_polls` of the daemon's configuration, at most half of `limits.connections`), or this principal has half of them.",
         fix "Wait for `Retry-After` seconds, ask without `wait`, or follow `/v1/events/stream` instead of many resources.";
-    /// Too many requests.
+    /// The principal sends too many requests.
     TooManyRequests = "too_many_requests", TOO_MANY_REQUESTS, retry true,
         "Too many requests",
         cause "The principal has sent more requests than `limits.requests_per_second` of the daemon's configuration allows, or has 8 links to sessions that it has not used yet.",
-        fix "Wait for `Retry-After` seconds; for a minute, or use one of them, where `detail` is about links.";
+        fix "Wait for `Retry-After` seconds. Where `detail` is about links, wait for a minute or use one of them.";
     /// The planner refuses the address space.
     PlanRefused = "plan_refused", UNPROCESSABLE_ENTITY, retry false,
         "The address space cannot be laid out",
@@ -274,7 +274,7 @@ catalogue! {
         "The RAM block cannot be plugged or unplugged",
         cause "The block is plugged elsewhere, the guest runs from it or has not let go of it, or the address overlaps another block.",
         fix "`detail` says which. Resume a paused guest so that it can let go; choose a free address.";
-    /// The host lacks what it takes.
+    /// This host cannot do it.
     CapabilityMissing = "capability_missing", NOT_IMPLEMENTED, retry false,
         "This host cannot do it",
         cause "The hardware, the kernel or a program that the request needs is missing.",
@@ -282,23 +282,23 @@ catalogue! {
     /// The other host would not let the migration in.
     DestinationRefuses = "destination_refuses", CONFLICT, retry true,
         "The destination would not let the migration in",
-        cause "Asked about this migration, the other host has something against it: its name or id is taken there, files or memory are missing, it is in maintenance. `blocked_reasons` has every reason, with the code that the migration would fail with.",
+        cause "The other host was asked and would refuse this migration: for instance because the guest's name or id is taken there, files or memory are missing, or it is in maintenance. `blocked_reasons` has every reason, with the code that the migration would fail with.",
         fix "`POST /v1/migration-checks` says for each reason what would help.";
-    /// The other host does not do its part.
+    /// The other host did not do its part.
     PeerFailed = "peer_failed", BAD_GATEWAY, retry true,
         "The other host did not answer as it should",
         cause "The destination cannot be reached, has another identity than the pinned one, or refuses. `detail` says what.",
         fix "Check the address and identity in `/v1/hosts`, and that the other daemon knows this host and has a peer listener.";
-    /// The other host is silent.
+    /// The other host did not answer.
     PeerTimedOut = "peer_timed_out", GATEWAY_TIMEOUT, retry true,
         "The other host did not answer in time",
-        cause "A connection was there or begun, and nothing came over it in time.",
+        cause "A connection existed or was being made, and nothing came over it in time.",
         fix "Check the network between the hosts; try again.";
     /// Somebody else is at the other host's address.
     PeerNotMirrorvm = "peer_not_mirrorvm", BAD_GATEWAY, retry false,
         "No mirrorvm daemon is at the other host's address",
-        cause "What answers there speaks something else, HTTP or SSH for example; `detail` quotes the first it said.",
-        fix "Correct the address, its port above all: it is the one that the other daemon listens on for peers (`peer_address` of its `/v1/host`), not that of its API.";
+        cause "What answers there speaks another protocol, such as HTTP or SSH; `detail` quotes the beginning of what it said.",
+        fix "Correct the address, and above all its port: it must be the one on which the other daemon listens for peers (`peer_address` of its `/v1/host`), not that of its API.";
     /// The other host's name leads nowhere.
     PeerUnresolved = "peer_unresolved", BAD_GATEWAY, retry true,
         "The other host's name cannot be resolved",
@@ -307,17 +307,17 @@ catalogue! {
     /// A sealed batch was not taken.
     BatchRefused = "batch_refused", UNPROCESSABLE_ENTITY, retry false,
         "The helper does not take the sealed batch",
-        cause "A record does not open (`unsealed`: changed, sealed for another import, taken twice or out of order), is of a page that the helper may not write (`page_refused`) or has written already (`page_repeated`), or the batch is not whole (`incomplete`). The import is over; `errors[0].index` is the record, and the pages before it were written.",
+        cause "A record does not open (`unsealed`: it was changed, sealed for another import, repeated or out of order), it is for a page that the helper may not write (`page_refused`) or has written already (`page_repeated`), or the batch is not complete (`incomplete`). The import is over; `errors[0].index` is the record, and the pages before it were written.",
         fix "Open a new import and export the pages again for it. Give batches in the order in which they were sealed, each once.";
-    /// There is not that much memory.
+    /// There is not enough memory.
     NoMemory = "no_memory", SERVICE_UNAVAILABLE, retry true,
         "There is not enough memory",
-        cause "What is asked for needs more memory than can be given: by the host, by a control group of the daemon's, or in reserved huge pages, less what running guests were promised and have not touched yet. Nothing was changed. `errors[0].what` says what bounds it, `value` how many bytes are needed and `bound` how many there are.",
-        fix "Stop or migrate a guest, raise what bounds it, or define the guest smaller or with another `memory.backing`; then try again.";
+        cause "The request needs more memory than is available from the host, from a control group of the daemon, or in reserved huge pages, after what running guests were promised and have not touched yet. Nothing was changed. `errors[0].what` says what limits it, `value` how many bytes are needed and `bound` how many are available.",
+        fix "Stop or migrate a guest, raise the limit, or define the guest smaller or with another `memory.backing`; then try again.";
     /// The host has run out of something.
     NoResources = "no_resources", SERVICE_UNAVAILABLE, retry true,
         "The host has run out of something",
-        cause "Descriptors, streams or another limited resource is used up.",
+        cause "File descriptors, streams or another limited resource are used up.",
         fix "Free some, or try again later.";
     /// No space is left for the database.
     StorageFull = "storage_full", INSUFFICIENT_STORAGE, retry true,
@@ -342,7 +342,7 @@ catalogue! {
     /// The daemon shuts down.
     ShuttingDown = "shutting_down", SERVICE_UNAVAILABLE, retry true,
         "The daemon shuts down",
-        cause "The daemon was told to end.",
+        cause "The daemon has been told to end.",
         fix "Try again when it runs again.";
     /// The daemon did not answer in time.
     TimedOut = "timed_out", SERVICE_UNAVAILABLE, retry true,

@@ -11,7 +11,7 @@ use axum::http::header;
 use super::{BlockedReason, MAX_SAFE_INTEGER, Problem, ProblemCode, ProblemError};
 use crate::http::precondition::etag;
 
-/// The code of a library error; its status is the catalogue's.
+/// The code of a peer's silence. Its status is in the catalogue.
 fn code_of_silence(silence: &PeerSilence) -> ProblemCode {
     match (silence.code.as_str(), silence.timed_out) {
         ("peer_not_mirrorvm", _) => ProblemCode::PeerNotMirrorvm,
@@ -169,7 +169,7 @@ impl From<Refusal> for ProblemError {
     }
 }
 
-/// What the log gets of an error that has a cause.
+/// What the log says about an error that has a cause.
 fn chain(error: &HostError) -> Option<String> {
     let mut cause = std::error::Error::source(error)?;
     let mut text = error.to_string();

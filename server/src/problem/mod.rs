@@ -19,7 +19,7 @@ pub const PROBLEM_JSON: &str = "application/problem+json";
 /// Largest integer that every JSON reader keeps exact: 2^53 - 1.
 pub const MAX_SAFE_INTEGER: u64 = (1 << 53) - 1;
 
-/// Values at fault that one sentence names; all of them are in the list beside it.
+/// How many values at fault the sentence names. All of them are in the list beside it.
 const NAMED_MAX: usize = 8;
 
 /// One value of the request that cannot be used, or one refusal of the planner.
@@ -29,35 +29,36 @@ pub struct ProblemError {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, example = "/memory/blocks/0/size_bytes")]
     pub pointer: Option<String>,
-    /// Name of the query or path parameter.
+    /// Name of the query or path parameter that is wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, example = "limit")]
     pub parameter: Option<String>,
-    /// Name of the header.
+    /// Name of the header that is wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, example = "if-match")]
     pub header: Option<String>,
-    /// Stable code, `snake_case`; an open list.
+    /// A stable code in `snake_case`. The list is open: new codes may be added.
     #[schema(example = "out_of_range")]
     pub code: String,
-    /// What is wrong, for people.
+    /// What is wrong, in a sentence.
     #[schema(example = "0 is not between 1 and 16")]
     pub detail: String,
-    /// What the offending value is, of a planner's refusal: `shift`, `slot`, ...; of `no_memory` what bounds
-    /// it: `host`, `control_group`, `huge_pages`, `commit_limit`, `address_space`.
+    /// For a refusal of the planner: what the offending value is, such as `shift` or `slot`. For `no_memory`:
+    /// what limits memory, one of `host`, `control_group`, `huge_pages`, `commit_limit`, `address_space`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub what: Option<String>,
-    /// The offending value, of a planner's refusal, or the bytes of memory that are needed; left out above
-    /// 2^53 - 1 (`detail` has it in any case).
+    /// For a refusal of the planner: the offending value. For `no_memory`: how many bytes are needed. Left
+    /// out above 2^53 - 1; `detail` has it in any case.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub value: Option<u64>,
-    /// The bound that it breaks, of a planner's refusal, or the bytes of memory that can be given.
+    /// For a refusal of the planner: the bound that the value breaks. For `no_memory`: how many bytes are
+    /// available.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub bound: Option<u64>,
-    /// Index of the offending slot, block or mapping, of a planner's refusal.
+    /// For a refusal of the planner: index of the offending slot, block or mapping.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub index: Option<u64>,
@@ -78,29 +79,29 @@ impl ProblemError {
         }
     }
 
-    /// About a value of the body.
+    /// An error about a value of the body.
     pub fn at_pointer(pointer: impl Into<String>, code: &str, detail: impl Into<String>) -> Self {
         Self { pointer: Some(pointer.into()), ..Self::bare(code, detail.into()) }
     }
 
-    /// About a parameter.
+    /// An error about a query or path parameter.
     pub fn at_parameter(parameter: impl Into<String>, code: &str, detail: impl Into<String>) -> Self {
         Self { parameter: Some(parameter.into()), ..Self::bare(code, detail.into()) }
     }
 
-    /// About a header.
+    /// An error about a header.
     pub fn at_header(header: &HeaderName, code: &str, detail: impl Into<String>) -> Self {
         Self { header: Some(header.as_str().to_owned()), ..Self::bare(code, detail.into()) }
     }
 }
 
-/// Something that keeps a request from working now.
+/// A reason why a request does not work now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct BlockedReason {
-    /// Stable code, `snake_case`; an open list.
+    /// A stable code in `snake_case`. The list is open: new codes may be added.
     #[schema(example = "migration_active")]
     pub code: String,
-    /// What it is, for people.
+    /// What the reason is, in a sentence.
     pub detail: String,
 }
 
@@ -117,12 +118,13 @@ struct Inner {
     log: Option<String>,
 }
 
-/// A problem on its way out.
+/// A problem, on its way to the caller.
 #[derive(Clone, Debug)]
 pub struct Problem(Box<Inner>);
 
 impl Problem {
-    /// A problem with a sentence for the caller: no host paths, no addresses of this process, no secrets.
+    /// Makes a problem with a sentence for the caller, which must not contain paths of the host, addresses of
+    /// this process, or secrets.
     pub fn new(code: ProblemCode, detail: impl Into<String>) -> Self {
         Self(Box::new(Inner {
             code,
@@ -137,7 +139,7 @@ impl Problem {
         }))
     }
 
-    /// Values of the request that cannot be used.
+    /// Makes a `validation_failed` problem of these errors.
     pub fn validation(errors: Vec<ProblemError>) -> Self {
         let place = |e: &ProblemError| {
             let place = [&e.pointer, &e.parameter, &e.header].into_iter().flatten().next();
@@ -158,7 +160,7 @@ impl Problem {
         problem
     }
 
-    /// Its code.
+    /// The code of the problem.
     pub fn code(&self) -> ProblemCode {
         self.0.code
     }
@@ -168,36 +170,36 @@ impl Problem {
         &self.0.errors
     }
 
-    /// The same with a response header.
+    /// Adds a response header.
     pub fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.0.headers.push((name, value));
         self
     }
 
-    /// The same with the oldest and the newest place in the events.
+    /// Adds the oldest and the newest place in the events.
     pub fn with_cursors(mut self, oldest: String, latest: String) -> Self {
         self.0.cursors = Some((oldest, latest));
         self
     }
 
-    /// The same with values at fault.
+    /// Adds values at fault.
     pub fn with_errors(mut self, errors: Vec<ProblemError>) -> Self {
         self.0.errors = errors;
         self
     }
 
-    /// The same with something for the log that the caller does not see.
+    /// Adds a text for the log, which the caller does not see.
     pub fn with_log(mut self, log: impl Into<String>) -> Self {
         self.0.log = Some(log.into());
         self
     }
 
-    /// What the log should say and the caller should not see.
+    /// What the log should say and the caller must not see.
     pub fn log(&self) -> Option<&str> {
         self.0.log.as_deref()
     }
 
-    /// The response, for the request `request_id` on path `instance`.
+    /// Renders the response, for the request `request_id` on path `instance`.
     pub fn render(&self, instance: &str, request_id: &str) -> Response {
         let code = self.0.code;
         let body = ProblemBody {
@@ -231,7 +233,7 @@ impl Problem {
 }
 
 impl IntoResponse for Problem {
-    /// Hands the problem to the outermost middleware, which renders it.
+    /// Hands the problem on to the outermost middleware, which renders it.
     fn into_response(self) -> Response {
         let mut response = self.0.code.status().into_response();
         response.extensions_mut().insert(self);
@@ -239,50 +241,50 @@ impl IntoResponse for Problem {
     }
 }
 
-/// A problem as RFC 9457 has it, with the members that this API adds.
+/// A problem as RFC 9457 defines it, with the members that this API adds.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Problem, title = "Problem")]
 pub struct ProblemBody<'a> {
-    /// Page that explains the problem: `/v1/problems/<code>`.
+    /// Address of the page that explains the problem: `/v1/problems/<code>`.
     #[serde(rename = "type")]
     #[schema(format = "uri-reference", example = "/v1/problems/not_found")]
     pub kind: String,
-    /// Short name for people.
+    /// Short name of the problem.
     #[schema(example = "No such resource")]
     pub title: &'a str,
-    /// The HTTP status.
+    /// HTTP status of the answer.
     #[schema(example = 404, minimum = 400, maximum = 599)]
     pub status: u16,
-    /// What happened, for people. Programs go by `code`.
+    /// What happened, in a sentence. Programs should go by `code`.
     #[schema(example = "there is no guest \"g1\"")]
     pub detail: &'a str,
     /// Path of the request.
     #[schema(format = "uri-reference", example = "/v1/guests/g1")]
     pub instance: &'a str,
-    /// What happened, for programs.
+    /// Stable code of the problem, for programs.
     pub code: ProblemCode,
     /// The request's id, as in the `x-request-id` header and the daemon's log.
     #[schema(example = "0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11")]
     pub request_id: &'a str,
-    /// Whether the same request may work later.
+    /// Whether the same request may succeed later.
     pub retryable: bool,
-    /// The values at fault, one entry each; empty when the problem is not about values.
+    /// The values at fault. Empty when the problem is not about values.
     pub errors: &'a [ProblemError],
-    /// What keeps the request from working now; often empty.
+    /// The reasons why the request does not work now. Often empty.
     pub blocked_reasons: &'a [BlockedReason],
-    /// The oldest place in the events that can be continued from, with `event_cursor_expired`.
+    /// With `event_cursor_expired`: the oldest place in the events that can be continued from.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, example = "8f1c0a7d5be2460c-1")]
     pub oldest: Option<&'a str>,
-    /// The newest event's place, with `event_cursor_expired`.
+    /// With `event_cursor_expired`: the place of the newest event.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, example = "8f1c0a7d5be2460c-42")]
     pub latest: Option<&'a str>,
-    /// State of the resource, with `state_conflict`.
+    /// With `state_conflict`: state of the resource.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, example = "stopped")]
     pub current_state: Option<&'a str>,
-    /// States in which the action works, with `state_conflict`.
+    /// With `state_conflict`: the states in which the action works.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, value_type = Option<Vec<String>>, example = json!(["running", "paused"]))]
     pub allowed_states: Option<&'a [&'static str]>,

@@ -31,8 +31,8 @@ const PATH: &str = "/v1/tokens";
 
 /// Get who you are
 ///
-/// The caller as the daemon knows it: by the local user behind a Unix socket, a client certificate, a bearer
-/// token, or the session of a browser.
+/// The caller as the daemon recognized it: by the local user behind a Unix socket, a client certificate, a
+/// bearer token, or the session of a browser.
 #[utoipa::path(get, path = "/v1/whoami", operation_id = "whoami_get", tag = "access",
     responses((status = 200, description = "The caller", body = Whoami)))]
 pub async fn whoami(Extension(caller): Extension<Caller>) -> Json<Whoami> {
@@ -41,7 +41,7 @@ pub async fn whoami(Extension(caller): Extension<Caller>) -> Json<Whoami> {
 
 /// List the bearer tokens and sessions
 ///
-/// Those that are good, without their secrets.
+/// Those that are good now, without their secrets.
 #[utoipa::path(get, path = "/v1/tokens", operation_id = "token_list", tag = "access", params(SortParams, PageParams),
     responses((status = 200, description = "A page of tokens", body = TokenList)))]
 pub async fn list_tokens(State(state): State<AppState>, query: Query) -> Result<Response, Problem> {
@@ -59,7 +59,7 @@ pub async fn list_tokens(State(state): State<AppState>, query: Query) -> Result<
 
 /// Make a bearer token
 ///
-/// The answer has the secret, once: it is kept as a hash alone.
+/// The secret is only in this answer: the daemon keeps nothing but its hash.
 #[utoipa::path(post, path = "/v1/tokens", operation_id = "token_create", tag = "access",
     request_body = TokenCreate, params(DryRunParam, IdempotencyKeyParam),
     responses(
@@ -113,8 +113,8 @@ pub async fn create_token(
 
 /// Withdraw a bearer token or a session
 ///
-/// It is refused from now on, and what is being read with it ends: long polls, streams. A link whose session
-/// is not open yet is withdrawn by the id that it was made with.
+/// It is refused from now on, and long polls and event streams that were opened with it end. A link whose
+/// session has not been opened yet is withdrawn by the id that the link was made with.
 #[utoipa::path(delete, path = "/v1/tokens/{token}", operation_id = "token_delete", tag = "access",
     params(("token" = String, Path, description = "Id of the token"), DryRunParam),
     responses(
@@ -139,9 +139,9 @@ pub async fn delete_token(
 
 /// List the audit log
 ///
-/// Every change that was asked for, the newest first, refused ones included. An entry is stored before the
-/// change begins, its outcome together with the change; an entry without an outcome is of a change that goes
-/// on, or over which the daemon ended.
+/// Every change that was asked for, the newest first, including refused ones. An entry is stored before the
+/// change begins, and its outcome together with the change. An entry without an outcome belongs to a change
+/// that is still going on, or over which the daemon ended.
 #[utoipa::path(get, path = "/v1/audit-log", operation_id = "audit_log_list", tag = "access",
     params(
         ("before" = Option<u64>, Query, description = "Only entries before this number", minimum = 1),

@@ -8,7 +8,7 @@ use crate::http::change::Change;
 use crate::http::precondition::etag;
 use crate::problem::{Problem, ProblemCode, ProblemError};
 
-/// The id of a resource that a caller chose.
+/// Reads the id that a caller chose for a new resource.
 pub(super) fn new_id(key: &str) -> Result<Uuid, Problem> {
     let id = Uuid::try_parse(key).ok().filter(|id| !id.is_nil() && !id.is_max());
     id.ok_or_else(|| {
@@ -17,7 +17,7 @@ pub(super) fn new_id(key: &str) -> Result<Uuid, Problem> {
     })
 }
 
-/// A `PUT` of something that is there, at `generation`.
+/// Checks a `PUT` of a resource that exists, at `generation`.
 pub(super) fn check_put(change: &Change, kind: &'static str, generation: u64) -> Result<(), Problem> {
     if change.only_new {
         let detail = format!("the {kind} is there already, at \"{generation}\"");
@@ -27,7 +27,7 @@ pub(super) fn check_put(change: &Change, kind: &'static str, generation: u64) ->
     change.expected.check(kind, generation).map_err(Problem::from)
 }
 
-/// A `PUT` of something that is not there: a condition on its version cannot hold.
+/// Refuses a condition on the version of a resource that a `PUT` did not find.
 pub(super) fn must_be_there(change: &Change, kind: &'static str) -> Result<(), Problem> {
     if change.conditional {
         return Err(HostError::NotFound { kind, key: "of this id".into() }.into());
@@ -35,66 +35,67 @@ pub(super) fn must_be_there(change: &Change, kind: &'static str) -> Result<(), P
     Ok(())
 }
 
-/// Which page of a list.
+/// Parameters of a page of a list.
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "documentation of parameters that `http::query` reads")]
 pub(super) struct PageParams {
-    /// Most items of the page.
+    /// How many items the page may have.
     #[param(minimum = 1, maximum = 1000, default = 100)]
     limit: Option<u32>,
-    /// `next_page_token` of the page before, with the same filters.
+    /// `next_page_token` of the page before. Send the same filters with it.
     page_token: Option<String>,
 }
 
-/// A long poll.
+/// Parameters of a long poll.
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "documentation of parameters that `http::query` reads")]
 pub(super) struct WaitParams {
-    /// With `If-None-Match`: how long to wait for a change, 0 to 60 seconds with the unit. 304 when there was
-    /// none.
+    /// With `If-None-Match`: how long to wait for a change, from `0s` to `60s`. The answer is 304 when there
+    /// was none.
     #[param(pattern = "^([0-9]|[1-5][0-9]|60)s$", example = "30s")]
     wait: Option<String>,
 }
 
-/// A conditional read.
+/// Headers of a conditional read.
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Header)]
 #[expect(dead_code, reason = "documentation of headers that `http::precondition` reads")]
 pub(super) struct IfNoneMatchParam {
-    /// ETag that the caller has; 304 when it is still the resource's.
+    /// The ETag that you have. The answer is 304 when the resource still has it.
     #[param(rename = "If-None-Match", example = "\"3\"")]
     if_none_match: Option<String>,
 }
 
-/// A conditional change.
+/// Headers of a conditional change.
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Header)]
 #[expect(dead_code, reason = "documentation of headers that `http::precondition` reads")]
 pub(super) struct IfMatchParam {
-    /// ETag that the resource must have; 412 when it has another.
+    /// The ETag that the resource must have. The answer is 412 when it has another one.
     #[param(rename = "If-Match", example = "\"3\"")]
     if_match: Option<String>,
 }
 
-/// A look instead of a change.
+/// Parameters of a dry run.
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "documentation of parameters that `http::change` reads")]
 pub(super) struct DryRunParam {
-    /// `true`: check everything, change nothing, and answer 200 with what would be, `preview` included.
+    /// `true`: check everything, change nothing, and answer 200 with the resource that would result and a
+    /// `preview`.
     #[param(default = false)]
     dry_run: Option<bool>,
 }
 
-/// A request that takes effect once.
+/// Headers of a request that takes effect only once.
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Header)]
 #[expect(dead_code, reason = "documentation of headers that `http::idempotency` reads")]
 pub(super) struct IdempotencyKeyParam {
-    /// A key of the caller's, 1 to 255 printable ASCII characters: the same request with the same key within
-    /// 24 hours is answered as the first one was, with `Idempotency-Replayed: true`
+    /// A key of your choice, 1 to 255 printable ASCII characters. When the same request comes again with the
+    /// same key within 24 hours, it gets the answer of the first, with `Idempotency-Replayed: true`
     /// (draft-ietf-httpapi-idempotency-key-header-07).
     #[param(
         rename = "Idempotency-Key",
@@ -106,57 +107,57 @@ pub(super) struct IdempotencyKeyParam {
     idempotency_key: Option<String>,
 }
 
-/// A creation that finds nothing there.
+/// Headers of a creation that must find nothing there.
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Header)]
 #[expect(dead_code, reason = "documentation of headers that `http::precondition` reads")]
 pub(super) struct CreateOnlyParam {
-    /// `*`: 412 when the resource is there already.
+    /// `*`: the answer is 412 when the resource exists already.
     #[param(rename = "If-None-Match", example = "*")]
     if_none_match: Option<String>,
 }
 
-/// A preference.
+/// Headers that say how long the caller prefers to wait.
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Header)]
 #[expect(dead_code, reason = "documentation of headers that `http::wait` reads")]
 pub(super) struct PreferParam {
-    /// `wait=N`: answer when the migration has ended, or after N seconds, at most 60.
+    /// `wait=N`: answer when the migration has ended, or after N seconds (at most 60).
     #[param(rename = "Prefer", example = "wait=10")]
     prefer: Option<String>,
 }
 
-/// Label selectors.
+/// Parameters that select by label.
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "documentation of parameters that `http::query` reads")]
 pub(super) struct LabelParams {
-    /// Only those with this label, as `KEY=VALUE` or `KEY`; may be repeated, all must hold.
+    /// Only resources with this label, as `KEY=VALUE` or `KEY`. May be repeated: all must hold.
     #[param(example = json!(["rack=r1"]))]
     label: Option<Vec<String>>,
 }
 
-/// The order of things with names.
+/// Parameters that order resources with names.
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "documentation of parameters that `http::query` reads")]
 pub(super) struct NamedSortParams {
-    /// The order: by creation or by name, with a minus the other way round.
+    /// Order by creation or by name. A minus in front reverses it.
     #[param(inline, default = "created_at")]
     sort_by: Option<NamedSort>,
 }
 
-/// The order of things without names.
+/// Parameters that order resources without names.
 #[derive(Debug, IntoParams)]
 #[into_params(parameter_in = Query)]
 #[expect(dead_code, reason = "documentation of parameters that `http::query` reads")]
 pub(super) struct SortParams {
-    /// The order: by creation, with a minus the other way round.
+    /// Order by creation. A minus in front reverses it.
     #[param(inline, default = "created_at")]
     sort_by: Option<Sort>,
 }
 
-/// Orders of things with names.
+/// The orders of resources with names.
 #[derive(Debug, serde::Serialize, utoipa::ToSchema)]
 #[expect(dead_code, reason = "documentation of parameters that `http::query` reads")]
 enum NamedSort {
@@ -170,7 +171,7 @@ enum NamedSort {
     NameDescending,
 }
 
-/// Orders of things without names.
+/// The orders of resources without names.
 #[derive(Debug, serde::Serialize, utoipa::ToSchema)]
 #[expect(dead_code, reason = "documentation of parameters that `http::query` reads")]
 enum Sort {

@@ -14,8 +14,8 @@ use crate::problem::{Problem, ProblemCode};
 use crate::state::AppState;
 
 const DOCUMENT: &str = "/v1/openapi.json";
-/// Where the page's script makes Swagger UI, and the same with our header on whatever the page sends: a
-/// change by session needs it, and nothing else minds it.
+/// Where the page's script makes Swagger UI, and the same with our header added to whatever the page sends.
+/// Changes by session need that header, and nothing else is disturbed by it.
 const MAKES_PAGE: (&str, &str) = (
     "SwaggerUIBundle({",
     "SwaggerUIBundle({\n    requestInterceptor: (r) => { r.headers[\"X-Mirrorvm\"] = \"1\"; return r; },",
@@ -33,8 +33,8 @@ pub async fn document(State(state): State<AppState>) -> Response {
 
 /// The OpenAPI document in version 3.0.3
 ///
-/// Derived from `/v1/openapi.json` for tools that know no newer version: no `mutualTLS`, problems as
-/// `application/json`, one success response each.
+/// Derived from `/v1/openapi.json` for tools that know no newer version: without `mutualTLS`, with problems
+/// as `application/json` and one success response for each operation.
 #[utoipa::path(get, path = "/v1/openapi-3.0.json", operation_id = "openapi_3_0_get", tag = "daemon",
     responses((status = 200, description = "The document", body = serde_json::Value)))]
 pub async fn document_3_0(State(state): State<AppState>) -> Response {
@@ -44,7 +44,8 @@ pub async fn document_3_0(State(state): State<AppState>) -> Response {
 
 /// The documentation page
 ///
-/// Redirects to `/docs/`: the document in Swagger UI, served from the daemon alone.
+/// Redirects to `/docs/`, which shows the document in Swagger UI. Everything on it is served by the daemon
+/// itself.
 #[utoipa::path(get, path = "/docs", operation_id = "openapi_docs", tag = "daemon",
     responses((status = 308, description = "The page is at `/docs/`",
         headers(("Location" = String, description = "`/docs/`")))))]
@@ -52,7 +53,7 @@ pub async fn page() -> Redirect {
     Redirect::permanent("/docs/")
 }
 
-/// The page's own files: no part of the API.
+/// The page's own files, which are no part of the API.
 pub fn assets() -> Router<AppState> {
     let config =
         Config::from(DOCUMENT).validator_url("none").try_it_out_enabled(true).display_operation_id(true);

@@ -25,15 +25,15 @@ use crate::http::wait;
 use crate::problem::{Problem, ProblemCode, ProblemError};
 use crate::state::AppState;
 
-/// Time between bookmarks of a quiet stream.
+/// How long a stream stays quiet before it sends a bookmark.
 const BOOKMARK: Duration = Duration::from_secs(15);
 /// Events that a stream takes from the log at a time.
 const BATCH: usize = 256;
-/// Most values of a repeatable filter.
+/// How many values a repeatable filter may have.
 const FILTERS_MAX: usize = 32;
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
-/// Why there are no events, as a problem.
+/// Turns the reason why there are no events into a problem.
 pub(super) fn expired(e: EventsError) -> Problem {
     match e {
         EventsError::Expired { oldest, latest } => {
@@ -75,9 +75,9 @@ fn filter(parameters: &mut Parameters) -> EventFilter {
 
 /// List events
 ///
-/// In order, the oldest first. `after` continues where the last page ended (its `next_cursor`); with `wait`
-/// the answer comes as soon as there is something. A cursor whose followers are not kept any more is the
-/// problem `event_cursor_expired`.
+/// In order, the oldest first. `after` continues where the last page ended (its `next_cursor`). With `wait`
+/// the answer comes as soon as there is an event. The problem `event_cursor_expired` means that the events
+/// after a cursor are not kept any more.
 #[utoipa::path(get, path = "/v1/events", operation_id = "event_list", tag = "events",
     params(
         ("after" = Option<String>, Query, description = "Only events after this one; absent: from the oldest that is kept"),
@@ -133,10 +133,10 @@ pub async fn list(
 
 /// Follow events
 ///
-/// Server-sent events: `id` is the event's, `event` its type, `data` the event as JSON. It begins after
-/// `Last-Event-ID` or `after`, and without either with what happens from now on. `event: bookmark` every 15
-/// seconds has an id to continue from, `event: closing` comes before the daemon ends. A reader that takes
-/// nothing for long is disconnected; nothing is ever left out.
+/// Server-sent events: `id` is the event's id, `event` its type, and `data` the event as JSON. The stream
+/// begins after `Last-Event-ID` or `after`, and without either with what happens from now on. Every 15
+/// seconds `event: bookmark` gives an id to continue from, and `event: closing` comes before the daemon ends.
+/// A reader that takes nothing for long is disconnected. No event is ever left out.
 #[utoipa::path(get, path = "/v1/events/stream", operation_id = "event_stream", tag = "events",
     params(
         ("after" = Option<String>, Query, description = "Only events after this one"),
@@ -202,7 +202,7 @@ async fn closed(closing: &mut watch::Receiver<bool>) {
     let _ = closing.wait_for(|closing| *closing).await;
 }
 
-/// One reader's stream.
+/// The stream of one reader, and where it stands.
 struct Follow {
     state: AppState,
     filter: EventFilter,

@@ -30,11 +30,11 @@ use crate::problem::{MAX_SAFE_INTEGER, Problem};
 use crate::state::AppState;
 
 const PATH: &str = "/v1/guests";
-/// Bytes of console output when the caller does not say, and at most.
+/// How many bytes of console output are sent when the caller does not say, and at most.
 const CONSOLE_DEFAULT: usize = 64 << 10;
 const CONSOLE_MAX: usize = 1 << 20;
 
-/// About what a guest takes as JSON: what room the answer of a list starts with.
+/// About how many bytes a guest takes as JSON, which decides how much room the answer of a list begins with.
 const GUEST_BYTES: usize = 768;
 
 /// States by name, for filters.
@@ -51,7 +51,7 @@ const STATES: [(&str, GuestState); 8] = [
 
 /// List the guests
 ///
-/// Guests of this host.
+/// The guests of this host.
 #[utoipa::path(get, path = "/v1/guests", operation_id = "guest_list", tag = "guests",
     params(
         ("state" = Option<Vec<String>>, Query, description = "Only those in one of these states; may be repeated"),
@@ -91,7 +91,7 @@ fn previewed(record: GuestRecord, warnings: Vec<Warning>) -> Response {
 
 /// Define a guest
 ///
-/// It is `stopped` until it is started.
+/// The guest is `stopped` until it is started.
 #[utoipa::path(post, path = "/v1/guests", operation_id = "guest_create", tag = "guests", request_body = GuestCreate,
     params(DryRunParam, IdempotencyKeyParam),
     responses(
@@ -125,8 +125,9 @@ pub async fn create(
 
 /// Define a guest under an id of your choice
 ///
-/// Makes the guest, or finds it: the same definition again answers 200 and changes nothing, another one is
-/// refused with `id_taken`. With `If-None-Match: *` a guest that is there already is refused with 412.
+/// Makes the guest, or finds it. Sending the same definition again is answered with 200 and changes nothing;
+/// another definition is refused with `id_taken`. With `If-None-Match: *` a guest that exists already is
+/// refused with 412.
 #[utoipa::path(put, path = "/v1/guests/{guest}", operation_id = "guest_put", tag = "guests", request_body = GuestCreate,
     params(("guest" = Uuid, Path, description = "Id of the guest, a UUID"), DryRunParam, CreateOnlyParam, IfMatchParam),
     responses(
@@ -183,8 +184,9 @@ pub async fn get(
 
 /// Change a guest
 ///
-/// A JSON merge patch of its labels; works in every state. Labels go along with a migration. They cannot
-/// change from the moment at which the guest's state leaves for the destination to the migration's end.
+/// A JSON merge patch of its labels. It works in every state. Labels move along with a migration: they cannot
+/// change from the moment at which the guest's state leaves for the destination until the migration has
+/// ended.
 #[utoipa::path(patch, path = "/v1/guests/{guest}", operation_id = "guest_update", tag = "guests",
     request_body(content = GuestUpdate, content_type = "application/merge-patch+json"),
     params(("guest" = String, Path, description = "Id or name of the guest", example = "g1"), DryRunParam, IfMatchParam),
@@ -208,7 +210,7 @@ pub async fn update(
 
 /// Undefine a guest
 ///
-/// Only a stopped or failed one.
+/// The guest must be stopped or failed.
 #[utoipa::path(delete, path = "/v1/guests/{guest}", operation_id = "guest_delete", tag = "guests",
     params(("guest" = String, Path, description = "Id or name of the guest", example = "g1"), DryRunParam, IfMatchParam),
     responses(
@@ -250,7 +252,7 @@ async fn act(
 
 /// Start a guest
 ///
-/// `stopped` to `running`. Starting a running guest changes nothing.
+/// From `stopped` to `running`. Starting a running guest changes nothing.
 #[utoipa::path(post, path = "/v1/guests/{guest}/start", operation_id = "guest_start", tag = "guests",
     params(("guest" = String, Path, description = "Id or name of the guest", example = "g1"),
         DryRunParam, IdempotencyKeyParam, IfMatchParam),
@@ -268,8 +270,8 @@ pub async fn start(
 
 /// Pause a guest
 ///
-/// `running` to `paused`. Its memory stays, and its clock stands still: a guest that is resumed is behind by
-/// as long as it was paused until it sets its clock (as by NTP).
+/// From `running` to `paused`. The guest keeps its memory, and its clock stands still: after it is resumed,
+/// its clock is behind by the length of the pause until the guest sets it, for instance by NTP.
 #[utoipa::path(post, path = "/v1/guests/{guest}/pause", operation_id = "guest_pause", tag = "guests",
     params(("guest" = String, Path, description = "Id or name of the guest", example = "g1"),
         DryRunParam, IdempotencyKeyParam, IfMatchParam),
@@ -287,7 +289,7 @@ pub async fn pause(
 
 /// Resume a guest
 ///
-/// `paused` to `running`.
+/// From `paused` to `running`.
 #[utoipa::path(post, path = "/v1/guests/{guest}/resume", operation_id = "guest_resume", tag = "guests",
     params(("guest" = String, Path, description = "Id or name of the guest", example = "g1"),
         DryRunParam, IdempotencyKeyParam, IfMatchParam),
@@ -305,7 +307,7 @@ pub async fn resume(
 
 /// Stop a guest
 ///
-/// Any state to `stopped`. Its memory is gone.
+/// From any state to `stopped`. The content of its memory is lost.
 #[utoipa::path(post, path = "/v1/guests/{guest}/stop", operation_id = "guest_stop", tag = "guests",
     params(("guest" = String, Path, description = "Id or name of the guest", example = "g1"),
         DryRunParam, IdempotencyKeyParam, IfMatchParam),
@@ -323,9 +325,9 @@ pub async fn stop(
 
 /// Confirm a guest
 ///
-/// Says that an `unconfirmed` guest is this host's, without waiting for the peers that have not answered: for
-/// a host whose state was put back from a backup. If another host has the guest, there are two of it
-/// afterwards. The audit log keeps who said so.
+/// Says that an `unconfirmed` guest belongs to this host, without waiting for peers that have not answered.
+/// It is meant for hosts whose state was put back from a backup. If another host has the guest, it will exist
+/// twice. The audit log keeps who said so.
 #[utoipa::path(post, path = "/v1/guests/{guest}/confirm", operation_id = "guest_confirm", tag = "guests",
     request_body = GuestConfirm,
     params(("guest" = String, Path, description = "Id or name of the guest", example = "g1"),
@@ -350,8 +352,8 @@ pub async fn confirm(
 
 /// Get console output
 ///
-/// Serial output from a byte offset: JSON, or the raw bytes with `Accept: text/plain` and the offsets in the
-/// `x-console-offset`, `x-console-next-offset` and `x-console-end-offset` headers.
+/// Serial output from a byte offset on: as JSON, or with `Accept: text/plain` as raw bytes, with the offsets
+/// in the headers `x-console-offset`, `x-console-next-offset` and `x-console-end-offset`.
 #[utoipa::path(get, path = "/v1/guests/{guest}/console", operation_id = "guest_console_get", tag = "guests",
     params(
         ("guest" = String, Path, description = "Id or name of the guest", example = "g1"),
@@ -388,7 +390,7 @@ pub async fn console(
 
 /// Get a guest's counters
 ///
-/// vCPUs, console and memory, as they are now.
+/// Counters of vCPUs, console and memory, as they are now.
 #[utoipa::path(get, path = "/v1/guests/{guest}/stats", operation_id = "guest_stats_get", tag = "guests",
     params(("guest" = String, Path, description = "Id or name of the guest", example = "g1")),
     responses((status = 200, description = "The counters", body = GuestStats)))]
@@ -401,8 +403,8 @@ pub async fn stats(
 
 /// Plan an address space
 ///
-/// What a mirror of the guest would look like under a strategy. Changes nothing. When the strategy does not
-/// work for the guest, the problem `plan_refused` has every refusal.
+/// Shows what a mirror of the guest would look like under a strategy, and changes nothing. When the strategy
+/// does not work for the guest, the problem `plan_refused` lists every refusal.
 #[utoipa::path(post, path = "/v1/guests/{guest}/address-space-plans",
     operation_id = "address_space_plan_create", tag = "guests",
     params(("guest" = String, Path, description = "Id or name of the guest", example = "g1"), IdempotencyKeyParam),

@@ -17,7 +17,7 @@ use crate::state::AppState;
 
 /// Whether the daemon lives
 ///
-/// Answers as long as the process does.
+/// Answers as long as the process runs.
 #[utoipa::path(get, path = "/livez", operation_id = "health_live", tag = "daemon",
     responses((status = 200, description = "It lives", body = String, content_type = "text/plain", example = "ok")))]
 pub async fn live() -> &'static str {
@@ -26,9 +26,9 @@ pub async fn live() -> &'static str {
 
 /// Whether the daemon is ready
 ///
-/// 200 once the state directory is open and reconciled, until the daemon is told to end, and while its
-/// database takes what is to be stored; a problem that says what is the matter otherwise. With `verbose`, one
-/// line for each part that must work.
+/// 200 from the time when the state directory is open and reconciled until the daemon is told to end, as long
+/// as its database accepts writes. Otherwise a problem that says what is the matter. With `verbose` the
+/// answer has one line for each part that must work.
 #[utoipa::path(get, path = "/readyz", operation_id = "health_ready", tag = "daemon",
     params(("verbose" = Option<bool>, Query, description = "One line for each part: `true` or `false`")),
     responses((status = 200, description = "It is ready", body = String, content_type = "text/plain", example = "ok")))]
@@ -59,7 +59,7 @@ pub async fn ready(State(state): State<AppState>, query: Query) -> Result<String
     Ok(format!("[+] database {storage}\n[+] kvm {kvm}\n[+] qemu {qemu}\n[+] peer listener {peers}\nok\n"))
 }
 
-/// The database takes nothing.
+/// The problem that says that the database accepts no writes.
 fn not_written(trouble: Trouble, since: Duration, owed: usize) -> Problem {
     let (code, what) = match trouble {
         Trouble::Full => {
@@ -93,7 +93,7 @@ pub async fn metrics(State(state): State<AppState>) -> Result<Response, Problem>
 
 /// Version of API and daemon
 ///
-/// `features` names what this build has; clients test for names, not for versions.
+/// `features` names what this build can do. Clients test for names, not for versions.
 #[utoipa::path(get, path = "/v1/version", operation_id = "version_get", tag = "daemon",
     responses((status = 200, description = "The version", body = Version)))]
 pub async fn version(State(state): State<AppState>) -> Json<Version> {

@@ -45,8 +45,8 @@ pub async fn list(State(state): State<AppState>, query: Query) -> Result<Respons
 
 /// Make a helper image
 ///
-/// It is `empty` until it gets its content, which is checked before it is kept. A mirror that names it runs
-/// it.
+/// The image is `empty` until its content is uploaded, which is checked before it is kept. Mirrors run it
+/// when they are made with its name.
 #[utoipa::path(post, path = "/v1/helper-images", operation_id = "helper_image_create", tag = "helper-images",
     request_body = HelperImageCreate, params(DryRunParam, IdempotencyKeyParam),
     responses(
@@ -91,8 +91,8 @@ pub async fn get(
 
 /// Upload a helper image's content
 ///
-/// Once; the same bytes again change nothing, or put the file of a `failed` image right. They are checked
-/// before anything is kept, 16 MiB at most.
+/// The content can be set once. Uploading the same bytes again changes nothing, or repairs the file of a
+/// `failed` image. They are checked before anything is kept, and may have 16 MiB.
 #[utoipa::path(put, path = "/v1/helper-images/{image}/content", operation_id = "helper_image_content_put",
     tag = "helper-images",
     request_body(content = Vec<u8>, content_type = "application/octet-stream", description = "The file"),
@@ -130,7 +130,7 @@ pub async fn put_content(
 
 /// Remove a helper image
 ///
-/// Not the built-in one.
+/// The built-in one cannot be removed.
 #[utoipa::path(delete, path = "/v1/helper-images/{image}", operation_id = "helper_image_delete", tag = "helper-images",
     params(
         ("image" = String, Path, description = "Id or name of the image", example = "helper-2"),

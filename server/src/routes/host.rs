@@ -24,7 +24,7 @@ fn body(host: &mirrorvm::host::Host, settings: HostSettings) -> Host {
 
 /// Get this host
 ///
-/// What the host is, its identity on the peer link, what it has to do, and what is set of it.
+/// What the host is, its identity on the peer link, how much it has to do, and its settings.
 #[utoipa::path(get, path = "/v1/host", operation_id = "host_get", tag = "host", params(IfNoneMatchParam),
     responses((status = 200, description = "The host", body = Host)))]
 pub async fn get(State(state): State<AppState>, headers: HeaderMap) -> Result<Response, Problem> {
@@ -37,7 +37,7 @@ pub async fn get(State(state): State<AppState>, headers: HeaderMap) -> Result<Re
 
 /// Change this host
 ///
-/// A JSON merge patch of its labels, of `maintenance` and of `migration_slots`.
+/// A JSON merge patch of `labels`, `maintenance` and `migration_slots`.
 #[utoipa::path(patch, path = "/v1/host", operation_id = "host_update", tag = "host",
     request_body(content = HostUpdate, content_type = "application/merge-patch+json"),
     params(DryRunParam, IfMatchParam),
@@ -61,7 +61,7 @@ pub async fn update(
 
 /// Get what this host can do
 ///
-/// Drivers, KVM, limits, strategies; `missing` says what the host lacks and what would help.
+/// Drivers, KVM, limits and strategies. `missing` says what the host lacks and what would help.
 #[utoipa::path(get, path = "/v1/host/capabilities", operation_id = "host_capabilities_get", tag = "host",
     responses((status = 200, description = "The capabilities", body = HostCapabilities)))]
 pub async fn capabilities(State(state): State<AppState>) -> Result<Json<HostCapabilities>, Problem> {
@@ -70,7 +70,7 @@ pub async fn capabilities(State(state): State<AppState>) -> Result<Json<HostCapa
 
 /// List the address-space strategies
 ///
-/// Each with what it lays open, what it cannot reach and whether this host executes it.
+/// Each with what it exposes, what it cannot reach, and whether this host can execute it.
 #[utoipa::path(get, path = "/v1/strategies", operation_id = "strategy_list", tag = "strategies",
     responses((status = 200, description = "The strategies", body = StrategyList)))]
 pub async fn strategies(State(state): State<AppState>) -> Result<Json<StrategyList>, Problem> {
@@ -79,7 +79,7 @@ pub async fn strategies(State(state): State<AppState>) -> Result<Json<StrategyLi
 
 /// Get an address-space strategy
 ///
-/// What it lays open, what it cannot reach and whether this host executes it.
+/// What it exposes, what it cannot reach, and whether this host can execute it.
 #[utoipa::path(get, path = "/v1/strategies/{kind}", operation_id = "strategy_get", tag = "strategies",
     params(("kind" = String, Path, description = "Name of the strategy", example = "shifted")),
     responses((status = 200, description = "The strategy", body = StrategyInfo)))]

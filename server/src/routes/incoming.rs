@@ -15,10 +15,10 @@ use crate::http::respond;
 use crate::problem::Problem;
 use crate::state::AppState;
 
-/// Give leave for an incoming migration
+/// Issue a ticket for an incoming migration
 ///
-/// A ticket lets one migration in from a host that is not known here, once, until it expires. Its text goes
-/// to the source as `destination`; the migration has the ticket's id at both hosts.
+/// A ticket lets in one migration from a host that is not registered here, once, until it expires. Its text
+/// goes to the source as `destination`. The migration has the ticket's id on both hosts.
 #[utoipa::path(post, path = "/v1/incoming-migrations", operation_id = "incoming_migration_create", tag = "migrations",
     request_body = IncomingMigrationCreate, params(DryRunParam, IdempotencyKeyParam),
     responses(

@@ -33,7 +33,7 @@ use crate::state::AppState;
 
 pub(super) const PATH: &str = "/v1/migrations";
 
-/// The id in a path. What is no id names nothing.
+/// Reads the id in a path. Text that is not an id names nothing.
 pub(super) fn id_of(key: &str) -> Result<Uuid, Problem> {
     Uuid::try_parse(key).map_err(|_| HostError::NotFound { kind: "migration", key: key.to_owned() }.into())
 }
@@ -58,7 +58,7 @@ fn is_of(record: &MigrationRecord, guest: &str) -> bool {
 
 /// List the migrations
 ///
-/// Migrations from and to this host; those that have ended stay until they are deleted.
+/// Migrations from and to this host. Those that have ended stay until they are deleted.
 #[utoipa::path(get, path = "/v1/migrations", operation_id = "migration_list", tag = "migrations",
     params(
         ("state" = Option<Vec<String>>, Query, description = "Only those in one of these states; may be repeated"),
@@ -95,8 +95,8 @@ pub async fn list(State(state): State<AppState>, query: Query) -> Result<Respons
     Ok(respond::list(MigrationList { items, next_page_token }, link))
 }
 
-/// What a body asks for. Where it leaves mirror or streams open and the guest has only one mirror, the one of
-/// its launch, that one decides: defaults of guests and of migrations fit each other.
+/// Completes what a body asks for. When it leaves mirror or streams open and the guest has only the mirror of
+/// its launch, that mirror decides, so that the defaults of guests and migrations fit each other.
 fn wanted(host: &Host, body: MigrationCreate) -> MigrationSpec {
     let open = body.left_open;
     let mut spec = MigrationSpec::from(body);
@@ -115,7 +115,7 @@ fn made(record: MigrationRecord) -> Response {
     respond::created(&location, generation, Migration::from(record))
 }
 
-/// The migration that would begin.
+/// The migration that would begin, for a dry run.
 async fn previewed(state: &AppState, id: Option<Uuid>, spec: MigrationSpec) -> Result<Response, Problem> {
     let would = state.host()?.preview_migration(id, spec).await?;
     let (record, plan) = (would.record, would.plan);
@@ -133,7 +133,7 @@ async fn previewed(state: &AppState, id: Option<Uuid>, spec: MigrationSpec) -> R
 
 /// Start a migration
 ///
-/// The answer comes when the migration is recorded; `state` and `progress` tell how it goes on. With `Prefer:
+/// The answer comes when the migration is recorded; `state` and `progress` show how it goes on. With `Prefer:
 /// wait=N` (RFC 7240) it comes when the migration has ended, or after N seconds.
 #[utoipa::path(post, path = "/v1/migrations", operation_id = "migration_create", tag = "migrations",
     request_body = MigrationCreate, params(DryRunParam, IdempotencyKeyParam, PreferParam),
@@ -183,8 +183,8 @@ pub async fn create(
 
 /// Start a migration under an id of your choice
 ///
-/// Starts the migration, or finds it: the same request again answers 200 and changes nothing, another one is
-/// refused with `id_taken`.
+/// Starts the migration, or finds it. Sending the same request again is answered with 200 and changes
+/// nothing; another request is refused with `id_taken`.
 #[utoipa::path(put, path = "/v1/migrations/{migration}", operation_id = "migration_put", tag = "migrations",
     request_body = MigrationCreate,
     params(("migration" = Uuid, Path, description = "Id of the migration, a UUID"), DryRunParam, CreateOnlyParam, IfMatchParam),
@@ -219,8 +219,8 @@ pub async fn put(
 
 /// Change a migration
 ///
-/// A JSON merge patch of its limits, until its end is near (`finishing`): bandwidth holds from the next batch
-/// of pages on, the rest from the next look at it.
+/// A JSON merge patch of its limits, possible until the migration is `finishing`. A new bandwidth applies
+/// from the next batch of pages on, other limits from the next time they are looked at.
 #[utoipa::path(patch, path = "/v1/migrations/{migration}", operation_id = "migration_update", tag = "migrations",
     request_body(content = MigrationUpdate, content_type = "application/merge-patch+json"),
     params(("migration" = String, Path, description = "Id of the migration"), DryRunParam, IfMatchParam),
@@ -266,7 +266,7 @@ pub async fn get(
 
 /// Forget a migration
 ///
-/// Only one that has ended.
+/// The migration must have ended.
 #[utoipa::path(delete, path = "/v1/migrations/{migration}", operation_id = "migration_delete", tag = "migrations",
     params(("migration" = String, Path, description = "Id of the migration"), DryRunParam, IfMatchParam),
     responses(
@@ -295,8 +295,8 @@ pub async fn delete(
 
 /// Cancel a migration
 ///
-/// 202: asked for, `state` tells the outcome. 200: it had ended already. 409 `past_point_of_no_return`: the
-/// destination may run the guest already.
+/// 202: cancelling was asked for, and `state` will tell what came of it. 200: the migration had already
+/// ended. 409 `past_point_of_no_return`: the destination may already run the guest.
 #[utoipa::path(post, path = "/v1/migrations/{migration}/cancel", operation_id = "migration_cancel", tag = "migrations",
     params(("migration" = String, Path, description = "Id of the migration"), DryRunParam, IdempotencyKeyParam, IfMatchParam),
     responses(
@@ -331,8 +331,8 @@ pub async fn cancel(
 
 /// Switch a migration over now
 ///
-/// The guest is paused and what is left is sent, whatever pause that costs. 409: it has not begun, has ended,
-/// or is past the point where that could be asked.
+/// The guest is paused and what is left is sent, however long a pause that takes. 409: the migration has not
+/// begun, has ended, or has gone too far for this.
 #[utoipa::path(post, path = "/v1/migrations/{migration}/switchover", operation_id = "migration_switchover", tag = "migrations",
     params(("migration" = String, Path, description = "Id of the migration"), DryRunParam, IdempotencyKeyParam, IfMatchParam),
     responses(
@@ -356,9 +356,9 @@ pub async fn switchover(
 
 /// Check a migration
 ///
-/// Looks whether a migration would work, at this host and by asking the destination, which goes by what it
-/// would let the migration itself in by; starts none and keeps nothing. Everything that stands in the way is
-/// in `blockers`, all at once.
+/// Finds out whether a migration would work, at this host and by asking the destination, which decides
+/// exactly as it would about the migration itself. Nothing is started or kept. Everything that stands in the
+/// way is in `blockers`.
 #[utoipa::path(post, path = "/v1/migration-checks", operation_id = "migration_check_create", tag = "migrations",
     request_body = MigrationCreate, params(IdempotencyKeyParam),
     responses((status = 200, description = "What was found", body = MigrationCheck)))]
@@ -374,7 +374,7 @@ pub async fn check(
 
 /// List a migration's rounds
 ///
-/// One entry for each pass over memory, kept after the end.
+/// One entry for each pass over memory. They are kept after the end.
 #[utoipa::path(get, path = "/v1/migrations/{migration}/rounds", operation_id = "migration_round_list", tag = "migrations",
     params(("migration" = String, Path, description = "Id of the migration")),
     responses((status = 200, description = "The rounds", body = MigrationRoundList)))]
@@ -388,8 +388,8 @@ pub async fn rounds(
 
 /// Get a migration's page digests
 ///
-/// Of a migration with `verify`: SHA-256 of every page of RAM at the pause point, the first 16 bytes each, in
-/// the order of RAM addresses. The same at both hosts when memory arrived as it left.
+/// For a migration with `verify`: the first 16 bytes of the SHA-256 of every page of RAM while the guest was
+/// paused, in the order of RAM addresses. They are the same on both hosts when memory arrived as it left.
 #[utoipa::path(get, path = "/v1/migrations/{migration}/page-digests",
     operation_id = "migration_page_digests_get", tag = "migrations",
     params(("migration" = String, Path, description = "Id of the migration")),

@@ -35,14 +35,14 @@ use crate::state::AppState;
 
 const PATH: &str = "/v1/mirrors";
 
-/// The id in a path. What is no id names nothing.
+/// Reads the id in a path. Text that is not an id names nothing.
 fn id_of(key: &str) -> Result<Uuid, Problem> {
     Uuid::try_parse(key).map_err(|_| HostError::NotFound { kind: "mirror", key: key.to_owned() }.into())
 }
 
 /// List the mirrors
 ///
-/// Mirrors of this host.
+/// The mirrors of this host.
 #[utoipa::path(get, path = "/v1/mirrors", operation_id = "mirror_list", tag = "mirrors",
     params(
         ("guest" = Option<String>, Query, description = "Only those of this guest, by id or name"),
@@ -94,7 +94,7 @@ fn made(record: MirrorRecord) -> Response {
     respond::created(&location, generation, Mirror::from(record))
 }
 
-/// The mirror that would be made.
+/// The mirror that would be made, for a dry run.
 fn previewed(state: &AppState, id: Option<Uuid>, spec: &MirrorSpec) -> Result<Response, Problem> {
     let host = state.host()?;
     let (guest, plan) = host.preview_mirror(id, spec)?;
@@ -121,7 +121,7 @@ fn previewed(state: &AppState, id: Option<Uuid>, spec: &MirrorSpec) -> Result<Re
 
 /// Make a mirror
 ///
-/// Of a running or paused guest; the answer comes when its helper is ready.
+/// The guest must be running or paused. The answer comes when the mirror's helper is ready.
 #[utoipa::path(post, path = "/v1/mirrors", operation_id = "mirror_create", tag = "mirrors",
     request_body = MirrorCreate, params(DryRunParam, IdempotencyKeyParam),
     responses(
@@ -145,8 +145,8 @@ pub async fn create(
 
 /// Make a mirror under an id of your choice
 ///
-/// Makes the mirror, or finds it: for the same guest, strategy, workers, placement and image it answers 200
-/// and changes nothing, otherwise it is refused with `id_taken`.
+/// Makes the mirror, or finds it. A request with the same guest, strategy, workers, placement and image is
+/// answered with 200 and changes nothing; any other is refused with `id_taken`.
 #[utoipa::path(put, path = "/v1/mirrors/{mirror}", operation_id = "mirror_put", tag = "mirrors",
     request_body = MirrorCreate,
     params(("mirror" = Uuid, Path, description = "Id of the mirror, a UUID"), DryRunParam, CreateOnlyParam, IfMatchParam),
@@ -186,8 +186,8 @@ pub async fn put(
 
 /// Change a mirror
 ///
-/// A JSON merge patch of where its vCPU threads run and how they are scheduled; takes effect at once, also
-/// while a migration has it.
+/// A JSON merge patch of where its vCPU threads run and how they are scheduled. It takes effect at once, even
+/// while a migration uses the mirror.
 #[utoipa::path(patch, path = "/v1/mirrors/{mirror}", operation_id = "mirror_update", tag = "mirrors",
     request_body(content = MirrorUpdate, content_type = "application/merge-patch+json"),
     params(("mirror" = String, Path, description = "Id of the mirror"), DryRunParam, IfMatchParam),
@@ -236,7 +236,7 @@ pub async fn get(
 
 /// Remove a mirror
 ///
-/// Not while a migration has it.
+/// Not possible while a migration uses the mirror.
 #[utoipa::path(delete, path = "/v1/mirrors/{mirror}", operation_id = "mirror_delete", tag = "mirrors",
     params(("mirror" = String, Path, description = "Id of the mirror"), DryRunParam, IfMatchParam),
     responses(
@@ -264,13 +264,13 @@ pub async fn delete(
 
 /// Seal RAM for an import
 ///
-/// The mirror's helper seals pages of its guest for one import of another mirror of the same guest (helpers
-/// of one guest share its secret; make one of the two `psp-copied`, as a guest has one mirror in its helper's
-/// block). Batches go on in one session until `last`; meanwhile the mirror is `busy`. Pages of a running
-/// guest are sealed one by one as they are; for a picture of one moment pause it first. Refused with
-/// `state_conflict` or `guest_migrating` when the helper has other work, and with `validation_failed` for
-/// ranges that are no RAM, that the mirror does not reach, the helper's own, or shared by the guest with its
-/// host.
+/// The mirror's helper seals pages of its guest for one import of another mirror of the same guest. (All
+/// helpers of a guest have the same secret. One of the two mirrors must be `psp-copied`, because only one can
+/// use the helper's block.) Batches belong to one session until `last`, and the mirror is `busy` meanwhile.
+/// The pages of a running guest are each sealed as they are at that moment; pause the guest for a picture of
+/// one moment. Refused with `state_conflict` or `guest_migrating` when the helper has other work, and with
+/// `validation_failed` for ranges that are not RAM, that the mirror does not reach, that belong to the
+/// helper, or that the guest shares with its host.
 #[utoipa::path(post, path = "/v1/mirrors/{mirror}/exports", operation_id = "mirror_export", tag = "mirrors",
     request_body = ExportBody,
     params(("mirror" = String, Path, description = "Id of the mirror"), DryRunParam, IfMatchParam, IdempotencyKeyParam),
@@ -291,11 +291,11 @@ pub async fn export(
 
 /// Take a sealed batch back
 ///
-/// In three steps: `open` gives an id and a nonce, which `POST …/exports` of the other mirror takes; `batch`
-/// writes what it sealed, in order, into the paused guest's RAM; `close` gives up. An import ends with its
-/// last batch or with the first that is refused (`batch_refused`), and its helper with it: the mirror gets a
-/// fresh one, under the same id. Encrypted guests take nothing back: that would be a rollback to which their
-/// owner has not agreed.
+/// In three steps: `open` gives an id and a nonce for `POST …/exports` of the other mirror; `batch` writes
+/// what it sealed, in order, into the RAM of the paused guest; `close` gives up. An import ends with its last
+/// batch, or with the first that is refused (`batch_refused`). Its helper ends with it, and the mirror gets a
+/// fresh one under the same id. Encrypted guests cannot take pages back: it would be a rollback that their
+/// owner has not agreed to.
 #[utoipa::path(post, path = "/v1/mirrors/{mirror}/imports", operation_id = "mirror_import", tag = "mirrors",
     request_body = ImportBody,
     params(("mirror" = String, Path, description = "Id of the mirror"), DryRunParam, IfMatchParam, IdempotencyKeyParam),
@@ -328,7 +328,7 @@ pub async fn stats(
 
 /// List what the host noted about a mirror
 ///
-/// Its events as lines: states and failures, those of its helper included.
+/// Its events as lines of text: changes of state and failures, including those of its helper.
 #[utoipa::path(get, path = "/v1/mirrors/{mirror}/log", operation_id = "mirror_log_list", tag = "mirrors",
     params(("mirror" = String, Path, description = "Id of the mirror")),
     responses((status = 200, description = "The lines", body = MirrorLog)))]
@@ -346,8 +346,8 @@ pub async fn log(State(state): State<AppState>, Path(key): Path<String>) -> Resu
 
 /// Get a mirror's address space
 ///
-/// The plan in force, in numbers; `Accept: image/svg+xml` draws guest-physical space, RAM and mirror-physical
-/// space side by side.
+/// The plan in force, in numbers. With `Accept: image/svg+xml` it is a drawing of guest-physical space, RAM
+/// and mirror-physical space side by side.
 #[utoipa::path(get, path = "/v1/mirrors/{mirror}/layout", operation_id = "mirror_layout_get", tag = "mirrors",
     params(("mirror" = String, Path, description = "Id of the mirror")),
     responses((status = 200, description = "The layout", content(

@@ -31,7 +31,7 @@ use crate::http::middleware;
 use crate::openapi::{self, Document};
 use crate::state::AppState;
 
-/// Every route with its entry in the document.
+/// All routes, each with its entry in the document.
 pub fn documented() -> OpenApiRouter<AppState> {
     OpenApiRouter::with_openapi(openapi::base())
         .routes(routes!(health::live))
@@ -95,7 +95,7 @@ pub fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(events::stream))
 }
 
-/// The whole service and its state, with nothing configured. The state has no host yet.
+/// The whole service and its state, with the default configuration. The state has no host yet.
 ///
 /// # Errors
 /// When the document cannot be written as JSON, which a test rules out.
@@ -103,7 +103,7 @@ pub fn service(closing: watch::Receiver<bool>) -> Result<(Router, AppState), ser
     service_with(Config::default(), closing)
 }
 
-/// The same with a configuration.
+/// The whole service and its state, with this configuration.
 ///
 /// # Errors
 /// As [`service`].
@@ -120,8 +120,7 @@ pub fn service_with(
     Ok((middleware::wrap(router, &state), state))
 }
 
-/// What a listener of its own serves to whoever watches the daemon: health and counters, and nothing of any
-/// guest.
+/// What a listener for monitoring serves: health and counters, and nothing about any guest.
 pub fn monitoring(state: &AppState) -> Router {
     let router = Router::new()
         .route("/livez", get(health::live))

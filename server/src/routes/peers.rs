@@ -24,9 +24,9 @@ use crate::state::AppState;
 
 const PATH: &str = "/v1/hosts";
 
-/// List the known hosts
+/// List the registered hosts
 ///
-/// Hosts that a migration can go to.
+/// The hosts that migrations can go to.
 #[utoipa::path(get, path = "/v1/hosts", operation_id = "peer_host_list", tag = "hosts",
     params(LabelParams, NamedSortParams, PageParams),
     responses((status = 200, description = "A page of hosts", body = PeerHostList)))]
@@ -57,9 +57,9 @@ fn previewed(record: PeerRecord) -> Response {
     respond::ok(record.generation, PeerHost { preview, ..PeerHost::from(record) })
 }
 
-/// Add a host
+/// Register a host
 ///
-/// Its identity is pinned: a host that does not hold the key is never talked to.
+/// Its identity is pinned: a host that does not have the private key is never talked to.
 #[utoipa::path(post, path = "/v1/hosts", operation_id = "peer_host_create", tag = "hosts",
     request_body = PeerHostCreate, params(DryRunParam, IdempotencyKeyParam),
     responses(
@@ -88,7 +88,7 @@ pub async fn create(
     }
 }
 
-/// Change a known host
+/// Change a registered host
 ///
 /// A JSON merge patch of its address, identity and labels.
 #[utoipa::path(patch, path = "/v1/hosts/{host}", operation_id = "peer_host_update", tag = "hosts",
@@ -115,9 +115,9 @@ pub async fn update(
     Ok(respond::ok(record.generation, PeerHost::from(record)))
 }
 
-/// Ask a known host what it can do
+/// Ask a registered host what it can do
 ///
-/// Connects, checks its identity, agrees on a version of the peer protocol and asks. `peer_failed`,
+/// Connects, checks its identity, agrees on a version of the peer protocol, and asks. `peer_failed`,
 /// `peer_timed_out`, `peer_not_mirrorvm` and `peer_unresolved` say why there is no answer.
 #[utoipa::path(get, path = "/v1/hosts/{host}/capabilities", operation_id = "peer_host_capabilities_get", tag = "hosts",
     params(("host" = String, Path, description = "Id or name of the host", example = "b")),
@@ -135,7 +135,7 @@ pub async fn capabilities(
     }
 }
 
-/// Get a known host
+/// Get a registered host
 ///
 /// By id or name.
 #[utoipa::path(get, path = "/v1/hosts/{host}", operation_id = "peer_host_get", tag = "hosts",
@@ -155,7 +155,7 @@ pub async fn get(
 
 /// Forget a host
 ///
-/// Not while an active migration uses it.
+/// Not possible while an active migration uses it.
 #[utoipa::path(delete, path = "/v1/hosts/{host}", operation_id = "peer_host_delete", tag = "hosts",
     params(("host" = String, Path, description = "Id or name of the host", example = "b"), DryRunParam, IfMatchParam),
     responses(

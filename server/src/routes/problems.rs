@@ -17,7 +17,7 @@ pub async fn list() -> Json<ProblemKindList> {
 
 /// Explain a kind of problem
 ///
-/// What the `type` of a problem refers to.
+/// The page that the `type` of a problem refers to.
 #[utoipa::path(get, path = "/v1/problems/{code}", operation_id = "problem_get", tag = "problems",
     params(("code" = String, Path, description = "Code of the problem", example = "not_found")),
     responses((status = 200, description = "The kind of problem", body = ProblemKind)))]

@@ -22,7 +22,7 @@ use crate::state::AppState;
 
 /// List a guest's RAM blocks
 ///
-/// With their RAM addresses and the encryption status of their pages; the helper's block included.
+/// Each with its RAM address and the encryption status of its pages, including the helper's block.
 #[utoipa::path(get, path = "/v1/guests/{guest}/ram-blocks", operation_id = "ram_block_list", tag = "guests",
     params(("guest" = String, Path, description = "Id or name of the guest", example = "g1")),
     responses((status = 200, description = "The RAM blocks", body = RamBlockList)))]
@@ -52,9 +52,9 @@ pub async fn get(
 
 /// Add a RAM block
 ///
-/// To a stopped guest: the block comes after its other RAM, and is part of the guest's definition from then
-/// on. `If-Match` and the answer's `ETag` are of the guest. What a guest's definition may have holds here,
-/// too; a `qemu` guest has its RAM in one block and gets no other.
+/// The guest must be stopped. The block comes after its other RAM and belongs to the guest's definition from
+/// then on. `If-Match` and the answer's `ETag` are about the guest. The same rules apply as for a definition;
+/// a `qemu` guest has all its RAM in one block and gets no further one.
 #[utoipa::path(post, path = "/v1/guests/{guest}/ram-blocks", operation_id = "ram_block_create", tag = "guests",
     params(
         ("guest" = String, Path, description = "Id or name of the guest", example = "g1"),
@@ -97,9 +97,9 @@ fn made(guest: &GuestRecord, info: RamBlockInfo) -> Response {
 
 /// Plug a RAM block
 ///
-/// Gives an unplugged block a guest physical address while the guest runs or is paused. Content and
-/// encryption status are what they were. Plugging a block where it is changes nothing. Remove the guest's
-/// mirrors first: they show what was plugged when they were made.
+/// Gives an unplugged block a guest-physical address while the guest runs or is paused. Its content and
+/// encryption status are what they were. Plugging a block where it already is changes nothing. Remove the
+/// guest's mirrors first: they show what was plugged when they were made.
 #[utoipa::path(post, path = "/v1/guests/{guest}/ram-blocks/{block}/plug", operation_id = "ram_block_plug", tag = "guests",
     params(
         ("guest" = String, Path, description = "Id or name of the guest", example = "g1"),
@@ -150,8 +150,8 @@ pub async fn unplug(
 
 /// List the encryption status of a guest's RAM
 ///
-/// Runs of pages with one status, by RAM address, also of RAM that is not plugged; the helper's block is left
-/// out. One run of status `unknown` while the guest has no machine.
+/// Runs of pages with one status, sorted by RAM address. RAM that is not plugged is included, and the
+/// helper's block is left out. While the guest has no machine there is one run with the status `unknown`.
 #[utoipa::path(get, path = "/v1/guests/{guest}/encryption-status", operation_id = "encryption_status_list", tag = "guests",
     params(
         ("guest" = String, Path, description = "Id or name of the guest", example = "g1"),
@@ -182,8 +182,8 @@ pub async fn status(
 
 /// Report the encryption status of pages
 ///
-/// What a guest's KVM_HC_MAP_GPA_RANGE says, in guest physical addresses; it is kept by RAM address. All or
-/// nothing.
+/// What a guest reports with the hypercall KVM_HC_MAP_GPA_RANGE, in guest-physical addresses. It is kept by
+/// RAM address. Either the whole report is taken or none of it.
 #[utoipa::path(post, path = "/v1/guests/{guest}/encryption-status", operation_id = "encryption_status_update",
     tag = "guests",
     params(

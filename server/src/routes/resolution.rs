@@ -19,8 +19,8 @@ use crate::state::AppState;
 
 /// Get a hand-over's token
 ///
-/// At the destination of a migration: what its helper said of the hand-over (COMMIT or ABORT), to be carried
-/// by hand to a source that cannot ask over the network. 404 while there is none.
+/// At the destination of a migration: what its helper said about the hand-over (COMMIT or ABORT), to be
+/// carried by hand to a source that cannot ask over the network. 404 while there is no token.
 #[utoipa::path(get, path = "/v1/migrations/{migration}/hand-over-token",
     operation_id = "migration_hand_over_token_get", tag = "migrations",
     params(("migration" = String, Path, description = "Id of the migration")),
@@ -34,10 +34,10 @@ pub async fn token(
 
 /// Resolve a migration in doubt
 ///
-/// At the source of a migration in doubt, when the destination cannot be asked: by its token, which the
-/// helper checks, or by an administrator's word, which nobody can check and which the audit log and the
-/// migration's record keep. After a restart of the source's daemon there is no helper that could check a
-/// token (422 `not_checkable`); its word remains.
+/// At the source of a migration in doubt, when the destination cannot be asked: by the destination's token,
+/// which the helper checks, or by an administrator's word, which nobody can check and which is kept in the
+/// audit log and the migration's record. After the source's daemon was restarted there is no helper that
+/// could check a token (422 `not_checkable`); only an administrator's word is left.
 #[utoipa::path(post, path = "/v1/migrations/{migration}/resolution", operation_id = "migration_resolve",
     tag = "migrations", request_body = ResolveBody,
     params(("migration" = String, Path, description = "Id of the migration"), DryRunParam, IdempotencyKeyParam, IfMatchParam),

@@ -35,9 +35,9 @@ const SCRIPT: &str = include_str!("open/page.js");
 
 /// Make a link that opens a session in a browser
 ///
-/// For a local user, over the Unix socket: the session is that user's, with its role. The link is good for 60
-/// seconds and opens one session; `mirrorvmd open` prints it. A session ends after an hour in which it was
-/// not used, after 12 hours, when it is withdrawn like a token (by the same id), and with the daemon.
+/// For a local user, over the Unix socket: the session belongs to that user, with the same role. The link can
+/// be followed within 60 seconds and opens one session; `mirrorvmd open` prints it. A session ends after an
+/// hour without use, after 12 hours, when it is withdrawn like a token (by the same id), and with the daemon.
 #[utoipa::path(post, path = "/v1/session-links", operation_id = "session_link_create", tag = "access",
     params(IdempotencyKeyParam),
     responses((status = 201, description = "The link is good", body = SessionLink,
@@ -84,8 +84,8 @@ pub async fn create_link(
 
 /// Open a session
 ///
-/// Uses up the code of a link and gives the browser a cookie of its own for it: `HttpOnly`,
-/// `SameSite=Strict`, over TLS also `Secure`. A session that the browser had before ends.
+/// Uses up the code of a link and gives the browser a cookie for it: `HttpOnly`, `SameSite=Strict`, and over
+/// TLS also `Secure`. A session that the browser had before ends.
 #[utoipa::path(post, path = "/v1/session", operation_id = "session_create", tag = "access",
     request_body = SessionCreate,
     params(("X-Mirrorvm" = String, Header, description = "`1`: no page of another origin can send this", pattern = "^1$",
@@ -121,7 +121,7 @@ pub async fn create(
 
 /// End the session
 ///
-/// The one that this request comes by; what it still reads ends with it.
+/// The session that this request is made with. What is still being read with it ends, too.
 #[utoipa::path(delete, path = "/v1/session", operation_id = "session_delete", tag = "access",
     responses((status = 204, description = "The session has ended",
         headers(("Set-Cookie" = String, description = "Removes the cookie")))))]
@@ -140,7 +140,7 @@ pub async fn delete(
     Ok((StatusCode::NO_CONTENT, [(header::SET_COOKIE, cookie)]).into_response())
 }
 
-/// Whether the request came over TLS; a session is a browser's, which does not come over a Unix socket.
+/// Whether the request came over TLS. Refuses requests over a Unix socket, because a session is for browsers.
 fn over_tls(peer: &Peer) -> Result<bool, Problem> {
     match peer {
         Peer::Tcp => Ok(false),
@@ -153,7 +153,8 @@ fn over_tls(peer: &Peer) -> Result<bool, Problem> {
     }
 }
 
-/// The header that sets the cookie. Without an age it is gone with the browser, and on no disk before.
+/// The header that sets the cookie. The cookie has no age, so the browser keeps it off the disk and forgets
+/// it when it ends.
 fn set_cookie(
     state: &AppState,
     over_tls: bool,
@@ -173,7 +174,7 @@ fn set_cookie(
     Ok(header)
 }
 
-/// The page of the link and its script: no part of the API.
+/// The page of the link and its script, which are no part of the API.
 pub fn page() -> Router<AppState> {
     Router::new()
         .route(

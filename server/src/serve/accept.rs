@@ -36,13 +36,13 @@ use crate::metrics::Turned;
 use crate::problem::{Problem, ProblemCode};
 use crate::state::AppState;
 
-/// Most headers of a request.
+/// How many headers a request may have.
 const HEADERS_MAX: usize = 64;
-/// Pause after a failed accept (descriptors used up), so as not to spin.
+/// How long to wait after a failed accept (no free descriptors), so as not to spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Time for a last word to be read before the connection is cut.
+/// How long a last answer may take to be read before the connection is cut.
 const LAST_WORD: Duration = Duration::from_secs(2);
-/// Bytes that are taken and thrown away meanwhile.
+/// How many bytes are read and thrown away meanwhile.
 const LAST_BYTES: usize = 4 << 20;
 
 /// What a listener serves, and within which bounds.
@@ -50,13 +50,13 @@ const LAST_BYTES: usize = 4 << 20;
 pub(super) struct Service {
     pub router: Router,
     pub limits: Limits,
-    /// Connections that may be open at once.
+    /// How many connections may be open at once.
     pub places: usize,
     pub state: Option<AppState>,
     pub closing: watch::Receiver<bool>,
 }
 
-/// Serves until the service closes, then lets what is in flight end, for as long as its limits say.
+/// Serves until the service closes, then lets requests in flight end, for as long as the limits allow.
 pub(super) async fn run(listener: Listener, service: Service) {
     let closing = service.closing.clone();
     let drain = Duration::from_secs(service.limits.drain_seconds.into());
@@ -137,7 +137,7 @@ async fn accept(listener: &Listener) -> std::io::Result<Accepted> {
     })
 }
 
-/// A place for the connection, if there is one; tells the log and the counters when somebody had to go.
+/// Finds a place for the connection, and tells log and counters when somebody had to make room.
 fn admit(shares: &Arc<Shares>, accepted: &Accepted, service: &Service, address: &str) -> Option<Seated> {
     let (guest, turned) = match shares.admit(accepted.owner()) {
         Admission::Seated { guest, in_place } => {
@@ -174,7 +174,7 @@ async fn serve(accepted: Accepted, guest: Seated, service: Service) {
     drop(guest);
 }
 
-/// A connection with a handshake before it, on a task of its own like every other.
+/// Serves a connection that begins with a handshake, in a task of its own like every other.
 async fn secured(stream: TcpStream, acceptor: TlsAcceptor, service: Service, seat: Arc<Seat>) {
     let limit = Duration::from_secs(service.limits.handshake_seconds.into());
     let shaken = tokio::select! {
@@ -200,7 +200,7 @@ async fn secured(stream: TcpStream, acceptor: TlsAcceptor, service: Service, sea
     }
 }
 
-/// The place was given away before all of the request was there.
+/// The place was given away before the whole request had arrived.
 #[derive(Debug, thiserror::Error)]
 #[error("the connection's place was given away")]
 struct GivenAway;
@@ -301,8 +301,8 @@ fn last_word(error: &hyper::Error, wire: &Wire<impl Sized>) -> Option<Problem> {
     }
 }
 
-/// Says the last word, and closes so that it is read: a socket that is closed with bytes left to read is
-/// reset, and what was written is lost.
+/// Writes the last answer, and closes so that it is read: a socket that is closed with unread bytes is reset,
+/// and what was written is lost.
 async fn part<S>(wire: Wire<S>, last: Option<Problem>, state: Option<&AppState>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -330,7 +330,7 @@ where
     let _ = tokio::time::timeout(LAST_WORD, goodbye).await;
 }
 
-/// Tells the place when the answer is whole, or nobody makes it any more.
+/// Tells the place when the answer is complete, or nobody makes it any more.
 struct Whole(Arc<Seat>);
 
 impl Drop for Whole {
@@ -339,7 +339,7 @@ impl Drop for Whole {
     }
 }
 
-/// Says that a connection is at its end.
+/// Tells the place that the connection is at its end.
 struct Over(Arc<Seat>);
 
 impl Drop for Over {
@@ -348,8 +348,8 @@ impl Drop for Over {
     }
 }
 
-/// A request's body, which tells the place when all of it is here, and is whole only if the place is still
-/// there then.
+/// The body of a request. It tells the place when all of it has arrived, and counts as complete only if the
+/// place is still there then.
 struct Arriving {
     body: Incoming,
     seat: Arc<Seat>,
@@ -391,7 +391,7 @@ impl hyper::body::Body for Arriving {
     }
 }
 
-/// An answer's body.
+/// The body of an answer. It tells the place how far writing has got.
 struct Watched {
     body: Body,
     _whole: Whole,

@@ -10,14 +10,14 @@ use std::io;
 
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-/// Which parts of memory a dump has, one bit a kind of mapping (core(5)); none here. Counts where the limit
-/// does not: when `core_pattern` names a program, the kernel pipes to it whatever the limit is.
+/// Which mappings a dump contains, one bit for each kind (core(5)); here none. It takes effect where the
+/// limit does not: when `core_pattern` names a program, the kernel pipes to it whatever the limit is.
 const FILTER: &str = "/proc/self/coredump_filter";
 
-/// Turns them off for good: the hard limit cannot be raised again without CAP_SYS_RESOURCE.
+/// Turns core dumps off for good: the hard limit cannot be raised again without CAP_SYS_RESOURCE.
 ///
 /// # Errors
-/// The kernel refuses.
+/// The kernel's.
 pub(super) fn disable() -> io::Result<()> {
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
     match std::fs::write(FILTER, "0x0") {

@@ -6,8 +6,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::shares::RESERVED;
 
-/// Lifts the limit of open files as far as it goes: many programs are started with 1024 for the sake of
-/// `select`(2), which neither this one nor QEMU uses. How many there may be now; `None`: any number.
+/// Raises the limit of open files as far as possible. Many programs are started with 1024 for the sake of
+/// `select`(2), which neither this one nor QEMU uses. Gives the new limit; `None`: any number.
 pub(super) fn lift() -> Option<u64> {
     let limit = getrlimit(Resource::Nofile);
     let lifted = Rlimit { current: limit.maximum, maximum: limit.maximum };
@@ -20,8 +20,8 @@ pub(super) fn lift() -> Option<u64> {
     limit.maximum
 }
 
-/// Places that each of `listeners` has, of `wanted`, so that connections leave a quarter of the descriptors
-/// for guests, migrations and the database.
+/// How many places each of `listeners` gets, of the `wanted` ones, so that connections leave a quarter of the
+/// descriptors for guests, migrations and the database.
 pub(super) fn places(wanted: u32, listeners: usize, descriptors: Option<u64>) -> usize {
     let wanted = wanted as usize;
     let Some(descriptors) = descriptors else { return wanted };

@@ -16,19 +16,19 @@ use super::unix::{self, SocketGuard};
 /// A place to listen at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Listen {
-    /// A Unix socket.
+    /// A Unix socket at this path.
     Unix(PathBuf),
-    /// TCP in the clear, on a loopback address. Callers bring a token.
+    /// Plain TCP, on a loopback address. Callers need a token.
     Tcp(SocketAddr),
     /// TLS 1.3, on any address.
     Tls(SocketAddr),
-    /// Sockets that the service manager opened and passed on (`LISTEN_FDS`): Unix sockets, or TCP on
-    /// loopback.
+    /// Sockets that the service manager opened and passed on (`LISTEN_FDS`): Unix sockets, or TCP on loopback
+    /// addresses.
     Systemd,
 }
 
 impl Listen {
-    /// Whether only this machine reaches it, and it is this daemon's to open.
+    /// Whether only this machine can reach it, and the daemon opens it itself.
     pub const fn is_local(&self) -> bool {
         matches!(self, Self::Unix(_) | Self::Tcp(_))
     }
@@ -45,13 +45,13 @@ impl std::fmt::Display for Listen {
     }
 }
 
-/// Why a place is none.
+/// Why a place cannot be listened at.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ListenError {
-    /// It is neither form.
+    /// The text has none of the forms.
     #[error("this is none of unix:PATH, tcp:ADDR:PORT, tls:ADDR:PORT and systemd")]
     Form,
-    /// Plain TCP would lay the API open to the network.
+    /// Plain TCP would expose the API to the network.
     #[error(
         "{0} is not a loopback address, and the API is not served in the clear beyond this machine; use \
          tls:{0}, or tcp:127.0.0.1:PORT"
@@ -80,7 +80,7 @@ impl FromStr for Listen {
     }
 }
 
-/// An open socket.
+/// An open listening socket.
 pub(super) enum Listener {
     Unix(UnixListener, SocketGuard),
     Passed(UnixListener, String),
@@ -98,7 +98,7 @@ impl Listener {
         }
     }
 
-    /// Whether callers bring their credentials: the kernel says nothing of who they are.
+    /// Whether callers must bring credentials, because the kernel does not say who they are.
     pub(super) fn is_network(&self) -> bool {
         match self {
             Self::Tcp(..) | Self::Tls(..) => true,
@@ -106,7 +106,7 @@ impl Listener {
         }
     }
 
-    /// As the `ready` line has it.
+    /// The address, as the `ready` line shows it.
     pub(super) fn address(&self) -> String {
         match self {
             Self::Unix(_, guard) => format!("unix:{}", guard.path().display()),
@@ -116,8 +116,8 @@ impl Listener {
         }
     }
 
-    /// Where a browser finds it. An address is written as such: what `localhost` leads to may be another
-    /// program's at the other family's port of the same number.
+    /// The origin at which a browser finds it. Addresses are written as such, because `localhost` may lead to
+    /// another program on the other family's port of the same number.
     pub(super) fn origin(&self) -> Option<String> {
         match self {
             Self::Unix(..) | Self::Passed(..) => None,
@@ -137,8 +137,8 @@ impl Listener {
     }
 }
 
-/// Whether two paths of sockets are one: the same name in the same directory. The sockets themselves may not
-/// be there.
+/// Whether two paths name the same socket: the same name in the same directory. The sockets themselves need
+/// not exist.
 fn is_same_place(one: &Path, other: &Path) -> bool {
     let directory = |path: &Path| {
         let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));

@@ -38,64 +38,64 @@ use crate::http::quiet;
 use crate::routes;
 use crate::state::AppState;
 
-/// Name of the socket in the state directory.
+/// Name of the Unix socket in the state directory.
 pub const SOCKET: &str = "mirrorvmd.sock";
 
-/// How long changes may take to their end when the daemon is told to end.
+/// How long changes may take to finish when the daemon is told to end.
 const ACTS_DEADLINE: Duration = Duration::from_secs(60);
 
-/// How to serve.
+/// What to serve, where, and from which state directory.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Directory of database, keys and sockets.
+    /// Directory of the database, the keys and the sockets.
     pub state_dir: PathBuf,
-    /// Where to serve beside the Unix socket in the state directory.
+    /// Where the API is served, besides the Unix socket in the state directory.
     pub listen: Vec<Listen>,
-    /// Where peers connect.
+    /// The address on which peers connect.
     pub peer_listen: Option<SocketAddr>,
-    /// What peers are told to connect to.
+    /// The address that peers are told to connect to.
     pub advertise: Option<Advertised>,
-    /// Where files that definitions name may come from.
+    /// The directories that files named by definitions may come from.
     pub image_directories: Vec<PathBuf>,
-    /// Whom QEMU processes of a daemon of root's run as.
+    /// The users that QEMU processes run as, under a daemon that runs as root.
     pub qemu_users: QemuUsers,
-    /// Where counters and health are served alone, to whoever comes.
+    /// Where health and counters are served alone, to everybody who can connect.
     pub metrics_listen: Vec<Listen>,
     /// Name of the host.
     pub name: Option<String>,
-    /// Keys of the API over TLS.
+    /// Files of the API over TLS.
     pub tls: Option<TlsFiles>,
-    /// What handlers go by.
+    /// The part of the configuration that handlers and middleware need.
     pub config: Config,
-    /// Whether the end of stdin ends the daemon as SIGTERM does.
+    /// Whether the daemon ends when stdin does, as it does on SIGTERM.
     pub exit_with_stdin: bool,
 }
 
-/// Why the daemon does not run.
+/// Why the daemon could not run.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// There is no default state directory.
+    /// No state directory was given, and there is no default one.
     #[error("no state directory: give --state-dir, or set HOME")]
     NoStateDir,
     /// The state directory cannot be made.
     #[error("cannot make the state directory {}", path.display())]
     StateDir {
-        /// Which.
+        /// Path of the directory.
         path: PathBuf,
-        /// What happened.
+        /// The system's reason.
         #[source]
         source: io::Error,
     },
-    /// The state directory is a link to one.
+    /// The state directory is a symbolic link.
     #[error(
         "the state directory {} is a symbolic link to {}: give the directory itself, so that its keys and database stay with \
          its name; only links above it are followed, which whoever may change them could do without",
         path.display(), target.display()
     )]
     StateDirLink {
-        /// Which.
+        /// Path as it was given.
         path: PathBuf,
-        /// Where it leads.
+        /// Where the link leads.
         target: PathBuf,
     },
     /// Core dumps cannot be turned off.
@@ -107,35 +107,35 @@ pub enum ServeError {
     /// A Unix socket cannot be served.
     #[error("cannot serve unix:{}", path.display())]
     Unix {
-        /// Which.
+        /// Path of the socket.
         path: PathBuf,
-        /// What happened.
+        /// What went wrong.
         #[source]
         source: SocketError,
     },
     /// Nobody could connect to a TCP address.
     #[error("cannot listen on {address}: it {why}")]
     Address {
-        /// Which.
+        /// Address as it was given.
         address: SocketAddr,
-        /// Why nobody could.
+        /// Why nobody could connect to it.
         why: Unconnectable,
     },
     /// A TCP address cannot be served.
     #[error("cannot serve tcp:{address}")]
     Tcp {
-        /// Which.
+        /// Address as it was given.
         address: SocketAddr,
-        /// What happened.
+        /// The system's reason.
         #[source]
         source: io::Error,
     },
     /// TLS cannot be served.
     #[error("cannot serve tls:{address}")]
     Tls {
-        /// Which.
+        /// Address as it was given.
         address: SocketAddr,
-        /// What happened.
+        /// What went wrong.
         #[source]
         source: TlsError,
     },
@@ -154,7 +154,7 @@ pub enum ServeError {
     /// Signals cannot be caught.
     #[error("cannot catch signals")]
     Signals(#[source] io::Error),
-    /// `ready` cannot be said.
+    /// The line `ready` cannot be written.
     #[error("cannot write to stdout")]
     Stdout(#[source] io::Error),
 }
@@ -162,7 +162,7 @@ pub enum ServeError {
 /// Serves until SIGTERM or SIGINT, or until stdin ends if the options say so.
 ///
 /// # Errors
-/// [`ServeError`] says why it did not come to serving.
+/// [`ServeError`] says why it could not serve.
 pub async fn run(options: Options) -> Result<(), ServeError> {
     // First of all: a signal that comes early must end the daemon in order, too.
     let mut terminate = signal(SignalKind::terminate()).map_err(ServeError::Signals)?;
@@ -275,7 +275,7 @@ pub async fn run(options: Options) -> Result<(), ServeError> {
     result
 }
 
-/// Says what was left out of the log, now and then and at the end.
+/// Logs how many lines were left out of the log, from time to time and at the end.
 async fn sum_up_the_log(mut closing: watch::Receiver<bool>) {
     loop {
         let ended = tokio::time::timeout(quiet::SUM_UP, closing.wait_for(|closing| *closing)).await.is_ok();
@@ -293,8 +293,8 @@ fn tell_manager(states: &[NotifyState<'_>]) {
     }
 }
 
-/// Ends when stdin does; never, when that is not wanted. Reads on a thread of its own, which no runtime waits
-/// for: a read of stdin cannot be called off.
+/// Returns when stdin ends, and never when that is not wanted. It reads on a thread of its own that no
+/// runtime waits for, because a read of stdin cannot be cancelled.
 async fn end_of_stdin(wanted: bool) {
     if !wanted {
         return std::future::pending().await;
@@ -308,7 +308,7 @@ async fn end_of_stdin(wanted: bool) {
     let _ = end.await;
 }
 
-/// Writes the admin token where there is something to use it at.
+/// Writes the admin token if the API is served where it is needed.
 fn give_admin_token(state: &AppState, host: &Host, over_network: bool) -> Result<(), ServeError> {
     if over_network {
         return Ok(state.credentials().admin().write(host)?);

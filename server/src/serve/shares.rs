@@ -15,22 +15,22 @@ use std::time::Instant;
 
 use tokio::sync::Notify;
 
-/// Places beyond the bound, for monitoring.
+/// How many places there are beyond the bound, for monitoring.
 pub(super) const RESERVED: usize = 16;
 
-/// Whose a connection is.
+/// Who a connection belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Owner {
-    /// A network address; of IPv6 the 64 bits that one site has.
+    /// A network address. For IPv6 the 64 bits that one site has.
     Address(IpAddr),
-    /// A user of this machine.
+    /// A local user, by user id.
     User(u32),
-    /// The system did not say.
+    /// The system did not say who it is.
     Unknown,
 }
 
 impl Owner {
-    /// The owner behind an address.
+    /// The owner of a connection from an address.
     pub(super) fn of(address: IpAddr) -> Self {
         Self::Address(match address.to_canonical() {
             IpAddr::V6(v6) if !v6.is_loopback() => {
@@ -41,7 +41,7 @@ impl Owner {
         })
     }
 
-    /// Whether many callers may be behind it, so that it has no bound of its own: everybody on this machine
+    /// Whether many callers may be behind it, so that it has no bound of its own. Everybody on this machine
     /// comes from the loopback address, and the daemon's own user and root are its administrators.
     fn is_shared(self, own: u32) -> bool {
         match self {
@@ -52,33 +52,33 @@ impl Owner {
     }
 }
 
-/// What the choice goes by, of one connection.
+/// What the choice needs to know about one connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Held {
     id: u64,
     owner: Owner,
-    /// Since when it lets the daemon wait; `None` while the daemon works for it.
+    /// Since when it has let the daemon wait. `None` while the daemon works for it.
     idle_since: Option<u64>,
-    /// In a place beyond the bound.
+    /// Whether it has a place beyond the bound.
     reserved: bool,
 }
 
-/// Where a newcomer goes.
+/// Where a new connection goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Choice {
-    /// A place is free.
+    /// To a free place.
     Free,
-    /// In place of this one.
+    /// To the place of this connection, which has to go.
     Instead(u64),
-    /// Beyond the bound, for monitoring alone.
+    /// To a place beyond the bound, for monitoring only.
     Reserved,
-    /// Beyond the bound, in place of this one.
+    /// To the place beyond the bound of this connection, which has to go.
     ReservedInstead(u64),
-    /// Nowhere.
+    /// There is no place for it.
     Refused,
 }
 
-/// Most places of one owner: three of four, so that nobody holds all of them.
+/// How many places one owner may have: three quarters, so that nobody holds all of them.
 const fn share(places: usize) -> usize {
     let share = places - places / 4;
     if share == 0 { 1 } else { share }
@@ -112,18 +112,18 @@ fn choose(held: &[Held], newcomer: Owner, places: usize, own: u32) -> Choice {
     victim(&|h| h.reserved).map_or(Choice::Refused, Choice::ReservedInstead)
 }
 
-/// Nothing is asked: no head, or not all of one.
+/// Nothing was asked: there is no head, or not all of one.
 const SILENT: u8 = 0;
-/// A head is here, and its body is not.
+/// A head has arrived, and its body has not.
 const COMING: u8 = 1;
-/// All of a request is here, and the daemon owes the answer.
+/// All of a request has arrived, and the daemon owes the answer.
 const ASKED: u8 = 2;
-/// There is something to read, and the other end does not take it.
+/// There is something to read, and the other end does not read it.
 const UNREAD: u8 = 3;
-/// The place is somebody else's, or the connection is at its end.
+/// The place belongs to another connection, or the connection is at its end.
 const GONE: u8 = 4;
 
-/// A connection's place.
+/// The place of a connection, and what the connection is waiting for.
 #[derive(Debug)]
 pub(super) struct Seat {
     id: u64,
@@ -137,8 +137,8 @@ pub(super) struct Seat {
 }
 
 impl Seat {
-    /// Goes from one of `from` to `to`, if it is in one of them. What it waits for begins now where the
-    /// daemon has nothing to do any more; otherwise nobody asks.
+    /// Changes the state from one in `from` to `to`. When the daemon has nothing more to do for the
+    /// connection, its time of waiting begins now.
     fn go(&self, from: &[u8], to: u8) -> bool {
         let next = |phase| from.contains(&phase).then_some(to);
         let was = self.phase.load(Ordering::Acquire);
@@ -148,32 +148,32 @@ impl Seat {
         self.phase.fetch_update(Ordering::AcqRel, Ordering::Acquire, next).is_ok()
     }
 
-    /// The head of a request has come. False when the place was given away just before: nothing may be done
-    /// for it any more.
+    /// Notes that the head of a request has arrived. False when the place was given away just before: then
+    /// nothing may be done for it.
     pub(super) fn ask(&self) -> bool {
         self.answered.store(false, Ordering::Release);
         // One after the other without a pause between is no harm.
         self.go(&[SILENT, COMING, ASKED, UNREAD], COMING)
     }
 
-    /// All of the request is here: from now on the place is the daemon's to free. False when it was given
-    /// away just before; what has come is not to be acted upon.
+    /// Notes that the whole request has arrived: from now on only the daemon frees the place. False when it
+    /// was given away just before: then the request must not be acted upon.
     pub(super) fn arrived(&self) -> bool {
         self.go(&[COMING], ASKED) || matches!(self.phase.load(Ordering::Acquire), ASKED | UNREAD)
     }
 
-    /// The answer is complete as far as the service goes; not all of it may be written yet.
+    /// Notes that the service has completed the answer. Not all of it may have been written yet.
     pub(super) fn answer_made(&self) {
         self.answered.store(true, Ordering::Release);
     }
 
-    /// There is something to write, and no room for it.
+    /// Notes that there is something to write and no room for it.
     pub(super) fn unread(&self) {
         // Of a request that has not come to its end nothing better is known than that.
         self.go(&[ASKED], UNREAD);
     }
 
-    /// Everything there was to write is written. Whether that was the end of an answer.
+    /// Notes that everything was written. True when that was the end of an answer.
     pub(super) fn flushed(&self) -> bool {
         if self.answered.load(Ordering::Acquire) {
             return self.go(&[COMING, ASKED, UNREAD], SILENT);
@@ -182,32 +182,32 @@ impl Seat {
         false
     }
 
-    /// Whether a request is being taken or answered.
+    /// Whether a request is arriving or being answered.
     pub(super) fn is_asked(&self) -> bool {
         matches!(self.phase.load(Ordering::Acquire), COMING | ASKED | UNREAD)
     }
 
-    /// Whether only monitoring is answered here.
+    /// Whether only monitoring is answered on this connection.
     pub(super) fn is_reserved(&self) -> bool {
         self.reserved
     }
 
-    /// Whatever was asked, the connection is being closed: others may have the place.
+    /// Notes that the connection is being closed, whatever was asked: others may have the place.
     pub(super) fn closing(&self) {
         self.go(&[COMING, ASKED, UNREAD], SILENT);
     }
 
-    /// The connection is at its end: what has not come will not.
+    /// Notes that the connection is at its end: nothing more will arrive.
     pub(super) fn end(&self) {
         self.phase.store(GONE, Ordering::Release);
     }
 
-    /// Returns when the place is given to somebody else.
+    /// Returns when the place is given to another connection.
     pub(super) async fn given_away(&self) {
         self.asked_for.notified().await;
     }
 
-    /// Takes the place away, unless the daemon works for whoever has it.
+    /// Takes the place away, unless the daemon is working for the connection.
     fn take(&self) -> bool {
         // One that has ended is about to give its place back.
         let taken = self.go(&[SILENT, COMING, UNREAD, GONE], GONE);
@@ -224,15 +224,15 @@ impl Seat {
     }
 }
 
-/// What became of a newcomer.
+/// What became of a new connection.
 pub(super) enum Admission {
-    /// It has a place; `in_place` of an idle one if there was no other.
+    /// It has a place, which was an idle connection's if `in_place` is set.
     Seated { guest: Seated, in_place: bool },
-    /// There is none.
+    /// There is no place for it.
     Full,
 }
 
-/// A place that is given back when this goes.
+/// A place, which is free again when this is dropped.
 pub(super) struct Seated {
     pub seat: Arc<Seat>,
     shares: Arc<Shares>,
@@ -244,7 +244,7 @@ impl Drop for Seated {
     }
 }
 
-/// The places of one listener.
+/// All places of one listener.
 #[derive(Debug)]
 pub(super) struct Shares {
     places: usize,
@@ -260,7 +260,7 @@ struct Taken {
 }
 
 impl Shares {
-    /// With so many places.
+    /// Makes a listener's places, with this number of them.
     pub(super) fn new(places: usize) -> Arc<Self> {
         let own = rustix::process::geteuid().as_raw();
         Arc::new(Self { places, own, epoch: Instant::now(), taken: Mutex::default() })

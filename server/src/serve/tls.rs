@@ -16,17 +16,17 @@ use rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::TlsAcceptor;
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
-/// Most names of a client certificate that are looked at.
+/// How many names of a client certificate are looked at.
 const NAMES_MAX: usize = 64;
 
-/// Where the keys are: PEM files.
+/// The PEM files that TLS needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// Certificate and what leads to its authority.
+    /// Path of the certificate, followed by those that lead to its authority.
     pub certificate: PathBuf,
-    /// Its private key; nobody but the daemon's user may read it.
+    /// Path of its private key. Only the daemon's user may be able to read it.
     pub key: PathBuf,
-    /// Authorities of client certificates.
+    /// Path of the authorities that sign client certificates.
     pub client_ca: Option<PathBuf>,
 }
 
@@ -36,21 +36,21 @@ pub enum TlsError {
     /// No keys were given.
     #[error("a tls: address needs --tls-certificate and --tls-key")]
     NoKeys,
-    /// A file cannot be read, or holds nothing of what it should.
+    /// A file cannot be read, or does not contain what it should.
     #[error("cannot use {}", path.display())]
     File {
-        /// Which.
+        /// Path of the file or directory.
         path: PathBuf,
-        /// What happened.
+        /// What went wrong.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// Others may read the private key.
     #[error("{} has mode {mode:04o}: group and others must have no access to a private key", path.display())]
     TooOpen {
-        /// Which.
+        /// Path of the file or directory.
         path: PathBuf,
-        /// Its permission bits.
+        /// Its permission bits, which are too wide.
         mode: u32,
     },
     /// Certificate and key cannot be used.
@@ -58,7 +58,7 @@ pub enum TlsError {
     Keys(#[source] rustls::Error),
 }
 
-/// What answers handshakes.
+/// Makes what answers TLS handshakes.
 ///
 /// # Errors
 /// [`TlsError`].
@@ -109,7 +109,7 @@ fn unusable(path: &Path, source: impl Into<Box<dyn std::error::Error + Send + Sy
     TlsError::File { path: path.to_owned(), source: source.into() }
 }
 
-/// The first name of this host's certificate that a browser could be sent to.
+/// The first name in this host's certificate to which a browser could be sent.
 ///
 /// # Errors
 /// As [`acceptor`].
@@ -121,7 +121,7 @@ pub(super) fn own_name(files: &TlsFiles) -> Result<Option<String>, TlsError> {
     Ok(names.iter().filter_map(|n| n.strip_prefix("dns:")).find_map(plain))
 }
 
-/// The names of a certificate that was checked, as the configuration writes them. The subject does not count.
+/// The names in a verified certificate, written as in the configuration. The subject does not count.
 pub(super) fn names(certificate: &[u8]) -> Vec<String> {
     let Ok((_, parsed)) = X509Certificate::from_der(certificate) else { return Vec::new() };
     let Ok(Some(extension)) = parsed.subject_alternative_name() else { return Vec::new() };

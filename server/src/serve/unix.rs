@@ -20,18 +20,18 @@ const BACKLOG: i32 = 1024;
 /// Why a socket cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    /// There is something that is no socket.
+    /// Something else than a socket has the name.
     #[error("there is something else at this path")]
     NotASocket,
-    /// Another daemon serves it.
+    /// Another daemon serves the socket.
     #[error("another process serves it")]
     Busy,
-    /// The system refuses.
+    /// The system refused an operation.
     #[error("{what}")]
     Io {
-        /// What was tried.
+        /// The operation that was tried.
         what: &'static str,
-        /// What happened.
+        /// The system's reason.
         #[source]
         source: io::Error,
     },
@@ -41,7 +41,7 @@ fn failed(what: &'static str) -> impl FnOnce(io::Error) -> SocketError {
     move |source| SocketError::Io { what, source }
 }
 
-/// Holds the lock, and removes the socket in the end.
+/// Holds the socket's lock, and removes the socket when it is dropped.
 #[derive(Debug)]
 pub(super) struct SocketGuard {
     path: PathBuf,
@@ -68,7 +68,7 @@ fn inode(path: &Path) -> Option<(u64, u64)> {
     std::fs::symlink_metadata(path).ok().map(|m| (m.dev(), m.ino()))
 }
 
-/// Binds `path`.
+/// Binds a Unix socket at `path`, in place of one that a dead daemon left.
 pub(super) fn bind(path: &Path) -> Result<(UnixListener, SocketGuard), SocketError> {
     let lock = lock(path)?;
     clear(path)?;

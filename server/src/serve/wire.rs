@@ -15,14 +15,14 @@ use tokio::time::{Sleep, sleep};
 use super::shares::Seat;
 use crate::http::middleware::HEAD_MAX;
 
-/// What is kept of an answer that is held back; its first line is enough.
+/// How many bytes are kept of an answer that is held back. Its first line is enough.
 const KEPT_MAX: usize = 64;
 
-/// A connection.
+/// A connection, with a count of what its request's head may still have.
 pub(super) struct Wire<S> {
     io: S,
     seat: Arc<Seat>,
-    /// Bytes that the head may still have.
+    /// How many bytes the head may still have.
     head_left: usize,
     held_back: Vec<u8>,
     ended: bool,
@@ -31,33 +31,33 @@ pub(super) struct Wire<S> {
 }
 
 impl<S> Wire<S> {
-    /// Around `io`; whoever takes nothing for `stall` loses the connection.
+    /// Wraps `io`. An end that takes nothing for `stall` loses the connection.
     pub(super) fn new(io: S, seat: Arc<Seat>, stall: Duration) -> Self {
         Self { io, seat, head_left: HEAD_MAX, held_back: Vec::new(), ended: false, stall, stalled: None }
     }
 
-    /// The socket.
+    /// Gives back the socket.
     pub(super) fn into_inner(self) -> S {
         self.io
     }
 
-    /// Status of the answer that the parser gave on its own.
+    /// Status of the answer that the parser gave on its own, if it did.
     pub(super) fn refused_with(&self) -> Option<u16> {
         let line = std::str::from_utf8(&self.held_back).ok()?;
         line.split(' ').nth(1)?.parse().ok()
     }
 
-    /// Whether a part of a head has come.
+    /// Whether part of a head has arrived.
     pub(super) fn in_head(&self) -> bool {
         self.head_left < HEAD_MAX
     }
 
-    /// Whether the other end has said its last.
+    /// Whether the other end has closed its side.
     pub(super) fn has_ended(&self) -> bool {
         self.ended
     }
 
-    /// Nothing but answers to requests goes out.
+    /// Keeps back whatever is not an answer to a request.
     fn hold_back(&mut self, bytes: &[u8]) {
         let more = bytes.len().min(KEPT_MAX.saturating_sub(self.held_back.len()));
         self.held_back.extend_from_slice(&bytes[..more]);
