@@ -6,7 +6,7 @@ mod support;
 use mirrorvm::host::*;
 use mirrorvm::memory::Backing;
 
-use support::hosts::{SHIFTED, Two, WORKLOAD, guest, migration, moved, run, ticks, two, until};
+use support::hosts::{SHIFTED, Two, WORKLOAD, arrived, guest, migration, moved, run, ticks, two, until};
 
 const MIB: u64 = 1 << 20;
 
@@ -96,6 +96,18 @@ async fn limits_change_while_it_runs_and_a_switchover_can_be_asked_for() {
     close(two).await;
 }
 
+/// A guest of 8 MiB that rewrites half of it as fast as it can, and limits that it cannot converge under.
+///
+/// By the numbers, not by how fast the machine is: at 2 MiB/s its set takes two seconds to move, and a pause of
+/// 200 ms takes a tenth of it. It writes too fast if it rewrites 1 MiB in a second, of the 300 that it is told
+/// to.
+fn too_fast() -> (GuestSpec, MigrationLimits) {
+    let workload = WorkloadSpec { working_set_bytes: 4 * MIB, dirty_bytes_per_second: 300 * MIB, ..WORKLOAD };
+    let slow =
+        MigrationLimits { bandwidth_bytes_per_second: Some(2 * MIB), downtime_ms: 200, ..Default::default() };
+    (guest(DriverSpec::Embedded { vcpus: 1, workload, sev: None }, &[(8, Some(0))]), slow)
+}
+
 /// A guest that cannot converge, under each of the three ends.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_guest_that_writes_too_fast_gets_a_verdict_or_is_forced_or_slowed() {
@@ -103,17 +115,12 @@ async fn a_guest_that_writes_too_fast_gets_a_verdict_or_is_forced_or_slowed() {
         return;
     }
     let two = two().await;
-    run(&two, spec(true)).await;
-    // A round takes so long that also a guest that gets little of a busy processor has rewritten its set
-    // meanwhile, and the set never fits into the pause.
-    let limits = MigrationLimits {
-        bandwidth_bytes_per_second: Some(32 * MIB),
-        downtime_ms: 20,
-        timeout_ms: 3_000,
-        ..Default::default()
-    };
+    let (spec, slow) = too_fast();
+    run(&two, spec).await;
+    // The first round takes four seconds: the deadline comes early in the second.
+    let late = MigrationLimits { timeout_ms: 4_500, ..slow };
 
-    let id = two.a.create_migration(limited(limits)).await.unwrap().id;
+    let id = two.a.create_migration(limited(late)).await.unwrap().id;
     let verdict = end(&two, id).await;
     assert_eq!(verdict.state, MigrationState::Failed);
     assert_eq!(verdict.error.as_ref().unwrap().code, "not_converging");
@@ -125,35 +132,42 @@ async fn a_guest_that_writes_too_fast_gets_a_verdict_or_is_forced_or_slowed() {
     let before = ticks(&two.a).unwrap();
     until(&two.a, "ticks at home", || ticks(&two.a).filter(|t| t.0 > before.0)).await;
 
-    // A pause that keeps to its limit is only to be had where the limit is well above what a busy machine
-    // adds to one.
-    let roomy = MigrationLimits { downtime_ms: 200, ..limits };
-    let throttled = MigrationLimits { auto_throttle: true, timeout_ms: 600_000, ..roomy };
-    let end = moved(&two.a, &two.b, limited(throttled)).await;
-    let longest = end.rounds.iter().map(|r| r.dirtied_pages).max().unwrap();
-    println!(
-        "throttled to {} % after {} rounds; {longest} pages at most, {} at the end",
-        end.progress.throttle_percent,
-        end.rounds.len(),
-        end.rounds.last().unwrap().pages_sealed
-    );
-    assert!(end.progress.throttle_percent >= 20);
+    let throttled = MigrationLimits { auto_throttle: true, timeout_ms: 600_000, ..slow };
+    slowed(&two.a, &two.b, limited(throttled)).await;
     let there = until(&two.b, "ticks there", || ticks(&two.b)).await;
     // Nobody holds it back where it is now.
     let after = until(&two.b, "more ticks", || ticks(&two.b).filter(|t| t.0 > there.0 + 20)).await;
     assert_eq!(after.1, 0, "the guest found every page as it left it");
 
-    let back = |limits| MigrationSpec { limits, ..migration("a", SHIFTED, 1) };
-    let forced = MigrationLimits { on_timeout: OnTimeout::Force, ..limits };
-    let end = moved(&two.b, &two.a, back(forced)).await;
+    let forced = MigrationLimits { on_timeout: OnTimeout::Force, ..late };
+    let end = moved(&two.b, &two.a, MigrationSpec { limits: forced, ..migration("a", SHIFTED, 1) }).await;
     let last = end.rounds.last().unwrap();
     assert!(last.paused && last.bytes > MIB, "more than the limit allows: {last:?}");
     assert_eq!(end.progress.throttle_percent, 0);
 
-    let slowed = MigrationLimits { on_timeout: OnTimeout::Throttle, timeout_ms: 1, ..roomy };
-    let end = moved(&two.a, &two.b, limited(slowed)).await;
-    assert!(end.progress.throttle_percent >= 20, "{:?}", end.progress);
+    let by_deadline = MigrationLimits { on_timeout: OnTimeout::Throttle, timeout_ms: 1, ..slow };
+    slowed(&two.a, &two.b, limited(by_deadline)).await;
     close(two).await;
+}
+
+/// Moves a guest that has to be slowed; once it is, with four times the bandwidth, so that what a guest writes
+/// that is slowed as much as can be, a hundredth, is certain to be less than what moves.
+async fn slowed(from: &Host, to: &Host, spec: MigrationSpec) {
+    let limits = spec.limits;
+    let id = from.create_migration(spec).await.unwrap().id;
+    until(from, "a throttle", || from.migration(id).ok().filter(|m| m.progress.throttle_percent >= 20)).await;
+    let faster = limits.bandwidth_bytes_per_second.map(|b| 4 * b);
+    let limits = MigrationLimits { bandwidth_bytes_per_second: faster, ..limits };
+    from.limit_migration(id, limits, &Expected::default(), true).unwrap();
+    let end = arrived(from, to, id).await;
+    let most = end.rounds.iter().map(|r| r.dirtied_pages).max().unwrap();
+    println!(
+        "throttled to {} % after {} rounds; {most} pages at most, {} at the end",
+        end.progress.throttle_percent,
+        end.rounds.len(),
+        end.rounds.last().unwrap().pages_sealed
+    );
+    assert!(end.progress.throttle_percent >= 20, "{:?}", end.progress);
 }
 
 /// At the rate that is the least there is, with many streams: what is taken when the deadline comes is soon
@@ -277,13 +291,9 @@ async fn a_guest_that_stays_is_not_held_back_any_more() {
         return;
     }
     let two = two().await;
-    run(&two, spec(true)).await;
-    let limits = MigrationLimits {
-        bandwidth_bytes_per_second: Some(32 * MIB),
-        downtime_ms: 0,
-        auto_throttle: true,
-        ..Default::default()
-    };
+    let (spec, slow) = too_fast();
+    run(&two, spec).await;
+    let limits = MigrationLimits { downtime_ms: 0, auto_throttle: true, ..slow };
     let id = two.a.create_migration(limited(limits)).await.unwrap().id;
     until(&two.a, "a throttle", || two.a.migration(id).ok().filter(|m| m.progress.throttle_percent >= 40))
         .await;

@@ -96,7 +96,7 @@ pub fn migration(peer: &str, strategy: Strategy, streams: u16) -> MigrationSpec 
 
 /// Waits for a condition with the host's own change notices; the deadline only bounds a failure.
 pub async fn until<T>(host: &Host, what: &str, mut found: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_secs(300);
     let mut changes = host.changes();
     loop {
         changes.borrow_and_update();
@@ -125,6 +125,11 @@ pub async fn run(two: &Two, spec: GuestSpec) {
 
 pub async fn moved(from: &Host, to: &Host, m: MigrationSpec) -> MigrationRecord {
     let id = from.create_migration(m).await.unwrap().id;
+    arrived(from, to, id).await
+}
+
+/// Waits for the end of a migration that succeeds, with every page equal at both ends.
+pub async fn arrived(from: &Host, to: &Host, id: uuid::Uuid) -> MigrationRecord {
     let end = until(from, "the migration's end", || {
         Some(from.migration(id).unwrap()).filter(|m| m.state.is_terminal())
     })
