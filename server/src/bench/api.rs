@@ -15,6 +15,8 @@ use super::{BenchArgs, BenchError, Found, Row, Target, ratios};
 
 /// The daemon that is compared with.
 pub(super) const LIBVIRTD: &str = "/usr/sbin/libvirtd";
+/// How long it may take to make its socket; a busy machine is slow, and one that fails to start ends.
+const START: Duration = Duration::from_secs(120);
 /// Guests of the list.
 const GUESTS: usize = 1000;
 /// Reads of one run.
@@ -193,6 +195,10 @@ impl Libvirt {
         }
         let dir = tempfile::tempdir()?;
         let at = |name: &str| dir.path().join(name).display().to_string();
+        // The test driver is part of the library. The drivers that libvirtd loads are for real guests: run by
+        // root it ends where one of them lacks its user or its network, and they would touch this machine's
+        // own. It looks for them in a directory that has none.
+        std::fs::create_dir(at("drivers"))?;
         let config = format!(
             "unix_sock_dir = \"{}\"\nauth_unix_ro = \"none\"\nauth_unix_rw = \"none\"\nlog_outputs = \"4:stderr\"\n",
             at("")
@@ -202,15 +208,22 @@ impl Libvirt {
             .args(["--config", &at("libvirtd.conf"), "--pid-file", &at("pid")])
             .env("HOME", dir.path())
             .env("XDG_RUNTIME_DIR", dir.path())
+            .env("LIBVIRT_DRIVER_DIR", at("drivers"))
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(std::fs::File::create(at("log"))?)
             .spawn()
             .map_err(|_| "no libvirtd")?;
-        let libvirt = Self { daemon, dir };
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let mut libvirt = Self { daemon, dir };
+        let deadline = Instant::now() + START;
         while !libvirt.socket().exists() {
+            if let Some(ended) = libvirt.daemon.try_wait()? {
+                return Err(format!("libvirtd ended with {ended}, saying {:?}", libvirt.said_last()).into());
+            }
             if Instant::now() > deadline {
-                return Err("libvirtd does not start".into());
+                let said = libvirt.said_last();
+                return Err(
+                    format!("libvirtd made no socket in {} s, saying {said:?}", START.as_secs()).into()
+                );
             }
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -220,6 +233,12 @@ impl Libvirt {
 
     fn socket(&self) -> std::path::PathBuf {
         self.dir.path().join("libvirt-sock")
+    }
+
+    /// The last line of its log.
+    fn said_last(&self) -> String {
+        let log = std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
+        log.lines().last().unwrap_or("nothing").to_owned()
     }
 
     /// p50 of one domain's info in microseconds and of listing all in milliseconds.
