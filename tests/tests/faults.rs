@@ -701,7 +701,13 @@ fn cancel_in_every_state() {
     }
     let pair = Pair::start();
     let (a, b) = (&pair.a, &pair.b);
-    a.run_guest(&embedded(GUEST, 16, 0));
+    // Left alone, each of these takes a minute: what ends sooner was canceled, on a busy machine, too.
+    a.run_guest(&embedded(GUEST, 64, 0));
+    let held = |mode: &str| {
+        let mut m = migration(GUEST, "b", mode);
+        m["limits"] = json!({"bandwidth_bytes_per_second": 1 << 20, "stall_timeout_ms": 60_000});
+        m
+    };
     let whole = stop_and_copy_records(&pair);
     let canceled = |m: &str, within: Duration| {
         let begun = std::time::Instant::now();
@@ -718,15 +724,15 @@ fn cancel_in_every_state() {
         a.follow(&format!("/v1/migrations/{m}"), 60, |now| now["state"] == state);
         println!("in {state}");
     };
-    let soon = Duration::from_secs(2);
+    let soon = Duration::from_secs(20);
 
     // Queued: the host's four slots are taken by other guests.
     let others: Vec<String> = (0..4).map(|i| format!("other-{i}")).collect();
     let taken: Vec<String> = others
         .iter()
         .map(|name| {
-            a.run_guest(&embedded(name, 16, 0));
-            let mut m = slow("b", "precopy");
+            a.run_guest(&embedded(name, 64, 0));
+            let mut m = held("precopy");
             m["guest"] = json!(name);
             a.migrate(&m)
         })
@@ -734,7 +740,7 @@ fn cancel_in_every_state() {
     for m in &taken {
         in_state(m, "precopy");
     }
-    let m = a.migrate(&slow("b", "precopy"));
+    let m = a.migrate(&held("precopy"));
     assert_eq!(state_of(&a.read(&format!("/v1/migrations/{m}"))), "queued");
     let begun = std::time::Instant::now();
     let _ = a.act(&format!("/v1/migrations/{m}/cancel")).expect(202);
@@ -756,21 +762,21 @@ fn cancel_in_every_state() {
     // Preparing: in the handshake, and while PREPARED is held up.
     for records in [1, whole.down - 4] {
         pair.to_b.arm(Break { connection: 0, way: Way::Down, records, bytes: 0, act: Act::Stall });
-        let m = a.migrate(&slow("b", "stop_and_copy"));
+        let m = a.migrate(&held("stop_and_copy"));
         pair.to_b.wait_broken(20);
         assert_eq!(state_of(&a.read(&format!("/v1/migrations/{m}"))), "preparing");
         canceled(&m, soon);
     }
     // Pre-copy.
-    let m = a.migrate(&slow("b", "precopy"));
+    let m = a.migrate(&held("precopy"));
     in_state(&m, "precopy");
     canceled(&m, soon);
     // Switchover: the guest is paused, and goes on.
-    let m = a.migrate(&slow("b", "stop_and_copy"));
+    let m = a.migrate(&held("stop_and_copy"));
     in_state(&m, "switchover");
     canceled(&m, soon);
     // From the destination's side.
-    let m = a.migrate(&slow("b", "precopy"));
+    let m = a.migrate(&held("precopy"));
     until("it is there", 30, || b.get(&format!("/v1/migrations/{m}")).status == 200);
     in_state(&m, "precopy");
     let _ = b.act(&format!("/v1/migrations/{m}/cancel")).expect(202);
