@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use mirrorvm_tests::{Daemon, Reply, Request, embedded, migration, mounts, until, until_some};
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
@@ -528,6 +529,7 @@ fn a_daemon_that_is_killed_leaves_no_change_without_an_entry_and_no_outcome_with
         random ^= random << 13;
         random ^= random >> 7;
         random ^= random << 17;
+        let answered = &AtomicBool::new(false);
         std::thread::scope(|s| {
             let calls: Vec<_> = (0..8)
                 .map(|c| {
@@ -538,13 +540,15 @@ fn a_daemon_that_is_killed_leaves_no_change_without_an_entry_and_no_outcome_with
                                 .header("idempotency-key", &format!("{round}-{c}-{n}"))
                                 .json(&emulated(&format!("r{round}-{c}-{n}")));
                             let reply = request.try_send(&socket).ok().filter(|r| r.status == 201)?;
+                            answered.store(true, Ordering::Relaxed);
                             Some(reply.header("location").unwrap().to_owned())
                         });
                         made.collect::<Vec<_>>()
                     })
                 })
                 .collect();
-            // At a random moment of their work.
+            // At a random moment of their work, which a slow machine is slow to begin.
+            until("an answer", 60, || answered.load(Ordering::Relaxed));
             std::thread::sleep(std::time::Duration::from_millis(20 + random % 150));
             d.kill();
             calls.into_iter().for_each(|c| acknowledged.extend(c.join().unwrap()));
