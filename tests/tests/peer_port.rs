@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use mirrorvm::migration::wire::{Hello, Purpose, kind};
+use mirrorvm::migration::wire::{self, Hello, Purpose, kind};
 use mirrorvm::transport::{FrameHeader, Identity, PeerIdentity};
 use mirrorvm_tests::{AnyServer, Daemon, embedded, kvm, migration, until};
 use rustix::net::{AddressFamily, SocketType};
@@ -84,7 +84,11 @@ impl Speaker {
         let mut frame = [0; 8];
         tls.read_exact(&mut frame).ok()?;
         assert_eq!(frame, FrameHeader { kind: 0, len: 0 }.encode(), "admitted");
-        let hello = Hello { protocol_versions: vec![3], host: "us".into(), purpose: Purpose::Migrate {} };
+        let hello = Hello {
+            protocol_versions: wire::PROTOCOL_VERSIONS.to_vec(),
+            host: "us".into(),
+            purpose: Purpose::Migrate {},
+        };
         let hello = serde_json::to_vec(&hello).unwrap();
         let header = FrameHeader { kind: kind::HELLO, len: hello.len() as u32 };
         tls.write_all(&[&header.encode()[..], &hello].concat()).ok()?;

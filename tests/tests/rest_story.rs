@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "the helpers of a test are test code")]
 
+use mirrorvm::migration::wire;
 use mirrorvm_tests::{Daemon, Pair, Request, embedded, is_terminal, kvm, migration, repository, until};
 use serde_json::{Value, json};
 
@@ -291,7 +292,7 @@ fn version_capabilities_problems_and_document_are_served() {
     assert!(served.text() == committed, "the served document is the committed file");
     let capabilities = a.read("/v1/host/capabilities");
     assert_eq!(capabilities["kvm"]["available"], std::path::Path::new("/dev/kvm").exists());
-    assert_eq!(capabilities["protocol_versions"], json!([3]));
+    assert_eq!(capabilities["protocol_versions"], json!(wire::PROTOCOL_VERSIONS));
     let shifted =
         capabilities["strategies"].as_array().unwrap().iter().find(|s| s["kind"] == "shifted").cloned();
     assert_eq!(shifted.unwrap()["available"], true);

@@ -28,8 +28,7 @@ const FLOORS: [&[&str]; 13] = [
 ];
 
 /// Arrows that run up, and why they may still.
-const UP: [(&str, &str, &str); 1] =
-    [("migration", "host", "records and limits of a migration are the host's types; they are to move down")];
+const UP: [(&str, &str, &str); 0] = [];
 
 /// Circles between the files of a folder, and why they may be.
 const CIRCLES: [(&str, &str, &str); 10] = [

@@ -6,24 +6,28 @@ use std::time::{Duration, Instant};
 
 use mirrorvm_abi::op::Begin;
 use mirrorvm_abi::record::TOKEN_BYTES;
+use zeroize::Zeroizing;
 
 use super::landing::Ground;
+use super::peer::Spoken;
 use super::records::Mask;
 use super::sink::{Received, Sink, receive_shared};
-use super::source::{sha256, transcript};
 use super::threads::{all, side_by_side};
+use super::transcript::{sha256, transcript};
 use super::wire::{self, Prepare, Prepared, Refused, STATE_MAX, Settled, StateHead, kind};
 use super::{Control, MigrationFault, MigrationState, Round, StreamTransport};
 use crate::addr::{PAGE_SIZE, PageRange};
-use crate::guest::{Labels, Machine, MachineError, ProtectionLevel};
+use crate::guest::{Labels, Machine, MachineError};
 use crate::mirror::{Mirror, SealedToken};
 use crate::pages::PageSet;
 use crate::transport::{Link, LinkError, LogBudget, Waiting};
 
 /// What a destination made for a guest that arrives.
 pub struct Arrival {
-    /// Its machine, paused, memory zero.
+    /// Its machine, paused.
     pub machine: Box<dyn Machine>,
+    /// Whether its memory reads as zero. Encrypted RAM does not before it is written.
+    pub fresh: bool,
     /// Its mirror.
     pub mirror: Mirror,
     /// The handle.
@@ -65,11 +69,12 @@ pub trait Receiver {
     /// A refusal for the peer.
     fn admit(&self, prepare: &Prepare, peer: &str) -> Result<Arrival, Refused>;
 
-    /// The labels that the guest had when it left. Durable when this returns.
+    /// The labels that the guest had when it left, which may be others than its definition's. Durable when
+    /// this returns.
     ///
     /// # Errors
     /// They cannot be, or were not noted.
-    fn relabeled(
+    fn labels(
         &self,
         session: uuid::Uuid,
         labels: Labels,
@@ -91,8 +96,9 @@ pub trait Receiver {
 }
 
 /// Serves one incoming migration on its control link, from Prepare to the end.
-pub fn serve_import(mut link: Link, peer: &str, host: &dyn Receiver) {
-    let prepare = match read_prepare(&mut link, kind::PREPARE) {
+pub fn serve_import(spoken: Spoken, peer: &str, host: &dyn Receiver) {
+    let Spoken { mut link, protocol } = spoken;
+    let (prepare, message) = match read_prepare(&mut link, kind::PREPARE) {
         Ok(p) => p,
         Err(fault) => {
             static UNPREPARED: LogBudget = LogBudget::new();
@@ -103,6 +109,8 @@ pub fn serve_import(mut link: Link, peer: &str, host: &dyn Receiver) {
             return;
         }
     };
+    let transcript = transcript(protocol, &message);
+    drop(message);
     let arrival = match host.admit(&prepare, peer) {
         Ok(a) => a,
         Err(refused) => {
@@ -117,12 +125,24 @@ pub fn serve_import(mut link: Link, peer: &str, host: &dyn Receiver) {
             return;
         }
     };
-    let Arrival { machine, mirror, control, streams } = arrival;
+    let Arrival { machine, fresh, mirror, control, streams } = arrival;
     let stall = Duration::from_millis(prepare.stall_timeout_ms.clamp(1_000, 600_000));
     // Calling it off ends the streams; this link is looked after by who reads it, so that the source can be
     // told.
-    let mut import =
-        Import { link, prepare, host, machine, mirror, control, streams, stall, verify_us: 0, digests: None };
+    let mut import = Import {
+        link,
+        prepare,
+        transcript,
+        fresh,
+        host,
+        machine,
+        mirror,
+        control,
+        streams,
+        stall,
+        verify_us: 0,
+        digests: None,
+    };
     match import.up_to_start() {
         Ok(()) => import.commit(),
         Err(fault) => import.abort(fault),
@@ -132,7 +152,7 @@ pub fn serve_import(mut link: Link, peer: &str, host: &dyn Receiver) {
 /// Answers one look at a migration that was not begun: what speaks against it. Nothing is kept of it.
 pub fn serve_check(mut link: Link, peer: &str, against: impl FnOnce(&Prepare) -> Vec<Refused>) {
     let prepare = match read_prepare(&mut link, kind::CHECK) {
-        Ok(p) => p,
+        Ok((p, _)) => p,
         Err(fault) => {
             static UNCLEAR: LogBudget = LogBudget::new();
             if let Some(unlogged) = UNCLEAR.take() {
@@ -149,12 +169,13 @@ pub fn serve_check(mut link: Link, peer: &str, against: impl FnOnce(&Prepare) ->
     }
 }
 
-fn read_prepare(link: &mut Link, kind: u8) -> Result<Prepare, MigrationFault> {
+/// What would come, and the message that said so.
+fn read_prepare(link: &mut Link, kind: u8) -> Result<(Prepare, Zeroizing<Vec<u8>>), MigrationFault> {
     link.set_deadline(Some(Instant::now() + Duration::from_secs(10)));
     let (_, payload) = wire::expect(link, &[kind], wire::MESSAGE_MAX)?;
     link.set_deadline(None);
-    let payload = zeroize::Zeroizing::new(payload);
-    wire::parse(&payload)
+    let payload = Zeroizing::new(payload);
+    Ok((wire::parse(&payload)?, payload))
 }
 
 /// How often a wait looks whether it is still worth it.
@@ -167,6 +188,8 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_s
 struct Import<'a> {
     link: Link,
     prepare: Prepare,
+    transcript: [u8; 32],
+    fresh: bool,
     host: &'a dyn Receiver,
     machine: Box<dyn Machine>,
     mirror: Mirror,
@@ -185,13 +208,12 @@ impl Import<'_> {
         self.mirror.begin(&Begin {
             source: false,
             elide_zero: false,
-            // Encrypted RAM is not zero before it is written.
-            fresh: self.prepare.spec.driver.protection() == ProtectionLevel::None,
+            fresh: self.fresh,
             digests: false,
             streams: self.prepare.streams,
             session: *self.prepare.session.as_bytes(),
             peer_nonce: self.prepare.nonce,
-            transcript: transcript(&self.prepare),
+            transcript: self.transcript,
         })?;
         let mut sinks = self.await_streams()?;
         // Streams that come now are nobody's: their links end here.
@@ -362,11 +384,8 @@ impl Import<'_> {
         self.machine.load_state(state)?;
         self.machine.console().adopt(head.console_end, console);
         self.mirror.state_arrived(&sha256(state))?;
-        // They changed on the way: what was acknowledged at the source is so here, too.
-        if head.labels != self.prepare.spec.labels {
-            self.host.relabeled(self.prepare.session, head.labels).map_err(MigrationFault::Journal)?;
-        }
-        Ok(())
+        // They may have changed on the way: what was acknowledged at the source is so here, too.
+        self.host.labels(self.prepare.session, head.labels).map_err(MigrationFault::Journal)
     }
 
     /// The guest becomes this host's: minted, noted, told, running, in this order.

@@ -42,15 +42,16 @@ mod source;
 pub mod stages;
 pub mod terms;
 mod threads;
+mod transcript;
 pub mod wire;
 
 pub use control::{Control, Live, PastPointOfNoReturn};
 pub use destination::{Arrival, Arrived, NotStored, Receiver, serve_check, serve_import};
 pub use error::MigrationFault;
-pub use peer::{PeerAddress, accept_hello, ask, check, find, open_control, resolve};
+pub use peer::{PeerAddress, Spoken, accept_hello, ask, check, find, open_control, resolve};
 pub use rounds::{Bound, Convergence, Decision, Fixed, Observation};
 pub(crate) use source::resume_here;
-pub use source::{Journal, Outgoing, SourceEnd, run_source};
+pub use source::{Departure, Journal, Outgoing, SourceEnd, Terms, run_source};
 pub use terms::{
     MigrationLimits, MigrationMode, MigrationState, OnTimeout, Progress, Round, StreamTransport,
 };

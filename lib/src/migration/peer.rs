@@ -23,6 +23,14 @@ const STEP: Duration = Duration::from_secs(10);
 /// Longest wait for a connection to one of several addresses, before the next has its turn.
 const TURN: Duration = Duration::from_secs(2);
 
+/// A link on which a version of the protocol is agreed.
+pub struct Spoken {
+    /// The link.
+    pub link: Link,
+    /// The version that both ends speak.
+    pub protocol: u32,
+}
+
 /// Where a peer is and who it must be.
 pub type PeerAddress = (Endpoint, PeerIdentity);
 
@@ -37,7 +45,7 @@ pub fn open_control(
     purpose: Purpose,
     patience: Duration,
     control: Option<&Control>,
-) -> Result<Link, MigrationFault> {
+) -> Result<Spoken, MigrationFault> {
     agree(connect(peer, identity, patience, control)?, host, purpose)
 }
 
@@ -53,7 +61,7 @@ fn open_bounded(
     let by = Instant::now() + patience;
     let mut link = connect(peer, identity, patience, None)?;
     link.set_deadline(Some(by));
-    agree(link, host, purpose)
+    Ok(agree(link, host, purpose)?.link)
 }
 
 /// A link to `peer` on which nothing was said yet.
@@ -150,7 +158,7 @@ fn random() -> u32 {
 }
 
 /// Says hello on a link and takes the peer's choice of a version.
-fn agree(mut link: Link, host: &str, purpose: Purpose) -> Result<Link, MigrationFault> {
+fn agree(mut link: Link, host: &str, purpose: Purpose) -> Result<Spoken, MigrationFault> {
     let hello = Hello { protocol_versions: PROTOCOL_VERSIONS.to_vec(), host: host.to_owned(), purpose };
     wire::send(&mut link, kind::HELLO, &hello)?;
     let (_, payload) = wire::expect(&mut link, &[kind::HELLO_ACK], 64 << 10)?;
@@ -159,14 +167,14 @@ fn agree(mut link: Link, host: &str, purpose: Purpose) -> Result<Link, Migration
         let theirs = vec![ack.protocol];
         return Err(MigrationFault::Version { theirs, ours: PROTOCOL_VERSIONS.to_vec() });
     }
-    Ok(link)
+    Ok(Spoken { link, protocol: ack.protocol })
 }
 
-/// Reads a caller's hello and agrees on the newest common version.
+/// Reads a caller's hello and agrees on the newest common version, which is given with it.
 ///
 /// # Errors
-/// No hello in time, or no common version; the caller is told.
-pub fn accept_hello(link: &mut Link, host: &str) -> Result<Hello, MigrationFault> {
+/// No hello in time, no common version, or a purpose that this build does not know; the caller is told.
+pub fn accept_hello(link: &mut Link, host: &str) -> Result<(Hello, u32), MigrationFault> {
     link.set_deadline(Some(Instant::now() + Duration::from_secs(10)));
     let (_, payload) = wire::expect(link, &[kind::HELLO], 64 << 10)?;
     let hello: Hello = wire::parse(&payload)?;
@@ -178,9 +186,14 @@ pub fn accept_hello(link: &mut Link, host: &str) -> Result<Hello, MigrationFault
         wire::send(link, kind::REFUSED, &refusal)?;
         return Err(MigrationFault::Version { theirs, ours: PROTOCOL_VERSIONS.to_vec() });
     };
+    if hello.purpose == Purpose::Unknown {
+        let detail = "this host's build does not know what the link is for".to_owned();
+        wire::send(link, kind::REFUSED, &wire::Refused { code: "purpose_unknown".into(), detail })?;
+        return Err(MigrationFault::Protocol("a purpose that this build does not know"));
+    }
     wire::send(link, kind::HELLO_ACK, &HelloAck { protocol: *protocol, host: host.to_owned() })?;
     link.set_deadline(None);
-    Ok(hello)
+    Ok((hello, *protocol))
 }
 
 /// Asks a destination what became of `session`.
@@ -194,7 +207,7 @@ pub fn resolve(
     session: Uuid,
 ) -> Result<Outcome, MigrationFault> {
     let patience = Duration::from_secs(10);
-    let mut link = open_control(peer, identity, host, Purpose::Resolve { session }, patience, None)?;
+    let mut link = open_control(peer, identity, host, Purpose::Resolve { session }, patience, None)?.link;
     let (_, payload) = wire::expect(&mut link, &[kind::OUTCOME], 64 << 10)?;
     wire::parse(&payload)
 }
@@ -212,7 +225,7 @@ pub fn find(
 ) -> Result<Vec<Holding>, MigrationFault> {
     let patience = Duration::from_secs(10);
     let purpose = Purpose::Find { guests: guests.to_vec() };
-    let mut link = open_control(peer, identity, host, purpose, patience, None)?;
+    let mut link = open_control(peer, identity, host, purpose, patience, None)?.link;
     let (_, payload) = wire::expect(&mut link, &[kind::FOUND], 64 << 10)?;
     let found: Vec<Holding> = wire::parse(&payload)?;
     if found.len() == guests.len() {

@@ -4,22 +4,22 @@ use std::time::{Duration, Instant};
 
 use mirrorvm_abi::op::{Begin, Start};
 use mirrorvm_abi::record::TOKEN_BYTES;
-use ring::digest;
 use ring::rand::{SecureRandom, SystemRandom};
 use uuid::Uuid;
 
 use super::control::Control;
 use super::finder::Finder;
-use super::peer::{PeerAddress, open_control};
+use super::peer::{PeerAddress, Spoken, open_control};
 use super::pump::{Limiter, Stream, Work, send_shared};
 use super::records::Mask;
 use super::rounds::{Bound, Convergence, Decision, Fixed, Observation, ends_at};
 use super::threads::{all, side_by_side};
+use super::transcript::{sha256, transcript};
 use super::wire::{self, Prepare, Prepared, Purpose, Settled, StateHead, kind};
 use super::{MigrationFault, MigrationLimits, MigrationMode, MigrationState, Round, StreamTransport};
 use crate::addr::{PAGE_SIZE, RamAddr};
+use crate::address_space::GuestLayout;
 use crate::guest::{DirtyRanges, Labels, Machine, MachineError, ProtectionLevel};
-use crate::host::{GuestRecord, MigrationSpec};
 use crate::mirror::Mirror;
 use crate::pages::PageSet;
 use crate::transport::{Identity, Link};
@@ -50,6 +50,32 @@ pub trait Journal {
     fn last_labels(&self) -> Result<Labels, Box<dyn std::error::Error + Send + Sync>>;
 }
 
+/// A guest that is to leave, as far as the engine has to know it.
+#[derive(Clone, Copy, Debug)]
+pub struct Departure<'a> {
+    /// Its id, the same at both hosts.
+    pub guest: Uuid,
+    /// What the destination's host has to know to make a place for it; nobody between reads it.
+    pub definition: &'a str,
+    /// Its RAM.
+    pub layout: &'a GuestLayout,
+    /// What the hardware gives it.
+    pub protection: ProtectionLevel,
+}
+
+/// How a guest is to be moved. What may change while it moves is [`Control`]'s.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// In rounds or in one go.
+    pub mode: MigrationMode,
+    /// Streams, and workers of the mirror; see [`STREAMS`](super::terms::STREAMS).
+    pub streams: u16,
+    /// How they cross.
+    pub stream_transport: StreamTransport,
+    /// Whether both ends digest every page of RAM at the pause point.
+    pub verify: bool,
+}
+
 /// What a source needs.
 pub struct Outgoing<'a> {
     /// SHA-256 of the helper image that the mirror runs.
@@ -57,17 +83,15 @@ pub struct Outgoing<'a> {
     /// The migration's id.
     pub id: Uuid,
     /// The guest.
-    pub guest: &'a GuestRecord,
-    /// What was asked for.
-    pub spec: &'a MigrationSpec,
+    pub departure: Departure<'a>,
+    /// How it moves.
+    pub terms: Terms,
     /// Where to.
     pub peer: PeerAddress,
     /// Who we are.
     pub identity: &'a Identity,
     /// What we are called.
     pub host: &'a str,
-    /// QEMU's machine type.
-    pub machine_type: Option<String>,
     /// The handle.
     pub control: &'a Control,
     /// Durable notes.
@@ -170,8 +194,8 @@ impl Course<'_, '_> {
     fn up_to_start(&mut self) -> Result<(Link, Vec<Stream>), MigrationFault> {
         let control = self.out.control;
         control.enter(MigrationState::Preparing);
-        let mut link = self.call()?;
-        let streams = match self.prepare(&mut link) {
+        let Spoken { mut link, protocol } = self.call()?;
+        let streams = match self.prepare(&mut link, protocol) {
             Ok(streams) => streams,
             Err(fault) => return Err(reason(&mut link, fault)),
         };
@@ -192,7 +216,7 @@ impl Course<'_, '_> {
             left.insert_range(block.ram_range());
         }
         // Shared pages that the helper cannot reach go as they are; private ones were refused by the planner.
-        let live = self.out.spec.mode == MigrationMode::Precopy && self.was_running;
+        let live = self.out.terms.mode == MigrationMode::Precopy && self.was_running;
         let mut finder = if live { Finder::choose(self.machine, self.mirror) } else { None };
         let mut ends = Ends { link, streams, sent };
         let moved = match &mut finder {
@@ -234,29 +258,29 @@ impl Course<'_, '_> {
     }
 
     /// Opens the control link.
-    fn call(&self) -> Result<Link, MigrationFault> {
+    fn call(&self) -> Result<Spoken, MigrationFault> {
         let out = self.out;
-        let stall = Duration::from_millis(out.spec.limits.stall_timeout_ms);
+        let stall = out.control.patience();
         let watched = Some(out.control);
-        let link = open_control(&out.peer, out.identity, out.host, Purpose::Migrate {}, stall, watched)?;
+        let spoken = open_control(&out.peer, out.identity, out.host, Purpose::Migrate {}, stall, watched)?;
         // A destination that gives up says so on this link, whatever this end is at.
-        out.control.watch_peer(link.canceller());
-        Ok(link)
+        out.control.watch_peer(spoken.link.canceller());
+        Ok(spoken)
     }
 
-    fn prepare(&mut self, link: &mut Link) -> Result<Vec<Stream>, MigrationFault> {
+    fn prepare(&mut self, link: &mut Link, protocol: u32) -> Result<Vec<Stream>, MigrationFault> {
         let out = self.out;
-        let stall = Duration::from_millis(out.spec.limits.stall_timeout_ms);
+        let stall = out.control.patience();
         let watched = Some(out.control);
         let nonce = self.mirror.hello()?;
         let prepare = Prepare {
             session: out.id,
-            guest: out.guest.id,
-            spec: out.guest.spec.clone(),
-            layout: out.guest.layout.clone(),
+            guest: out.departure.guest,
+            definition: out.departure.definition.to_owned(),
+            layout: out.departure.layout.clone(),
             strategy: self.mirror.plan().strategy,
-            streams: out.spec.streams,
-            stream_transport: out.spec.stream_transport,
+            streams: out.terms.streams,
+            stream_transport: out.terms.stream_transport,
             mask: fresh_key()?,
             helper_measurement: out.helper_measurement,
             nonce,
@@ -264,16 +288,15 @@ impl Course<'_, '_> {
             paused: !self.was_running,
             // At level `none` the hosts can see which pages are zero anyway; at others it is nobody's
             // business.
-            elide_zero: out.guest.protection == ProtectionLevel::None,
+            elide_zero: out.departure.protection == ProtectionLevel::None,
             readiness: self.machine.migration_control().carry(),
-            verify: out.spec.verify,
-            stall_timeout_ms: out.spec.limits.stall_timeout_ms,
-            machine_type: out.machine_type.clone(),
-            boot: out.guest.boot,
-            created_at: out.guest.created_at,
+            verify: out.terms.verify,
+            stall_timeout_ms: out.control.limits().stall_timeout_ms,
         };
-        let transcript = transcript(&prepare);
-        wire::send(link, kind::PREPARE, &prepare)?;
+        let message = wire::written(&prepare)?;
+        link.send(kind::PREPARE, &message)?;
+        let transcript = transcript(protocol, &message);
+        drop(message);
         let (_, payload) = wire::expect(link, &[kind::PREPARED], 64 << 10)?;
         let prepared: Prepared = wire::parse(&payload)?;
         self.mirror.begin(&Begin {
@@ -281,18 +304,18 @@ impl Course<'_, '_> {
             elide_zero: prepare.elide_zero,
             fresh: false,
             // Only where somebody will ask: they cost an export a quarter of its speed and more.
-            digests: out.spec.mode == MigrationMode::Precopy && !self.machine.can_log_dirty(),
-            streams: out.spec.streams,
+            digests: out.terms.mode == MigrationMode::Precopy && !self.machine.can_log_dirty(),
+            streams: out.terms.streams,
             session: *out.id.as_bytes(),
             peer_nonce: prepared.nonce,
             transcript,
         })?;
         self.session = true;
         let mut streams = Vec::new();
-        for index in 0..out.spec.streams {
+        for index in 0..out.terms.streams {
             let purpose = Purpose::Stream { session: out.id, index };
-            let mut link = open_control(&out.peer, out.identity, out.host, purpose, stall, watched)?;
-            let mask = match out.spec.stream_transport {
+            let mut link = open_control(&out.peer, out.identity, out.host, purpose, stall, watched)?.link;
+            let mask = match out.terms.stream_transport {
                 StreamTransport::Sealed => {
                     link.leave_tls()?;
                     Some(Mask::new(&prepare.mask, index))
@@ -596,7 +619,7 @@ impl Course<'_, '_> {
             Ok((kind::COMMITTED, settled, token)) => match self.mirror.check_commit(&token) {
                 Ok(()) => {
                     self.note_downtime(waited, settled.verify_us);
-                    let wanted = self.out.spec.verify;
+                    let wanted = self.out.terms.verify;
                     let digests = if wanted { self.machine.page_digests() } else { None };
                     SourceEnd::Succeeded { digests }
                 }
@@ -653,7 +676,7 @@ impl Course<'_, '_> {
             // A pause that was had can be had.
             let had = waited.as_millis() as u64 + 1;
             l.progress.downtime_floor_ms = l.progress.downtime_floor_ms.map(|floor| floor.min(had));
-            l.progress.verify_ms = self.out.spec.verify.then_some(to_the_microsecond(verify));
+            l.progress.verify_ms = self.out.terms.verify.then_some(to_the_microsecond(verify));
             l.progress.elapsed_ms = self.begun.elapsed().as_millis() as u64;
         });
     }
@@ -742,34 +765,6 @@ fn split(left: &PageSet, shared: &PageSet) -> (PageSet, PageSet) {
     let mut sealed = left.clone();
     let plain = sealed.take(shared);
     (sealed, plain)
-}
-
-/// What both ends must agree on; goes into every key.
-pub(super) fn transcript(p: &Prepare) -> [u8; 32] {
-    let mut context = digest::Context::new(&digest::SHA256);
-    context.update(b"mirrorvm transcript v1");
-    context.update(&wire::PROTOCOL_VERSIONS[0].to_le_bytes());
-    context.update(&mirrorvm_abi::ABI_VERSION.to_le_bytes());
-    context.update(&mirrorvm_abi::layout::LAYOUT_HASH.to_le_bytes());
-    context.update(&p.helper_measurement);
-    context.update(p.guest.as_bytes());
-    context.update(&p.streams.to_le_bytes());
-    context.update(&[match p.stream_transport {
-        StreamTransport::Sealed => 1,
-        StreamTransport::Tls => 2,
-    }]);
-    context.update(&p.mask);
-    context.update(&serde_json::to_vec(&p.layout).unwrap_or_default());
-    let mut out = [0; 32];
-    out.copy_from_slice(context.finish().as_ref());
-    out
-}
-
-/// SHA-256.
-pub(super) fn sha256(bytes: &[u8]) -> [u8; 32] {
-    let mut out = [0; 32];
-    out.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
-    out
 }
 
 /// A key that nothing else has.

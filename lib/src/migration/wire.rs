@@ -3,25 +3,23 @@
 //! Frames are [`crate::transport::Link`]'s; `kind` tells the message. Control messages are JSON with unknown
 //! fields refused; page data is binary.
 
-use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
-use zeroize::{Zeroize, ZeroizeOnDrop};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use super::{MigrationFault, StreamTransport};
 use crate::address_space::{GuestLayout, Strategy};
-use crate::boot_files::BootFiles;
 use crate::guest::{CarriedReadiness, Labels};
-use crate::host::GuestSpec;
 use crate::transport::Link;
 
 /// Versions of this protocol that this build speaks, oldest first.
 ///
-/// Version 1 had shared pages on the streams and every stream inside TLS; version 2 said nothing of boot
-/// files, labels and the time of definition, and knew no COMMITTING. They are not spoken any more: hosts of
-/// different builds have different helper images, and those refuse each other anyway.
-pub const PROTOCOL_VERSIONS: [u32; 1] = [3];
+/// The newest that both ends speak is used, and is bound into the helpers' transcript. Version 1 had shared
+/// pages on the streams and every stream inside TLS; version 2 said nothing of boot files, labels and the
+/// time of definition, and knew no COMMITTING; version 3 had the source's own types in PREPARE, of which an
+/// older destination lost what it did not know, and a transcript without them. They are not spoken any more.
+pub const PROTOCOL_VERSIONS: [u32; 1] = [4];
 /// Longest control message: a layout of 32,768 blocks fits.
 pub const MESSAGE_MAX: u32 = 16 << 20;
 /// Longest data frame: a full batch with its header.
@@ -83,9 +81,9 @@ pub mod kind {
     pub const CHECKED: u8 = 21;
 }
 
-/// First message of a link.
+/// First message of a link. What a later version adds to it is not looked at: it comes before a version is
+/// agreed on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Hello {
     /// Versions that the caller speaks.
     pub protocol_versions: Vec<u32>,
@@ -97,7 +95,7 @@ pub struct Hello {
 
 /// What a link is for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+#[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Purpose {
     /// Control of a new migration.
     Migrate {},
@@ -123,6 +121,9 @@ pub enum Purpose {
     Ask {},
     /// Whether a migration would be let in. A build that does not know the question ends the link.
     Check {},
+    /// Something that this build does not know. Refused with code `purpose_unknown`.
+    #[serde(other)]
+    Unknown,
 }
 
 /// Guests that one question names at most.
@@ -146,9 +147,9 @@ pub enum Holding {
     },
 }
 
-/// What a host says that it can do, as far as it matters to a host that would send it a guest.
+/// What a host says that it can do, as far as it matters to a host that would send it a guest. What a later
+/// build says beyond this is not looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Abilities {
     /// Drivers that work there.
     pub drivers: Vec<String>,
@@ -200,9 +201,8 @@ impl Abilities {
     }
 }
 
-/// Answer to [`Hello`].
+/// Answer to [`Hello`]. What a later version adds to it is not looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct HelloAck {
     /// The version that both use.
     pub protocol: u32,
@@ -220,9 +220,10 @@ pub struct Prepare {
     /// The guest's id.
     #[zeroize(skip)]
     pub guest: Uuid,
-    /// What it is.
+    /// What it is: a document of its host, which the destination's host reads and nobody between. Its digest
+    /// goes into the transcript.
     #[zeroize(skip)]
-    pub spec: GuestSpec,
+    pub definition: String,
     /// Its RAM.
     #[zeroize(skip)]
     pub layout: GuestLayout,
@@ -253,14 +254,6 @@ pub struct Prepare {
     pub verify: bool,
     /// Longest silence, milliseconds.
     pub stall_timeout_ms: u64,
-    /// What a driver needs to make the same machine: QEMU's machine type.
-    pub machine_type: Option<String>,
-    /// What the guest boots from, where its driver reads files: the destination's must hold the same.
-    #[zeroize(skip)]
-    pub boot: Option<BootFiles>,
-    /// When the guest was defined, wherever that was.
-    #[zeroize(skip)]
-    pub created_at: Timestamp,
 }
 
 /// The destination is ready.
@@ -360,11 +353,16 @@ pub enum Outcome {
 /// # Errors
 /// The link's.
 pub fn send<T: Serialize>(link: &mut Link, kind: u8, message: &T) -> Result<(), MigrationFault> {
-    let mut bytes =
-        serde_json::to_vec(message).map_err(|_| MigrationFault::Protocol("unsendable message"))?;
-    let sent = link.send(kind, &bytes);
-    bytes.zeroize();
-    Ok(sent?)
+    Ok(link.send(kind, &written(message)?)?)
+}
+
+/// A JSON message's bytes.
+///
+/// # Errors
+/// When it cannot be written as JSON.
+pub fn written<T: Serialize>(message: &T) -> Result<Zeroizing<Vec<u8>>, MigrationFault> {
+    let bytes = serde_json::to_vec(message).map_err(|_| MigrationFault::Protocol("unsendable message"))?;
+    Ok(Zeroizing::new(bytes))
 }
 
 /// Waits for one of `kinds` of at most `max` bytes (or a refusal, which becomes an error) and gives kind and

@@ -6,11 +6,14 @@
 
 use std::sync::Arc;
 
+use uuid::Uuid;
+
 use crate::address_space::GuestLayout;
 use crate::boot_files::{BootFile, BootFiles};
 use crate::guest::MachineError;
 use crate::host::guests::registry::Registry;
 use crate::host::inner::{Inner, qemu_binary};
+use crate::host::migrations::definition::{Definition, Unread};
 use crate::host::migrations::incoming::{
     has_seen, machine_refusal, refuse, refused_by, room_on_disk, ticket_unread,
 };
@@ -26,6 +29,7 @@ pub(in crate::host) struct Arriving<'a> {
     pub inner: &'a Arc<Inner>,
     pub identity: &'a PeerIdentity,
     pub prepare: &'a Prepare,
+    pub definition: &'a Definition,
 }
 
 impl Arriving<'_> {
@@ -33,7 +37,7 @@ impl Arriving<'_> {
     /// takes nothing: whoever lets it in takes what can be taken once (id and name, memory, a ticket) by
     /// calls that look again.
     pub fn admit(&self) -> Result<Option<BootFiles>, Vec<Refused>> {
-        let Self { inner, prepare, .. } = *self;
+        let Self { inner, prepare, definition, .. } = *self;
         let mut against = Vec::new();
         if inner.is_stopping() {
             against.push(refuse("shutting_down", "the destination shuts down"));
@@ -59,8 +63,8 @@ impl Arriving<'_> {
         {
             let _ = note(&mut against, self.mirror(&image));
         }
-        against.extend(taken(&inner.guests(), prepare));
-        if fits && let Err(e) = inner.has_memory_for(&record_of(prepare, boot)) {
+        against.extend(taken(&inner.guests(), prepare.guest, &definition.spec.name));
+        if fits && let Err(e) = inner.has_memory_for(&record_of(prepare, definition, boot)) {
             against.push(refused_by(&e));
         }
         if let Err(refusal) = room_on_disk(inner, prepare) {
@@ -82,7 +86,7 @@ impl Arriving<'_> {
         let found = self.inner.image_measuring(measurement).map_err(|e| refused_by(&e))?;
         let image =
             found.ok_or_else(|| refuse("helper_mismatch", "the destination has no such helper image"))?;
-        self.inner.check_image(&self.prepare.spec.driver, &image).map_err(|e| refused_by(&e))?;
+        self.inner.check_image(&self.definition.spec.driver, &image).map_err(|e| refused_by(&e))?;
         Ok(image)
     }
 
@@ -94,9 +98,9 @@ impl Arriving<'_> {
 
     /// What the definition's files hold here; each that cannot be used is a reason of its own.
     fn boot(&self, against: &mut Vec<Refused>) -> Option<BootFiles> {
-        match self.inner.boot_facts(&self.prepare.spec) {
+        match self.inner.boot_facts(&self.definition.spec) {
             Ok(boot) => {
-                if let (Some(theirs), Some(ours)) = (&self.prepare.boot, &boot) {
+                if let (Some(theirs), Some(ours)) = (&self.definition.boot, &boot) {
                     let _ = note(against, check_boot_files(theirs, ours));
                 }
                 boot
@@ -116,8 +120,8 @@ impl Arriving<'_> {
     /// Whether the definition comes to the same RAM here as there.
     fn memory_layout(&self, against: &mut Vec<Refused>) -> bool {
         let prepare = self.prepare;
-        let layout = validate::guest(&prepare.spec)
-            .and_then(|bare| self.inner.layout_for(&prepare.spec.driver, &bare))
+        let layout = validate::guest(&self.definition.spec)
+            .and_then(|bare| self.inner.layout_for(&self.definition.spec.driver, &bare))
             .map_err(|e| refused_by(&e));
         let Some(layout) = note(against, layout) else { return false };
         // Where QEMU has its RAM plugged is the source's to say; everything else must come out the same here.
@@ -135,7 +139,7 @@ impl Arriving<'_> {
     /// Whether a machine for the guest's driver can be made here.
     fn machine(&self, against: &mut Vec<Refused>) -> bool {
         let before = against.len();
-        let (inner, driver) = (self.inner, &self.prepare.spec.driver);
+        let (inner, driver) = (self.inner, &self.definition.spec.driver);
         let _ = note(against, inner.check_driver(driver).map_err(|e| refused_by(&e)));
         if let Some(sev) = driver.sev() {
             let allowed = crate::host::migrations::outgoing::check_policy(sev.policy);
@@ -150,9 +154,28 @@ impl Arriving<'_> {
     fn mirror(&self, image: &HelperImage) -> Result<(), Refused> {
         let p = self.prepare;
         let (streams, declared) = (u32::from(p.streams), p.readiness.declaration.as_ref());
-        let plan = self.inner.plan_arrival(&p.spec.driver, &p.layout, p.strategy, streams, declared, image);
+        let plan = self.inner.plan_arrival(
+            &self.definition.spec.driver,
+            &p.layout,
+            p.strategy,
+            streams,
+            declared,
+            image,
+        );
         plan.map(|_| ()).map_err(|e| refused_by(&e))
     }
+}
+
+/// The guest that would come, or why this host cannot know it.
+pub(super) fn definition_of(prepare: &Prepare) -> Result<Definition, Refused> {
+    Definition::read(&prepare.definition).map_err(|unread| {
+        let code = match unread {
+            Unread::Malformed(_) | Unread::Unknown(_) => "invalid",
+            Unread::Version(_) => "peer_version",
+            Unread::Driver(_) => "capability_missing",
+        };
+        refuse(code, format!("the destination: {unread}"))
+    })
 }
 
 /// A source that is neither known nor has a ticket.
@@ -163,35 +186,40 @@ pub(in crate::host) fn no_leave() -> Refused {
 /// Who has the guest's id or name here, if that is not a guest that left earlier: such a record makes way.
 pub(in crate::host) fn taken(
     guests: &Registry<crate::host::guests::entry::GuestEntry>,
-    prepare: &Prepare,
+    id: Uuid,
+    name: &str,
 ) -> Vec<Refused> {
     let mut taken = Vec::new();
-    let there = guests.get(&prepare.guest).map(|g| g.record());
+    let there = guests.get(&id).map(|g| g.record());
     if there.is_some_and(|o| o.state != GuestState::Stopped || o.moved_to.is_none()) {
         taken.push(refuse("guest_exists", "the destination has this guest"));
     }
-    if guests.named(&prepare.spec.name).is_some_and(|g| g.id != prepare.guest) {
+    if guests.named(name).is_some_and(|g| g.id != id) {
         taken.push(refuse("name_taken", "the destination has another guest of this name"));
     }
     taken
 }
 
 /// The record that the guest begins with here.
-pub(in crate::host) fn record_of(prepare: &Prepare, boot: Option<BootFiles>) -> GuestRecord {
+pub(in crate::host) fn record_of(
+    prepare: &Prepare,
+    definition: &Definition,
+    boot: Option<BootFiles>,
+) -> GuestRecord {
     GuestRecord {
         id: prepare.guest,
-        spec: prepare.spec.clone(),
+        spec: definition.spec.clone(),
         layout: prepare.layout.clone(),
         state: GuestState::Incoming,
         generation: 1,
-        protection: prepare.spec.driver.protection(),
+        protection: definition.spec.driver.protection(),
         boot,
         readiness: None,
         migration: Some(prepare.session),
         moved_to: None,
         unconfirmed: false,
         error: None,
-        created_at: prepare.created_at,
+        created_at: definition.created_at,
         started_at: None,
     }
 }

@@ -12,6 +12,7 @@ use crate::guest::{CarriedReadiness, ReadinessReason};
 use crate::host::guests::entry::GuestEntry;
 use crate::host::inner::Inner;
 use crate::host::migrations::checks::Finding;
+use crate::host::migrations::definition::Definition;
 use crate::host::migrations::outgoing::Looked;
 use crate::host::peers::probe::{PeerSilence, silence, unreadable_identity};
 use crate::host::{GuestRecord, GuestState, MigrationSpec, MirrorChoice, PeerRecord, ProtectionLevel};
@@ -79,7 +80,8 @@ fn question(inner: &Inner, looked: &Looked, spec: &MigrationSpec) -> Option<Prep
     Some(Prepare {
         session: looked.id.unwrap_or_else(Uuid::now_v7),
         guest: record.id,
-        spec: record.spec.clone(),
+        // Only the machine knows its type.
+        definition: Definition::of(record, None).write().ok()?,
         layout: record.layout.clone(),
         strategy,
         streams: spec.streams,
@@ -89,14 +91,10 @@ fn question(inner: &Inner, looked: &Looked, spec: &MigrationSpec) -> Option<Prep
         nonce: [0; 32],
         secret: [0; 32],
         readiness: readiness(inner, guest, record),
-        boot: record.boot,
         paused: record.state == GuestState::Paused,
         elide_zero: record.protection == ProtectionLevel::None,
         verify: spec.verify,
         stall_timeout_ms: spec.limits.stall_timeout_ms,
-        // Only the machine knows it.
-        machine_type: None,
-        created_at: record.created_at,
     })
 }
 

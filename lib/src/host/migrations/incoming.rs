@@ -12,20 +12,21 @@ use crate::host::guests::command::{Command, Vanish};
 use crate::host::guests::task;
 use crate::host::inner::Inner;
 use crate::host::machines::{GuestMemory, IncomingMachine, MakeError};
-use crate::host::migrations::admission::{Arriving, first, no_leave, record_of, taken};
+use crate::host::migrations::admission::{Arriving, definition_of, first, no_leave, record_of, taken};
 use crate::host::migrations::confirm;
+use crate::host::migrations::definition::Definition;
 use crate::host::migrations::entry::MigrationEntry;
 use crate::host::migrations::hand_over::{HandOver, Settlement, Together};
 use crate::host::migrations::outgoing::{fault_of, new_control};
 use crate::host::migrations::reserve::Reserve;
 use crate::host::{
     GuestRecord, GuestState, HandOverOutcome, HandOverToken, HostError, Labels, LaunchMirror,
-    MigrationDirection, MigrationRecord, MigrationState, Progress, bounds, validate,
+    MigrationDirection, MigrationRecord, MigrationState, Progress, ProtectionLevel, bounds, validate,
 };
 use crate::memory::MemoryError;
 use crate::migration::wire::{self, FIND_MAX, Outcome, Prepare, Purpose, Refused, kind};
 use crate::migration::{
-    Arrival, Arrived, MigrationFault, NotStored, Receiver, accept_hello, serve_check, serve_import,
+    Arrival, Arrived, MigrationFault, NotStored, Receiver, Spoken, accept_hello, serve_check, serve_import,
 };
 use crate::mirror::SealedToken;
 use crate::store::{Batch, Kind, StoreError, Trouble};
@@ -35,8 +36,8 @@ use crate::transport::{Link, LogBudget, PeerIdentity};
 pub(in crate::host) fn serve(inner: &Arc<Inner>, mut link: Link) {
     let identity = *link.peer();
     let Some(peer) = peer_name(inner, &identity) else { return };
-    let hello = match accept_hello(&mut link, &inner.name) {
-        Ok(h) => h,
+    let (hello, protocol) = match accept_hello(&mut link, &inner.name) {
+        Ok(agreed) => agreed,
         Err(fault) => {
             static SAID: LogBudget = LogBudget::new();
             if let Some(unlogged) = SAID.take() {
@@ -52,7 +53,7 @@ pub(in crate::host) fn serve(inner: &Arc<Inner>, mut link: Link) {
     }
     match hello.purpose {
         Purpose::Migrate {} => {
-            serve_import(link, &peer, &Destination::new(inner, identity));
+            serve_import(Spoken { link, protocol }, &peer, &Destination::new(inner, identity));
         }
         Purpose::Stream { session, index } => {
             // Only the peer that brought the session adds streams to it.
@@ -64,7 +65,10 @@ pub(in crate::host) fn serve(inner: &Arc<Inner>, mut link: Link) {
         }
         Purpose::Resolve { session } => answer(inner, link, &identity, session),
         Purpose::Check {} => serve_check(link, &peer, |prepare| {
-            Arriving { inner, identity: &identity, prepare }.admit().err().unwrap_or_default()
+            let against = definition_of(prepare).map_err(|refusal| vec![refusal]).and_then(|definition| {
+                Arriving { inner, identity: &identity, prepare, definition: &definition }.admit()
+            });
+            against.err().unwrap_or_default()
         }),
         Purpose::Find { guests } => {
             // For hosts that are known; a ticket is for one migration.
@@ -76,6 +80,8 @@ pub(in crate::host) fn serve(inner: &Arc<Inner>, mut link: Link) {
                 let _ = link.close();
             }
         }
+        // Told by who accepts a hello.
+        Purpose::Unknown => {}
         Purpose::Ask {} => {
             if wire::send(&mut link, kind::ABILITIES, &inner.capabilities().to_peers()).is_ok() {
                 let _ = link.close();
@@ -205,9 +211,8 @@ fn set_aside(inner: &Inner, prepare: &Prepare) -> Result<Reserve, Refused> {
 /// What the documents take that exist before the guest is let in.
 fn document_bytes(inner: &Inner, prepare: &Prepare) -> usize {
     let here = inner.guests().get(&prepare.guest).map(|g| g.record());
-    let documents =
-        [serde_json::to_vec(&prepare.spec), serde_json::to_vec(&prepare.layout), serde_json::to_vec(&here)];
-    documents.iter().map(|d| d.as_ref().map_or(0, Vec::len)).sum()
+    let documents = [serde_json::to_vec(&prepare.layout), serde_json::to_vec(&here)];
+    prepare.definition.len() + documents.iter().map(|d| d.as_ref().map_or(0, Vec::len)).sum::<usize>()
 }
 
 fn no_room(error: std::io::Error) -> Refused {
@@ -236,21 +241,22 @@ impl<'a> Destination<'a> {
         Self { inner, identity, replaced, space }
     }
 
-    const fn arriving<'p>(&'p self, prepare: &'p Prepare) -> Arriving<'p> {
-        Arriving { inner: self.inner, identity: &self.identity, prepare }
+    const fn arriving<'p>(&'p self, prepare: &'p Prepare, definition: &'p Definition) -> Arriving<'p> {
+        Arriving { inner: self.inner, identity: &self.identity, prepare, definition }
     }
 
     /// Takes the guest's id and name, also from a record of a guest that left for another host earlier.
     fn reserve(
         &self,
         prepare: &Prepare,
+        definition: &Definition,
         boot: Option<BootFiles>,
     ) -> Result<Arc<crate::host::guests::entry::GuestEntry>, Refused> {
         let inner = self.inner;
-        let record = record_of(prepare, boot);
+        let record = record_of(prepare, definition, boot);
         let mut guests = inner.guests_mut();
         let old = guests.get(&prepare.guest).map(|g| g.record());
-        let taken = taken(&guests, prepare);
+        let taken = taken(&guests, prepare.guest, &definition.spec.name);
         if !taken.is_empty() {
             return Err(first(taken));
         }
@@ -285,7 +291,7 @@ impl<'a> Destination<'a> {
 
     fn make(
         &self,
-        prepare: &Prepare,
+        (prepare, definition): (&Prepare, &Definition),
         entry: &crate::host::guests::entry::GuestEntry,
         (memory, peer): (GuestMemory, &str),
     ) -> Result<Arrival, Refused> {
@@ -293,11 +299,11 @@ impl<'a> Destination<'a> {
         let record = entry.record();
         let incoming = IncomingMachine {
             secret: Zeroizing::new(prepare.secret),
-            machine_type: prepare.machine_type.as_deref(),
+            machine_type: definition.machine_type.as_deref(),
             readiness: prepare.readiness.clone(),
             mirror: LaunchMirror { strategy: prepare.strategy, workers: u32::from(prepare.streams) },
         };
-        let image = self.arriving(prepare).image()?;
+        let image = self.arriving(prepare, definition).image()?;
         let made = inner.make_machine(&record, entry, memory, Some(incoming)).map_err(|e| match e {
             MakeError::Machine(e) => machine_refusal(&e),
             MakeError::Host(e) => refused_by(&e),
@@ -319,8 +325,8 @@ impl<'a> Destination<'a> {
             id: prepare.session,
             direction: MigrationDirection::Incoming,
             guest: prepare.guest,
-            guest_name: prepare.spec.name.clone(),
-            labels: prepare.spec.labels.clone(),
+            guest_name: definition.spec.name.clone(),
+            labels: definition.spec.labels.clone(),
             peer: peer.to_owned(),
             peer_identity: self.identity.to_string(),
             order: 0,
@@ -366,7 +372,8 @@ impl<'a> Destination<'a> {
         let (sender, streams) = mpsc::sync_channel(*bounds::STREAMS.end() as usize);
         inner.streams().insert(prepare.session, (self.identity, sender));
         entry.tell_blocking(Command::Watch(prepare.session, machine.end_watch()));
-        Ok(Arrival { machine, mirror, control, streams })
+        let fresh = record.protection == ProtectionLevel::None;
+        Ok(Arrival { machine, fresh, mirror, control, streams })
     }
 
     /// Removes a guest that never arrived, and waits until it is gone. What was here before it comes back.
@@ -407,23 +414,22 @@ impl<'a> Destination<'a> {
 
 impl Receiver for Destination<'_> {
     fn admit(&self, prepare: &Prepare, peer: &str) -> Result<Arrival, Refused> {
-        let arriving = self.arriving(prepare);
-        let boot = arriving.admit().map_err(first)?;
-        let memory = self.inner.memory_for(&prepare.spec, &prepare.layout, boot.as_ref());
+        let definition = definition_of(prepare)?;
+        let boot = self.arriving(prepare, &definition).admit().map_err(first)?;
+        let memory = self.inner.memory_for(&definition.spec, &prepare.layout, boot.as_ref());
         let memory = memory.map_err(|e| refused_by(&e))?;
         *lock(&self.space) = Some(Arc::new(set_aside(self.inner, prepare)?));
-        let entry = self.reserve(prepare, boot)?;
-        self.make(prepare, &entry, (memory, peer)).inspect_err(|_| self.vanish(&entry, None))
+        let entry = self.reserve(prepare, &definition, boot)?;
+        self.make((prepare, &definition), &entry, (memory, peer)).inspect_err(|_| self.vanish(&entry, None))
     }
 
-    fn relabeled(
-        &self,
-        session: Uuid,
-        labels: Labels,
-    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        validate::labels(&labels)?;
+    fn labels(&self, session: Uuid, labels: Labels) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let missing = || HostError::NotFound { kind: "guest", key: session.to_string() };
         let entry = self.guest_entry(session).ok_or_else(missing)?;
+        if labels == entry.record().spec.labels {
+            return Ok(());
+        }
+        validate::labels(&labels)?;
         Ok(entry.ask_blocking(|reply| Command::AdoptLabels(labels, reply))?)
     }
 

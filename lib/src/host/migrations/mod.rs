@@ -7,6 +7,7 @@ pub(super) mod admission;
 pub(super) mod asking;
 pub(super) mod checks;
 pub(super) mod confirm;
+pub(super) mod definition;
 pub(super) mod endings;
 pub(super) mod entry;
 pub(super) mod hand_over;

@@ -11,6 +11,7 @@ use crate::guest::Machine;
 use crate::host::guests::command::{Command, GiveBack, Lease};
 use crate::host::guests::entry::GuestEntry;
 use crate::host::inner::Inner;
+use crate::host::migrations::definition::Definition;
 use crate::host::migrations::entry::MigrationEntry;
 use crate::host::migrations::hand_over::Together;
 use crate::host::migrations::reserve::Reserve;
@@ -23,7 +24,8 @@ use crate::host::{
 };
 use crate::migration::wire::Outcome;
 use crate::migration::{
-    Control, Journal, MigrationFault, Outgoing, PeerAddress, SourceEnd, resolve, resume_here, run_source,
+    Control, Departure, Journal, MigrationFault, Outgoing, PeerAddress, SourceEnd, Terms, resolve,
+    resume_here, run_source,
 };
 use crate::mirror::Mirror;
 use crate::private_files::PrivateFileError;
@@ -450,19 +452,32 @@ impl Run {
         let Lease { mut machine, mut mirror, mirror_id, transient, was_running, record } = lease;
         self.entry.attach(mirror.watch());
         let stays = |fault| (SourceEnd::NotMoved { fault, resumed: was_running }, None);
-        let (end, peer) = match self.peer.spec.identity.parse::<PeerIdentity>() {
-            Err(_) => stays(MigrationFault::Protocol("the peer's stored identity cannot be read")),
-            Ok(identity) => {
+        let identity = self.peer.spec.identity.parse::<PeerIdentity>();
+        let identity =
+            identity.map_err(|_| MigrationFault::Protocol("the peer's stored identity cannot be read"));
+        let told = identity.and_then(|i| Ok((i, definition(&record, machine.as_mut())?)));
+        let (end, peer) = match told {
+            Err(fault) => stays(fault),
+            Ok((identity, definition)) => {
                 let peer = (self.peer.spec.address.clone(), identity);
                 let out = Outgoing {
                     id: self.entry.id,
-                    guest: &record,
-                    spec,
+                    departure: Departure {
+                        guest: record.id,
+                        definition: &definition,
+                        layout: &record.layout,
+                        protection: record.protection,
+                    },
+                    terms: Terms {
+                        mode: spec.mode,
+                        streams: spec.streams,
+                        stream_transport: spec.stream_transport,
+                        verify: spec.verify,
+                    },
                     peer,
                     identity: &self.inner.identity,
                     host: &self.inner.name,
                     helper_measurement: mirror.helper_measurement(),
-                    machine_type: machine.machine_type().ok().flatten(),
                     control: &self.entry.control,
                     journal: self,
                 };
@@ -803,6 +818,12 @@ async fn settled_after_restart(
         tracing::error!(migration = %entry.id, error = %crate::host::faults::chain(error), "the end of a doubt cannot be stored yet");
     }
     stored.is_ok()
+}
+
+/// The document that tells the destination's host of a guest.
+fn definition(record: &GuestRecord, machine: &mut dyn Machine) -> Result<String, MigrationFault> {
+    let document = Definition::of(record, machine.machine_type()?).write();
+    document.map_err(|_| MigrationFault::Protocol("a definition that cannot be written"))
 }
 
 #[cfg(test)]
