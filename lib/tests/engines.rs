@@ -1,0 +1,389 @@
+//! The engine by itself, as another VMM embeds it: a guest of a machine that is none of this crate's moves
+//! between two engines. There is no host here, no database, no driver of ours, and the guest's RAM, its vCPU
+//! (a thread) and its dirty log are this file's.
+#![allow(clippy::unwrap_used, reason = "a test: a panic is its way to fail")]
+
+mod support;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use mirrorvm::addr::{PAGE_SIZE, RamPage};
+use mirrorvm::guest::{
+    Console, EncryptionStatus, EndWatch, Labels, Machine, MachineError, MigrationControl, ProtectionLevel,
+};
+use mirrorvm::hypervisor::Hypervisor;
+use mirrorvm::hypervisor::emulated::EmulatedHost;
+use mirrorvm::memory::GuestRam;
+use mirrorvm::migration::wire::{Prepare, Purpose, Refused};
+use mirrorvm::migration::{
+    Arrival, Arrived, Control, Departure, Journal, MigrationFault, MigrationLimits, MigrationMode,
+    MigrationState, NotStored, Outgoing, Receiver, SourceEnd, Spoken, StreamTransport, Terms, accept_hello,
+    run_source, serve_import,
+};
+use mirrorvm::mirror::{HelperImage, SealedToken};
+use mirrorvm::pages::PageSet;
+use mirrorvm::transport::{Endpoint, Identity, Link, ListenerLimits, PeerIdentity, PeerListener};
+use support::{mirror, ram, random_fill};
+use uuid::Uuid;
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+const RAM_BYTES: u64 = 16 << 20;
+const DEFINITION: &str = r#"a "definition" in words of its own: {colour: red}"#;
+
+/// A guest whose one vCPU is a thread: it counts, and writes each count to a page of its RAM.
+struct Clockwork {
+    ram: GuestRam,
+    console: Arc<Console>,
+    encryption: Arc<EncryptionStatus>,
+    control: Arc<MigrationControl>,
+    shared: Arc<Shared>,
+    vcpu: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    held: AtomicBool,
+    count: AtomicU64,
+    /// Pages written since the last look; `None` while nobody wants to know.
+    dirty: Mutex<Option<PageSet>>,
+}
+
+impl Clockwork {
+    fn new(ram: GuestRam) -> Self {
+        let (console, encryption) = (Arc::default(), Arc::default());
+        let control = Arc::new(MigrationControl::new(false));
+        Self { ram, console, encryption, control, shared: Arc::default(), vcpu: None }
+    }
+
+    fn count(&self) -> u64 {
+        self.shared.count.load(Ordering::SeqCst)
+    }
+
+    /// Waits until the guest has counted to `count`. The deadline only bounds a failure.
+    fn until(&self, count: u64) {
+        let by = Instant::now() + Duration::from_secs(60);
+        while self.count() < count {
+            assert!(Instant::now() < by, "the guest does not count");
+            std::thread::yield_now();
+        }
+    }
+
+    /// What its page of a count holds.
+    fn page(count: u64) -> (RamPage, [u8; 4096]) {
+        let mut content = [0; 4096];
+        content.chunks_exact_mut(8).for_each(|c| c.copy_from_slice(&count.to_le_bytes()));
+        (RamPage::new(count % (RAM_BYTES / PAGE_SIZE)), content)
+    }
+}
+
+impl Machine for Clockwork {
+    fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+
+    fn console(&self) -> &Arc<Console> {
+        &self.console
+    }
+
+    fn encryption(&self) -> &Arc<EncryptionStatus> {
+        &self.encryption
+    }
+
+    fn migration_control(&self) -> &Arc<MigrationControl> {
+        &self.control
+    }
+
+    fn migration_secret(&self) -> &[u8; 32] {
+        // What the mirrors of `support` are made with.
+        &[42; 32]
+    }
+
+    fn resume(&mut self) -> Result<(), MachineError> {
+        if self.vcpu.is_some() {
+            return Ok(());
+        }
+        let (ram, shared) = (self.ram.clone(), Arc::clone(&self.shared));
+        shared.held.store(false, Ordering::SeqCst);
+        let vcpu = move || {
+            while !shared.held.load(Ordering::SeqCst) {
+                let count = shared.count.load(Ordering::SeqCst) + 1;
+                let (page, content) = Self::page(count);
+                ram.write_page(page, &content).unwrap();
+                // After the write: a page that is taken off the log is complete.
+                if let Some(dirty) = &mut *shared.dirty.lock().unwrap() {
+                    dirty.insert(page);
+                }
+                shared.count.store(count, Ordering::SeqCst);
+                std::thread::sleep(Duration::from_micros(300));
+            }
+        };
+        self.vcpu = Some(std::thread::spawn(vcpu));
+        Ok(())
+    }
+
+    fn pause(&mut self) -> Result<(), MachineError> {
+        self.shared.held.store(true, Ordering::SeqCst);
+        self.vcpu.take().map_or(Ok(()), |vcpu| {
+            vcpu.join().unwrap();
+            Ok(())
+        })
+    }
+
+    fn can_log_dirty(&self) -> bool {
+        true
+    }
+
+    fn log_dirty(&mut self, on: bool) -> Result<(), MachineError> {
+        *self.shared.dirty.lock().unwrap() = on.then(PageSet::new);
+        Ok(())
+    }
+
+    fn take_dirty(&mut self, dirty: &mut PageSet) -> Result<(), MachineError> {
+        if let Some(log) = &mut *self.shared.dirty.lock().unwrap() {
+            for page in std::mem::take(log).iter() {
+                dirty.insert(page);
+            }
+        }
+        Ok(())
+    }
+
+    fn save_state(&mut self) -> Result<Vec<u8>, MachineError> {
+        Ok(self.count().to_le_bytes().to_vec())
+    }
+
+    fn load_state(&mut self, state: &[u8]) -> Result<(), MachineError> {
+        self.shared.count.store(u64::from_le_bytes(state.try_into().unwrap()), Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn end_watch(&self) -> EndWatch {
+        EndWatch::new(|| None)
+    }
+}
+
+impl Drop for Clockwork {
+    fn drop(&mut self) {
+        let _ = self.pause();
+    }
+}
+
+/// The notes of a source that never stops: in memory.
+#[derive(Default)]
+struct Notes {
+    start_sent: AtomicBool,
+}
+
+impl Journal for Notes {
+    fn held(&self) {}
+
+    fn runs_on(&self) {}
+
+    fn start_sent(&self) -> Result<(), Failure> {
+        self.start_sent.store(true, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn last_labels(&self) -> Result<Labels, Failure> {
+        Ok(Labels::from([("shelf".to_owned(), "3".to_owned())]))
+    }
+}
+
+/// A destination: it takes one kind of guest, once.
+struct Place {
+    hypervisor: Arc<dyn Hypervisor>,
+    peer: Mutex<HashMap<Uuid, mpsc::SyncSender<(u16, Link)>>>,
+    arrived: mpsc::SyncSender<Box<dyn Machine>>,
+    count: Mutex<Option<Arc<Shared>>>,
+    labels: Mutex<Labels>,
+    committed: AtomicBool,
+}
+
+impl Place {
+    fn serve(self: &Arc<Self>, mut link: Link) {
+        let (hello, protocol) = accept_hello(&mut link, "there").unwrap();
+        match hello.purpose {
+            Purpose::Migrate {} => serve_import(Spoken { link, protocol }, "here", self.as_ref()),
+            Purpose::Stream { session, index } => {
+                self.peer.lock().unwrap()[&session].send((index, link)).unwrap();
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+impl Receiver for Place {
+    fn admit(&self, prepare: &Prepare, peer: &str) -> Result<Arrival, Refused> {
+        if prepare.definition != DEFINITION {
+            return Err(Refused { code: "colour".into(), detail: "only red ones".into() });
+        }
+        assert_eq!(peer, "here");
+        let ram = ram(RAM_BYTES);
+        assert_eq!(*ram.layout(), prepare.layout);
+        let machine = Clockwork::new(ram);
+        let mirror = mirror(self.hypervisor.as_ref(), &machine.ram, u32::from(prepare.streams));
+        *self.count.lock().unwrap() = Some(Arc::clone(&machine.shared));
+        let (sender, streams) = mpsc::sync_channel(usize::from(prepare.streams));
+        self.peer.lock().unwrap().insert(prepare.session, sender);
+        let control = Control::new(MigrationState::Preparing, MigrationLimits::default(), Box::new(|| ()));
+        Ok(Arrival { machine: Box::new(machine), fresh: true, mirror, control: Arc::new(control), streams })
+    }
+
+    fn labels(&self, _: Uuid, labels: Labels) -> Result<(), Failure> {
+        *self.labels.lock().unwrap() = labels;
+        Ok(())
+    }
+
+    fn commit(&self, _: Uuid, _: &SealedToken, paused: bool) -> Result<(), NotStored> {
+        assert!(!paused);
+        let counted = self.count.lock().unwrap().as_ref().unwrap().count.load(Ordering::SeqCst);
+        self.committed.store(counted > 0, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn arrived(&self, _: Uuid, arrived: Arrived) {
+        assert!(arrived.fault.is_none() && self.committed.load(Ordering::SeqCst));
+        self.arrived.send(arrived.machine).unwrap();
+    }
+
+    fn aborted(&self, _: Uuid, _: Option<&SealedToken>, fault: &MigrationFault) {
+        panic!("given up: {fault}");
+    }
+}
+
+struct Engines {
+    place: Arc<Place>,
+    arrivals: mpsc::Receiver<Box<dyn Machine>>,
+    listener: PeerListener,
+    us: Identity,
+    there: PeerIdentity,
+    hypervisor: Arc<dyn Hypervisor>,
+    _keys: tempfile::TempDir,
+}
+
+fn engines(hypervisor: Arc<dyn Hypervisor>) -> Engines {
+    let keys = tempfile::tempdir().unwrap();
+    let identity = |name: &str| Identity::load_or_create(&keys.path().join(name)).unwrap();
+    let (us, them) = (identity("us"), identity("them"));
+    let (arrived, arrivals) = mpsc::sync_channel(1);
+    let place = Arc::new(Place {
+        hypervisor: Arc::clone(&hypervisor),
+        peer: Mutex::default(),
+        arrived,
+        count: Mutex::default(),
+        labels: Mutex::default(),
+        committed: AtomicBool::new(false),
+    });
+    let (pin, serving) = (*us.pin(), Arc::clone(&place));
+    let listener = PeerListener::bind(
+        "127.0.0.1:0".parse().unwrap(),
+        &them,
+        Arc::new(move |peer| *peer == pin),
+        ListenerLimits::default(),
+        Arc::new(move |link| serving.serve(link)),
+    )
+    .unwrap();
+    Engines { place, arrivals, listener, us, there: *them.pin(), hypervisor, _keys: keys }
+}
+
+impl Engines {
+    fn depart(&self, machine: &mut Clockwork, definition: &str) -> (SourceEnd, Notes) {
+        let mut mirror = mirror(self.hypervisor.as_ref(), &machine.ram, 2);
+        let layout = machine.ram.layout();
+        let notes = Notes::default();
+        let control = Control::new(MigrationState::Queued, MigrationLimits::default(), Box::new(|| ()));
+        let out = Outgoing {
+            helper_measurement: HelperImage::built_in().measurement(),
+            id: Uuid::now_v7(),
+            departure: Departure {
+                guest: Uuid::now_v7(),
+                definition,
+                layout: &layout,
+                protection: ProtectionLevel::None,
+            },
+            terms: Terms {
+                mode: MigrationMode::Precopy,
+                streams: 2,
+                stream_transport: StreamTransport::Sealed,
+                verify: false,
+            },
+            peer: (Endpoint::from(self.listener.local_addr()), self.there),
+            identity: &self.us,
+            host: "here",
+            control: &control,
+            journal: &notes,
+        };
+        (run_source(&out, machine, &mut mirror, true), notes)
+    }
+}
+
+/// Every page of two memories.
+fn compare(a: &GuestRam, b: &GuestRam) {
+    let (mut here, mut there) = ([0; 4096], [0; 4096]);
+    for page in (0..RAM_BYTES / PAGE_SIZE).map(RamPage::new) {
+        a.read_page(page, &mut here).unwrap();
+        b.read_page(page, &mut there).unwrap();
+        assert!(here == there, "page {}", page.get());
+    }
+}
+
+fn running() -> Clockwork {
+    let mut machine = Clockwork::new(ram(RAM_BYTES));
+    random_fill(&machine.ram, 7);
+    machine.resume().unwrap();
+    machine.until(100);
+    machine
+}
+
+fn moves(hypervisor: Arc<dyn Hypervisor>) {
+    let engines = engines(hypervisor);
+    let mut here = running();
+    let (end, notes) = engines.depart(&mut here, DEFINITION);
+    assert!(matches!(end, SourceEnd::Succeeded { .. }), "{end:?}");
+    assert!(notes.start_sent.load(Ordering::SeqCst));
+    let mut there = engines.arrivals.recv_timeout(Duration::from_secs(60)).unwrap();
+    assert_eq!(engines.place.labels.lock().unwrap()["shelf"], "3");
+    // It counts on from where it was held.
+    let shared = engines.place.count.lock().unwrap().clone().unwrap();
+    let left = here.count();
+    let by = Instant::now() + Duration::from_secs(60);
+    while shared.count.load(Ordering::SeqCst) < left + 50 {
+        assert!(Instant::now() < by, "the guest does not count on");
+        std::thread::yield_now();
+    }
+    there.pause().unwrap();
+    // What it did there, done here, too, must come to the same memory.
+    for count in left + 1..=shared.count.load(Ordering::SeqCst) {
+        let (page, content) = Clockwork::page(count);
+        here.ram.write_page(page, &content).unwrap();
+    }
+    compare(&here.ram, there.ram());
+    engines.listener.shutdown();
+}
+
+#[test]
+fn a_guest_of_another_vmm_moves_without_a_host_and_without_a_database() {
+    moves(Arc::new(EmulatedHost::without_sev()));
+}
+
+#[test]
+fn a_guest_of_another_vmm_moves_through_mirrors_on_kvm() {
+    let Some(kvm) = support::kvm() else { return };
+    moves(Arc::new(kvm));
+}
+
+#[test]
+fn a_guest_that_nobody_takes_goes_on_where_it_was() {
+    let engines = engines(Arc::new(EmulatedHost::without_sev()));
+    let mut here = running();
+    let (end, notes) = engines.depart(&mut here, "a blue one");
+    let SourceEnd::NotMoved { fault, resumed: true } = end else { panic!("{end:?}") };
+    assert_eq!((fault.code(), fault.to_string()), ("colour", "the peer refuses: only red ones".into()));
+    assert!(!notes.start_sent.load(Ordering::SeqCst));
+    here.until(here.count() + 50);
+    engines.listener.shutdown();
+}
