@@ -10,14 +10,13 @@
 //!   SVG.
 //! - `offline`: the command line at a state directory without its daemon.
 //! - `bench`: what the parts cost. [`serve`]: sockets and the accept loop. [`cli`]: the command line.
-//! - `client`: HTTP over the Unix socket. `open`: a link for a browser.
+//! - `open`: a link for a browser, as a client of the API.
 //! - [`demo`]: two daemons and a migration between them; a client of the API like any other.
 
 pub mod access;
 pub mod api;
 mod bench;
 pub mod cli;
-mod client;
 pub mod config;
 pub mod demo;
 pub mod draw;

@@ -10,9 +10,9 @@ use std::io::Write as _;
 use std::path::PathBuf;
 
 use clap::Args;
+use mirrorvm_client::{Client, ClientError};
 use serde_json::Value;
 
-use crate::client::{Client, ClientError};
 use crate::config::sources;
 use crate::serve::SOCKET;
 
@@ -69,7 +69,7 @@ pub fn run(args: &OpenArgs) -> Result<(), OpenError> {
     };
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(OpenError::Runtime)?;
-    let asked = runtime.block_on(Client::new(socket.clone()).post("/v1/session-links", None));
+    let asked = runtime.block_on(Client::local(&socket).post("/v1/session-links", None));
     let link = asked.map_err(|source| OpenError::Refused { socket, source })?;
     let urls: Vec<&str> = link["urls"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     if urls.is_empty() {

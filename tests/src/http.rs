@@ -1,18 +1,19 @@
-//! HTTP/1.1 over a Unix socket or TCP, by hand: one request a connection, so that tests can also send what no
-//! client library would.
+//! Requests of tests. They go through the client that every tool goes through; what no client would send, or
+//! would not wait for, tests write themselves, from a request's bytes.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use mirrorvm_client::{Client, ClientError, Endpoint, Limits, Response, blocking};
 use serde_json::Value;
 
-/// Longest time for an answer.
-const ANSWER: Duration = Duration::from_secs(120);
-/// Longest time for the daemon to take what is sent.
-const TAKE: Duration = Duration::from_secs(30);
+/// Longer than any answer takes, on whatever machine; answers have up to 1 GiB.
+const LIMITS: Limits = Limits {
+    connect: Duration::from_secs(60),
+    answer: Duration::from_secs(300),
+    silence: Duration::from_secs(60),
+    body: 1 << 30,
+};
 
 /// A request; made by [`Request::new`], sent by [`Request::send`].
 #[derive(Clone, Debug)]
@@ -64,35 +65,31 @@ impl Request {
     ///
     /// # Errors
     /// The daemon is not there, or the answer broke off.
-    pub fn try_send(&self, socket: &Path) -> std::io::Result<Reply> {
-        let stream = UnixStream::connect(socket)?;
-        stream.set_read_timeout(Some(ANSWER))?;
-        stream.set_write_timeout(Some(TAKE))?;
-        self.exchange(stream, "localhost")
+    ///
+    /// # Panics
+    /// When no client can send it.
+    pub fn try_send(&self, socket: &Path) -> Result<Reply, ClientError> {
+        self.exchange(Endpoint::Unix(socket.to_owned()))
     }
 
     /// The same over TCP, to an address with its port.
     ///
     /// # Errors
     /// As [`Request::try_send`].
-    pub fn try_send_tcp(&self, address: &str) -> std::io::Result<Reply> {
-        let stream = TcpStream::connect(address)?;
-        stream.set_read_timeout(Some(ANSWER))?;
-        stream.set_write_timeout(Some(TAKE))?;
-        self.exchange(stream, address)
+    ///
+    /// # Panics
+    /// As [`Request::try_send`].
+    pub fn try_send_tcp(&self, address: &str) -> Result<Reply, ClientError> {
+        self.exchange(Endpoint::Tcp(address.parse().unwrap()))
     }
 
-    fn exchange(&self, mut stream: impl Read + Write, host: &str) -> std::io::Result<Reply> {
-        stream.write_all(self.head(host).as_bytes())?;
-        // A server may answer (413) and close before it has read everything.
-        let _ = stream.write_all(&self.body);
-        let mut bytes = Vec::new();
-        match stream.read_to_end(&mut bytes) {
-            Ok(_) => {}
-            Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset && !bytes.is_empty() => {}
-            Err(e) => return Err(e),
-        }
-        parse(&bytes).ok_or_else(|| std::io::Error::other("the answer is no HTTP"))
+    fn exchange(&self, endpoint: Endpoint) -> Result<Reply, ClientError> {
+        let client = Client::builder(endpoint).limits(LIMITS).build().unwrap();
+        let request = mirrorvm_client::Request::new(&self.method, &self.target).bytes(self.body.clone());
+        let request = self.headers.iter().fold(request, |request, (name, value)| request.header(name, value));
+        let answer = blocking::Client::new(client).unwrap().exchange(&request);
+        assert!(!matches!(answer, Err(ClientError::Request(_))), "{answer:?}");
+        answer.map(Reply::from)
     }
 
     /// What goes before the body.
@@ -133,32 +130,11 @@ impl Request {
     }
 }
 
-fn parse(bytes: &[u8]) -> Option<Reply> {
-    let end = bytes.windows(4).position(|w| w == b"\r\n\r\n")?;
-    let head = std::str::from_utf8(&bytes[..end]).ok()?;
-    let mut lines = head.split("\r\n");
-    let status = lines.next()?.split(' ').nth(1)?.parse().ok()?;
-    let headers: Vec<(String, String)> = lines
-        .filter_map(|l| l.split_once(':'))
-        .map(|(n, v)| (n.trim().to_ascii_lowercase(), v.trim().to_owned()))
-        .collect();
-    let body = &bytes[end + 4..];
-    let chunked = headers.iter().any(|(n, v)| n == "transfer-encoding" && v == "chunked");
-    let body = if chunked { unchunk(body)? } else { body.to_vec() };
-    Some(Reply { status, headers, body })
-}
-
-fn unchunk(mut rest: &[u8]) -> Option<Vec<u8>> {
-    let mut body = Vec::new();
-    loop {
-        let end = rest.windows(2).position(|w| w == b"\r\n")?;
-        let size = usize::from_str_radix(std::str::from_utf8(&rest[..end]).ok()?, 16).ok()?;
-        rest = &rest[end + 2..];
-        if size == 0 {
-            return Some(body);
-        }
-        body.extend_from_slice(rest.get(..size)?);
-        rest = rest.get(size + 2..)?;
+impl From<Response> for Reply {
+    fn from(answer: Response) -> Self {
+        let text = |value: &[u8]| String::from_utf8_lossy(value).into_owned();
+        let headers = answer.headers().iter().map(|(n, v)| (n.as_str().to_owned(), text(v.as_bytes())));
+        Self { status: answer.status().as_u16(), headers: headers.collect(), body: answer.body().to_vec() }
     }
 }
 

@@ -1,7 +1,8 @@
 //! Harness of the whole-system tests: daemons as processes, their REST API, a network that breaks on demand.
 //!
 //! Owns: spawning and cleaning up, waiting (always by polling something observable, with a deadline),
-//! counting what a process holds. Must not know: the library; tests speak to daemons as any client would.
+//! counting what a process holds. Must not know: the library; tests speak to daemons as any client would, by
+//! the crate `mirrorvm-client`.
 #![allow(clippy::unwrap_used, reason = "a harness fails by panicking, with the place")]
 
 pub mod campaign;

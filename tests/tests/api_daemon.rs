@@ -3,7 +3,6 @@
 
 #![allow(clippy::unwrap_used, reason = "the helpers of a test are test code")]
 
-use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -248,9 +247,5 @@ fn counters_alone_on_a_socket_of_their_own() {
     // The API is where it was, and the one on TCP answers as well.
     let _ = d.get("/v1/guests").expect(200);
     let address = d.ready.split_whitespace().find_map(|w| w.strip_prefix("metrics:tcp:")).unwrap();
-    let mut stream = std::net::TcpStream::connect(address).unwrap();
-    stream.write_all(b"GET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("ok\n"), "{answer}");
+    assert_eq!(Request::new("GET", "/livez").send_tcp(address).expect(200).text(), "ok\n");
 }

@@ -4,8 +4,8 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
 
+use mirrorvm_client::blocking::{Client, Events};
 use mirrorvm_tests::{Daemon, Request, embedded, until};
 use serde_json::{Value, json};
 
@@ -17,44 +17,26 @@ struct Sent {
     data: Value,
 }
 
-/// A reader of `/v1/events/stream`, by hand.
-struct Stream(BufReader<UnixStream>);
+/// A reader of `/v1/events/stream`.
+struct Stream(Events);
 
 impl Stream {
+    /// When it is open, nothing is missed from here on.
     fn open(d: &Daemon, query: &str, last: Option<&str>) -> Self {
-        let mut socket = UnixStream::connect(d.socket()).unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(40))).unwrap();
-        let last = last.map_or(String::new(), |id| format!("last-event-id: {id}\r\n"));
-        let head = format!("GET /v1/events/stream{query} HTTP/1.1\r\nhost: localhost\r\n{last}\r\n");
-        socket.write_all(head.as_bytes()).unwrap();
-        let mut stream = Self(BufReader::new(socket));
-        let status = stream.line().unwrap();
-        assert!(status.starts_with("HTTP/1.1 200"), "{status}");
-        // The comment that opens the stream: from here on nothing is missed.
-        while stream.line().unwrap() != ": mirrorvm events" {}
-        stream
+        let request = mirrorvm_client::Request::get(format!("/v1/events/stream{query}"));
+        let request = match last {
+            Some(id) => request.header("last-event-id", id),
+            None => request,
+        };
+        let client = Client::new(mirrorvm_client::Client::local(d.socket())).unwrap();
+        Self(client.events(&request).unwrap())
     }
 
-    fn line(&mut self) -> Option<String> {
-        let mut line = String::new();
-        let read = self.0.read_line(&mut line).unwrap();
-        (read > 0).then(|| line.trim_end().to_owned())
-    }
-
-    /// The next event, chunk sizes and blank lines left out; `None` at the end.
+    /// The next event; `None` at the end.
     fn next(&mut self) -> Option<Sent> {
-        let mut sent = Sent { id: String::new(), kind: String::new(), data: Value::Null };
-        loop {
-            let line = self.line()?;
-            if let Some(id) = line.strip_prefix("id: ") {
-                sent.id = id.into();
-            } else if let Some(kind) = line.strip_prefix("event: ") {
-                sent.kind = kind.into();
-            } else if let Some(data) = line.strip_prefix("data: ") {
-                sent.data = serde_json::from_str(data).unwrap();
-                return Some(sent);
-            }
-        }
+        let event = self.0.next().unwrap()?;
+        let data = event.json().unwrap();
+        Some(Sent { id: event.id.unwrap(), kind: event.kind, data })
     }
 }
 
@@ -242,9 +224,10 @@ fn there_are_only_so_many_streams_and_half_of_them_for_one_principal() {
         let _ = d.delete("/v1/guests/g").expect(204);
         let mut socket = UnixStream::connect(d.socket()).unwrap();
         socket.write_all(b"GET /v1/events/stream HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
-        let mut status = String::new();
-        BufReader::new(socket).read_line(&mut status).unwrap();
-        status.starts_with("HTTP/1.1 200")
+        let mut lines = BufReader::new(socket).lines().map(Result::unwrap);
+        let is_open = lines.next().is_some_and(|status| status.starts_with("HTTP/1.1 200"));
+        // The comment that opens a stream.
+        is_open && lines.any(|line| line == ": mirrorvm events")
     });
 }
 

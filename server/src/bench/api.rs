@@ -10,7 +10,11 @@ use std::os::unix::net::UnixListener;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::daemon::{Client, Daemon};
+use mirrorvm_client::blocking::Connection;
+use mirrorvm_client::{Request, Response};
+use serde_json::{Value, json};
+
+use super::daemon::{Daemon, connect};
 use super::{BenchArgs, BenchError, Found, Row, Target, ratios};
 
 /// The daemon that is compared with.
@@ -25,20 +29,17 @@ const READS: usize = 2000;
 const CLIENTS: usize = 32;
 const EACH: usize = 16;
 
-fn definition(name: &str) -> String {
-    serde_json::json!({
+fn definition(name: &str) -> Value {
+    json!({
         "name": name,
         "driver": {"kind": "embedded", "vcpus": 1},
         "memory": {"blocks": [{"name": "ram0", "size_bytes": 8 << 20, "gpa": 0}]},
     })
-    .to_string()
 }
 
-fn define(client: &mut Client, name: &str) -> Result<(), BenchError> {
-    match client.call("POST", "/v1/guests", &definition(name))? {
-        (201, _) => Ok(()),
-        (status, _) => Err(format!("defining {name} was answered {status}").into()),
-    }
+fn define(connection: &mut Connection, name: &str) -> Result<(), BenchError> {
+    let defined = connection.send(&Request::post("/v1/guests").json(&definition(name)));
+    defined.map(drop).map_err(|e| format!("defining {name}: {e}").into())
 }
 
 /// The median of `n` timings, microseconds.
@@ -69,20 +70,20 @@ pub(super) fn measure(args: &BenchArgs) -> Result<Found, BenchError> {
     for n in 0..GUESTS {
         define(&mut client, &format!("g{n}"))?;
     }
-    let (one, all) = (Client::request("GET", "/v1/guests/g500", ""), Client::request("GET", LIST, ""));
+    let (one, all) = (Request::get("/v1/guests/g500"), Request::get(LIST));
     // What a socket and two threads cost without any server: the same client, as many bytes each way.
-    expect(client.exchange(&one)?)?;
+    let length = expect(&client.exchange(&one)?)?;
     let floor_dir = tempfile::tempdir()?;
-    let mut echo = echo(&floor_dir.path().join("echo"), client.body().len())?;
+    let mut echo = echo(&floor_dir.path().join("echo"), length)?;
     let (mut ours, mut theirs, mut list, mut their_list, mut floor) =
         (vec![], vec![], vec![], vec![], vec![]);
     for _ in 0..args.runs() {
         // What libvirt did meanwhile may have taken longer than that, too.
         client = daemon.connect()?;
-        expect(client.exchange(&one)?)?;
-        floor.push(median(reads, || expect(echo.exchange(&one)?))?);
-        ours.push(median(reads, || expect(client.exchange(&one)?))?);
-        list.push(median(reads / 100, || expect(client.exchange(&all)?))? / 1e3);
+        expect(&client.exchange(&one)?)?;
+        floor.push(median(reads, || expect(&echo.exchange(&one)?).map(drop))?);
+        ours.push(median(reads, || expect(&client.exchange(&one)?).map(drop))?);
+        list.push(median(reads / 100, || expect(&client.exchange(&all)?).map(drop))? / 1e3);
         if let Ok(libvirt) = &libvirt {
             let (info, domains) = libvirt.once(reads)?;
             theirs.push(info);
@@ -114,7 +115,7 @@ pub(super) fn measure(args: &BenchArgs) -> Result<Found, BenchError> {
 const LIST: &str = "/v1/guests?limit=1000";
 
 /// A client of a thread that answers every request with as many bytes as an answer of ours has.
-fn echo(socket: &std::path::Path, body: usize) -> Result<Client, BenchError> {
+fn echo(socket: &std::path::Path, body: usize) -> Result<Connection, BenchError> {
     let listener = UnixListener::bind(socket)?;
     std::thread::Builder::new().name("echo".into()).spawn(move || {
         let Ok((mut stream, _)) = listener.accept() else { return };
@@ -128,11 +129,15 @@ fn echo(socket: &std::path::Path, body: usize) -> Result<Client, BenchError> {
         // Requests of one client come one by one and in one piece.
         while stream.read(&mut request).is_ok_and(|n| n > 0) && stream.write_all(answer.as_bytes()).is_ok() {}
     })?;
-    Client::connect(socket)
+    connect(socket)
 }
 
-fn expect((status, length): (u16, usize)) -> Result<(), BenchError> {
-    if status == 200 && length > 0 { Ok(()) } else { Err(format!("answered {status}").into()) }
+/// Bytes of the body of an answer that must be good.
+fn expect(answer: &Response) -> Result<usize, BenchError> {
+    match answer.body().len() {
+        length if answer.status() == 200 && length > 0 => Ok(length),
+        _ => Err(format!("answered {}", answer.status()).into()),
+    }
 }
 
 /// Definitions per second, each on disk before it is answered.

@@ -8,9 +8,11 @@
 
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use mirrorvm_client::Request;
+use mirrorvm_client::blocking::Connection;
+use serde_json::json;
 
-use super::daemon::{Client, Daemon};
+use super::daemon::Daemon;
 use super::{BenchArgs, BenchError, Row, Target};
 
 const MIB: f64 = (1 << 20) as f64;
@@ -78,25 +80,25 @@ fn one(ram: u64, streams: u16) -> Result<Peaks, BenchError> {
         "driver": {"kind": "embedded", "vcpus": 1, "workload": {"fill": "random"}},
         "memory": {"blocks": [{"name": "ram0", "size_bytes": ram, "gpa": 0}]},
     });
-    a.json("POST", "/v1/guests", &guest)?;
-    a.json("POST", "/v1/guests/g/start", &Value::Null)?;
+    a.post("/v1/guests", Some(&guest))?;
+    a.post("/v1/guests/g/start", None)?;
     until(|| {
-        let console = a.json("GET", "/v1/guests/g/console", &Value::Null)?;
+        let console = a.get("/v1/guests/g/console")?;
         Ok(console["data"].as_str().is_some_and(|t| t.contains("tick ")))
     })?;
     // Paused: what the source holds then is what moves, and no page goes twice.
-    a.json("POST", "/v1/guests/g/pause", &Value::Null)?;
+    a.post("/v1/guests/g/pause", None)?;
     let migration = json!({
         "guest": "g", "destination": {"kind": "host", "host": "b"}, "streams": streams, "verify": true,
     });
-    let id = a.json("POST", "/v1/migrations", &migration)?;
+    let id = a.post("/v1/migrations", Some(&migration))?;
     let path = format!("/v1/migrations/{}", id["id"].as_str().ok_or("a migration without an id")?);
     let mut peaks = [0; 2];
     let end = until_some(|| {
         for (peak, daemon) in peaks.iter_mut().zip(&daemons) {
             *peak = resident(daemon)?.max(*peak);
         }
-        let record = a.json("GET", &path, &Value::Null)?;
+        let record = a.get(&path)?;
         let ended =
             matches!(record["state"].as_str(), Some("succeeded" | "failed" | "canceled" | "in_doubt"));
         Ok(ended.then_some(record))
@@ -104,14 +106,15 @@ fn one(ram: u64, streams: u16) -> Result<Peaks, BenchError> {
     if end["state"] != "succeeded" {
         return Err(format!("the migration ended as {end}").into());
     }
-    until(|| Ok(b.json("GET", &path, &Value::Null)?["state"] == "succeeded"))?;
+    until(|| Ok(b.get(&path)?["state"] == "succeeded"))?;
     let digests = format!("{path}/page-digests");
-    let of = |client: &mut Client| {
-        let (status, length) = client.call("GET", &digests, "")?;
-        if status != 200 || length as u64 != ram / 4096 * 16 {
-            return Err(BenchError::from(format!("page digests: {status}, {length} bytes")));
+    let digests = Request::get(digests).answered_up_to(ram / 4096 * 16);
+    let of = |connection: &mut Connection| {
+        let body = connection.send(&digests)?.into_body();
+        if body.len() as u64 != ram / 4096 * 16 {
+            return Err(BenchError::from(format!("page digests: {} bytes", body.len())));
         }
-        Ok(client.body().to_vec())
+        Ok(body)
     };
     if of(&mut a)? != of(&mut b)? {
         return Err("pages differ".into());
@@ -120,10 +123,11 @@ fn one(ram: u64, streams: u16) -> Result<Peaks, BenchError> {
     Ok(Peaks { idle, peaks: peaks.map(|peak| peak.saturating_sub(digests)) })
 }
 
-fn introduce(here: &mut Client, there: &mut Client) -> Result<(), BenchError> {
-    let host = there.json("GET", "/v1/host", &Value::Null)?;
+fn introduce(here: &mut Connection, there: &mut Connection) -> Result<(), BenchError> {
+    let host = there.get("/v1/host")?;
     let peer = json!({"name": host["name"], "address": host["peer_address"], "identity": host["identity"]});
-    here.json("POST", "/v1/hosts", &peer).map(drop)
+    here.post("/v1/hosts", Some(&peer))?;
+    Ok(())
 }
 
 fn until(mut reached: impl FnMut() -> Result<bool, BenchError>) -> Result<(), BenchError> {

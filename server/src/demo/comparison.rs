@@ -4,11 +4,11 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
+use super::error::Impossible;
 use super::method::Method;
 use super::plan::GUEST_WRITES;
 use super::report::{Report, size};
 use super::setting::{Fallback, Setting};
-use crate::client::ClientError;
 
 /// Characters of a cell's lines, unless a word is longer.
 const CELL: usize = 20;
@@ -49,13 +49,9 @@ pub(super) struct Failure {
 }
 
 impl Refusal {
-    pub(super) fn new(method: Method, source: &ClientError) -> Self {
-        match source {
-            ClientError::Problem { status, code, detail } => {
-                Self { method, code: code.clone(), status: *status, reason: detail.clone() }
-            }
-            other => Self { method, code: "unknown".into(), status: 0, reason: other.to_string() },
-        }
+    pub(super) fn new(method: Method, why: Impossible) -> Self {
+        let Impossible { status, code, reason } = why;
+        Self { method, code, status, reason }
     }
 }
 
@@ -267,9 +263,8 @@ mod tests {
         identity.plan.unreachable = vec!["beyond_window".into()];
         identity.plan.unreachable_bytes = 8192;
         comparison.runs = vec![shifted, identity];
-        let problem =
-            ClientError::Problem { status: 422, code: "plan_refused".into(), detail: "no context".into() };
-        comparison.refused = vec![Refusal::new(Method::PspCopied(Via::SendReceive), &problem)];
+        let why = Impossible { status: 422, code: "plan_refused".into(), reason: "no context".into() };
+        comparison.refused = vec![Refusal::new(Method::PspCopied(Via::SendReceive), why)];
         comparison.advise(&json!({"items": [{"kind": "shifted", "when_to_use": "Always."}]}));
         comparison
     }

@@ -1,6 +1,6 @@
 //! What the guest says: both guests print a line with a growing number and the health of their memory.
 
-use crate::client::{Client, ClientError};
+use mirrorvm_client::{Client, ClientError};
 
 /// One line of a guest.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::time::Duration;
 
+use mirrorvm_client::Client;
 use serde_json::{Value, json};
 
 use super::args::{DemoArgs, StrategyChoice};
@@ -13,7 +14,6 @@ use super::json::text;
 use super::report::Report;
 use super::setting::Setting;
 use super::trial::Trial;
-use crate::client::Client;
 
 const SOURCE: &str = "demo-source";
 pub(super) const DESTINATION: &str = "demo-destination";
@@ -122,7 +122,7 @@ pub(super) async fn run(args: &DemoArgs, stage: &mut Stage) -> Result<Outcome, D
             Ok(report) => comparison.runs.push(report),
             Err(DemoError::Refused { source, .. }) => {
                 voice.say(&format!("refused: {source}"));
-                comparison.refused.push(Refusal::new(*method, &source));
+                comparison.refused.push(Refusal::new(*method, source));
             }
             Err(error) => {
                 let why = chain(&error);

@@ -12,13 +12,13 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use mirrorvm_client::Client;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
 use super::error::DemoError;
-use crate::client::Client;
 
 /// Longest time from the start to `ready`; the first start makes keys and a database.
 const READY: Duration = Duration::from_secs(30);
@@ -67,7 +67,9 @@ impl Stage {
         let mut lines = BufReader::new(stdout).lines();
         // The end of the stream (`None`) means that the daemon has ended.
         match tokio::time::timeout(READY, lines.next_line()).await {
-            Ok(Ok(Some(line))) if line.starts_with("ready ") => Ok(Client::new(state.join("mirrorvmd.sock"))),
+            Ok(Ok(Some(line))) if line.starts_with("ready ") => {
+                Ok(Client::local(state.join("mirrorvmd.sock")))
+            }
             _ => Err(DemoError::NotReady { name }),
         }
     }

@@ -5,9 +5,8 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use mirrorvm_client::{ClientError, Problem};
 use serde_json::Value;
-
-use crate::client::ClientError;
 
 /// Why a demo did not come to its end. For people: it says what to do where something can be done.
 #[derive(Debug, thiserror::Error)]
@@ -64,7 +63,7 @@ pub(super) enum DemoError {
         what: &'static str,
         strategy: String,
         #[source]
-        source: ClientError,
+        source: Impossible,
     },
     #[error("this host cannot run the driver {driver}: {why}. What to do: {fix}")]
     Driver { driver: &'static str, why: String, fix: String },
@@ -87,7 +86,7 @@ impl DemoError {
             | Self::Guest(_)
             | Self::TooLate { .. }
             | Self::Migration { .. } => true,
-            Self::Request { source, .. } => !source.is_refusal(),
+            Self::Request { source, .. } => source.problem().is_none_or(|p| p.code == "internal"),
             Self::NoKvm(_)
             | Self::KvmDenied(_)
             | Self::NoLinuxGuest
@@ -101,6 +100,28 @@ impl DemoError {
             | Self::Driver { .. }
             | Self::NotVerified => false,
         }
+    }
+}
+
+/// What a daemon says to something that it does not do at all, here or with these values, as opposed to not
+/// now.
+#[derive(Debug, thiserror::Error)]
+#[error("{reason} ({status} {code})")]
+pub(super) struct Impossible {
+    pub(super) status: u16,
+    pub(super) code: String,
+    pub(super) reason: String,
+}
+
+impl Impossible {
+    /// The problem as one, when it is one.
+    pub(super) fn of(problem: &Problem) -> Option<Self> {
+        let is_impossible = matches!(problem.status, 422 | 501) || problem.code == "policy_forbids";
+        is_impossible.then(|| Self {
+            status: problem.status,
+            code: problem.code.clone(),
+            reason: problem.sentence(),
+        })
     }
 }
 
@@ -127,4 +148,22 @@ pub(super) fn chain(error: &dyn Error) -> String {
         cause = next.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_differs_from_what_cannot_be_now() {
+        let of = |status: u16, code: &str| {
+            Impossible::of(&Problem { status, code: code.into(), ..Problem::default() })
+        };
+        for (status, code) in [(422, "plan_refused"), (501, "capability_missing"), (409, "policy_forbids")] {
+            assert_eq!(of(status, code).unwrap().to_string(), format!(" ({status} {code})"));
+        }
+        for (status, code) in [(409, "in_use"), (500, "internal"), (503, "no_resources")] {
+            assert!(of(status, code).is_none(), "{code}");
+        }
+    }
 }

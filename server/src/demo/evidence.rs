@@ -1,22 +1,25 @@
 //! What the two hosts say of a migration that has ended: records, page digests, rounds.
 
+use std::time::Duration;
+
+use mirrorvm_client::{Client, Request};
 use tokio::time::timeout;
 
 use super::course::{Hosts, SETTLED};
 use super::error::{DemoError, doing, failed};
 use super::json::number;
 use super::report::Round;
-use crate::client::Client;
 
 const DIGEST_BYTES: usize = 16;
+/// One long poll: the reader sees something move as often.
+pub(super) const POLL: Duration = Duration::from_secs(1);
 
 /// Waits until the destination's record of the migration has ended: it settles a moment after the source's.
 pub(super) async fn await_end(destination: &Client, path: &str) -> Result<(), DemoError> {
     let ended = async {
-        let mut etag = None;
+        let mut watch = destination.watch(Request::get(path), POLL);
         loop {
-            let seen =
-                destination.changed(path, &mut etag).await.map_err(doing("watching the destination"))?;
+            let seen = watch.changed().await.map_err(doing("watching the destination"))?;
             match seen.as_ref().map(|m| m["state"].as_str().unwrap_or_default()) {
                 Some("succeeded") => return Ok(()),
                 Some("failed" | "canceled" | "in_doubt") => return Err(failed(&seen.unwrap_or_default())),
@@ -29,13 +32,14 @@ pub(super) async fn await_end(destination: &Client, path: &str) -> Result<(), De
         .unwrap_or(Err(DemoError::TooLate { what: "the end at the destination", limit: SETTLED }))
 }
 
-/// Pages compared, and how many differ. A page that one list lacks differs.
-pub(super) async fn compare(hosts: &Hosts, path: &str) -> Result<(u64, u64), DemoError> {
-    let path = format!("{path}/page-digests");
-    let here = hosts.source.get_bytes(&path).await.map_err(doing("fetching the source's digests"))?;
+/// Pages compared, and how many differ. A page that one list lacks differs. `ram` is the guest's, in bytes.
+pub(super) async fn compare(hosts: &Hosts, path: &str, ram: u64) -> Result<(u64, u64), DemoError> {
+    // Digests are far smaller than what they are of.
+    let digests = Request::get(format!("{path}/page-digests")).answered_up_to(ram);
+    let here = hosts.source.send(&digests).await.map_err(doing("fetching the source's digests"))?;
     let there =
-        hosts.destination.get_bytes(&path).await.map_err(doing("fetching the destination's digests"))?;
-    Ok(differences(&here, &there))
+        hosts.destination.send(&digests).await.map_err(doing("fetching the destination's digests"))?;
+    Ok(differences(here.body(), there.body()))
 }
 
 fn differences(here: &[u8], there: &[u8]) -> (u64, u64) {

@@ -2,21 +2,21 @@
 
 use std::time::Duration;
 
+use mirrorvm_client::{Client, ClientError, Request};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::args::Driver;
 use super::console::Reader;
 use super::course::{DESTINATION, Hosts, SETTLED, Voice};
-use super::error::{DemoError, doing, failed};
-use super::evidence::{await_end, compare, rounds};
+use super::error::{DemoError, Impossible, doing, failed};
+use super::evidence::{POLL, await_end, compare, rounds};
 use super::json::{number, text};
 use super::method::Method;
 use super::plan::{self, Facts};
 use super::progress::Display;
 use super::report::{Report, Verified};
 use super::setting::Setting;
-use crate::client::{Client, ClientError};
 
 /// Between two looks at a console or at progress.
 const LOOK: Duration = Duration::from_millis(100);
@@ -24,6 +24,8 @@ const LOOK: Duration = Duration::from_millis(100);
 const WORKING: Duration = Duration::from_secs(300);
 /// Lines that the guest must print, before the migration and after it, to count as working.
 const LINES: usize = 5;
+/// Most mirrors of a daemon that had none before.
+const MIRRORS_MAX: usize = 100;
 /// How long the source's console is watched for output that must not come.
 const SILENCE: Duration = Duration::from_millis(500);
 
@@ -57,7 +59,8 @@ impl Trial<'_> {
         let path = format!("/v1/migrations/{}", text(&migration, "id")?);
         self.voice.say("comparing every page of RAM at the pause point");
         await_end(destination, &path).await?;
-        let (pages_compared, mismatches) = compare(self.hosts, &path).await?;
+        let (pages_compared, mismatches) =
+            compare(self.hosts, &path, self.setting.args.memory_bytes()).await?;
         self.drain(&mut reader).await?;
         let guest_continued = self.continued(reader).await?;
         Ok(Report {
@@ -87,20 +90,20 @@ impl Trial<'_> {
         for host in [&self.hosts.destination, &self.hosts.source] {
             let gone = async {
                 loop {
-                    match host.delete(&path).await {
-                        Ok(()) => return Ok(()),
-                        Err(ClientError::Problem { status: 404, .. }) => return Ok(()),
+                    let Err(error) = host.delete(&path).await else { return Ok(()) };
+                    match error.problem().map(|p| p.status) {
+                        Some(404) => return Ok(()),
                         // It runs, or a migration that came to nothing has it for a moment.
-                        Err(ClientError::Problem { status: 409, .. }) => {
+                        Some(409) => {
                             let _ = host.post(&format!("{path}/stop"), None).await;
                             sleep(LOOK).await;
                         }
-                        Err(error) => return Err(error),
+                        _ => return Err(doing("removing the guest")(error)),
                     }
                 }
             };
-            let gone = timeout(SETTLED, gone).await;
-            gone.unwrap_or(Err(ClientError::Late)).map_err(doing("removing the guest"))?;
+            let late = DemoError::TooLate { what: "the removal of the guest", limit: SETTLED };
+            timeout(SETTLED, gone).await.unwrap_or(Err(late))?;
         }
         Ok(())
     }
@@ -112,12 +115,9 @@ impl Trial<'_> {
     /// What goes wrong here because the daemon does not do it with this driver is a refusal.
     fn asking(&self, what: &'static str) -> impl FnOnce(ClientError) -> DemoError {
         let title = self.method.title();
-        move |source| {
-            if source.is_impossible() {
-                DemoError::Refused { what, strategy: title, source }
-            } else {
-                DemoError::Request { what, source }
-            }
+        move |source| match source.problem().and_then(Impossible::of) {
+            Some(source) => DemoError::Refused { what, strategy: title, source },
+            None => DemoError::Request { what, source },
         }
     }
 
@@ -128,8 +128,7 @@ impl Trial<'_> {
             return Ok(());
         }
         let reason = text(&info, "unavailable_reason")?;
-        let source =
-            ClientError::Problem { status: 501, code: "strategy_unavailable".into(), detail: reason };
+        let source = Impossible { status: 501, code: "strategy_unavailable".into(), reason };
         Err(DemoError::Refused { what: "asking for the strategy", strategy: self.method.title(), source })
     }
 
@@ -144,9 +143,9 @@ impl Trial<'_> {
         let starting = "starting the guest";
         source.post(&format!("{path}/start"), None).await.map_err(self.asking(starting))?;
         let running = async {
-            let mut etag = None;
+            let mut watch = source.watch(Request::get(&path), POLL);
             loop {
-                let guest = source.changed(&path, &mut etag).await.map_err(doing(starting))?;
+                let guest = watch.changed().await.map_err(doing(starting))?;
                 if let Some(guest) = guest.filter(|g| g["state"] != "starting") {
                     return alive(guest);
                 }
@@ -192,10 +191,10 @@ impl Trial<'_> {
             return Ok(());
         }
         let ready = async {
-            let mut etag = None;
+            let mut watch = self.hosts.source.watch(Request::get(self.path()), POLL);
             loop {
-                let seen = self.hosts.source.changed(&self.path(), &mut etag).await;
-                let Some(guest) = seen.map_err(doing("watching the guest"))? else { continue };
+                let seen = watch.changed().await.map_err(doing("watching the guest"))?;
+                let Some(guest) = seen else { continue };
                 let guest = alive(guest)?;
                 if is_ready(&guest["migration_readiness"], self.method) {
                     return Ok(());
@@ -224,8 +223,9 @@ impl Trial<'_> {
     async fn time_mirror(&self, guest: &Value) -> Result<u64, DemoError> {
         let source = &self.hosts.source;
         if self.setting.args.es {
-            let list = source.get("/v1/mirrors").await.map_err(doing("reading the mirrors"))?;
-            let own = list["items"].as_array().and_then(|all| all.iter().find(|m| m["guest"] == guest["id"]));
+            let all = source.pages(Request::get("/v1/mirrors")).all(MIRRORS_MAX).await;
+            let all = all.map_err(doing("reading the mirrors"))?;
+            let own = all.iter().find(|m| m["guest"] == guest["id"]);
             return number(own.unwrap_or(&Value::Null), "ready_after_us");
         }
         let body = json!({"guest": self.method.guest(), "strategy": self.method.body(),
@@ -251,9 +251,9 @@ impl Trial<'_> {
             .map_err(self.asking("starting the migration"))?;
         let path = format!("/v1/migrations/{}", text(&started, "id")?);
         let mut display = Display::new();
-        let mut etag = None;
+        let mut watch = source.watch(Request::get(&path), POLL);
         loop {
-            let seen = source.changed(&path, &mut etag).await.map_err(doing("watching the migration"))?;
+            let seen = watch.changed().await.map_err(doing("watching the migration"))?;
             let Some(migration) = seen else { continue };
             display.show(&migration);
             match migration["state"].as_str() {
