@@ -54,8 +54,8 @@ pub struct Request {
 }
 
 impl Request {
-    /// A request without a body. The target is a path with a query; use [`escape`](crate::escape) for names in
-    /// it.
+    /// A request without a body. The target is a path with a query; names in it go through
+    /// [`escape`](crate::escape).
     pub fn new(method: &str, target: impl Into<String>) -> Self {
         let (method, wrong) = match Method::from_bytes(method.as_bytes()) {
             Ok(method) => (method, None),

@@ -7,8 +7,8 @@
 //! - [`report`]: medians, targets, the table. [`setting`]: RAM, mirrors, the machine's description.
 //! - [`pair`]: two hosts of this process and a guest. [`qemu`]: two QEMUs and a guest. [`certificates`]: what
 //!   QEMU's TLS wants.
-//! - [`daemon`]: a daemon as a child, and connections to it. [`threads`]: what threads compute. [`writer`]: a guest
-//!   for QEMU.
+//! - [`daemon`]: a daemon as a child, and connections to it. [`threads`]: what threads compute. [`writer`]: a
+//!   guest for QEMU.
 //! - One module per scenario: [`seal`], [`scan`], [`create`], [`plan`], [`migrate`], [`versus`],
 //!   [`downtime`], [`footprint`], [`breakdown`], [`qemu_live`], [`api`].
 
