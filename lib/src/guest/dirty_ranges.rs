@@ -3,7 +3,7 @@
 //! Owns: which slot a page of RAM is in. Must not know: who sends pages.
 //!
 //! Clearing the whole log when a round begins logs again what the guest writes before the round comes to it,
-//! and all of that is sent twice. Clearing a page right before it is read does not.
+//! and all of that is sent twice. Clearing a page right before it is read does not (docs/rounds.md).
 
 use std::sync::Arc;
 

@@ -388,7 +388,7 @@ impl Import<'_> {
         self.host.labels(self.prepare.session, head.labels).map_err(MigrationFault::Journal)
     }
 
-    /// The guest becomes this host's: minted, noted, told, running, in this order.
+    /// The guest becomes this host's: minted, noted, told, running, in this order. Why: docs/migration.md.
     fn commit(mut self) {
         let session = self.prepare.session;
         if !self.control.pass_point_of_no_return() {

@@ -3,7 +3,8 @@
 //! The log knows of every write at once and costs the guest a fault a page. It belongs to the process that
 //! runs the vCPUs, so for a guest in a QEMU there is none for us. The helper can look instead: it keeps a
 //! keyed digest of every page that it sealed and compares ([`mirrorvm_abi::op::Op::Scan`]). That costs the
-//! guest nothing while it runs, and the final pause one pass over RAM.
+//! guest nothing while it runs, and the final pause one pass over RAM. Why no page is missed either way is in
+//! docs/rounds.md.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};

@@ -176,7 +176,7 @@ impl<'a> Work<'a> {
     }
 
     /// Has writes to `batch` logged again. Before the pages are read: a write in between is then sent twice,
-    /// and none is missed.
+    /// and none is missed (docs/rounds.md).
     fn log_again(&self, batch: &[RamPage]) -> Result<(), MigrationFault> {
         Ok(self.dirty.map_or(Ok(()), |dirty| dirty.clear(batch)).map_err(MachineError::from)?)
     }

@@ -193,7 +193,7 @@ impl Lane {
         let enough = (self.in_flight() as u32 / 2).max(1);
         self.shared.set_cursor(WANT_AT, self.cq_head.wrapping_add(enough));
         self.shared.set_cursor(WANT_COMPLETION, 1);
-        // Pairs with the helper's fence between its cursor and its look at our wish.
+        // Pairs with the helper's fence between its cursor and its look at our wish: docs/mailbox.md.
         fence(Ordering::SeqCst);
         let shared = Arc::clone(&self.shared);
         let head = self.cq_head;

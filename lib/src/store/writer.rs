@@ -371,6 +371,7 @@ impl Done {
     }
 }
 
+/// Commits, shows, moves the logs on, tells: why in this order is in docs/publishing.md.
 fn write_group(
     connection: &mut Connection,
     keeper: &Mutex<Keeper>,

@@ -926,7 +926,7 @@ impl Owner {
     }
 
     /// From here on a crash leaves guest and migration in doubt. Shown is what is so, as long as somebody
-    /// knows: held.
+    /// knows: held. See docs/publishing.md.
     fn start_sent(&self, with: &Together) -> Result<(), HostError> {
         let record = GuestRecord { state: GuestState::InDoubt, ..self.turned(|_| {}) };
         // What a crash leaves is told by whoever finds it.
@@ -936,7 +936,7 @@ impl Owner {
         stored.map_err(|e| HostError::storage("storing START", e))
     }
 
-    /// A guest that arrives is this host's: stored as it will be, shown when it is so.
+    /// A guest that arrives is this host's: stored as it will be, shown when it is so. See docs/publishing.md.
     fn commit(&self, paused: bool, with: &Together) -> Result<(), HostError> {
         let record = self.turned(|r| {
             r.migration = None;
@@ -1135,7 +1135,7 @@ impl Owner {
     }
 
     /// Makes the record say what is to be: with its event on disk first, then shown. When the store refuses,
-    /// nothing has changed.
+    /// nothing has changed. Which of `store`, `happened` and `publish` is for what: docs/publishing.md.
     fn store(
         &mut self,
         state: GuestState,
