@@ -432,7 +432,8 @@ impl Course<'_, '_> {
     }
 
     /// Pause, the last pages, the state, START. With a `bound` that the pause turns out not to keep to, the
-    /// guest goes on here instead, and what is left has to be sent by another round. Its order: docs/rounds.md.
+    /// guest goes on here instead, and what is left has to be sent by another round. Why in this order:
+    /// docs/rounds.md.
     fn switchover(
         &mut self,
         ends: &mut Ends,

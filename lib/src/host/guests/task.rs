@@ -936,7 +936,7 @@ impl Owner {
         stored.map_err(|e| HostError::storage("storing START", e))
     }
 
-    /// A guest that arrives is this host's: stored as it will be, shown when it is so. See docs/publishing.md.
+    /// A guest that arrives is this host's: stored as it will be, shown when it is so (docs/publishing.md).
     fn commit(&self, paused: bool, with: &Together) -> Result<(), HostError> {
         let record = self.turned(|r| {
             r.migration = None;
