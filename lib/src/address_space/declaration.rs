@@ -16,7 +16,7 @@ use crate::addr::{Gpa, MirrorGpa, PAGE_2M, PAGE_SIZE, RamAddr, align_up};
 pub struct Tuple {
     /// Where the guest sees it.
     pub guest: Gpa,
-    /// Bytes.
+    /// Length in bytes.
     pub len: u64,
     /// Where the mirror is to see it.
     pub mirror: MirrorGpa,

@@ -29,7 +29,7 @@ pub struct Plug {
     pub offset: u64,
     /// Where the guest sees it.
     pub gpa: Gpa,
-    /// Bytes.
+    /// Length in bytes.
     pub len: u64,
 }
 
@@ -80,33 +80,33 @@ pub enum LayoutError {
     /// More blocks than [`MAX_BLOCKS`].
     #[error("{count} RAM blocks are more than {MAX_BLOCKS}")]
     TooMany {
-        /// Blocks given.
+        /// How many blocks were given.
         count: usize,
     },
     /// The name is empty, too long or has characters outside `[A-Za-z0-9._-]`.
     #[error("block {index}: name {name:?} is not 1 to 64 characters of [A-Za-z0-9._-]")]
     Name {
-        /// Which block.
+        /// Index of the block.
         index: usize,
-        /// The offending name.
+        /// The name that is not allowed.
         name: String,
     },
     /// Two blocks have one name, or both are the helper's.
     #[error("block {index}: name {name:?} is taken by an earlier block")]
     DuplicateName {
-        /// The later block.
+        /// Index of the later of the two blocks.
         index: usize,
-        /// The shared name.
+        /// The name that both have.
         name: String,
     },
     /// Size or address is zero, unaligned or wraps.
     #[error("block {index}: {field}")]
     Range {
-        /// Which block.
+        /// Index of the block.
         index: usize,
         /// Which field: `size_bytes` or `gpa`.
         field: &'static str,
-        /// What is wrong.
+        /// What is wrong with its range.
         #[source]
         source: RangeError,
     },
@@ -119,11 +119,11 @@ pub enum LayoutError {
     /// Two plugged blocks share guest physical addresses.
     #[error("block {index} overlaps block {other} at {gpa}")]
     Overlap {
-        /// One block.
+        /// Index of one of the blocks.
         index: usize,
-        /// The other.
+        /// Index of the other block.
         other: usize,
-        /// First shared address.
+        /// First address that both have.
         gpa: Gpa,
     },
 }

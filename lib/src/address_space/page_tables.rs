@@ -27,20 +27,20 @@ pub enum Access {
     Read,
     /// Read and write, no execute.
     ReadWrite,
-    /// Read and execute.
+    /// The helper may read and execute it.
     ReadExecute,
 }
 
 /// One contiguous mapping of the helper's address space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mapping {
-    /// First virtual address.
+    /// First virtual address of the mapping.
     pub va: HelperVa,
-    /// Where it leads.
+    /// Mirror-physical address that it leads to.
     pub gpa: MirrorGpa,
     /// Bytes, a multiple of 4 KiB.
     pub len: u64,
-    /// Permissions.
+    /// What the helper may do there.
     pub access: Access,
     /// Whether the C-bit is set (no effect on a host without one).
     pub encrypted: bool,
@@ -52,17 +52,17 @@ pub enum TableError {
     /// A mapping is zero, unaligned or leaves the lower canonical half.
     #[error("mapping {index} at {va} is zero, unaligned or not canonical")]
     BadMapping {
-        /// Which mapping.
+        /// Index of the mapping.
         index: usize,
-        /// Its address.
+        /// First virtual address of the mapping.
         va: HelperVa,
     },
     /// Two mappings cover one virtual address.
     #[error("mapping {index} covers {va}, which is mapped already")]
     Conflict {
-        /// The later mapping.
+        /// Index of the later of the two mappings.
         index: usize,
-        /// The shared address.
+        /// A virtual address that both map.
         va: HelperVa,
     },
     /// More table pages than there is room for.
@@ -151,7 +151,7 @@ impl PageTables {
         self.c_bit
     }
 
-    /// Table pages.
+    /// How many pages the tables take.
     pub fn page_count(&self) -> usize {
         self.pages.len()
     }

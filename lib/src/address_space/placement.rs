@@ -32,13 +32,13 @@ const DIGESTS_MAX: u64 = 16 << 30;
 pub enum HelperSet {
     /// `shifted` by 4 GiB or an explicit value.
     Shifted,
-    /// `shifted` by `max-phys`.
+    /// For `shifted` by `max-phys`.
     ShiftedMaxPhys,
-    /// `identity-cbit`.
+    /// For `identity-cbit`.
     IdentityCbit,
-    /// `declared`.
+    /// For `declared`.
     Declared,
-    /// `psp-copied`, both ways.
+    /// For `psp-copied`, whichever way its memory is filled.
     PspCopied,
 }
 
@@ -79,21 +79,21 @@ pub struct HelperPlacement {
     pub tss_at: u64,
     /// Worker areas, one after the other, for as many workers as the ABI knows.
     pub workers_at: u64,
-    /// Page maps.
+    /// Offset of the page maps.
     pub maps_at: u64,
     /// Bytes of page maps.
     pub maps_len: u64,
     /// The set that the next four describe.
     pub set: HelperSet,
-    /// Configuration pages.
+    /// Offset of the configuration pages.
     pub config_at: u64,
-    /// How many.
+    /// How many configuration pages there are.
     pub config_pages: u64,
     /// Page tables, right behind the configuration.
     pub tables_at: u64,
     /// Pages of room for them.
     pub table_pages: u64,
-    /// Page digests.
+    /// Offset of the page digests.
     pub digests_at: u64,
     /// Bytes of page digests, as many pages as the page maps cover; 0 when the block has no room for them:
     /// then the helper cannot scan. They take address space; of memory only what is written, 16 bytes a page

@@ -31,11 +31,11 @@ pub enum Purpose {
     Mailbox,
     /// The mapping without the C-bit over the pages that are shared on purpose, under `identity-cbit`.
     PlainAlias,
-    /// The helper's code.
+    /// The helper's code, which it may execute.
     HelperText,
-    /// The helper's constants.
+    /// The helper's constants, which it may read.
     HelperRodata,
-    /// The helper's data.
+    /// The helper's data, which it may write.
     HelperData,
     /// Configuration written by the loader.
     HelperConfig,
@@ -43,7 +43,7 @@ pub enum Purpose {
     HelperSecret,
     /// The task state segment: a page of zeroes.
     HelperTss,
-    /// A worker's stack.
+    /// The stack of one worker.
     HelperStack,
     /// The helper's page maps.
     HelperMaps,
@@ -57,7 +57,7 @@ pub enum Purpose {
 pub enum SlotBacking {
     /// A span of guest RAM.
     Ram {
-        /// First byte.
+        /// RAM address of the first byte.
         ram_addr: RamAddr,
     },
     /// Memory of the helper that belongs to the mirror alone, as large as the helper's block.
@@ -74,11 +74,11 @@ pub enum SlotBacking {
 pub struct MirrorSlot {
     /// Where the mirror sees it.
     pub gpa: MirrorGpa,
-    /// Bytes.
+    /// Length in bytes.
     pub len: u64,
-    /// What is there.
+    /// What memory is behind it.
     pub backing: SlotBacking,
-    /// What for.
+    /// What the slot is for.
     pub purpose: Purpose,
     /// Whether the mirror may only read it (KVM_MEM_READONLY).
     pub read_only: bool,
@@ -104,7 +104,7 @@ pub struct HelperPiece {
     pub offset: u64,
     /// Where it is in the mirror.
     pub gpa: MirrorGpa,
-    /// Bytes.
+    /// Length in bytes.
     pub len: u64,
 }
 
@@ -113,7 +113,7 @@ pub struct HelperPiece {
 pub struct WindowRun {
     /// First byte in RAM.
     pub ram_addr: RamAddr,
-    /// Bytes.
+    /// Length in bytes.
     pub len: u64,
     /// What the helper calls the first byte: a `RamAddr` or a GPA, by [`MirrorPlan::addressing`].
     pub helper_addr: u64,
@@ -132,7 +132,7 @@ pub struct Coverage {
     pub mib2_leaves: u64,
     /// Pages of 4 KiB.
     pub kib4_leaves: u64,
-    /// Pages of tables.
+    /// How many pages the tables take.
     pub table_pages: u64,
     /// Bytes mapped without the C-bit, so that the host can read them.
     pub alias_bytes: u64,
@@ -143,18 +143,18 @@ pub struct Coverage {
 /// RAM that the helper cannot reach under the plan, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Unreachable {
-    /// First byte.
+    /// RAM address of the first byte.
     pub ram_addr: RamAddr,
-    /// Bytes.
+    /// Length in bytes.
     pub len: u64,
-    /// Stable code.
+    /// Why it is out of reach, as a stable code.
     pub code: &'static str,
 }
 
 /// What a plan lays open, said plainly.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Exposure {
-    /// Stable code.
+    /// What is exposed, as a stable code.
     pub code: &'static str,
     /// A sentence for people.
     pub detail: String,
@@ -174,7 +174,7 @@ pub struct MirrorPlan {
     pub shift: u64,
     /// Memory slots, disjoint, by ascending address.
     pub slots: Vec<MirrorSlot>,
-    /// The helper's mappings.
+    /// Everything that the helper's page tables map.
     pub mappings: Vec<PlannedMapping>,
     /// Page tables that realize the mappings.
     pub tables: PageTables,
@@ -184,7 +184,7 @@ pub struct MirrorPlan {
     pub placement: HelperPlacement,
     /// Where the helper's block lies in the mirror: by ascending offset, disjoint, neighbours joined.
     pub helper: Vec<HelperPiece>,
-    /// The mailbox.
+    /// How many workers and slots the mailbox has.
     pub mailbox: MailboxSize,
     /// Where the mailbox lies in the mirror.
     pub mailbox_gpa: MirrorGpa,

@@ -11,7 +11,7 @@ macro_rules! codes {
         }
 
         impl RefusalCode {
-            /// Every code.
+            /// All codes, in the order of the list.
             pub const ALL: &'static [Self] = &[$(Self::$name,)+];
 
             /// The code as the API spells it.
@@ -102,7 +102,7 @@ codes! {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{} ({what}: {value:#x}{})", code.sentence(), bound.map(|b| format!(", bound {b:#x}")).unwrap_or_default())]
 pub struct Refusal {
-    /// The broken rule.
+    /// The rule that is broken.
     pub code: RefusalCode,
     /// What the value is: `shift`, `slot`, `block`, ...
     pub what: String,

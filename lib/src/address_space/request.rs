@@ -28,7 +28,7 @@ impl Confidentiality {
         !matches!(self, Self::None)
     }
 
-    /// The API's name.
+    /// The name that the API uses for it.
     pub const fn name(self) -> &'static str {
         match self {
             Self::None => "none",
@@ -71,7 +71,7 @@ pub struct PlanRequest<'a> {
     pub limits: &'a HostLimits,
     /// How to lay the mirror out.
     pub strategy: Strategy,
-    /// Workers and slots.
+    /// How many workers and slots the mailbox is to have.
     pub mailbox: MailboxSize,
     /// What the helper declared; `declared` alone looks at it.
     pub declaration: Option<&'a Declaration>,

@@ -6,7 +6,7 @@
 pub(super) struct Span {
     /// First byte in RAM.
     pub ram: u64,
-    /// Bytes.
+    /// Length in bytes.
     pub len: u64,
     /// What the helper calls the first byte: a `RamAddr` or a GPA.
     pub helper: u64,
@@ -71,7 +71,7 @@ impl SpanIndex {
         (offset < span.len).then_some((span, offset))
     }
 
-    /// The spans, ascending.
+    /// All spans, by ascending address.
     pub fn iter(&self) -> impl Iterator<Item = &Span> {
         self.spans.iter()
     }

@@ -42,7 +42,7 @@ pub enum WalkError {
     Reserved {
         /// The address that was walked.
         va: HelperVa,
-        /// The offending entry.
+        /// The table entry at fault.
         entry: u64,
     },
 }

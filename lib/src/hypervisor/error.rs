@@ -6,37 +6,37 @@ pub enum HypervisorError {
     /// `/dev/kvm` is not there or not for us.
     #[error("/dev/kvm cannot be opened")]
     NoKvm {
-        /// How.
+        /// The system's reason.
         #[source]
         source: std::io::Error,
     },
     /// The kernel speaks another API.
     #[error("KVM API version {version} is not 12")]
     ApiVersion {
-        /// The version found.
+        /// The version that the kernel has.
         version: i32,
     },
     /// A call to the kernel failed.
     #[error("{call} failed")]
     Kernel {
-        /// Which.
+        /// Name of the call.
         call: &'static str,
-        /// How.
+        /// The system's reason.
         #[source]
         source: std::io::Error,
     },
     /// A slot that leaves its memory, changes its place, or is not logged.
     #[error("slot {slot}: {what}")]
     Slot {
-        /// Which.
+        /// Number of the slot.
         slot: u32,
-        /// What is wrong.
+        /// What is wrong with it.
         what: &'static str,
     },
     /// This hypervisor has no such thing.
     #[error("this hypervisor cannot {what}")]
     Unsupported {
-        /// What.
+        /// What is missing.
         what: &'static str,
     },
     /// Registers cannot be saved: the instruction that is under way has left once more, and nobody acted upon
@@ -46,7 +46,7 @@ pub enum HypervisorError {
     /// Bytes that are no saved vCPU state.
     #[error("vCPU state cannot be read")]
     BadState {
-        /// Why.
+        /// What the parser says.
         #[source]
         source: serde_json::Error,
     },

@@ -19,7 +19,7 @@ use crate::sev;
 
 /// Something that makes virtual machines: `/dev/kvm`, or the software machine.
 pub trait Hypervisor: Send + Sync {
-    /// `kvm` or `emulated`.
+    /// Name of the implementation: `kvm` or `emulated`.
     fn name(&self) -> &'static str;
 
     /// A VM without slots and vCPUs, without an interrupt controller.
@@ -44,7 +44,7 @@ pub struct SlotId(pub u32);
 pub struct Slot {
     /// Where the VM sees it; the guest's or the mirror's own physical address.
     pub gpa: u64,
-    /// Bytes.
+    /// Length in bytes.
     pub len: u64,
     /// The memory behind it.
     pub memory: Arc<Mapping>,
@@ -132,52 +132,52 @@ pub trait DirtyLog: Send + Sync {
 pub enum Exit {
     /// It wrote `value` to a port.
     PortWrite {
-        /// The port.
+        /// Number of the port.
         port: u16,
         /// What was written, zero-extended.
         value: u32,
     },
     /// It read a port; the answer was given.
     PortRead {
-        /// The port.
+        /// Number of the port.
         port: u16,
     },
     /// It touched an address without memory.
     Mmio {
-        /// The physical address.
+        /// The physical address that was accessed.
         gpa: u64,
-        /// Whether it wrote.
+        /// Whether the access was a write.
         write: bool,
     },
     /// It wrote a model-specific register that leaves to the host.
     MsrWrite {
-        /// The register.
+        /// Number of the register.
         msr: u32,
-        /// What was written.
+        /// The value that was written.
         value: u64,
     },
     /// It read a model-specific register that leaves to the host; the answer was given, see
     /// [`Ports::read_msr`].
     MsrRead {
-        /// The register.
+        /// Number of the register.
         msr: u32,
     },
     /// It read or wrote such a register in a way that it does not allow: the guest gets #GP.
     MsrRefused {
-        /// The register.
+        /// Number of the register.
         msr: u32,
     },
     /// It made a hypercall that leaves to the host (KVM_EXIT_HYPERCALL); it was carried out, see
     /// [`Ports::hypercall`].
     Hypercall {
-        /// The number, `KVM_HC_*`.
+        /// Number of the hypercall, `KVM_HC_*`.
         nr: u64,
     },
-    /// It halted.
+    /// The vCPU has halted.
     Halt,
     /// A fault that it could not handle ended it (triple fault).
     Shutdown,
-    /// It was kicked.
+    /// Another thread has kicked the vCPU out of guest mode.
     Interrupted,
     /// An exit that nothing here asks for.
     Unexpected {
@@ -263,13 +263,13 @@ impl Ports for NoPorts {
 /// How a bare-metal program is entered: 64-bit mode, CPL 3, IOPL 3, interrupts enabled but none there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UserEntry {
-    /// First instruction.
+    /// Address of the first instruction.
     pub rip: u64,
-    /// Stack pointer.
+    /// Initial stack pointer.
     pub rsp: u64,
-    /// First argument.
+    /// First argument of the entry point.
     pub rdi: u64,
-    /// Page tables.
+    /// Physical address of the root page table.
     pub cr3: u64,
     /// Task state segment: a mapped span of 4 KiB of zeroes at most, see `mirrorvm_abi::layout::TSS_VA`.
     pub tss: u64,

@@ -43,11 +43,11 @@ const SMALL: u64 = 64 << 10;
     mib(*.bytes), mib(*.available), .bound.way_on()
 )]
 pub struct Shortage {
-    /// Bytes asked for.
+    /// How many bytes were asked for.
     pub bytes: u64,
     /// Bytes that could be given.
     pub available: u64,
-    /// What bounds it.
+    /// Which limit is too low.
     pub bound: Bound,
 }
 
@@ -63,7 +63,7 @@ fn mib(bytes: u64) -> String {
 /// Whom memory is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// A guest.
+    /// For the RAM of a guest.
     Guest,
     /// What a guest needs to leave.
     Mirror,

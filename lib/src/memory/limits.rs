@@ -14,7 +14,7 @@ use crate::addr::PAGE_2M;
 /// What a control group of version 1 says that has no limit; everything from here on is none.
 const UNLIMITED: u64 = 1 << 62;
 
-/// What bounds memory.
+/// A limit on the memory that can be had.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Bound {
     /// What the host can give without swapping.
@@ -125,7 +125,7 @@ impl Tree {
         Self(PathBuf::from("/"))
     }
 
-    /// Those below `root`.
+    /// The limits of a machine whose files are below `root`.
     #[cfg(test)]
     pub fn below(root: &Path) -> Self {
         Self(root.to_owned())

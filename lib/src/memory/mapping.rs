@@ -23,7 +23,7 @@ pub enum MemoryError {
     /// The size is zero, not whole pages, or beyond this machine's address space.
     #[error("{bytes} bytes is no possible size")]
     Size {
-        /// Bytes asked for.
+        /// How many bytes were asked for.
         bytes: u64,
     },
     /// The host has not that much memory to give.
@@ -32,18 +32,18 @@ pub enum MemoryError {
     /// A system call failed.
     #[error("{what} failed")]
     System {
-        /// Which.
+        /// The operation that was tried.
         what: &'static str,
-        /// How.
+        /// The system's reason.
         #[source]
         source: rustix::io::Errno,
     },
-    /// Mapping failed.
+    /// The memory could not be mapped.
     #[error("mapping {bytes} bytes failed")]
     Map {
-        /// Bytes.
+        /// How many bytes were to be mapped.
         bytes: u64,
-        /// How.
+        /// The system's reason.
         #[source]
         source: vm_memory::mmap::MmapRegionError,
     },
@@ -63,7 +63,7 @@ pub enum Backing {
 }
 
 impl Backing {
-    /// The API's name.
+    /// The name that the API uses for it.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Anonymous => "anonymous",

@@ -10,9 +10,9 @@ use crate::address_space::{BlockRole, GuestLayout, HelperPlacement, RamBlock};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{len} bytes at {at} are not RAM")]
 pub struct OutsideRam {
-    /// First byte.
+    /// RAM address of the first byte.
     pub at: RamAddr,
-    /// Bytes.
+    /// Length in bytes.
     pub len: usize,
 }
 

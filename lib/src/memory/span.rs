@@ -8,7 +8,7 @@ use std::os::fd::BorrowedFd;
 /// A span of memory that others may write at any time, as guest and helper memory is: reached by copies and
 /// system calls only. Offsets count from the span's start and never leave it.
 pub trait Span {
-    /// Bytes.
+    /// Length in bytes.
     fn len(&self) -> usize;
 
     /// Whether it has none.
@@ -28,9 +28,9 @@ pub trait Span {
     /// The system's, `WouldBlock` included.
     fn read_from(&self, at: usize, fd: BorrowedFd<'_>) -> io::Result<usize>;
 
-    /// Copies bytes out.
+    /// Copies bytes from the span, beginning at offset `at`.
     fn copy_out(&self, at: usize, to: &mut [u8]);
 
-    /// Copies bytes in.
+    /// Copies bytes into the span, beginning at offset `at`.
     fn copy_in(&self, at: usize, from: &[u8]);
 }

@@ -27,9 +27,9 @@ pub const BATCH_BYTES_MAX: usize = BATCH_PAGES_MAX * (HEADER_BYTES + PAGE_BYTES 
 pub struct BatchTerms<'a> {
     /// The session, which the importing end names.
     pub session: Uuid,
-    /// The guest.
+    /// Id of the guest.
     pub guest: Uuid,
-    /// Its RAM.
+    /// The layout of its RAM.
     pub layout: &'a GuestLayout,
     /// What the records call pages.
     pub addressing: Addressing,
@@ -39,7 +39,7 @@ pub struct BatchTerms<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("byte {at} of the records begins no record of a page")]
 pub struct NotRecords {
-    /// Offset.
+    /// Offset of the record in the batch.
     pub at: usize,
 }
 
@@ -50,9 +50,9 @@ pub enum BatchFault {
     /// over.
     #[error("the helper refuses record {index}: {status:?}")]
     Refused {
-        /// Its reason.
+        /// The helper's reason.
         status: Status,
-        /// Which record.
+        /// Index of the record.
         index: usize,
     },
     /// The helper, its vCPU or its rings.

@@ -9,7 +9,7 @@ use crate::sev::SevError;
 /// Why a mirror could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum MirrorError {
-    /// KVM.
+    /// The hypervisor failed.
     #[error("the hypervisor refused")]
     Hypervisor(#[from] HypervisorError),
     /// Memory for the mailbox.
@@ -18,7 +18,7 @@ pub enum MirrorError {
     /// The plan is for another guest's RAM.
     #[error("the plan does not fit the guest's RAM")]
     PlanMismatch,
-    /// SEV.
+    /// The SEV firmware or kernel refused.
     #[error("SEV refused")]
     Sev(#[from] SevError),
     /// The hypervisor has no SEV, the guest has.
@@ -71,10 +71,10 @@ pub enum WorkerEnd {
 /// Why a request to the helper failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LaneError {
-    /// The helper refuses.
+    /// The helper refused a request.
     #[error("the helper refuses: {status:?} (at {index})")]
     Refused {
-        /// Its reason.
+        /// The helper's reason.
         status: Status,
         /// Index of the offending page or record.
         index: u32,

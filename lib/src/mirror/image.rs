@@ -44,12 +44,12 @@ impl HelperImage {
         Ok(Self { bytes, header, measurement })
     }
 
-    /// The file.
+    /// The content of the file.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// Its header.
+    /// The header, which was checked.
     pub const fn header(&self) -> &Header {
         &self.header
     }

@@ -111,7 +111,7 @@ impl Lane {
         }
     }
 
-    /// Requests under way.
+    /// How many requests are with the helper.
     pub fn in_flight(&self) -> usize {
         self.slots.iter().filter(|s| matches!(s, SlotState::Busy { .. })).count()
     }

@@ -51,7 +51,7 @@ struct WorkerThread {
 /// What one worker has done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MirrorStats {
-    /// Kernel thread id.
+    /// Id of the worker's thread in the kernel.
     pub tid: u32,
     /// Exits of the mirror vCPU.
     pub exits: u64,
@@ -288,12 +288,12 @@ impl Mirror {
         self.watch().place(placement)
     }
 
-    /// Mirror vCPUs.
+    /// How many vCPUs, and so workers, the mirror has.
     pub fn worker_count(&self) -> u32 {
         (self.workers.len() + self.waiting.len()) as u32
     }
 
-    /// The executed plan.
+    /// The plan that the mirror was made by.
     pub const fn plan(&self) -> &Arc<MirrorPlan> {
         &self.plan
     }

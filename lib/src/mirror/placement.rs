@@ -10,7 +10,7 @@ use rustix::process::{getpid, getpriority_process, setpriority_process};
 use rustix::thread::{CpuSet, Pid, gettid, sched_getaffinity, sched_setaffinity};
 use serde::{Deserialize, Serialize};
 
-/// Nice values, sched(7).
+/// The nice values that there are, see sched(7).
 pub const NICE: std::ops::RangeInclusive<i8> = -20..=19;
 /// Priorities of `fifo`, sched(7).
 pub const FIFO_PRIORITIES: std::ops::RangeInclusive<u8> = 1..=99;
@@ -19,7 +19,7 @@ pub const FIFO_PRIORITIES: std::ops::RangeInclusive<u8> = 1..=99;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Scheduler {
-    /// `SCHED_OTHER`.
+    /// `SCHED_OTHER`, the kernel's default.
     Other {
         /// -20 (most of a processor) to 19.
         nice: i8,
@@ -60,7 +60,7 @@ pub enum PlacementError {
          RLIMIT_RTPRIO (systemd: LimitNICE=, LimitRTPRIO=)"
     )]
     Forbidden,
-    /// Anything else.
+    /// The kernel refused for another reason.
     #[error("the kernel refuses")]
     Kernel(#[source] io::Error),
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 /// How QEMU runs the guest's instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accel {
-    /// `/dev/kvm`.
+    /// Hardware virtualization by `/dev/kvm`.
     Kvm,
     /// QEMU's translator: slow, works everywhere.
     Tcg,
@@ -44,11 +44,11 @@ struct HostFacts {
 /// How QEMU's user comes to `/dev/kvm`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KvmAccess {
-    /// As it is.
+    /// It can open it as it is.
     Open,
     /// As a member of this group.
     Group(u32),
-    /// Not at all.
+    /// It cannot be opened.
     Closed,
 }
 

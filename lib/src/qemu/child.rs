@@ -212,7 +212,7 @@ fn pass(command: &mut Command, fds: &[OwnedFd]) {
 
 type Started = io::Result<(u32, OwnedFd)>;
 
-/// The keeper thread.
+/// The body of the thread that starts the process and waits for its end.
 fn keep((mut command, passed): (Command, Vec<OwnedFd>), shared: &Shared, tell: &SyncSender<Started>) {
     let started = command.spawn().and_then(|mut child| {
         // The descriptors meant for the child must not stay open on our side.

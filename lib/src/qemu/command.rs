@@ -30,9 +30,9 @@ pub const APPEND_MAX: usize = 2047;
 /// Whom QEMU runs as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RunAs {
-    /// User.
+    /// User id that QEMU runs as.
     pub uid: u32,
-    /// Group.
+    /// Group id that QEMU runs as.
     pub gid: u32,
     /// The only other group, that of `/dev/kvm`.
     pub kvm_group: Option<u32>,
@@ -43,7 +43,7 @@ pub struct RunAs {
 pub struct QemuSpec {
     /// QEMU for x86-64: an absolute path, or a name to be found in `PATH`.
     pub binary: PathBuf,
-    /// How instructions run.
+    /// How QEMU executes the guest's instructions.
     pub accel: Accel,
     /// Machine type. An alias (`pc`, `q35`) is good within one QEMU version; between versions, give the
     /// destination what [`super::Qemu::machine_type`] said on the source.
@@ -59,7 +59,7 @@ pub struct QemuSpec {
     pub kernel: OwnedFd,
     /// Initramfs: a sealed memfd.
     pub initrd: Option<OwnedFd>,
-    /// Kernel command line.
+    /// Command line for the guest's kernel.
     pub append: String,
     /// Guest RAM: a memfd of exactly `memory_bytes`, made with `MFD_ALLOW_SEALING`; it is sealed against
     /// resizing.

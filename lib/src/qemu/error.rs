@@ -16,7 +16,7 @@ pub enum QemuError {
     /// The specification cannot be run.
     #[error("{field} is not usable: {value}")]
     BadSpec {
-        /// Field of [`super::QemuSpec`].
+        /// The field of [`super::QemuSpec`] at fault.
         field: &'static str,
         /// Its value, as text.
         value: String,
@@ -34,16 +34,16 @@ pub enum QemuError {
     Prepare {
         /// What was being done.
         doing: &'static str,
-        /// Why not.
+        /// The system's reason.
         #[source]
         source: io::Error,
     },
     /// The process could not be started.
     #[error("could not start {binary}")]
     Spawn {
-        /// The QEMU binary.
+        /// Path of the QEMU binary.
         binary: PathBuf,
-        /// Why not.
+        /// The system's reason.
         #[source]
         source: io::Error,
     },
@@ -64,9 +64,9 @@ pub enum QemuError {
     /// The guest is in the wrong run state for this.
     #[error("cannot {doing} while the guest is {state}")]
     WrongState {
-        /// What was asked.
+        /// What QEMU was asked to do.
         doing: &'static str,
-        /// QEMU's run state.
+        /// The run state that QEMU is in.
         state: String,
     },
     /// Device state is larger than allowed; nothing was kept.
@@ -78,9 +78,9 @@ pub enum QemuError {
     /// QEMU gave up saving or loading device state.
     #[error("qemu could not {doing} device state: {status} ({desc})")]
     StateRefused {
-        /// `save` or `load`.
+        /// What was being done: `save` or `load`.
         doing: &'static str,
-        /// QEMU's migration status.
+        /// The migration status that QEMU reports.
         status: String,
         /// QEMU's text, possibly empty.
         desc: String,
@@ -88,9 +88,9 @@ pub enum QemuError {
     /// The channel that carries device state failed on our side.
     #[error("could not {doing} device state")]
     StateIo {
-        /// `save` or `load`.
+        /// What was being done: `save` or `load`.
         doing: &'static str,
-        /// Why not.
+        /// The system's reason.
         #[source]
         source: io::Error,
     },

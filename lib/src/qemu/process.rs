@@ -30,11 +30,11 @@ const EXIT_PATIENCE: Duration = Duration::from_secs(2);
 /// QEMU's run state (`query-status`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RunState {
-    /// vCPUs run.
+    /// The guest's vCPUs run.
     Running,
     /// Stopped by `stop`, or by having been loaded.
     Paused,
-    /// Launched, never continued.
+    /// The process was launched, and the guest was never continued.
     Prelaunch,
     /// Waiting for, or loading, device state.
     InMigrate,

@@ -31,7 +31,7 @@ pub enum QmpError {
     /// QEMU answered with an error; the connection is fine.
     #[error("qemu refused {command} ({class}: {desc})")]
     Refused {
-        /// The command.
+        /// Name of the QMP command.
         command: String,
         /// QEMU's error class, e.g. `GenericError`; cut to 1 KiB.
         class: String,
@@ -62,7 +62,7 @@ pub enum QmpError {
     /// A line was JSON but not what the protocol allows here; the connection is given up.
     #[error("qemu sent a message that is not qmp: {what}")]
     NotQmp {
-        /// What was wrong.
+        /// What was wrong with the answer.
         what: &'static str,
     },
 }

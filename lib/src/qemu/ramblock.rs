@@ -19,7 +19,7 @@ pub struct QemuRamBlock {
     pub page_size: u64,
     /// `ram_addr_t` of the block's first byte.
     pub offset: u64,
-    /// Bytes in use.
+    /// How many bytes of the block are in use.
     pub used_length: u64,
     /// Bytes the block may grow to; at least `used_length`.
     pub total_length: u64,
@@ -51,7 +51,7 @@ pub enum LayoutError {
     /// The memory backend is not in the block table, or has another size.
     #[error("no ram block {name} of {bytes} bytes")]
     NoBlock {
-        /// Name looked for.
+        /// The name that was looked for.
         name: &'static str,
         /// Length expected, in bytes.
         bytes: u64,

@@ -109,9 +109,9 @@ pub struct UserPool {
 /// A QEMU's user; free again when this is dropped.
 #[derive(Debug)]
 pub struct UserLease {
-    /// The user.
+    /// User id of the QEMU process.
     pub uid: u32,
-    /// Its group.
+    /// Group id of the QEMU process.
     pub gid: u32,
     taken: Option<Arc<Mutex<BTreeSet<u32>>>>,
 }
@@ -122,7 +122,7 @@ impl UserPool {
         Self { users, offset, taken: Arc::default() }
     }
 
-    /// The users.
+    /// The users that the pool hands out.
     pub const fn users(&self) -> QemuUsers {
         self.users
     }

@@ -12,7 +12,7 @@ pub struct CopyFacts {
     pub mirror: bool,
     /// It is an SEV-SNP guest.
     pub snp: bool,
-    /// vCPUs were created.
+    /// Whether vCPUs were created in the VM.
     pub has_vcpus: bool,
 }
 
@@ -46,7 +46,7 @@ pub enum CopyRefusal {
 }
 
 impl CopyRefusal {
-    /// What KVM answers.
+    /// The error number that KVM answers with.
     pub const fn errno(self) -> i32 {
         match self {
             Self::NotAVm => libc::EBADF,

@@ -72,12 +72,12 @@ impl FirmwareError {
 /// Why a SEV command did not work.
 #[derive(Debug, thiserror::Error)]
 pub enum SevError {
-    /// The firmware refused.
+    /// The firmware refused a command.
     #[error("{command}: the firmware refused")]
     Firmware {
         /// The command, `LAUNCH_START` and so on.
         command: &'static str,
-        /// Its answer.
+        /// The firmware's error code.
         #[source]
         code: FirmwareError,
     },
@@ -98,15 +98,15 @@ pub enum SevError {
     Malformed {
         /// Certificate, session, packet, ...
         what: &'static str,
-        /// What is wrong.
+        /// What is wrong with it.
         why: &'static str,
     },
     /// Today's kernel or hardware cannot do it, whatever is asked.
     #[error("{what} is not supported: {why}")]
     Unsupported {
-        /// What.
+        /// What is not supported.
         what: &'static str,
-        /// The reason.
+        /// Why it is not supported.
         why: &'static str,
     },
 }

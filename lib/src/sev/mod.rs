@@ -36,7 +36,7 @@ impl Policy {
     pub const NODBG: u32 = 1 << 0;
     /// The key must not be shared with another guest.
     pub const NOKS: u32 = 1 << 1;
-    /// SEV-ES is required.
+    /// The guest must be launched with SEV-ES.
     pub const ES: u32 = 1 << 2;
     /// The guest must not be sent to another platform.
     pub const NOSEND: u32 = 1 << 3;
@@ -54,17 +54,17 @@ impl Policy {
 /// Where a guest's context is in its life, as KVM_SEV_GUEST_STATUS tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GuestState {
-    /// No context.
+    /// There is no context.
     Invalid,
     /// Pages are being added and measured.
     Launching,
     /// Measured; a secret may be injected.
     Secret,
-    /// Launched.
+    /// The launch is finished: the guest may run.
     Running,
-    /// Its pages arrive.
+    /// Its pages are being received.
     Receiving,
-    /// Its pages leave.
+    /// Its pages are being sent.
     Sending,
     /// Its pages left; it runs elsewhere.
     Sent,
@@ -73,11 +73,11 @@ pub enum GuestState {
 /// Answer of GUEST_STATUS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GuestStatus {
-    /// The firmware's handle.
+    /// The handle by which the firmware knows the guest.
     pub handle: u32,
     /// The policy in force.
     pub policy: Policy,
-    /// Where it is.
+    /// Where the guest is in its life.
     pub state: GuestState,
 }
 
@@ -94,7 +94,7 @@ impl std::fmt::Debug for PdhCert {
 /// All that SEND_START is told about the platform to send to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlatformCerts {
-    /// Its Diffie-Hellman certificate.
+    /// The platform's Diffie-Hellman certificate.
     pub pdh: PdhCert,
     /// PEK, OCA and CEK certificates, one after the other, as PDH_CERT_EXPORT gives them. Empty in the model.
     pub chain: Vec<u8>,
@@ -128,7 +128,7 @@ pub struct Session {
 /// A packet's header, 52 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PacketHeader {
-    /// Bit 0: compressed.
+    /// Flags of the packet. Bit 0: its content is compressed.
     pub flags: u32,
     /// IV of the packet's encryption under the TEK.
     pub iv: [u8; 16],
@@ -141,7 +141,7 @@ pub struct PacketHeader {
 pub struct Measurement {
     /// HMAC under the TIK over versions, policy, digest and nonce.
     pub mac: [u8; 32],
-    /// The firmware's nonce.
+    /// The nonce that the firmware drew for the measurement.
     pub nonce: [u8; 16],
 }
 
@@ -154,12 +154,12 @@ pub struct OwnerSession {
     pub session: Session,
 }
 
-/// About a platform.
+/// What a platform says about itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlatformStatus {
-    /// API version.
+    /// Major and minor version of the SEV API.
     pub api: (u8, u8),
-    /// Firmware build.
+    /// Build number of the firmware.
     pub build: u8,
     /// Whether SEV-ES is initialized.
     pub es: bool,
@@ -167,7 +167,7 @@ pub struct PlatformStatus {
     pub guests: u32,
 }
 
-/// A security processor.
+/// A security processor, real or modelled.
 pub trait Platform: Send + Sync {
     /// Whether it is the model. A modelled platform protects nothing.
     fn is_modelled(&self) -> bool;

@@ -62,7 +62,7 @@ impl GuestOwner {
         Ok(Self { policy, keys, session, random })
     }
 
-    /// What LAUNCH_START takes.
+    /// The session data that LAUNCH_START takes.
     pub const fn session(&self) -> &OwnerSession {
         &self.session
     }

@@ -42,7 +42,7 @@ impl Random {
         }
     }
 
-    /// `N` of them.
+    /// Draws `N` random bytes.
     pub fn bytes<const N: usize>(&mut self) -> [u8; N] {
         let mut bytes = [0; N];
         self.fill(&mut bytes);

@@ -42,7 +42,7 @@ impl Key128 {
         Self(Zeroizing::new(bytes))
     }
 
-    /// A new one.
+    /// Draws a new key.
     fn random(random: &mut Random) -> Self {
         let mut key = Self::new([0; 16]);
         random.fill(&mut *key.0);
@@ -138,7 +138,7 @@ impl<'a> PacketKind<'a> {
 }
 
 impl TransportKeys {
-    /// New ones.
+    /// Draws new keys.
     pub fn random(random: &mut Random) -> Self {
         Self { tek: Key128::random(random), tik: Key128::random(random) }
     }
@@ -225,9 +225,9 @@ impl TransportKeys {
 pub(crate) struct Launch<'a> {
     /// API version of the firmware.
     pub api: (u8, u8),
-    /// And its build.
+    /// Build number of the firmware.
     pub build: u8,
-    /// The guest's policy.
+    /// The policy of the guest.
     pub policy: Policy,
     /// SHA-256 over all that was measured.
     pub digest: &'a [u8; 32],

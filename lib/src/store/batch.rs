@@ -15,7 +15,7 @@ use super::ledger::{Log, Space};
 use super::rows::Rows;
 use super::{DocumentRef, Kind, MAX_DOCUMENT, StoreError};
 
-/// One write.
+/// One write of a batch.
 #[derive(Clone, Debug)]
 pub(super) enum Write {
     Put { kind: Kind, id: Uuid, name: Option<String>, body: String },
@@ -35,7 +35,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Nothing yet.
+    /// Makes an empty batch.
     pub fn new() -> Self {
         Self::default()
     }

@@ -17,12 +17,12 @@ pub enum Finding {
     },
     /// The database's mark is gone.
     MarkGone {
-        /// The mark.
+        /// Path of the mark.
         mark: PathBuf,
     },
     /// The database's mark cannot be read.
     MarkDamaged {
-        /// The mark.
+        /// Path of the mark.
         mark: PathBuf,
     },
     /// Changes that were acknowledged are not in the database and its log.
@@ -36,7 +36,7 @@ pub enum Finding {
     },
     /// The database is not the one that the mark tells of: one of the two was put there from elsewhere.
     Apart {
-        /// The mark.
+        /// Path of the mark.
         mark: PathBuf,
     },
     /// Records are not what was written.
@@ -53,14 +53,14 @@ pub enum Finding {
     },
     /// A part of the database that is not a record.
     Part {
-        /// Which.
+        /// What does not agree.
         what: &'static str,
     },
     /// Files that belong to the database are not what it says.
     Beside {
         /// Which, as people know them, and what is wrong.
         wrong: Vec<String>,
-        /// What to do.
+        /// What to do about it.
         help: &'static str,
     },
 }

@@ -20,7 +20,7 @@ pub(super) const KEY: &str = "hours";
 /// most.
 pub(super) const NOTE_EVERY: Duration = Duration::from_secs(3600);
 
-/// The machine's clocks.
+/// The clocks of the machine.
 pub(super) trait Clocks: Send + Sync {
     /// What only this boot of the machine has.
     fn boot(&self) -> Option<String>;
@@ -70,7 +70,7 @@ pub(super) struct Note {
 }
 
 impl Note {
-    /// The first one.
+    /// The note of a database that has none yet.
     fn first(clocks: &dyn Clocks) -> Self {
         let wall = clocks.wall();
         Self { at_least: wall, at_most: wall, boot: clocks.boot(), since_boot: clocks.since_boot(), wall }

@@ -60,7 +60,7 @@ pub(super) const OUTCOMES: &str = "
 /// An append-only log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Log {
-    /// Changes of resources.
+    /// Changes of resources, for followers.
     Event,
     /// Who asked for what.
     Audit,
@@ -109,7 +109,7 @@ impl Space {
 /// A record with a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kept {
-    /// What was written.
+    /// The record's text.
     pub body: String,
     /// How long it is there; `None`: it has no end.
     pub left: Option<Duration>,
@@ -122,7 +122,7 @@ pub struct Entry {
     pub seq: u64,
     /// When it was appended, to the millisecond.
     pub at: Timestamp,
-    /// What was appended.
+    /// The entry's text.
     pub body: String,
 }
 
@@ -166,7 +166,7 @@ pub struct Look {
     pub entries: Vec<Entry>,
     /// The last entry that was looked at, wanted or not: where the next look continues.
     pub seen: u64,
-    /// Whether more follow.
+    /// Whether more entries follow.
     pub more: bool,
 }
 
@@ -176,12 +176,12 @@ pub enum LookError {
     /// What should follow is not kept any more, or never was.
     #[error("the log holds {} to {}", .0.oldest, .0.latest)]
     Expired(Bounds),
-    /// The database.
+    /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// The open ledger.
+/// The logs and keyed records of an open database.
 pub struct Ledger {
     epoch: String,
     sender: Option<SyncSender<Work>>,

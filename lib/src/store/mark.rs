@@ -101,7 +101,7 @@ impl Position {
         Self { seq, rows, chain: chain(&before, seq, rows, &sum), before, sum }
     }
 
-    /// After a transaction.
+    /// The position after a transaction that does `delta`.
     pub fn next(&self, delta: &Delta) -> Self {
         let mut sum = self.sum;
         mix(&mut sum, &delta.sum);

@@ -57,7 +57,7 @@ pub const MAX_DOCUMENT: usize = 8 << 20;
 pub enum Kind {
     /// A guest's definition and state.
     Guest,
-    /// A migration's journal.
+    /// What is known of a migration.
     Migration,
     /// A pinned peer host.
     Peer,
@@ -91,7 +91,7 @@ impl std::fmt::Display for Kind {
 pub enum DocumentRef {
     /// One of a kind's documents.
     Document(Kind, Uuid),
-    /// A singleton.
+    /// A document of which there is one, by its key.
     Meta(String),
     /// An entry of a log.
     Entry(Log, u64),
@@ -122,19 +122,19 @@ pub enum StoreError {
     /// The file is empty: it was ours once and has lost its content, or was put there by someone else.
     #[error("{path} is empty; `mirrorvmd state restore` puts a backup in its place")]
     Empty {
-        /// The database file.
+        /// Path of the database file.
         path: PathBuf,
     },
     /// Not a database, or a database of another program.
     #[error("{path} is not a mirrorvm database")]
     Foreign {
-        /// The database file.
+        /// Path of the database file.
         path: PathBuf,
     },
     /// Written by a later version of this program.
     #[error("{path} has schema version {found}, this program knows up to {known}")]
     TooNew {
-        /// The database file.
+        /// Path of the database file.
         path: PathBuf,
         /// Version of the file.
         found: i64,
@@ -144,7 +144,7 @@ pub enum StoreError {
     /// The database is damaged.
     #[error("{path} is damaged; `mirrorvmd state restore` puts a backup in its place")]
     Corrupt {
-        /// The database file.
+        /// Path of the database file.
         path: PathBuf,
         /// What SQLite says, if it stopped over the damage.
         #[source]
@@ -153,43 +153,43 @@ pub enum StoreError {
     /// Something of what was acknowledged is not there, or nobody can say whether it is.
     #[error("{}", finding.told(path))]
     Untrusted {
-        /// The database file.
+        /// Path of the database file.
         path: PathBuf,
-        /// What is wrong.
+        /// What was found.
         finding: Finding,
     },
     /// A document does not fit its type: damaged, or of a version that the caller does not know.
     #[error("{document} cannot be read")]
     Unreadable {
-        /// Which.
+        /// The document at fault.
         document: DocumentRef,
-        /// Why.
+        /// What the parser says.
         #[source]
         source: serde_json::Error,
     },
     /// A document cannot be written as JSON.
     #[error("{document} cannot be written")]
     Unwritable {
-        /// Which.
+        /// The document at fault.
         document: DocumentRef,
-        /// Why.
+        /// What the serializer says.
         #[source]
         source: serde_json::Error,
     },
     /// A document is longer than [`MAX_DOCUMENT`].
     #[error("{document} has {bytes} bytes, at most {MAX_DOCUMENT} are stored")]
     TooLong {
-        /// Which.
+        /// The document at fault.
         document: DocumentRef,
-        /// Its length.
+        /// Its length in bytes.
         bytes: usize,
     },
     /// `insert` of an id that exists.
     #[error("{kind} {id} exists already")]
     Exists {
-        /// Its kind.
+        /// Kind of the document.
         kind: Kind,
-        /// Its id.
+        /// Id of the document.
         id: Uuid,
     },
     /// Another document of this kind has the name.
@@ -218,7 +218,7 @@ pub enum StoreError {
         #[source]
         source: Option<rusqlite::Error>,
     },
-    /// SQLite failed otherwise.
+    /// SQLite failed for another reason.
     #[error("the database failed")]
     Sqlite(#[source] rusqlite::Error),
 }

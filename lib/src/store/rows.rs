@@ -94,7 +94,7 @@ impl<'a> Rows<'a> {
         self.forget(statement, params![kind.stored(), id.as_bytes()]).map(|gone| gone > 0)
     }
 
-    /// Writes a singleton.
+    /// Writes a document of which there is one, by its key.
     pub fn meta(&self, key: &str, body: &str) -> Changed<()> {
         let digest = of_meta(key, body.as_bytes());
         let old = self.digest("SELECT digest FROM meta WHERE key = ?1", [key])?;

@@ -50,7 +50,7 @@ pub enum Doubt {
 pub struct Facts {
     /// Changes since its first.
     pub changes: u64,
-    /// Records.
+    /// How many records there are.
     pub records: u64,
     /// Whether a daemon has it open.
     pub live: bool,
@@ -186,7 +186,7 @@ pub fn backup(
 pub struct Restored {
     /// What the backup held.
     pub facts: Facts,
-    /// The riders.
+    /// What belongs to the host and is not in its database.
     pub riders: Vec<Rider>,
     /// Where the database is now that was there before.
     pub replaced: Option<PathBuf>,

@@ -57,7 +57,7 @@ pub(super) type Tell = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
 /// What reads and writes as it likes; gives who is told of the commit.
 pub(super) type Free = Box<dyn FnOnce(&Rows<'_>) -> Result<Tell, StoreError> + Send>;
 
-/// Something to write.
+/// Work for the writer's thread.
 pub(super) enum Work {
     /// Reads and writes as it likes; told whether it was committed.
     Free(Free, Tell),
@@ -82,7 +82,7 @@ pub(super) struct Ground {
     pub hours: Hours,
 }
 
-/// Whether writing works.
+/// Whether writing works, for readers on other threads.
 #[derive(Debug, Default)]
 pub(super) struct Health {
     state: Mutex<State>,
@@ -184,7 +184,7 @@ impl StoreError {
     }
 }
 
-/// How writing goes.
+/// How writing goes at the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Writing {
     /// What the last write met and for how long writes have been failing; `None` while they work.

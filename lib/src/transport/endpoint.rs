@@ -19,13 +19,13 @@ const LABEL_MAX: usize = 63;
 /// `[fe80::7%2]:7801`, `host.example:7801`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Endpoint {
-    /// An IP address.
+    /// An IP address with a port.
     Address(SocketAddr),
     /// A DNS name, in lower case; resolved whenever a connection is made.
     Name {
-        /// The name.
+        /// The DNS name.
         name: String,
-        /// The port.
+        /// Number of the port.
         port: u16,
     },
 }
@@ -33,12 +33,12 @@ pub enum Endpoint {
 /// Why a text is no endpoint. Says nothing of the text, which may be anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseEndpointError {
-    /// Neither form.
+    /// It has neither of the two forms.
     #[error(
         "not an IP address or DNS name with a port, as 192.0.2.7:7801, [2001:db8::7]:7801 or host.example:7801"
     )]
     Form,
-    /// The port.
+    /// The port is not a number from 1 to 65535.
     #[error("the port is not a number from 1 to 65535, written without leading zeros")]
     Port,
     /// A name that is none of a host.
@@ -57,7 +57,7 @@ pub enum Unconnectable {
         "means \"all addresses\" of a listener and is none that can be connected to; give one that the host has"
     )]
     Unspecified,
-    /// Groups.
+    /// It is the address of a group, not of a host.
     #[error("is a multicast group and not a host; give an address that the host has")]
     Multicast,
     /// 255.255.255.255, or that of a network which this machine is in.
@@ -66,7 +66,7 @@ pub enum Unconnectable {
     /// 127.0.0.0, the loopback network itself.
     #[error("is a network's own address and not a host; give an address that the host has")]
     Network,
-    /// 240.0.0.0/4.
+    /// It is in 240.0.0.0/4, which is reserved.
     #[error("is in 240.0.0.0/4, which is reserved: no host has it; give an address that the host has")]
     Reserved,
     /// fe80::/10 without the interface that it is meant on.
@@ -78,7 +78,7 @@ pub enum Unconnectable {
          `ip link` shows them"
     )]
     NoInterface,
-    /// Port 0.
+    /// It has port 0, at which nobody can be reached.
     #[error("has port 0, which cannot be connected to; give the port that the host listens on")]
     Port,
 }
@@ -119,7 +119,7 @@ pub(super) fn check_ip(at: &SocketAddr) -> Result<(), Unconnectable> {
 }
 
 impl Endpoint {
-    /// Its port.
+    /// Number of the port.
     pub const fn port(&self) -> u16 {
         match self {
             Self::Address(at) => at.port(),

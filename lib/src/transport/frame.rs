@@ -28,13 +28,13 @@ pub enum HeaderError {
     TooLong {
         /// Bytes that the header declares.
         declared: u32,
-        /// The receiver's bound.
+        /// The longest payload that the receiver takes.
         max: u32,
     },
 }
 
 impl FrameHeader {
-    /// The wire form.
+    /// The header as it goes over the wire.
     pub fn encode(self) -> [u8; HEADER_LEN] {
         let len = self.len.to_le_bytes();
         [len[0], len[1], len[2], len[3], self.kind, 0, 0, 0]

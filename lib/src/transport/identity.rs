@@ -47,7 +47,7 @@ impl PeerIdentity {
         Self(digest)
     }
 
-    /// The digest.
+    /// The bytes of the digest.
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
@@ -132,7 +132,7 @@ pub enum IdentityError {
     Pem {
         /// File name in the identity's directory.
         file: &'static str,
-        /// The reader's reason.
+        /// What the PEM reader says.
         #[source]
         source: rustls::pki_types::pem::Error,
     },
@@ -156,7 +156,7 @@ pub enum IdentityError {
          back from a backup, or make this host another one to its peers with `mirrorvmd identity accept`"
     )]
     Replaced {
-        /// Where it is.
+        /// Directory of the identity.
         dir: PathBuf,
         /// The identity that the host had.
         expected: PeerIdentity,

@@ -60,9 +60,9 @@ impl Default for Deadlines {
 /// A whole frame in the link's own buffer.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Frame<'a> {
-    /// The sender's label.
+    /// What kind of message the sender calls it.
     pub kind: u8,
-    /// What it sent.
+    /// The bytes of the message.
     pub payload: &'a [u8],
 }
 
@@ -75,7 +75,7 @@ pub struct LinkCounters {
     pub wire_out: u64,
     /// Whole frames begun by the peer.
     pub frames_in: u64,
-    /// Frames sent.
+    /// How many frames were sent.
     pub frames_out: u64,
 }
 
@@ -244,7 +244,7 @@ impl Link {
         Ok(self.header_len > 0 || self.left > 0 || self.session.has_input() || self.session.readable(until))
     }
 
-    /// Totals so far.
+    /// The totals so far.
     pub fn counters(&self) -> LinkCounters {
         let (wire_in, wire_out) = self.session.wire_bytes();
         LinkCounters { wire_in, wire_out, frames_in: self.frames_in, frames_out: self.frames_out }

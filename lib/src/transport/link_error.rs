@@ -18,7 +18,7 @@ pub enum LinkError {
     /// TCP did not connect.
     #[error("cannot connect to {addr}")]
     Connect {
-        /// Where to.
+        /// Address that was tried.
         addr: SocketAddr,
         /// The system's reason.
         #[source]
@@ -54,10 +54,10 @@ pub enum LinkError {
     /// TLS failed: not TLS 1.3, a forged or damaged record, an alert.
     #[error("TLS failure")]
     Tls(#[source] rustls::Error),
-    /// Time ran out.
+    /// A wait took longer than it may.
     #[error("deadline passed waiting for {0}")]
     Deadline(Waiting),
-    /// [`cancel`](super::LinkCanceller::cancel) was called.
+    /// Somebody called [`cancel`](super::LinkCanceller::cancel).
     #[error("cancelled")]
     Cancelled,
     /// The connection ended where it must not: inside a frame, or without the peer's saying goodbye.
@@ -72,7 +72,7 @@ pub enum LinkError {
     /// The peer's message is longer than what there is room for now, beside those of other links.
     #[error("no room for the peer's message")]
     NoRoom,
-    /// The socket failed.
+    /// The socket failed for another reason.
     #[error("socket failure")]
     Io(#[source] std::io::Error),
     /// The caller's mistake: out of turn, a reserved kind, too long. Nothing was sent or received.

@@ -81,15 +81,15 @@ pub enum ListenerError {
     /// Nobody could connect to it.
     #[error("cannot listen on {addr}: it {why}")]
     Address {
-        /// Where to.
+        /// Address as it was given.
         addr: SocketAddr,
-        /// Why nobody could.
+        /// Why nobody could connect to it.
         why: Unconnectable,
     },
     /// The address is in use, not ours, or not allowed.
     #[error("cannot listen on {addr}")]
     Bind {
-        /// Where to.
+        /// Address as it was given.
         addr: SocketAddr,
         /// The system's reason.
         #[source]
@@ -163,7 +163,7 @@ impl PeerListener {
         Ok(Self { addr, wake, shared, accepting: Some(accepting) })
     }
 
-    /// Where it listens.
+    /// The address on which it listens.
     pub fn local_addr(&self) -> SocketAddr {
         self.addr
     }

@@ -103,7 +103,7 @@ impl Places {
         self.state().stopping = true;
     }
 
-    /// Ends every connection.
+    /// Ends all connections of the listener.
     pub fn cancel_all(&self) {
         self.state().connections.values().for_each(|connection| connection.canceller.cancel());
     }

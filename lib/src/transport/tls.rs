@@ -48,7 +48,7 @@ pub enum CertRefusal {
     /// The server is not the one that the client meant.
     #[error("peer is {presented}, expected {expected}")]
     WrongPeer {
-        /// Whom we wanted.
+        /// Identity of the peer that was meant.
         expected: PeerIdentity,
         /// Who answered (possession of the key not proven at that point).
         presented: PeerIdentity,
@@ -58,9 +58,9 @@ pub enum CertRefusal {
         "peer is {own}, this host itself, and not {expected}: the address leads here; give the other host's address"
     )]
     Oneself {
-        /// Who we are.
+        /// Identity of this host.
         own: PeerIdentity,
-        /// Whom we wanted.
+        /// Identity of the peer that was meant.
         expected: PeerIdentity,
     },
     /// The client is not among those that the server admits.
@@ -119,7 +119,7 @@ enum Expected {
     Filter(PeerFilter),
 }
 
-/// Both directions' verifier.
+/// The verifier of both directions: it compares public keys with pins.
 struct PinVerifier {
     provider: Arc<CryptoProvider>,
     expected: Expected,

@@ -90,7 +90,7 @@ impl HelperMemory {
     }
 }
 
-/// A worker's turn.
+/// What a worker needs for one turn on its vCPU.
 pub(super) struct Turn<'a> {
     worker: Worker<'a, Window<'a>>,
 }

@@ -29,7 +29,7 @@ pub(super) enum Fault {
     Exception,
     /// No memory at this address, or memory that may only be read.
     NoMemory {
-        /// Where.
+        /// The mirror-physical address that was accessed.
         gpa: MirrorGpa,
         /// Whether it was a write.
         write: bool,
@@ -69,7 +69,7 @@ pub(super) struct Mmu<'a> {
     pub key: Option<Arc<MemoryKey>>,
     /// As CR3 holds it.
     pub cr3: u64,
-    /// CPL 3.
+    /// Whether the access is made at CPL 3.
     pub user: bool,
 }
 
@@ -82,7 +82,7 @@ const NO_EXECUTE: u64 = 1 << 63;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 impl Mmu<'_> {
-    /// Copies bytes out.
+    /// Copies bytes from virtual memory.
     pub fn read(&self, va: HelperVa, to: &mut [u8]) -> Result<(), Fault> {
         self.copy_out(va, to, Access::Read)
     }
@@ -179,7 +179,7 @@ impl Mmu<'_> {
         }
     }
 
-    /// Translates `va`.
+    /// Translates the virtual address `va` for an access of this kind.
     pub fn walk(&self, slots: &Slots, va: HelperVa, access: Access) -> Result<Translation, Fault> {
         let v = va.get();
         // Canonical: bits 63 to 47 are alike.

@@ -21,7 +21,7 @@ static WORKLOAD: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/mirrorvm-work
 static HEADER: LazyLock<Header> =
     LazyLock::new(|| Header::parse(HELPER).expect("the build script makes a helper image"));
 
-/// A program.
+/// A program that the software machine can run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Program {

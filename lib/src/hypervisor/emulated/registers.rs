@@ -15,7 +15,7 @@ use crate::hypervisor::{HypervisorError, UserEntry};
 pub(super) const WORDS: usize = 16;
 const _: () = assert!(CPU_WORDS <= WORDS);
 
-/// A program's registers.
+/// The registers of a program, as far as it has any of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
     Helper(Cursors),
@@ -80,11 +80,11 @@ impl Registers {
     }
 }
 
-/// What [`crate::hypervisor::Vcpu::save`] gives.
+/// The form in which [`crate::hypervisor::Vcpu::save`] gives registers.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 enum Saved {
-    /// The registers themselves.
+    /// Registers in plain sight.
     Registers(SavedRegisters),
     /// They are encrypted in the vCPU's save area, which travels as memory.
     SaveArea {},

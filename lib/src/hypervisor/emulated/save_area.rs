@@ -19,7 +19,7 @@ impl SaveArea {
         Self { memory, offset }
     }
 
-    /// The page.
+    /// Where the save area's page lies in host memory.
     pub fn place(&self) -> (Arc<Mapping>, u64) {
         (Arc::clone(&self.memory), self.offset)
     }

@@ -114,7 +114,7 @@ impl KvmHost {
         ]
     }
 
-    /// The API version.
+    /// What KVM_GET_API_VERSION says.
     pub const fn api_version(&self) -> i32 {
         API_VERSION
     }

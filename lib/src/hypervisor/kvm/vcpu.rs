@@ -16,7 +16,7 @@ pub(super) struct KvmVcpu {
     kicker: RunKick,
     /// The last exit completes at the next entry only.
     half_done: bool,
-    /// Exits so far.
+    /// How often it has left guest mode.
     exits: u64,
     /// The last of them and those before, the latest first.
     last: [Option<Exit>; LAST_EXITS + 1],
@@ -43,7 +43,7 @@ const CR4: u64 = 0x620 | 1 << 18; // OSXMMEXCPT OSFXSR PAE, OSXSAVE
 const EFER: u64 = 0xd01; // NXE LMA LME SCE
 /// Enough for the permission bits of every port used here, when the bitmap starts at offset 0.
 const TSS_LIMIT: u32 = 0xfff;
-/// x87, SSE, AVX.
+/// The parts of the extended state that are saved: x87, SSE and AVX.
 const XCR0: u64 = 7;
 /// IOPL 3 so that CPL 3 reaches I/O ports, IF, and the bit that is always set.
 const RFLAGS: u64 = 0x3202;

@@ -41,9 +41,9 @@ pub(super) trait Ioctls: Send + Sync {
     unsafe fn call(&self, request: Request, argument: *mut c_void) -> io::Result<()>;
 }
 
-/// The kernel itself.
+/// The kernel itself, not a recorder.
 pub(super) struct Kernel {
-    /// Of `/dev/sev`.
+    /// Descriptor of `/dev/sev`.
     sev: Arc<OwnedFd>,
     /// Of the VM; none for the platform's own commands.
     vm: Option<OwnedFd>,

@@ -14,7 +14,7 @@ use super::probe::{DEVICE, Missing, probe};
 use crate::sev::session::part;
 use crate::sev::{CERTIFICATE_BYTES, PdhCert, Platform, PlatformCerts, PlatformStatus, SevError};
 
-/// Numbers of include/uapi/linux/psp-sev.h.
+/// Command numbers of include/uapi/linux/psp-sev.h.
 const PLATFORM_STATUS: u32 = 1;
 const PDH_CERT_EXPORT: u32 = 5;
 

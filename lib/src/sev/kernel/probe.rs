@@ -15,11 +15,11 @@ const PARAMETERS: &str = "/sys/module/kvm_amd/parameters";
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{code}: {why}; {fix}")]
 pub struct Missing {
-    /// `sev` or `sev-es`.
+    /// Code of what is missing: `sev` or `sev-es`.
     pub code: &'static str,
-    /// What is missing.
+    /// Why it is missing.
     pub why: String,
-    /// What to do.
+    /// What would make it work.
     pub fix: String,
 }
 

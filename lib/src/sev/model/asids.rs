@@ -33,7 +33,7 @@ impl AsidLimits {
     }
 }
 
-/// The table.
+/// The table of ASIDs and who has them.
 #[derive(Debug, Default)]
 pub(super) struct Asids {
     limits: AsidLimits,
@@ -77,7 +77,7 @@ impl Asids {
         self.stale.insert(asid);
     }
 
-    /// ASIDs in use.
+    /// How many ASIDs are in use.
     pub fn in_use(&self) -> usize {
         self.used.len()
     }

@@ -23,7 +23,7 @@ use crate::sev::{
 
 /// The API version that the model claims.
 pub(super) const API: (u8, u8) = (1, 55);
-/// And the build.
+/// Build number of the modelled firmware.
 pub(super) const BUILD: u8 = 1;
 
 /// What SEND_UPDATE_DATA, RECEIVE_UPDATE_DATA and LAUNCH_SECRET take at most.
@@ -32,7 +32,7 @@ pub(super) const MAX_PACKET: u64 = 16 * 1024;
 /// Alignment of addresses and lengths: a cipher block.
 const ALIGN: u64 = 16;
 
-/// A guest's context.
+/// What the firmware keeps of a guest.
 struct Guest {
     state: State,
     policy: Policy,
@@ -42,7 +42,7 @@ struct Guest {
     transport: Option<TransportKeys>,
     /// Over all that was measured.
     digest: digest::Context,
-    /// Of LAUNCH_MEASURE.
+    /// The measurement that LAUNCH_MEASURE gave.
     measurement: Option<Measurement>,
 }
 

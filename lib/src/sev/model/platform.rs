@@ -62,7 +62,7 @@ impl ModelPlatform {
         self.firmware.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs one command.
+    /// Runs one command of the firmware.
     pub(super) fn command<T>(
         &self,
         command: &'static str,

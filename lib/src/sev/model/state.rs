@@ -10,13 +10,13 @@ use crate::sev::{FirmwareError, GuestState};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum State {
-    /// No guest yet.
+    /// There is no guest yet.
     Uninit = 0,
     /// Pages are added and measured.
     LaunchUpdate = 1,
     /// Measured; secrets may be injected.
     LaunchSecret = 2,
-    /// Launched or received.
+    /// The guest was launched or received.
     Running = 3,
     /// Pages leave for another platform.
     SendUpdate = 4,
