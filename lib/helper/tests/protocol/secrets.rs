@@ -1,0 +1,160 @@
+//! What leaves a helper: no key, no nonce twice, no plaintext; and that it can be read by an independent reader.
+
+use super::*;
+
+fn long_run(elide_zero: bool) -> Run {
+    let allowed = Allowed(vec![0..24, 40..64]);
+    let mut run = Run { sealed: vec![], published: vec![], keys: vec![SECRET], pages: HashSet::new() };
+    for round in 0..3u64 {
+        let seeds = (10 + round, 20 + round);
+        let setup = Setup { workers: 3, allowed: allowed.clone(), elide_zero, seeds, ..Setup::default() };
+        let mut pair = Pair::new(&setup);
+        for part in 0..3u64 {
+            session(&mut pair, &allowed, part, &mut run);
+            // The source's helper goes on with a new destination.
+            let fresh = Side::new(3, &allowed, 1000 + round * 10 + part);
+            let used = std::mem::replace(&mut pair.destination, fresh);
+            run.published.append(&mut used.machine.published.borrow_mut());
+            pair.nonces = (pair.source.hello(), pair.destination.hello());
+            pair.begin.peer_nonce = pair.nonces.1;
+            pair.source.control(Op::Begin, &pair.begin.encode()).unwrap();
+            let theirs = Begin { source: false, peer_nonce: pair.nonces.0, ..pair.begin };
+            pair.destination.control(Op::Begin, &theirs.encode()).unwrap();
+        }
+        run.published.append(&mut pair.source.machine.published.borrow_mut());
+    }
+    run
+}
+
+#[test]
+fn no_nonce_meets_a_key_twice() {
+    let run = long_run(true);
+    let mut ledger: HashMap<([u8; 32], [u8; 12]), Record> = HashMap::new();
+    for (key, _, record) in &run.sealed {
+        let twin = ledger.insert((*key, reader::nonce(record)), record.clone());
+        assert!(twin.is_none(), "{:?}", header_of(record));
+    }
+    // Nine sessions of 3 page streams and 2 control keys, of which the cancelled sessions used no backward
+    // one.
+    let keys: HashSet<_> = ledger.keys().map(|(key, _)| *key).collect();
+    assert_eq!(keys.len(), 9 * 4 + 6);
+    assert_eq!(ledger.len(), 9 * (3 * 48 + 3) + 6 * 3);
+    println!("{} seals under {} keys", ledger.len(), keys.len());
+    // What the host sees without keys says the same: no stream of a session goes back.
+    let mut last: HashMap<[u8; 32], u64> = HashMap::new();
+    for (key, _, record) in &run.sealed {
+        let sequence = header_of(record).sequence;
+        let expected = last.get(key).map_or(0, |s| s + 1);
+        assert_eq!(sequence, expected);
+        last.insert(*key, sequence);
+    }
+}
+
+#[test]
+fn an_independent_reader_opens_what_was_sealed() {
+    let setup = Setup { workers: 2, elide_zero: true, ..Setup::default() };
+    let mut pair = Pair::new(&setup);
+    pair.source.machine.ram.borrow_mut()[2] = [0; PAGE_BYTES];
+    let pages = [3, 2, 0, 7];
+    let records = pair.source.export(1, 1, &pages).unwrap();
+    let id = reader::KeyId { direction: Direction::Forward as u8, stream: 1 };
+    let key = reader::key(&pair, &SECRET, id);
+    for (record, page) in records.iter().zip(pages) {
+        let body = reader::open(&pair, &key, Direction::Forward, record).expect("the documented format");
+        let expected = pair.source.machine.ram.borrow()[page as usize];
+        assert!(body == expected[..] || (page == 2 && body.is_empty()), "page {page}");
+        assert_eq!(reader::open(&pair, &key, Direction::Backward, record), None, "the direction is bound");
+    }
+    let control = reader::key(&pair, &SECRET, reader::KeyId { stream: 0xffff, ..id });
+    let token = pair.source.token(Op::EndEpoch, &[]);
+    let body = reader::open(&pair, &control, Direction::Forward, &token).unwrap();
+    let token = Token::decode(body.first_chunk().unwrap());
+    assert_eq!((token.records, token.pages, token.state), (4, 4, [0; 32]));
+    assert_ne!(token.exported, [0; 32]);
+}
+
+#[test]
+fn neither_keys_nor_plaintext_reach_the_mailbox() {
+    for elide_zero in [false, true] {
+        let run = long_run(elide_zero);
+        let mut canaries: HashSet<[u8; WINDOW]> = run.keys.iter().flat_map(|k| windows(k)).collect();
+        // A zero page's window is met in headers by right; every other page is random.
+        canaries.extend(run.pages.iter().flat_map(|p| windows(p)).filter(|w| *w != [0; WINDOW]));
+        let found = |bytes: &[u8]| windows(bytes).any(|w| canaries.contains(&w));
+        let bytes: usize = run.published.iter().map(Vec::len).sum();
+        assert!(bytes > 4 << 20, "there is something to look through: {bytes}");
+        for written in &run.published {
+            assert!(!found(written), "{} bytes that hold a canary", written.len());
+        }
+        // The search does find what is there.
+        let mut planted = run.published.iter().max_by_key(|w| w.len()).unwrap().clone();
+        let page = run.pages.iter().find(|p| **p != [0; PAGE_BYTES]).unwrap();
+        for secret in [&SECRET[3..3 + WINDOW], &run.keys[1][16..], &page[1000..1000 + WINDOW]] {
+            assert!(!found(&planted));
+            planted[77..77 + WINDOW].copy_from_slice(secret);
+            assert!(found(&planted));
+            planted[77..77 + WINDOW].fill(0);
+        }
+        println!("{bytes} bytes written, {} canaries", canaries.len());
+    }
+}
+
+#[test]
+fn without_elision_records_of_any_content_have_one_size() {
+    let mut pair = Pair::new(&Setup::default());
+    {
+        let mut ram = pair.source.machine.ram.borrow_mut();
+        (ram[0], ram[1], ram[2]) = ([0; PAGE_BYTES], [0xff; PAGE_BYTES], [0; PAGE_BYTES]);
+        ram[2][PAGE_BYTES - 1] = 1;
+    }
+    let records = pair.source.export(0, 1, &[0, 1, 2, 3]).unwrap();
+    assert!(records.iter().all(|r| r.len() == mirrorvm_abi::record::SEALED_PAGE_BYTES));
+    // And with it, only what is zero to the last byte is a zero page.
+    let setup = Setup { elide_zero: true, ..Setup::default() };
+    let mut eliding = Pair::new(&setup);
+    *eliding.source.machine.ram.borrow_mut() = pair.source.machine.ram.borrow().clone();
+    let records = eliding.source.export(0, 1, &[0, 1, 2, 3]).unwrap();
+    let kinds: Vec<_> = records.iter().map(|r| header_of(r).kind).collect();
+    assert_eq!(kinds, [Kind::ZeroPage, Kind::Page, Kind::Page, Kind::Page]);
+    // A zero page over a page that was not: written, fresh or not.
+    for fresh in [false, true] {
+        let mut pair = Pair::new(&Setup { fresh, ..setup.clone() });
+        let first = pair.source.export(0, 1, &[0]).unwrap();
+        pair.destination.import(0, 1, &first).unwrap();
+        assert_ne!(pair.destination.machine.ram.borrow()[0], [0; PAGE_BYTES]);
+        pair.end_epoch();
+        pair.source.machine.ram.borrow_mut()[0] = [0; PAGE_BYTES];
+        let zero = pair.source.export(0, 2, &[0]).unwrap();
+        assert_eq!(header_of(&zero[0]).kind, Kind::ZeroPage);
+        pair.destination.import(0, 2, &zero).unwrap();
+        assert_eq!(pair.destination.machine.ram.borrow()[0], [0; PAGE_BYTES], "fresh: {fresh}");
+    }
+}
+
+#[test]
+fn random_bytes_as_requests_never_panic_and_never_write_ram() {
+    // The whole mailbox is noise; every answer must be a refusal or harmless, and RAM stays.
+    let mut pair = Pair::new(&Setup::default());
+    let mut rng = Rng(99);
+    let mut statuses = HashSet::new();
+    for _ in 0..2_000 {
+        let page = rng.page();
+        let request = Submission {
+            op: 1 + (rng.next() % 15) as u32,
+            slot: (rng.next() % 2) as u32,
+            count: (rng.next() % 3) as u32,
+            len: [0, 32, 48, 88, 144, 4144][rng.below(6)],
+            epoch: (rng.next() % 3) as u32,
+            id: 0,
+        };
+        for side in [&mut pair.source, &mut pair.destination] {
+            side.list(0, request.slot, &[rng.next() % 10, rng.next()]);
+            let c: Completion = side.call(0, request, &page);
+            statuses.insert(c.status);
+        }
+    }
+    assert!(pair.destination.machine.pages_written.borrow().is_empty());
+    assert!(pair.source.machine.pages_written.borrow().is_empty());
+    assert!(statuses.len() >= 4, "{statuses:?}");
+    let _ = split(&[]);
+}
