@@ -1,4 +1,4 @@
-//! What leaves a helper: no key, no nonce twice, no plaintext; and that it can be read by an independent reader.
+//! What leaves a helper: no key, no nonce twice, no plaintext; and that an independent reader can read it.
 
 use super::*;
 
