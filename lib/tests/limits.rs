@@ -98,9 +98,9 @@ async fn limits_change_while_it_runs_and_a_switchover_can_be_asked_for() {
 
 /// A guest of 8 MiB that rewrites half of it as fast as it can, and limits that it cannot converge under.
 ///
-/// By the numbers, not by how fast the machine is: at 2 MiB/s its set takes two seconds to move, and a pause of
-/// 200 ms takes a tenth of it. It writes too fast if it rewrites 1 MiB in a second, of the 300 that it is told
-/// to.
+/// By the numbers, not by how fast the machine is: at 2 MiB/s its set takes two seconds to move, and a pause
+/// of 200 ms takes a tenth of it. It writes too fast if it rewrites 1 MiB in a second, of the 300 that it is
+/// told to.
 fn too_fast() -> (GuestSpec, MigrationLimits) {
     let workload = WorkloadSpec { working_set_bytes: 4 * MIB, dirty_bytes_per_second: 300 * MIB, ..WORKLOAD };
     let slow =
@@ -150,8 +150,8 @@ async fn a_guest_that_writes_too_fast_gets_a_verdict_or_is_forced_or_slowed() {
     close(two).await;
 }
 
-/// Moves a guest that has to be slowed; once it is, with four times the bandwidth, so that what a guest writes
-/// that is slowed as much as can be, a hundredth, is certain to be less than what moves.
+/// Moves a guest that has to be slowed; once it is, with four times the bandwidth, so that what a guest
+/// writes that is slowed as much as can be, a hundredth, is certain to be less than what moves.
 async fn slowed(from: &Host, to: &Host, spec: MigrationSpec) {
     let limits = spec.limits;
     let id = from.create_migration(spec).await.unwrap().id;
