@@ -22,6 +22,7 @@ mod private_files;
 pub mod qemu;
 pub mod sev;
 pub mod store;
+pub mod sync;
 pub mod transport;
 mod waiting;
 

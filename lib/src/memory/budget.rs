@@ -17,10 +17,11 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use super::Backing;
 use super::limits::{Bound, Room, Tree};
+use crate::sync::Locked;
 
 /// The least and the most that is left under a bound for the daemon itself (heaps, stacks, connections, page
 /// tables) and for the rest of the host, unless the configuration says how much.
@@ -336,7 +337,7 @@ impl Drop for Claim {
 
 fn locked(entries: &Mutex<Entries>) -> MutexGuard<'_, Entries> {
     // Insertions and removals are whole, so a panic elsewhere leaves nothing half done.
-    entries.lock().unwrap_or_else(PoisonError::into_inner)
+    entries.locked()
 }
 
 #[cfg(test)]

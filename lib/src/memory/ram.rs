@@ -1,10 +1,11 @@
 //! A guest's RAM: one mapping per block, addressed by `RamAddr`.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, RwLock};
 
 use super::{Backing, Budget, Claim, Mapping, MemoryError, Purpose, Shortage};
 use crate::addr::{PAGE_2M, PAGE_SIZE, RamAddr, RamPage};
 use crate::address_space::{BlockRole, GuestLayout, HelperPlacement, RamBlock};
+use crate::sync::Shared;
 
 /// The span is not RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -143,7 +144,7 @@ impl GuestRam {
 
     /// The blocks, and what is plugged where now.
     pub fn layout(&self) -> Arc<GuestLayout> {
-        Arc::clone(&self.now.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.now.to_read())
     }
 
     /// Notes that parts were plugged or unplugged; every clone sees it.
@@ -158,7 +159,7 @@ impl GuestRam {
         if old.len() != new.len() || !old.iter().zip(new).all(|(a, b)| same(a, b)) {
             return Err(OtherBlocks);
         }
-        *self.now.write().unwrap_or_else(PoisonError::into_inner) = layout;
+        *self.now.to_write() = layout;
         Ok(())
     }
 

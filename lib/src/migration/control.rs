@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::{MigrationFault, MigrationLimits, MigrationState, Progress, Round};
 use crate::guest::{MachineEnd, MachineError};
+use crate::sync::Locked;
 use crate::transport::LinkCanceller;
 
 /// Rounds that are kept; what a record may hold is bounded, and so is what its storing takes.
@@ -98,7 +99,7 @@ impl Control {
 
     /// The limits as they are now.
     pub fn limits(&self) -> MigrationLimits {
-        *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.limits.locked()
     }
 
     /// Longest silence of the peer.
@@ -108,7 +109,7 @@ impl Control {
 
     /// Changes the limits: bandwidth from the next batch on, the rest from the next look at it.
     pub fn set_limits(&self, limits: MigrationLimits) {
-        *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
+        *self.limits.locked() = limits;
     }
 
     /// Asks for the switchover now, whatever pause it costs.
@@ -202,10 +203,10 @@ impl Control {
     }
 
     fn lock(&self) -> MutexGuard<'_, Live> {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+        self.live.locked()
     }
 
     fn gate(&self) -> MutexGuard<'_, Gate> {
-        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
+        self.gate.locked()
     }
 }

@@ -19,6 +19,7 @@ use crate::address_space::MirrorPlan;
 use crate::guest::{DirtyRanges, Machine, MachineError};
 use crate::mirror::{Lane, LaneError, Mirror};
 use crate::pages::PageSet;
+use crate::sync::Locked;
 
 /// Scans that are with a helper's worker at once: it never waits for the next one.
 const PIPELINE: usize = 2;
@@ -218,7 +219,7 @@ impl Pass<'_> {
             let read = lane.read_scan(&done, piece.scan, &mut words);
             lane.release(done.slot);
             read?;
-            found.lock().unwrap_or_else(PoisonError::into_inner).insert_log(piece.ram, &words);
+            found.locked().insert_log(piece.ram, &words);
         }
     }
 

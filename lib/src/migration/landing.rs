@@ -17,6 +17,7 @@ use mirrorvm_abi::record::{Header, Kind};
 use crate::addr::{PAGE_SIZE, RamAddr};
 use crate::address_space::MirrorPlan;
 use crate::memory::GuestRam;
+use crate::sync::Locked;
 
 /// Fewer pages in a row are left to fault: a system call costs more than they do.
 const RUN_MIN: u64 = 16;
@@ -121,7 +122,7 @@ impl<'a> Ground<'a> {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.locked()
     }
 }
 

@@ -1,7 +1,7 @@
 //! The source's side of a stream: batches go to the helper, sealed records go to the peer, both at once.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use mirrorvm_abi::mailbox::BATCH_MAX;
@@ -17,6 +17,7 @@ use crate::guest::{DirtyRanges, MachineError};
 use crate::memory::GuestRam;
 use crate::mirror::{Done, Lane, LaneError};
 use crate::pages::PageSet;
+use crate::sync::Locked;
 use crate::transport::Link;
 
 /// Pages that a stream takes at a time. More than a batch: taking them off the dirty log costs a call to the
@@ -129,7 +130,7 @@ impl<'a> Work<'a> {
         if self.is_cut() {
             return;
         }
-        let mut cursor = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cursor = self.cursor.locked();
         self.sealed.next_batch(&mut cursor, self.claim(), batch);
     }
 
@@ -172,7 +173,7 @@ impl<'a> Work<'a> {
 
     /// Pages that no stream took, because the round was cut.
     pub fn untaken(&self) -> PageSet {
-        after(self.sealed, *self.cursor.lock().unwrap_or_else(PoisonError::into_inner))
+        after(self.sealed, *self.cursor.locked())
     }
 
     /// Has writes to `batch` logged again. Before the pages are read: a write in between is then sent twice,
@@ -194,7 +195,7 @@ impl<'a> Work<'a> {
     /// Shows how far the round is, now and then; its end is shown by whoever runs it.
     fn show(&self) {
         {
-            let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut shown = self.shown.locked();
             if shown.elapsed() < SHOW_EVERY {
                 return;
             }
@@ -390,7 +391,7 @@ impl Limiter {
     fn take(&self, bytes: u64, control: &Control) -> Result<(), MigrationFault> {
         let Some(rate) = control.limits().bandwidth_bytes_per_second else { return Ok(()) };
         let due = {
-            let mut paid_at = self.paid_at.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut paid_at = self.paid_at.locked();
             let now = Instant::now();
             let start = (*paid_at).max(now.checked_sub(CREDIT).unwrap_or(now));
             *paid_at = start + Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64);
@@ -406,7 +407,7 @@ impl Limiter {
             }
             if control.limits().bandwidth_bytes_per_second != Some(rate) {
                 // What was promised under the old limit is forgotten with it.
-                *self.paid_at.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+                *self.paid_at.locked() = Instant::now();
                 return Ok(());
             }
             std::thread::sleep(left.min(Duration::from_millis(5)));

@@ -1,7 +1,7 @@
 //! Executing a plan: memory, VM, vCPUs, threads; and taking it all apart.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ use crate::guest::{LaunchedHelper, helper_block};
 use crate::hypervisor::{Hypervisor, Kicker, Slot, SlotId, UserEntry, Vcpu, Vm};
 use crate::memory::{GuestRam, Mapping, View};
 use crate::sev::{CopySource, Policy};
+use crate::sync::Locked;
 
 /// Longest time to the helper's first idle doorbell, and for any one request.
 const HELPER_DEADLINE: Duration = Duration::from_secs(20);
@@ -90,7 +91,7 @@ impl MirrorWatch {
     /// [`PlacementError`]; some threads may be placed.
     pub fn place(&self, placement: &Placement) -> Result<(), PlacementError> {
         self.workers.iter().try_for_each(|w| placement.apply_to(w.tid.load(Ordering::Relaxed)))?;
-        placement.clone_into(&mut self.placement.lock().unwrap_or_else(PoisonError::into_inner));
+        placement.clone_into(&mut self.placement.locked());
         Ok(())
     }
 }
@@ -323,7 +324,7 @@ impl Mirror {
 
     /// Where its threads run, as it was last set.
     pub fn placement(&self) -> Placement {
-        self.placement.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.placement.locked().clone()
     }
 
     pub(super) fn control_lane(&mut self) -> &mut Lane {

@@ -9,6 +9,7 @@ use mirrorvm_abi::mailbox::{DOORBELL_PORT, Doorbell, Fatal, SQ_HEAD};
 use super::WorkerEnd;
 use crate::hypervisor::{Exit, Kicker, NoPorts, Vcpu};
 use crate::memory::Mapping;
+use crate::sync::Locked;
 
 /// What a worker's thread and its lane share.
 #[derive(Debug)]
@@ -130,7 +131,7 @@ impl WorkerShared {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.locked()
     }
 }
 

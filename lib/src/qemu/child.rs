@@ -20,6 +20,7 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::sync::Locked;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -113,7 +114,7 @@ struct Shared {
 impl Shared {
     fn exit(&self) -> MutexGuard<'_, Option<ExitInfo>> {
         // The value is replaced whole, so a panic elsewhere leaves nothing half done.
-        self.exit.lock().unwrap_or_else(PoisonError::into_inner)
+        self.exit.locked()
     }
 }
 

@@ -1,10 +1,11 @@
 //! Owns how a QEMU ended: its exit, and what it said before of the reason. Must not know what that means for
 //! a guest.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::child::{ExitInfo, ExitWatch};
 use super::qmp::{Qmp, QmpEvent};
+use crate::sync::Locked;
 
 /// The event by which QEMU says that it is about to end.
 const SHUTDOWN: &str = "SHUTDOWN";
@@ -56,7 +57,7 @@ impl SharedQmp {
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Qmp> {
         // A conversation cut short by a panic is found out by its next message.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.locked()
     }
 }
 

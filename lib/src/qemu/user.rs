@@ -4,10 +4,11 @@
 //! A guest that took over its QEMU has what that process has. With a user of its own it reaches neither the
 //! daemon's files nor, through `/proc`, the memory of another guest's QEMU.
 
+use crate::sync::Locked;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Ids that neither Debian nor systemd gives to anybody: 65520 to 65533 are unused
 /// (<https://systemd.io/UIDS-GIDS/>).
@@ -154,7 +155,7 @@ impl Drop for UserLease {
 
 fn locked(taken: &Mutex<BTreeSet<u32>>) -> MutexGuard<'_, BTreeSet<u32>> {
     // Insertions and removals are whole, so a panic elsewhere leaves nothing half done.
-    taken.lock().unwrap_or_else(PoisonError::into_inner)
+    taken.locked()
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! Owns: the order of the two, and where the database is. Must not know: what is written.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use rusqlite::Transaction;
@@ -10,6 +10,7 @@ use rusqlite::Transaction;
 use super::StoreError;
 use super::mark::{Delta, Mark, Position};
 use super::open::put_position;
+use crate::sync::Locked;
 
 /// Tries to write the mark that follow each other before the commit is told without it.
 const TRIES: u32 = 5;
@@ -81,5 +82,5 @@ impl Keeper {
 /// The keeper, while somebody writes.
 pub(super) fn held(keeper: &Mutex<Keeper>) -> MutexGuard<'_, Keeper> {
     // A panic before the commit has rolled it back, and afterwards there is nothing that panics.
-    keeper.lock().unwrap_or_else(PoisonError::into_inner)
+    keeper.locked()
 }

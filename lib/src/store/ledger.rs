@@ -10,7 +10,7 @@
 
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -24,6 +24,7 @@ use super::hours::{self, Clocks, Count, Hours, Kernel, Note};
 use super::rows::Rows;
 use super::writer::{self, Ground, Health, Tail, Tell, Work, Writing};
 use super::{Batch, DocumentRef, Store, StoreError, open};
+use crate::sync::Locked;
 use crate::waiting;
 
 /// Work that waits at most; more make writers wait.
@@ -590,7 +591,7 @@ impl Ledger {
     ) {
         // Whoever comes first has it: the work that was done, or its refusal.
         let told = Arc::new(Mutex::new(Some(told)));
-        let take = |told: &Mutex<Option<_>>| told.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let take = |told: &Mutex<Option<_>>| told.locked().take();
         let refused = Arc::clone(&told);
         let work = move |t: &Rows<'_>| {
             let found = work(t)?;
@@ -622,7 +623,7 @@ impl Ledger {
     }
 
     fn reader(&self) -> MutexGuard<'_, Connection> {
-        self.reader.lock().unwrap_or_else(PoisonError::into_inner)
+        self.reader.locked()
     }
 }
 

@@ -30,7 +30,7 @@ mod tests;
 
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 use serde::Serialize;
@@ -39,6 +39,7 @@ use uuid::Uuid;
 
 use crate::private_files::FileLock;
 pub use crate::private_files::PrivateFileError;
+use crate::sync::Locked;
 pub use batch::Batch;
 pub use documents::Transaction;
 pub use finding::Finding;
@@ -352,6 +353,6 @@ impl Store {
 
     fn lock(&self) -> MutexGuard<'_, Connection> {
         // A panic in a transaction has rolled it back; the connection is as good as before.
-        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+        self.connection.locked()
     }
 }

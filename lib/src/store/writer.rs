@@ -13,7 +13,7 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -29,6 +29,7 @@ use super::mark::Delta;
 use super::open::BUSY_TIMEOUT;
 use super::rows::Rows;
 use super::{DocumentRef, Kind, StoreError};
+use crate::sync::Locked;
 use crate::waiting;
 
 /// Work that one transaction takes at most.
@@ -197,7 +198,7 @@ pub struct Writing {
 
 impl Health {
     pub fn now(&self) -> Writing {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.state.locked();
         let stuck =
             state.writing.filter(|since| since.elapsed() >= STUCK).map(|since| (Trouble::Failed, since));
         Writing {
@@ -212,11 +213,11 @@ impl Health {
     }
 
     fn begins(&self) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).writing = Some(Instant::now());
+        self.state.locked().writing = Some(Instant::now());
     }
 
     fn note(&self, trouble: Option<Trouble>, owed: &Owed) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.locked();
         state.writing = None;
         state.failing = trouble.map(|t| (t, state.failing.map_or_else(Instant::now, |(_, since)| since)));
         state.owed = owed.batches.len();
@@ -341,7 +342,7 @@ struct Alive<'a>(&'a Health);
 impl Drop for Alive<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut state = self.0.state.locked();
             state.failing = Some((Trouble::Failed, Instant::now()));
         }
     }

@@ -12,7 +12,7 @@ use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -28,6 +28,7 @@ use super::log_budget::LogBudget;
 use super::places::{KnownAddress, Occupancy, Place, Places};
 use super::socket::Socket;
 use super::tls::{self, CertRefusal, PeerFilter};
+use crate::sync::Locked;
 
 /// Pause after `accept` failed for want of descriptors or memory: the next attempt would fail at once.
 const ACCEPT_BACKOFF: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
@@ -263,7 +264,7 @@ impl Turned {
 
 impl Shared {
     fn threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
-        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+        self.threads.locked()
     }
 
     /// Starts a connection's thread.

@@ -2,7 +2,8 @@
 //!
 //! Owns: when the next line may be written and how many were left out. Must not know: what they say.
 
-use std::sync::{Mutex, PoisonError};
+use crate::sync::Locked;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// At least this long passes between two lines of a kind.
@@ -26,7 +27,7 @@ impl LogBudget {
 
     /// `Some(lines left out since the last one)` if a line may be written now.
     pub fn take(&self) -> Option<u64> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now())
+        self.0.locked().take(Instant::now())
     }
 }
 

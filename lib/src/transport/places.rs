@@ -15,6 +15,7 @@ use super::identity::PeerIdentity;
 use super::listener::{ListenerLimits, Turned};
 use super::shares::{self, Room, Share, Waiting};
 use super::socket::LinkCanceller;
+use crate::sync::Locked;
 
 /// Addresses that are remembered because a peer came from there.
 const REMEMBERED: usize = 256;
@@ -91,7 +92,7 @@ impl Places {
 
     fn state(&self) -> MutexGuard<'_, State> {
         // Nothing in there panics half way.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.locked()
     }
 
     pub fn is_stopping(&self) -> bool {

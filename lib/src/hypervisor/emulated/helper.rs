@@ -7,7 +7,7 @@
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use mirrorvm_abi::PAGE_BYTES;
 use mirrorvm_abi::config::{Config, FIXED_BYTES, RANGE_BYTES, SECRET_BYTES, SECRET_MAGIC};
@@ -20,6 +20,7 @@ use super::mmu::{Access, Fault, Mmu};
 use super::programs::clear_helper_data;
 use crate::addr::HelperVa;
 use crate::hypervisor::Exit;
+use crate::sync::Locked;
 
 /// What the workers of one mirror share.
 pub(super) struct HelperMemory {
@@ -51,7 +52,7 @@ pub(super) fn start(mmu: &Mmu<'_>, place: &HelperPlace, index: u64) -> Result<St
     let Some(config) = Config::decode(&raw).filter(|c| index < u64::from(c.workers)) else {
         return Ok(Start::BadConfig);
     };
-    let mut place = place.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut place = place.locked();
     let memory = match &*place {
         Some(memory) if memory.config == config => Arc::clone(memory),
         Some(_) => return Ok(Start::BadConfig),

@@ -14,13 +14,14 @@
 //! that write different words of one private block at the same time may lose one, which hardware's caches
 //! prevent. No program here does that; what several write at once lies in shared pages.
 
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, RwLock, RwLockReadGuard};
 
 use super::slots::{Backing, Slots};
 use crate::addr::{HelperVa, MirrorGpa, PAGE_SIZE};
 use crate::address_space::HostLimits;
 use crate::hypervisor::Exit;
 use crate::sev::model::MemoryKey;
+use crate::sync::Shared;
 
 /// Why an access did not happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,7 +160,7 @@ impl Mmu<'_> {
 
     fn lock(&self) -> RwLockReadGuard<'_, Slots> {
         // Held over walk and copy: whoever removes a slot or takes a log waits for accesses under way.
-        self.slots.read().unwrap_or_else(PoisonError::into_inner)
+        self.slots.to_read()
     }
 
     /// The memory behind `va`, and whether it is private.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, RwLock, RwLockWriteGuard};
 
 use super::helper::HelperPlace;
 use super::mmu::Mmu;
@@ -15,6 +15,7 @@ use crate::hypervisor::{HypervisorError, Slot, SlotId, Vcpu, Vm};
 use crate::memory::Mapping;
 use crate::sev;
 use crate::sev::model::{MemoryKey, ModelContext};
+use crate::sync::{Locked, Shared};
 
 /// What a VM and its vCPUs share.
 pub(super) struct Machine {
@@ -60,7 +61,7 @@ impl EmulatedVm {
         if let Some(context) = &context {
             let theirs = Arc::clone(&areas);
             context.set_save_areas(Box::new(move || {
-                let areas = theirs.lock().unwrap_or_else(PoisonError::into_inner);
+                let areas = theirs.locked();
                 areas.iter().map(|a| a.place()).collect()
             }));
         }
@@ -69,7 +70,7 @@ impl EmulatedVm {
     }
 
     fn slots(&self) -> RwLockWriteGuard<'_, Slots> {
-        self.machine.slots.write().unwrap_or_else(PoisonError::into_inner)
+        self.machine.slots.to_write()
     }
 
     fn is_es(&self) -> bool {
@@ -118,7 +119,7 @@ impl Vm for EmulatedVm {
             }
         };
         self.vcpus.insert(index, Vcpus::Made);
-        self.areas.lock().unwrap_or_else(PoisonError::into_inner).extend(area.clone());
+        self.areas.locked().extend(area.clone());
         if let Some(context) = &self.machine.context {
             context.note_vcpu();
         }

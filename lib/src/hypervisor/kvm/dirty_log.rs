@@ -3,7 +3,7 @@
 //! Owns: KVM_GET_DIRTY_LOG without its side effect, KVM_CLEAR_DIRTY_LOG. Must not know: what the pages are.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use kvm_bindings::{kvm_clear_dirty_log, kvm_clear_dirty_log__bindgen_ty_1};
 use kvm_ioctls::VmFd;
@@ -11,6 +11,7 @@ use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iowr_nr;
 
 use crate::hypervisor::{DirtyLog, HypervisorError, SlotId};
+use crate::sync::Locked;
 
 // include/uapi/linux/kvm.h: _IOWR(KVMIO, 0xc0, struct kvm_clear_dirty_log).
 ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, kvm_bindings::KVMIO, 0xc0, kvm_clear_dirty_log);
@@ -29,7 +30,7 @@ impl KvmDirtyLog {
 
     /// Notes that a slot of `bytes` is logged, or (`None`) is not.
     pub fn note(&self, id: SlotId, bytes: Option<u64>) {
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slots = self.slots.locked();
         match bytes {
             Some(bytes) => slots.insert(id, bytes),
             None => slots.remove(&id),
@@ -37,7 +38,7 @@ impl KvmDirtyLog {
     }
 
     fn bytes(&self, id: SlotId) -> Result<u64, HypervisorError> {
-        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let slots = self.slots.locked();
         slots.get(&id).copied().ok_or(HypervisorError::Slot { slot: id.0, what: "is not logged" })
     }
 }

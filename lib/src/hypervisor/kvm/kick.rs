@@ -5,13 +5,14 @@
 )]
 
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::sync::{Arc, Mutex, Once};
 
 use kvm_bindings::kvm_run;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use crate::hypervisor::HypervisorError;
 use crate::hypervisor::kick::Kick;
+use crate::sync::Locked;
 
 /// The immediate_exit flag of one vCPU and the thread that runs it; cheap to clone.
 #[derive(Clone, Debug)]
@@ -76,7 +77,7 @@ impl RunKick {
     }
 
     fn target(&self) -> std::sync::MutexGuard<'_, Target> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.locked()
     }
 }
 

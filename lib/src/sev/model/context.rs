@@ -13,6 +13,7 @@ use super::{MemoryKey, ModelPlatform};
 use crate::memory::Mapping;
 use crate::sev::SevError;
 use crate::sev::copy::{CopyFacts, CopyRefusal, check};
+use crate::sync::Locked;
 
 /// Where the save areas of a VM's vCPUs are, in the order of the vCPUs; a page each.
 pub type SaveAreas = Box<dyn Fn() -> Vec<(Arc<Mapping>, u64)> + Send + Sync>;
@@ -112,7 +113,7 @@ impl ModelContext {
 
     /// Where the save areas are now.
     pub(super) fn areas(&self) -> Vec<(Arc<Mapping>, u64)> {
-        let hook = self.save_areas.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let hook = self.save_areas.locked().clone();
         hook.map_or_else(Vec::new, |hook| hook())
     }
 
@@ -146,7 +147,7 @@ impl ModelContext {
     /// Tells where the save areas of the vCPUs created so far are, for LAUNCH_UPDATE_VMSA. The hook must not
     /// hold the context strongly: that would never be dropped. It is called without a lock of the context's.
     pub fn set_save_areas(&self, areas: SaveAreas) {
-        *self.save_areas.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(areas));
+        *self.save_areas.locked() = Some(Arc::new(areas));
     }
 
     /// Whether all of `len` bytes at `offset` are registered, and so pinned. Encrypted memory that is not may
@@ -172,7 +173,7 @@ impl ModelContext {
     }
 
     pub(super) fn vm(&self) -> MutexGuard<'_, VmState> {
-        self.vm.lock().unwrap_or_else(PoisonError::into_inner)
+        self.vm.locked()
     }
 
     fn facts(vm: &VmState) -> CopyFacts {

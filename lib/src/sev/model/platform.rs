@@ -1,6 +1,6 @@
 //! A modelled security processor, shared by the VMs of a modelled host.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::MemoryKey;
 use super::asids::AsidLimits;
@@ -8,6 +8,7 @@ use super::context::ModelContext;
 use super::firmware::{API, BUILD, Firmware};
 use crate::sev::random::Random;
 use crate::sev::{FirmwareError, PdhCert, Platform, PlatformStatus, SevError};
+use crate::sync::Locked;
 
 /// A security processor that protects nothing, with KVM's table of ASIDs beside it.
 pub struct ModelPlatform {
@@ -59,7 +60,7 @@ impl ModelPlatform {
     /// The firmware, for one command.
     pub(super) fn lock(&self) -> MutexGuard<'_, Firmware> {
         // A panic in between leaves whole values: every command changes a guest after its last check.
-        self.firmware.lock().unwrap_or_else(PoisonError::into_inner)
+        self.firmware.locked()
     }
 
     /// Runs one command of the firmware.
