@@ -20,6 +20,7 @@ pub mod mirror;
 pub mod pages;
 mod private_files;
 pub mod qemu;
+pub mod reading;
 pub mod sev;
 pub mod store;
 pub mod sync;

@@ -19,6 +19,7 @@ mod request;
 mod rules;
 mod shifted;
 mod spans;
+mod strategy;
 mod walk;
 
 pub use declaration::{Declaration, Tuple, reference_declaration};
@@ -34,67 +35,8 @@ pub use plan::{
 };
 pub use refusal::{Refusal, RefusalCode};
 pub use request::{Confidentiality, MailboxSize, PlanRequest};
+pub use strategy::{PspVia, Shift, Strategy, StrategyFacts, StrategyKind, StrategyParameter};
 pub use walk::{Translation, WalkError, walk};
-
-use serde::{Deserialize, Serialize};
-
-/// How far the RAM window of the `shifted` strategy is moved up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Shift {
-    /// Right above the bottom 4 GiB.
-    #[serde(rename = "4gib")]
-    FourGib,
-    /// The upper half of what a guest may address: 2^(MAXPHYADDR - reduction - 1), from CPUID.
-    MaxPhys,
-    /// A value of the caller's choice, in bytes: a multiple of 2 MiB, at least 4 GiB.
-    Explicit {
-        /// Bytes added to every `RamAddr`.
-        bytes: u64,
-    },
-}
-
-/// Which way pages reach a `psp-copied` helper's memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum PspVia {
-    /// The helper image is loaded and measured like firmware, for the mirror alone.
-    LaunchUpdate,
-    /// Firmware SEND/RECEIVE into a context that shares the key.
-    SendReceive,
-}
-
-/// How a mirror's address space is laid out. The names are the API's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Strategy {
-    /// Bottom 4 GiB one to one, all RAM again at `RamAddr + shift`.
-    Shifted {
-        /// Where the RAM window starts.
-        shift: Shift,
-    },
-    /// The guest's own addresses, with the C-bit on every page (IBM's prototype).
-    IdentityCbit,
-    /// The helper declares which of the guest's pages it needs.
-    Declared,
-    /// The helper's memory is private to the mirror.
-    PspCopied {
-        /// How its content gets there.
-        via: PspVia,
-    },
-}
-
-impl Strategy {
-    /// The API's name of this strategy.
-    pub const fn name(&self) -> &'static str {
-        match self {
-            Self::Shifted { .. } => "shifted",
-            Self::IdentityCbit => "identity-cbit",
-            Self::Declared => "declared",
-            Self::PspCopied { .. } => "psp-copied",
-        }
-    }
-}
 
 /// The bytes of guest-physical space that every PC keeps one to one under `shifted`.
 pub const FOUR_GIB: u64 = 4 << 30;

@@ -7,44 +7,8 @@ use super::images::files::ImageFault;
 use crate::address_space::Refusal;
 use crate::guest::PlugError;
 use crate::memory::{MemoryError, Shortage};
+pub use crate::reading::FieldError;
 use crate::store::{StoreError, Trouble};
-
-/// Fields that one line names.
-const NAMED_MAX: usize = 8;
-
-/// A field of a request and what is wrong with it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FieldError {
-    /// RFC 6901 pointer into the request's domain form, e.g. `/memory/blocks/0/size_bytes`.
-    pub pointer: String,
-    /// Stable code, `snake_case`.
-    pub code: &'static str,
-    /// What is wrong, with the value.
-    pub detail: String,
-}
-
-impl FieldError {
-    /// Names a field's problem.
-    pub fn new(pointer: impl Into<String>, code: &'static str, detail: impl Into<String>) -> Self {
-        Self { pointer: pointer.into(), code, detail: detail.into() }
-    }
-
-    /// Each field with what is wrong with it, in one line: for whoever gets no list.
-    fn list(errors: &[Self]) -> String {
-        if errors.is_empty() {
-            return "a value of the request cannot be used".to_owned();
-        }
-        let named = errors.iter().take(NAMED_MAX).map(|e| match e.pointer.as_str() {
-            "" => e.detail.clone(),
-            pointer => format!("{pointer}: {}", e.detail),
-        });
-        let mut text = named.collect::<Vec<_>>().join("; ");
-        if errors.len() > NAMED_MAX {
-            text.push_str(&format!("; and {} more", errors.len() - NAMED_MAX));
-        }
-        text
-    }
-}
 
 /// Why a request did not work. `Display` is fit for the caller: no paths, no addresses, no secrets.
 #[derive(Debug, thiserror::Error)]

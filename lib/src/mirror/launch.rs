@@ -9,7 +9,7 @@ use mirrorvm_abi::{config, layout as abi, mailbox};
 
 use super::worker::{self, WorkerShared};
 use super::{HelperImage, Lane, LaneError, MirrorError, Placement, PlacementError, WorkerEnd, psp};
-use crate::address_space::{HelperPlacement, MirrorPlan, PspVia, SlotBacking, Strategy};
+use crate::address_space::{HelperPlacement, MirrorPlan, PspVia, SlotBacking};
 use crate::guest::embedded::add_save_areas;
 use crate::guest::{LaunchedHelper, helper_block};
 use crate::hypervisor::{Hypervisor, Kicker, Slot, SlotId, UserEntry, Vcpu, Vm};
@@ -221,7 +221,7 @@ impl Mirror {
         private: Option<&Arc<Mapping>>,
     ) -> Result<(), MirrorError> {
         let context = self.vm.sev().ok_or(MirrorError::NoSev)?;
-        if let (Strategy::PspCopied { via: PspVia::SendReceive }, Some(to)) = (self.plan.strategy, private) {
+        if let (true, Some(to)) = (self.plan.strategy.is_sent_by_firmware(), private) {
             let layout = self.ram.layout();
             let block = layout.helper().ok_or(MirrorError::PlanMismatch)?;
             let from = self.ram.mapping(block).ok_or(MirrorError::PlanMismatch)?;
@@ -369,7 +369,7 @@ fn helper_memory(
     match helper {
         HelperSource::Loaded { secret } => {
             let contents = plan.set_contents(config::PROTECTION_NONE, 0);
-            if matches!(plan.strategy, Strategy::PspCopied { via: PspVia::SendReceive }) {
+            if plan.strategy.is_sent_by_firmware() {
                 return Err(MirrorError::Via("the guest has no encryption context to send from"));
             }
             let memory = if private {
@@ -395,8 +395,8 @@ fn helper_memory(
                     return Err(MirrorError::NotLaunched { offset });
                 }
             }
-            match plan.strategy {
-                Strategy::PspCopied { via } => {
+            match plan.strategy.via() {
+                Some(via) => {
                     launched.check_via(via).map_err(MirrorError::Via)?;
                     match via {
                         PspVia::LaunchUpdate => {
@@ -406,7 +406,7 @@ fn helper_memory(
                         PspVia::SendReceive => Ok(Some(Mapping::memfd("mirrorvm.private", block.size)?)),
                     }
                 }
-                _ => Ok(None),
+                None => Ok(None),
             }
         }
     }

@@ -363,17 +363,6 @@ impl Decode for MirrorChoiceBody {
     }
 }
 
-impl Decode for Uuid {
-    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
-        let text = String::decode(node, errors)?;
-        let id = Self::try_parse(&text).ok();
-        if id.is_none() {
-            node.invalid(errors, "this is not a UUID");
-        }
-        id
-    }
-}
-
 impl Decode for LimitsBody {
     fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
         let d = MigrationLimits::default();
@@ -918,7 +907,7 @@ pub struct MigrationRoundList {
 mod tests {
     use serde_json::json;
 
-    use super::super::json::Json;
+    use mirrorvm::reading::Json;
 
     use super::*;
     use crate::api::decode::decode;

@@ -14,7 +14,6 @@ pub mod events;
 pub mod guests;
 pub mod helper_images;
 pub mod host;
-pub mod json;
 pub mod labels;
 pub mod layout;
 pub mod migrations;

@@ -346,7 +346,7 @@ impl Decode for HostUpdate {
 mod tests {
     use serde_json::json;
 
-    use super::super::json::Json;
+    use mirrorvm::reading::Json;
 
     use super::*;
     use crate::api::decode::decode;

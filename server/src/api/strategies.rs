@@ -1,11 +1,11 @@
 //! The strategy union, and what the API tells of each strategy.
 
-use mirrorvm::address_space::{PspVia, Shift, Strategy};
+use mirrorvm::address_space::{Addressing, PspVia, Shift, Strategy, StrategyKind};
 use mirrorvm::host::Capabilities;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::decode::{Decode, Errors, Fields, Node, one_of};
+use super::decode::{Decode, Errors, Node};
 
 /// How far the RAM window of `shifted` is moved up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
@@ -28,22 +28,6 @@ pub enum ShiftBody {
     },
 }
 
-impl Decode for ShiftBody {
-    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
-        let mut f = Fields::open(node, errors)?;
-        let decoded = match f.kind(&["4gib", "max-phys", "explicit"])? {
-            "4gib" => Self::FourGib {},
-            "max-phys" => Self::MaxPhys {},
-            _ => {
-                let bytes = f.required("bytes");
-                f.done()?;
-                return Some(Self::Explicit { bytes: bytes? });
-            }
-        };
-        f.done().map(|()| decoded)
-    }
-}
-
 /// How the memory of a `psp-copied` helper is filled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[schema(as = PspVia)]
@@ -53,12 +37,6 @@ pub enum PspViaBody {
     LaunchUpdate,
     /// The firmware sends the helper and receives it into a context that shares the key.
     SendReceive,
-}
-
-impl Decode for PspViaBody {
-    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
-        one_of(node, errors, &[("launch-update", Self::LaunchUpdate), ("send-receive", Self::SendReceive)])
-    }
 }
 
 /// How a mirror's address space is laid out.
@@ -88,26 +66,9 @@ pub enum StrategyBody {
     },
 }
 
-/// The kinds of strategy, as the API spells them.
-pub const KINDS: [&str; 4] = ["shifted", "identity-cbit", "declared", "psp-copied"];
-
 impl Decode for StrategyBody {
     fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
-        let mut f = Fields::open(node, errors)?;
-        match f.kind(&KINDS)? {
-            "shifted" => {
-                let shift = f.required("shift");
-                f.done()?;
-                Some(Self::Shifted { shift: shift? })
-            }
-            "identity-cbit" => f.done().map(|()| Self::IdentityCbit {}),
-            "declared" => f.done().map(|()| Self::Declared {}),
-            _ => {
-                let via = f.required("via");
-                f.done()?;
-                Some(Self::PspCopied { via: via? })
-            }
-        }
+        Strategy::decode(node, errors).map(Self::from)
     }
 }
 
@@ -191,110 +152,33 @@ pub struct StrategyParameter {
 }
 
 impl StrategyInfo {
-    /// Describes the strategy called `kind`, on a host with these capabilities.
-    pub fn of(kind: &str, capabilities: &Capabilities) -> Option<Self> {
-        let kind = KINDS.iter().copied().find(|k| *k == kind)?;
-        let available = capabilities.strategies.contains(&kind);
-        let facts = facts(kind);
-        Some(Self {
-            kind,
+    /// Describes a kind of strategy, on a host with these capabilities.
+    pub fn of(kind: StrategyKind, capabilities: &Capabilities) -> Self {
+        let available = capabilities.strategies.contains(&kind.name());
+        let facts = kind.facts();
+        let parameter = |p: &mirrorvm::address_space::StrategyParameter| StrategyParameter {
+            name: p.name,
+            detail: p.detail,
+        };
+        Self {
+            kind: kind.name(),
             available,
             unavailable_reason: (!available).then_some("this build does not execute the strategy"),
             summary: facts.summary,
-            parameters: facts.parameters.to_vec(),
-            helper_addresses: facts.helper_addresses,
+            parameters: facts.parameters.iter().map(parameter).collect(),
+            helper_addresses: match facts.helper_addresses {
+                Addressing::RamAddr => "ram_addr",
+                Addressing::Gpa => "gpa",
+            },
             exposes: facts.exposes.to_vec(),
             cannot_reach: facts.cannot_reach.to_vec(),
             when_to_use: facts.when_to_use,
-        })
+        }
     }
 
-    /// Describes every strategy.
+    /// Describes every kind of strategy.
     pub fn all(capabilities: &Capabilities) -> Vec<Self> {
-        KINDS.iter().filter_map(|kind| Self::of(kind, capabilities)).collect()
-    }
-}
-
-struct Facts {
-    summary: &'static str,
-    parameters: &'static [StrategyParameter],
-    helper_addresses: &'static str,
-    exposes: &'static [&'static str],
-    cannot_reach: &'static [&'static str],
-    when_to_use: &'static str,
-}
-
-const SHIFT: StrategyParameter = StrategyParameter {
-    name: "shift",
-    detail: "where RAM appears again: `4gib` (right above the bottom 4 GiB), `max-phys` (the upper half of what the \
-             host's processors can address) or `explicit` with `bytes`, a multiple of 2 MiB from 4 GiB on",
-};
-const VIA: StrategyParameter = StrategyParameter {
-    name: "via",
-    detail: "how the helper's memory is filled: `launch-update` (loaded and measured like firmware; what kernels \
-             allow) or `send-receive` (through the firmware into a context that shares the key; needs a guest policy \
-             without NOSEND and NOKS, and no released KVM lets a mirror do it)",
-};
-
-const fn facts(kind: &str) -> Facts {
-    match kind.as_bytes() {
-        b"shifted" => Facts {
-            summary: "The bottom 4 GiB appear one to one; every RAM block also appears at its RAM address plus a shift.",
-            parameters: &[SHIFT],
-            helper_addresses: "ram_addr",
-            exposes: &[
-                "the guest can write the helper, which lies in the guest's own memory, unless its block is unplugged",
-                "the mirror's slots cover all RAM, the bottom 4 GiB twice",
-                "a constant decides where RAM is in the mirror: it must keep clear of the C-bit and of reduced address \
-                 bits, which is checked against the host's limits",
-            ],
-            cannot_reach: &[],
-            when_to_use: "The usual choice: needs nothing of the guest, and RAM that is unplugged at the moment moves too.",
-        },
-        b"identity-cbit" => Facts {
-            summary: "The guest's own addresses with the C-bit on every page, and a second mapping without it for the \
-                      pages that are shared on purpose.",
-            parameters: &[],
-            helper_addresses: "gpa",
-            exposes: &[
-                "the guest can write the helper, which lies in the guest's own memory",
-                "the mirror's slots are the guest's whole physical address space",
-                "two virtual ranges differ in the C-bit alone: what the helper writes through the plain one, the host reads",
-            ],
-            cannot_reach: &[
-                "private RAM that is not plugged (virtio-mem, PCI BARs): a plan names each range as refused",
-                "RAM that is plugged more than 16 GiB above the end of all RAM addresses",
-            ],
-            when_to_use: "To compare with IBM's prototype, for guests whose RAM is all plugged; the only layout that \
-                          SEV-SNP's rules would ever allow, as no page gets a second address.",
-        },
-        b"declared" => Facts {
-            summary: "The helper declares which of the guest's pages it runs from; the mirror holds those and the RAM window.",
-            parameters: &[],
-            helper_addresses: "ram_addr",
-            exposes: &[
-                "the guest can write the helper's pages, as they are its own",
-                "the guest decides where the helper lies in the mirror; the host checks every tuple and admits the \
-                 helper's own block alone",
-                "the mirror's slots cover all RAM once, and nothing else of the guest's address space but what was declared",
-            ],
-            cannot_reach: &[
-                "a helper that has not declared itself: there is no plan until the guest is ready",
-            ],
-            when_to_use: "When the helper is part of the guest's firmware, in pieces whose places are known to the guest alone.",
-        },
-        _ => Facts {
-            summary: "The helper's own memory is private to the mirror, high in its physical space; RAM is shared at its RAM address.",
-            parameters: &[VIA],
-            helper_addresses: "ram_addr",
-            exposes: &[
-                "the host chooses the helper: the guest's owner has its measurement to check",
-                "the helper's memory is in no slot of the guest, so the guest's VM has to register it, or it is not pinned",
-                "the mirror's slots cover all RAM once, at its RAM address",
-            ],
-            cannot_reach: &[],
-            when_to_use: "When the guest must not be able to write the helper: the best separation on SEV and SEV-ES.",
-        },
+        StrategyKind::ALL.iter().map(|kind| Self::of(*kind, capabilities)).collect()
     }
 }
 

@@ -125,7 +125,10 @@ fn plan_row(guest: &Guest, strategy: Strategy, size: &str, runs: u32) -> Result<
     guest.plan(strategy)?;
     let name = match strategy {
         Strategy::Shifted { shift: Shift::MaxPhys } => "shifted, max-phys",
-        _ => strategy.name(),
+        Strategy::Shifted { shift: Shift::FourGib | Shift::Explicit { .. } }
+        | Strategy::IdentityCbit
+        | Strategy::Declared
+        | Strategy::PspCopied { .. } => strategy.name(),
     };
     let name = format!("plan: {name}, {size}, {} blocks", guest.blocks());
     Ok(Row::new(name, "ms", times(runs, || guest.plan(strategy))))

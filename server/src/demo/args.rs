@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
+use mirrorvm::address_space::StrategyKind;
 
 use super::error::DemoError;
 use super::method::{Method, Via};
@@ -48,7 +50,7 @@ pub struct DemoArgs {
     #[arg(long, value_enum)]
     pub(super) driver: Option<Driver>,
     /// Layout of the mirror's address space, or all of them in turn.
-    #[arg(long, value_enum, default_value = "shifted")]
+    #[arg(long, value_parser = strategy_choices(), default_value = StrategyKind::Shifted.name())]
     pub(super) strategy: StrategyChoice,
     /// How a `psp-copied` helper gets into its memory [default: launch-update].
     #[arg(long, value_enum)]
@@ -94,18 +96,21 @@ pub(super) enum Driver {
 }
 
 /// Which strategies are shown.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum StrategyChoice {
-    /// Bottom 4 GiB one to one, all RAM again above it.
-    Shifted,
-    /// The guest's own addresses.
-    IdentityCbit,
-    /// The helper declares what it needs.
-    Declared,
-    /// The helper's memory is private to the mirror.
-    PspCopied,
+    /// One kind.
+    One(StrategyKind),
     /// Every one in turn, and a table that compares them.
     All,
+}
+
+/// What `--strategy` takes.
+fn strategy_choices() -> impl TypedValueParser<Value = StrategyChoice> {
+    let kind = |kind: &StrategyKind| PossibleValue::new(kind.name()).help(kind.facts().summary);
+    let all = PossibleValue::new("all").help("Every one in turn, and a table that compares them");
+    let names = StrategyKind::ALL.iter().map(kind).chain([all]);
+    PossibleValuesParser::new(names)
+        .map(|name| StrategyKind::named(&name).map_or(StrategyChoice::All, StrategyChoice::One))
 }
 
 /// What RAM holds.
@@ -169,7 +174,7 @@ impl DemoArgs {
 
     /// What can be told before anything is started.
     pub(super) fn check(&self) -> Result<(), DemoError> {
-        if self.via.is_some() && self.strategy != StrategyChoice::PspCopied {
+        if self.via.is_some() && self.strategy != StrategyChoice::One(StrategyKind::PspCopied) {
             return Err(DemoError::Options("--via goes with --strategy psp-copied; `all` shows both ways"));
         }
         if self.driver != Some(Driver::Qemu) {
@@ -197,19 +202,14 @@ impl DemoArgs {
 
     /// The strategies to show, in order.
     pub(super) fn methods(&self) -> Vec<Method> {
-        let shifted = Method::Shifted(self.shift);
         match self.strategy {
-            StrategyChoice::Shifted => vec![shifted],
-            StrategyChoice::IdentityCbit => vec![Method::IdentityCbit],
-            StrategyChoice::Declared => vec![Method::Declared],
-            StrategyChoice::PspCopied => vec![Method::PspCopied(self.via.unwrap_or(Via::LaunchUpdate))],
-            StrategyChoice::All => vec![
-                shifted,
-                Method::IdentityCbit,
-                Method::Declared,
-                Method::PspCopied(Via::LaunchUpdate),
-                Method::PspCopied(Via::SendReceive),
-            ],
+            StrategyChoice::One(StrategyKind::PspCopied) => {
+                vec![Method::PspCopied(self.via.unwrap_or(Via::LaunchUpdate))]
+            }
+            StrategyChoice::One(kind) => Method::all_of(kind, self.shift),
+            StrategyChoice::All => {
+                StrategyKind::ALL.iter().flat_map(|kind| Method::all_of(*kind, self.shift)).collect()
+            }
         }
     }
 }

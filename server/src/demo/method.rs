@@ -1,6 +1,7 @@
 //! A strategy with its parameters, as the demo asks for it.
 
 use clap::ValueEnum;
+use mirrorvm::address_space::StrategyKind;
 use serde_json::{Value, json};
 
 use super::args::ShiftChoice;
@@ -33,14 +34,27 @@ impl Via {
 }
 
 impl Method {
+    /// Every way of a kind of strategy, with the shift that was asked for.
+    pub(super) fn all_of(kind: StrategyKind, shift: ShiftChoice) -> Vec<Self> {
+        match kind {
+            StrategyKind::Shifted => vec![Self::Shifted(shift)],
+            StrategyKind::IdentityCbit => vec![Self::IdentityCbit],
+            StrategyKind::Declared => vec![Self::Declared],
+            StrategyKind::PspCopied => {
+                vec![Self::PspCopied(Via::LaunchUpdate), Self::PspCopied(Via::SendReceive)]
+            }
+        }
+    }
+
     /// The strategy's kind, as the API spells it.
     pub(super) const fn kind(self) -> &'static str {
-        match self {
-            Self::Shifted(_) => "shifted",
-            Self::IdentityCbit => "identity-cbit",
-            Self::Declared => "declared",
-            Self::PspCopied(_) => "psp-copied",
-        }
+        let kind = match self {
+            Self::Shifted(_) => StrategyKind::Shifted,
+            Self::IdentityCbit => StrategyKind::IdentityCbit,
+            Self::Declared => StrategyKind::Declared,
+            Self::PspCopied(_) => StrategyKind::PspCopied,
+        };
+        kind.name()
     }
 
     /// The way, where there are several.

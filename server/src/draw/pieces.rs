@@ -3,7 +3,7 @@
 use mirrorvm::addr::MirrorGpa;
 use mirrorvm::address_space::{
     Addressing, BlockRole, Confidentiality, GuestLayout, MirrorPlan, MirrorSlot, Purpose, RamBlock,
-    SlotBacking, Strategy,
+    SlotBacking,
 };
 
 use super::bar::Piece;
@@ -45,7 +45,7 @@ pub(super) fn ram(plan: &MirrorPlan, layout: &GuestLayout) -> Vec<Piece> {
     for b in layout.blocks() {
         let start = b.ram_addr.get();
         if b.role != BlockRole::Ram {
-            let unused = matches!(plan.strategy, Strategy::PspCopied { .. }) && b.role == BlockRole::Helper;
+            let unused = plan.strategy.has_private_helper() && b.role == BlockRole::Helper;
             let note = match (unused, b.plugs.is_empty()) {
                 (true, _) => " (unused)",
                 (false, true) => " (unplugged)",

@@ -6,9 +6,9 @@ use axum::body::{Body, HttpBody};
 use axum::extract::{FromRequest, MatchedPath, Request};
 use axum::http::{Extensions, HeaderMap, HeaderValue, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use mirrorvm::reading::json;
 
 use crate::api::decode::{Decode, decode};
-use crate::api::json;
 use crate::problem::{Problem, ProblemCode};
 use crate::state::AppState;
 

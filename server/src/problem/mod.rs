@@ -13,11 +13,10 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 pub use codes::ProblemCode;
+pub use mirrorvm::reading::MAX_SAFE_INTEGER;
 
 /// The media type of every problem.
 pub const PROBLEM_JSON: &str = "application/problem+json";
-/// Largest integer that every JSON reader keeps exact: 2^53 - 1.
-pub const MAX_SAFE_INTEGER: u64 = (1 << 53) - 1;
 
 /// How many values at fault the sentence names. All of them are in the list beside it.
 const NAMED_MAX: usize = 8;

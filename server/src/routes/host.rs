@@ -4,6 +4,7 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
+use mirrorvm::address_space::StrategyKind;
 use mirrorvm::host::{HostError, HostSettings};
 
 use super::common::{DryRunParam, IfMatchParam, IfNoneMatchParam};
@@ -88,6 +89,8 @@ pub async fn strategy(
     Path(kind): Path<String>,
 ) -> Result<Json<StrategyInfo>, Problem> {
     let capabilities = state.host()?.capabilities();
-    let info = StrategyInfo::of(&kind, &capabilities);
-    info.map(Json).ok_or_else(|| HostError::NotFound { kind: "strategy", key: kind }.into())
+    match StrategyKind::named(&kind) {
+        Some(kind) => Ok(Json(StrategyInfo::of(kind, &capabilities))),
+        None => Err(HostError::NotFound { kind: "strategy", key: kind }.into()),
+    }
 }

@@ -170,10 +170,17 @@ impl<'de> Visitor<'de> for Reader<'_, '_> {
     }
 }
 
-#[cfg(test)]
 impl From<&serde_json::Value> for Json {
     fn from(value: &serde_json::Value) -> Self {
-        parse(value.to_string().as_bytes()).unwrap()
+        use serde_json::Value;
+        match value {
+            Value::Null => Self::Null,
+            Value::Bool(value) => Self::Bool(*value),
+            Value::Number(number) => Self::Number(number.to_string().into()),
+            Value::String(text) => Self::String(text.clone()),
+            Value::Array(list) => Self::Array(list.iter().map(Self::from).collect()),
+            Value::Object(map) => Self::Object(map.iter().map(|(k, v)| (k.clone(), Self::from(v))).collect()),
+        }
     }
 }
 
