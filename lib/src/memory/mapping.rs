@@ -176,7 +176,7 @@ impl Mapping {
         backing: Backing,
         claim: Claim,
     ) -> Result<Arc<Self>, MemoryError> {
-        let len = size(bytes)?;
+        size(bytes)?;
         let system = |what| move |source| MemoryError::System { what, source };
         let flags = flags | MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let fd = rustix::fs::memfd_create(name, flags).map_err(system("memfd_create"))?;
@@ -185,7 +185,18 @@ impl Mapping {
         let last = if backing == Backing::Hugetlb { SealFlags::empty() } else { SealFlags::SEAL };
         rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | last)
             .map_err(system("fcntl(F_ADD_SEALS)"))?;
-        let file = Arc::new(File::from(fd));
+        Self::of_file(File::from(fd), bytes, backing, claim)
+    }
+
+    /// Maps a file of exactly `bytes` that can neither shrink nor grow.
+    pub(super) fn of_file(
+        file: File,
+        bytes: u64,
+        backing: Backing,
+        claim: Claim,
+    ) -> Result<Arc<Self>, MemoryError> {
+        let len = size(bytes)?;
+        let file = Arc::new(file);
         // The kernel reserves huge pages with the mapping, or refuses it; without, the first touch of one
         // that is not there would be a SIGBUS. Of small pages there is nothing to reserve: the claim stands
         // for them.

@@ -6,6 +6,7 @@
 
 mod budget;
 mod digests;
+mod foreign;
 mod heap;
 mod limits;
 mod mapping;
@@ -14,6 +15,7 @@ mod span;
 
 pub use budget::{Budget, Claim, Purpose, Shortage};
 pub use digests::page_digests;
+pub use foreign::{BadFile, ForeignRamError};
 pub use heap::give_back_heap;
 pub use limits::Bound;
 pub use mapping::{Backing, Mapping, MemoryError, View};

@@ -208,7 +208,8 @@ impl Import<'_> {
         self.mirror.begin(&Begin {
             source: false,
             elide_zero: false,
-            fresh: self.fresh,
+            // What a driver brought may be anything.
+            fresh: self.fresh && self.machine.ram().was_zero(),
             digests: false,
             streams: self.prepare.streams,
             session: *self.prepare.session.as_bytes(),
