@@ -16,7 +16,7 @@ const QUIET: WorkloadSpec = WorkloadSpec {
 };
 
 async fn runs(two: &Two, name: &str) {
-    let driver = DriverSpec::Emulated { vcpus: 1, workload: QUIET, sev: None };
+    let driver = EmulatedDriver::spec(&WorkloadGuest { vcpus: 1, workload: QUIET, sev: None });
     let spec = GuestSpec { name: name.into(), ..guest(driver, &[(16, Some(0))]) };
     two.a.define_guest(spec).await.unwrap();
     two.a.guest_action(name, GuestAction::Start).await.unwrap();

@@ -50,7 +50,7 @@ fn spec(name: &str) -> GuestSpec {
         dirty_bytes_per_second: 0,
         withdraws_readiness_after_ms: None,
     };
-    let driver = DriverSpec::Emulated { vcpus: 1, workload, sev: None };
+    let driver = EmulatedDriver::spec(&WorkloadGuest { vcpus: 1, workload, sev: None });
     GuestSpec { name: name.into(), ..guest(driver, &[(8, Some(0))]) }
 }
 

@@ -17,7 +17,7 @@ fn spec(busy: bool) -> GuestSpec {
         dirty_bytes_per_second: if busy { 300 * MIB } else { 0 },
         ..WORKLOAD
     };
-    guest(DriverSpec::Embedded { vcpus: 1, workload, sev: None }, &[(48, Some(0))])
+    guest(EmbeddedDriver::spec(&WorkloadGuest { vcpus: 1, workload, sev: None }), &[(48, Some(0))])
 }
 
 fn limited(limits: MigrationLimits) -> MigrationSpec {
@@ -105,7 +105,7 @@ fn too_fast() -> (GuestSpec, MigrationLimits) {
     let workload = WorkloadSpec { working_set_bytes: 4 * MIB, dirty_bytes_per_second: 300 * MIB, ..WORKLOAD };
     let slow =
         MigrationLimits { bandwidth_bytes_per_second: Some(2 * MIB), downtime_ms: 200, ..Default::default() };
-    (guest(DriverSpec::Embedded { vcpus: 1, workload, sev: None }, &[(8, Some(0))]), slow)
+    (guest(EmbeddedDriver::spec(&WorkloadGuest { vcpus: 1, workload, sev: None }), &[(8, Some(0))]), slow)
 }
 
 /// A guest that cannot converge, under each of the three ends.
@@ -176,7 +176,11 @@ async fn slowed(from: &Host, to: &Host, spec: MigrationSpec) {
 async fn a_deadline_under_a_low_rate_is_kept_to_within_a_batch() {
     let two = two().await;
     let workload = WorkloadSpec { dirty_bytes_per_second: 0, ..WORKLOAD };
-    run(&two, guest(DriverSpec::Emulated { vcpus: 1, workload, sev: None }, &[(32, Some(0))])).await;
+    run(
+        &two,
+        guest(EmulatedDriver::spec(&WorkloadGuest { vcpus: 1, workload, sev: None }), &[(32, Some(0))]),
+    )
+    .await;
     for (streams, timeout_ms) in [(1, 1_000), (4, 1_500)] {
         let limits =
             MigrationLimits { bandwidth_bytes_per_second: Some(MIB), timeout_ms, ..Default::default() };
@@ -217,7 +221,11 @@ async fn a_deadline_under_a_low_rate_is_kept_to_within_a_batch() {
 async fn a_limit_that_no_pause_fits_is_never_exceeded_and_the_shortest_pause_is_named() {
     let two = two().await;
     let workload = WorkloadSpec { dirty_bytes_per_second: 0, ..WORKLOAD };
-    run(&two, guest(DriverSpec::Emulated { vcpus: 1, workload, sev: None }, &[(32, Some(0))])).await;
+    run(
+        &two,
+        guest(EmulatedDriver::spec(&WorkloadGuest { vcpus: 1, workload, sev: None }), &[(32, Some(0))]),
+    )
+    .await;
     let limits = MigrationLimits { downtime_ms: 1, timeout_ms: 600_000, ..Default::default() };
     let spec = MigrationSpec { limits, ..migration("b", SHIFTED, 1) };
     let check = two.a.check_migration(spec.clone()).await.unwrap();
@@ -258,7 +266,8 @@ async fn a_guest_whose_pauses_are_broken_off_goes_on_and_loses_no_page() {
         let two = two().await;
         let workload =
             WorkloadSpec { dirty_bytes_per_second: 4 * MIB, working_set_bytes: 2 * MIB, ..WORKLOAD };
-        run(&two, guest(DriverSpec::Emulated { vcpus: 1, workload, sev }, &[(16, Some(0))])).await;
+        run(&two, guest(EmulatedDriver::spec(&WorkloadGuest { vcpus: 1, workload, sev }), &[(16, Some(0))]))
+            .await;
         until(&two.a, "readiness", || two.a.guest("g1").unwrap().readiness.filter(|r| r.ready)).await;
         let limits = MigrationLimits {
             downtime_ms: 9,

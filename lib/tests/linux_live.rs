@@ -39,13 +39,14 @@ fn linux(append: &str) -> Option<GuestSpec> {
     }
     support::kvm()?;
     let dir = guest_dir();
-    let driver = DriverSpec::Qemu {
+    let file = |name: &str| dir.join(name).to_str().unwrap().to_owned();
+    let driver = QemuDriver::spec(&QemuGuest {
         vcpus: 1,
-        kernel: dir.join("vmlinuz"),
-        initrd: Some(dir.join("initrd.gz")),
+        kernel: file("vmlinuz"),
+        initrd: Some(file("initrd.gz")),
         append: format!("console=ttyS0 quiet panic=-1 {append}"),
         accel: AccelChoice::Auto,
-    };
+    });
     Some(guest(driver, &[(MIB, Some(0))]))
 }
 

@@ -17,7 +17,9 @@ const MAX_PHYS: Strategy = Strategy::Shifted { shift: Shift::MaxPhys };
 const LAUNCH_UPDATE: Strategy = Strategy::PspCopied { via: PspVia::LaunchUpdate };
 const SEND_RECEIVE: Strategy = Strategy::PspCopied { via: PspVia::SendReceive };
 
-const EMBEDDED: DriverSpec = DriverSpec::Embedded { vcpus: 1, workload: WORKLOAD, sev: None };
+fn embedded() -> DriverSpec {
+    EmbeddedDriver::spec(&WorkloadGuest { vcpus: 1, workload: WORKLOAD, sev: None })
+}
 
 /// A guest below and above 4 GiB, with the hole between.
 const BLOCKS: [(u64, Option<u64>); 2] = [(32, Some(0)), (8, Some(0x1_4000_0000))];
@@ -50,12 +52,12 @@ async fn every_strategy_moves_a_guest_on_kvm() {
     if support::kvm().is_none() {
         return;
     }
-    each(EMBEDDED, &[SHIFTED, MAX_PHYS, IDENTITY, DECLARED, LAUNCH_UPDATE]).await;
+    each(embedded(), &[SHIFTED, MAX_PHYS, IDENTITY, DECLARED, LAUNCH_UPDATE]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn every_strategy_moves_an_unencrypted_guest_on_the_software_machine() {
-    let driver = DriverSpec::Emulated { vcpus: 2, workload: WORKLOAD, sev: None };
+    let driver = EmulatedDriver::spec(&WorkloadGuest { vcpus: 2, workload: WORKLOAD, sev: None });
     each(driver, &[SHIFTED, MAX_PHYS, IDENTITY, DECLARED, LAUNCH_UPDATE]).await;
 }
 
@@ -65,7 +67,7 @@ fn modelled(policy: u32, es: Option<LaunchMirror>) -> DriverSpec {
         es: es.is_some(),
         mirror: es.unwrap_or(LaunchMirror { strategy: SHIFTED, workers: 1 }),
     };
-    DriverSpec::Emulated { vcpus: 1, workload: WORKLOAD, sev: Some(sev) }
+    EmulatedDriver::spec(&WorkloadGuest { vcpus: 1, workload: WORKLOAD, sev: Some(sev) })
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -92,9 +94,11 @@ async fn refused(two: &Two, strategy: Strategy) -> HostError {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn unplugged_ram_moves_with_its_content_where_the_helper_goes_by_ram_addr() {
-    let drivers =
-        [modelled(Policy::NODBG, None), DriverSpec::Emulated { vcpus: 1, workload: WORKLOAD, sev: None }];
-    let kvm = support::kvm().map(|_| EMBEDDED);
+    let drivers = [
+        modelled(Policy::NODBG, None),
+        EmulatedDriver::spec(&WorkloadGuest { vcpus: 1, workload: WORKLOAD, sev: None }),
+    ];
+    let kvm = support::kvm().map(|_| embedded());
     for driver in drivers.into_iter().chain(kvm) {
         for strategy in [SHIFTED, MAX_PHYS, DECLARED, LAUNCH_UPDATE] {
             unplugged(driver.clone(), strategy).await;
@@ -220,8 +224,8 @@ async fn a_policy_is_obeyed_before_anything_is_made() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn readiness_that_is_lost_is_explained_and_stops_a_migration() {
     let workload = WorkloadSpec { withdraws_readiness_after_ms: Some(300), ..WORKLOAD };
-    let kvm = support::kvm().map(|_| DriverSpec::Embedded { vcpus: 1, workload, sev: None });
-    let emulated = DriverSpec::Emulated { vcpus: 1, workload, sev: None };
+    let kvm = support::kvm().map(|_| EmbeddedDriver::spec(&WorkloadGuest { vcpus: 1, workload, sev: None }));
+    let emulated = EmulatedDriver::spec(&WorkloadGuest { vcpus: 1, workload, sev: None });
     for driver in [emulated].into_iter().chain(kvm) {
         let two = two().await;
         two.a.define_guest(guest(driver, &BLOCKS)).await.unwrap();

@@ -8,7 +8,7 @@ use mirrorvm::host::*;
 use support::hosts::{SHIFTED, Two, WORKLOAD, guest, migration, moved, run, ticks, two, until};
 
 fn embedded(mib: u64) -> GuestSpec {
-    guest(DriverSpec::Embedded { vcpus: 1, workload: WORKLOAD, sev: None }, &[(mib, Some(0))])
+    guest(EmbeddedDriver::spec(&WorkloadGuest { vcpus: 1, workload: WORKLOAD, sev: None }), &[(mib, Some(0))])
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -57,7 +57,7 @@ async fn a_paused_guest_arrives_paused() {
 
 fn emulated(mib: u64) -> GuestSpec {
     let workload = WorkloadSpec { dirty_bytes_per_second: 0, working_set_bytes: 1 << 20, ..WORKLOAD };
-    guest(DriverSpec::Emulated { vcpus: 1, workload, sev: None }, &[(mib, Some(0))])
+    guest(EmulatedDriver::spec(&WorkloadGuest { vcpus: 1, workload, sev: None }), &[(mib, Some(0))])
 }
 
 /// So slow that there is time to look; it goes over when it is asked to.

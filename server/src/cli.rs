@@ -14,6 +14,7 @@ use tracing_subscriber::EnvFilter;
 use crate::bench::{self, BenchArgs};
 use crate::config::file::{self, ConfigError};
 use crate::config::sources::{self, Arguments, Given, Resolved, Setting};
+use crate::daemon::Daemon;
 use crate::demo::{self, DemoArgs};
 use crate::offline;
 use crate::open::{self, OpenArgs};
@@ -191,7 +192,7 @@ struct ServeArgs {
 }
 
 /// Runs the program.
-pub fn main() -> ExitCode {
+pub(crate) fn main(daemon: &Daemon) -> ExitCode {
     let matches = Cli::command().get_matches();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
     // Where the arguments of `serve` came from; `config` takes the same.
@@ -224,7 +225,7 @@ pub fn main() -> ExitCode {
     }
     let result = match cli.command {
         Command::Serve(args) => match resolved {
-            Some(resolved) => run(&args, resolved).map_err(Into::into),
+            Some(resolved) => run(daemon, &args, resolved).map_err(Into::into),
             None => Ok(()),
         },
         Command::Config { json, .. } => match resolved {
@@ -237,7 +238,7 @@ pub fn main() -> ExitCode {
         Command::Identity(IdentityCommand::Accept { state_dir }) => offline::accept_identity(&state_dir),
         Command::State(command) => of_state(&command),
         Command::Bench(args) => bench::run(&args).map_err(|e| e as Box<dyn Error>),
-        Command::Openapi { version } => print_document(version),
+        Command::Openapi { version } => print_document(daemon, version),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -283,7 +284,7 @@ fn print_settings(resolved: &Resolved, json: bool) -> Result<(), Box<dyn Error>>
     Ok(())
 }
 
-fn run(args: &ServeArgs, resolved: Resolved) -> Result<(), ServeError> {
+fn run(daemon: &Daemon, args: &ServeArgs, resolved: Resolved) -> Result<(), ServeError> {
     let state_dir = resolved.state_dir.or_else(sources::default_state_dir).ok_or(ServeError::NoStateDir)?;
     let options = Options {
         state_dir,
@@ -291,7 +292,7 @@ fn run(args: &ServeArgs, resolved: Resolved) -> Result<(), ServeError> {
         peer_listen: resolved.peer_listen,
         advertise: resolved.advertise,
         image_directories: resolved.image_directories,
-        qemu_users: resolved.qemu_users,
+        drivers: daemon.drivers(resolved.qemu_users)?,
         metrics_listen: resolved.metrics_listen,
         name: resolved.name,
         tls: resolved.tls,
@@ -321,10 +322,11 @@ fn init_identity(dir: &std::path::Path) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn print_document(version: OpenApiVersion) -> Result<(), Box<dyn Error>> {
+fn print_document(daemon: &Daemon, version: OpenApiVersion) -> Result<(), Box<dyn Error>> {
+    let drivers = daemon.drivers(QemuUsers::default())?;
     let document = match version {
-        OpenApiVersion::V31 => Document::of_this_build()?,
-        OpenApiVersion::V30 => Document::of_this_build_3_0()?,
+        OpenApiVersion::V31 => Document::with(&drivers)?,
+        OpenApiVersion::V30 => Document::with_3_0(&drivers)?,
     };
     std::io::stdout().write_all(document.bytes())?;
     Ok(())

@@ -8,6 +8,7 @@
 //!   counted.
 //! - [`http`]: bodies, conditions, long polls, middleware. [`openapi`]: the document. [`draw`]: layouts as
 //!   SVG.
+//! - `daemon`: the daemon for programs with drivers of their own.
 //! - `offline`: the command line at a state directory without its daemon.
 //! - `bench`: what the parts cost. [`serve`]: sockets and the accept loop. [`cli`]: the command line.
 //! - `open`: a link for a browser, as a client of the API.
@@ -18,6 +19,7 @@ pub mod api;
 mod bench;
 pub mod cli;
 pub mod config;
+mod daemon;
 pub mod demo;
 pub mod draw;
 pub mod http;
@@ -29,3 +31,5 @@ pub mod problem;
 pub mod routes;
 pub mod serve;
 pub mod state;
+
+pub use daemon::{Daemon, DaemonBuilder};

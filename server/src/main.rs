@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    mirrorvmd::cli::main()
+    mirrorvmd::Daemon::builder().build().main()
 }

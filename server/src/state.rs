@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+use mirrorvm::guest::Drivers;
 use mirrorvm::host::Host;
 use ring::hmac;
 use ring::rand::SystemRandom;
@@ -29,6 +30,7 @@ struct Shared {
     closing: watch::Receiver<bool>,
     document: Document,
     document_3_0: Document,
+    drivers: Drivers,
     config: Config,
     boot: Uuid,
     fallback_key: hmac::Key,
@@ -47,6 +49,7 @@ impl AppState {
     /// when the daemon shuts down, and ends long polls and streams.
     pub fn new(
         (document, document_3_0): (Document, Document),
+        drivers: Drivers,
         config: Config,
         closing: watch::Receiver<bool>,
     ) -> Self {
@@ -57,6 +60,7 @@ impl AppState {
             closing,
             document,
             document_3_0,
+            drivers,
             config,
             boot: Uuid::new_v4(),
             fallback_key: fresh_key(),
@@ -113,6 +117,11 @@ impl AppState {
     /// The same in OpenAPI 3.0.3, for tools that know no newer one.
     pub fn document_3_0(&self) -> &Document {
         &self.0.document_3_0
+    }
+
+    /// What runs guests.
+    pub fn drivers(&self) -> &Drivers {
+        &self.0.drivers
     }
 
     /// What the daemon was told.

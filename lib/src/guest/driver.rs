@@ -1,98 +1,100 @@
-//! How a guest runs: its driver with what that driver wants to know, and what protects the guest.
+//! How a guest runs: its driver with what that driver was told, and what protects the guest.
 //!
-//! Owns: the words for drivers, workloads and protection. Must not know: hosts, records, requests.
+//! Owns: the form of a definition's driver, the words for workloads and protection. Must not know: hosts,
+//! records, requests, any particular driver (those are in [`super::drivers`]).
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::ops::RangeInclusive;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::address_space::Strategy;
 use crate::sev::Policy;
 
+/// vCPUs of a guest of a stock driver.
+pub const VCPUS: RangeInclusive<u64> = 1..=16;
+/// Threads of a mirror's helper.
+pub const WORKERS: RangeInclusive<u64> = 1..=16;
+
 /// Labels of a resource: at most 64, keys 1 to 63 and values 0 to 255 bytes.
 pub type Labels = BTreeMap<String, String>;
 
-/// How a guest runs.
+/// What a driver was told, by name. A member that is null is one that is not there.
+pub type Parameters = serde_json::Map<String, Value>;
+
+/// How a guest runs: the name of a driver, and what that driver was told of the guest.
+///
+/// Stored and sent as one flat object, `kind` beside the driver's own members. Only the driver knows what they
+/// mean: a host without it keeps such a definition and shows it, and does nothing else with it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-pub enum DriverSpec {
-    /// This process is the VMM, on `/dev/kvm`; the guest is the built-in workload.
-    Embedded {
-        /// 1 to 16.
-        vcpus: u32,
-        /// What the workload does.
-        workload: WorkloadSpec,
-        /// Encrypts its memory, on a host with SEV.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        sev: Option<SevSpec>,
-    },
-    /// A software machine with a model of SEV; needs no `/dev/kvm`. The guest is the built-in workload.
-    Emulated {
-        /// 1 to 16.
-        vcpus: u32,
-        /// What the workload does.
-        workload: WorkloadSpec,
-        /// Encrypts its memory under the model of SEV; `None`: not encrypted.
-        sev: Option<SevSpec>,
-    },
-    /// A QEMU process that boots a Linux kernel. One RAM block, at GPA 0, whole MiB.
-    Qemu {
-        /// 1 to 16.
-        vcpus: u32,
-        /// Kernel image, a path on the host.
-        kernel: PathBuf,
-        /// Initial RAM disk.
-        initrd: Option<PathBuf>,
-        /// Kernel command line.
-        append: String,
-        /// Accelerator.
-        accel: AccelChoice,
-    },
+#[serde(from = "Flat")]
+pub struct DriverSpec {
+    kind: String,
+    #[serde(flatten)]
+    parameters: Parameters,
+}
+
+/// As it is read.
+#[derive(Deserialize)]
+struct Flat {
+    kind: String,
+    #[serde(flatten)]
+    parameters: Parameters,
+}
+
+impl From<Flat> for DriverSpec {
+    fn from(flat: Flat) -> Self {
+        Self::new(flat.kind, flat.parameters)
+    }
+}
+
+/// Parameters that are none of the driver's.
+#[derive(Debug, thiserror::Error)]
+#[error("these are no parameters of the driver {kind}")]
+pub struct BadParameters {
+    /// The driver.
+    pub kind: String,
+    /// What does not fit.
+    #[source]
+    pub source: serde_json::Error,
 }
 
 impl DriverSpec {
-    /// The API's name.
-    pub const fn name(&self) -> &'static str {
-        match self {
-            Self::Embedded { .. } => "embedded",
-            Self::Emulated { .. } => "emulated",
-            Self::Qemu { .. } => "qemu",
-        }
+    /// A guest of the driver `kind`.
+    pub fn new(kind: impl Into<String>, mut parameters: Parameters) -> Self {
+        parameters.retain(|_, value| !value.is_null());
+        Self { kind: kind.into(), parameters }
     }
 
-    /// Virtual CPUs.
-    pub const fn vcpus(&self) -> u32 {
-        match self {
-            Self::Embedded { vcpus, .. } | Self::Emulated { vcpus, .. } | Self::Qemu { vcpus, .. } => *vcpus,
-        }
+    /// A guest of the driver `kind`, with parameters of the driver's own type.
+    ///
+    /// # Errors
+    /// Parameters that do not come to a JSON object.
+    pub fn of(kind: &str, parameters: &impl Serialize) -> Result<Self, BadParameters> {
+        let bad = |source| BadParameters { kind: kind.to_owned(), source };
+        let value = serde_json::to_value(parameters).map_err(bad)?;
+        serde_json::from_value(value).map(|map| Self::new(kind, map)).map_err(bad)
     }
 
-    /// Whether its machine can hold back its vCPUs, as [`crate::guest::Machine::can_throttle`] says of a
-    /// machine that is there.
-    pub const fn can_throttle(&self) -> bool {
-        match self {
-            Self::Embedded { .. } | Self::Emulated { .. } => true,
-            Self::Qemu { .. } => false,
-        }
+    /// The driver's name.
+    pub fn kind(&self) -> &str {
+        &self.kind
     }
 
-    /// How its memory is encrypted.
-    pub const fn sev(&self) -> Option<&SevSpec> {
-        match self {
-            Self::Embedded { sev, .. } | Self::Emulated { sev, .. } => sev.as_ref(),
-            Self::Qemu { .. } => None,
-        }
+    /// What the driver was told.
+    pub const fn parameters(&self) -> &Parameters {
+        &self.parameters
     }
 
-    /// What protects a guest of this driver.
-    pub const fn protection(&self) -> ProtectionLevel {
-        match self {
-            Self::Emulated { sev: Some(_), .. } => ProtectionLevel::Modelled,
-            Self::Embedded { sev: Some(SevSpec { es: true, .. }), .. } => ProtectionLevel::SevEs,
-            Self::Embedded { sev: Some(_), .. } => ProtectionLevel::Sev,
-            Self::Embedded { .. } | Self::Emulated { .. } | Self::Qemu { .. } => ProtectionLevel::None,
-        }
+    /// What the driver was told, as the driver's own type.
+    ///
+    /// # Errors
+    /// [`BadParameters`]: they come from somebody who has another driver of this name.
+    pub fn read<T: DeserializeOwned>(&self) -> Result<T, BadParameters> {
+        let read = T::deserialize(Value::Object(self.parameters.clone()));
+        read.map_err(|source| BadParameters { kind: self.kind.clone(), source })
     }
 }
 
@@ -162,10 +164,11 @@ pub enum AccelChoice {
 }
 
 /// What the hardware gives a guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ProtectionLevel {
     /// Nothing: the host can read and write the guest's memory. Sealing protects the pages on the way.
+    #[default]
     None,
     /// A model of SEV in software: memory is ciphertext, and the host holds the keys. It shows what SEV does,
     /// and protects nothing.
@@ -185,5 +188,25 @@ impl ProtectionLevel {
             Self::Sev => "sev",
             Self::SevEs => "sev-es",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_driver_s_definition_is_one_flat_object_and_null_is_absent() {
+        let stored = json!({"kind": "other", "size": 3, "none": null, "part": {"a": null}});
+        let spec: DriverSpec = serde_json::from_value(stored).unwrap();
+        assert_eq!(spec.kind(), "other");
+        assert_eq!(spec, DriverSpec::of("other", &json!({"size": 3, "part": {"a": null}})).unwrap());
+        let back = serde_json::to_value(&spec).unwrap();
+        assert_eq!(back, json!({"kind": "other", "size": 3, "part": {"a": null}}));
+        assert!(DriverSpec::of("other", &3).is_err());
+        let wrong = spec.read::<WorkloadSpec>().unwrap_err();
+        assert_eq!(wrong.to_string(), "these are no parameters of the driver other");
     }
 }

@@ -6,6 +6,7 @@
 mod console;
 mod dirty_ranges;
 pub mod driver;
+pub mod drivers;
 pub mod embedded;
 mod encryption;
 pub mod helper_block;
@@ -18,7 +19,11 @@ use std::sync::Arc;
 pub use console::Console;
 pub use dirty_ranges::{DirtyRanges, LoggedSlot};
 pub use driver::{
-    AccelChoice, DriverSpec, Fill, Labels, LaunchMirror, ProtectionLevel, SevSpec, WorkloadSpec,
+    AccelChoice, BadParameters, DriverSpec, Fill, Labels, LaunchMirror, Parameters, ProtectionLevel, SevSpec,
+    WorkloadSpec,
+};
+pub use drivers::{
+    Driver, Drivers, EmbeddedDriver, EmulatedDriver, MissingCapability, QemuDriver, QemuGuest, WorkloadGuest,
 };
 pub use encryption::{EncryptionStatus, REPORT_PAGES_MAX, StatusError, StatusExtent};
 pub use migration_control::{CarriedReadiness, MigrationControl, Readiness, ReadinessReason};
@@ -88,7 +93,7 @@ impl LaunchedHelper {
                  RECEIVE_UPDATE_VMSA for its vCPUs either",
             ),
             PspVia::SendReceive if !self.platform.is_modelled() => Err(
-                "KVM refuses RECEIVE commands on a VM that shares another's context, and copying a context into a VM                  that has one (sev_vm_copy_enc_context_from, is_cmd_allowed_from_mirror)",
+                "KVM refuses RECEIVE commands on a VM that shares another's context, and copying a context into a VM that has one (sev_vm_copy_enc_context_from, is_cmd_allowed_from_mirror)",
             ),
             PspVia::SendReceive if self.policy.has(sev::Policy::NOSEND) => {
                 Err("the guest's policy has NOSEND: the firmware refuses SEND_START")
@@ -167,6 +172,9 @@ pub enum MachineError {
         /// Which of the definition's fields names it: `kernel`, `initrd`.
         field: &'static str,
     },
+    /// Parameters that are none of the driver's.
+    #[error("the definition cannot be used")]
+    Parameters(#[source] BadParameters),
     /// Every user that QEMU processes may run as has one.
     #[error("all users that QEMU may run as are taken; list more of them in qemu_users")]
     NoUser,

@@ -6,20 +6,12 @@
 use std::ops::RangeInclusive;
 
 use crate::guest::REPORT_PAGES_MAX;
+pub use crate::guest::driver::{VCPUS, WORKERS};
 pub use crate::migration::terms::{BANDWIDTH, DOWNTIME_MS, STALL_TIMEOUT_MS, STREAMS, TIMEOUT_MS};
 use crate::mirror::{BATCH_PAGES_MAX, FIFO_PRIORITIES};
-use crate::qemu::APPEND_MAX;
 
-/// vCPUs of a guest.
-pub const VCPUS: RangeInclusive<u64> = 1..=16;
-/// Threads of a mirror's helper.
-pub const WORKERS: RangeInclusive<u64> = 1..=16;
 /// Migrations of a host that go on at the same time.
 pub const MIGRATION_SLOTS: RangeInclusive<u64> = 1..=16;
-/// Bytes per second that a workload of ours dirties.
-pub const DIRTY_RATE: RangeInclusive<u64> = 0..=1 << 40;
-/// Bytes of a guest's kernel command line: what QEMU is started with.
-pub const APPEND_BYTES: RangeInclusive<u64> = 0..=APPEND_MAX as u64;
 /// Pages of one report of page status.
 pub const REPORT_PAGES: RangeInclusive<u64> = 1..=REPORT_PAGES_MAX;
 /// Pages of a sealed batch.

@@ -4,11 +4,12 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::Host;
-use super::inner::{Inner, qemu_binary};
-use crate::address_space::HostLimits;
+use super::inner::Inner;
+use crate::address_space::{HostLimits, StrategyKind};
+use crate::guest::{Driver, MissingCapability};
 use crate::hypervisor::kvm::KvmHost;
 use crate::migration::wire::{Abilities, PROTOCOL_VERSIONS};
-use crate::qemu::{Accel, QemuUsers, UserPool, pick_accel};
+use crate::qemu::QemuUsers;
 use crate::sev::kernel::probe;
 use crate::store::Writing;
 use crate::transport::{Endpoint, Occupancy, is_at, resolve};
@@ -16,17 +17,6 @@ use uuid::Uuid;
 
 /// How long the resolver may take about a name that is only looked at.
 const NAME_PATIENCE: Duration = Duration::from_secs(2);
-
-/// Something that this host cannot do, and what would help.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MissingCapability {
-    /// Stable code: `kvm`, `sev`, `qemu`, ...
-    pub code: &'static str,
-    /// Why it is missing.
-    pub why: String,
-    /// What to do about it.
-    pub fix: String,
-}
 
 /// What this host can do.
 #[derive(Clone, Debug)]
@@ -47,10 +37,10 @@ pub struct Capabilities {
     pub helper_measurement: [u8; 32],
     /// Versions of the peer protocol.
     pub protocol_versions: Vec<u32>,
-    /// Why `accel: auto` picks what it picks, when QEMU is there.
-    pub qemu_accel: Option<(&'static str, &'static str)>,
-    /// Whom QEMU processes run as; `None`: as the daemon's user.
-    pub qemu_users: Option<QemuUsers>,
+    /// Which accelerator a guest gets that asks for none, and why; `None` where no driver has a choice.
+    pub accelerator: Option<(&'static str, &'static str)>,
+    /// The users that guests' processes run as; `None`: as the daemon's user.
+    pub process_users: Option<QemuUsers>,
     /// What is missing.
     pub missing: Vec<MissingCapability>,
 }
@@ -211,45 +201,33 @@ impl Inner {
     /// What the host can do.
     pub fn capabilities(&self) -> Capabilities {
         let inner = self;
-        let qemu = qemu_binary().map(|_| pick_accel(inner.qemu_users.is_some()));
-        let mut drivers = Vec::new();
-        if inner.kvm.is_ok() {
-            drivers.push("embedded");
-        }
-        drivers.push("emulated");
-        if qemu.is_some() {
-            drivers.push("qemu");
-        }
+        let works = |driver: &&dyn Driver| driver.works(inner.hypervisor_of(*driver)).is_ok();
         Capabilities {
-            drivers,
+            drivers: inner.drivers.iter().filter(works).map(Driver::name).collect(),
             kvm_api_version: inner.kvm.as_ref().ok().map(KvmHost::api_version),
             kvm_caps: inner.kvm.as_ref().map(KvmHost::capabilities).unwrap_or_default(),
             limits: inner.limits(),
-            strategies: vec!["shifted", "identity-cbit", "declared", "psp-copied"],
+            strategies: StrategyKind::NAMES.to_vec(),
             helper_abi: (inner.image.header().abi_min, inner.image.header().abi_max),
             helper_measurement: inner.image.measurement(),
             protocol_versions: PROTOCOL_VERSIONS.to_vec(),
-            qemu_accel: qemu.map(|(accel, why)| (accel_name(accel), why)),
-            qemu_users: inner.qemu_users.as_ref().map(UserPool::users),
-            missing: self.missing(qemu.is_some()),
+            accelerator: inner.drivers.iter().find_map(Driver::accelerator),
+            process_users: inner.drivers.iter().find_map(Driver::process_users),
+            missing: self.missing(),
         }
     }
 
-    fn missing(&self, has_qemu: bool) -> Vec<MissingCapability> {
+    fn missing(&self) -> Vec<MissingCapability> {
         let mut list = Vec::new();
         if let Err(why) = &self.kvm {
-            list.push(MissingCapability {
-                code: "kvm",
-                why: why.clone(),
-                fix: "load the kvm module for this processor and let the daemon open /dev/kvm".into(),
-            });
+            list.push(MissingCapability::kvm(why));
         }
-        if !has_qemu {
-            list.push(MissingCapability {
-                code: "qemu",
-                why: "qemu-system-x86_64 is not on the PATH".into(),
-                fix: "install QEMU (Debian: qemu-system-x86)".into(),
-            });
+        for driver in self.drivers.iter() {
+            let missing = driver.works(self.hypervisor_of(driver)).err();
+            // Several may miss the same.
+            if let Some(missing) = missing.filter(|m| list.iter().all(|l| l.code != m.code)) {
+                list.push(missing);
+            }
         }
         let support = probe();
         let lacking = match &support {
@@ -270,13 +248,6 @@ impl Inner {
             fix: "use SEV or SEV-ES; nothing on this host can change it".into(),
         });
         list
-    }
-}
-
-const fn accel_name(accel: Accel) -> &'static str {
-    match accel {
-        Accel::Kvm => "kvm",
-        Accel::Tcg => "tcg",
     }
 }
 

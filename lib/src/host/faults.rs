@@ -28,6 +28,7 @@ pub(super) fn machine_fault(e: &MachineError) -> Fault {
         MachineError::Unsupported { .. } => "capability_missing",
         MachineError::BootFile { .. } => "boot_file_unusable",
         MachineError::BootFileChanged { .. } => "boot_file_changed",
+        MachineError::Parameters(_) => "invalid_definition",
         MachineError::NoUser => "no_resources",
         MachineError::Qemu(e) if e.is_want_of_memory() => "no_memory",
         MachineError::Qemu(_) => "qemu_failed",

@@ -23,11 +23,11 @@ use super::{
 };
 use crate::address_space::HostLimits;
 use crate::boot_files::ImageDirectories;
+use crate::guest::drivers::{Driver, Drivers, Facts, MirrorsOn};
 use crate::hypervisor::Hypervisor;
 use crate::hypervisor::emulated::EmulatedHost;
 use crate::hypervisor::kvm::KvmHost;
 use crate::mirror::{HelperImage, Mirror, Placement};
-use crate::qemu::UserPool;
 use crate::sev::model::ModelPlatform;
 use crate::store::{Batch, Kind, Ledger, Store, StoreError};
 use crate::transport::{Identity, Link, PeerIdentity};
@@ -78,8 +78,8 @@ pub(super) struct Inner {
     pub image_looks: Looks,
     /// Where files that definitions name may come from.
     pub image_directories: ImageDirectories,
-    /// Whom QEMU processes run as; `None`: as this one, which has no other to choose.
-    pub qemu_users: Option<UserPool>,
+    /// What runs guests.
+    pub drivers: Drivers,
     pub settings: RwLock<super::HostSettings>,
     /// Changes of the settings go one after the other; readers wait for none.
     pub changing_settings: Mutex<()>,
@@ -116,7 +116,7 @@ impl Inner {
         (store, ledger, page_secret): (Store, Ledger, [u8; 32]),
         identity: Identity,
         kvm: Result<KvmHost, String>,
-        (image_directories, qemu_users): (ImageDirectories, Option<UserPool>),
+        (image_directories, drivers): (ImageDirectories, Drivers),
     ) -> Self {
         let emulated = EmulatedHost::new(ModelPlatform::new());
         let kvm_limits = kvm.as_ref().map_or(NO_KVM, Hypervisor::limits);
@@ -138,7 +138,7 @@ impl Inner {
             identity,
             kvm,
             image_directories,
-            qemu_users,
+            drivers,
             emulated,
             limits,
             image: Arc::new(HelperImage::built_in()),
@@ -171,34 +171,65 @@ impl Inner {
 
     /// Limits for a guest of this driver: a guest that is not encrypted has no C-bit, whatever the processor
     /// has.
-    pub const fn limits_of(&self, driver: &DriverSpec) -> &HostLimits {
-        match (driver, driver.sev().is_some()) {
-            (DriverSpec::Emulated { .. }, true) => &self.limits.emulated,
-            (DriverSpec::Emulated { .. }, false) => &self.limits.emulated_plain,
-            (_, true) => &self.limits.kvm,
-            (_, false) => &self.limits.kvm_plain,
+    pub fn limits_of(&self, driver: &DriverSpec) -> &HostLimits {
+        let on = self.drivers.of(driver).map_or(MirrorsOn::Kvm, Driver::mirrors_on);
+        match (on, self.facts(driver).sev.is_some()) {
+            (MirrorsOn::Software, true) => &self.limits.emulated,
+            (MirrorsOn::Software, false) => &self.limits.emulated_plain,
+            (MirrorsOn::Kvm, true) => &self.limits.kvm,
+            (MirrorsOn::Kvm, false) => &self.limits.kvm_plain,
         }
     }
 
-    /// Whether this host runs guests of the driver, encrypted as they are.
+    /// The driver of a definition.
+    pub fn driver(&self, spec: &DriverSpec) -> Result<&dyn Driver, HostError> {
+        let missing = |e: crate::guest::drivers::UnknownDriver| HostError::CapabilityMissing {
+            what: "driver",
+            why: e.to_string(),
+        };
+        self.drivers.of(spec).map_err(missing)
+    }
+
+    /// What a definition's driver says of the guest.
+    pub fn facts(&self, spec: &DriverSpec) -> Facts {
+        self.drivers.facts(spec)
+    }
+
+    /// Whether this host makes mirrors of the driver's guests, encrypted as they are.
     pub fn check_driver(&self, driver: &DriverSpec) -> Result<(), HostError> {
         let hypervisor = self.hypervisor(driver)?;
-        if driver.sev().is_some() && hypervisor.sev().is_none() {
+        if self.facts(driver).sev.is_some() && hypervisor.sev().is_none() {
             return Err(super::machines::no_sev(hypervisor));
         }
         Ok(())
     }
 
-    /// What runs a guest's mirrors, and an embedded or emulated guest itself.
-    pub fn hypervisor(&self, driver: &DriverSpec) -> Result<&dyn Hypervisor, HostError> {
-        match driver {
-            DriverSpec::Emulated { .. } => Ok(&self.emulated),
-            DriverSpec::Embedded { .. } | DriverSpec::Qemu { .. } => Ok(self.need_kvm()?),
+    /// Whether this host starts guests of the driver, encrypted as they are.
+    pub fn check_starts(&self, spec: &DriverSpec) -> Result<(), HostError> {
+        let driver = self.driver(spec)?;
+        let hypervisor = self.hypervisor_of(driver);
+        let missing = |m: super::MissingCapability| HostError::CapabilityMissing { what: m.code, why: m.why };
+        driver.works(hypervisor).map_err(missing)?;
+        match hypervisor {
+            Ok(hypervisor) if self.facts(spec).sev.is_some() && hypervisor.sev().is_none() => {
+                Err(super::machines::no_sev(hypervisor))
+            }
+            Ok(_) | Err(_) => Ok(()),
         }
     }
 
-    pub fn need_kvm(&self) -> Result<&KvmHost, HostError> {
-        self.kvm.as_ref().map_err(|why| HostError::CapabilityMissing { what: "kvm", why: why.clone() })
+    /// What runs a guest's mirrors.
+    pub fn hypervisor(&self, spec: &DriverSpec) -> Result<&dyn Hypervisor, HostError> {
+        let missing = |why: &str| HostError::CapabilityMissing { what: "kvm", why: why.to_owned() };
+        self.hypervisor_of(self.driver(spec)?).map_err(missing)
+    }
+
+    /// What runs the mirrors of a driver's guests, or why there is none.
+    pub fn hypervisor_of(&self, driver: &dyn Driver) -> Result<&dyn Hypervisor, &str> {
+        match driver.mirrors_on() {
+            MirrorsOn::Software => Ok(&self.emulated),
+            MirrorsOn::Kvm => self.kvm.as_ref().map(|kvm| kvm as &dyn Hypervisor).map_err(String::as_str),
+        }
     }
 
     /// Whether the state directory has so little room that the next write may not fit, looked at once a
@@ -552,10 +583,4 @@ impl Drop for GuestClaim {
     fn drop(&mut self) {
         self.inner.claims().remove(&self.id);
     }
-}
-
-/// Where QEMU is, when it is.
-pub(super) fn qemu_binary() -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|dir| dir.join("qemu-system-x86_64")).find(|p| p.is_file())
 }

@@ -1,40 +1,30 @@
 //! Making machines, plans and mirrors of what a host manages.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use zeroize::Zeroizing;
 
 use super::guests::command::Command;
 use super::guests::entry::GuestEntry;
-use super::inner::{Inner, qemu_binary};
-use super::{DriverSpec, Fill, GuestRecord, GuestSpec, HostError, LaunchMirror, SevSpec, WorkloadSpec};
+use super::inner::Inner;
+use super::{DriverSpec, GuestRecord, GuestSpec, HostError, LaunchMirror, SevSpec};
 use crate::address_space::{
-    self, Confidentiality, Declaration, GuestLayout, HelperPlacement, HostLimits, MailboxSize, MirrorPlan,
-    PlanRequest, PspVia, Refusal, Shift, Strategy,
+    self, Confidentiality, Declaration, GuestLayout, HostLimits, MailboxSize, MirrorPlan, PlanRequest,
+    Refusal, Strategy, StrategyKind,
 };
 use crate::boot_files::BootFiles;
-use crate::guest::embedded::{Embedded, EmbeddedSetup, EmbeddedSpec, SevSetup, level};
-use crate::guest::qemu::{QEMU_RESERVED, QemuMachine, QemuMachineSpec};
+use crate::guest::drivers::{Beginning, Body, Definition, Driver, LayoutFault, MirrorsOn, Order};
+use crate::guest::embedded::{SevSetup, level};
 use crate::guest::{CarriedReadiness, Machine, MachineError};
 use crate::hypervisor::Hypervisor;
 use crate::memory::{Backing, Budget, Claim, GuestRam, MemoryError, Purpose};
 use crate::mirror::{HelperImage, HelperSource, Mirror, MirrorError};
 use crate::pages::PageSet;
-use crate::qemu::UserPool;
 use crate::sev::Policy;
 
 /// Slots of a worker: the helper seals half of them while the others are being sent. More were no faster
 /// here, and each costs half a MiB.
 const SLOTS: u32 = 5;
-/// The strategies that an encrypted guest's helper is loaded for at launch.
-const LAUNCHED: [Strategy; 5] = [
-    Strategy::Shifted { shift: Shift::FourGib },
-    Strategy::Shifted { shift: Shift::MaxPhys },
-    Strategy::IdentityCbit,
-    Strategy::Declared,
-    Strategy::PspCopied { via: PspVia::LaunchUpdate },
-];
 
 /// What a machine that waits for its memory must be told.
 pub(super) struct IncomingMachine<'a> {
@@ -43,11 +33,6 @@ pub(super) struct IncomingMachine<'a> {
     pub readiness: CarriedReadiness,
     /// The mirror that the migration uses.
     pub mirror: LaunchMirror,
-}
-
-/// Bytes of what a guest boots from.
-fn file_bytes(boot: Option<&BootFiles>) -> u64 {
-    boot.map_or(0, |b| b.kernel.bytes.saturating_add(b.initrd.map_or(0, |i| i.bytes)))
 }
 
 /// Memory of a guest that is about to be: there is enough of it, and nobody else gets it.
@@ -103,28 +88,11 @@ pub struct PlanOptions {
 impl Inner {
     /// A guest's layout with the blocks that are not its own: save areas, the helper's.
     pub fn layout_for(&self, driver: &DriverSpec, bare: &GuestLayout) -> Result<GuestLayout, HostError> {
-        let placed = |mut e: Vec<_>| HostError::internal("placing the helper's block", e.swap_remove(0));
-        let bare = match driver.sev() {
-            // One more than the workload's vCPUs: the firmware's.
-            Some(SevSpec { es: true, .. }) => bare.with_save_areas(driver.vcpus() + 1).map_err(placed)?,
-            _ => bare.clone(),
-        };
-        // Nobody logs the writes of QEMU's guests: their helper finds them, and needs room for it.
-        let size = match driver {
-            DriverSpec::Qemu { .. } => HelperPlacement::block_size_with_digests(self.image.header(), &bare),
-            DriverSpec::Embedded { .. } | DriverSpec::Emulated { .. } => {
-                HelperPlacement::block_size(self.image.header(), &bare)
-            }
-        };
-        let size = size.ok_or(HostError::NoResources { what: "helper memory", source: None })?;
-        let layout = match driver {
-            DriverSpec::Embedded { .. } | DriverSpec::Emulated { .. } => bare.with_helper(size, true),
-            DriverSpec::Qemu { .. } => {
-                let from = bare.ram_end().checked_add(QEMU_RESERVED).unwrap_or(bare.ram_end());
-                bare.with_helper_after(from, size, false)
-            }
-        };
-        layout.map_err(placed)
+        let layout = self.driver(driver)?.layout(driver, bare, self.image.header());
+        layout.map_err(|fault| match fault {
+            LayoutFault::HelperMemory => HostError::NoResources { what: "helper memory", source: None },
+            LayoutFault::Placing(e) => HostError::internal("placing the helper's block", e),
+        })
     }
 
     /// Claims all the memory that a guest is going to have, and maps it; nothing of it is touched.
@@ -134,24 +102,35 @@ impl Inner {
         layout: &GuestLayout,
         boot: Option<&BootFiles>,
     ) -> Result<GuestMemory, HostError> {
-        let own = self.process_bytes(&spec.driver, boot);
+        let driver = self.driver(&spec.driver)?;
+        let own = driver.own_bytes(&spec.driver, boot);
         let claim = |bytes| Budget::of_this_process().claim(bytes, Backing::Anonymous, Purpose::Guest);
         let process = own.map(claim).transpose()?;
-        let ram = GuestRam::allocate_first(&Arc::new(layout.clone()), backings_of(spec));
+        let ram = driver.memory(&Arc::new(layout.clone()), backings_of(driver, spec.backing));
         Ok(GuestMemory { ram: ram.map_err(|e| HostError::memory("making memory for a guest", e))?, process })
     }
 
     /// Whether [`Inner::memory_for`] a guest as it is would find enough now; claims nothing.
     pub fn has_memory_for(&self, record: &GuestRecord) -> Result<(), HostError> {
-        let own = self.process_bytes(&record.spec.driver, record.boot.as_ref());
-        Ok(GuestRam::has_room(&record.layout, backings_of(&record.spec), own.unwrap_or(0))?)
+        let driver = self.driver(&record.spec.driver)?;
+        let own = driver.own_bytes(&record.spec.driver, record.boot.as_ref());
+        let backings = backings_of(driver, record.spec.backing);
+        Ok(GuestRam::has_room(&record.layout, backings, own.unwrap_or(0))?)
     }
 
-    /// What a guest's process takes beside the guest's memory.
-    fn process_bytes(&self, driver: &DriverSpec, boot: Option<&BootFiles>) -> Option<u64> {
-        let DriverSpec::Qemu { accel, .. } = driver else { return None };
-        // The sealed copies, and what QEMU reads of them.
-        Some(self.choose_accel(*accel).own_bytes().saturating_add(file_bytes(boot).saturating_mul(2)))
+    /// What a definition's files hold; `None` for a driver that reads none. The files are opened here, so
+    /// that a definition that is taken named files that could be read.
+    pub fn boot_facts(&self, spec: &GuestSpec) -> Result<Option<BootFiles>, HostError> {
+        let driver = self.driver(&spec.driver)?;
+        driver.boot_files(&definition(spec), &self.image_directories).map_err(HostError::Invalid)
+    }
+
+    /// What a guest's RAM would lie on now.
+    pub fn backing_of(&self, record: &GuestRecord) -> Backing {
+        let driver = self.drivers.of(&record.spec.driver);
+        let list = driver.map_or(&[Backing::Memfd][..], |d| backings_of(d, record.spec.backing));
+        let found = list.iter().find(|b| GuestRam::has_room(&record.layout, &[**b], 0).is_ok());
+        found.or(list.last()).copied().unwrap_or(Backing::Memfd)
     }
 
     /// A machine for a guest, paused: booted afresh, or (`incoming`) waiting for memory and state.
@@ -162,67 +141,17 @@ impl Inner {
         memory: GuestMemory,
         incoming: Option<IncomingMachine<'_>>,
     ) -> Result<Made, MakeError> {
-        let GuestMemory { ram, process } = memory;
-        let ram = settled(ram, &record.spec)?;
-        let boot = incoming.is_none();
-        let (secret, machine_type, readiness, mirror) = match incoming {
-            Some(i) => (i.secret, i.machine_type.map(str::to_owned), Some(i.readiness), Some(i.mirror)),
-            None => (fresh_secret()?, None, None, None),
-        };
-        let made = match &record.spec.driver {
-            DriverSpec::Embedded { vcpus, workload, sev } | DriverSpec::Emulated { vcpus, workload, sev } => {
-                let hypervisor = self.hypervisor(&record.spec.driver)?;
-                let machine =
-                    self.embedded(record, entry, (*vcpus, workload), hypervisor, ram, secret, boot)?;
-                let mirror = sev.as_ref().filter(|s| s.es).map(|s| mirror.unwrap_or(s.mirror));
-                self.launched(record, machine, mirror)?
+        let spec = &record.spec.driver;
+        let driver = self.driver(spec)?;
+        self.check_starts(spec)?;
+        let GuestMemory { ram, process: own_memory } = memory;
+        let ram = settled(ram, driver, backings_of(driver, record.spec.backing))?;
+        let (secret, beginning, readiness, mirror) = match incoming {
+            Some(i) => {
+                let beginning = Beginning::Arrival { machine_type: i.machine_type };
+                (i.secret, beginning, Some(i.readiness), Some(i.mirror))
             }
-            DriverSpec::Qemu { vcpus, append, accel, .. } => {
-                let (kernel, initrd) = self.boot_copies(record)?;
-                // They are there now, and are none of what the process will have for itself.
-                process.iter().for_each(|claim| claim.was_taken(file_bytes(record.boot.as_ref())));
-                let lease = |pool: &UserPool| pool.lease().ok_or(MachineError::NoUser);
-                let user = self.qemu_users.as_ref().map(lease).transpose()?;
-                let spec = QemuMachineSpec {
-                    binary: qemu_binary().ok_or(MachineError::Unsupported { what: "find QEMU" })?,
-                    machine_type: machine_type.unwrap_or_else(|| "pc".into()),
-                    accel: self.choose_accel(*accel),
-                    vcpus: *vcpus,
-                    kernel,
-                    initrd,
-                    append: append.clone(),
-                    user,
-                    memory: process,
-                    incoming: !boot,
-                };
-                let mut machine = QemuMachine::launch(spec, ram, secret)?;
-                let layout = if boot { machine.true_layout(&record.layout)? } else { record.layout.clone() };
-                Made { machine: Box::new(machine), layout, mirror: None }
-            }
-        };
-        if let Some(readiness) = readiness {
-            made.machine.migration_control().adopt(readiness);
-        }
-        Ok(made)
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "all of it goes into one setup")]
-    fn embedded(
-        &self,
-        record: &GuestRecord,
-        entry: &GuestEntry,
-        (vcpus, workload): (u32, &WorkloadSpec),
-        hypervisor: &dyn Hypervisor,
-        ram: GuestRam,
-        secret: Zeroizing<[u8; 32]>,
-        boot: bool,
-    ) -> Result<Embedded, MakeError> {
-        let spec = EmbeddedSpec {
-            vcpus,
-            fill: workload.fill == Fill::Random,
-            working_set: workload.working_set_bytes,
-            dirty_bytes_per_second: workload.dirty_bytes_per_second,
-            withdraw_after: workload.withdraws_readiness_after_ms.map(Duration::from_millis),
+            None => (fresh_secret()?, Beginning::Boot, None, None),
         };
         let sender = entry.sender();
         let on_end = Arc::new(move |end| {
@@ -234,45 +163,58 @@ impl Inner {
             let _ = sender.try_send((Command::Touch, None));
         });
         let home = self.home_layout(record)?;
-        let driver = &record.spec.driver;
-        let setup = EmbeddedSetup {
+        let hypervisor = self.hypervisor_of(driver).ok();
+        let body = driver.make(Order {
             name: &short_name(record),
+            spec,
             home: &home,
+            layout: &record.layout,
             ram,
-            helper_image: self.image.bytes(),
             secret,
-            boot,
-            declaration: self.reference_declaration(driver, &home),
-            check_declaration: self.declaration_check(driver, &home),
-            on_readiness,
-            sev: self.sev_setup(driver, &home, hypervisor)?,
+            beginning,
+            hypervisor,
+            helper_image: self.image.bytes(),
+            declaration: self.reference_declaration(spec, &home),
+            check_declaration: self.declaration_check(spec, &home),
+            sev: hypervisor.map(|h| self.sev_setup(spec, &home, h)).transpose()?.flatten(),
+            images: &self.image_directories,
+            boot: record.boot.as_ref(),
+            own_memory,
             on_end,
-        };
-        Ok(Embedded::new(hypervisor, &spec, setup)?)
+            on_readiness,
+        })?;
+        let es = self.facts(spec).sev.filter(|s| s.es);
+        let made = self.launched(record, body, es.map(|s| mirror.unwrap_or(s.mirror)))?;
+        if let Some(readiness) = readiness {
+            made.machine.migration_control().adopt(readiness);
+        }
+        Ok(made)
     }
 
     /// Ends the launch of an encrypted guest; with SEV-ES its mirror is made on the way.
     fn launched(
         &self,
         record: &GuestRecord,
-        mut machine: Embedded,
+        body: Body,
         mirror: Option<LaunchMirror>,
     ) -> Result<Made, MakeError> {
+        let Body { mut machine, layout } = body;
         let mut made = None;
         if let Some(m) = mirror {
-            made = Some(self.build_mirror(record, &machine, (m.strategy, m.workers), &self.image, true)?);
+            let kind = (m.strategy, m.workers);
+            made = Some(self.build_mirror(record, machine.as_ref(), kind, &self.image, true)?);
         }
         let areas = made.as_ref().map_or(&[][..], Mirror::launched_areas);
         machine.finish_launch(areas)?;
         if let Some(mirror) = &mut made {
             mirror.wake().map_err(mirror_error)?;
         }
-        Ok(Made { machine: Box::new(machine), layout: record.layout.clone(), mirror: made })
+        Ok(Made { machine, layout, mirror: made })
     }
 
     /// The layout that a guest was defined with: what its own page tables know.
     fn home_layout(&self, record: &GuestRecord) -> Result<GuestLayout, HostError> {
-        let bare = super::validate::guest(&record.spec)?;
+        let bare = super::validate::guest(&self.drivers, &record.spec)?;
         self.layout_for(&record.spec.driver, &bare)
     }
 
@@ -282,18 +224,18 @@ impl Inner {
         home: &GuestLayout,
         hypervisor: &dyn Hypervisor,
     ) -> Result<Option<SevSetup>, HostError> {
-        let Some(sev) = driver.sev() else { return Ok(None) };
+        let Some(sev) = self.facts(driver).sev else { return Ok(None) };
         let platform = hypervisor.sev().ok_or_else(|| no_sev(hypervisor))?;
         let level = level(platform.as_ref(), sev.es);
         let declaration = self.reference_declaration(driver, home);
         let mut sets = Vec::new();
-        for strategy in LAUNCHED {
+        for strategy in StrategyKind::ALL.iter().flat_map(|kind| kind.facts().at_launch) {
             // What cannot be planned now cannot be made later either; the refusal comes when somebody asks
             // for it.
             if let Ok(plan) = address_space::plan(&self.request(
                 driver,
                 home,
-                strategy,
+                *strategy,
                 1,
                 declaration.as_ref(),
                 &self.image,
@@ -347,13 +289,14 @@ impl Inner {
         declaration: Option<&'a Declaration>,
         image: &'a HelperImage,
     ) -> PlanRequest<'a> {
-        let confidentiality = match driver.sev() {
+        let sev = self.facts(driver).sev;
+        let confidentiality = match &sev {
             None => Confidentiality::None,
             Some(SevSpec { es: false, .. }) => Confidentiality::Sev,
             Some(SevSpec { es: true, .. }) => Confidentiality::SevEs,
         };
         // Page tables of an encrypted guest's helper are made before anybody knows how many workers it gets.
-        let workers = if driver.sev().is_some() { mirrorvm_abi::layout::WORKERS_MAX } else { workers };
+        let workers = if sev.is_some() { mirrorvm_abi::layout::WORKERS_MAX } else { workers };
         PlanRequest {
             layout,
             helper: image.header(),
@@ -395,10 +338,10 @@ impl Inner {
     /// declare.
     pub fn known_declaration(&self, entry: &GuestEntry, record: &GuestRecord) -> Option<Declaration> {
         let driver = &record.spec.driver;
-        match (entry.readiness(), driver) {
+        match (entry.readiness(), self.drivers.of(driver).is_ok_and(Driver::declares)) {
             (Some(readiness), _) => readiness.declaration.as_deref().cloned(),
-            (None, DriverSpec::Qemu { .. }) => None,
-            (None, DriverSpec::Embedded { .. } | DriverSpec::Emulated { .. }) => {
+            (None, false) => None,
+            (None, true) => {
                 self.home_layout(record).ok().and_then(|home| self.reference_declaration(driver, &home))
             }
         }
@@ -406,29 +349,30 @@ impl Inner {
 
     /// Whether a guest of this driver can have a mirror of this strategy at all, whatever its layout.
     pub fn check_strategy(&self, driver: &DriverSpec, strategy: Strategy) -> Result<(), HostError> {
-        if !matches!(strategy, Strategy::PspCopied { via: PspVia::SendReceive }) {
+        // The planner refuses what the guest itself rules out, an unencrypted one among that.
+        let Some(sev) = self.facts(driver).sev.filter(|_| strategy.is_sent_by_firmware()) else {
             return Ok(());
-        }
+        };
         let cannot = |why: &str| {
             let why = why.to_owned();
             Err(HostError::CapabilityMissing { what: "psp-copied by send-receive", why })
         };
-        match (driver, driver.sev()) {
-            // The planner refuses it, as it refuses whatever the guest itself rules out.
-            (_, None) => Ok(()),
-            (_, Some(sev)) if sev.es => cannot(
+        if sev.es {
+            return cannot(
                 "with SEV-ES the mirror is made during the launch, and firmware sends running guests only",
-            ),
-            (DriverSpec::Emulated { .. }, Some(sev)) if sev.policy.has(Policy::NOKS) => {
+            );
+        }
+        match self.driver(driver)?.mirrors_on() {
+            MirrorsOn::Software if sev.policy.has(Policy::NOKS) => {
                 let why = "NOKS: the firmware does not share the guest's key with another guest".to_owned();
                 Err(HostError::PolicyForbids { why })
             }
-            (DriverSpec::Emulated { .. }, Some(sev)) if sev.policy.has(Policy::NOSEND) => {
+            MirrorsOn::Software if sev.policy.has(Policy::NOSEND) => {
                 let why = "NOSEND: the firmware refuses SEND_START".to_owned();
                 Err(HostError::PolicyForbids { why })
             }
-            (DriverSpec::Emulated { .. }, Some(_)) => Ok(()),
-            (DriverSpec::Embedded { .. } | DriverSpec::Qemu { .. }, Some(_)) => cannot(
+            MirrorsOn::Software => Ok(()),
+            MirrorsOn::Kvm => cannot(
                 "KVM refuses RECEIVE commands on a VM that shares another's context, and copying a context into a VM that \
                  has one; use launch-update",
             ),
@@ -528,35 +472,30 @@ pub(super) fn fresh_secret() -> Result<Zeroizing<[u8; 32]>, MachineError> {
     Ok(secret)
 }
 
-/// What a guest's RAM may lie on, the best first: what was asked for, or transparent huge pages where guest
-/// and mirror are of one process, and for QEMU a file, on reserved huge pages if there are enough of them.
-const fn backings_of(spec: &GuestSpec) -> &'static [Backing] {
-    match (spec.backing, &spec.driver) {
-        (Some(Backing::Anonymous), _) | (None, DriverSpec::Embedded { .. } | DriverSpec::Emulated { .. }) => {
-            &[Backing::Anonymous]
-        }
-        (Some(Backing::Memfd), _) => &[Backing::Memfd],
-        (Some(Backing::Hugetlb), _) => &[Backing::Hugetlb],
-        (None, DriverSpec::Qemu { .. }) => &[Backing::Hugetlb, Backing::Memfd],
-    }
+/// What of a definition is its driver's to judge.
+pub(super) fn definition(spec: &GuestSpec) -> Definition<'_> {
+    Definition { spec: &spec.driver, blocks: &spec.blocks, backing: spec.backing }
 }
 
-/// What a guest's RAM would lie on now.
-pub(super) fn backing_of(record: &GuestRecord) -> Backing {
-    let list = backings_of(&record.spec);
-    let found = list.iter().find(|b| GuestRam::has_room(&record.layout, &[**b], 0).is_ok());
-    found.or(list.last()).copied().unwrap_or(Backing::Memfd)
+/// What a guest's RAM may lie on, the best first: what was asked for, or else what its driver prefers.
+fn backings_of(driver: &dyn Driver, asked: Option<Backing>) -> &'static [Backing] {
+    match asked {
+        None => driver.backings(),
+        Some(Backing::Anonymous) => &[Backing::Anonymous],
+        Some(Backing::Memfd) => &[Backing::Memfd],
+        Some(Backing::Hugetlb) => &[Backing::Hugetlb],
+    }
 }
 
 /// Memory whose reserved pages are there. Where a guest does not insist on them, it gets other memory if they
 /// are not.
-fn settled(ram: GuestRam, spec: &GuestSpec) -> Result<GuestRam, MachineError> {
-    match (ram.take_reserved(), backings_of(spec)) {
+fn settled(ram: GuestRam, driver: &dyn Driver, backings: &[Backing]) -> Result<GuestRam, MachineError> {
+    match (ram.take_reserved(), backings) {
         (Err(MemoryError::NotEnough(why)), [first, rest @ ..]) if !rest.is_empty() => {
             tracing::info!(%why, backing = first.name(), "a guest gets other memory");
             let layout = Arc::new(GuestLayout::clone(&ram.layout()));
             drop(ram);
-            Ok(GuestRam::allocate_first(&layout, rest)?)
+            Ok(driver.memory(&layout, rest)?)
         }
         (taken, _) => {
             taken?;

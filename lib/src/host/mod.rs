@@ -31,7 +31,7 @@ use crate::store::Ledger;
 use crate::transport::{Advertised, PeerListener};
 
 pub use act::{Act, Along, Effect, Riding};
-pub use capabilities::{Capabilities, HostInfo, MissingCapability};
+pub use capabilities::{Capabilities, HostInfo};
 pub use error::{FieldError, HostError};
 pub use expected::Expected;
 pub use faults::Fault;

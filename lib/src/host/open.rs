@@ -16,10 +16,9 @@ use super::{
     Fault, GuestRecord, GuestState, Host, MigrationDirection, MigrationRecord, MigrationState, PeerRecord,
 };
 use crate::boot_files::{DirectoryError, ImageDirectories};
-use crate::guest::MachineError;
+use crate::guest::{Drivers, MachineError};
 use crate::hypervisor::kvm::KvmHost;
 use crate::memory::Budget;
-use crate::qemu::{QemuUsers, UserPool};
 use crate::store::ledger::{EVENTS_KEPT, Log};
 use crate::store::state_files::{Doubt, UNCONFIRMED};
 use crate::store::{Batch, Kind, Ledger, Store, StoreError};
@@ -44,8 +43,8 @@ pub struct HostConfig {
     /// Directories that files named by definitions of guests may come from; none: no definition may name a
     /// file.
     pub image_directories: Vec<PathBuf>,
-    /// Whom QEMU processes run as where this process is root.
-    pub qemu_users: QemuUsers,
+    /// What runs guests: by default the stock drivers.
+    pub drivers: Drivers,
     /// Bytes of memory that guests leave to this process and the rest of the host; `None`: a part of what
     /// there is. Of hosts of one process the last one's counts.
     pub memory_reserve: Option<u64>,
@@ -130,12 +129,9 @@ impl Host {
             }
         };
         let kvm = KvmHost::open().map_err(|e| super::faults::chain(&e));
-        // Two daemons of one host begin with different users.
-        let pool = || UserPool::new(config.qemu_users, std::process::id());
-        let users = rustix::process::geteuid().is_root().then(pool);
         let page_secret = page_secret(&store)?;
         let kept = (store, ledger, page_secret);
-        let inner = Arc::new(Inner::new(dir, id, name, kept, identity, kvm, (images, users)));
+        let inner = Arc::new(Inner::new(dir, id, name, kept, identity, kvm, (images, config.drivers)));
         inner.load_settings()?;
         super::migrations::endings::recover(&inner).await?;
         reconcile(&inner)?;

@@ -1,35 +1,23 @@
 //! Checks of what callers ask for. Pure: every problem found, none fixed.
 
-use std::ops::RangeInclusive;
-
 use uuid::Uuid;
 
-use super::{
-    DriverSpec, FieldError, GuestSpec, HostError, Labels, MigrationSpec, MirrorSpec, PeerSpec, SevSpec,
-    bounds,
-};
-use crate::addr::{PAGE_2M, PAGE_SIZE};
-use crate::address_space::{GuestLayout, HELPER_BLOCK, LayoutError, PspVia, Strategy, VMSA_BLOCK};
+use super::machines::definition;
+use super::{FieldError, GuestSpec, HostError, Labels, MigrationSpec, MirrorSpec, PeerSpec, bounds};
+use crate::addr::PAGE_2M;
+use crate::address_space::{GuestLayout, HELPER_BLOCK, LayoutError, VMSA_BLOCK};
+use crate::guest::drivers::{Drivers, UnknownDriver};
 use crate::memory::Backing;
 use crate::mirror::{FIFO_PRIORITIES, NICE, Placement, Scheduler};
-use crate::qemu::{MEMORY_UNIT, is_command_line};
-use crate::sev::Policy;
 use crate::transport::{Unconnectable, check_reachable};
 
-/// Notes `value` where it is out of its bound.
-fn check_bound(at: impl Into<String>, value: u64, bound: &RangeInclusive<u64>, errors: &mut Vec<FieldError>) {
-    if !bound.contains(&value) {
-        let detail = format!("{value} is not between {} and {}", bound.start(), bound.end());
-        errors.push(FieldError::new(at, "out_of_range", detail));
-    }
-}
-
 /// A guest's definition; gives its layout without the helper's block.
-pub(super) fn guest(spec: &GuestSpec) -> Result<GuestLayout, HostError> {
+pub(super) fn guest(drivers: &Drivers, spec: &GuestSpec) -> Result<GuestLayout, HostError> {
+    let missing = |e: UnknownDriver| HostError::CapabilityMissing { what: "driver", why: e.to_string() };
+    let driver = drivers.of(&spec.driver).map_err(missing)?;
     let mut errors = Vec::new();
     check_name(&spec.name, &mut errors);
     check_labels(&spec.labels, &mut errors);
-    check_bound("/driver/vcpus", spec.driver.vcpus().into(), &bounds::VCPUS, &mut errors);
     if spec.backing == Some(Backing::Hugetlb) {
         for (i, block) in
             spec.blocks.iter().enumerate().filter(|(_, b)| !b.size_bytes.is_multiple_of(PAGE_2M))
@@ -47,69 +35,10 @@ pub(super) fn guest(spec: &GuestSpec) -> Result<GuestLayout, HostError> {
     }
     let layout =
         GuestLayout::assign(&spec.blocks).map_err(|list| errors.extend(list.iter().map(block_error)));
-    match &spec.driver {
-        DriverSpec::Embedded { workload, sev, .. } | DriverSpec::Emulated { workload, sev, .. } => {
-            if let Some(sev) = sev {
-                check_sev(sev, &mut errors);
-            }
-            let ram: u64 = spec.blocks.iter().map(|b| b.size_bytes).fold(0, u64::saturating_add);
-            let set = workload.working_set_bytes;
-            if set % PAGE_SIZE != 0 || set > ram / 2 {
-                let detail = format!("{set} is not a multiple of 4096 up to half of the RAM ({})", ram / 2);
-                errors.push(FieldError::new("/driver/workload/working_set_bytes", "out_of_range", detail));
-            }
-            let at = "/driver/workload/dirty_bytes_per_second";
-            check_bound(at, workload.dirty_bytes_per_second, &bounds::DIRTY_RATE, &mut errors);
-        }
-        DriverSpec::Qemu { append, .. } => {
-            if spec.backing == Some(Backing::Anonymous) {
-                let detail = "anonymous memory cannot be shared with QEMU's process; take memfd or hugetlb";
-                errors.push(FieldError::new("/memory/backing", "impossible", detail));
-            }
-            check_qemu(spec, append, &mut errors);
-        }
-    }
+    driver.check(&definition(spec), &mut errors);
     match layout {
         Ok(layout) if errors.is_empty() => Ok(layout),
         _ => Err(HostError::Invalid(errors)),
-    }
-}
-
-/// Bits of a policy that mean something: six flags, and the least API version.
-const POLICY_BITS: u32 = 0xffff_003f;
-
-fn check_sev(sev: &SevSpec, errors: &mut Vec<FieldError>) {
-    let policy = sev.policy.0;
-    if policy & !POLICY_BITS != 0 {
-        let detail = format!("{policy:#x} has reserved bits set (6 to 15)");
-        errors.push(FieldError::new("/driver/sev/policy", "out_of_range", detail));
-    }
-    if sev.policy.has(Policy::ES) != sev.es {
-        let detail = format!("policy {policy:#x} and es {} contradict each other (bit 2 is ES)", sev.es);
-        errors.push(FieldError::new("/driver/sev/es", "contradiction", detail));
-    }
-    if sev.es && matches!(sev.mirror.strategy, Strategy::PspCopied { via: PspVia::SendReceive }) {
-        let detail = "with SEV-ES the mirror is made during the launch, and firmware sends running guests only; KVM has \
-                      no RECEIVE_UPDATE_VMSA for its vCPUs either";
-        errors.push(FieldError::new("/driver/sev/mirror/strategy", "impossible", detail));
-    }
-    check_bound("/driver/sev/mirror/workers", sev.mirror.workers.into(), &bounds::WORKERS, errors);
-}
-
-fn check_qemu(spec: &GuestSpec, append: &str, errors: &mut Vec<FieldError>) {
-    let one = matches!(spec.blocks.as_slice(), [b] if b.gpa.is_some_and(|g| g.get() == 0)
-        && b.size_bytes.is_multiple_of(MEMORY_UNIT));
-    if !one {
-        let detail = "a qemu guest has one block, of whole MiB, at GPA 0";
-        errors.push(FieldError::new("/memory/blocks", "unsupported_layout", detail));
-    }
-    if !is_command_line(append) {
-        let detail = format!(
-            "{} bytes are given: at most {}, without control characters, make a kernel command line",
-            append.len(),
-            bounds::APPEND_BYTES.end()
-        );
-        errors.push(FieldError::new("/driver/append", "out_of_range", detail));
     }
 }
 
@@ -140,7 +69,7 @@ fn block_error(e: &LayoutError) -> FieldError {
 /// What a caller wants of a mirror.
 pub(super) fn mirror(spec: &MirrorSpec) -> Result<(), HostError> {
     let mut errors = placement("/placement", &spec.options.placement);
-    check_bound("/workers", spec.workers.into(), &bounds::WORKERS, &mut errors);
+    FieldError::check_bound("/workers", spec.workers.into(), &bounds::WORKERS, &mut errors);
     if errors.is_empty() { Ok(()) } else { Err(HostError::Invalid(errors)) }
 }
 
@@ -178,12 +107,22 @@ pub(super) fn placement(at: &str, placement: &Placement) -> Vec<FieldError> {
 pub(super) fn migration(spec: &MigrationSpec) -> Result<(), HostError> {
     let mut errors = Vec::new();
     let limits = &spec.limits;
-    check_bound("/streams", spec.streams.into(), &bounds::STREAMS, &mut errors);
-    check_bound("/limits/downtime_ms", limits.downtime_ms, &bounds::DOWNTIME_MS, &mut errors);
-    check_bound("/limits/timeout_ms", limits.timeout_ms, &bounds::TIMEOUT_MS, &mut errors);
-    check_bound("/limits/stall_timeout_ms", limits.stall_timeout_ms, &bounds::STALL_TIMEOUT_MS, &mut errors);
+    FieldError::check_bound("/streams", spec.streams.into(), &bounds::STREAMS, &mut errors);
+    FieldError::check_bound("/limits/downtime_ms", limits.downtime_ms, &bounds::DOWNTIME_MS, &mut errors);
+    FieldError::check_bound("/limits/timeout_ms", limits.timeout_ms, &bounds::TIMEOUT_MS, &mut errors);
+    FieldError::check_bound(
+        "/limits/stall_timeout_ms",
+        limits.stall_timeout_ms,
+        &bounds::STALL_TIMEOUT_MS,
+        &mut errors,
+    );
     if let Some(bandwidth) = limits.bandwidth_bytes_per_second {
-        check_bound("/limits/bandwidth_bytes_per_second", bandwidth, &bounds::BANDWIDTH, &mut errors);
+        FieldError::check_bound(
+            "/limits/bandwidth_bytes_per_second",
+            bandwidth,
+            &bounds::BANDWIDTH,
+            &mut errors,
+        );
     }
     errors.extend(placement("/mirror/placement", &spec.template.placement));
     if errors.is_empty() { Ok(()) } else { Err(HostError::Invalid(errors)) }

@@ -121,7 +121,7 @@ impl From<MissingCapability> for Missing {
 
 impl From<Capabilities> for HostCapabilities {
     fn from(c: Capabilities) -> Self {
-        let users = c.qemu_users.map(|users| {
+        let users = c.process_users.map(|users| {
             let (first, last) = users.range();
             QemuUserRange { first, last }
         });
@@ -148,7 +148,7 @@ impl From<Capabilities> for HostCapabilities {
             helper_abi: HelperAbiRange { min: c.helper_abi.0, max: c.helper_abi.1 },
             helper_measurement: sha256_text(&c.helper_measurement),
             protocol_versions: c.protocol_versions,
-            qemu: c.qemu_accel.map(|(accel, reason)| QemuCapability { accel, reason, users }),
+            qemu: c.accelerator.map(|(accel, reason)| QemuCapability { accel, reason, users }),
             missing: c.missing.into_iter().map(Missing::from).collect(),
         }
     }

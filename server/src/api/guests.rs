@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use mirrorvm::addr::{Gpa, PAGE_SIZE};
 use mirrorvm::address_space::BlockSpec;
 use mirrorvm::boot_files::BootFile;
-use mirrorvm::guest::{Readiness, ReadinessReason};
+use mirrorvm::guest::{DriverSpec, Drivers, Readiness, ReadinessReason};
 use mirrorvm::host::{ConsoleChunk, GuestRecord, GuestSpec};
 use mirrorvm::memory::Backing;
 use serde::Serialize;
@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::decode::{Decode, Errors, Fields, Node, one_of};
-use super::driver::{DriverBody, driver_spec};
+use super::driver::DriverBody;
 use super::{Fault, Preview, sha256_text};
 use crate::problem::MAX_SAFE_INTEGER;
 
@@ -32,7 +32,8 @@ pub struct GuestCreate {
     #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", example = "g1")]
     pub name: String,
     /// How the guest runs.
-    pub driver: DriverBody,
+    #[schema(value_type = DriverBody)]
+    pub driver: DriverSpec,
     /// The guest's RAM.
     pub memory: MemoryBody,
     /// Labels of your choice: at most 64, with keys of 1 to 63 bytes and values of 0 to 255 bytes.
@@ -125,12 +126,15 @@ pub struct BlockBody {
     pub gpa: Option<u64>,
 }
 
-impl Decode for GuestCreate {
-    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+impl GuestCreate {
+    /// Decodes a definition for a daemon with these drivers, noting every problem.
+    pub fn decode(node: &Node<'_>, errors: &mut Errors, drivers: &Drivers) -> Option<Self> {
         let mut f = Fields::open(node, errors)?;
         let name = f.required("name");
-        let driver = f.required("driver");
-        let memory = f.required("memory");
+        // What is left out of a driver's part may depend on how much RAM there is.
+        let memory: Option<MemoryBody> = f.required("memory");
+        let ram = memory.as_ref().map_or(0, MemoryBody::bytes);
+        let driver = f.required_by("driver", |node, errors| drivers.read(node, errors, ram));
         let labels = f.or("labels", BTreeMap::new());
         f.done()?;
         Some(Self { name: name?, driver: driver?, memory: memory?, labels: labels? })
@@ -153,6 +157,13 @@ impl Decode for GuestConfirm {
         let confirm = f.required("confirm");
         f.done()?;
         Some(Self { confirm: confirm? })
+    }
+}
+
+impl MemoryBody {
+    /// Bytes of all blocks.
+    fn bytes(&self) -> u64 {
+        self.blocks.iter().map(|b| b.size_bytes).fold(0, u64::saturating_add)
     }
 }
 
@@ -185,10 +196,9 @@ impl From<BlockBody> for BlockSpec {
 
 impl From<GuestCreate> for GuestSpec {
     fn from(body: GuestCreate) -> Self {
-        let ram: u64 = body.memory.blocks.iter().fold(0, |sum, b| sum.saturating_add(b.size_bytes));
         Self {
             name: body.name,
-            driver: driver_spec(body.driver, ram),
+            driver: body.driver,
             blocks: body.memory.blocks.into_iter().map(BlockSpec::from).collect(),
             backing: body.memory.backing.into(),
             labels: body.labels,
@@ -327,14 +337,9 @@ pub struct Protection {
     pub promise: &'static str,
 }
 
-impl From<GuestRecord> for Guest {
-    fn from(record: GuestRecord) -> Self {
-        Self::from(&record)
-    }
-}
-
-impl From<&GuestRecord> for Guest {
-    fn from(record: &GuestRecord) -> Self {
+impl Guest {
+    /// A guest of a daemon with these drivers.
+    pub fn of(record: &GuestRecord, drivers: &Drivers) -> Self {
         use mirrorvm::host::ProtectionLevel;
         let promise = match record.protection {
             ProtectionLevel::None => {
@@ -356,7 +361,7 @@ impl From<&GuestRecord> for Guest {
         Self {
             id: record.id,
             name: record.spec.name.clone(),
-            driver: record.spec.driver.clone().into(),
+            driver: DriverBody::shown(&record.spec.driver, drivers),
             memory: GuestMemory {
                 total_bytes: record.layout.ram_bytes(),
                 blocks: record
@@ -434,42 +439,50 @@ impl From<ConsoleChunk> for Console {
 
 #[cfg(test)]
 mod tests {
-    use mirrorvm::host::{DriverSpec, Fill, WorkloadSpec};
+    use mirrorvm::host::{EmbeddedDriver, Fill, WorkloadGuest, WorkloadSpec};
     use proptest::prelude::*;
     use serde_json::json;
 
-    use super::super::json::Json;
+    use mirrorvm::reading::{FieldError, Json, decode_by};
 
     use super::*;
-    use crate::api::decode::decode;
 
     fn create(driver: serde_json::Value) -> serde_json::Value {
         json!({"name": "g", "driver": driver, "memory": {"blocks": [{"name": "r", "size_bytes": 8388608, "gpa": 0}]}})
     }
 
+    fn decoded(body: &serde_json::Value) -> Result<GuestSpec, Vec<FieldError>> {
+        let drivers = Drivers::default();
+        let by = |node: &Node<'_>, errors: &mut Errors| GuestCreate::decode(node, errors, &drivers);
+        decode_by(&Json::from(body), by).map(GuestSpec::from)
+    }
+
+    /// The same guest, defined as an answer shows it.
+    fn shown_and_defined_again(spec: &GuestSpec) -> GuestSpec {
+        let shown = serde_json::to_value(DriverBody::shown(&spec.driver, &Drivers::default())).unwrap();
+        decoded(&create(shown)).unwrap()
+    }
+
     #[test]
     fn defaults_of_an_embedded_guest() {
-        let spec = GuestSpec::from(
-            decode::<GuestCreate>(&Json::from(&create(json!({"kind": "embedded"})))).unwrap(),
-        );
+        let spec = decoded(&create(json!({"kind": "embedded"}))).unwrap();
         let workload = WorkloadSpec {
             fill: Fill::Random,
             working_set_bytes: 2 << 20,
             dirty_bytes_per_second: 16 << 20,
             withdraws_readiness_after_ms: None,
         };
-        assert_eq!(spec.driver, DriverSpec::Embedded { vcpus: 1, workload, sev: None });
+        assert_eq!(spec.driver, EmbeddedDriver::spec(&WorkloadGuest { vcpus: 1, workload, sev: None }));
         assert_eq!(spec.blocks[0].gpa, Some(Gpa::new(0)));
-        let back = DriverBody::from(spec.driver.clone());
-        assert_eq!(driver_spec(back, 1), spec.driver);
+        assert_eq!(shown_and_defined_again(&spec), spec);
     }
 
     #[test]
     fn an_emulated_guest_is_encrypted_unless_it_says_no() {
         let sev = |driver: serde_json::Value| {
-            let spec = GuestSpec::from(decode::<GuestCreate>(&Json::from(&create(driver))).unwrap());
-            assert_eq!(driver_spec(DriverBody::from(spec.driver.clone()), 1), spec.driver);
-            spec.driver.sev().map(|s| (s.policy.0, s.es))
+            let spec = decoded(&create(driver)).unwrap();
+            assert_eq!(shown_and_defined_again(&spec), spec);
+            Drivers::default().facts(&spec.driver).sev.map(|s| (s.policy.0, s.es))
         };
         assert_eq!(sev(json!({"kind": "emulated"})), Some((1, false)));
         assert_eq!(sev(json!({"kind": "emulated", "sev": {"policy": 0, "es": false}})), Some((1, false)));
@@ -480,14 +493,24 @@ mod tests {
     }
 
     #[test]
+    fn a_qemu_guest_is_shown_as_it_was_asked_for_with_its_defaults() {
+        let spec = decoded(&create(json!({"kind": "qemu", "kernel": "/k"}))).unwrap();
+        let shown = serde_json::to_value(DriverBody::shown(&spec.driver, &Drivers::default())).unwrap();
+        let all = json!({
+            "kind": "qemu", "vcpus": 1, "kernel": "/k", "initrd": null, "append": "", "accel": "auto",
+        });
+        assert_eq!(shown, all);
+        assert_eq!(shown_and_defined_again(&spec), spec);
+    }
+
+    #[test]
     fn every_problem_is_named_at_once_with_its_place() {
         let body = json!({
             "driver": {"kind": "qemu", "vcpus": 17, "accel": "xen", "workload": {}},
             "memory": {"blocks": [{"name": 1, "size_bytes": 0, "gpa": -1, "x/y": 1}], "size": 1},
         });
-        let errors = decode::<GuestCreate>(&Json::from(&body)).unwrap_err();
-        let mut found: Vec<(&str, &str)> =
-            errors.iter().map(|e| (e.pointer.as_deref().unwrap(), e.code.as_str())).collect();
+        let errors = decoded(&body).unwrap_err();
+        let mut found: Vec<(&str, &str)> = errors.iter().map(|e| (e.pointer.as_str(), e.code)).collect();
         found.sort_unstable();
         let wanted = [
             ("/driver/accel", "unknown_value"),

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use mirrorvm::addr::Gpa;
 use mirrorvm::address_space::{BlockSpec, Shift, Strategy};
 use mirrorvm::host::{
-    Destination, DriverSpec, Fill, GuestAction, GuestSpec, Host, HostConfig, Labels, MigrationLimits,
+    Destination, EmbeddedDriver, Fill, GuestAction, GuestSpec, Host, HostConfig, Labels, MigrationLimits,
     MigrationMode, MigrationRecord, MigrationSpec, MigrationState, MirrorChoice, PeerSpec, SourceAfter,
-    StreamTransport, WorkloadSpec,
+    StreamTransport, WorkloadGuest, WorkloadSpec,
 };
 use mirrorvm_abi::PAGE_BYTES as PAGE;
 
@@ -65,7 +65,7 @@ impl Pair {
         source
             .define_guest(GuestSpec {
                 name: "g".into(),
-                driver: DriverSpec::Embedded { vcpus: 1, workload, sev: None },
+                driver: EmbeddedDriver::spec(&WorkloadGuest { vcpus: 1, workload, sev: None }),
                 blocks: vec![BlockSpec {
                     name: "ram0".into(),
                     size_bytes: course.bytes,

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use mirrorvm::addr::Gpa;
 use mirrorvm::address_space::{BlockSpec, Shift, Strategy};
 use mirrorvm::host::{
-    AccelChoice, Destination, DriverSpec, GuestAction, GuestSpec, Host, Labels, MigrationLimits,
-    MigrationMode, MigrationRecord, MigrationSpec, MigrationState, MirrorChoice, SourceAfter,
+    AccelChoice, Destination, GuestAction, GuestSpec, Host, Labels, MigrationLimits, MigrationMode,
+    MigrationRecord, MigrationSpec, MigrationState, MirrorChoice, QemuDriver, QemuGuest, SourceAfter,
     StreamTransport,
 };
 
@@ -46,13 +46,13 @@ async fn both(args: &BenchArgs, kernel: PathBuf, initrd: PathBuf) -> Result<Vec<
     let bytes = args.memory_mib.map_or(if args.smoke { 256 } else { 1024 }, |mib| mib.max(256)) << 20;
     a.define_guest(GuestSpec {
         name: "g".into(),
-        driver: DriverSpec::Qemu {
+        driver: QemuDriver::spec(&QemuGuest {
             vcpus: 1,
-            kernel,
-            initrd: Some(initrd),
+            kernel: kernel.to_string_lossy().into_owned(),
+            initrd: Some(initrd.to_string_lossy().into_owned()),
             append: "console=ttyS0 quiet panic=-1".into(),
             accel: AccelChoice::Auto,
-        },
+        }),
         blocks: vec![BlockSpec { name: "ram0".into(), size_bytes: bytes, gpa: Some(Gpa::new(0)) }],
         backing: None,
         labels: Labels::new(),

@@ -18,6 +18,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
+use mirrorvm::guest::Drivers;
 use mirrorvm::host::{Act, Effect, Host, HostError};
 use mirrorvm::store::ledger::Space;
 use mirrorvm::store::{Batch, StoreError};
@@ -121,8 +122,10 @@ async fn run(state: &AppState, request: Request, next: Next) -> Result<Response,
     if let (Some(act), Some(operation)) = (Act::current(), operation) {
         // With the record of what was done goes the answer to it: whoever asks again after a crash is
         // answered so.
-        let (claim, key) = (Arc::clone(&claim), key.clone());
-        act.write_along(move |effect, batch| keep_along(operation, effect, &claim, key, batch));
+        let (claim, key, drivers) = (Arc::clone(&claim), key.clone(), state.drivers().clone());
+        act.write_along(move |effect, batch| {
+            keep_along(answer_to(operation, effect, &drivers), &claim, key, batch);
+        });
     }
     // The gate has this run to the end even when the caller goes away: the key does not stay claimed.
     let response = next.run(request).await;
@@ -131,15 +134,9 @@ async fn run(state: &AppState, request: Request, next: Next) -> Result<Response,
 
 /// Adds the answer to be kept to the batch of what was done, where the record alone says what the answer will
 /// be.
-fn keep_along(
-    operation: &Operation,
-    effect: &Effect<'_>,
-    claim: &Mutex<Claim>,
-    key: String,
-    batch: &mut Batch,
-) {
+fn keep_along(answer: Option<Answer>, claim: &Mutex<Claim>, key: String, batch: &mut Batch) {
     let mut claim = claim.lock().unwrap_or_else(PoisonError::into_inner);
-    claim.answer = answer_to(operation, effect);
+    claim.answer = answer;
     if claim.answer.is_some()
         && let Ok(text) = text_of(&claim)
         && let Err(error) = batch.keyed_put(Space::Idempotency, key, Some(LIFE), text)
@@ -148,14 +145,14 @@ fn keep_along(
     }
 }
 
-fn answer_to(operation: &Operation, effect: &Effect<'_>) -> Option<Answer> {
+fn answer_to(operation: &Operation, effect: &Effect<'_>, drivers: &Drivers) -> Option<Answer> {
     let json = |shown: Result<Vec<u8>, serde_json::Error>| shown.ok().map(Bytes::from);
     let (location, generation, body) = match (operation.id, effect) {
         (
             "guest_create" | "guest_start" | "guest_pause" | "guest_resume" | "guest_stop" | "guest_confirm",
             Effect::Guest(r),
         ) => {
-            let body = json(serde_json::to_vec(&Guest::from((*r).clone())))?;
+            let body = json(serde_json::to_vec(&Guest::of(r, drivers)))?;
             (format!("/v1/guests/{}", r.id), r.generation, body)
         }
         ("migration_create", Effect::Migration(r)) => {

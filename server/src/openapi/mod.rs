@@ -8,14 +8,15 @@ pub mod downgrade;
 mod examples;
 
 use axum::body::Bytes;
+use mirrorvm::guest::Drivers;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use utoipa::OpenApi;
 
 use crate::access::Access;
 use crate::access::table::{self, Operation};
-use crate::api::sha256_text;
 use crate::api::version::API_VERSION;
+use crate::api::{driver, sha256_text};
 use crate::problem::{BlockedReason, MAX_SAFE_INTEGER, PROBLEM_JSON, ProblemBody, ProblemCode, ProblemError};
 
 #[derive(OpenApi)]
@@ -66,9 +67,9 @@ impl Document {
     ///
     /// # Errors
     /// When it cannot be written as JSON.
-    pub fn new(api: &utoipa::openapi::OpenApi) -> Result<Self, serde_json::Error> {
+    pub fn new(api: &utoipa::openapi::OpenApi, drivers: &Drivers) -> Result<Self, serde_json::Error> {
         let mut document = serde_json::to_value(api)?;
-        complete(&mut document);
+        complete(&mut document, drivers);
         Self::of(&document)
     }
 
@@ -76,9 +77,9 @@ impl Document {
     ///
     /// # Errors
     /// When it cannot be written as JSON.
-    pub fn new_3_0(api: &utoipa::openapi::OpenApi) -> Result<Self, serde_json::Error> {
+    pub fn new_3_0(api: &utoipa::openapi::OpenApi, drivers: &Drivers) -> Result<Self, serde_json::Error> {
         let mut document = serde_json::to_value(api)?;
-        complete(&mut document);
+        complete(&mut document, drivers);
         downgrade::to_3_0(&mut document);
         Self::of(&document)
     }
@@ -90,20 +91,36 @@ impl Document {
         Ok(Self { bytes: text.into(), sha256 })
     }
 
-    /// The document of this build in OpenAPI 3.0.3.
+    /// The document of the stock build in OpenAPI 3.0.3.
     ///
     /// # Errors
     /// As [`Document::new`].
     pub fn of_this_build_3_0() -> Result<Self, serde_json::Error> {
-        Self::new_3_0(&crate::routes::documented().split_for_parts().1)
+        Self::with_3_0(&Drivers::default())
     }
 
-    /// The document of this build.
+    /// The document of the stock build.
     ///
     /// # Errors
     /// As [`Document::new`].
     pub fn of_this_build() -> Result<Self, serde_json::Error> {
-        Self::new(&crate::routes::documented().split_for_parts().1)
+        Self::with(&Drivers::default())
+    }
+
+    /// The document of a daemon with these drivers in OpenAPI 3.0.3.
+    ///
+    /// # Errors
+    /// As [`Document::new`].
+    pub fn with_3_0(drivers: &Drivers) -> Result<Self, serde_json::Error> {
+        Self::new_3_0(&crate::routes::documented().split_for_parts().1, drivers)
+    }
+
+    /// The document of a daemon with these drivers.
+    ///
+    /// # Errors
+    /// As [`Document::new`].
+    pub fn with(drivers: &Drivers) -> Result<Self, serde_json::Error> {
+        Self::new(&crate::routes::documented().split_for_parts().1, drivers)
     }
 
     /// JSON, indented, with a newline at the end.
@@ -117,12 +134,15 @@ impl Document {
     }
 }
 
-fn complete(document: &mut Value) {
+fn complete(document: &mut Value, drivers: &Drivers) {
     if let Some(code) = document.pointer_mut("/components/schemas/ProblemCode/enum") {
         // The derive does not see through the catalogue's macro to the names that the API uses.
         *code = ProblemCode::ALL.iter().map(|c| c.as_str()).collect();
     }
     if let Some(schemas) = document.pointer_mut("/components/schemas") {
+        if let Some(schemas) = schemas.as_object_mut() {
+            driver::describe(schemas, drivers);
+        }
         bound_integers(schemas);
         lift_descriptions(schemas);
         close_unions(schemas);

@@ -9,12 +9,14 @@ use axum::response::{IntoResponse, Response};
 use mirrorvm::host::{
     FieldError, GuestAction, GuestRecord, GuestSpec, GuestState, HostError, Labels, PlanOptions,
 };
+use mirrorvm::reading::Json as Body;
 
 use super::common::{
     CreateOnlyParam, DryRunParam, IdempotencyKeyParam, IfMatchParam, IfNoneMatchParam, LabelParams,
     NamedSortParams, PageParams, WaitParams, check_put, must_be_there, new_id,
 };
 use crate::access::caller::Caller;
+use crate::api::decode::{Errors, Node, Raw, decode_by, problems};
 use crate::api::guests::{Console, Guest, GuestConfirm, GuestCreate, GuestList};
 use crate::api::labels::{Selector, all_hold};
 use crate::api::layout::{AddressSpacePlan, AddressSpacePlanCreate};
@@ -74,19 +76,25 @@ pub async fn list(State(state): State<AppState>, query: Query) -> Result<Respons
     let (items, next) = cut(guests, &request, place);
     let (next_page_token, link) = respond::next_page(PATH, &filters, &scope, &request, next);
     let count = items.len();
-    let guests = respond::Lazily(items, |g: &Arc<GuestRecord>| Guest::from(&**g));
+    let guests = respond::Lazily(items, |g: &Arc<GuestRecord>| Guest::of(g, state.drivers()));
     Ok(respond::long_list(guests, next_page_token, link, count * GUEST_BYTES))
 }
 
-fn made(record: GuestRecord) -> Response {
+fn made(state: &AppState, record: &GuestRecord) -> Response {
     let (location, generation) = (format!("{PATH}/{}", record.id), record.generation);
-    respond::created(&location, generation, Guest::from(record))
+    respond::created(&location, generation, Guest::of(record, state.drivers()))
 }
 
-fn previewed(record: GuestRecord, warnings: Vec<Warning>) -> Response {
+/// A definition in a body, read by this daemon's drivers.
+fn defined(state: &AppState, body: &Body) -> Result<GuestSpec, Problem> {
+    let by = |node: &Node<'_>, errors: &mut Errors| GuestCreate::decode(node, errors, state.drivers());
+    decode_by(body, by).map(GuestSpec::from).map_err(|found| Problem::validation(problems(found)))
+}
+
+fn previewed(state: &AppState, record: &GuestRecord, warnings: Vec<Warning>) -> Response {
     let generation = record.generation;
     let preview = Some(Preview { warnings, address_space_plan: None });
-    respond::ok(generation, Guest { preview, ..Guest::from(record) })
+    respond::ok(generation, Guest { preview, ..Guest::of(record, state.drivers()) })
 }
 
 /// Define a guest
@@ -101,12 +109,12 @@ fn previewed(record: GuestRecord, warnings: Vec<Warning>) -> Response {
 pub async fn create(
     State(state): State<AppState>,
     change: Change,
-    JsonBody(body): JsonBody<GuestCreate>,
+    JsonBody(Raw(body)): JsonBody<Raw>,
 ) -> Result<Response, Problem> {
     let host = state.host()?.clone();
-    let spec = GuestSpec::from(body);
+    let spec = defined(&state, &body)?;
     if change.dry_run {
-        return Ok(previewed(host.preview_guest(change.id(), spec)?, Vec::new()));
+        return Ok(previewed(&state, &host.preview_guest(change.id(), spec)?, Vec::new()));
     }
     let id = change.id();
     let defined = respond::attempted({
@@ -114,10 +122,10 @@ pub async fn create(
         async move { host.define_guest_as(id, spec).await }
     });
     match (defined.await?, id) {
-        (Ok(record), _) => Ok(made(record)),
+        (Ok(record), _) => Ok(made(&state, &record)),
         // Defined by an earlier daemon that died over this very request.
         (Err(HostError::IdTaken { .. }), Some(id)) if change.again() => {
-            Ok(made(host.guest(&id.to_string())?))
+            Ok(made(&state, &host.guest(&id.to_string())?))
         }
         (Err(e), _) => Err(e.into()),
     }
@@ -138,24 +146,28 @@ pub async fn put(
     State(state): State<AppState>,
     Path(key): Path<String>,
     change: Change,
-    JsonBody(body): JsonBody<GuestCreate>,
+    JsonBody(Raw(body)): JsonBody<Raw>,
 ) -> Result<Response, Problem> {
     let host = state.host()?.clone();
+    let spec = defined(&state, &body)?;
     let id = new_id(&key)?;
-    let spec = GuestSpec::from(body);
     if let Ok(there) = host.guest(&id.to_string()) {
         check_put(&change, "guest", there.generation)?;
         // Labels may have changed since.
         let same = GuestSpec { labels: spec.labels.clone(), ..there.spec.clone() } == spec;
         let taken = || Err(HostError::IdTaken { kind: "guest" }.into());
-        return if same { Ok(respond::ok(there.generation, Guest::from(there))) } else { taken() };
+        return if same {
+            Ok(respond::ok(there.generation, Guest::of(&there, state.drivers())))
+        } else {
+            taken()
+        };
     }
     must_be_there(&change, "guest")?;
     if change.dry_run {
-        return Ok(previewed(host.preview_guest(Some(id), spec)?, Vec::new()));
+        return Ok(previewed(&state, &host.preview_guest(Some(id), spec)?, Vec::new()));
     }
     let record = respond::detached(async move { host.define_guest_as(Some(id), spec).await }).await?;
-    Ok(made(record))
+    Ok(made(&state, &record))
 }
 
 /// Get a guest
@@ -177,7 +189,7 @@ pub async fn get(
     let host = state.host()?;
     wait::get(&state, &caller, &headers, limit, || {
         let record = host.guest(&key)?;
-        Ok((record.generation, Guest::from(record)))
+        Ok((record.generation, Guest::of(&record, state.drivers())))
     })
     .await
 }
@@ -201,11 +213,11 @@ pub async fn update(
     let merge = |now: &Labels| relabel(now, body.labels);
     if change.dry_run {
         let shown = host.change_labels(&key, merge, change.expected, false).await?;
-        return Ok(previewed(shown, Vec::new()));
+        return Ok(previewed(&state, &shown, Vec::new()));
     }
     let relabeled = async move { host.change_labels(&key, merge, change.expected, true).await };
     let record = respond::detached(relabeled).await?;
-    Ok(respond::ok(record.generation, Guest::from(record)))
+    Ok(respond::ok(record.generation, Guest::of(&record, state.drivers())))
 }
 
 /// Undefine a guest
@@ -224,7 +236,7 @@ pub async fn delete(
 ) -> Result<Response, Problem> {
     let host = state.host()?.clone();
     if change.dry_run {
-        return Ok(previewed(host.preview_delete_guest(&key, &change.expected)?, Vec::new()));
+        return Ok(previewed(&state, &host.preview_delete_guest(&key, &change.expected)?, Vec::new()));
     }
     respond::detached(async move { host.delete_guest_at(&key, change.expected).await }).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
@@ -242,12 +254,12 @@ async fn act(
         let lost = "the guest's memory is lost: it is not shut down, it is switched off";
         let warnings =
             if action == GuestAction::Stop { vec![Warning::new("memory_is_lost", lost)] } else { Vec::new() };
-        return Ok(previewed(record, warnings));
+        return Ok(previewed(state, &record, warnings));
     }
     let expected = change.expected;
     let record = respond::detached(async move { host.guest_action_at(&key, action, expected).await }).await?;
     let (location, generation) = (format!("{PATH}/{}", record.id), record.generation);
-    Ok(respond::accepted(&location, generation, Guest::from(record)))
+    Ok(respond::accepted(&location, generation, Guest::of(&record, state.drivers())))
 }
 
 /// Start a guest

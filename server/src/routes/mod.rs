@@ -22,6 +22,7 @@ mod sessions;
 
 use axum::Router;
 use axum::routing::get;
+use mirrorvm::guest::Drivers;
 use tokio::sync::watch;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -100,22 +101,23 @@ pub fn documented() -> OpenApiRouter<AppState> {
 /// # Errors
 /// When the document cannot be written as JSON, which a test rules out.
 pub fn service(closing: watch::Receiver<bool>) -> Result<(Router, AppState), serde_json::Error> {
-    service_with(Config::default(), closing)
+    service_with(Drivers::default(), Config::default(), closing)
 }
 
-/// The whole service and its state, with this configuration.
+/// The whole service and its state, with these drivers and this configuration.
 ///
 /// # Errors
 /// As [`service`].
 pub fn service_with(
+    drivers: Drivers,
     config: Config,
     closing: watch::Receiver<bool>,
 ) -> Result<(Router, AppState), serde_json::Error> {
     let (router, api) = documented().split_for_parts();
-    let documents = (Document::new(&api)?, Document::new_3_0(&api)?);
+    let documents = (Document::new(&api, &drivers)?, Document::new_3_0(&api, &drivers)?);
     drop(api);
     mirrorvm::memory::give_back_heap();
-    let state = AppState::new(documents, config, closing);
+    let state = AppState::new(documents, drivers, config, closing);
     let router = router.merge(docs::assets()).merge(sessions::page()).with_state(state.clone());
     Ok((middleware::wrap(router, &state), state))
 }

@@ -18,8 +18,9 @@ use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::time::Duration;
 
+use mirrorvm::guest::Drivers;
+use mirrorvm::guest::drivers::BadDriverName;
 use mirrorvm::host::{Host, HostConfig, OpenError};
-use mirrorvm::qemu::QemuUsers;
 use mirrorvm::transport::{Advertised, Unconnectable};
 use rustix::fs::{Mode, OFlags};
 use sd_notify::NotifyState;
@@ -57,8 +58,8 @@ pub struct Options {
     pub advertise: Option<Advertised>,
     /// The directories that files named by definitions may come from.
     pub image_directories: Vec<PathBuf>,
-    /// The users that QEMU processes run as, under a daemon that runs as root.
-    pub qemu_users: QemuUsers,
+    /// What runs guests.
+    pub drivers: Drivers,
     /// Where health and counters are served alone, to everybody who can connect.
     pub metrics_listen: Vec<Listen>,
     /// Name of the host.
@@ -145,6 +146,9 @@ pub enum ServeError {
     /// The OpenAPI document cannot be made.
     #[error("cannot make the OpenAPI document")]
     Document(#[from] serde_json::Error),
+    /// The program was built with drivers that cannot be told apart.
+    #[error("the drivers of this program cannot be used")]
+    Drivers(#[from] BadDriverName),
     /// The host does not open.
     #[error("cannot open the host")]
     Host(#[from] OpenError),
@@ -176,7 +180,8 @@ pub async fn run(options: Options) -> Result<(), ServeError> {
     let files = descriptors::lift();
     make_state_dir(&options.state_dir)?;
     let (close, closing) = watch::channel(false);
-    let (router, state) = routes::service_with(options.config.clone(), closing.clone())?;
+    let (router, state) =
+        routes::service_with(options.drivers.clone(), options.config.clone(), closing.clone())?;
 
     let mut listeners = Vec::new();
     let mut opened = Vec::new();
@@ -231,7 +236,7 @@ pub async fn run(options: Options) -> Result<(), ServeError> {
         advertise: options.advertise,
         events_kept: Some(options.config.limits.events_kept),
         image_directories: options.image_directories,
-        qemu_users: options.qemu_users,
+        drivers: options.drivers,
         memory_reserve: Some(options.config.limits.memory_reserve_mib).filter(|n| *n > 0).map(|n| n << 20),
     };
     let opened = tokio::select! {

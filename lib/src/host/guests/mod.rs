@@ -1,9 +1,8 @@
 //! Guests of a host: what is asked of one by id or name.
 //!
-//! Owns: definitions, actions, labels, the end of a definition; in its files the owner of each guest, what it
-//! boots from and its RAM. Must not know: HTTP; how a machine runs.
+//! Owns: definitions, actions, labels, the end of a definition; in its files the owner of each guest and its
+//! RAM. Must not know: HTTP; how a machine runs.
 
-pub(super) mod boot;
 pub(super) mod command;
 pub(super) mod entry;
 pub(super) mod ram;
@@ -20,8 +19,8 @@ use self::command::Command;
 use super::act::{self, Effect};
 use super::events::{Change, EventBody};
 use super::{
-    ConsoleChunk, DriverSpec, Expected, GuestAction, GuestRecord, GuestSpec, GuestState, GuestStats, Host,
-    HostError, Labels, inner, validate,
+    ConsoleChunk, Expected, GuestAction, GuestRecord, GuestSpec, GuestState, GuestStats, Host, HostError,
+    Labels, validate,
 };
 use crate::addr::PAGE_SIZE;
 use crate::store::{Batch, Kind, StoreError};
@@ -77,11 +76,11 @@ impl Host {
     fn new_guest(&self, id: Option<Uuid>, spec: GuestSpec) -> Result<GuestRecord, HostError> {
         self.inner.check_running()?;
         self.check_not_in_maintenance()?;
-        let bare = validate::guest(&spec)?;
+        let bare = validate::guest(&self.inner.drivers, &spec)?;
         let boot = self.inner.boot_facts(&spec)?;
         let layout = self.inner.layout_for(&spec.driver, &bare)?;
         self.inner.check_guest_free(id, &spec.name)?;
-        let protection = spec.driver.protection();
+        let protection = self.inner.facts(&spec.driver).protection;
         Ok(GuestRecord {
             id: id.unwrap_or_else(Uuid::now_v7),
             spec,
@@ -173,18 +172,7 @@ impl Host {
         if record.state == GuestState::Stopped {
             self.check_not_in_maintenance()?;
         }
-        self.check_driver(&record.spec.driver)
-    }
-
-    fn check_driver(&self, driver: &DriverSpec) -> Result<(), HostError> {
-        match driver {
-            DriverSpec::Embedded { .. } | DriverSpec::Emulated { .. } => self.inner.check_driver(driver),
-            DriverSpec::Qemu { .. } if inner::qemu_binary().is_none() => {
-                let why = "qemu-system-x86_64 is not on the PATH".to_owned();
-                Err(HostError::CapabilityMissing { what: "qemu", why })
-            }
-            DriverSpec::Qemu { .. } => Ok(()),
-        }
+        self.inner.check_starts(&record.spec.driver)
     }
 
     /// Undefines a stopped or failed guest.
@@ -274,7 +262,7 @@ impl Host {
         let shared =
             guest.encryption().filter(|_| live).map(|e| e.shared().iter().count() as u64 * PAGE_SIZE);
         Ok(GuestStats {
-            vcpus: record.spec.driver.vcpus(),
+            vcpus: self.inner.facts(&record.spec.driver).vcpus,
             uptime_ms: guest.uptime_ms().filter(|_| live),
             console_bytes: guest.console(Some(u64::MAX), 1).end,
             total_bytes: record.layout.ram_bytes(),

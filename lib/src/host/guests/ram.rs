@@ -10,10 +10,7 @@ use crate::address_space::{BlockRole, BlockSpec, GuestLayout, Plug};
 use crate::guest::{EncryptionStatus, PlugError, StatusError, StatusExtent};
 use crate::host::guests::command::Command;
 use crate::host::inner::Inner;
-use crate::host::machines;
-use crate::host::{
-    DriverSpec, Expected, FieldError, GuestRecord, GuestState, Host, HostError, RamBlockInfo, validate,
-};
+use crate::host::{Expected, FieldError, GuestRecord, GuestState, Host, HostError, RamBlockInfo, validate};
 
 impl Host {
     /// Adds a RAM block to a stopped guest; it is part of the definition from then on, on disk before this
@@ -33,7 +30,7 @@ impl Host {
         let name = block.name.clone();
         let guest = self.inner.find_guest(key)?;
         let record = guest.ask(|reply| Command::AddBlock(block, expected, reply)).await?;
-        described(record, &name)
+        described(&self.inner, record, &name)
     }
 
     /// The block that [`Host::add_ram_block`] would add, with the guest as it would be; adds none.
@@ -50,7 +47,7 @@ impl Host {
         let record = self.guest(key)?;
         expected.check("guest", record.generation)?;
         let name = block.name.clone();
-        described(with_block(&self.inner, &record, block)?, &name)
+        described(&self.inner, with_block(&self.inner, &record, block)?, &name)
     }
 
     /// RAM blocks with their encryption status.
@@ -65,7 +62,7 @@ impl Host {
         let backings = guest.backings().filter(|_| live);
         let blocks = record.layout.blocks().iter().enumerate().map(|(i, block)| {
             let backing = backings.as_ref().and_then(|b| b.get(i).copied());
-            let backing = backing.unwrap_or_else(|| machines::backing_of(&record));
+            let backing = backing.unwrap_or_else(|| self.inner.backing_of(&record));
             let range = block.ram_range();
             let shared_pages =
                 shared.as_ref().map(|s| s.iter().filter(|p| range.contains(p.get() * 4096)).count() as u64);
@@ -192,10 +189,14 @@ impl Host {
 }
 
 /// A block of a guest without a machine.
-fn described(record: GuestRecord, name: &str) -> Result<(RamBlockInfo, GuestRecord), HostError> {
+fn described(
+    inner: &Inner,
+    record: GuestRecord,
+    name: &str,
+) -> Result<(RamBlockInfo, GuestRecord), HostError> {
     let missing = || HostError::NotFound { kind: "RAM block", key: name.chars().take(80).collect() };
     let block = record.layout.block(name).ok_or_else(missing)?.clone();
-    let backing = machines::backing_of(&record);
+    let backing = inner.backing_of(&record);
     let info = RamBlockInfo {
         backing,
         page_size: backing.page_size(),
@@ -228,13 +229,12 @@ pub(in crate::host) fn with_block(
     if let Some(peer) = &record.moved_to {
         return Err(HostError::GuestMoved { peer: peer.clone() });
     }
-    if matches!(record.spec.driver, DriverSpec::Qemu { .. }) {
-        let why = "a qemu guest has its RAM in one block, from its definition".to_owned();
-        return Err(HostError::CapabilityMissing { what: "adding RAM blocks", why });
-    }
+    let fixed = |why: &str| HostError::CapabilityMissing { what: "adding RAM blocks", why: why.to_owned() };
+    inner.driver(&record.spec.driver)?.can_add_blocks().map_err(fixed)?;
     let mut changed = record.clone();
     changed.spec.blocks.push(block);
-    let bare = validate::guest(&changed.spec).map_err(|e| of_block(e, record.spec.blocks.len()))?;
+    let bare =
+        validate::guest(&inner.drivers, &changed.spec).map_err(|e| of_block(e, record.spec.blocks.len()))?;
     let fresh = inner.layout_for(&changed.spec.driver, &bare)?;
     changed.layout = plugged_as(fresh, &record.layout)?;
     Ok(changed)

@@ -29,7 +29,7 @@ use crate::host::{
 use mirrorvm_abi::op::Status;
 
 use crate::addr::{Gpa, RamPage};
-use crate::address_space::{Addressing, BlockSpec, GuestLayout, Strategy};
+use crate::address_space::{Addressing, BlockSpec, GuestLayout};
 use crate::guest::lifecycle::Event;
 use crate::guest::{EndWatch, Machine, MachineEnd, MachineError, PlugError, Readiness};
 use crate::mirror::{BatchFault, BatchTerms, LaneError, Mirror, Placement, parse_records};
@@ -384,7 +384,7 @@ impl Owner {
 
     /// Whether the guest's mirror was made with it, and no other can be.
     fn has_launch_mirror(&self) -> bool {
-        self.entry.record().spec.driver.sev().is_some_and(|s| s.es)
+        self.inner.facts(&self.entry.record().spec.driver).sev.is_some_and(|s| s.es)
     }
 
     fn add_block(&mut self, block: BlockSpec) -> Result<GuestRecord, HostError> {
@@ -489,7 +489,7 @@ impl Owner {
             return Err(HostError::MirrorAtLaunch);
         }
         // One in each place: a helper's memory is one block, and two mirrors would run over each other in it.
-        let private = matches!(spec.strategy, Strategy::PspCopied { .. });
+        let private = spec.strategy.has_private_helper();
         if let Some((other, _)) = self.mirrors.iter().find(|(_, m)| m.is_private() == private) {
             return Err(HostError::InUse { kind: "guest", user: format!("mirror {other}") });
         }

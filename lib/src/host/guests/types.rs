@@ -8,10 +8,11 @@ use uuid::Uuid;
 use crate::address_space::{BlockSpec, GuestLayout, RamBlock};
 use crate::boot_files::BootFiles;
 use crate::guest::Readiness;
-pub use crate::guest::driver::{
-    AccelChoice, DriverSpec, Fill, Labels, LaunchMirror, ProtectionLevel, SevSpec, WorkloadSpec,
-};
 pub use crate::guest::lifecycle::GuestState;
+pub use crate::guest::{
+    AccelChoice, DriverSpec, Drivers, EmbeddedDriver, EmulatedDriver, Fill, Labels, LaunchMirror,
+    MissingCapability, ProtectionLevel, QemuDriver, QemuGuest, SevSpec, WorkloadGuest, WorkloadSpec,
+};
 use crate::host::faults::Fault;
 use crate::memory::Backing;
 

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use self::files::ImageFault;
+use crate::guest::drivers::MirrorsOn;
 use crate::host::act::{self, Effect};
 use crate::host::events::{Change, EventBody, ResourceKind};
 use crate::host::inner::Inner;
@@ -126,10 +127,10 @@ impl Inner {
         if image.measurement() == self.image.measurement() {
             return Ok(());
         }
-        if driver.sev().is_some() {
+        if self.facts(driver).sev.is_some() {
             return Err(HostError::ImageNotLaunched);
         }
-        if matches!(driver, DriverSpec::Emulated { .. }) {
+        if self.driver(driver)?.mirrors_on() == MirrorsOn::Software {
             let why =
                 "the software machine knows the built-in helper by its bytes and runs it natively".to_owned();
             return Err(HostError::CapabilityMissing { what: "other helper images", why });

@@ -10,17 +10,16 @@ use uuid::Uuid;
 
 use crate::address_space::GuestLayout;
 use crate::boot_files::{BootFile, BootFiles};
-use crate::guest::MachineError;
+use crate::guest::drivers::CannotReceive;
 use crate::host::guests::registry::Registry;
-use crate::host::inner::{Inner, qemu_binary};
+use crate::host::inner::Inner;
 use crate::host::migrations::definition::{Definition, Unread};
 use crate::host::migrations::incoming::{
     has_seen, machine_refusal, refuse, refused_by, room_on_disk, ticket_unread,
 };
-use crate::host::{AccelChoice, DriverSpec, GuestRecord, GuestState, HostError, bounds, validate};
+use crate::host::{GuestRecord, GuestState, HostError, bounds, validate};
 use crate::migration::wire::{Prepare, Refused};
 use crate::mirror::HelperImage;
-use crate::qemu::{KvmAccess, kvm_access};
 use crate::transport::PeerIdentity;
 
 /// Who comes, and with what.
@@ -64,7 +63,7 @@ impl Arriving<'_> {
             let _ = note(&mut against, self.mirror(&image));
         }
         against.extend(taken(&inner.guests(), prepare.guest, &definition.spec.name));
-        if fits && let Err(e) = inner.has_memory_for(&record_of(prepare, definition, boot)) {
+        if fits && let Err(e) = inner.has_memory_for(&record_of(inner, prepare, definition, boot)) {
             against.push(refused_by(&e));
         }
         if let Err(refusal) = room_on_disk(inner, prepare) {
@@ -120,7 +119,7 @@ impl Arriving<'_> {
     /// Whether the definition comes to the same RAM here as there.
     fn memory_layout(&self, against: &mut Vec<Refused>) -> bool {
         let prepare = self.prepare;
-        let layout = validate::guest(&self.definition.spec)
+        let layout = validate::guest(&self.inner.drivers, &self.definition.spec)
             .and_then(|bare| self.inner.layout_for(&self.definition.spec.driver, &bare))
             .map_err(|e| refused_by(&e));
         let Some(layout) = note(against, layout) else { return false };
@@ -141,12 +140,13 @@ impl Arriving<'_> {
         let before = against.len();
         let (inner, driver) = (self.inner, &self.definition.spec.driver);
         let _ = note(against, inner.check_driver(driver).map_err(|e| refused_by(&e)));
-        if let Some(sev) = driver.sev() {
+        if let Some(sev) = inner.facts(driver).sev {
             let allowed = crate::host::migrations::outgoing::check_policy(sev.policy);
             let _ = note(against, allowed.map_err(|e| refused_by(&e)));
         }
-        if let DriverSpec::Qemu { accel, .. } = driver {
-            let _ = note(against, check_qemu(inner, *accel));
+        // One that is not here has been told of.
+        if let Ok(here) = inner.drivers.of(driver) {
+            let _ = note(against, here.can_receive(driver).map_err(|why| cannot_receive(&why)));
         }
         against.len() == before
     }
@@ -167,8 +167,8 @@ impl Arriving<'_> {
 }
 
 /// The guest that would come, or why this host cannot know it.
-pub(super) fn definition_of(prepare: &Prepare) -> Result<Definition, Refused> {
-    Definition::read(&prepare.definition).map_err(|unread| {
+pub(super) fn definition_of(inner: &Inner, prepare: &Prepare) -> Result<Definition, Refused> {
+    Definition::read(&prepare.definition, &inner.drivers).map_err(|unread| {
         let code = match unread {
             Unread::Malformed(_) | Unread::Unknown(_) => "invalid",
             Unread::Version(_) => "peer_version",
@@ -202,6 +202,7 @@ pub(in crate::host) fn taken(
 
 /// The record that the guest begins with here.
 pub(in crate::host) fn record_of(
+    inner: &Inner,
     prepare: &Prepare,
     definition: &Definition,
     boot: Option<BootFiles>,
@@ -212,7 +213,7 @@ pub(in crate::host) fn record_of(
         layout: prepare.layout.clone(),
         state: GuestState::Incoming,
         generation: 1,
-        protection: definition.spec.driver.protection(),
+        protection: inner.facts(&definition.spec.driver).protection,
         boot,
         readiness: None,
         migration: Some(prepare.session),
@@ -246,21 +247,10 @@ pub(in crate::host) fn first(against: Vec<Refused>) -> Refused {
     Refused { code, detail }
 }
 
-/// Whether a QEMU can be started here, as the definition wants it.
-fn check_qemu(inner: &Inner, accel: AccelChoice) -> Result<(), Refused> {
-    if qemu_binary().is_none() {
-        let missing = "the destination lacks qemu: qemu-system-x86_64 is not on the PATH";
-        return Err(refuse("capability_missing", missing));
-    }
-    let users = inner.qemu_users.as_ref();
-    if accel == AccelChoice::Kvm && kvm_access(users.is_some()) == KvmAccess::Closed {
-        let closed = "/driver/accel: QEMU's user cannot open /dev/kvm at the destination";
-        return Err(refuse("capability_missing", closed));
-    }
-    match users {
-        // Given back at once: the one who makes the machine takes it.
-        Some(pool) if pool.lease().is_none() => Err(machine_refusal(&MachineError::NoUser)),
-        Some(_) | None => Ok(()),
+fn cannot_receive(why: &CannotReceive) -> Refused {
+    match why {
+        CannotReceive::Missing(detail) => refuse("capability_missing", detail.clone()),
+        CannotReceive::Machine(e) => machine_refusal(e),
     }
 }
 

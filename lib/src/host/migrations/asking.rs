@@ -101,7 +101,7 @@ fn question(inner: &Inner, looked: &Looked, spec: &MigrationSpec) -> Option<Prep
 /// What the guest says of being migrated; of one that does not run, what it is going to say.
 fn readiness(inner: &Inner, guest: &GuestEntry, record: &GuestRecord) -> CarriedReadiness {
     let declaration = inner.known_declaration(guest, record);
-    let encrypted = record.spec.driver.sev().is_some();
+    let encrypted = inner.facts(&record.spec.driver).sev.is_some();
     let expected = if encrypted { ReadinessReason::Announced } else { ReadinessReason::NotEncrypted };
     CarriedReadiness { reason: guest.readiness().map_or(expected, |r| r.reason), declaration }
 }

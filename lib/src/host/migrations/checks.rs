@@ -3,11 +3,12 @@
 
 use uuid::Uuid;
 
+use crate::guest::drivers::FindsWrites;
 use crate::host::migrations::asking::{self, Answer};
 use crate::host::migrations::outgoing;
 use crate::host::{
-    DriverSpec, GuestRecord, GuestState, Host, HostError, MigrationMode, MigrationRecord, MigrationSpec,
-    MigrationState, MirrorChoice,
+    GuestRecord, GuestState, Host, HostError, MigrationMode, MigrationRecord, MigrationSpec, MigrationState,
+    MirrorChoice,
 };
 use crate::host::{PeerAnswer, PeerSilence};
 use crate::migration::Fixed;
@@ -116,7 +117,7 @@ impl Host {
             let built_in =
                 matches!(spec.mirror, MirrorChoice::Template(_)) && spec.template.helper_image.is_none();
             let measurement = built_in.then(|| self.inner.image.measurement());
-            blockers.extend(answer.lacks(looked.record.spec.driver.name(), measurement));
+            blockers.extend(answer.lacks(looked.record.spec.driver.kind(), measurement));
         }
         let mut seen = std::collections::BTreeSet::new();
         blockers.retain(|f| seen.insert((f.code.clone(), f.detail.clone())));
@@ -159,12 +160,10 @@ impl Host {
         let total = guest.layout.ram_bytes();
         let ms =
             |bytes: u64| u64::try_from(u128::from(bytes) * 1000 / u128::from(throughput)).unwrap_or(u64::MAX);
-        // Of other drivers nothing is known before the first round.
-        let rate = if let DriverSpec::Embedded { workload, .. } = &guest.spec.driver {
-            Some((workload.dirty_bytes_per_second, workload.working_set_bytes))
-        } else {
-            None
-        };
+        // Where the driver does not tell, nothing is known before the first round.
+        let rate = self.inner.drivers.of(&guest.spec.driver).ok();
+        let rate = rate.and_then(|driver| driver.write_rate(&guest.spec.driver));
+        let rate = rate.map(|r| (r.bytes_per_second, r.working_set_bytes));
         let downtime_floor_ms = self.floor(guest);
         if spec.mode == MigrationMode::StopAndCopy {
             let all = ms(total);
@@ -192,14 +191,18 @@ impl Host {
     /// The shortest pause of a guest, milliseconds. Where all RAM has to be read in it: by what that took in
     /// the last migration of such a guest from here, else by what is assumed.
     fn floor(&self, guest: &GuestRecord) -> u64 {
-        let DriverSpec::Qemu { .. } = &guest.spec.driver else {
-            return Fixed::assumed(false).total().as_millis() as u64;
+        let scans = |record: &GuestRecord| {
+            let driver = self.inner.drivers.of(&record.spec.driver);
+            driver.is_ok_and(|d| matches!(d.finds_writes(), FindsWrites::Scan { .. }))
         };
+        if !scans(guest) {
+            return Fixed::assumed(false).total().as_millis() as u64;
+        }
         let fixed = Fixed::assumed(true).total().as_millis() as u64;
         let total = guest.layout.ram_bytes();
         let scanned = |m: &MigrationRecord| {
             let there = self.inner.find_guest(&m.guest.to_string()).ok()?.record();
-            matches!(there.spec.driver, DriverSpec::Qemu { .. }).then_some(())?;
+            scans(&there).then_some(())?;
             let (floor, bytes) = (m.progress.downtime_floor_ms?, m.progress.total_bytes.max(1));
             let by_size = u128::from(floor.saturating_sub(fixed)) * u128::from(total) / u128::from(bytes);
             u64::try_from(by_size).ok()

@@ -12,13 +12,13 @@ use serde_json::Value;
 use crate::addr::Gpa;
 use crate::address_space::BlockSpec;
 use crate::boot_files::{BootFile, BootFiles};
+use crate::guest::Drivers;
+use crate::guest::drivers::UnknownDriver;
 use crate::host::{DriverSpec, GuestRecord, GuestSpec, Labels};
 use crate::memory::Backing;
 
 /// The version that this build writes; it reads no other.
 const VERSION: u32 = 1;
-/// Drivers of this build, by their names in a definition.
-const DRIVERS: [&str; 3] = ["embedded", "emulated", "qemu"];
 
 /// A guest as another host may define it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,8 +46,8 @@ pub(in crate::host) enum Unread {
     )]
     Version(u64),
     /// A driver that this host does not have.
-    #[error("/driver/kind: this host has no driver {0:?}")]
-    Driver(String),
+    #[error("/driver/kind: {0}")]
+    Driver(#[source] UnknownDriver),
     /// A field that this build does not know.
     #[error("{0}: this host does not know this part of the definition; run the same build on both hosts")]
     Unknown(String),
@@ -127,7 +127,7 @@ impl Definition {
     }
 
     /// Reads a document that came from outside. What the definition says is for others to check.
-    pub fn read(text: &str) -> Result<Self, Unread> {
+    pub fn read(text: &str, drivers: &Drivers) -> Result<Self, Unread> {
         // The version first: a later one may have any form.
         #[derive(Deserialize)]
         struct Version {
@@ -144,7 +144,7 @@ impl Definition {
         Ok(Self {
             spec: GuestSpec {
                 name: form.name,
-                driver: driver(form.driver)?,
+                driver: driver(form.driver, drivers)?,
                 blocks: form.blocks.into_iter().map(block).collect(),
                 backing: form.backing,
                 labels: form.labels,
@@ -157,18 +157,10 @@ impl Definition {
 }
 
 /// A driver's part, of which nothing may be lost.
-fn driver(form: Value) -> Result<DriverSpec, Unread> {
-    let spec: DriverSpec = match serde_json::from_value(form.clone()) {
-        Ok(spec) => spec,
-        Err(error) => {
-            let kind = form.get("kind").and_then(Value::as_str).unwrap_or_default();
-            return Err(if DRIVERS.contains(&kind) {
-                Unread::Malformed(error)
-            } else {
-                Unread::Driver(kind.chars().filter(|c| !c.is_control()).take(64).collect())
-            });
-        }
-    };
+fn driver(form: Value, drivers: &Drivers) -> Result<DriverSpec, Unread> {
+    let spec: DriverSpec = serde_json::from_value(form.clone()).map_err(Unread::Malformed)?;
+    let driver = drivers.of(&spec).map_err(Unread::Driver)?;
+    let spec = driver.understood(&spec).map_err(|bad| Unread::Malformed(bad.source))?;
     let ours = serde_json::to_value(&spec).map_err(Unread::Malformed)?;
     match lost(&form, &ours) {
         None => Ok(spec),
@@ -223,7 +215,7 @@ mod tests {
     }
 
     fn read(document: &Value) -> Result<Definition, String> {
-        Definition::read(&document.to_string()).map_err(|e| e.to_string())
+        Definition::read(&document.to_string(), &Drivers::default()).map_err(|e| e.to_string())
     }
 
     #[test]
@@ -260,7 +252,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn any_text_is_a_definition_or_refused(text in "\\PC{0,300}") {
-            proptest::prop_assert!(Definition::read(&text).is_err());
+            proptest::prop_assert!(Definition::read(&text, &Drivers::default()).is_err());
         }
     }
 }

@@ -65,9 +65,10 @@ pub(in crate::host) fn serve(inner: &Arc<Inner>, mut link: Link) {
         }
         Purpose::Resolve { session } => answer(inner, link, &identity, session),
         Purpose::Check {} => serve_check(link, &peer, |prepare| {
-            let against = definition_of(prepare).map_err(|refusal| vec![refusal]).and_then(|definition| {
-                Arriving { inner, identity: &identity, prepare, definition: &definition }.admit()
-            });
+            let against =
+                definition_of(inner, prepare).map_err(|refusal| vec![refusal]).and_then(|definition| {
+                    Arriving { inner, identity: &identity, prepare, definition: &definition }.admit()
+                });
             against.err().unwrap_or_default()
         }),
         Purpose::Find { guests } => {
@@ -253,7 +254,7 @@ impl<'a> Destination<'a> {
         boot: Option<BootFiles>,
     ) -> Result<Arc<crate::host::guests::entry::GuestEntry>, Refused> {
         let inner = self.inner;
-        let record = record_of(prepare, definition, boot);
+        let record = record_of(inner, prepare, definition, boot);
         let mut guests = inner.guests_mut();
         let old = guests.get(&prepare.guest).map(|g| g.record());
         let taken = taken(&guests, prepare.guest, &definition.spec.name);
@@ -414,7 +415,7 @@ impl<'a> Destination<'a> {
 
 impl Receiver for Destination<'_> {
     fn admit(&self, prepare: &Prepare, peer: &str) -> Result<Arrival, Refused> {
-        let definition = definition_of(prepare)?;
+        let definition = definition_of(self.inner, prepare)?;
         let boot = self.arriving(prepare, &definition).admit().map_err(first)?;
         let memory = self.inner.memory_for(&definition.spec, &prepare.layout, boot.as_ref());
         let memory = memory.map_err(|e| refused_by(&e))?;
@@ -460,7 +461,7 @@ impl Receiver for Destination<'_> {
             let (done, told) = tokio::sync::oneshot::channel();
             let fault = fault.clone();
             // Others get a fresh one when they need it; this is the only one that the guest can have.
-            let keeps = entry.record().spec.driver.sev().is_some_and(|s| s.es);
+            let keeps = self.inner.facts(&entry.record().spec.driver).sev.is_some_and(|s| s.es);
             let mirror = keeps.then(|| Box::new(mirror));
             if entry.tell_blocking(Command::Arrived { machine, paused, fault, mirror, done }) {
                 let _ = told.blocking_recv();
@@ -577,6 +578,7 @@ pub(in crate::host) fn machine_refusal(e: &MachineError) -> Refused {
         MachineError::BootFile { .. } | MachineError::BootFileChanged { .. } => {
             refuse("invalid", format!("/driver/{e}"))
         }
+        MachineError::Parameters(_) => refuse("invalid", format!("/driver: {e}")),
         MachineError::NoUser => refuse("no_resources", e.to_string()),
         MachineError::Qemu(_) => {
             let crate::host::Fault { code, detail } = crate::host::faults::machine_fault(e);

@@ -217,7 +217,7 @@ impl Host {
         let spec = MigrationSpec { limits, ..spec };
         validate::migration(&spec)?;
         let guest = self.inner.find_guest(&now.guest.to_string())?;
-        outgoing::check_throttle(&guest.record().spec.driver, &limits)?;
+        outgoing::check_throttle(&self.inner, &guest.record().spec.driver, &limits)?;
         expected.check("migration", now.generation)?;
         if !act {
             return Ok(MigrationRecord { spec: Some(spec), ..now });

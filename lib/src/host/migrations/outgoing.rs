@@ -7,7 +7,8 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::address_space::Strategy;
-use crate::guest::Machine;
+use crate::guest::drivers::FindsWrites;
+use crate::guest::{Driver, Machine};
 use crate::host::guests::command::{Command, GiveBack, Lease};
 use crate::host::guests::entry::GuestEntry;
 use crate::host::inner::Inner;
@@ -103,9 +104,9 @@ pub(in crate::host) fn look(
             note(&mut against, existing_mirror(inner, *id, record.id, spec.streams))
         }
     };
-    note(&mut against, check_throttle(&record.spec.driver, &spec.limits));
+    note(&mut against, check_throttle(inner, &record.spec.driver, &spec.limits));
     note(&mut against, inner.check_driver(&record.spec.driver));
-    note(&mut against, check_guest(&guest, &record, spec));
+    note(&mut against, check_guest(inner, &guest, &record, spec));
     if let Some(strategy) = strategy {
         note(&mut against, check_precopy(inner, &guest, &record, spec, strategy));
     }
@@ -209,16 +210,17 @@ fn check_precopy(
     spec: &MigrationSpec,
     strategy: Strategy,
 ) -> Result<(), HostError> {
-    if spec.mode != MigrationMode::Precopy || !matches!(record.spec.driver, DriverSpec::Qemu { .. }) {
+    let FindsWrites::Scan { what, why } = inner.driver(&record.spec.driver)?.finds_writes() else {
+        return Ok(());
+    };
+    if spec.mode != MigrationMode::Precopy {
         return Ok(());
     }
     let plan = inner.plan(guest, strategy, u32::from(spec.streams), &PlanOptions::default())?;
     if plan.can_scan() {
         return Ok(());
     }
-    let why = "QEMU does not export its dirty log, and the guest's helper has no room for page digests (it is larger \
-               than 4 TiB, or was defined by an earlier version); use mode stop_and_copy";
-    Err(HostError::CapabilityMissing { what: "precopy of this qemu guest", why: why.to_owned() })
+    Err(HostError::CapabilityMissing { what, why: why.to_owned() })
 }
 
 fn ticket_of(destination: &Destination) -> Result<Option<Ticket>, HostError> {
@@ -319,8 +321,13 @@ fn begin(inner: &Arc<Inner>, prepared: Prepared, space: Reserve) -> Result<Migra
 }
 
 /// What the guest itself has to say: its policy, its readiness.
-fn check_guest(guest: &GuestEntry, record: &GuestRecord, spec: &MigrationSpec) -> Result<(), HostError> {
-    if let Some(sev) = record.spec.driver.sev() {
+fn check_guest(
+    inner: &Inner,
+    guest: &GuestEntry,
+    record: &GuestRecord,
+    spec: &MigrationSpec,
+) -> Result<(), HostError> {
+    if let Some(sev) = inner.facts(&record.spec.driver).sev {
         check_policy(sev.policy)?;
     }
     if spec.verify && matches!(record.protection, ProtectionLevel::Sev | ProtectionLevel::SevEs) {
@@ -336,10 +343,16 @@ fn check_guest(guest: &GuestEntry, record: &GuestRecord, spec: &MigrationSpec) -
 /// Whether the guest's vCPUs can be held back, if the limits ask for it. A migration that found out only when
 /// its rounds do not shrink would have moved pages for nothing.
 pub(in crate::host) fn check_throttle(
+    inner: &Inner,
     driver: &DriverSpec,
     limits: &MigrationLimits,
 ) -> Result<(), HostError> {
-    if driver.can_throttle() {
+    check_limits(inner.drivers.of(driver).is_ok_and(Driver::can_throttle), limits)
+}
+
+/// Of a driver that can hold back its guests' vCPUs, or cannot.
+fn check_limits(can_throttle: bool, limits: &MigrationLimits) -> Result<(), HostError> {
+    if can_throttle {
         return Ok(());
     }
     let field = if limits.auto_throttle {
@@ -829,12 +842,12 @@ fn definition(record: &GuestRecord, machine: &mut dyn Machine) -> Result<String,
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::{AccelChoice, Fill, WorkloadSpec};
+    use crate::guest::drivers::{EmbeddedDriver, EmulatedDriver, QemuDriver};
 
-    /// What a refusal of the limits says, for a guest of each kind of driver.
-    fn refusal(driver: &DriverSpec, auto_throttle: bool, on_timeout: OnTimeout) -> Option<String> {
+    /// What a refusal of the limits says, for a guest of a driver.
+    fn refusal(driver: &dyn Driver, auto_throttle: bool, on_timeout: OnTimeout) -> Option<String> {
         let limits = MigrationLimits { auto_throttle, on_timeout, ..MigrationLimits::default() };
-        match check_throttle(driver, &limits) {
+        match check_limits(driver.can_throttle(), &limits) {
             Ok(()) => None,
             Err(HostError::CapabilityMissing { what: "throttling", why }) => Some(why),
             Err(other) => panic!("{other}"),
@@ -843,13 +856,7 @@ mod tests {
 
     #[test]
     fn a_driver_that_cannot_throttle_is_not_asked_to() {
-        let qemu = DriverSpec::Qemu {
-            vcpus: 1,
-            kernel: "/k".into(),
-            initrd: None,
-            append: String::new(),
-            accel: AccelChoice::Auto,
-        };
+        let qemu = QemuDriver::default();
         let names =
             |why: Option<String>, field: &str| why.is_some_and(|w| w.starts_with(&format!("{field}:")));
         assert!(names(refusal(&qemu, true, OnTimeout::Cancel), "/limits/auto_throttle"));
@@ -858,16 +865,9 @@ mod tests {
         for allowed in [OnTimeout::Cancel, OnTimeout::Force] {
             assert_eq!(refusal(&qemu, false, allowed), None);
         }
-        let workload = WorkloadSpec {
-            fill: Fill::Zero,
-            working_set_bytes: 0,
-            dirty_bytes_per_second: 0,
-            withdraws_readiness_after_ms: None,
-        };
-        let embedded = DriverSpec::Embedded { vcpus: 1, workload, sev: None };
-        let emulated = DriverSpec::Emulated { vcpus: 1, workload, sev: None };
-        for able in [embedded, emulated] {
-            assert_eq!(refusal(&able, true, OnTimeout::Throttle), None);
+        let able: [&dyn Driver; 2] = [&EmbeddedDriver, &EmulatedDriver];
+        for driver in able {
+            assert_eq!(refusal(driver, true, OnTimeout::Throttle), None);
         }
     }
 }

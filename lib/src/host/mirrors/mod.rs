@@ -44,7 +44,7 @@ impl Host {
     /// as it is now or as the guest's definition wants it.
     pub fn launch_mirror(&self, key: &str) -> Option<(Strategy, u32)> {
         let guest = self.inner.find_guest(key).ok()?.record();
-        let sev = guest.spec.driver.sev().filter(|sev| sev.es)?;
+        let sev = self.inner.facts(&guest.spec.driver).sev.filter(|sev| sev.es)?;
         let there = self.inner.mirror_entries().into_iter().map(|m| m.record()).find(|m| m.guest == guest.id);
         let there = there.map(|m| (m.strategy, m.workers.len() as u32));
         Some(there.unwrap_or((sev.mirror.strategy, sev.mirror.workers)))
@@ -93,7 +93,7 @@ impl Host {
         if let Some(migration) = record.migration {
             return Err(HostError::GuestMigrating { migration });
         }
-        let private = |s: Strategy| matches!(s, Strategy::PspCopied { .. });
+        let private = |s: Strategy| s.has_private_helper();
         let same_place = |m: &MirrorRecord| private(m.strategy) == private(spec.strategy);
         let others = self.inner.mirror_entries();
         let other = others.iter().find(|m| m.guest == record.id && same_place(&m.record()));
