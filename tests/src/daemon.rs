@@ -44,6 +44,7 @@ pub struct Daemon {
     dir: tempfile::TempDir,
     environment: Vec<(String, String)>,
     arguments: Vec<String>,
+    binary: PathBuf,
     /// Its name, also as a peer.
     pub name: String,
     /// What it said when it was ready.
@@ -99,7 +100,12 @@ impl Daemon {
         environment: &[(&str, &str)],
         arguments: impl FnOnce(&Path) -> Vec<String>,
     ) -> Self {
-        Self::launched(name, environment, arguments, None)
+        Self::launched(daemon_binary(), name, environment, arguments, None)
+    }
+
+    /// Starts one of another program, which takes the same command line.
+    pub fn start_of(binary: &Path, name: &str) -> Self {
+        Self::launched(binary.to_owned(), name, &[], |_| Vec::new(), None)
     }
 
     /// The same with its state directory on a file system of its own of `kib` KiB.
@@ -108,10 +114,11 @@ impl Daemon {
     /// When none [can be mounted](crate::can_mount).
     pub fn start_on_disk(name: &str, kib: u32, environment: &[(&str, &str)], arguments: &[&str]) -> Self {
         let arguments = |_: &Path| arguments.iter().map(|a| (*a).to_owned()).collect();
-        Self::launched(name, environment, arguments, Some(kib))
+        Self::launched(daemon_binary(), name, environment, arguments, Some(kib))
     }
 
     fn launched(
+        binary: PathBuf,
         name: &str,
         environment: &[(&str, &str)],
         arguments: impl FnOnce(&Path) -> Vec<String>,
@@ -123,6 +130,7 @@ impl Daemon {
             disk: disk_kib.map(|kib| SmallDisk::mount(&dir.path().join("state"), kib)),
             arguments: arguments(dir.path()),
             dir,
+            binary,
             environment: environment.iter().map(|(n, v)| ((*n).into(), (*v).into())).collect(),
             name: name.into(),
             ready: String::new(),
@@ -160,7 +168,7 @@ impl Daemon {
     pub fn command_line(&self, arguments: &[&str]) -> (i32, String, String) {
         let (out, err) = (self.dir.path().join("command.out"), self.dir.path().join("command.err"));
         let file = |path: &Path| std::fs::File::create(path).unwrap();
-        let mut command = Command::new(daemon_binary());
+        let mut command = Command::new(&self.binary);
         let mut child = command.args(arguments).stdout(file(&out)).stderr(file(&err)).spawn().unwrap();
         let deadline = Instant::now() + COMMAND;
         let code = loop {
@@ -186,7 +194,7 @@ impl Daemon {
 
     fn spawn(&self) -> Child {
         let log = std::fs::File::options().create(true).append(true).open(self.log_path()).unwrap();
-        let mut command = Command::new(daemon_binary());
+        let mut command = Command::new(&self.binary);
         if !self.environment.iter().any(|(name, _)| name == "MIRRORVM_IMAGE_DIRECTORIES") {
             command.env("MIRRORVM_IMAGE_DIRECTORIES", image_directories());
         }
