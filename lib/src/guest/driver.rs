@@ -26,8 +26,8 @@ pub type Parameters = serde_json::Map<String, Value>;
 
 /// How a guest runs: the name of a driver, and what that driver was told of the guest.
 ///
-/// Stored and sent as one flat object, `kind` beside the driver's own members. Only the driver knows what they
-/// mean: a host without it keeps such a definition and shows it, and does nothing else with it.
+/// Stored and sent as one flat object, `kind` beside the driver's own members. Only the driver knows what
+/// they mean: a host without it keeps such a definition and shows it, and does nothing else with it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Flat")]
 pub struct DriverSpec {

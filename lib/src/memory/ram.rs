@@ -160,8 +160,8 @@ impl GuestRam {
         Ok(Self { now, blocks: layout, mappings, was_zero: false, _overhead: overhead })
     }
 
-    /// Memory as [`GuestRam::allocate`] makes it on the first of `backings` that there is enough of; the error
-    /// is the last one's.
+    /// Memory as [`GuestRam::allocate`] makes it on the first of `backings` that there is enough of; the
+    /// error is the last one's.
     ///
     /// # Errors
     /// As [`GuestRam::allocate`].

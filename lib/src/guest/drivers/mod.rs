@@ -240,8 +240,8 @@ pub struct Body {
 ///
 /// A driver is one value for all guests of a host. Calls come from any thread; those that give a [`Result`]
 /// may look at the host (files, devices), the others only at what they are given. Parameters that reach a
-/// driver other than by [`Driver::read`] may be anybody's: [`Driver::check`] says what is wrong with them, and
-/// nothing else may panic over them.
+/// driver other than by [`Driver::read`] may be anybody's: [`Driver::check`] says what is wrong with them,
+/// and nothing else may panic over them.
 pub trait Driver: Send + Sync {
     /// Its name, `kind` in definitions: 1 to 32 of `[a-z0-9-]`.
     fn name(&self) -> &'static str;
