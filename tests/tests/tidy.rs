@@ -31,12 +31,9 @@ const FLOORS: [&[&str]; 13] = [
 const UP: [(&str, &str, &str); 0] = [];
 
 /// Circles between the files of a folder, and why they may be.
-const CIRCLES: [(&str, &str, &str); 10] = [
+const CIRCLES: [(&str, &str, &str); 7] = [
     ("address_space", "plan", "the planner hands over to strategies, which draft with it"),
     ("guest", "embedded/vcpu", "a vCPU hands ports over, and ports stop vCPUs"),
-    ("host", "inner", "what the parts share knows entries and images, which know the words of others"),
-    ("host", "migrations/incoming", "refusals and policy are shared by both directions"),
-    ("host", "migrations/asking", "a question to a peer and a look at a migration need each other's forms"),
     ("hypervisor", "emulated/vcpu", "a vCPU of the software machine runs in its VM, which makes it"),
     ("sev", "model/context", "commands change contexts, which refuse in the commands' words"),
     ("store", "ledger", "documents, logs and their writer share one file"),
@@ -48,8 +45,8 @@ const CIRCLES: [(&str, &str, &str); 10] = [
 const TABLES: [(&str, &str); 5] = [
     ("server/src/problem/host_error.rs", "fn code_of"),
     ("lib/src/host/faults.rs", "fn host_fault"),
-    ("lib/src/host/migrations/incoming.rs", "fn refused_by"),
-    ("lib/src/host/migrations/checks.rs", "fn findings"),
+    ("lib/src/host/migrations/refusals.rs", "fn refused_by"),
+    ("lib/src/host/migrations/findings.rs", "fn findings"),
     ("lib/src/store/writer.rs", "fn trouble"),
 ];
 

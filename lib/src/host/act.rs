@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::events::ResourceKind;
-use super::images::ImageRecord;
-use super::migrations::tickets::Ticket;
+use super::images::types::ImageRecord;
+use super::migrations::ticket::Ticket;
 use super::{GuestRecord, HostSettings, MigrationRecord, PeerRecord};
 use crate::store::Batch;
 use uuid::Uuid;

@@ -3,7 +3,7 @@
 
 use uuid::Uuid;
 
-use super::images::files::ImageFault;
+use super::images::types::ImageFault;
 use crate::address_space::Refusal;
 use crate::guest::PlugError;
 use crate::memory::{MemoryError, Shortage};

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::HostError;
 use crate::guest::{MachineEnd, MachineError};
 use crate::memory::MemoryError;
+use crate::migration::MigrationFault;
 use crate::store::Trouble;
 
 /// Why a resource is in a failed state, or what ended it.
@@ -116,4 +117,9 @@ pub(super) fn chain(e: &dyn std::error::Error) -> String {
         next = e.source();
     }
     text
+}
+
+/// A migration's fault as its record shows it.
+pub(super) fn migration_fault(fault: &MigrationFault) -> Fault {
+    Fault { code: fault.code().to_owned(), detail: fault.told() }
 }

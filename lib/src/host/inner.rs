@@ -19,7 +19,8 @@ use super::images::files::Looks;
 use super::migrations::entry::MigrationEntry;
 use super::mirrors::entry::MirrorEntry;
 use super::{
-    DriverSpec, Fault, GuestRecord, HostError, MigrationRecord, MirrorRecord, MirrorState, PeerRecord,
+    DriverSpec, Fault, GuestRecord, HostError, MigrationLimits, MigrationRecord, MigrationState,
+    MirrorRecord, MirrorState, PeerRecord,
 };
 use crate::address_space::HostLimits;
 use crate::boot_files::ImageDirectories;
@@ -27,6 +28,7 @@ use crate::guest::drivers::{Driver, Drivers, Facts, MirrorsOn};
 use crate::hypervisor::Hypervisor;
 use crate::hypervisor::emulated::EmulatedHost;
 use crate::hypervisor::kvm::KvmHost;
+use crate::migration::Control;
 use crate::mirror::{HelperImage, Mirror, Placement};
 use crate::sev::model::ModelPlatform;
 use crate::store::{Batch, Kind, Ledger, Store, StoreError};
@@ -199,7 +201,7 @@ impl Inner {
     pub fn check_driver(&self, driver: &DriverSpec) -> Result<(), HostError> {
         let hypervisor = self.hypervisor(driver)?;
         if self.facts(driver).sev.is_some() && hypervisor.sev().is_none() {
-            return Err(super::machines::no_sev(hypervisor));
+            return Err(no_sev(hypervisor));
         }
         Ok(())
     }
@@ -212,7 +214,7 @@ impl Inner {
         driver.works(hypervisor).map_err(missing)?;
         match hypervisor {
             Ok(hypervisor) if self.facts(spec).sev.is_some() && hypervisor.sev().is_none() => {
-                Err(super::machines::no_sev(hypervisor))
+                Err(no_sev(hypervisor))
             }
             Ok(_) | Err(_) => Ok(()),
         }
@@ -457,6 +459,22 @@ impl Inner {
         self.ledger.commit_blocking(batch, || riding.arrived())
     }
 
+    /// A handle on a migration whose changes this host's watchers see.
+    pub fn new_control(
+        self: &Arc<Self>,
+        id: Uuid,
+        state: MigrationState,
+        limits: MigrationLimits,
+    ) -> Control {
+        let weak = Arc::downgrade(self);
+        let changed = move || {
+            if let Some(inner) = weak.upgrade() {
+                inner.migration_changed(id);
+            }
+        };
+        Control::new(state, limits, Box::new(changed))
+    }
+
     /// Something of a migration changed: tells what is worth an event.
     pub fn migration_changed(&self, id: Uuid) {
         if let Some(entry) = self.migration_entry(id) {
@@ -583,4 +601,9 @@ impl Drop for GuestClaim {
     fn drop(&mut self) {
         self.inner.claims().remove(&self.id);
     }
+}
+
+pub(super) fn no_sev(hypervisor: &dyn Hypervisor) -> HostError {
+    let why = format!("{} has no SEV here; capabilities.missing tells why", hypervisor.name());
+    HostError::CapabilityMissing { what: "sev", why }
 }

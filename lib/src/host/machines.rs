@@ -6,7 +6,7 @@ use zeroize::Zeroizing;
 
 use super::guests::command::Command;
 use super::guests::entry::GuestEntry;
-use super::inner::Inner;
+use super::inner::{Inner, no_sev};
 use super::{DriverSpec, GuestRecord, GuestSpec, HostError, LaunchMirror, SevSpec};
 use crate::address_space::{
     self, Confidentiality, Declaration, GuestLayout, HostLimits, MailboxSize, MirrorPlan, PlanRequest,
@@ -444,11 +444,6 @@ impl Inner {
 
 fn short_name(record: &GuestRecord) -> String {
     record.spec.name.chars().take(8).collect()
-}
-
-pub(super) fn no_sev(hypervisor: &dyn Hypervisor) -> HostError {
-    let why = format!("{} has no SEV here; capabilities.missing tells why", hypervisor.name());
-    HostError::CapabilityMissing { what: "sev", why }
 }
 
 fn mirror_error(e: MirrorError) -> HostError {

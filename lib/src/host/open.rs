@@ -11,7 +11,7 @@ use super::guests::task;
 use super::inner::Inner;
 use super::machines;
 use super::migrations::entry::MigrationEntry;
-use super::migrations::{confirm, incoming, outgoing};
+use super::migrations::{confirm, incoming, journal, outgoing};
 use super::{
     Fault, GuestRecord, GuestState, Host, MigrationDirection, MigrationRecord, MigrationState, PeerRecord,
 };
@@ -249,15 +249,15 @@ fn reconcile(inner: &Arc<Inner>) -> Result<(), StoreError> {
     }
     let doubt = inner.store.meta_get::<Doubt>(UNCONFIRMED)?;
     if doubt.is_some() {
-        incoming::doubt_open(inner)?;
+        journal::doubt_open(inner)?;
     }
     for (id, record) in inner.store.list::<GuestRecord>(Kind::Guest)? {
         let committed = match record.migration {
-            Some(migration) => incoming::was_committed(inner, migration)?,
+            Some(migration) => journal::was_committed(inner, migration)?,
             None => false,
         };
         if record.state == GuestState::Incoming && !committed && doubt.is_none() {
-            let replaced = record.migration.map(|m| incoming::replaced_by(inner, m)).transpose()?;
+            let replaced = record.migration.map(|m| journal::replaced_by(inner, m)).transpose()?;
             match replaced.flatten() {
                 // What was here before a guest that never arrived.
                 Some(earlier) => {
@@ -331,7 +331,7 @@ fn reconciled_guest(mut record: GuestRecord) -> (GuestRecord, GuestState) {
 fn reconcile_migration(inner: &Arc<Inner>, mut record: MigrationRecord) -> Result<(), StoreError> {
     let doubtful = record.state == MigrationState::InDoubt;
     let incoming = record.direction == MigrationDirection::Incoming;
-    if !record.state.is_terminal() && incoming && incoming::was_committed(inner, record.id)? {
+    if !record.state.is_terminal() && incoming && journal::was_committed(inner, record.id)? {
         // COMMIT was noted, the record's own end was not: the guest had moved before the daemon ended.
         record.state = MigrationState::Succeeded;
         record.finished_at = Some(Timestamp::now());
@@ -348,8 +348,7 @@ fn reconcile_migration(inner: &Arc<Inner>, mut record: MigrationRecord) -> Resul
         record.generation += 1;
         inner.store.put(Kind::Migration, record.id, None, &record)?;
     }
-    let control =
-        Arc::new(outgoing::new_control(inner, record.id, record.state, super::MigrationLimits::default()));
+    let control = Arc::new(inner.new_control(record.id, record.state, super::MigrationLimits::default()));
     control.update(|l| {
         l.progress = record.progress;
         l.rounds.clone_from(&record.rounds);

@@ -9,8 +9,8 @@ use crate::store::{Kind, StoreError};
 use crate::transport::{IdentityError, key_file};
 
 use super::OpenError;
-use super::images::ImageRecord;
 use super::images::files;
+use super::images::types::ImageRecord;
 use super::open::DATABASE;
 
 /// What the host's key is found by in a backup.

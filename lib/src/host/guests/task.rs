@@ -505,7 +505,7 @@ impl Owner {
         let image = self.inner.helper_image(&record.spec.driver, options.helper_image.as_deref())?;
         let mirror =
             self.inner.make_mirror(&record, machine.as_ref(), spec.strategy, spec.workers, &image)?;
-        mirror.place(&options.placement).map_err(crate::host::mirrors::placement_error)?;
+        mirror.place(&options.placement).map_err(crate::host::mirrors::entry::placement_error)?;
         let entry = self.inner.register_mirror(&record, &mirror, transient, id, options.placement.clone())?;
         self.mirrors.insert(entry.id, mirror);
         Ok(entry)
@@ -786,7 +786,7 @@ impl Owner {
         let made = machine.ok_or_else(missing).and_then(|machine| {
             let image = self.inner.image_measuring(&shown.helper_measurement)?.ok_or_else(missing)?;
             let mirror = self.inner.make_mirror(record, machine.as_ref(), shown.strategy, workers, &image)?;
-            mirror.place(&shown.placement).map_err(crate::host::mirrors::placement_error)?;
+            mirror.place(&shown.placement).map_err(crate::host::mirrors::entry::placement_error)?;
             Ok(mirror)
         });
         match made {

@@ -16,7 +16,7 @@ use mirrorvm_abi::header::FILE_MAX;
 use rustix::fs::OFlags;
 use uuid::Uuid;
 
-use crate::host::images::{ImageFacts, ImageRecord, facts};
+use crate::host::images::types::{ImageFacts, ImageFault, ImageRecord};
 use crate::mirror::HelperImage;
 use crate::private_files::{PrivateDir, PrivateFileError};
 use crate::store::state_files::Rider;
@@ -24,20 +24,6 @@ use crate::store::state_files::Rider;
 const DIRECTORY: &str = "helper-images";
 /// What images are found by in a backup, before their ids.
 const RIDER: &str = "helper-image/";
-
-/// What is wrong with the file of an image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ImageFault {
-    /// There is none.
-    #[error("its file is missing")]
-    Missing,
-    /// It holds something else.
-    #[error("its file is not what was uploaded")]
-    Changed,
-    /// It cannot be read, or others could have written it.
-    #[error("its file cannot be read")]
-    Unreadable,
-}
 
 impl ImageFault {
     /// Stable code.
@@ -86,7 +72,7 @@ pub(in crate::host) fn read(
     let bytes = dir.read(&name_of(id), FILE_MAX as u64).map_err(|e| logged(id, &e))?;
     let image = HelperImage::parse(bytes.to_vec()).map_err(|_| ImageFault::Changed)?;
     // What was measured is what is run: a file that changed behind the daemon's back is not.
-    if facts(&image) == *content { Ok(image) } else { Err(ImageFault::Changed) }
+    if ImageFacts::of(&image) == *content { Ok(image) } else { Err(ImageFault::Changed) }
 }
 
 /// Puts an image's file there, whatever was there before.
@@ -183,7 +169,7 @@ mod tests {
             id,
             name: "full".into(),
             generation: 2,
-            content: Some(facts(&HelperImage::built_in())),
+            content: Some(ImageFacts::of(&HelperImage::built_in())),
             fault: None,
             created_at: Timestamp::UNIX_EPOCH,
         }

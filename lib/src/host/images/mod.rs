@@ -5,15 +5,14 @@
 //! maker names; a migration's destination takes the image with the measurement of the source's.
 
 pub(super) mod files;
+pub(super) mod types;
 
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use mirrorvm_abi::header::HeaderError;
-use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use self::files::ImageFault;
+use self::types::{BUILT_IN_ID, ContentError, ImageFacts, ImageRecord};
 use crate::guest::drivers::MirrorsOn;
 use crate::host::act::{self, Effect};
 use crate::host::events::{Change, EventBody, ResourceKind};
@@ -24,60 +23,6 @@ use crate::store::{Batch, Kind, StoreError};
 
 /// Images that a host keeps at most.
 const IMAGES_MAX: usize = 16;
-/// The id of the image that belongs to the build: the same everywhere.
-pub const BUILT_IN_ID: Uuid = Uuid::from_u128(0x0000_0000_0000_8000_8000_0000_0000_0001);
-
-/// A helper image as the host knows it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ImageRecord {
-    /// UUIDv7; of the built-in image [`BUILT_IN_ID`].
-    pub id: Uuid,
-    /// Name, unique among images.
-    pub name: String,
-    /// Goes up with every change.
-    pub generation: u64,
-    /// What its content says; `None` before it has any.
-    pub content: Option<ImageFacts>,
-    /// What is wrong with its file, as of this look.
-    #[serde(skip)]
-    pub fault: Option<ImageFault>,
-    /// When it was made.
-    pub created_at: Timestamp,
-}
-
-/// What an image's header says.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ImageFacts {
-    /// Bytes of the file.
-    pub size_bytes: u64,
-    /// SHA-256 of the file.
-    pub measurement: [u8; 32],
-    /// Oldest helper ABI that it speaks.
-    pub abi_min: u32,
-    /// Newest.
-    pub abi_max: u32,
-}
-
-/// Why content was not taken.
-#[derive(Debug, thiserror::Error)]
-pub enum ContentError {
-    /// It is no helper image.
-    #[error("the header is not a helper image's")]
-    Header(#[source] HeaderError),
-    /// Anything else.
-    #[error(transparent)]
-    Host(#[from] HostError),
-}
-
-pub(in crate::host) fn facts(image: &HelperImage) -> ImageFacts {
-    ImageFacts {
-        size_bytes: image.bytes().len() as u64,
-        measurement: image.measurement(),
-        abi_min: image.header().abi_min,
-        abi_max: image.header().abi_max,
-    }
-}
-
 impl Inner {
     /// The helper image that a caller names (`None`: the built-in one), for guests of `driver`.
     ///
@@ -164,7 +109,7 @@ impl Inner {
             id: BUILT_IN_ID,
             name: "built-in".into(),
             generation: 1,
-            content: Some(facts(&self.image)),
+            content: Some(ImageFacts::of(&self.image)),
             fault: None,
             created_at: Timestamp::UNIX_EPOCH,
         };
@@ -237,7 +182,7 @@ impl Host {
         let _one = self.inner.images_lock();
         let record = self.image(key)?;
         let image = HelperImage::parse(bytes).map_err(ContentError::Header)?;
-        let content = facts(&image);
+        let content = ImageFacts::of(&image);
         let failed = |e| HostError::storage("storing a helper image", StoreError::of_files(e));
         let write = || files::write(&self.inner.state_dir, record.id, image.bytes()).map_err(failed);
         match &record.content {

@@ -14,9 +14,11 @@ use crate::guest::drivers::CannotReceive;
 use crate::host::guests::registry::Registry;
 use crate::host::inner::Inner;
 use crate::host::migrations::definition::{Definition, Unread};
-use crate::host::migrations::incoming::{
-    has_seen, machine_refusal, refuse, refused_by, room_on_disk, ticket_unread,
+use crate::host::migrations::journal::{hand_over, storing};
+use crate::host::migrations::refusals::{
+    machine_refusal, no_leave, no_room, not_stored, refuse, refused_by, ticket_unread,
 };
+use crate::host::migrations::reserve::Reserve;
 use crate::host::{GuestRecord, GuestState, HostError, bounds, validate};
 use crate::migration::wire::{Prepare, Refused};
 use crate::mirror::HelperImage;
@@ -141,7 +143,7 @@ impl Arriving<'_> {
         let (inner, driver) = (self.inner, &self.definition.spec.driver);
         let _ = note(against, inner.check_driver(driver).map_err(|e| refused_by(&e)));
         if let Some(sev) = inner.facts(driver).sev {
-            let allowed = crate::host::migrations::outgoing::check_policy(sev.policy);
+            let allowed = crate::host::migrations::policy::check_policy(sev.policy);
             let _ = note(against, allowed.map_err(|e| refused_by(&e)));
         }
         // One that is not here has been told of.
@@ -176,11 +178,6 @@ pub(super) fn definition_of(inner: &Inner, prepare: &Prepare) -> Result<Definiti
         };
         refuse(code, format!("the destination: {unread}"))
     })
-}
-
-/// A source that is neither known nor has a ticket.
-pub(in crate::host) fn no_leave() -> Refused {
-    refuse("ticket_invalid", "no ticket for this session and source")
 }
 
 /// Who has the guest's id or name here, if that is not a guest that left earlier: such a record makes way.
@@ -240,13 +237,6 @@ fn check_boot_files(theirs: &BootFiles, ours: &BootFiles) -> Result<(), Refused>
     Err(refuse("boot_file_differs", detail))
 }
 
-/// All reasons as one refusal: with the first one's code, in the words of all.
-pub(in crate::host) fn first(against: Vec<Refused>) -> Refused {
-    let code = against.first().map_or_else(|| "destination_failed".into(), |r| r.code.clone());
-    let detail = against.into_iter().map(|r| r.detail).collect::<Vec<_>>().join("; ");
-    Refused { code, detail }
-}
-
 fn cannot_receive(why: &CannotReceive) -> Refused {
     match why {
         CannotReceive::Missing(detail) => refuse("capability_missing", detail.clone()),
@@ -256,4 +246,24 @@ fn cannot_receive(why: &CannotReceive) -> Refused {
 
 fn note<T>(against: &mut Vec<Refused>, found: Result<T, Refused>) -> Option<T> {
     found.map_err(|refusal| against.push(refusal)).ok()
+}
+
+/// Whether a session was here before; each is good for one import.
+pub(in crate::host) fn has_seen(inner: &Inner, session: Uuid) -> Result<bool, Refused> {
+    let known = hand_over(inner, session).map_err(|e| not_stored(&storing(e)))?;
+    Ok(known.is_some() || inner.migration_entry(session).is_some())
+}
+
+/// Whether there is disk space for how a migration ends.
+pub(in crate::host) fn room_on_disk(inner: &Inner, prepare: &Prepare) -> Result<(), Refused> {
+    // Given back at once: whoever lets the guest in sets it aside again.
+    let tried = Reserve::try_out(&inner.state_dir, prepare.session, document_bytes(inner, prepare));
+    tried.map_err(no_room)
+}
+
+/// What the documents take that exist before the guest is let in.
+pub(in crate::host) fn document_bytes(inner: &Inner, prepare: &Prepare) -> usize {
+    let here = inner.guests().get(&prepare.guest).map(|g| g.record());
+    let documents = [serde_json::to_vec(&prepare.layout), serde_json::to_vec(&here)];
+    prepare.definition.len() + documents.iter().map(|d| d.as_ref().map_or(0, Vec::len)).sum::<usize>()
 }

@@ -11,13 +11,13 @@ use uuid::Uuid;
 use crate::guest::{CarriedReadiness, ReadinessReason};
 use crate::host::guests::entry::GuestEntry;
 use crate::host::inner::Inner;
-use crate::host::migrations::checks::Finding;
 use crate::host::migrations::definition::Definition;
+use crate::host::migrations::findings::{Finding, finding};
 use crate::host::migrations::outgoing::Looked;
 use crate::host::peers::probe::{PeerSilence, silence, unreadable_identity};
 use crate::host::{GuestRecord, GuestState, MigrationSpec, MirrorChoice, PeerRecord, ProtectionLevel};
 use crate::migration::check;
-use crate::migration::wire::{Prepare, Refused};
+use crate::migration::wire::Prepare;
 use crate::transport::PeerIdentity;
 
 /// Longest time that a destination has for its answer. It may have to read a kernel and an initial RAM disk
@@ -104,40 +104,4 @@ fn readiness(inner: &Inner, guest: &GuestEntry, record: &GuestRecord) -> Carried
     let encrypted = inner.facts(&record.spec.driver).sev.is_some();
     let expected = if encrypted { ReadinessReason::Announced } else { ReadinessReason::NotEncrypted };
     CarriedReadiness { reason: guest.readiness().map_or(expected, |r| r.reason), declaration }
-}
-
-/// A destination's reason, with what would help.
-pub(in crate::host) fn finding(refused: Refused) -> Finding {
-    let fix = match refused.code.as_str() {
-        "name_taken" => "rename or remove the guest of that name there, or choose another destination",
-        "guest_exists" => "remove the guest with this id there first: it must not run twice",
-        "session_exists" => "a ticket is good for one migration; get another one",
-        "ticket_invalid" => "add this host there with POST /v1/hosts, or get another ticket",
-        "maintenance" => "unset maintenance there with PATCH /v1/host, or choose another destination",
-        "shutting_down" => "try again when the other daemon runs again, or choose another destination",
-        "invalid" => {
-            "put the files there under the same paths, beneath one of its image_directories, and give its daemon leave to \
-             read them"
-        }
-        "boot_file_differs" => "put the same file there under the same path",
-        "no_memory" => {
-            "stop guests there, give its daemon more memory or huge pages, or choose another destination"
-        }
-        "storage_full" | "storage" => "free space in the file system of the other daemon's state directory",
-        "no_resources" => "the detail says what ran out there; free some, or choose another destination",
-        "capability_missing" => {
-            "`missing` of the other host's capabilities says what would help; or choose another one"
-        }
-        "helper_mismatch" | "layout_mismatch" => {
-            "run the same build on both hosts, or upload the helper image there, too"
-        }
-        "plan_refused" => "choose another strategy or shift; address-space-plans previews them",
-        "policy_forbids" => "define the guest with a policy that has NODBG and not NOSEND",
-        "helper_image_failed" => {
-            "upload the same content there again, or put a backup of that host's state back"
-        }
-        "helper_not_launched" => "use the built-in helper image",
-        _ => "look into the other daemon's log",
-    };
-    Finding { code: refused.code, detail: refused.detail, fix: fix.into() }
 }

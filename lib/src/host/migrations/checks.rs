@@ -4,31 +4,20 @@
 use uuid::Uuid;
 
 use crate::guest::drivers::FindsWrites;
+use crate::host::PeerAnswer;
 use crate::host::migrations::asking::{self, Answer};
+use crate::host::migrations::findings::{Finding, findings, not_asked};
 use crate::host::migrations::outgoing;
 use crate::host::{
     GuestRecord, GuestState, Host, HostError, MigrationMode, MigrationRecord, MigrationSpec, MigrationState,
     MirrorChoice,
 };
-use crate::host::{PeerAnswer, PeerSilence};
 use crate::migration::Fixed;
-use crate::store::Trouble;
 
 /// Bytes of RAM that a scan is assumed to read in a millisecond, before one was measured here.
 const SCANNED_PER_MS: u64 = 4_000_000;
 /// Page content per second that is assumed before any migration was measured here.
 const THROUGHPUT: u64 = 300_000_000;
-
-/// Something that a look at a migration found.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finding {
-    /// Stable code.
-    pub code: String,
-    /// What it is.
-    pub detail: String,
-    /// What would help.
-    pub fix: String,
-}
 
 /// What a migration would take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -209,101 +198,5 @@ impl Host {
         };
         let measured = self.migrations().iter().rev().find_map(scanned);
         fixed + measured.unwrap_or(total / SCANNED_PER_MS)
-    }
-}
-
-impl PeerSilence {
-    fn finding(self) -> Finding {
-        let fix = "check address, identity and that the other daemon knows this host";
-        Finding { code: self.code, detail: self.detail, fix: fix.into() }
-    }
-}
-
-/// A destination that cannot say whether it would let the migration in.
-pub(in crate::host) fn not_asked() -> Finding {
-    Finding {
-        code: "destination_not_asked".into(),
-        detail: "the other host's build cannot be asked whether it would let this migration in".into(),
-        fix: "run the same build on both hosts, or start the migration: what is in the way ends it before a page moves"
-            .into(),
-    }
-}
-
-/// An error of a request as what stands in its way.
-fn findings(e: &HostError) -> Vec<Finding> {
-    let one =
-        |code: &str, fix: &str| vec![Finding { code: code.into(), detail: e.to_string(), fix: fix.into() }];
-    match e {
-        HostError::PlanRefused(refusals) => refusals
-            .iter()
-            .map(|r| Finding {
-                code: r.code.as_str().into(),
-                detail: r.to_string(),
-                fix: "choose another strategy or shift; address-space-plans previews them".into(),
-            })
-            .collect(),
-        HostError::NotFound { kind, .. } => one(
-            if *kind == "host" { "peer_unknown" } else { "not_found" },
-            "add the destination with POST /v1/hosts, or name a mirror that exists",
-        ),
-        HostError::Invalid(fields) => fields
-            .iter()
-            .map(|f| Finding {
-                code: f.code.into(),
-                detail: format!("{}: {}", f.pointer, f.detail),
-                fix: "correct the value that the pointer names".into(),
-            })
-            .collect(),
-        HostError::WrongState { .. } => one("state_conflict", "start the guest first"),
-        HostError::GuestMigrating { .. } => one("guest_migrating", "wait for its migration, or cancel it"),
-        HostError::GuestMoved { .. } => one("guest_moved", "ask the host that has it"),
-        HostError::GuestUnconfirmed { .. } => {
-            one("guest_unconfirmed", "wait until all known peers have answered, or confirm the guest")
-        }
-        HostError::CapabilityMissing { what: "throttling", .. } => {
-            one("throttling", "leave auto_throttle off, and choose on_timeout cancel or force")
-        }
-        HostError::CapabilityMissing { what, .. } => {
-            one(&what.replace(' ', "_"), "`missing` of /v1/host/capabilities says what would help")
-        }
-        HostError::InUse { .. } => one("in_use", "remove what uses it first, or name it"),
-        HostError::ShuttingDown => one("shutting_down", "try again when the daemon runs again"),
-        HostError::DestinationIsSelf => one("destination_is_self", "choose another host"),
-        HostError::DestinationRefuses(list) => list.clone(),
-        HostError::PeerSilent(silence) => vec![silence.clone().finding()],
-        HostError::IdTaken { .. } => one("id_taken", "choose another id; a ticket is good for one migration"),
-        HostError::PolicyForbids { .. } => {
-            one("policy_forbids", "define the guest with a policy that has NODBG and not NOSEND")
-        }
-        HostError::MirrorAtLaunch => one(
-            "mirror_at_launch",
-            "migrate through the mirror that the guest has, or name another in driver.sev.mirror and start it anew",
-        ),
-        HostError::NotLaunched { .. } | HostError::ImageNotLaunched => one(
-            "helper_not_launched",
-            "use a strategy as GET /v1/strategies lists it, and the built-in helper image",
-        ),
-        HostError::ImageFailed { .. } => {
-            one("helper_image_failed", "PUT the same content again, or name another helper image")
-        }
-        HostError::GuestNotReady { .. } => {
-            one("guest_not_ready", "wait until the guest announces itself; migration_readiness shows it")
-        }
-        HostError::NoMemory(_) => one("no_memory", "stop a guest, or give the daemon more memory"),
-        HostError::NoResources { .. } => one("no_resources", "free some of what the detail names"),
-        HostError::Maintenance => one("host_in_maintenance", "unset maintenance with PATCH /v1/host"),
-        HostError::Storage { trouble: Trouble::Full, .. }
-        | HostError::Owed { trouble: Trouble::Full, .. } => {
-            one("storage_full", "free space in the file system of the state directory")
-        }
-        HostError::Storage { .. } | HostError::Owed { .. } => {
-            one("storage_failed", "look at the disk of the state directory")
-        }
-        HostError::NameTaken { .. }
-        | HostError::GenerationMismatch { .. }
-        | HostError::PastPointOfNoReturn
-        | HostError::BatchRefused(_)
-        | HostError::PlugRefused(_)
-        | HostError::Internal { .. } => one("host_failed", "look into the daemon's log"),
     }
 }

@@ -7,29 +7,31 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use crate::boot_files::BootFiles;
-use crate::guest::MachineError;
+use crate::host::faults::migration_fault;
 use crate::host::guests::command::{Command, Vanish};
 use crate::host::guests::task;
 use crate::host::inner::Inner;
 use crate::host::machines::{GuestMemory, IncomingMachine, MakeError};
-use crate::host::migrations::admission::{Arriving, definition_of, first, no_leave, record_of, taken};
+use crate::host::migrations::admission::{Arriving, definition_of, document_bytes, record_of, taken};
 use crate::host::migrations::confirm;
 use crate::host::migrations::definition::Definition;
 use crate::host::migrations::entry::MigrationEntry;
 use crate::host::migrations::hand_over::{HandOver, Settlement, Together};
-use crate::host::migrations::outgoing::{fault_of, new_control};
+use crate::host::migrations::journal::{hand_over, storing};
+use crate::host::migrations::refusals::{
+    first, machine_refusal, no_leave, no_room, not_stored, refuse, refused_by, session_exists, ticket_unread,
+};
 use crate::host::migrations::reserve::Reserve;
 use crate::host::{
-    GuestRecord, GuestState, HandOverOutcome, HandOverToken, HostError, Labels, LaunchMirror,
-    MigrationDirection, MigrationRecord, MigrationState, Progress, ProtectionLevel, bounds, validate,
+    GuestRecord, GuestState, HostError, Labels, LaunchMirror, MigrationDirection, MigrationRecord,
+    MigrationState, Progress, ProtectionLevel, bounds, validate,
 };
-use crate::memory::MemoryError;
 use crate::migration::wire::{self, FIND_MAX, Outcome, Prepare, Purpose, Refused, kind};
 use crate::migration::{
     Arrival, Arrived, MigrationFault, NotStored, Receiver, Spoken, accept_hello, serve_check, serve_import,
 };
 use crate::mirror::SealedToken;
-use crate::store::{Batch, Kind, StoreError, Trouble};
+use crate::store::{Batch, Kind, StoreError};
 use crate::transport::{Link, LogBudget, PeerIdentity};
 
 /// Serves one link of an admitted peer, on its own thread.
@@ -129,57 +131,6 @@ fn answer(inner: &Inner, mut link: Link, identity: &PeerIdentity, session: Uuid)
     }
 }
 
-/// What is known of a session: stored, or of an end that could not be.
-fn hand_over(inner: &Inner, session: Uuid) -> Result<Option<HandOver>, StoreError> {
-    let unstored = inner.unstored().get(&session).cloned();
-    unstored.map_or_else(|| inner.store.get(Kind::HandOver, session), |known| Ok(Some(known)))
-}
-
-/// Of hand-overs that were open when a state was that is put back now, nobody here knows what came: they are
-/// not answered with a never.
-pub(in crate::host) fn doubt_open(inner: &Inner) -> Result<(), StoreError> {
-    for (session, mut hand_over) in inner.store.list::<HandOver>(Kind::HandOver)? {
-        if matches!(hand_over.settled, Settlement::Open) && !hand_over.unconfirmed {
-            hand_over.unconfirmed = true;
-            inner.store.put(Kind::HandOver, session, None, &hand_over)?;
-        }
-    }
-    Ok(())
-}
-
-/// Whether a session's COMMIT was noted: its guest was this host's from then on. That it cannot be read is no
-/// answer: a guest that is believed not to have arrived is deleted.
-///
-/// # Errors
-/// The journal cannot be read.
-pub(in crate::host) fn was_committed(inner: &Inner, session: Uuid) -> Result<bool, StoreError> {
-    let known = inner.store.get::<HandOver>(Kind::HandOver, session)?;
-    Ok(known.is_some_and(|h| matches!(h.settled, Settlement::Committed { .. })))
-}
-
-/// What was here before the guest of a session that never came to its end.
-///
-/// # Errors
-/// The journal cannot be read.
-pub(in crate::host) fn replaced_by(inner: &Inner, session: Uuid) -> Result<Option<GuestRecord>, StoreError> {
-    let known = inner.store.get::<HandOver>(Kind::HandOver, session)?;
-    Ok(known.and_then(|h| h.replaced).map(|record| *record))
-}
-
-/// The token that this host's helper minted for a session, to be carried to the source by hand.
-pub(in crate::host) fn token_of(inner: &Inner, session: Uuid) -> Result<HandOverToken, HostError> {
-    let known = hand_over(inner, session).map_err(|e| HostError::internal("reading a hand-over", e))?;
-    let (outcome, token) = match known.map(|h| h.settled) {
-        Some(Settlement::Committed { token }) => (HandOverOutcome::Committed, token),
-        Some(Settlement::Aborted { token: Some(token) }) => (HandOverOutcome::NeverCommitted, token),
-        Some(Settlement::Aborted { token: None } | Settlement::Open) | None => {
-            let key = session.to_string();
-            return Err(HostError::NotFound { kind: "token of a hand-over to this host", key });
-        }
-    };
-    Ok(HandOverToken { session, outcome, token })
-}
-
 struct Destination<'a> {
     inner: &'a Arc<Inner>,
     identity: PeerIdentity,
@@ -190,46 +141,10 @@ struct Destination<'a> {
     space: Mutex<Option<Arc<Reserve>>>,
 }
 
-/// Whether a session was here before; each is good for one import.
-pub(in crate::host) fn has_seen(inner: &Inner, session: Uuid) -> Result<bool, Refused> {
-    let known = hand_over(inner, session).map_err(|e| not_stored(&storing(e)))?;
-    Ok(known.is_some() || inner.migration_entry(session).is_some())
-}
-
-/// Whether there is disk space for how a migration ends.
-pub(in crate::host) fn room_on_disk(inner: &Inner, prepare: &Prepare) -> Result<(), Refused> {
-    // Given back at once: whoever lets the guest in sets it aside again.
-    let tried = Reserve::try_out(&inner.state_dir, prepare.session, document_bytes(inner, prepare));
-    tried.map_err(no_room)
-}
-
 /// Sets disk space aside for how a hand-over ends, whatever fills the disk meanwhile.
 fn set_aside(inner: &Inner, prepare: &Prepare) -> Result<Reserve, Refused> {
     let taken = Reserve::take(&inner.state_dir, prepare.session, document_bytes(inner, prepare));
     taken.map_err(no_room)
-}
-
-/// What the documents take that exist before the guest is let in.
-fn document_bytes(inner: &Inner, prepare: &Prepare) -> usize {
-    let here = inner.guests().get(&prepare.guest).map(|g| g.record());
-    let documents = [serde_json::to_vec(&prepare.layout), serde_json::to_vec(&here)];
-    prepare.definition.len() + documents.iter().map(|d| d.as_ref().map_or(0, Vec::len)).sum::<usize>()
-}
-
-fn no_room(error: std::io::Error) -> Refused {
-    tracing::warn!(%error, "an incoming migration is refused: no disk space for its records");
-    let error = MigrationFault::NoStorage(error);
-    refuse(error.code(), format!("the destination: {error}"))
-}
-
-pub(in crate::host) fn refuse(code: &str, detail: impl Into<String>) -> Refused {
-    Refused { code: code.into(), detail: detail.into() }
-}
-
-/// Nobody can say whether there is a ticket, or note that it is used up.
-pub(in crate::host) fn ticket_unread(error: &HostError) -> Refused {
-    tracing::error!(error = %crate::host::faults::chain(error), "a ticket cannot be looked at");
-    refuse("storage", "the destination's storage failed")
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -316,8 +231,7 @@ impl<'a> Destination<'a> {
                 .make_mirror(&record, machine.as_ref(), prepare.strategy, u32::from(prepare.streams), &image)
                 .map_err(|e| refused_by(&e))?,
         };
-        let control = Arc::new(new_control(
-            inner,
+        let control = Arc::new(inner.new_control(
             prepare.session,
             MigrationState::Preparing,
             crate::host::MigrationLimits::default(),
@@ -456,7 +370,7 @@ impl Receiver for Destination<'_> {
 
     fn arrived(&self, session: Uuid, arrived: Arrived) {
         let Arrived { machine, mirror, paused, digests, fault } = arrived;
-        let fault = fault.as_ref().map(fault_of);
+        let fault = fault.as_ref().map(migration_fault);
         if let Some(entry) = self.guest_entry(session) {
             let (done, told) = tokio::sync::oneshot::channel();
             let fault = fault.clone();
@@ -486,7 +400,7 @@ impl Receiver for Destination<'_> {
         let finished_at = Some(Timestamp::now());
         let end = |r: &mut MigrationRecord| {
             r.state = state;
-            r.error = (!canceled).then(|| fault_of(fault));
+            r.error = (!canceled).then(|| migration_fault(fault));
             r.finished_at = finished_at;
             r.guest_state_after = None;
         };
@@ -501,101 +415,5 @@ impl Receiver for Destination<'_> {
         if !entry.record().state.is_terminal() {
             self.inner.migration_happened(&entry, end);
         }
-    }
-}
-
-fn session_exists() -> Refused {
-    refuse("session_exists", "the destination has seen this session")
-}
-
-fn storing(error: StoreError) -> HostError {
-    HostError::storage("storing an import", error)
-}
-
-/// What a peer hears of a store that failed.
-fn not_stored(error: &HostError) -> Refused {
-    tracing::error!(error = %crate::host::faults::chain(error), "an import could not be noted");
-    let trouble = match error {
-        HostError::Storage { trouble, .. } | HostError::Owed { trouble, .. } => *trouble,
-        _ => Trouble::Failed,
-    };
-    refuse(storage_code(trouble), format!("the destination: {error}"))
-}
-
-const fn storage_code(trouble: Trouble) -> &'static str {
-    match trouble {
-        Trouble::Full => "storage_full",
-        Trouble::Busy | Trouble::Failed => "storage",
-    }
-}
-
-pub(in crate::host) fn refused_by(e: &HostError) -> Refused {
-    let code = match e {
-        HostError::NoMemory(_) => "no_memory",
-        HostError::NoResources { .. } => "no_resources",
-        HostError::PlanRefused(_) => "plan_refused",
-        HostError::CapabilityMissing { .. } => "capability_missing",
-        HostError::PolicyForbids { .. } => "policy_forbids",
-        HostError::NotLaunched { .. } => "helper_not_launched",
-        HostError::Invalid(_) => "invalid",
-        HostError::ImageFailed { .. } => "helper_image_failed",
-        HostError::ShuttingDown => "shutting_down",
-        HostError::Storage { trouble, .. } | HostError::Owed { trouble, .. } => storage_code(*trouble),
-        // None of these is about a guest that comes.
-        HostError::NotFound { .. }
-        | HostError::NameTaken { .. }
-        | HostError::WrongState { .. }
-        | HostError::GuestMigrating { .. }
-        | HostError::GuestUnconfirmed { .. }
-        | HostError::GenerationMismatch { .. }
-        | HostError::Maintenance
-        | HostError::IdTaken { .. }
-        | HostError::GuestMoved { .. }
-        | HostError::InUse { .. }
-        | HostError::PastPointOfNoReturn
-        | HostError::DestinationIsSelf
-        | HostError::DestinationRefuses(_)
-        | HostError::PeerSilent(_)
-        | HostError::MirrorAtLaunch
-        | HostError::ImageNotLaunched
-        | HostError::BatchRefused(_)
-        | HostError::GuestNotReady { .. }
-        | HostError::PlugRefused(_)
-        | HostError::Internal { .. } => "destination_failed",
-    };
-    let detail = match e {
-        HostError::PlanRefused(list) => list.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
-        e => e.to_string(),
-    };
-    refuse(code, detail)
-}
-
-pub(in crate::host) fn machine_refusal(e: &MachineError) -> Refused {
-    tracing::warn!(error = %crate::host::faults::chain(e), "no machine could be made for an import");
-    match e {
-        MachineError::Memory(MemoryError::NotEnough(shortage)) => refuse("no_memory", shortage.to_string()),
-        MachineError::Unsupported { .. } => refuse("capability_missing", e.to_string()),
-        MachineError::BootFile { .. } | MachineError::BootFileChanged { .. } => {
-            refuse("invalid", format!("/driver/{e}"))
-        }
-        MachineError::Parameters(_) => refuse("invalid", format!("/driver: {e}")),
-        MachineError::NoUser => refuse("no_resources", e.to_string()),
-        MachineError::Qemu(_) => {
-            let crate::host::Fault { code, detail } = crate::host::faults::machine_fault(e);
-            refuse(&code, detail)
-        }
-        MachineError::Hypervisor(_)
-        | MachineError::Memory(
-            MemoryError::Size { .. } | MemoryError::System { .. } | MemoryError::Map { .. },
-        )
-        | MachineError::Sev(_)
-        | MachineError::Measurement
-        | MachineError::Plug(_)
-        | MachineError::TooSmall { .. }
-        | MachineError::NothingPlugged
-        | MachineError::HelperImage(_)
-        | MachineError::BadState { .. }
-        | MachineError::Ended(_)
-        | MachineError::Thread(_) => refuse("destination_failed", e.to_string()),
     }
 }

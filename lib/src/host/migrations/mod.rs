@@ -10,11 +10,16 @@ pub(super) mod confirm;
 pub(super) mod definition;
 pub(super) mod endings;
 pub(super) mod entry;
+pub(super) mod findings;
 pub(super) mod hand_over;
 pub(super) mod incoming;
+pub(super) mod journal;
 pub(super) mod outgoing;
+pub(super) mod policy;
+pub(super) mod refusals;
 pub(super) mod reserve;
 pub(super) mod resolution;
+pub(super) mod ticket;
 pub(super) mod tickets;
 pub(super) mod types;
 
@@ -217,7 +222,7 @@ impl Host {
         let spec = MigrationSpec { limits, ..spec };
         validate::migration(&spec)?;
         let guest = self.inner.find_guest(&now.guest.to_string())?;
-        outgoing::check_throttle(&self.inner, &guest.record().spec.driver, &limits)?;
+        policy::check_throttle(&self.inner, &guest.record().spec.driver, &limits)?;
         expected.check("migration", now.generation)?;
         if !act {
             return Ok(MigrationRecord { spec: Some(spec), ..now });

@@ -7,30 +7,30 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::address_space::Strategy;
+use crate::guest::Machine;
 use crate::guest::drivers::FindsWrites;
-use crate::guest::{Driver, Machine};
+use crate::host::faults::migration_fault;
 use crate::host::guests::command::{Command, GiveBack, Lease};
 use crate::host::guests::entry::GuestEntry;
 use crate::host::inner::Inner;
 use crate::host::migrations::definition::Definition;
 use crate::host::migrations::entry::MigrationEntry;
 use crate::host::migrations::hand_over::Together;
+use crate::host::migrations::policy::{check_policy, check_throttle};
 use crate::host::migrations::reserve::Reserve;
 use crate::host::migrations::resolution;
 use crate::host::{
-    Destination, DriverSpec, Fault, GuestRecord, GuestState, HandOverOutcome, HostError, Labels,
-    MigrationDirection, MigrationLimits, MigrationMode, MigrationRecord, MigrationSpec, MigrationState,
-    MirrorChoice, OnTimeout, PeerRecord, PlanOptions, Progress, ProtectionLevel, Resolution, SourceAfter,
-    Ticket, validate,
+    Destination, Fault, GuestRecord, GuestState, HandOverOutcome, HostError, Labels, MigrationDirection,
+    MigrationMode, MigrationRecord, MigrationSpec, MigrationState, MirrorChoice, PeerRecord, PlanOptions,
+    Progress, ProtectionLevel, Resolution, SourceAfter, Ticket, validate,
 };
 use crate::migration::wire::Outcome;
 use crate::migration::{
-    Control, Departure, Journal, MigrationFault, Outgoing, PeerAddress, SourceEnd, Terms, resolve,
-    resume_here, run_source,
+    Departure, Journal, MigrationFault, Outgoing, PeerAddress, SourceEnd, Terms, resolve, resume_here,
+    run_source,
 };
 use crate::mirror::Mirror;
 use crate::private_files::PrivateFileError;
-use crate::sev::Policy;
 use crate::store::StoreError;
 use crate::transport::PeerIdentity;
 
@@ -289,7 +289,7 @@ fn begin(inner: &Arc<Inner>, prepared: Prepared, space: Reserve) -> Result<Migra
     let limits = migration.spec.as_ref().map(|s| s.limits).unwrap_or_default();
     let entry = Arc::new(MigrationEntry::new(
         migration,
-        Arc::new(new_control(inner, id, MigrationState::Queued, limits)),
+        Arc::new(inner.new_control(id, MigrationState::Queued, limits)),
     ));
     // Whoever forgets a peer looks for its migrations alone. A ticket's destination is no known peer.
     inner.while_peers_stay(|| -> Result<_, HostError> {
@@ -340,45 +340,6 @@ fn check_guest(
     }
 }
 
-/// Whether the guest's vCPUs can be held back, if the limits ask for it. A migration that found out only when
-/// its rounds do not shrink would have moved pages for nothing.
-pub(in crate::host) fn check_throttle(
-    inner: &Inner,
-    driver: &DriverSpec,
-    limits: &MigrationLimits,
-) -> Result<(), HostError> {
-    check_limits(inner.drivers.of(driver).is_ok_and(Driver::can_throttle), limits)
-}
-
-/// Of a driver that can hold back its guests' vCPUs, or cannot.
-fn check_limits(can_throttle: bool, limits: &MigrationLimits) -> Result<(), HostError> {
-    if can_throttle {
-        return Ok(());
-    }
-    let field = if limits.auto_throttle {
-        "/limits/auto_throttle"
-    } else if limits.on_timeout == OnTimeout::Throttle {
-        "/limits/on_timeout"
-    } else {
-        return Ok(());
-    };
-    let why = format!("{field}: the guest's driver cannot hold back its vCPUs");
-    Err(HostError::CapabilityMissing { what: "throttling", why })
-}
-
-/// Whether a policy lets a guest leave, and have a mirror.
-pub(in crate::host) fn check_policy(policy: Policy) -> Result<(), HostError> {
-    if policy.has(Policy::NOSEND) {
-        let why = "NOSEND: the guest must not leave its platform".to_owned();
-        return Err(HostError::PolicyForbids { why });
-    }
-    if !policy.has(Policy::NODBG) {
-        let why = "NODBG is not set: whoever has a mirror of the guest can read it (DBG_DECRYPT)".to_owned();
-        return Err(HostError::PolicyForbids { why });
-    }
-    Ok(())
-}
-
 fn existing_mirror(inner: &Inner, id: Uuid, guest: Uuid, streams: u16) -> Result<Strategy, HostError> {
     let mirror = inner.mirror_entry(id).filter(|m| m.guest == guest);
     let missing = || HostError::NotFound { kind: "mirror", key: id.to_string() };
@@ -393,22 +354,6 @@ fn existing_mirror(inner: &Inner, id: Uuid, guest: Uuid, streams: u16) -> Result
         )]));
     }
     Ok(record.strategy)
-}
-
-/// A handle whose changes the host's watchers see.
-pub(in crate::host) fn new_control(
-    inner: &Arc<Inner>,
-    id: Uuid,
-    state: MigrationState,
-    limits: MigrationLimits,
-) -> Control {
-    let weak = Arc::downgrade(inner);
-    let changed = move || {
-        if let Some(inner) = weak.upgrade() {
-            inner.migration_changed(id);
-        }
-    };
-    Control::new(state, limits, Box::new(changed))
 }
 
 struct Run {
@@ -524,7 +469,7 @@ impl Run {
         // nothing to show.
         let _ = self.guest.ask_blocking(Command::InDoubt);
         self.entry.control.update(|l| (l.state, l.committing) = (MigrationState::InDoubt, false));
-        self.note(|r| r.error = Some(fault_of(&fault)));
+        self.note(|r| r.error = Some(migration_fault(&fault)));
         let hosts_are_trusted = self.guest.record().protection == ProtectionLevel::None;
         let mut doubt = Doubt { verify: spec.verify, machine, mirror, was_running };
         let mut patience = Duration::from_millis(100);
@@ -609,7 +554,7 @@ impl Run {
                 };
                 let error = (state == MigrationState::Failed).then(|| {
                     tracing::warn!(migration = %self.entry.id, fault = %fault.chain(), "a migration failed");
-                    fault_of(&fault)
+                    migration_fault(&fault)
                 });
                 let ended = last_word(state, error);
                 let migration = self.entry.next(|r| ended(r));
@@ -745,11 +690,6 @@ impl Journal for Run {
     }
 }
 
-/// A fault as the API shows it.
-pub(in crate::host) fn fault_of(fault: &MigrationFault) -> Fault {
-    Fault { code: fault.code().to_owned(), detail: fault.told() }
-}
-
 /// After a restart: a migration that was in doubt. The guest's memory went with the old daemon, so the answer
 /// decides only what the records say.
 pub(in crate::host) async fn settle_after_restart(inner: Arc<Inner>, entry: Arc<MigrationEntry>) {
@@ -837,37 +777,4 @@ async fn settled_after_restart(
 fn definition(record: &GuestRecord, machine: &mut dyn Machine) -> Result<String, MigrationFault> {
     let document = Definition::of(record, machine.machine_type()?).write();
     document.map_err(|_| MigrationFault::Protocol("a definition that cannot be written"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::guest::drivers::{EmbeddedDriver, EmulatedDriver, QemuDriver};
-
-    /// What a refusal of the limits says, for a guest of a driver.
-    fn refusal(driver: &dyn Driver, auto_throttle: bool, on_timeout: OnTimeout) -> Option<String> {
-        let limits = MigrationLimits { auto_throttle, on_timeout, ..MigrationLimits::default() };
-        match check_limits(driver.can_throttle(), &limits) {
-            Ok(()) => None,
-            Err(HostError::CapabilityMissing { what: "throttling", why }) => Some(why),
-            Err(other) => panic!("{other}"),
-        }
-    }
-
-    #[test]
-    fn a_driver_that_cannot_throttle_is_not_asked_to() {
-        let qemu = QemuDriver::default();
-        let names =
-            |why: Option<String>, field: &str| why.is_some_and(|w| w.starts_with(&format!("{field}:")));
-        assert!(names(refusal(&qemu, true, OnTimeout::Cancel), "/limits/auto_throttle"));
-        assert!(names(refusal(&qemu, true, OnTimeout::Throttle), "/limits/auto_throttle"));
-        assert!(names(refusal(&qemu, false, OnTimeout::Throttle), "/limits/on_timeout"));
-        for allowed in [OnTimeout::Cancel, OnTimeout::Force] {
-            assert_eq!(refusal(&qemu, false, allowed), None);
-        }
-        let able: [&dyn Driver; 2] = [&EmbeddedDriver, &EmulatedDriver];
-        for driver in able {
-            assert_eq!(refusal(driver, true, OnTimeout::Throttle), None);
-        }
-    }
 }

@@ -7,7 +7,7 @@
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use crate::host::migrations::incoming;
+use crate::host::migrations::journal;
 use crate::host::{
     Answer, Expected, FieldError, HandOverToken, Host, HostError, MigrationDirection, MigrationRecord,
     MigrationState,
@@ -28,12 +28,12 @@ pub(in crate::host) fn nobody_checks() -> HostError {
 }
 
 impl Host {
-    /// The token that this host's helper minted for an incoming migration: COMMIT or ABORT.
+    /// The token that this host's helper minted for an journal migration: COMMIT or ABORT.
     ///
     /// # Errors
     /// There is none: no such session, or it has not come to its end.
     pub fn hand_over_token(&self, session: Uuid) -> Result<HandOverToken, HostError> {
-        incoming::token_of(&self.inner, session)
+        journal::token_of(&self.inner, session)
     }
 
     /// Ends an outgoing migration's doubt; without `act` it is only checked whether there is one. An

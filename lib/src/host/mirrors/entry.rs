@@ -4,9 +4,8 @@ use std::sync::{PoisonError, RwLock};
 
 use uuid::Uuid;
 
-use crate::host::mirrors::placement_error;
-use crate::host::{Expected, Fault, HostError, MirrorRecord, MirrorState, WorkerInfo};
-use crate::mirror::{MirrorWatch, Placement};
+use crate::host::{Expected, Fault, FieldError, HostError, MirrorRecord, MirrorState, WorkerInfo};
+use crate::mirror::{MirrorWatch, Placement, PlacementError};
 
 /// A mirror as others see it.
 pub(in crate::host) struct MirrorEntry {
@@ -63,5 +62,18 @@ impl MirrorEntry {
         record.workers =
             stats.iter().map(|s| WorkerInfo { tid: s.tid, exits: s.exits, cpu_ns: s.cpu_ns }).collect();
         record
+    }
+}
+
+/// Why threads are not where a caller wants them.
+pub(in crate::host) fn placement_error(e: PlacementError) -> HostError {
+    match e {
+        PlacementError::NoSuchCpu => {
+            HostError::Invalid(vec![FieldError::new("/placement/cpus", "out_of_range", e.to_string())])
+        }
+        PlacementError::Forbidden => {
+            HostError::CapabilityMissing { what: "scheduling of threads", why: e.to_string() }
+        }
+        PlacementError::Kernel(_) => HostError::internal("placing a mirror's threads", e),
     }
 }

@@ -12,11 +12,11 @@ use uuid::Uuid;
 use super::events::Change;
 use super::guests::command::Command;
 use super::{
-    Expected, FieldError, GuestRecord, GuestState, Host, HostError, MirrorOptions, MirrorRecord, MirrorSpec,
-    MirrorState, PlanOptions, validate,
+    Expected, GuestRecord, GuestState, Host, HostError, MirrorOptions, MirrorRecord, MirrorSpec, MirrorState,
+    PlanOptions, validate,
 };
 use crate::address_space::{MirrorPlan, Strategy};
-use crate::mirror::{Placement, PlacementError};
+use crate::mirror::Placement;
 
 impl Host {
     /// Plans an address space; changes nothing.
@@ -176,18 +176,5 @@ impl Host {
         self.inner.tell_mirror(&entry, Change::Updated);
         self.inner.changed();
         Ok(record)
-    }
-}
-
-/// Why threads are not where a caller wants them.
-pub(super) fn placement_error(e: PlacementError) -> HostError {
-    match e {
-        PlacementError::NoSuchCpu => {
-            HostError::Invalid(vec![FieldError::new("/placement/cpus", "out_of_range", e.to_string())])
-        }
-        PlacementError::Forbidden => {
-            HostError::CapabilityMissing { what: "scheduling of threads", why: e.to_string() }
-        }
-        PlacementError::Kernel(_) => HostError::internal("placing a mirror's threads", e),
     }
 }
