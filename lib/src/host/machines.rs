@@ -13,7 +13,7 @@ use crate::address_space::{
     Refusal, Strategy, StrategyKind,
 };
 use crate::boot_files::BootFiles;
-use crate::guest::drivers::{Beginning, Body, Definition, Driver, LayoutFault, MirrorsOn, Order};
+use crate::guest::drivers::{Beginning, Body, Driver, LayoutFault, MirrorsOn, Order};
 use crate::guest::embedded::{SevSetup, level};
 use crate::guest::{CarriedReadiness, Machine, MachineError};
 use crate::hypervisor::Hypervisor;
@@ -122,7 +122,7 @@ impl Inner {
     /// that a definition that is taken named files that could be read.
     pub fn boot_facts(&self, spec: &GuestSpec) -> Result<Option<BootFiles>, HostError> {
         let driver = self.driver(&spec.driver)?;
-        driver.boot_files(&definition(spec), &self.image_directories).map_err(HostError::Invalid)
+        driver.boot_files(&spec.definition(), &self.image_directories).map_err(HostError::Invalid)
     }
 
     /// What a guest's RAM would lie on now.
@@ -465,11 +465,6 @@ pub(super) fn fresh_secret() -> Result<Zeroizing<[u8; 32]>, MachineError> {
         .fill(secret.as_mut())
         .map_err(|_| MachineError::Unsupported { what: "get random numbers" })?;
     Ok(secret)
-}
-
-/// What of a definition is its driver's to judge.
-pub(super) fn definition(spec: &GuestSpec) -> Definition<'_> {
-    Definition { spec: &spec.driver, blocks: &spec.blocks, backing: spec.backing }
 }
 
 /// What a guest's RAM may lie on, the best first: what was asked for, or else what its driver prefers.

@@ -2,7 +2,6 @@
 
 use uuid::Uuid;
 
-use super::machines::definition;
 use super::{FieldError, GuestSpec, HostError, Labels, MigrationSpec, MirrorSpec, PeerSpec, bounds};
 use crate::addr::PAGE_2M;
 use crate::address_space::{GuestLayout, HELPER_BLOCK, LayoutError, VMSA_BLOCK};
@@ -35,7 +34,7 @@ pub(super) fn guest(drivers: &Drivers, spec: &GuestSpec) -> Result<GuestLayout, 
     }
     let layout =
         GuestLayout::assign(&spec.blocks).map_err(|list| errors.extend(list.iter().map(block_error)));
-    driver.check(&definition(spec), &mut errors);
+    driver.check(&spec.definition(), &mut errors);
     match layout {
         Ok(layout) if errors.is_empty() => Ok(layout),
         _ => Err(HostError::Invalid(errors)),

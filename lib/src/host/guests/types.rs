@@ -8,6 +8,7 @@ use uuid::Uuid;
 use crate::address_space::{BlockSpec, GuestLayout, RamBlock};
 use crate::boot_files::BootFiles;
 use crate::guest::Readiness;
+use crate::guest::drivers::Definition;
 pub use crate::guest::lifecycle::GuestState;
 pub use crate::guest::{
     AccelChoice, DriverSpec, Drivers, EmbeddedDriver, EmulatedDriver, Fill, Labels, LaunchMirror,
@@ -31,6 +32,13 @@ pub struct GuestSpec {
     pub backing: Option<Backing>,
     /// Free labels.
     pub labels: Labels,
+}
+
+impl GuestSpec {
+    /// What of it is its driver's to judge.
+    pub(in crate::host) fn definition(&self) -> Definition<'_> {
+        Definition { spec: &self.driver, blocks: &self.blocks, backing: self.backing }
+    }
 }
 
 /// A guest as the host knows it.
