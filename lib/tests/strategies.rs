@@ -28,6 +28,7 @@ const BLOCKS: [(u64, Option<u64>); 2] = [(32, Some(0)), (8, Some(0x1_4000_0000))
 async fn there_and_back(two: &Two, strategy: Strategy, streams: u16) {
     let (a, b) = (&two.a, &two.b);
     let before = ticks(a).unwrap();
+    assert_eq!(before.1, 0, "{strategy:?}: the guest found every page as it wrote it, before it moved");
     let end = moved(a, b, migration("b", strategy, streams)).await;
     assert!(end.progress.pages_sealed > 0 && end.progress.pages_shared > 0, "{:?}", end.progress);
     let after = until(b, "ticks there", || ticks(b).filter(|t| t.0 > before.0 + 20)).await;

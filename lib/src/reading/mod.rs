@@ -283,6 +283,12 @@ impl<'v, 'e> Fields<'v, 'e> {
         }
     }
 
+    /// A field whose turn comes later, for what others depend on it for; what is wrong with it is told in its
+    /// turn. `None` also when it cannot be read.
+    pub fn ahead<T: Decode>(&mut self, name: &'static str) -> Option<T> {
+        T::decode(&self.node(name)?, &mut Errors::default())
+    }
+
     /// A field that may be absent, which stands for `default`.
     pub fn or<T: Decode>(&mut self, name: &'static str, default: T) -> Option<T> {
         match self.node(name) {

@@ -132,9 +132,9 @@ impl GuestCreate {
         let mut f = Fields::open(node, errors)?;
         let name = f.required("name");
         // What is left out of a driver's part may depend on how much RAM there is.
-        let memory: Option<MemoryBody> = f.required("memory");
-        let ram = memory.as_ref().map_or(0, MemoryBody::bytes);
+        let ram = f.ahead::<MemoryBody>("memory").map_or(0, |memory| memory.bytes());
         let driver = f.required_by("driver", |node, errors| drivers.read(node, errors, ram));
+        let memory: Option<MemoryBody> = f.required("memory");
         let labels = f.or("labels", BTreeMap::new());
         f.done()?;
         Some(Self { name: name?, driver: driver?, memory: memory?, labels: labels? })

@@ -111,8 +111,8 @@ pub async fn create(
     change: Change,
     JsonBody(Raw(body)): JsonBody<Raw>,
 ) -> Result<Response, Problem> {
-    let host = state.host()?.clone();
     let spec = defined(&state, &body)?;
+    let host = state.host()?.clone();
     if change.dry_run {
         return Ok(previewed(&state, &host.preview_guest(change.id(), spec)?, Vec::new()));
     }
@@ -148,8 +148,8 @@ pub async fn put(
     change: Change,
     JsonBody(Raw(body)): JsonBody<Raw>,
 ) -> Result<Response, Problem> {
-    let host = state.host()?.clone();
     let spec = defined(&state, &body)?;
+    let host = state.host()?.clone();
     let id = new_id(&key)?;
     if let Ok(there) = host.guest(&id.to_string()) {
         check_put(&change, "guest", there.generation)?;

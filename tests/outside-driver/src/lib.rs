@@ -26,7 +26,7 @@ const NAME: &str = "outside";
 /// Pages that a guest writes in a second.
 const PAGES_PER_SECOND: std::ops::RangeInclusive<u64> = 1..=100_000;
 /// What a file of RAM holds at first.
-const RUBBISH: [u8; 64 << 10] = [0xa5; 64 << 10];
+static RUBBISH: [u8; 64 << 10] = [0xa5; 64 << 10];
 
 /// What a guest is told.
 #[derive(Clone, Debug, Serialize, Deserialize)]
