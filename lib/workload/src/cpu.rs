@@ -300,6 +300,12 @@ impl Cpu {
         let (first, last) = share(boot.working_set, self.index, boot.vcpus);
         let rate = boot.pages_per_tick_q16.saturating_mul(last - first) / boot.working_set.max(1);
         self.add(memory, 0, self.input)?;
+        // RAM is filled by other shares than it is worked on: of pages that another vCPU has yet to fill nothing
+        // can be expected.
+        if !all_filled(memory, boot)? {
+            self.phase = if self.index == 0 { Phase::Tend } else { Phase::Ask };
+            return Ok(Step::More);
+        }
         // A guest that was held does not catch up for ever: one second's work at most.
         let most = rate.saturating_mul(100).max(1 << 16);
         self.due = self.due.saturating_add(rate.saturating_mul(self.input)).min(most);
@@ -337,10 +343,8 @@ impl Cpu {
         if pieces(boot) == 0 {
             return Ok(Step::More);
         }
-        for vcpu in 0..boot.vcpus {
-            if memory.load(stat_at(vcpu, 3))? == 0 {
-                return Ok(Step::More);
-            }
+        if !all_filled(memory, boot)? {
+            return Ok(Step::More);
         }
         let plugged = memory.load(PLUGGED_AT)? & pieces(boot);
         memory.store(IN_USE_AT, plugged)?;
@@ -407,6 +411,16 @@ impl Cpu {
 fn print<M: Memory>(memory: &mut M, line: &Line) -> Result<Step, M::Fault> {
     memory.write(CONSOLE_AT, line.bytes())?;
     Ok(Step::Out(PORT_CONSOLE, line.bytes().len() as u32))
+}
+
+/// Whether every vCPU has filled its share of RAM.
+fn all_filled<M: Memory>(memory: &mut M, boot: &Boot) -> Result<bool, M::Fault> {
+    for vcpu in 0..boot.vcpus {
+        if memory.load(stat_at(vcpu, 3))? == 0 {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Where a field of a vCPU's statistics lies in the shared pages; callers have checked `vcpu`.

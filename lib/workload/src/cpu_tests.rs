@@ -107,6 +107,28 @@ fn two_vcpus_fill_everything_between_them_and_keep_it_right() {
 }
 
 #[test]
+fn a_vcpu_that_is_ahead_expects_nothing_of_what_another_has_yet_to_fill() {
+    let boot = Boot::decode(&boot().encode()).unwrap();
+    let mut memory = Soft::default();
+    let mut run = |cpu: &mut Cpu, ticks: u32| {
+        let mut left = ticks;
+        while left > 0 {
+            if let Step::In(port) = cpu.step(&mut memory, &boot).unwrap() {
+                cpu.answer(u32::from(port == PORT_TICK));
+                left -= u32::from(port == PORT_TICK);
+            }
+        }
+        [0, 1].map(|vcpu| [1, 2].map(|f| *memory.words.get(&(vcpu * STATS_BYTES + f * 8)).unwrap_or(&0)))
+    };
+    let mut cpus = [Cpu::new(0), Cpu::new(1)];
+    // The second is through with its share before the first has begun.
+    assert_eq!(run(&mut cpus[1], 50), [[0, 0]; 2], "pages worked on, errors");
+    run(&mut cpus[0], 50);
+    let [first, second] = run(&mut cpus[1], 50);
+    assert!(first[0] > 0 && second[0] > 0 && first[1] + second[1] == 0, "{first:?} {second:?}");
+}
+
+#[test]
 fn a_vcpu_that_is_not_started_switches_off() {
     let boot = boot();
     let mut cpu = Cpu::new(2);
