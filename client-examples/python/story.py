@@ -68,6 +68,8 @@ def main():
         cursor = page["next_cursor"]
     print("states:", " ".join(states))
     assert states[-1] == "succeeded", states
+    # It is the destination's from then on, and runs there a moment later.
+    b.wait(name, "running")
 
     # Three errors, each acted on by its code.
     expect("guest_moved", lambda: a.start(name))

@@ -145,6 +145,8 @@ while (!["succeeded", "failed", "canceled"].includes(states.at(-1) ?? "")) {
 }
 console.log("states:", states.join(" "));
 assert.equal(states.at(-1), "succeeded");
+// It is the destination's from then on, and runs there a moment later.
+await waitFor(b, name, "running");
 
 // Three errors, each acted on by its code.
 await refusal("guest_moved", a.POST("/v1/guests/{guest}/start", { params: path }).then(data));

@@ -114,6 +114,8 @@ async fn main() -> Result<(), Anything> {
     }
     println!("states: {}", states.join(" "));
     assert_eq!(states.last().map(String::as_str), Some("succeeded"));
+    // It is the destination's from then on, and runs there a moment later.
+    wait_for(&b, &name, "running").await?;
 
     // Three errors, each acted on by its code.
     assert_eq!(code(a.guest_start().guest(&name).send().await), ProblemCode::GuestMoved);

@@ -300,8 +300,8 @@ impl Cpu {
         let (first, last) = share(boot.working_set, self.index, boot.vcpus);
         let rate = boot.pages_per_tick_q16.saturating_mul(last - first) / boot.working_set.max(1);
         self.add(memory, 0, self.input)?;
-        // RAM is filled by other shares than it is worked on: of pages that another vCPU has yet to fill nothing
-        // can be expected.
+        // RAM is filled by other shares than it is worked on: of pages that another vCPU has yet to fill
+        // nothing can be expected.
         if !all_filled(memory, boot)? {
             self.phase = if self.index == 0 { Phase::Tend } else { Phase::Ask };
             return Ok(Step::More);
