@@ -18,8 +18,8 @@ const QUIET: WorkloadSpec = WorkloadSpec {
 async fn runs(two: &Two, name: &str) {
     let driver = EmulatedDriver::spec(&WorkloadGuest { vcpus: 1, workload: QUIET, sev: None });
     let spec = GuestSpec { name: name.into(), ..guest(driver, &[(16, Some(0))]) };
-    two.a.define_guest(spec).await.unwrap();
-    two.a.guest_action(name, GuestAction::Start).await.unwrap();
+    two.a.define_guest(spec, &Ask::now()).await.unwrap();
+    two.a.guest_action(name, GuestAction::Start, &Ask::now()).await.unwrap();
     until(&two.a, "the guest runs", || {
         let record = two.a.guest(name).unwrap();
         (record.state == GuestState::Running && record.readiness.is_some_and(|r| r.ready)).then_some(())
@@ -36,10 +36,10 @@ fn leaving(name: &str) -> MigrationSpec {
 /// has it.
 async fn with_a_full_queue() -> (Two, Uuid) {
     let two = two().await;
-    two.a.change_settings(|s| s.migration_slots = 1, &Expected::any(), true).unwrap();
+    two.a.change_settings(|s| s.migration_slots = 1, &Ask::now()).unwrap();
     runs(&two, "first").await;
     runs(&two, "g1").await;
-    let first = two.a.create_migration(leaving("first")).await.unwrap().id;
+    let first = two.a.create_migration(leaving("first"), &Ask::now()).await.unwrap().record.id;
     until(&two.a, "the slot is taken", || {
         (two.a.migration(first).unwrap().state == MigrationState::Precopy).then_some(())
     })
@@ -57,13 +57,13 @@ async fn of_several_migrations_that_ask_at_once_one_gets_the_guest() {
     let asked: Vec<_> = (0..5)
         .map(|_| {
             let host = two.a.clone();
-            tokio::spawn(async move { host.create_migration(leaving("g1")).await })
+            tokio::spawn(async move { host.create_migration(leaving("g1"), &Ask::now()).await })
         })
         .collect();
     let (mut got, mut refused) = (Vec::new(), Vec::new());
     for one in asked {
         match one.await.unwrap() {
-            Ok(record) => got.push(record.id),
+            Ok(begun) => got.push(begun.record.id),
             Err(HostError::GuestMigrating { migration }) => refused.push(migration),
             Err(other) => panic!("{other:?}"),
         }
@@ -81,28 +81,28 @@ async fn of_several_migrations_that_ask_at_once_one_gets_the_guest() {
     assert_eq!(two.a.migration(has).unwrap().state, MigrationState::Queued);
     assert_eq!(two.a.guest("g1").unwrap().migration, Some(has));
     let conflict = |e: HostError| matches!(e, HostError::GuestMigrating { migration } if migration == has);
-    assert!(conflict(two.a.guest_action("g1", GuestAction::Stop).await.unwrap_err()));
-    assert!(conflict(two.a.preview_action("g1", GuestAction::Stop, &Expected::any()).unwrap_err()));
-    assert!(conflict(two.a.preview_migration(None, leaving("g1")).await.unwrap_err()));
+    assert!(conflict(two.a.guest_action("g1", GuestAction::Stop, &Ask::now()).await.unwrap_err()));
+    assert!(conflict(two.a.guest_action("g1", GuestAction::Stop, &Ask::dry_run()).await.unwrap_err()));
+    assert!(conflict(two.a.create_migration(leaving("g1"), &Ask::dry_run()).await.unwrap_err()));
     let mirror =
         MirrorSpec { guest: "g1".into(), strategy: SHIFTED, workers: 1, options: MirrorOptions::default() };
-    assert!(conflict(two.a.create_mirror(mirror).await.unwrap_err()));
+    assert!(conflict(two.a.create_mirror(mirror, &Ask::now()).await.unwrap_err()));
 
     // Called off in the queue: the guest is free at once, for the next one, too.
-    two.a.cancel_migration(has).await.unwrap();
+    two.a.cancel_migration(has, &Ask::now()).await.unwrap();
     assert_eq!(ended(&two.a, has).await.state, MigrationState::Canceled);
     let free = two.a.guest("g1").unwrap();
     assert_eq!((free.migration, free.state), (None, GuestState::Running));
-    let next = two.a.create_migration(leaving("g1")).await.unwrap().id;
-    two.a.cancel_migration(first).await.unwrap();
+    let next = two.a.create_migration(leaving("g1"), &Ask::now()).await.unwrap().record.id;
+    two.a.cancel_migration(first, &Ask::now()).await.unwrap();
     assert_eq!(ended(&two.a, first).await.state, MigrationState::Canceled);
     until(&two.a, "the next one's turn", || {
         (two.a.migration(next).unwrap().state == MigrationState::Precopy).then_some(())
     })
     .await;
-    two.a.cancel_migration(next).await.unwrap();
+    two.a.cancel_migration(next, &Ask::now()).await.unwrap();
     assert_eq!(ended(&two.a, next).await.state, MigrationState::Canceled);
-    two.a.guest_action("g1", GuestAction::Stop).await.unwrap();
+    two.a.guest_action("g1", GuestAction::Stop, &Ask::now()).await.unwrap();
     two.a.shutdown().await;
     two.b.shutdown().await;
 }
@@ -112,18 +112,18 @@ async fn a_mirror_that_a_queued_migration_waits_with_is_in_use() {
     let (two, first) = with_a_full_queue().await;
     let spec =
         MirrorSpec { guest: "g1".into(), strategy: SHIFTED, workers: 1, options: MirrorOptions::default() };
-    let mirror = two.a.create_mirror(spec.clone()).await.unwrap().id;
+    let mirror = two.a.create_mirror(spec.clone(), &Ask::now()).await.unwrap().id;
     let wanted = MigrationSpec { mirror: MirrorChoice::Existing(mirror), ..leaving("g1") };
     // Another mirror is in the way of a template: told at the request, not when a slot is free.
-    let refused = two.a.create_migration(leaving("g1")).await.unwrap_err();
+    let refused = two.a.create_migration(leaving("g1"), &Ask::now()).await.unwrap_err();
     assert!(matches!(refused, HostError::InUse { kind: "guest", .. }), "{refused:?}");
-    let queued = two.a.create_migration(wanted).await.unwrap().id;
-    let refused = two.a.delete_mirror(mirror).await.unwrap_err();
+    let queued = two.a.create_migration(wanted, &Ask::now()).await.unwrap().record.id;
+    let refused = two.a.delete_mirror(mirror, &Ask::now()).await.unwrap_err();
     assert!(matches!(refused, HostError::InUse { kind: "mirror", .. }), "{refused:?}");
-    two.a.cancel_migration(queued).await.unwrap();
+    two.a.cancel_migration(queued, &Ask::now()).await.unwrap();
     ended(&two.a, queued).await;
-    two.a.delete_mirror(mirror).await.unwrap();
-    two.a.cancel_migration(first).await.unwrap();
+    two.a.delete_mirror(mirror, &Ask::now()).await.unwrap();
+    two.a.cancel_migration(first, &Ask::now()).await.unwrap();
     ended(&two.a, first).await;
     two.a.shutdown().await;
     two.b.shutdown().await;
@@ -138,13 +138,15 @@ async fn one_id_is_taken_once_and_one_expected_generation_is_met_once() {
         .into_iter()
         .map(|name| {
             let host = two.a.clone();
-            tokio::spawn(async move { host.create_migration_as(Some(id), leaving(name)).await })
+            tokio::spawn(
+                async move { host.create_migration(leaving(name), &Ask::now().with_id(Some(id))).await },
+            )
         })
         .collect();
     let mut got = 0;
     for one in asked {
         match one.await.unwrap() {
-            Ok(record) => got += u32::from(record.id == id),
+            Ok(begun) => got += u32::from(begun.record.id == id),
             Err(HostError::IdTaken { kind: "migration" }) => {}
             Err(other) => panic!("{other:?}"),
         }
@@ -160,7 +162,7 @@ async fn one_id_is_taken_once_and_one_expected_generation_is_met_once() {
             let host = two.a.clone();
             tokio::task::spawn_blocking(move || {
                 let limits = MigrationLimits { downtime_ms: 100 + i, ..leaving("g1").limits };
-                host.limit_migration(id, limits, &Expected::one_of(vec![generation]), true)
+                host.limit_migration(id, limits, &Ask::now().at(Expected::one_of(vec![generation])))
             })
         })
         .collect();
@@ -174,7 +176,7 @@ async fn one_id_is_taken_once_and_one_expected_generation_is_met_once() {
     }
     assert_eq!(made, 1);
     for id in [id, first] {
-        two.a.cancel_migration(id).await.unwrap();
+        two.a.cancel_migration(id, &Ask::now()).await.unwrap();
         ended(&two.a, id).await;
     }
     two.a.shutdown().await;
@@ -198,16 +200,16 @@ async fn a_host_that_goes_with_a_full_queue_comes_back_with_its_guests_free() {
         let info = there.info();
         let (name, address) = (info.name, info.peer_address.unwrap());
         let spec = PeerSpec { name, address, identity: info.identity, labels: Labels::new() };
-        here.add_peer(spec).await.unwrap();
+        here.add_peer(spec, &Ask::now()).await.unwrap();
     }
     let two = Two::of(a, b, dirs);
-    two.a.change_settings(|s| s.migration_slots = 1, &Expected::any(), true).unwrap();
+    two.a.change_settings(|s| s.migration_slots = 1, &Ask::now()).unwrap();
     for name in ["first", "g1"] {
         runs(&two, name).await;
     }
     let ids = [
-        two.a.create_migration(leaving("first")).await.unwrap().id,
-        two.a.create_migration(leaving("g1")).await.unwrap().id,
+        two.a.create_migration(leaving("first"), &Ask::now()).await.unwrap().record.id,
+        two.a.create_migration(leaving("g1"), &Ask::now()).await.unwrap().record.id,
     ];
     two.a.shutdown().await;
     let dirs = two.close().await;
@@ -219,7 +221,7 @@ async fn a_host_that_goes_with_a_full_queue_comes_back_with_its_guests_free() {
         let record = a.guest(name).unwrap();
         assert_eq!((record.migration, record.state), (None, GuestState::Stopped));
     }
-    a.guest_action("g1", GuestAction::Start).await.unwrap();
+    a.guest_action("g1", GuestAction::Start, &Ask::now()).await.unwrap();
     until(&a, "it runs again", || (a.guest("g1").unwrap().state == GuestState::Running).then_some(())).await;
     a.shutdown().await;
 }
@@ -229,7 +231,7 @@ async fn limit_until_the_end(host: &Host, id: Uuid) -> Option<HostError> {
     for n in 0.. {
         let limits = MigrationLimits { downtime_ms: 200 + n % 100, ..leaving("g1").limits };
         let host = host.clone();
-        let asked = tokio::spawn(async move { host.limit_migration(id, limits, &Expected::any(), true) });
+        let asked = tokio::spawn(async move { host.limit_migration(id, limits, &Ask::now()) });
         match asked.await.unwrap() {
             Ok(shown) => assert_eq!(shown.spec.unwrap().limits.downtime_ms, limits.downtime_ms),
             Err(error) => return Some(error),
@@ -244,7 +246,7 @@ async fn limits_that_come_while_a_migration_ends_stop_nobody_and_bring_no_ended_
     runs(&two, "g1").await;
     let mut ends = Vec::new();
     for _ in 0..12 {
-        let id = two.a.create_migration(leaving("g1")).await.unwrap().id;
+        let id = two.a.create_migration(leaving("g1"), &Ask::now()).await.unwrap().record.id;
         let asking: Vec<_> = (0..3)
             .map(|_| {
                 let host = two.a.clone();
@@ -255,7 +257,7 @@ async fn limits_that_come_while_a_migration_ends_stop_nobody_and_bring_no_ended_
             (two.a.migration(id).unwrap().state == MigrationState::Precopy).then_some(())
         })
         .await;
-        two.a.cancel_migration(id).await.unwrap();
+        two.a.cancel_migration(id, &Ask::now()).await.unwrap();
         let end = ended(&two.a, id).await;
         assert_eq!(end.state, MigrationState::Canceled);
         for asked in asking {
@@ -263,7 +265,7 @@ async fn limits_that_come_while_a_migration_ends_stop_nobody_and_bring_no_ended_
             assert!(matches!(last, Some(HostError::WrongState { .. })), "{last:?}");
         }
         // Whoever comes later is served.
-        two.a.change_labels("g1", |_| Labels::new(), Expected::any(), true).await.unwrap();
+        two.a.change_labels("g1", |_| Labels::new(), &Ask::now()).await.unwrap();
         ends.push(id);
     }
     // What is on disk is what was shown: nobody wrote an earlier state over an end.

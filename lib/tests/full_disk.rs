@@ -100,7 +100,6 @@ fn all_of(host: &Host) -> String {
 /// Each kind of change, and what the host says to it. `g1` is stopped, `g2` runs, `b` and `c` are peers, `i`
 /// is an image.
 async fn each(host: &Host) -> Vec<(&'static str, Result<(), HostError>)> {
-    let any = Expected::any;
     let ticket = TicketSpec {
         source_name: "c".into(),
         source_identity: format!("sha256:{}", "5b".repeat(32)),
@@ -114,29 +113,29 @@ async fn each(host: &Host) -> Vec<(&'static str, Result<(), HostError>)> {
         ContentError::Header(e) => panic!("{e}"),
     };
     vec![
-        ("labels", host.relabel_guest("g1", labels("other"), any(), true).await.map(|_| ())),
+        ("labels", host.change_labels("g1", move |_| labels("other"), &Ask::now()).await.map(|_| ())),
         (
             "labels of a running guest",
-            host.relabel_guest("g2", labels("other"), any(), true).await.map(|_| ()),
+            host.change_labels("g2", move |_| labels("other"), &Ask::now()).await.map(|_| ()),
         ),
-        ("definition", host.define_guest(spec("g3")).await.map(|_| ())),
-        ("RAM block", host.add_ram_block("g1", block, any()).await.map(|_| ())),
-        ("migration", host.create_migration(leaving).await.map(|_| ())),
-        ("pause", host.guest_action("g2", GuestAction::Pause).await.map(|_| ())),
-        ("start", host.guest_action("g1", GuestAction::Start).await.map(|_| ())),
-        ("stop", host.guest_action("g2", GuestAction::Stop).await.map(|_| ())),
-        ("deletion", host.delete_guest("g1").await),
-        ("peer", host.add_peer(peer("d")).await.map(|_| ())),
+        ("definition", host.define_guest(spec("g3"), &Ask::now()).await.map(|_| ())),
+        ("RAM block", host.add_ram_block("g1", block, &Ask::now()).await.map(|_| ())),
+        ("migration", host.create_migration(leaving, &Ask::now()).await.map(|_| ())),
+        ("pause", host.guest_action("g2", GuestAction::Pause, &Ask::now()).await.map(|_| ())),
+        ("start", host.guest_action("g1", GuestAction::Start, &Ask::now()).await.map(|_| ())),
+        ("stop", host.guest_action("g2", GuestAction::Stop, &Ask::now()).await.map(|_| ())),
+        ("deletion", host.delete_guest("g1", &Ask::now()).await.map(|_| ())),
+        ("peer", host.add_peer(peer("d"), &Ask::now()).await.map(|_| ())),
         (
             "change of a peer",
-            host.change_peer("b", |p| PeerSpec { labels: labels("p"), ..p }, &any(), true).map(|_| ()),
+            host.change_peer("b", |p| PeerSpec { labels: labels("p"), ..p }, &Ask::now()).map(|_| ()),
         ),
-        ("forgetting a peer", host.delete_peer_at("c", &any(), true).await.map(|_| ())),
-        ("settings", host.change_settings(|s| s.labels = labels("s"), &any(), true).map(|_| ())),
-        ("ticket", host.create_ticket(ticket, true).await.map(|_| ())),
-        ("image", host.create_image(None, "j", true).map(|_| ())),
-        ("image's content", host.fill_image("i", image, true).map(|_| ()).map_err(of_content)),
-        ("deletion of an image", host.delete_image("i", true).map(|_| ())),
+        ("forgetting a peer", host.delete_peer("c", &Ask::now()).await.map(|_| ())),
+        ("settings", host.change_settings(|s| s.labels = labels("s"), &Ask::now()).map(|_| ())),
+        ("ticket", host.create_ticket(ticket, &Ask::now()).await.map(|_| ())),
+        ("image", host.create_image("j", &Ask::now()).map(|_| ())),
+        ("image's content", host.fill_image("i", image, &Ask::now()).map(|_| ()).map_err(of_content)),
+        ("deletion of an image", host.delete_image("i", &Ask::now()).map(|_| ())),
     ]
 }
 
@@ -150,13 +149,13 @@ async fn nothing_is_made_that_cannot_be_stored() {
     let state = dir.path().join("state");
     let small = Small::mount(&state);
     let host = open(&state).await;
-    host.define_guest(spec("g1")).await.unwrap();
-    host.define_guest(spec("g2")).await.unwrap();
+    host.define_guest(spec("g1"), &Ask::now()).await.unwrap();
+    host.define_guest(spec("g2"), &Ask::now()).await.unwrap();
     for name in ["b", "c"] {
-        host.add_peer(peer(name)).await.unwrap();
+        host.add_peer(peer(name), &Ask::now()).await.unwrap();
     }
-    host.create_image(None, "i", true).unwrap();
-    host.guest_action("g2", GuestAction::Start).await.unwrap();
+    host.create_image("i", &Ask::now()).unwrap();
+    host.guest_action("g2", GuestAction::Start, &Ask::now()).await.unwrap();
     until(&host, "the guest runs", || {
         let g2 = host.guest("g2").unwrap();
         (g2.state == GuestState::Running && g2.readiness.is_some_and(|r| r.ready)).then_some(())
@@ -168,7 +167,8 @@ async fn nothing_is_made_that_cannot_be_stored() {
     let mut kept = Labels::new();
     for n in 0..100_000 {
         let next = labels(&format!("{n}"));
-        match host.relabel_guest("g1", next.clone(), Expected::any(), true).await {
+        let wanted = next.clone();
+        match host.change_labels("g1", move |_| wanted, &Ask::now()).await {
             Ok(_) => kept = next,
             Err(HostError::Storage { trouble: Trouble::Full, .. }) => break,
             Err(other) => panic!("{other:?}"),
@@ -190,10 +190,10 @@ async fn nothing_is_made_that_cannot_be_stored() {
     until(&host, "the database takes something", || host.info().storage.failing.is_none().then_some(()))
         .await;
     assert_eq!(host.info().storage.owed, 0, "nothing had happened");
-    host.guest_action("g2", GuestAction::Pause).await.unwrap();
-    host.guest_action("g2", GuestAction::Stop).await.unwrap();
-    host.define_guest(spec("g3")).await.unwrap();
-    host.delete_image("i", true).unwrap();
+    host.guest_action("g2", GuestAction::Pause, &Ask::now()).await.unwrap();
+    host.guest_action("g2", GuestAction::Stop, &Ask::now()).await.unwrap();
+    host.define_guest(spec("g3"), &Ask::now()).await.unwrap();
+    host.delete_image("i", &Ask::now()).unwrap();
     host.shutdown().await;
     drop(host);
     let host = open(&state).await;

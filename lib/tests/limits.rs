@@ -63,33 +63,29 @@ async fn limits_change_while_it_runs_and_a_switchover_can_be_asked_for() {
     // An hour at this rate; nothing else would end it.
     let slow =
         MigrationLimits { bandwidth_bytes_per_second: Some(MIB), downtime_ms: 1, ..Default::default() };
-    let id = two.a.create_migration(limited(slow)).await.unwrap().id;
+    let id = two.a.create_migration(limited(slow), &Ask::now()).await.unwrap().record.id;
     until(&two.a, "pages that moved", || {
         two.a.migration(id).ok().filter(|m| m.state == MigrationState::Precopy && m.progress.pages_sealed > 0)
     })
     .await;
-    let now = Expected::default();
-    let stays = two.a.limit_migration(
-        id,
-        MigrationLimits { bandwidth_bytes_per_second: Some(1), ..slow },
-        &now,
-        true,
-    );
+    let now = Ask::now();
+    let stays =
+        two.a.limit_migration(id, MigrationLimits { bandwidth_bytes_per_second: Some(1), ..slow }, &now);
     assert!(matches!(stays, Err(HostError::Invalid(_))), "{stays:?}");
     // The switchover comes although the round has hardly begun and the guest writes faster than pages move.
-    let asked = two.a.switch_over_migration(id, &now, true).unwrap();
+    let asked = two.a.switch_over_migration(id, &now).unwrap();
     assert_eq!(asked.state, MigrationState::Precopy);
     let free = MigrationLimits { bandwidth_bytes_per_second: None, ..slow };
-    let shown = two.a.limit_migration(id, free, &now, true).unwrap();
+    let shown = two.a.limit_migration(id, free, &now).unwrap();
     assert_eq!(shown.spec.unwrap().limits, free);
     let end = end(&two, id).await;
     assert_eq!(end.state, MigrationState::Succeeded, "{:?}", end.error);
     let (first, last) = (&end.rounds[0], end.rounds.last().unwrap());
     assert!(first.pages_sealed < 48 * 256 / 2, "the first round was cut short: {first:?}");
     assert!(last.paused && last.pages_sealed > 48 * 256 / 2, "the rest went in the pause: {last:?}");
-    let late = two.a.switch_over_migration(id, &now, true);
+    let late = two.a.switch_over_migration(id, &now);
     assert!(matches!(late, Err(HostError::WrongState { current: "succeeded", .. })), "{late:?}");
-    let late = two.a.limit_migration(id, slow, &now, true);
+    let late = two.a.limit_migration(id, slow, &now);
     assert!(matches!(late, Err(HostError::WrongState { current: "succeeded", .. })), "{late:?}");
     let after = until(&two.b, "ticks there", || ticks(&two.b)).await;
     assert_eq!(after.1, 0, "the guest found every page as it left it");
@@ -120,7 +116,7 @@ async fn a_guest_that_writes_too_fast_gets_a_verdict_or_is_forced_or_slowed() {
     // The first round takes four seconds: the deadline comes early in the second.
     let late = MigrationLimits { timeout_ms: 4_500, ..slow };
 
-    let id = two.a.create_migration(limited(late)).await.unwrap().id;
+    let id = two.a.create_migration(limited(late), &Ask::now()).await.unwrap().record.id;
     let verdict = end(&two, id).await;
     assert_eq!(verdict.state, MigrationState::Failed);
     assert_eq!(verdict.error.as_ref().unwrap().code, "not_converging");
@@ -154,11 +150,11 @@ async fn a_guest_that_writes_too_fast_gets_a_verdict_or_is_forced_or_slowed() {
 /// writes that is slowed as much as can be, a hundredth, is certain to be less than what moves.
 async fn slowed(from: &Host, to: &Host, spec: MigrationSpec) {
     let limits = spec.limits;
-    let id = from.create_migration(spec).await.unwrap().id;
+    let id = from.create_migration(spec, &Ask::now()).await.unwrap().record.id;
     until(from, "a throttle", || from.migration(id).ok().filter(|m| m.progress.throttle_percent >= 20)).await;
     let faster = limits.bandwidth_bytes_per_second.map(|b| 4 * b);
     let limits = MigrationLimits { bandwidth_bytes_per_second: faster, ..limits };
-    from.limit_migration(id, limits, &Expected::default(), true).unwrap();
+    from.limit_migration(id, limits, &Ask::now()).unwrap();
     let end = arrived(from, to, id).await;
     let most = end.rounds.iter().map(|r| r.dirtied_pages).max().unwrap();
     println!(
@@ -185,7 +181,7 @@ async fn a_deadline_under_a_low_rate_is_kept_to_within_a_batch() {
         let limits =
             MigrationLimits { bandwidth_bytes_per_second: Some(MIB), timeout_ms, ..Default::default() };
         let spec = MigrationSpec { limits, ..migration("b", SHIFTED, streams) };
-        let id = two.a.create_migration(spec).await.unwrap().id;
+        let id = two.a.create_migration(spec, &Ask::now()).await.unwrap().record.id;
         let verdict = end(&two, id).await;
         assert_eq!(verdict.error.as_ref().map(|e| e.code.as_str()), Some("not_converging"), "{verdict:?}");
         let sent = verdict.progress.processed_bytes;
@@ -200,16 +196,17 @@ async fn a_deadline_under_a_low_rate_is_kept_to_within_a_batch() {
     let slow = MigrationLimits { bandwidth_bytes_per_second: Some(MIB), ..Default::default() };
     let id = two
         .a
-        .create_migration(MigrationSpec { limits: slow, ..migration("b", SHIFTED, 2) })
+        .create_migration(MigrationSpec { limits: slow, ..migration("b", SHIFTED, 2) }, &Ask::now())
         .await
         .unwrap()
+        .record
         .id;
     until(&two.a, "pages that moved", || {
         two.a.migration(id).ok().filter(|m| m.state == MigrationState::Precopy && m.progress.pages_sealed > 0)
     })
     .await;
     let now = MigrationLimits { timeout_ms: 1, ..slow };
-    two.a.limit_migration(id, now, &Expected::default(), true).unwrap();
+    two.a.limit_migration(id, now, &Ask::now()).unwrap();
     let verdict = end(&two, id).await;
     assert_eq!(verdict.error.map(|e| e.code).as_deref(), Some("not_converging"));
     assert!(verdict.progress.processed_bytes < 16 * MIB, "the round was cut");
@@ -232,7 +229,7 @@ async fn a_limit_that_no_pause_fits_is_never_exceeded_and_the_shortest_pause_is_
     let named = check.warnings.iter().find(|w| w.code == "downtime_limit_below_floor").unwrap();
     let floor = check.estimate.unwrap().downtime_floor_ms;
     assert!(floor > 1 && named.fix.contains(&floor.to_string()), "{named:?}");
-    let id = two.a.create_migration(spec).await.unwrap().id;
+    let id = two.a.create_migration(spec, &Ask::now()).await.unwrap().record.id;
     let told = until(&two.a, "a floor", || {
         two.a.migration(id).ok().filter(|m| m.rounds.len() > 1 && m.progress.downtime_floor_ms.is_some())
     })
@@ -240,17 +237,23 @@ async fn a_limit_that_no_pause_fits_is_never_exceeded_and_the_shortest_pause_is_
     assert!(told.progress.downtime_floor_ms.unwrap() > 1 && !told.state.is_terminal());
     // Late: the verdict says what would help.
     let now = MigrationLimits { timeout_ms: 1, ..limits };
-    two.a.limit_migration(id, now, &Expected::default(), true).unwrap();
+    two.a.limit_migration(id, now, &Ask::now()).unwrap();
     let verdict = end(&two, id).await;
     let detail = verdict.error.unwrap().detail;
     assert!(detail.contains("raise limits.downtime_ms"), "{detail}");
     assert!(verdict.rounds.iter().all(|r| !r.paused), "the guest was never paused");
     // What helps: a limit that a pause fits, given while it runs.
-    let id = two.a.create_migration(MigrationSpec { limits, ..migration("b", SHIFTED, 1) }).await.unwrap().id;
+    let id = two
+        .a
+        .create_migration(MigrationSpec { limits, ..migration("b", SHIFTED, 1) }, &Ask::now())
+        .await
+        .unwrap()
+        .record
+        .id;
     until(&two.a, "a floor", || two.a.migration(id).ok().filter(|m| m.progress.downtime_floor_ms.is_some()))
         .await;
     let roomy = MigrationLimits { downtime_ms: 60_000, ..limits };
-    two.a.limit_migration(id, roomy, &Expected::default(), true).unwrap();
+    two.a.limit_migration(id, roomy, &Ask::now()).unwrap();
     let end = end(&two, id).await;
     assert_eq!(end.state, MigrationState::Succeeded, "{:?}", end.error);
     close(two).await;
@@ -303,10 +306,10 @@ async fn a_guest_that_stays_is_not_held_back_any_more() {
     let (spec, slow) = too_fast();
     run(&two, spec).await;
     let limits = MigrationLimits { downtime_ms: 0, auto_throttle: true, ..slow };
-    let id = two.a.create_migration(limited(limits)).await.unwrap().id;
+    let id = two.a.create_migration(limited(limits), &Ask::now()).await.unwrap().record.id;
     until(&two.a, "a throttle", || two.a.migration(id).ok().filter(|m| m.progress.throttle_percent >= 40))
         .await;
-    two.a.cancel_migration(id).await.unwrap();
+    two.a.cancel_migration(id, &Ask::now()).await.unwrap();
     let end = end(&two, id).await;
     assert!(matches!(end.state, MigrationState::Canceled | MigrationState::Succeeded), "{:?}", end.error);
     if end.state == MigrationState::Canceled {
@@ -350,7 +353,7 @@ async fn every_backing_and_transport_moves_every_page() {
 async fn backings_that_cannot_be_are_refused_by_name() {
     let two = two().await;
     let odd = GuestSpec { backing: Some(Backing::Hugetlb), ..guest(spec(false).driver, &[(3, Some(0))]) };
-    let refused = two.a.define_guest(odd).await.unwrap_err();
+    let refused = two.a.define_guest(odd, &Ask::now()).await.unwrap_err();
     let HostError::Invalid(fields) = refused else { panic!("{refused:?}") };
     assert!(
         fields.iter().any(|f| f.pointer == "/memory/blocks/0/size_bytes" && f.code == "misaligned"),

@@ -154,8 +154,8 @@ impl Clock<'_> {
 }
 
 async fn started(two: &Two, spec: GuestSpec) {
-    two.a.define_guest(spec).await.unwrap();
-    two.a.guest_action("g1", GuestAction::Start).await.unwrap();
+    two.a.define_guest(spec, &Ask::now()).await.unwrap();
+    two.a.guest_action("g1", GuestAction::Start, &Ask::now()).await.unwrap();
     let deadline = Instant::now() + Duration::from_secs(240);
     while ticks(&two.a).len() < 5 {
         assert!(Instant::now() < deadline, "Linux does not tick");
@@ -209,9 +209,9 @@ async fn a_migration_by_scans_can_be_called_off_lost_and_refused() {
     // The deadline: a named verdict with the rates, and the guest was never paused.
     let spec = endless("b");
     let late = MigrationLimits { timeout_ms: 1, ..spec.limits };
-    let id = two.a.create_migration(spec).await.unwrap().id;
+    let id = two.a.create_migration(spec, &Ask::now()).await.unwrap().record.id;
     in_its_rounds(&two.a, id, 3).await;
-    two.a.limit_migration(id, late, &Expected::default(), true).unwrap();
+    two.a.limit_migration(id, late, &Ask::now()).unwrap();
     let end =
         until(&two.a, "the verdict", || Some(two.a.migration(id).unwrap()).filter(|m| m.state.is_terminal()))
             .await;
@@ -223,10 +223,10 @@ async fn a_migration_by_scans_can_be_called_off_lost_and_refused() {
     goes_on_at(&two.a, ticks(&two.a).last().unwrap().number).await;
 
     // Called off in the middle of rounds, which are scans for the most part.
-    let id = two.a.create_migration(endless("b")).await.unwrap().id;
+    let id = two.a.create_migration(endless("b"), &Ask::now()).await.unwrap().record.id;
     in_its_rounds(&two.a, id, 3).await;
     let last = ticks(&two.a).last().unwrap().number;
-    two.a.cancel_migration(id).await.unwrap();
+    two.a.cancel_migration(id, &Ask::now()).await.unwrap();
     let end =
         until(&two.a, "the end", || Some(two.a.migration(id).unwrap()).filter(|m| m.state.is_terminal()))
             .await;
@@ -235,7 +235,7 @@ async fn a_migration_by_scans_can_be_called_off_lost_and_refused() {
     until(&two.b, "nothing there", || two.b.guest("g1").is_err().then_some(())).await;
 
     // The peer goes away.
-    let id = two.a.create_migration(endless("b")).await.unwrap().id;
+    let id = two.a.create_migration(endless("b"), &Ask::now()).await.unwrap().record.id;
     in_its_rounds(&two.a, id, 3).await;
     let last = ticks(&two.a).last().unwrap().number;
     let (end, _) = tokio::join!(

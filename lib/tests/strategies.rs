@@ -87,7 +87,7 @@ async fn every_strategy_moves_a_guest_with_encrypted_registers() {
 
 /// What a guest's state says to a strategy, and the host's words for it.
 async fn refused(two: &Two, strategy: Strategy) -> HostError {
-    let error = two.a.create_migration(migration("b", strategy, 1)).await.unwrap_err();
+    let error = two.a.create_migration(migration("b", strategy, 1), &Ask::now()).await.unwrap_err();
     assert_eq!(two.a.guest("g1").unwrap().state, GuestState::Running, "nothing changed");
     assert!(two.a.migrations().iter().all(|m| m.state.is_terminal()));
     error
@@ -113,7 +113,7 @@ async fn unplugged(driver: DriverSpec, strategy: Strategy) {
     run(&two, guest(driver, &BLOCKS)).await;
     // The guest has filled the block and checks it all the time; it lets go of it, and it has no address any
     // more.
-    let block = two.a.unplug("g1", "ram1").await.unwrap();
+    let block = two.a.plug("g1", "ram1", None, &Ask::now()).await.unwrap();
     assert_eq!(
         (block.block.gpa(), block.private_bytes),
         (None, 8 << 20),
@@ -135,7 +135,7 @@ async fn unplugged(driver: DriverSpec, strategy: Strategy) {
     );
     moved(&two.a, &two.b, migration("b", strategy, 2)).await;
     assert_eq!(two.b.guest("g1").unwrap().layout.block("ram1").unwrap().plugs, [], "it arrives unplugged");
-    let block = two.b.plug("g1", "ram1", mirrorvm::addr::Gpa::new(HOME)).await.unwrap();
+    let block = two.b.plug("g1", "ram1", Some(mirrorvm::addr::Gpa::new(HOME)), &Ask::now()).await.unwrap();
     assert_eq!(block.block.gpa().map(mirrorvm::addr::Gpa::get), Some(HOME));
     // The guest uses it again, and goes through it: a page in error would be counted.
     let before = ticks(&two.b).unwrap();
@@ -153,12 +153,12 @@ async fn blocks_are_plugged_and_unplugged_by_the_rules() {
     run(&two, guest(modelled(Policy::NODBG, None), &[(32, Some(0)), (8, Some(0x1_4000_0000)), (8, None)]))
         .await;
     let a = &two.a;
-    let plug = async |name: &str, gpa: u64| match a.plug("g1", name, Gpa::new(gpa)).await {
+    let plug = async |name: &str, gpa: u64| match a.plug("g1", name, Some(Gpa::new(gpa)), &Ask::now()).await {
         Err(HostError::PlugRefused(e)) => Some(e),
         Ok(_) => None,
         Err(e) => panic!("{e:?}"),
     };
-    let unplug = async |name: &str| match a.unplug("g1", name).await {
+    let unplug = async |name: &str| match a.plug("g1", name, None, &Ask::now()).await {
         Err(HostError::PlugRefused(e)) => Some(e),
         Ok(_) => None,
         Err(e) => panic!("{e:?}"),
@@ -169,25 +169,28 @@ async fn blocks_are_plugged_and_unplugged_by_the_rules() {
     assert!(matches!(plug("ram2", 0x1_4000_0000).await, Some(P::Layout(_))), "another block is there");
     assert!(matches!(plug("ram2", 0x1_8000_0001).await, Some(P::Layout(_))), "no multiple of a page");
     assert!(matches!(plug("ram2", u64::MAX - 4095).await, Some(P::Layout(_))), "past 2^64");
-    assert!(matches!(a.plug("g1", "ram9", Gpa::new(0)).await, Err(HostError::NotFound { .. })));
+    assert!(matches!(
+        a.plug("g1", "ram9", Some(Gpa::new(0)), &Ask::now()).await,
+        Err(HostError::NotFound { .. })
+    ));
     assert_eq!(plug("ram2", 0x1_8000_0000).await, None);
     assert_eq!(plug("ram2", 0x1_8000_0000).await, None, "again changes nothing");
     assert_eq!((unplug("ram2").await, unplug("ram2").await), (None, None));
     // A paused guest cannot let go of what it uses.
-    a.guest_action("g1", GuestAction::Pause).await.unwrap();
+    a.guest_action("g1", GuestAction::Pause, &Ask::now()).await.unwrap();
     assert_eq!(unplug("ram1").await, Some(P::InUse));
     assert_eq!(a.guest("g1").unwrap().layout.block("ram1").unwrap().plugs.len(), 1, "it stays");
-    a.guest_action("g1", GuestAction::Resume).await.unwrap();
+    a.guest_action("g1", GuestAction::Resume, &Ask::now()).await.unwrap();
     assert_eq!(unplug("ram1").await, None);
     let mirror =
         MirrorSpec { guest: "g1".into(), strategy: SHIFTED, workers: 1, options: MirrorOptions::default() };
-    a.create_mirror(mirror).await.unwrap();
+    a.create_mirror(mirror, &Ask::now()).await.unwrap();
     assert!(
-        matches!(a.unplug("g1", "ram2").await, Err(HostError::InUse { .. })),
+        matches!(a.plug("g1", "ram2", None, &Ask::now()).await, Err(HostError::InUse { .. })),
         "a mirror shows what was plugged"
     );
-    a.guest_action("g1", GuestAction::Stop).await.unwrap();
-    assert!(matches!(a.unplug("g1", "ram1").await, Err(HostError::WrongState { .. })));
+    a.guest_action("g1", GuestAction::Stop, &Ask::now()).await.unwrap();
+    assert!(matches!(a.plug("g1", "ram1", None, &Ask::now()).await, Err(HostError::WrongState { .. })));
     two.a.shutdown().await;
     two.b.shutdown().await;
 }
@@ -207,7 +210,7 @@ async fn a_policy_is_obeyed_before_anything_is_made() {
             workers: 1,
             options: MirrorOptions::default(),
         };
-        let mirror = two.a.create_mirror(spec).await;
+        let mirror = two.a.create_mirror(spec, &Ask::now()).await;
         assert_eq!(mirror.is_ok(), mirrors, "{policy:#x}: {mirror:?}");
         two.a.shutdown().await;
         two.b.shutdown().await;
@@ -229,8 +232,8 @@ async fn readiness_that_is_lost_is_explained_and_stops_a_migration() {
     let emulated = EmulatedDriver::spec(&WorkloadGuest { vcpus: 1, workload, sev: None });
     for driver in [emulated].into_iter().chain(kvm) {
         let two = two().await;
-        two.a.define_guest(guest(driver, &BLOCKS)).await.unwrap();
-        two.a.guest_action("g1", GuestAction::Start).await.unwrap();
+        two.a.define_guest(guest(driver, &BLOCKS), &Ask::now()).await.unwrap();
+        two.a.guest_action("g1", GuestAction::Start, &Ask::now()).await.unwrap();
         let readiness = || two.a.guest("g1").unwrap().readiness;
         let announced =
             until(&two.a, "the guest's word", || readiness().filter(|r| r.declaration.is_some())).await;
@@ -260,10 +263,10 @@ async fn the_mirror_of_a_guest_with_encrypted_registers_comes_with_its_launch() 
     assert_eq!(mirrors.iter().map(|m| m.strategy).collect::<Vec<_>>(), [DECLARED]);
     let spec =
         MirrorSpec { guest: "g1".into(), strategy: SHIFTED, workers: 1, options: MirrorOptions::default() };
-    assert!(matches!(a.create_mirror(spec).await, Err(HostError::MirrorAtLaunch)));
-    assert!(matches!(a.delete_mirror(mirrors[0].id).await, Err(HostError::MirrorAtLaunch)));
+    assert!(matches!(a.create_mirror(spec, &Ask::now()).await, Err(HostError::MirrorAtLaunch)));
+    assert!(matches!(a.delete_mirror(mirrors[0].id, &Ask::now()).await, Err(HostError::MirrorAtLaunch)));
     // Another strategy than the launched one finds no mirror, which is said when it is asked for.
-    let other = a.create_migration(migration("b", SHIFTED, 1)).await;
+    let other = a.create_migration(migration("b", SHIFTED, 1), &Ask::now()).await;
     assert!(matches!(other, Err(HostError::MirrorAtLaunch)), "{other:?}");
     moved(a, &two.b, migration("b", DECLARED, 1)).await;
     assert_eq!(two.b.mirrors().len(), 1, "and arrives with one");

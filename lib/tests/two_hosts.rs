@@ -24,7 +24,7 @@ async fn a_running_guest_moves_and_moves_back() {
     assert!(end.progress.pages_sealed > 0 && end.progress.pages_shared > 0);
     assert_eq!(two.a.guest("g1").unwrap().state, GuestState::Stopped);
     assert_eq!(two.a.guest("g1").unwrap().moved_to.as_deref(), Some("b"));
-    let refused = two.a.guest_action("g1", GuestAction::Start).await;
+    let refused = two.a.guest_action("g1", GuestAction::Start, &Ask::now()).await;
     assert!(matches!(refused, Err(HostError::GuestMoved { .. })));
     let after = until(&two.b, "ticks there", || ticks(&two.b).filter(|t| t.0 > before.0 + 50)).await;
     assert_eq!(after.1, 0, "the guest found every page as it left it");
@@ -43,12 +43,12 @@ async fn a_paused_guest_arrives_paused() {
     }
     let two = two().await;
     run(&two, embedded(32)).await;
-    two.a.guest_action("g1", GuestAction::Pause).await.unwrap();
+    two.a.guest_action("g1", GuestAction::Pause, &Ask::now()).await.unwrap();
     let before = ticks(&two.a).unwrap();
     moved(&two.a, &two.b, migration("b", SHIFTED, 1)).await;
     assert_eq!(two.b.guest("g1").unwrap().state, GuestState::Paused);
     assert_eq!(ticks(&two.b), Some(before), "its console came along and nothing was added");
-    two.b.guest_action("g1", GuestAction::Resume).await.unwrap();
+    two.b.guest_action("g1", GuestAction::Resume, &Ask::now()).await.unwrap();
     let after = until(&two.b, "ticks there", || ticks(&two.b).filter(|t| t.0 > before.0 + 20)).await;
     assert_eq!(after.1, 0, "the guest found every page as it left it");
     two.a.shutdown().await;
@@ -71,7 +71,7 @@ fn labels(value: u64) -> Labels {
 }
 
 async fn begun(two: &Two) -> uuid::Uuid {
-    let id = two.a.create_migration(slowly()).await.unwrap().id;
+    let id = two.a.create_migration(slowly(), &Ask::now()).await.unwrap().record.id;
     until(&two.a, "copying", || {
         (two.a.migration(id).unwrap().state == MigrationState::Precopy).then_some(())
     })
@@ -94,11 +94,11 @@ async fn labels_that_were_acknowledged_on_the_way_arrive_with_the_guest() {
 
     // Called off: they stay, and can change again.
     let id = begun(&two).await;
-    two.a.relabel_guest("g1", labels(1), Expected::any(), true).await.unwrap();
-    two.a.cancel_migration(id).await.unwrap();
+    two.a.change_labels("g1", move |_| labels(1), &Ask::now()).await.unwrap();
+    two.a.cancel_migration(id, &Ask::now()).await.unwrap();
     assert_eq!(ended(&two.a, id).await, MigrationState::Canceled);
     assert_eq!(two.a.guest("g1").unwrap().spec.labels, labels(1));
-    two.a.relabel_guest("g1", labels(2), Expected::any(), true).await.unwrap();
+    two.a.change_labels("g1", move |_| labels(2), &Ask::now()).await.unwrap();
 
     // Somebody changes them without a pause, over the switchover and beyond. What is acknowledged of the
     // guest, and not of what it leaves behind, arrives; whoever comes too late for that is told so.
@@ -107,7 +107,7 @@ async fn labels_that_were_acknowledged_on_the_way_arrive_with_the_guest() {
     let changes = tokio::spawn(async move {
         let mut last = 2;
         for n in 3.. {
-            match host.relabel_guest("g1", labels(n), Expected::any(), true).await {
+            match host.change_labels("g1", move |_| labels(n), &Ask::now()).await {
                 Ok(record) if record.migration == Some(id) => last = n,
                 Ok(record) => {
                     assert_eq!((record.state, record.moved_to.as_deref()), (GuestState::Stopped, Some("b")));
@@ -115,7 +115,7 @@ async fn labels_that_were_acknowledged_on_the_way_arrive_with_the_guest() {
                 }
                 Err(HostError::GuestMigrating { migration }) => {
                     assert_eq!(migration, id);
-                    let dry = host.relabel_guest("g1", labels(n), Expected::any(), false).await;
+                    let dry = host.change_labels("g1", move |_| labels(n), &Ask::dry_run()).await;
                     assert!(dry.is_err() || host.guest("g1").unwrap().migration.is_none(), "{dry:?}");
                     tokio::time::sleep(std::time::Duration::from_millis(1)).await;
                 }
@@ -124,7 +124,7 @@ async fn labels_that_were_acknowledged_on_the_way_arrive_with_the_guest() {
         }
         last
     });
-    two.a.limit_migration(id, MigrationLimits::default(), &Expected::any(), true).unwrap();
+    two.a.limit_migration(id, MigrationLimits::default(), &Ask::now()).unwrap();
     assert_eq!(ended(&two.a, id).await, MigrationState::Succeeded);
     let last = changes.await.unwrap();
     assert_eq!(ended(&two.b, id).await, MigrationState::Succeeded);

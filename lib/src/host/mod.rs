@@ -4,6 +4,7 @@
 //! when. Must not know: HTTP, JSON bodies, users. Each guest has one owning task; each migration one thread.
 
 mod act;
+mod ask;
 pub mod bounds;
 mod capabilities;
 mod error;
@@ -31,6 +32,7 @@ use crate::store::Ledger;
 use crate::transport::{Advertised, PeerListener};
 
 pub use act::{Act, Along, Effect, Riding};
+pub use ask::Ask;
 pub use capabilities::{Capabilities, HostInfo};
 pub use error::{FieldError, HostError};
 pub use expected::Expected;
@@ -38,7 +40,6 @@ pub use faults::Fault;
 pub use guests::types::*;
 pub use images::types::*;
 pub use machines::PlanOptions;
-pub use migrations::MigrationPreview;
 pub use migrations::checks::{Estimate, MigrationCheck};
 pub use migrations::findings::Finding;
 pub use migrations::resolution::{REASON_MAX, is_reason};

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::act::{self, Effect};
 use super::events::{Change, EventBody, ResourceKind};
-use super::{Expected, FieldError, Host, HostError, Labels, bounds, validate};
+use super::{Ask, FieldError, Host, HostError, Labels, bounds, validate};
 use crate::store::Batch;
 use crate::waiting;
 
@@ -44,20 +44,18 @@ impl Host {
     pub fn change_settings(
         &self,
         change: impl FnOnce(&mut HostSettings),
-        expected: &Expected,
-        act: bool,
+        ask: &Ask,
     ) -> Result<HostSettings, HostError> {
         waiting::with_thread(|| {
             let _alone = self.inner.changing_settings.lock().unwrap_or_else(PoisonError::into_inner);
-            self.change_settings_alone(change, expected, act)
+            self.change_settings_alone(change, ask)
         })
     }
 
     fn change_settings_alone(
         &self,
         change: impl FnOnce(&mut HostSettings),
-        expected: &Expected,
-        act: bool,
+        ask: &Ask,
     ) -> Result<HostSettings, HostError> {
         let settings = self.settings();
         let mut next = settings.clone();
@@ -73,8 +71,8 @@ impl Host {
                 detail,
             )]));
         }
-        expected.check("host", settings.generation)?;
-        if !act {
+        ask.check("host", settings.generation)?;
+        if ask.dry_run {
             return Ok(next);
         }
         let failed = |e| HostError::storage("storing the settings", e);

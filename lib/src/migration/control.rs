@@ -150,6 +150,11 @@ impl Control {
         Ok(())
     }
 
+    /// Whether START may have gone out.
+    pub fn is_past(&self) -> bool {
+        self.gate().past
+    }
+
     /// The guest has ended by itself: what was to be moved is no more, and blocked calls on the links return.
     /// From the point of no return on this changes nothing: then only a token tells whose guest it was.
     pub fn guest_ended(&self, end: &MachineEnd) {

@@ -54,7 +54,7 @@ pub async fn two() -> Two {
             identity: info.identity,
             labels: Labels::new(),
         };
-        here.add_peer(spec).await.unwrap();
+        here.add_peer(spec, &Ask::now()).await.unwrap();
     }
     Two { a, b, _dirs: dirs }
 }
@@ -118,13 +118,13 @@ pub fn ticks(host: &Host) -> Option<(u64, u64)> {
 
 /// Defines and starts a guest at `a`; returns when it works.
 pub async fn run(two: &Two, spec: GuestSpec) {
-    two.a.define_guest(spec).await.unwrap();
-    two.a.guest_action("g1", GuestAction::Start).await.unwrap();
+    two.a.define_guest(spec, &Ask::now()).await.unwrap();
+    two.a.guest_action("g1", GuestAction::Start, &Ask::now()).await.unwrap();
     until(&two.a, "ticks", || ticks(&two.a).filter(|t| t.0 > 20)).await;
 }
 
 pub async fn moved(from: &Host, to: &Host, m: MigrationSpec) -> MigrationRecord {
-    let id = from.create_migration(m).await.unwrap().id;
+    let id = from.create_migration(m, &Ask::now()).await.unwrap().record.id;
     arrived(from, to, id).await
 }
 

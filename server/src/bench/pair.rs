@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use mirrorvm::addr::Gpa;
 use mirrorvm::address_space::{BlockSpec, Shift, Strategy};
 use mirrorvm::host::{
-    Destination, EmbeddedDriver, Fill, GuestAction, GuestSpec, Host, HostConfig, Labels, MigrationLimits,
-    MigrationMode, MigrationRecord, MigrationSpec, MigrationState, MirrorChoice, PeerSpec, SourceAfter,
-    StreamTransport, WorkloadGuest, WorkloadSpec,
+    Ask, Destination, EmbeddedDriver, Fill, GuestAction, GuestSpec, Host, HostConfig, Labels,
+    MigrationLimits, MigrationMode, MigrationRecord, MigrationSpec, MigrationState, MirrorChoice, PeerSpec,
+    SourceAfter, StreamTransport, WorkloadGuest, WorkloadSpec,
 };
 use mirrorvm_abi::PAGE_BYTES as PAGE;
 
@@ -63,19 +63,22 @@ impl Pair {
             withdraws_readiness_after_ms: None,
         };
         source
-            .define_guest(GuestSpec {
-                name: "g".into(),
-                driver: EmbeddedDriver::spec(&WorkloadGuest { vcpus: 1, workload, sev: None }),
-                blocks: vec![BlockSpec {
-                    name: "ram0".into(),
-                    size_bytes: course.bytes,
-                    gpa: Some(Gpa::new(0)),
-                }],
-                backing: None,
-                labels: Labels::new(),
-            })
+            .define_guest(
+                GuestSpec {
+                    name: "g".into(),
+                    driver: EmbeddedDriver::spec(&WorkloadGuest { vcpus: 1, workload, sev: None }),
+                    blocks: vec![BlockSpec {
+                        name: "ram0".into(),
+                        size_bytes: course.bytes,
+                        gpa: Some(Gpa::new(0)),
+                    }],
+                    backing: None,
+                    labels: Labels::new(),
+                },
+                &Ask::now(),
+            )
             .await?;
-        source.guest_action("g", GuestAction::Start).await?;
+        source.guest_action("g", GuestAction::Start, &Ask::now()).await?;
         // Its first report comes when RAM is filled.
         until(|| {
             let text = source.console("g", None, usize::MAX).map(|c| c.data).unwrap_or_default();
@@ -83,7 +86,7 @@ impl Pair {
         })
         .await?;
         if course.load.is_none() {
-            source.guest_action("g", GuestAction::Pause).await?;
+            source.guest_action("g", GuestAction::Pause, &Ask::now()).await?;
         }
         Ok(Self { course, source, destination, _dirs: dirs })
     }
@@ -109,7 +112,7 @@ impl Pair {
         };
         warm(self.course.bytes)?;
         let asked = Instant::now();
-        let id = a.create_migration(spec).await?.id;
+        let id = a.create_migration(spec, &Ask::now()).await?.record.id;
         // Its own clock starts where the mirror is there: what came before is counted here.
         let waiting = |m: &MigrationRecord| m.state != MigrationState::Queued;
         until(|| a.migration(id).ok().filter(waiting)).await?;
@@ -177,8 +180,11 @@ pub(super) async fn open(
 pub(super) async fn introduce(here: &Host, there: &Host) -> Result<(), BenchError> {
     let info = there.info();
     let address = info.peer_address.ok_or("no peer listener")?;
-    here.add_peer(PeerSpec { name: info.name, address, identity: info.identity, labels: Labels::new() })
-        .await?;
+    here.add_peer(
+        PeerSpec { name: info.name, address, identity: info.identity, labels: Labels::new() },
+        &Ask::now(),
+    )
+    .await?;
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use mirrorvm::addr::Gpa;
 use mirrorvm::address_space::{BlockSpec, Shift, Strategy};
 use mirrorvm::host::{
-    AccelChoice, Destination, GuestAction, GuestSpec, Host, Labels, MigrationLimits, MigrationMode,
+    AccelChoice, Ask, Destination, GuestAction, GuestSpec, Host, Labels, MigrationLimits, MigrationMode,
     MigrationRecord, MigrationSpec, MigrationState, MirrorChoice, QemuDriver, QemuGuest, SourceAfter,
     StreamTransport,
 };
@@ -44,21 +44,24 @@ async fn both(args: &BenchArgs, kernel: PathBuf, initrd: PathBuf) -> Result<Vec<
     introduce(&b, &a).await?;
     // Linux and its initial RAM disk need some of it.
     let bytes = args.memory_mib.map_or(if args.smoke { 256 } else { 1024 }, |mib| mib.max(256)) << 20;
-    a.define_guest(GuestSpec {
-        name: "g".into(),
-        driver: QemuDriver::spec(&QemuGuest {
-            vcpus: 1,
-            kernel: kernel.to_string_lossy().into_owned(),
-            initrd: Some(initrd.to_string_lossy().into_owned()),
-            append: "console=ttyS0 quiet panic=-1".into(),
-            accel: AccelChoice::Auto,
-        }),
-        blocks: vec![BlockSpec { name: "ram0".into(), size_bytes: bytes, gpa: Some(Gpa::new(0)) }],
-        backing: None,
-        labels: Labels::new(),
-    })
+    a.define_guest(
+        GuestSpec {
+            name: "g".into(),
+            driver: QemuDriver::spec(&QemuGuest {
+                vcpus: 1,
+                kernel: kernel.to_string_lossy().into_owned(),
+                initrd: Some(initrd.to_string_lossy().into_owned()),
+                append: "console=ttyS0 quiet panic=-1".into(),
+                accel: AccelChoice::Auto,
+            }),
+            blocks: vec![BlockSpec { name: "ram0".into(), size_bytes: bytes, gpa: Some(Gpa::new(0)) }],
+            backing: None,
+            labels: Labels::new(),
+        },
+        &Ask::now(),
+    )
     .await?;
-    a.guest_action("g", GuestAction::Start).await?;
+    a.guest_action("g", GuestAction::Start, &Ask::now()).await?;
     until(|| (ticks(&a) >= BOOTED).then_some(())).await?;
     let mut found: [Vec<f64>; 5] = Default::default();
     for _ in 0..args.runs() {
@@ -101,7 +104,7 @@ async fn one(from: &Host, to: &Host, bytes: u64, mode: MigrationMode) -> Result<
         source_after: SourceAfter::KeepStopped,
         verify: true,
     };
-    let id = from.create_migration(spec).await?.id;
+    let id = from.create_migration(spec, &Ask::now()).await?.record.id;
     let end = until(|| from.migration(id).ok().filter(|m| m.state.is_terminal())).await?;
     if end.state != MigrationState::Succeeded {
         return Err(format!("the migration ended as {}: {:?}", end.state.name(), end.error).into());

@@ -3,7 +3,7 @@
 use axum::extract::{FromRequestParts, MatchedPath};
 use axum::http::Method;
 use axum::http::request::Parts;
-use mirrorvm::host::Expected;
+use mirrorvm::host::{Ask, Expected};
 use uuid::Uuid;
 
 use super::idempotency::ChosenId;
@@ -34,6 +34,11 @@ impl Change {
     /// The id that a creation must use.
     pub fn id(&self) -> Option<Uuid> {
         self.chosen.map(|c| c.id)
+    }
+
+    /// The same as the host takes it.
+    pub fn ask(&self) -> Ask {
+        Ask { id: self.id(), expected: self.expected.clone(), dry_run: self.dry_run }
     }
 
     /// Whether an earlier daemon may have carried out the request already, under [`Change::id`].

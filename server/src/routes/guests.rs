@@ -113,15 +113,13 @@ pub async fn create(
 ) -> Result<Response, Problem> {
     let spec = defined(&state, &body)?;
     let host = state.host()?.clone();
-    if change.dry_run {
-        return Ok(previewed(&state, &host.preview_guest(change.id(), spec)?, Vec::new()));
-    }
-    let id = change.id();
+    let (id, ask) = (change.id(), change.ask());
     let defined = respond::attempted({
         let host = host.clone();
-        async move { host.define_guest_as(id, spec).await }
+        async move { host.define_guest(spec, &ask).await }
     });
     match (defined.await?, id) {
+        (Ok(record), _) if change.dry_run => Ok(previewed(&state, &record, Vec::new())),
         (Ok(record), _) => Ok(made(&state, &record)),
         // Defined by an earlier daemon that died over this very request.
         (Err(HostError::IdTaken { .. }), Some(id)) if change.again() => {
@@ -163,11 +161,9 @@ pub async fn put(
         };
     }
     must_be_there(&change, "guest")?;
-    if change.dry_run {
-        return Ok(previewed(&state, &host.preview_guest(Some(id), spec)?, Vec::new()));
-    }
-    let record = respond::detached(async move { host.define_guest_as(Some(id), spec).await }).await?;
-    Ok(made(&state, &record))
+    let ask = change.ask().with_id(Some(id));
+    let record = respond::detached(async move { host.define_guest(spec, &ask).await }).await?;
+    Ok(if change.dry_run { previewed(&state, &record, Vec::new()) } else { made(&state, &record) })
 }
 
 /// Get a guest
@@ -211,12 +207,12 @@ pub async fn update(
 ) -> Result<Response, Problem> {
     let host = state.host()?.clone();
     let merge = |now: &Labels| relabel(now, body.labels);
-    if change.dry_run {
-        let shown = host.change_labels(&key, merge, change.expected, false).await?;
-        return Ok(previewed(&state, &shown, Vec::new()));
-    }
-    let relabeled = async move { host.change_labels(&key, merge, change.expected, true).await };
+    let ask = change.ask();
+    let relabeled = async move { host.change_labels(&key, merge, &ask).await };
     let record = respond::detached(relabeled).await?;
+    if change.dry_run {
+        return Ok(previewed(&state, &record, Vec::new()));
+    }
     Ok(respond::ok(record.generation, Guest::of(&record, state.drivers())))
 }
 
@@ -235,10 +231,11 @@ pub async fn delete(
     change: Change,
 ) -> Result<Response, Problem> {
     let host = state.host()?.clone();
+    let ask = change.ask();
+    let record = respond::detached(async move { host.delete_guest(&key, &ask).await }).await?;
     if change.dry_run {
-        return Ok(previewed(&state, &host.preview_delete_guest(&key, &change.expected)?, Vec::new()));
+        return Ok(previewed(&state, &record, Vec::new()));
     }
-    respond::detached(async move { host.delete_guest_at(&key, change.expected).await }).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -249,15 +246,14 @@ async fn act(
     action: GuestAction,
 ) -> Result<Response, Problem> {
     let host = state.host()?.clone();
+    let ask = change.ask();
+    let record = respond::detached(async move { host.guest_action(&key, action, &ask).await }).await?;
     if change.dry_run {
-        let record = host.preview_action(&key, action, &change.expected)?;
         let lost = "the guest's memory is lost: it is not shut down, it is switched off";
         let warnings =
             if action == GuestAction::Stop { vec![Warning::new("memory_is_lost", lost)] } else { Vec::new() };
         return Ok(previewed(state, &record, warnings));
     }
-    let expected = change.expected;
-    let record = respond::detached(async move { host.guest_action_at(&key, action, expected).await }).await?;
     let (location, generation) = (format!("{PATH}/{}", record.id), record.generation);
     Ok(respond::accepted(&location, generation, Guest::of(&record, state.drivers())))
 }

@@ -59,7 +59,7 @@ pub async fn create(
     JsonBody(body): JsonBody<HelperImageCreate>,
 ) -> Result<Response, Problem> {
     let host = state.host()?;
-    let record = match (host.create_image(change.id(), &body.name, !change.dry_run), change.id()) {
+    let record = match (host.create_image(&body.name, &change.ask()), change.id()) {
         // Made by an earlier daemon that died over this very request.
         (Err(HostError::IdTaken { .. }), Some(id)) if change.again() => host.image(&id.to_string())?,
         (made, _) => made?,
@@ -108,10 +108,9 @@ pub async fn put_content(
     ContentBody(bytes): ContentBody,
 ) -> Result<Response, Problem> {
     let host = state.host()?.clone();
-    change.expected.check("helper image", host.image(&key)?.generation)?;
-    let act = !change.dry_run;
+    let ask = change.ask();
     let part = Act::current();
-    let fill = move || Act::sync_scope(part, || host.fill_image(&key, bytes.to_vec(), act));
+    let fill = move || Act::sync_scope(part, || host.fill_image(&key, bytes.to_vec(), &ask));
     let filled = tokio::task::spawn_blocking(fill).await;
     let filled = filled.map_err(|_| Problem::from(HostError::ShuttingDown))?;
     let record = filled.map_err(|e| match e {
@@ -146,7 +145,6 @@ pub async fn delete(
     change: Change,
 ) -> Result<Response, Problem> {
     let host = state.host()?;
-    change.expected.check("helper image", host.image(&key)?.generation)?;
-    let record = host.delete_image(&key, !change.dry_run)?;
+    let record = host.delete_image(&key, &change.ask())?;
     Ok(if change.dry_run { previewed(record) } else { StatusCode::NO_CONTENT.into_response() })
 }

@@ -54,7 +54,7 @@ pub async fn update(
         settings.maintenance = patch.maintenance.unwrap_or(settings.maintenance);
         settings.migration_slots = patch.migration_slots.unwrap_or(settings.migration_slots);
     };
-    let settings = host.change_settings(to, &change.expected, !change.dry_run)?;
+    let settings = host.change_settings(to, &change.ask())?;
     let generation = settings.generation;
     let preview = change.dry_run.then(Preview::default);
     Ok(respond::ok(generation, Host { preview, ..body(host, settings) }))

@@ -32,8 +32,8 @@ pub async fn create(
     JsonBody(body): JsonBody<IncomingMigrationCreate>,
 ) -> Result<Response, Problem> {
     let host = state.host()?.clone();
-    let (spec, act) = (TicketSpec::from(body), !change.dry_run);
-    let ticket = respond::detached(async move { host.create_ticket(spec, act).await }).await?;
+    let (spec, ask) = (TicketSpec::from(body), change.ask());
+    let ticket = respond::detached(async move { host.create_ticket(spec, &ask).await }).await?;
     let shown = IncomingMigration { ticket: None, ..IncomingMigration::from(ticket.clone()) };
     if change.dry_run {
         return Ok(Json(shown).into_response());

@@ -6,7 +6,8 @@ use axum::extract::{Extension, Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use mirrorvm::host::{
-    Destination, Host, HostError, MigrationRecord, MigrationSpec, MigrationState, MirrorChoice, Ticket,
+    Begun, Destination, Host, HostError, MigrationPreview, MigrationRecord, MigrationSpec, MigrationState,
+    MirrorChoice, Ticket,
 };
 use uuid::Uuid;
 
@@ -116,10 +117,8 @@ fn made(record: MigrationRecord) -> Response {
 }
 
 /// The migration that would begin, for a dry run.
-async fn previewed(state: &AppState, id: Option<Uuid>, spec: MigrationSpec) -> Result<Response, Problem> {
-    let would = state.host()?.preview_migration(id, spec).await?;
-    let (record, plan) = (would.record, would.plan);
-    let address_space_plan = Some(AddressSpacePlan::new(&plan, &would.guest.layout));
+fn previewed(record: MigrationRecord, would: &MigrationPreview) -> Response {
+    let address_space_plan = Some(AddressSpacePlan::new(&would.plan, &would.guest.layout));
     let not_asked = || {
         Warning::new(
             "destination_not_asked",
@@ -128,7 +127,7 @@ async fn previewed(state: &AppState, id: Option<Uuid>, spec: MigrationSpec) -> R
     };
     let warnings = (!would.destination_asked).then(not_asked).into_iter().collect();
     let preview = Some(Preview { warnings, address_space_plan });
-    Ok(respond::ok(record.generation, Migration { preview, ..Migration::from(record) }))
+    respond::ok(record.generation, Migration { preview, ..Migration::from(record) })
 }
 
 /// Start a migration
@@ -157,15 +156,14 @@ pub async fn create(
         Destination::Host(_) => None,
     };
     let id = if session.is_some() { None } else { change.id() };
-    if change.dry_run {
-        return previewed(&state, id, spec).await;
-    }
+    let ask = change.ask().with_id(id);
     let begun = respond::attempted({
         let host = host.clone();
-        async move { host.create_migration_as(id, spec).await }
+        async move { host.create_migration(spec, &ask).await }
     });
     let record = match (begun.await?, session.or(id)) {
-        (Ok(record), _) => record,
+        (Ok(Begun { record, preview: Some(would) }), _) => return Ok(previewed(record, &would)),
+        (Ok(Begun { record, preview: None }), _) => record,
         // Begun by an earlier daemon that died over this very request.
         (Err(HostError::IdTaken { .. }), Some(id)) if change.again() => host.migration(id)?,
         (Err(e), _) => return Err(e.into()),
@@ -210,11 +208,12 @@ pub async fn put(
         return if same { Ok(respond::ok(there.generation, Migration::from(there))) } else { taken() };
     }
     must_be_there(&change, "migration")?;
-    if change.dry_run {
-        return previewed(&state, Some(id), spec).await;
-    }
-    let record = respond::detached(async move { host.create_migration_as(Some(id), spec).await }).await?;
-    Ok(made(record))
+    let ask = change.ask().with_id(Some(id));
+    let begun = respond::detached(async move { host.create_migration(spec, &ask).await }).await?;
+    Ok(match begun.preview {
+        Some(would) => previewed(begun.record, &would),
+        None => made(begun.record),
+    })
 }
 
 /// Change a migration
@@ -235,7 +234,7 @@ pub async fn update(
     let now = host.migration(id)?;
     let limits = now.spec.as_ref().map(|s| s.limits).unwrap_or_default();
     let limits = body.limits.map_or(limits, |patch| patch.apply(limits));
-    let record = host.limit_migration(id, limits, &change.expected, !change.dry_run)?;
+    let record = host.limit_migration(id, limits, &change.ask())?;
     let preview = change.dry_run.then(Preview::default);
     Ok(respond::ok(record.generation, Migration { preview, ..Migration::from(record) }))
 }
@@ -279,17 +278,12 @@ pub async fn delete(
     change: Change,
 ) -> Result<Response, Problem> {
     let (host, id) = (state.host()?.clone(), id_of(&key)?);
+    let ask = change.ask();
+    let record = respond::detached(async move { host.delete_migration(id, &ask).await }).await?;
     if change.dry_run {
-        let record = host.migration(id)?;
-        change.expected.check("migration", record.generation)?;
-        if !record.state.is_terminal() {
-            let (current, allowed) = (record.state.name(), &["succeeded", "failed", "canceled"]);
-            return Err(HostError::WrongState { kind: "migration", current, allowed }.into());
-        }
         let preview = Some(Preview::default());
         return Ok(respond::ok(record.generation, Migration { preview, ..Migration::from(record) }));
     }
-    respond::detached(async move { host.delete_migration_at(id, &change.expected).await }).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -309,20 +303,14 @@ pub async fn cancel(
     change: Change,
 ) -> Result<Response, Problem> {
     let (host, id) = (state.host()?.clone(), id_of(&key)?);
-    let now = host.migration(id)?;
-    if change.dry_run {
-        change.expected.check("migration", now.generation)?;
-        let generation = now.generation;
-        let body = Migration::from(now);
-        if !body.cancelable && !["succeeded", "failed", "canceled"].contains(&body.state) {
-            return Err(HostError::PastPointOfNoReturn.into());
-        }
-        return Ok(respond::ok(generation, Migration { preview: Some(Preview::default()), ..body }));
-    }
     // Ended before this request, not through it: a migration that cancellation ends at once is a 202.
-    let had_ended = now.state.is_terminal();
-    let record =
-        respond::detached(async move { host.cancel_migration_at(id, &change.expected).await }).await?;
+    let had_ended = host.migration(id)?.state.is_terminal();
+    let ask = change.ask();
+    let record = respond::detached(async move { host.cancel_migration(id, &ask).await }).await?;
+    if change.dry_run {
+        let (preview, generation) = (Some(Preview::default()), record.generation);
+        return Ok(respond::ok(generation, Migration { preview, ..Migration::from(record) }));
+    }
     let (location, generation) = (format!("{PATH}/{}", record.id), record.generation);
     let ended = had_ended || (record.state.is_terminal() && record.state != MigrationState::Canceled);
     let body = Migration::from(record);
@@ -345,7 +333,7 @@ pub async fn switchover(
     change: Change,
 ) -> Result<Response, Problem> {
     let (host, id) = (state.host()?, id_of(&key)?);
-    let record = host.switch_over_migration(id, &change.expected, !change.dry_run)?;
+    let record = host.switch_over_migration(id, &change.ask())?;
     let (location, generation) = (format!("{PATH}/{}", record.id), record.generation);
     let body = Migration::from(record);
     if change.dry_run {

@@ -5,7 +5,7 @@ use axum::extract::{Extension, Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use mirrorvm::host::events::Event;
-use mirrorvm::host::{HostError, MirrorRecord, MirrorSpec, MirrorState};
+use mirrorvm::host::{Host, HostError, MirrorRecord, MirrorSpec, MirrorState};
 use uuid::Uuid;
 
 use super::common::{
@@ -95,28 +95,19 @@ fn made(record: MirrorRecord) -> Response {
 }
 
 /// The mirror that would be made, for a dry run.
-fn previewed(state: &AppState, id: Option<Uuid>, spec: &MirrorSpec) -> Result<Response, Problem> {
-    let host = state.host()?;
-    let (guest, plan) = host.preview_mirror(id, spec)?;
-    let image = host.image(spec.options.helper_image.as_deref().unwrap_or("built-in"))?;
-    let measurement = image.content.map_or([0; 32], |c| c.measurement);
-    let plan_body = AddressSpacePlan::new(&plan, &guest.layout);
-    let record = MirrorRecord {
-        id: id.unwrap_or_else(Uuid::now_v7),
-        guest: guest.id,
-        strategy: spec.strategy,
-        state: MirrorState::Creating,
-        generation: 1,
-        plan: std::sync::Arc::new(plan),
-        workers: Vec::new(),
-        placement: spec.options.placement.clone(),
-        helper_measurement: measurement,
-        error: None,
-        created_at: jiff::Timestamp::now(),
-        ready_after_us: 0,
-    };
-    let preview = Preview { warnings: Vec::new(), address_space_plan: Some(plan_body) };
-    Ok(respond::ok(1, Mirror { preview: Some(preview), ..Mirror::from(record) }))
+fn previewed(host: &Host, record: MirrorRecord) -> Result<Response, Problem> {
+    let guest = host.guest(&record.guest.to_string())?;
+    let plan = AddressSpacePlan::new(&record.plan, &guest.layout);
+    let preview = Preview { warnings: Vec::new(), address_space_plan: Some(plan) };
+    let generation = record.generation;
+    Ok(respond::ok(generation, Mirror { preview: Some(preview), ..Mirror::from(record) }))
+}
+
+/// Makes it, or looks at what would be made.
+async fn make(host: &Host, change: &Change, id: Option<Uuid>, spec: MirrorSpec) -> Result<Response, Problem> {
+    let (theirs, ask) = (host.clone(), change.ask().with_id(id));
+    let record = respond::detached(async move { theirs.create_mirror(spec, &ask).await }).await?;
+    if change.dry_run { previewed(host, record) } else { Ok(made(record)) }
 }
 
 /// Make a mirror
@@ -133,14 +124,7 @@ pub async fn create(
     change: Change,
     JsonBody(body): JsonBody<MirrorCreate>,
 ) -> Result<Response, Problem> {
-    let host = state.host()?.clone();
-    let spec = MirrorSpec::from(body);
-    let id = change.id();
-    if change.dry_run {
-        return previewed(&state, id, &spec);
-    }
-    let record = respond::detached(async move { host.create_mirror_as(id, spec).await }).await?;
-    Ok(made(record))
+    make(state.host()?, &change, change.id(), MirrorSpec::from(body)).await
 }
 
 /// Make a mirror under an id of your choice
@@ -177,11 +161,7 @@ pub async fn put(
         return if same { Ok(respond::ok(there.generation, Mirror::from(there))) } else { taken() };
     }
     must_be_there(&change, "mirror")?;
-    if change.dry_run {
-        return previewed(&state, Some(id), &spec);
-    }
-    let record = respond::detached(async move { host.create_mirror_as(Some(id), spec).await }).await?;
-    Ok(made(record))
+    make(&host, &change, Some(id), spec).await
 }
 
 /// Change a mirror
@@ -205,7 +185,7 @@ pub async fn update(
         Patch::Clear => Placement::default(),
         Patch::Set(placement) => placement.into(),
     };
-    let record = host.place_mirror(id, placement, &change.expected, !change.dry_run)?;
+    let record = host.place_mirror(id, placement, &change.ask())?;
     let preview = change.dry_run.then(Preview::default);
     Ok(respond::ok(record.generation, Mirror { preview, ..Mirror::from(record) }))
 }
@@ -249,16 +229,12 @@ pub async fn delete(
     change: Change,
 ) -> Result<Response, Problem> {
     let (host, id) = (state.host()?.clone(), id_of(&key)?);
+    let ask = change.ask();
+    let record = respond::detached(async move { host.delete_mirror(id, &ask).await }).await?;
     if change.dry_run {
-        let record = host.mirror(id)?;
-        change.expected.check("mirror", record.generation)?;
-        if record.state == MirrorState::Busy {
-            return Err(HostError::InUse { kind: "mirror", user: "a migration".into() }.into());
-        }
         let preview = Some(Preview::default());
         return Ok(respond::ok(record.generation, Mirror { preview, ..Mirror::from(record) }));
     }
-    respond::detached(async move { host.delete_mirror_at(id, change.expected).await }).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -282,9 +258,8 @@ pub async fn export(
     JsonBody(body): JsonBody<ExportBody>,
 ) -> Result<Json<BatchBody>, Problem> {
     let (host, id) = (state.host()?.clone(), id_of(&key)?);
-    let (expected, act) = (change.expected, !change.dry_run);
-    let batch =
-        respond::detached(async move { host.export_batch(id, body.into(), expected, act).await }).await?;
+    let ask = change.ask();
+    let batch = respond::detached(async move { host.export_batch(id, body.into(), &ask).await }).await?;
     let preview = change.dry_run.then(Preview::default);
     Ok(Json(BatchBody { preview, ..batch.into() }))
 }
@@ -307,8 +282,8 @@ pub async fn import(
     JsonBody(body): JsonBody<ImportRequest>,
 ) -> Result<Json<MirrorImport>, Problem> {
     let (host, id) = (state.host()?.clone(), id_of(&key)?);
-    let (expected, act) = (change.expected, !change.dry_run);
-    let report = respond::detached(async move { host.import_step(id, body.0, expected, act).await }).await?;
+    let ask = change.ask();
+    let report = respond::detached(async move { host.import_step(id, body.0, &ask).await }).await?;
     let preview = change.dry_run.then(Preview::default);
     Ok(Json(MirrorImport { preview, ..report.into() }))
 }

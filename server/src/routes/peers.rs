@@ -73,15 +73,13 @@ pub async fn create(
 ) -> Result<Response, Problem> {
     let spec = PeerSpec::try_from(body).map_err(Problem::validation)?;
     let host = state.host()?.clone();
-    let id = change.id();
-    if change.dry_run {
-        return Ok(previewed(host.preview_peer(id, spec).await?));
-    }
+    let (id, ask) = (change.id(), change.ask());
     let added = respond::attempted({
         let host = host.clone();
-        async move { host.add_peer_as(id, spec).await }
+        async move { host.add_peer(spec, &ask).await }
     });
     match (added.await?, id) {
+        (Ok(record), _) if change.dry_run => Ok(previewed(record)),
         (Ok(record), _) => Ok(made(record)),
         (Err(HostError::IdTaken { .. }), Some(id)) if change.again() => Ok(made(host.peer(&id.to_string())?)),
         (Err(e), _) => Err(e.into()),
@@ -108,7 +106,7 @@ pub async fn update(
         host.peer(&key)?;
         host.check_leads_elsewhere(&address).await?;
     }
-    let record = host.change_peer(&key, to, &change.expected, !change.dry_run)?;
+    let record = host.change_peer(&key, to, &change.ask())?;
     if change.dry_run {
         return Ok(previewed(record));
     }
@@ -168,7 +166,7 @@ pub async fn delete(
     change: Change,
 ) -> Result<Response, Problem> {
     let host = state.host()?.clone();
-    let (expected, act) = (change.expected, !change.dry_run);
-    let record = respond::detached(async move { host.delete_peer_at(&key, &expected, act).await }).await?;
-    Ok(if act { StatusCode::NO_CONTENT.into_response() } else { previewed(record) })
+    let ask = change.ask();
+    let record = respond::detached(async move { host.delete_peer(&key, &ask).await }).await?;
+    Ok(if change.dry_run { previewed(record) } else { StatusCode::NO_CONTENT.into_response() })
 }

@@ -6,7 +6,7 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use mirrorvm::addr::{Gpa, PAGE_SIZE, RamAddr};
 use mirrorvm::address_space::BlockSpec;
-use mirrorvm::host::{GuestRecord, RamBlockInfo};
+use mirrorvm::host::{Ask, GuestRecord, RamBlockInfo};
 
 use super::common::{DryRunParam, IdempotencyKeyParam, IfMatchParam};
 use crate::api::encryption::{EncryptionStatusList, EncryptionStatusUpdate, Extent, RamBlockPlug};
@@ -73,26 +73,39 @@ pub async fn create(
 ) -> Result<Response, Problem> {
     let host = state.host()?.clone();
     let block = BlockSpec::from(body);
-    if change.dry_run {
-        let (info, guest) = host.preview_ram_block(&key, block, &change.expected)?;
-        return Ok(respond::ok(guest.generation, RamBlock::from(info)));
-    }
     // An earlier daemon may have added it and died over this very request.
-    if change.again()
+    if !change.dry_run
+        && change.again()
         && let Ok(guest) = host.guest(&key)
         && guest.spec.blocks.contains(&block)
     {
         return Ok(made(&guest, host.ram_block(&key, &block.name)?));
     }
-    let expected = change.expected;
-    let (info, guest) =
-        respond::detached(async move { host.add_ram_block(&key, block, expected).await }).await?;
+    let ask = change.ask();
+    let (info, guest) = respond::detached(async move { host.add_ram_block(&key, block, &ask).await }).await?;
+    if change.dry_run {
+        return Ok(respond::ok(guest.generation, RamBlock::from(info)));
+    }
     Ok(made(&guest, info))
 }
 
 fn made(guest: &GuestRecord, info: RamBlockInfo) -> Response {
     let location = format!("/v1/guests/{}/ram-blocks/{}", guest.id, info.block.name);
     respond::created(&location, guest.generation, RamBlock::from(info))
+}
+
+/// A block at an address, or at none. It has no version of its own, and the guest's is not asked for.
+async fn plugged(
+    state: &AppState,
+    change: &Change,
+    key: String,
+    block: String,
+    gpa: Option<Gpa>,
+) -> Result<Json<RamBlock>, Problem> {
+    let host = state.host()?.clone();
+    let ask = if change.dry_run { Ask::dry_run() } else { Ask::now() };
+    let info = respond::detached(async move { host.plug(&key, &block, gpa, &ask).await }).await?;
+    Ok(Json(info.into()))
 }
 
 /// Plug a RAM block
@@ -114,12 +127,7 @@ pub async fn plug(
     change: Change,
     JsonBody(body): JsonBody<RamBlockPlug>,
 ) -> Result<Json<RamBlock>, Problem> {
-    let host = state.host()?.clone();
-    if change.dry_run {
-        return Ok(Json(host.preview_replug(&key, &block, Some(Gpa::new(body.gpa)))?.into()));
-    }
-    let info = respond::detached(async move { host.plug(&key, &block, Gpa::new(body.gpa)).await }).await?;
-    Ok(Json(info.into()))
+    plugged(&state, &change, key, block, Some(Gpa::new(body.gpa))).await
 }
 
 /// Unplug a RAM block
@@ -140,12 +148,7 @@ pub async fn unplug(
     Path((key, block)): Path<(String, String)>,
     change: Change,
 ) -> Result<Json<RamBlock>, Problem> {
-    let host = state.host()?.clone();
-    if change.dry_run {
-        return Ok(Json(host.preview_replug(&key, &block, None)?.into()));
-    }
-    let info = respond::detached(async move { host.unplug(&key, &block).await }).await?;
-    Ok(Json(info.into()))
+    plugged(&state, &change, key, block, None).await
 }
 
 /// List the encryption status of a guest's RAM
@@ -199,6 +202,6 @@ pub async fn report(
     JsonBody(body): JsonBody<EncryptionStatusUpdate>,
 ) -> Result<StatusCode, Problem> {
     let host = state.host()?;
-    host.report_encryption(&key, Gpa::new(body.gpa), body.pages, body.encrypted, change.dry_run)?;
+    host.report_encryption(&key, Gpa::new(body.gpa), body.pages, body.encrypted, &change.ask())?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -64,9 +64,8 @@ pub async fn resolve(
             Answer::Word(word)
         }
     };
-    let (act, expected) = (!change.dry_run, change.expected.clone());
-    let record =
-        respond::detached(async move { host.resolve_migration(id, answer, &expected, act).await }).await?;
+    let ask = change.ask();
+    let record = respond::detached(async move { host.resolve_migration(id, answer, &ask).await }).await?;
     let (location, generation) = (format!("{PATH}/{}", record.id), record.generation);
     let body = Migration::from(record);
     if change.dry_run {

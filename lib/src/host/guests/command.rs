@@ -7,12 +7,12 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use crate::addr::{Gpa, RamPage};
-use crate::address_space::BlockSpec;
+use crate::address_space::{BlockSpec, GuestLayout};
 use crate::guest::{EndWatch, Machine, MachineEnd};
 use crate::host::act::Act;
 use crate::host::migrations::hand_over::Together;
 use crate::host::{
-    Expected, ExportSpec, Fault, GuestAction, GuestRecord, GuestState, HostError, ImportReport, ImportStep,
+    Ask, ExportSpec, Fault, GuestAction, GuestRecord, GuestState, HostError, ImportReport, ImportStep,
     Labels, MirrorChoice, MirrorOptions, MirrorRecord, MirrorSpec, SealedBatch,
 };
 use crate::mirror::Mirror;
@@ -27,13 +27,12 @@ pub(in crate::host) type LabelChange = Box<dyn FnOnce(&Labels) -> Labels + Send>
 
 /// What a guest's task is asked.
 pub(in crate::host) enum Command {
-    Act(GuestAction, Expected, Reply<GuestRecord>),
-    Undefine(Expected, Reply<()>),
-    /// Other labels; without `act`: whether it could have them.
+    Act(GuestAction, Ask, Reply<GuestRecord>),
+    Undefine(Ask, Reply<GuestRecord>),
+    /// Other labels.
     Relabel {
         change: LabelChange,
-        expected: Expected,
-        act: bool,
+        ask: Ask,
         reply: Reply<GuestRecord>,
     },
     /// The labels that go along with a migration: from now to its end there are no others.
@@ -43,42 +42,42 @@ pub(in crate::host) enum Command {
     },
     /// The labels with which an incoming guest left.
     AdoptLabels(Labels, Reply<()>),
-    CreateMirror(MirrorSpec, Option<Uuid>, Reply<MirrorRecord>),
-    DeleteMirror(Uuid, Expected, Reply<()>),
+    CreateMirror(MirrorSpec, Ask, Reply<MirrorRecord>),
+    DeleteMirror(Uuid, Ask, Reply<MirrorRecord>),
     /// Something that is not stored has changed: a new generation shows it.
     Touch,
     /// One RAM block more for a stopped guest.
-    AddBlock(BlockSpec, Expected, Reply<GuestRecord>),
+    AddBlock(BlockSpec, Ask, Reply<GuestRecord>),
     /// Plugs a RAM block at an address, or unplugs it.
     Replug {
         block: String,
         gpa: Option<Gpa>,
-        reply: Reply<()>,
+        ask: Ask,
+        /// With the block where it is then.
+        reply: Reply<GuestLayout>,
     },
     /// Seals pages through a mirror.
     Export {
         mirror: Uuid,
         spec: ExportSpec,
         pages: Vec<RamPage>,
-        expected: Expected,
-        act: bool,
+        ask: Ask,
         reply: Reply<SealedBatch>,
     },
     /// Goes on with an import through a mirror.
     Import {
         mirror: Uuid,
         step: ImportStep,
-        expected: Expected,
-        act: bool,
+        ask: Ask,
         reply: Reply<ImportReport>,
     },
-    /// A migration that is about to be recorded wants the guest for itself, from now to its end; without
-    /// `act`: whether it could have it.
+    /// A migration that is about to be recorded wants the guest for itself, from now to its end; in a
+    /// dry run: whether it could have it.
     Claim {
         migration: Uuid,
         choice: MirrorChoice,
         streams: u16,
-        act: bool,
+        dry_run: bool,
         reply: Reply<()>,
     },
     /// A migration that never took the machine gives its claim back.

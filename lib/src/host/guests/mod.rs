@@ -4,6 +4,7 @@
 //! RAM. Must not know: HTTP; how a machine runs.
 
 pub(super) mod command;
+pub(super) mod decide;
 pub(super) mod entry;
 pub(super) mod ram;
 pub(super) mod registry;
@@ -19,8 +20,8 @@ use self::command::Command;
 use super::act::{self, Effect};
 use super::events::{Change, EventBody};
 use super::{
-    ConsoleChunk, Expected, GuestAction, GuestRecord, GuestSpec, GuestState, GuestStats, Host, HostError,
-    Labels, validate,
+    Ask, ConsoleChunk, GuestAction, GuestRecord, GuestSpec, GuestState, GuestStats, Host, HostError, Labels,
+    validate,
 };
 use crate::addr::PAGE_SIZE;
 use crate::store::{Batch, Kind, StoreError};
@@ -29,17 +30,12 @@ impl Host {
     /// Defines a guest.
     ///
     /// # Errors
-    /// Values that cannot be, a name that is taken, storage.
-    pub async fn define_guest(&self, spec: GuestSpec) -> Result<GuestRecord, HostError> {
-        self.define_guest_as(None, spec).await
-    }
-
-    /// Defines a guest under an id of the caller's choice (`None`: a new one).
-    ///
-    /// # Errors
-    /// As [`Host::define_guest`]; [`HostError::IdTaken`].
-    pub async fn define_guest_as(&self, id: Option<Uuid>, spec: GuestSpec) -> Result<GuestRecord, HostError> {
-        let record = self.new_guest(id, spec)?;
+    /// Values that cannot be, a name or an id that is taken, files that cannot be read, maintenance, storage.
+    pub async fn define_guest(&self, spec: GuestSpec, ask: &Ask) -> Result<GuestRecord, HostError> {
+        let record = self.new_guest(ask.id, spec)?;
+        if ask.dry_run {
+            return Ok(record);
+        }
         // Nobody else gets the name or the id, and nobody sees the guest, until it is on disk.
         let claim = self.inner.claim_guest(record.id, &record.spec.name)?;
         let failed = |e| match e {
@@ -63,14 +59,6 @@ impl Host {
         drop(claim);
         self.inner.changed();
         Ok(record)
-    }
-
-    /// The guest that a definition would make; makes none.
-    ///
-    /// # Errors
-    /// As [`Host::define_guest`].
-    pub fn preview_guest(&self, id: Option<Uuid>, spec: GuestSpec) -> Result<GuestRecord, HostError> {
-        self.new_guest(id, spec)
     }
 
     fn new_guest(&self, id: Option<Uuid>, spec: GuestSpec) -> Result<GuestRecord, HostError> {
@@ -118,50 +106,17 @@ impl Host {
     /// effect: starting a running guest returns it as it is.
     ///
     /// # Errors
-    /// A state in which the action makes no sense, a migration that has the guest, a host without KVM or
-    /// QEMU.
-    pub async fn guest_action(&self, key: &str, action: GuestAction) -> Result<GuestRecord, HostError> {
-        self.guest_action_at(key, action, Expected::any()).await
-    }
-
-    /// As [`Host::guest_action`], of a guest at the expected generation.
-    ///
-    /// # Errors
-    /// As there; [`HostError::GenerationMismatch`], [`HostError::Maintenance`].
-    pub async fn guest_action_at(
+    /// A state in which the action makes no sense, a migration that has the guest, a host without what the
+    /// guest's driver needs, [`HostError::GenerationMismatch`], [`HostError::Maintenance`].
+    pub async fn guest_action(
         &self,
         key: &str,
         action: GuestAction,
-        expected: Expected,
+        ask: &Ask,
     ) -> Result<GuestRecord, HostError> {
         let guest = self.inner.find_guest(key)?;
         self.check_action(&guest.record(), action)?;
-        guest.ask(|reply| Command::Act(action, expected, reply)).await
-    }
-
-    /// The guest as an action would leave it; does nothing.
-    ///
-    /// # Errors
-    /// As [`Host::guest_action_at`].
-    pub fn preview_action(
-        &self,
-        key: &str,
-        action: GuestAction,
-        expected: &Expected,
-    ) -> Result<GuestRecord, HostError> {
-        let guest = self.inner.find_guest(key)?;
-        let mut record = guest.record();
-        expected.check("guest", record.generation)?;
-        self.check_action(&record, action)?;
-        if let Some(migration) = record.migration {
-            return Err(HostError::GuestMigrating { migration });
-        }
-        if action == GuestAction::Start && record.state == GuestState::Stopped {
-            self.inner.has_memory_for(&record)?;
-        }
-        record.state = task::after(&guest, &record, action)?;
-        record.unconfirmed &= action != GuestAction::Confirm;
-        Ok(record)
+        guest.ask(|reply| Command::Act(action, ask.clone(), reply)).await
     }
 
     fn check_action(&self, record: &GuestRecord, action: GuestAction) -> Result<(), HostError> {
@@ -175,72 +130,30 @@ impl Host {
         self.inner.check_starts(&record.spec.driver)
     }
 
-    /// Undefines a stopped or failed guest.
+    /// Undefines a stopped or failed guest; gives it as it was.
     ///
     /// # Errors
-    /// Another state, or a migration that has it.
-    pub async fn delete_guest(&self, key: &str) -> Result<(), HostError> {
-        self.delete_guest_at(key, Expected::any()).await
+    /// Another state, a migration that has it, [`HostError::GenerationMismatch`], storage.
+    pub async fn delete_guest(&self, key: &str, ask: &Ask) -> Result<GuestRecord, HostError> {
+        self.inner.find_guest(key)?.ask(|reply| Command::Undefine(ask.clone(), reply)).await
     }
 
-    /// As [`Host::delete_guest`], of a guest at the expected generation.
-    ///
-    /// # Errors
-    /// As there; [`HostError::GenerationMismatch`].
-    pub async fn delete_guest_at(&self, key: &str, expected: Expected) -> Result<(), HostError> {
-        self.inner.find_guest(key)?.ask(|reply| Command::Undefine(expected, reply)).await
-    }
-
-    /// The guest that a deletion would remove; removes none.
-    ///
-    /// # Errors
-    /// As [`Host::delete_guest_at`].
-    pub fn preview_delete_guest(&self, key: &str, expected: &Expected) -> Result<GuestRecord, HostError> {
-        let record = self.guest(key)?;
-        expected.check("guest", record.generation)?;
-        match (record.migration, record.state) {
-            (Some(migration), _) => Err(HostError::GuestMigrating { migration }),
-            (None, GuestState::Stopped | GuestState::Failed) => Ok(record),
-            (None, state) => Err(HostError::WrongState {
-                kind: "guest",
-                current: state.name(),
-                allowed: &["stopped", "failed"],
-            }),
-        }
-    }
-
-    /// Gives a guest other labels; without `act` it only says what the guest would be. They go along with a
-    /// migration, also when they change while it runs, up to the moment at which the guest's state leaves
-    /// with them.
+    /// Gives a guest other labels: those that `change` makes of what there is at that very moment, so that
+    /// changes that come together all count. They go along with a migration, also when they change while it
+    /// runs, up to the moment at which the guest's state leaves with them.
     ///
     /// # Errors
     /// No such guest, labels that cannot be, [`HostError::GenerationMismatch`], [`HostError::GuestMigrating`]
     /// between that moment and the migration's end.
-    pub async fn relabel_guest(
-        &self,
-        key: &str,
-        labels: Labels,
-        expected: Expected,
-        act: bool,
-    ) -> Result<GuestRecord, HostError> {
-        self.change_labels(key, |_| labels, expected, act).await
-    }
-
-    /// As [`Host::relabel_guest`], with labels that `change` makes of those there are at that very moment:
-    /// changes that come together all count.
-    ///
-    /// # Errors
-    /// As [`Host::relabel_guest`].
     pub async fn change_labels(
         &self,
         key: &str,
         change: impl FnOnce(&Labels) -> Labels + Send + 'static,
-        expected: Expected,
-        act: bool,
+        ask: &Ask,
     ) -> Result<GuestRecord, HostError> {
         let guest = self.inner.find_guest(key)?;
         let change = Box::new(change);
-        guest.ask(|reply| Command::Relabel { change, expected, act, reply }).await
+        guest.ask(|reply| Command::Relabel { change, ask: ask.clone(), reply }).await
     }
 
     /// Console output from `offset` (`None`: the oldest kept), at most `max` bytes.

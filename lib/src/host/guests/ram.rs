@@ -6,11 +6,12 @@
 use std::sync::Arc;
 
 use crate::addr::{Gpa, RamAddr};
-use crate::address_space::{BlockRole, BlockSpec, GuestLayout, Plug};
-use crate::guest::{EncryptionStatus, PlugError, StatusError, StatusExtent};
+use crate::address_space::{BlockRole, BlockSpec, GuestLayout};
+use crate::guest::{EncryptionStatus, StatusError, StatusExtent};
 use crate::host::guests::command::Command;
+use crate::host::guests::decide::no_block;
 use crate::host::inner::Inner;
-use crate::host::{Expected, FieldError, GuestRecord, GuestState, Host, HostError, RamBlockInfo, validate};
+use crate::host::{Ask, FieldError, GuestRecord, GuestState, Host, HostError, RamBlockInfo, validate};
 
 impl Host {
     /// Adds a RAM block to a stopped guest; it is part of the definition from then on, on disk before this
@@ -24,30 +25,13 @@ impl Host {
         &self,
         key: &str,
         block: BlockSpec,
-        expected: Expected,
+        ask: &Ask,
     ) -> Result<(RamBlockInfo, GuestRecord), HostError> {
         self.inner.check_running()?;
         let name = block.name.clone();
         let guest = self.inner.find_guest(key)?;
-        let record = guest.ask(|reply| Command::AddBlock(block, expected, reply)).await?;
+        let record = guest.ask(|reply| Command::AddBlock(block, ask.clone(), reply)).await?;
         described(&self.inner, record, &name)
-    }
-
-    /// The block that [`Host::add_ram_block`] would add, with the guest as it would be; adds none.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn preview_ram_block(
-        &self,
-        key: &str,
-        block: BlockSpec,
-        expected: &Expected,
-    ) -> Result<(RamBlockInfo, GuestRecord), HostError> {
-        self.inner.check_running()?;
-        let record = self.guest(key)?;
-        expected.check("guest", record.generation)?;
-        let name = block.name.clone();
-        described(&self.inner, with_block(&self.inner, &record, block)?, &name)
     }
 
     /// RAM blocks with their encryption status.
@@ -79,51 +63,26 @@ impl Host {
         Ok(blocks.collect())
     }
 
-    /// Gives an unplugged RAM block an address, while the guest runs or is paused.
+    /// Gives a RAM block the address `gpa`, or (`None`) takes its address away when the guest has let go of
+    /// it; its content and encryption status stay. Whether the guest lets go of it only the guest can tell:
+    /// a dry run does not ask it.
     ///
     /// # Errors
-    /// No such guest or block, another state, [`HostError::PlugRefused`]; a migration that has the guest.
-    pub async fn plug(&self, key: &str, block: &str, gpa: Gpa) -> Result<RamBlockInfo, HostError> {
-        self.replug(key, block, Some(gpa)).await
-    }
-
-    /// Takes a RAM block's address away when the guest has let go of it; its content and encryption status
-    /// stay.
-    ///
-    /// # Errors
-    /// As [`Host::plug`].
-    pub async fn unplug(&self, key: &str, block: &str) -> Result<RamBlockInfo, HostError> {
-        self.replug(key, block, None).await
-    }
-
-    /// What a block would be like when it is plugged at `gpa`, or unplugged; changes nothing. Whether the
-    /// guest lets go of it only the guest can tell.
-    ///
-    /// # Errors
-    /// As [`Host::plug`].
-    pub fn preview_replug(&self, key: &str, name: &str, gpa: Option<Gpa>) -> Result<RamBlockInfo, HostError> {
-        let record = self.guest(key)?;
-        let missing = || HostError::NotFound { kind: "RAM block", key: name.chars().take(80).collect() };
-        let block = record.layout.block(name).ok_or_else(missing)?;
-        let plugs = gpa.map(|gpa| Plug { offset: 0, gpa, len: block.size }).into_iter().collect();
-        if let (Some(gpa), [p, ..]) = (gpa, block.plugs.as_slice())
-            && p.gpa != gpa
-        {
-            return Err(HostError::PlugRefused(PlugError::Elsewhere { gpa: p.gpa }));
-        }
-        let layout = record.layout.with_plugs(name, plugs);
-        let layout = layout.map_err(|mut e| HostError::PlugRefused(PlugError::Layout(e.swap_remove(0))))?;
-        let mut info =
-            self.ram_blocks(key)?.into_iter().find(|b| b.block.name == name).ok_or_else(missing)?;
-        info.block = layout.block(name).ok_or_else(missing)?.clone();
-        Ok(info)
-    }
-
-    async fn replug(&self, key: &str, block: &str, gpa: Option<Gpa>) -> Result<RamBlockInfo, HostError> {
+    /// No such guest or block, a guest that neither runs nor is paused, [`HostError::PlugRefused`]; a mirror
+    /// or a migration that has the guest.
+    pub async fn plug(
+        &self,
+        key: &str,
+        block: &str,
+        gpa: Option<Gpa>,
+        ask: &Ask,
+    ) -> Result<RamBlockInfo, HostError> {
         let guest = self.inner.find_guest(key)?;
         let name = block.to_owned();
-        guest.ask(|reply| Command::Replug { block: name, gpa, reply }).await?;
-        self.ram_block(key, block)
+        let layout = guest.ask(|reply| Command::Replug { block: name, gpa, ask: ask.clone(), reply }).await?;
+        let mut info = self.ram_block(key, block)?;
+        info.block = layout.block(block).ok_or_else(|| no_block(block))?.clone();
+        Ok(info)
     }
 
     /// Runs of pages with one encryption status, by `RamAddr` from `from` on, unplugged RAM included, at most
@@ -154,7 +113,7 @@ impl Host {
         gpa: Gpa,
         pages: u64,
         private: bool,
-        dry_run: bool,
+        ask: &Ask,
     ) -> Result<(), HostError> {
         let guest = self.inner.find_guest(key)?;
         let record = guest.record();
@@ -170,7 +129,7 @@ impl Host {
         })?;
         let bad =
             |e: StatusError| HostError::Invalid(vec![FieldError::new("/gpa", "not_ram", e.to_string())]);
-        if dry_run {
+        if ask.dry_run {
             return EncryptionStatus::default().report(&record.layout, gpa, pages, private).map_err(bad);
         }
         status.report(&record.layout, gpa, pages, private).map_err(bad)?;
@@ -183,8 +142,7 @@ impl Host {
     /// # Errors
     /// [`HostError::NotFound`] for the guest or the block.
     pub fn ram_block(&self, key: &str, name: &str) -> Result<RamBlockInfo, HostError> {
-        let missing = || HostError::NotFound { kind: "RAM block", key: name.chars().take(80).collect() };
-        self.ram_blocks(key)?.into_iter().find(|b| b.block.name == name).ok_or_else(missing)
+        self.ram_blocks(key)?.into_iter().find(|b| b.block.name == name).ok_or_else(|| no_block(name))
     }
 }
 
@@ -194,8 +152,7 @@ fn described(
     record: GuestRecord,
     name: &str,
 ) -> Result<(RamBlockInfo, GuestRecord), HostError> {
-    let missing = || HostError::NotFound { kind: "RAM block", key: name.chars().take(80).collect() };
-    let block = record.layout.block(name).ok_or_else(missing)?.clone();
+    let block = record.layout.block(name).ok_or_else(|| no_block(name))?.clone();
     let backing = inner.backing_of(&record);
     let info = RamBlockInfo {
         backing,

@@ -17,7 +17,7 @@ use crate::guest::drivers::MirrorsOn;
 use crate::host::act::{self, Effect};
 use crate::host::events::{Change, EventBody, ResourceKind};
 use crate::host::inner::Inner;
-use crate::host::{DriverSpec, FieldError, Host, HostError, validate};
+use crate::host::{Ask, DriverSpec, FieldError, Host, HostError, validate};
 use crate::mirror::HelperImage;
 use crate::store::{Batch, Kind, StoreError};
 
@@ -141,16 +141,16 @@ impl Host {
         self.inner.image_record(key)
     }
 
-    /// Makes a record without content, under an id of the caller's choice (`None`: a new one).
+    /// Makes a record without content.
     ///
     /// # Errors
     /// A name that cannot be or is taken, too many images, storage.
-    pub fn create_image(&self, id: Option<Uuid>, name: &str, act: bool) -> Result<ImageRecord, HostError> {
+    pub fn create_image(&self, name: &str, ask: &Ask) -> Result<ImageRecord, HostError> {
         self.inner.check_running()?;
         validate::name(name)?;
         let _one = self.inner.images_lock();
         let there = self.images()?;
-        if id.is_some_and(|id| there.iter().any(|i| i.id == id)) {
+        if ask.id.is_some_and(|id| there.iter().any(|i| i.id == id)) {
             return Err(HostError::IdTaken { kind: "helper image" });
         }
         if there.iter().any(|i| i.name == name) {
@@ -160,14 +160,14 @@ impl Host {
             return Err(HostError::NoResources { what: "room for helper images", source: None });
         }
         let record = ImageRecord {
-            id: id.unwrap_or_else(Uuid::now_v7),
+            id: ask.id.unwrap_or_else(Uuid::now_v7),
             name: name.to_owned(),
             generation: 1,
             content: None,
             fault: None,
             created_at: Timestamp::now(),
         };
-        if act {
+        if !ask.dry_run {
             self.keep_image(&record, Change::Created)?;
         }
         Ok(record)
@@ -177,10 +177,12 @@ impl Host {
     /// more: then it puts the file right.
     ///
     /// # Errors
-    /// [`ContentError::Header`]; no such image, another content, the built-in image, storage.
-    pub fn fill_image(&self, key: &str, bytes: Vec<u8>, act: bool) -> Result<ImageRecord, ContentError> {
+    /// [`ContentError::Header`]; no such image, another content, the built-in image,
+    /// [`HostError::GenerationMismatch`], storage.
+    pub fn fill_image(&self, key: &str, bytes: Vec<u8>, ask: &Ask) -> Result<ImageRecord, ContentError> {
         let _one = self.inner.images_lock();
         let record = self.image(key)?;
+        ask.check("helper image", record.generation)?;
         let image = HelperImage::parse(bytes).map_err(ContentError::Header)?;
         let content = ImageFacts::of(&image);
         let failed = |e| HostError::storage("storing a helper image", StoreError::of_files(e));
@@ -188,7 +190,7 @@ impl Host {
         match &record.content {
             Some(there) if *there == content && record.fault.is_none() => return Ok(record),
             Some(there) if *there == content => {
-                if act {
+                if !ask.dry_run {
                     write()?;
                     self.inner.changed();
                 }
@@ -200,11 +202,11 @@ impl Host {
             }
             None => {}
         }
-        if act {
+        if !ask.dry_run {
             write()?;
         }
         let record = ImageRecord { content: Some(content), generation: record.generation + 1, ..record };
-        if act {
+        if !ask.dry_run {
             let kept = self.keep_image(&record, Change::Updated);
             if kept.is_err() {
                 self.remove_image_file(&record);
@@ -214,13 +216,14 @@ impl Host {
         Ok(record)
     }
 
-    /// Removes an image with its content.
+    /// Removes an image with its content; gives it as it was.
     ///
     /// # Errors
-    /// No such image, the built-in one, storage.
-    pub fn delete_image(&self, key: &str, act: bool) -> Result<ImageRecord, HostError> {
+    /// No such image, the built-in one, one in use, [`HostError::GenerationMismatch`], storage.
+    pub fn delete_image(&self, key: &str, ask: &Ask) -> Result<ImageRecord, HostError> {
         let _one = self.inner.images_lock();
         let record = self.image(key)?;
+        ask.check("helper image", record.generation)?;
         if record.id == BUILT_IN_ID {
             return Err(HostError::InUse { kind: "helper image", user: "the daemon itself".into() });
         }
@@ -231,7 +234,7 @@ impl Host {
             let user = format!("mirror {}", mirror.id);
             return Err(HostError::InUse { kind: "helper image", user });
         }
-        if act {
+        if !ask.dry_run {
             let mut batch = Batch::new();
             batch.delete(Kind::HelperImage, record.id);
             self.image_event(&record, Change::Deleted).write(&mut batch);

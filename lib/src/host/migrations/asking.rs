@@ -8,14 +8,16 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
+use crate::address_space::Strategy;
 use crate::guest::{CarriedReadiness, ReadinessReason};
 use crate::host::guests::entry::GuestEntry;
 use crate::host::inner::Inner;
 use crate::host::migrations::definition::Definition;
 use crate::host::migrations::findings::{Finding, finding};
-use crate::host::migrations::outgoing::Looked;
 use crate::host::peers::probe::{PeerSilence, silence, unreadable_identity};
-use crate::host::{GuestRecord, GuestState, MigrationSpec, MirrorChoice, PeerRecord, ProtectionLevel};
+use crate::host::{
+    GuestRecord, GuestState, HostError, MigrationSpec, MirrorChoice, PeerRecord, ProtectionLevel,
+};
 use crate::migration::check;
 use crate::migration::wire::Prepare;
 use crate::transport::PeerIdentity;
@@ -23,6 +25,19 @@ use crate::transport::PeerIdentity;
 /// Longest time that a destination has for its answer. It may have to read a kernel and an initial RAM disk
 /// for it.
 const PATIENCE: Duration = Duration::from_secs(15);
+
+/// What this host can see of a migration before it starts.
+pub(in crate::host) struct Looked {
+    /// The id that it must have.
+    pub id: Option<Uuid>,
+    pub guest: Arc<GuestEntry>,
+    pub record: GuestRecord,
+    /// Where it goes, if that is known.
+    pub peer: Option<PeerRecord>,
+    pub strategy: Option<Strategy>,
+    /// All that speaks against it here, whatever the destination says.
+    pub against: Vec<HostError>,
+}
 
 /// What a destination says of a migration.
 #[derive(Clone, Debug)]

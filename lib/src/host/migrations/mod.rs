@@ -28,27 +28,12 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use self::asking::Answer;
 use self::entry::MigrationEntry;
 use super::act::Act;
 use super::{
-    Expected, GuestRecord, Host, HostError, MigrationLimits, MigrationRecord, MigrationSpec, MigrationState,
-    PageDigests, PlanOptions, validate,
+    Ask, Begun, Host, HostError, MigrationLimits, MigrationRecord, MigrationSpec, MigrationState,
+    PageDigests, validate,
 };
-use crate::address_space::MirrorPlan;
-
-/// A migration that would begin.
-#[derive(Clone, Debug)]
-pub struct MigrationPreview {
-    /// The record that it would begin with.
-    pub record: MigrationRecord,
-    /// Its guest.
-    pub guest: GuestRecord,
-    /// The plan of its mirror.
-    pub plan: MirrorPlan,
-    /// Whether the destination has said that it would let it in; false where its build cannot be asked.
-    pub destination_asked: bool,
-}
 
 /// States in which a migration's course can still be changed.
 const MOVING: [MigrationState; 4] =
@@ -58,59 +43,22 @@ const MOVING: [MigrationState; 4] =
 const MOVING_NAMES: [&str; 4] = [MOVING[0].name(), MOVING[1].name(), MOVING[2].name(), MOVING[3].name()];
 
 impl Host {
-    /// Starts a migration; returns when it is recorded.
+    /// Starts a migration; returns when it is recorded. A dry run asks the destination, too.
     ///
     /// # Errors
-    /// Values that cannot be, unknown guest or peer, a state that does not allow it, refusals of the planner.
-    pub async fn create_migration(&self, spec: MigrationSpec) -> Result<MigrationRecord, HostError> {
-        self.create_migration_as(None, spec).await
-    }
-
-    /// Starts a migration under an id of the caller's choice (`None`: a new one).
-    ///
-    /// # Errors
-    /// As [`Host::create_migration`]; [`HostError::IdTaken`].
-    pub async fn create_migration_as(
-        &self,
-        id: Option<Uuid>,
-        spec: MigrationSpec,
-    ) -> Result<MigrationRecord, HostError> {
+    /// Values that cannot be, unknown guest or peer, a state that does not allow it, refusals of the planner,
+    /// [`HostError::IdTaken`]; of a dry run also [`HostError::DestinationRefuses`] and
+    /// [`HostError::PeerSilent`].
+    pub async fn create_migration(&self, spec: MigrationSpec, ask: &Ask) -> Result<Begun, HostError> {
+        if ask.dry_run {
+            return outgoing::would_create(&self.inner, ask.id, spec).await;
+        }
         // In a task of its own: a caller that goes away in the middle leaves no guest claimed for nothing.
-        let inner = Arc::clone(&self.inner);
+        let (inner, id) = (Arc::clone(&self.inner), ask.id);
         let part = Act::scope(Act::current(), async move { outgoing::create(&inner, id, spec).await });
         let begun = self.inner.runtime.spawn(part);
-        begun.await.map_err(|e| HostError::internal("starting the migration", e))?
-    }
-
-    /// The record that a migration would begin with, if both hosts have nothing against it; starts none.
-    ///
-    /// # Errors
-    /// As [`Host::create_migration_as`]; [`HostError::DestinationRefuses`], [`HostError::PeerSilent`].
-    pub async fn preview_migration(
-        &self,
-        id: Option<Uuid>,
-        spec: MigrationSpec,
-    ) -> Result<MigrationPreview, HostError> {
-        let mut looked = outgoing::look(&self.inner, id, &spec)?;
-        if !looked.against.is_empty() {
-            return Err(looked.against.swap_remove(0));
-        }
-        outgoing::may_claim(&looked.guest, &spec).await?;
-        outgoing::has_room(&self.inner, &looked.record, &spec).await?;
-        let destination_asked = match asking::ask(&self.inner, &looked, &spec).await {
-            Some(Answer::Against(reasons)) if reasons.is_empty() => true,
-            Some(Answer::Against(reasons)) => return Err(HostError::DestinationRefuses(reasons)),
-            Some(Answer::Silent(silence)) => return Err(HostError::PeerSilent(silence)),
-            Some(Answer::Unknown) | None => false,
-        };
-        let streams = u32::from(spec.streams);
-        let prepared = outgoing::prepared(looked, spec)?;
-        let guest = prepared.guest.record();
-        let strategy = prepared.record.strategy;
-        let helper_image = prepared.record.spec.as_ref().and_then(|s| s.template.helper_image.clone());
-        let options = PlanOptions { helper_image, ..PlanOptions::default() };
-        let plan = self.inner.plan(&prepared.guest, strategy, streams, &options)?;
-        Ok(MigrationPreview { record: prepared.record, guest, plan, destination_asked })
+        let record = begun.await.map_err(|e| HostError::internal("starting the migration", e))??;
+        Ok(Begun { record, preview: None })
     }
 
     /// One migration.
@@ -131,29 +79,17 @@ impl Host {
     /// Asks for cancellation; the outcome is in the record's state. Ended already: the record as it is.
     ///
     /// # Errors
-    /// [`HostError::PastPointOfNoReturn`] once START may have gone out.
-    pub async fn cancel_migration(&self, id: Uuid) -> Result<MigrationRecord, HostError> {
-        self.cancel(id, &Expected::any())
-    }
-
-    /// As [`Host::cancel_migration`], of a migration at the expected generation.
-    ///
-    /// # Errors
-    /// As there; [`HostError::GenerationMismatch`].
-    pub async fn cancel_migration_at(
-        &self,
-        id: Uuid,
-        expected: &Expected,
-    ) -> Result<MigrationRecord, HostError> {
-        self.cancel(id, expected)
-    }
-
-    fn cancel(&self, id: Uuid, expected: &Expected) -> Result<MigrationRecord, HostError> {
+    /// No such migration, [`HostError::GenerationMismatch`], [`HostError::PastPointOfNoReturn`] once START
+    /// may have gone out.
+    pub async fn cancel_migration(&self, id: Uuid, ask: &Ask) -> Result<MigrationRecord, HostError> {
         let entry = self.migration_entry(id)?;
         let asked = entry.hold(|record| {
-            expected.check("migration", record.generation)?;
+            ask.check("migration", record.generation)?;
             if record.state.is_terminal() {
                 return Ok(false);
+            }
+            if ask.dry_run {
+                return if entry.control.is_past() { Err(HostError::PastPointOfNoReturn) } else { Ok(false) };
             }
             entry.control.cancel().map(|()| true).map_err(|_| HostError::PastPointOfNoReturn)
         })?;
@@ -168,26 +104,17 @@ impl Host {
         Ok(record)
     }
 
-    /// Forgets a migration that has ended.
+    /// Forgets a migration that has ended; gives it as it was.
     ///
     /// # Errors
-    /// It has not.
-    pub async fn delete_migration(&self, id: Uuid) -> Result<(), HostError> {
-        self.delete_migration_at(id, &Expected::any()).await
-    }
-
-    /// As [`Host::delete_migration`], of a migration at the expected generation. One that has ended does not
-    /// change any more, so the check holds until it is gone.
-    ///
-    /// # Errors
-    /// As there; [`HostError::GenerationMismatch`].
-    pub async fn delete_migration_at(&self, id: Uuid, expected: &Expected) -> Result<(), HostError> {
+    /// No such migration, one that has not ended, [`HostError::GenerationMismatch`], storage.
+    pub async fn delete_migration(&self, id: Uuid, ask: &Ask) -> Result<MigrationRecord, HostError> {
         let entry = self.migration_entry(id)?;
         // One that has ended does not change any more; what was looked at is what is deleted, by one of those
         // who ask.
         entry.alone(|| {
             let record = self.migration_entry(id)?.record();
-            expected.check("migration", record.generation)?;
+            ask.check("migration", record.generation)?;
             if !record.state.is_terminal() {
                 return Err(HostError::WrongState {
                     kind: "migration",
@@ -195,7 +122,10 @@ impl Host {
                     allowed: &["succeeded", "failed", "canceled"],
                 });
             }
-            self.inner.forget_migration(&record)
+            if !ask.dry_run {
+                self.inner.forget_migration(&record)?;
+            }
+            Ok(record)
         })
     }
 
@@ -209,8 +139,7 @@ impl Host {
         &self,
         id: Uuid,
         limits: MigrationLimits,
-        expected: &Expected,
-        act: bool,
+        ask: &Ask,
     ) -> Result<MigrationRecord, HostError> {
         let entry = self.migration_entry(id)?;
         let now = entry.record();
@@ -223,8 +152,8 @@ impl Host {
         validate::migration(&spec)?;
         let guest = self.inner.find_guest(&now.guest.to_string())?;
         policy::check_throttle(&self.inner, &guest.record().spec.driver, &limits)?;
-        expected.check("migration", now.generation)?;
-        if !act {
+        ask.check("migration", now.generation)?;
+        if ask.dry_run {
             return Ok(MigrationRecord { spec: Some(spec), ..now });
         }
         let store = |now: &MigrationRecord| {
@@ -232,7 +161,7 @@ impl Host {
                 let current = now.state.name();
                 return Err(HostError::WrongState { kind: "migration", current, allowed: &MOVING_NAMES });
             }
-            expected.check("migration", now.generation)?;
+            ask.check("migration", now.generation)?;
             // On disk before it holds.
             let generation = now.generation + 1;
             let next = MigrationRecord { spec: Some(spec.clone()), generation, ..now.clone() };
@@ -247,29 +176,24 @@ impl Host {
     }
 
     /// Asks a migration that copies while its guest runs for the switchover now, whatever pause it costs.
-    /// Asking again changes nothing. Without `act` it is only checked whether that could be asked.
+    /// Asking again changes nothing.
     ///
     /// # Errors
     /// No such migration, another state, [`HostError::GenerationMismatch`].
-    pub fn switch_over_migration(
-        &self,
-        id: Uuid,
-        expected: &Expected,
-        act: bool,
-    ) -> Result<MigrationRecord, HostError> {
+    pub fn switch_over_migration(&self, id: Uuid, ask: &Ask) -> Result<MigrationRecord, HostError> {
         let entry = self.migration_entry(id)?;
         entry.hold(|now| {
-            expected.check("migration", now.generation)?;
+            ask.check("migration", now.generation)?;
             if now.spec.is_none() || !MOVING.contains(&now.state) {
                 let current = now.state.name();
                 return Err(HostError::WrongState { kind: "migration", current, allowed: &MOVING_NAMES });
             }
-            if act {
+            if !ask.dry_run {
                 entry.control.switch_over().map_err(|_| HostError::PastPointOfNoReturn)?;
             }
             Ok(())
         })?;
-        if act {
+        if !ask.dry_run {
             self.inner.migration_changed(id);
         }
         Ok(entry.record())

@@ -13,6 +13,7 @@ use crate::host::faults::migration_fault;
 use crate::host::guests::command::{Command, GiveBack, Lease};
 use crate::host::guests::entry::GuestEntry;
 use crate::host::inner::Inner;
+use crate::host::migrations::asking::{self, Answer, Looked};
 use crate::host::migrations::definition::Definition;
 use crate::host::migrations::entry::MigrationEntry;
 use crate::host::migrations::hand_over::Together;
@@ -20,9 +21,10 @@ use crate::host::migrations::policy::{check_policy, check_throttle};
 use crate::host::migrations::reserve::Reserve;
 use crate::host::migrations::resolution;
 use crate::host::{
-    Destination, Fault, GuestRecord, GuestState, HandOverOutcome, HostError, Labels, MigrationDirection,
-    MigrationMode, MigrationRecord, MigrationSpec, MigrationState, MirrorChoice, PeerRecord, PlanOptions,
-    Progress, ProtectionLevel, Resolution, SourceAfter, Ticket, validate,
+    Begun, Destination, Fault, GuestRecord, GuestState, HandOverOutcome, HostError, Labels,
+    MigrationDirection, MigrationMode, MigrationPreview, MigrationRecord, MigrationSpec, MigrationState,
+    MirrorChoice, PeerRecord, PlanOptions, Progress, ProtectionLevel, Resolution, SourceAfter, Ticket,
+    validate,
 };
 use crate::migration::wire::Outcome;
 use crate::migration::{
@@ -39,19 +41,6 @@ pub(in crate::host) struct Prepared {
     pub record: MigrationRecord,
     pub guest: Arc<GuestEntry>,
     pub peer: PeerRecord,
-}
-
-/// What this host can see of a migration before it starts.
-pub(in crate::host) struct Looked {
-    /// The id that it must have.
-    pub id: Option<Uuid>,
-    pub guest: Arc<GuestEntry>,
-    pub record: GuestRecord,
-    /// Where it goes, if that is known.
-    pub peer: Option<PeerRecord>,
-    strategy: Option<Strategy>,
-    /// All that speaks against it here, whatever the destination says.
-    pub against: Vec<HostError>,
 }
 
 /// Looks at everything about a migration that this host can see before it starts.
@@ -242,19 +231,45 @@ fn ticket_id(ticket: &Ticket, chosen: Option<Uuid>) -> Result<Uuid, HostError> {
     Ok(ticket.session)
 }
 
-/// Asks the guest's owner whether the migration may have the guest; with `act` it has it then, until it gives
-/// it back.
-pub(in crate::host) async fn claim(prepared: &Prepared, act: bool) -> Result<(), HostError> {
+/// The guest is the migration's from now on, until it gives it back.
+async fn claim(prepared: &Prepared) -> Result<(), HostError> {
     let Prepared { record, guest, .. } = prepared;
     let Some(spec) = &record.spec else { return Ok(()) };
     let (migration, choice, streams) = (record.id, spec.mirror.clone(), spec.streams);
-    guest.ask(|reply| Command::Claim { migration, choice, streams, act, reply }).await
+    guest.ask(|reply| Command::Claim { migration, choice, streams, dry_run: false, reply }).await
 }
 
-/// Asks the guest's owner whether a migration might have the guest now; takes nothing.
+/// Whether a migration might have the guest now; takes nothing.
 pub(in crate::host) async fn may_claim(guest: &GuestEntry, spec: &MigrationSpec) -> Result<(), HostError> {
     let (migration, choice, streams) = (Uuid::nil(), spec.mirror.clone(), spec.streams);
-    guest.ask(|reply| Command::Claim { migration, choice, streams, act: false, reply }).await
+    guest.ask(|reply| Command::Claim { migration, choice, streams, dry_run: true, reply }).await
+}
+
+/// The migration that [`create`] would begin, if both hosts have nothing against it; starts none.
+pub(in crate::host) async fn would_create(
+    inner: &Arc<Inner>,
+    id: Option<Uuid>,
+    spec: MigrationSpec,
+) -> Result<Begun, HostError> {
+    let mut looked = look(inner, id, &spec)?;
+    if !looked.against.is_empty() {
+        return Err(looked.against.swap_remove(0));
+    }
+    may_claim(&looked.guest, &spec).await?;
+    has_room(inner, &looked.record, &spec).await?;
+    let destination_asked = match asking::ask(inner, &looked, &spec).await {
+        Some(Answer::Against(reasons)) if reasons.is_empty() => true,
+        Some(Answer::Against(reasons)) => return Err(HostError::DestinationRefuses(reasons)),
+        Some(Answer::Silent(silence)) => return Err(HostError::PeerSilent(silence)),
+        Some(Answer::Unknown) | None => false,
+    };
+    let streams = u32::from(spec.streams);
+    let Prepared { record, guest: entry, .. } = prepared(looked, spec)?;
+    let guest = entry.record();
+    let helper_image = record.spec.as_ref().and_then(|s| s.template.helper_image.clone());
+    let options = PlanOptions { helper_image, ..PlanOptions::default() };
+    let plan = inner.plan(&entry, record.strategy, streams, &options)?;
+    Ok(Begun { record, preview: Some(MigrationPreview { guest, plan, destination_asked }) })
 }
 
 /// Records and starts a migration. From the answer on, and while it waits in the queue, it alone has the
@@ -265,7 +280,7 @@ pub(in crate::host) async fn create(
     spec: MigrationSpec,
 ) -> Result<MigrationRecord, HostError> {
     let prepared = prepare(inner, id, spec)?;
-    claim(&prepared, true).await?;
+    claim(&prepared).await?;
     let (guest, migration) = (Arc::clone(&prepared.guest), prepared.record.id);
     // Held from here on until the end is stored: a disk that fills up meanwhile must not leave the guest in
     // doubt, nor end the migration when its turn comes.

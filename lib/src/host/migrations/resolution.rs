@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::host::migrations::journal;
 use crate::host::{
-    Answer, Expected, FieldError, HandOverToken, Host, HostError, MigrationDirection, MigrationRecord,
+    Answer, Ask, FieldError, HandOverToken, Host, HostError, MigrationDirection, MigrationRecord,
     MigrationState,
 };
 
@@ -36,7 +36,7 @@ impl Host {
         journal::token_of(&self.inner, session)
     }
 
-    /// Ends an outgoing migration's doubt; without `act` it is only checked whether there is one. An
+    /// Ends an outgoing migration's doubt. An
     /// administrator's word is stored when this returns; what it leads to is in the record.
     ///
     /// # Errors
@@ -46,13 +46,12 @@ impl Host {
         &self,
         id: Uuid,
         answer: Answer,
-        expected: &Expected,
-        act: bool,
+        ask: &Ask,
     ) -> Result<MigrationRecord, HostError> {
         let entry = self.migration_entry(id)?;
         check(&answer, id)?;
         let in_doubt = |now: &MigrationRecord| {
-            expected.check("migration", now.generation)?;
+            ask.check("migration", now.generation)?;
             if now.direction == MigrationDirection::Outgoing && now.state == MigrationState::InDoubt {
                 return Ok(());
             }
@@ -61,7 +60,7 @@ impl Host {
         };
         in_doubt(&entry.record())?;
         match answer {
-            Answer::Token(_) | Answer::Word(_) if !act => {}
+            Answer::Token(_) | Answer::Word(_) if ask.dry_run => {}
             Answer::Token(token) => {
                 let ended = || in_doubt(&entry.record()).err().unwrap_or(HostError::ShuttingDown);
                 let (reply, answered) = oneshot::channel();

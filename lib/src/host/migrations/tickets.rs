@@ -15,7 +15,7 @@ use uuid::Uuid;
 use crate::host::act::{self, Effect};
 use crate::host::inner::Inner;
 use crate::host::migrations::ticket::{Ticket, TicketSpec};
-use crate::host::{Host, HostError, PeerSpec, bounds, validate};
+use crate::host::{Ask, Host, HostError, PeerSpec, bounds, validate};
 use crate::migration::wire::PROTOCOL_VERSIONS;
 use crate::store::ledger::Space;
 use crate::store::{Batch, StoreError};
@@ -43,11 +43,11 @@ impl Kept {
 }
 
 impl Host {
-    /// Gives leave for one migration into this host; without `act` it only checks whether it would.
+    /// Gives leave for one migration into this host; a dry run gives a ticket that is of no use.
     ///
     /// # Errors
     /// Values that cannot be, a host without a peer listener, maintenance, storage.
-    pub async fn create_ticket(&self, spec: TicketSpec, act: bool) -> Result<Ticket, HostError> {
+    pub async fn create_ticket(&self, spec: TicketSpec, ask: &Ask) -> Result<Ticket, HostError> {
         self.inner.check_running()?;
         self.check_not_in_maintenance()?;
         let info = self.info();
@@ -79,7 +79,7 @@ impl Host {
             expires_at,
             protocol_versions: PROTOCOL_VERSIONS.to_vec(),
         };
-        if !act {
+        if ask.dry_run {
             return Ok(ticket);
         }
         let kept = Kept {

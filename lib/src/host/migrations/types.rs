@@ -5,10 +5,11 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::address_space::Strategy;
+use crate::address_space::{MirrorPlan, Strategy};
 use crate::guest::driver::Labels;
 use crate::guest::lifecycle::GuestState;
 use crate::host::faults::Fault;
+use crate::host::guests::types::GuestRecord;
 use crate::host::mirrors::types::{MirrorOptions, WorkerInfo};
 pub use crate::migration::terms::{
     MigrationLimits, MigrationMode, MigrationState, OnTimeout, Progress, Round, StreamTransport,
@@ -199,4 +200,24 @@ pub enum Answer {
 pub struct PageDigests {
     /// One entry a page.
     pub digests: Vec<[u8; 16]>,
+}
+
+/// A migration that began, or would begin.
+#[derive(Clone, Debug)]
+pub struct Begun {
+    /// The record that it began with.
+    pub record: MigrationRecord,
+    /// Of a dry run: what else is known of it.
+    pub preview: Option<MigrationPreview>,
+}
+
+/// A migration that would begin.
+#[derive(Clone, Debug)]
+pub struct MigrationPreview {
+    /// Its guest.
+    pub guest: GuestRecord,
+    /// The plan of its mirror.
+    pub plan: MirrorPlan,
+    /// Whether the destination has said that it would let it in; false where its build cannot be asked.
+    pub destination_asked: bool,
 }

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::addr::{PAGE_SIZE, RamAddr, RamPage};
 use crate::address_space::Addressing;
 use crate::host::guests::command::Command;
-use crate::host::{Expected, FieldError, GuestState, Host, HostError};
+use crate::host::{Ask, FieldError, GuestState, Host, HostError};
 use crate::mirror::{BATCH_BYTES_MAX, BATCH_PAGES_MAX, Nonce, SealedToken};
 
 /// What is to be sealed, and for whom.
@@ -170,8 +170,7 @@ impl Host {
         &self,
         mirror: Uuid,
         spec: ExportSpec,
-        expected: Expected,
-        act: bool,
+        ask: &Ask,
     ) -> Result<SealedBatch, HostError> {
         let record = self.mirror(mirror)?;
         let pages = pages_of(&spec.ranges)?;
@@ -180,7 +179,7 @@ impl Host {
             return Err(HostError::Invalid(vec![FieldError::new("/ranges", "out_of_range", detail)]));
         }
         let guest = self.inner.find_guest(&record.guest.to_string())?;
-        guest.ask(|reply| Command::Export { mirror, spec, pages, expected, act, reply }).await
+        guest.ask(|reply| Command::Export { mirror, spec, pages, ask: ask.clone(), reply }).await
     }
 
     /// One step of an import into a paused guest.
@@ -191,8 +190,7 @@ impl Host {
         &self,
         mirror: Uuid,
         step: ImportStep,
-        expected: Expected,
-        act: bool,
+        ask: &Ask,
     ) -> Result<ImportReport, HostError> {
         let record = self.mirror(mirror)?;
         if let ImportStep::Batch(batch) = &step
@@ -202,7 +200,7 @@ impl Host {
             return Err(HostError::Invalid(vec![FieldError::new("/batch/records", "out_of_range", detail)]));
         }
         let guest = self.inner.find_guest(&record.guest.to_string())?;
-        guest.ask(|reply| Command::Import { mirror, step, expected, act, reply }).await
+        guest.ask(|reply| Command::Import { mirror, step, ask: ask.clone(), reply }).await
     }
 }
 

@@ -11,23 +11,12 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::events::Change;
-use super::{Expected, FieldError, Host, HostError, PeerRecord, PeerSpec, validate};
+use super::{Ask, FieldError, Host, HostError, PeerRecord, PeerSpec, validate};
 use crate::transport::{Endpoint, PeerIdentity};
 
 impl Host {
-    /// Adds a peer.
-    ///
-    /// # Errors
-    /// Values that cannot be, a name that is taken, storage.
-    pub async fn add_peer(&self, spec: PeerSpec) -> Result<PeerRecord, HostError> {
-        self.add_peer_as(None, spec).await
-    }
-
-    /// The peer that would be added; adds none.
-    ///
-    /// # Errors
-    /// As [`Host::add_peer`].
-    pub async fn preview_peer(&self, id: Option<Uuid>, spec: PeerSpec) -> Result<PeerRecord, HostError> {
+    /// The peer that would be added, if nothing is against it.
+    async fn new_peer(&self, id: Option<Uuid>, spec: PeerSpec) -> Result<PeerRecord, HostError> {
         self.inner.check_running()?;
         let identity = validate::peer(&spec)?;
         self.check_not_self(&spec.address, &identity)?;
@@ -74,12 +63,16 @@ impl Host {
         Err(HostError::Invalid(vec![FieldError::new("/address", "own_address", detail)]))
     }
 
-    /// Adds a peer under an id of the caller's choice (`None`: a new one).
+    /// Adds a peer.
     ///
     /// # Errors
-    /// As [`Host::add_peer`]; [`HostError::IdTaken`].
-    pub async fn add_peer_as(&self, id: Option<Uuid>, spec: PeerSpec) -> Result<PeerRecord, HostError> {
-        let record = self.preview_peer(id, spec).await?;
+    /// Values that cannot be, a name or an id that is taken, an identity that is known or this host's own, an
+    /// address that leads here, storage.
+    pub async fn add_peer(&self, spec: PeerSpec, ask: &Ask) -> Result<PeerRecord, HostError> {
+        let record = self.new_peer(ask.id, spec).await?;
+        if ask.dry_run {
+            return Ok(record);
+        }
         self.inner.change_peers(|| -> Result<_, HostError> {
             if self.inner.peers().contains_key(&record.id) {
                 return Err(HostError::IdTaken { kind: "host" });
@@ -120,8 +113,7 @@ impl Host {
         &self,
         key: &str,
         change: impl FnOnce(PeerSpec) -> PeerSpec,
-        expected: &Expected,
-        act: bool,
+        ask: &Ask,
     ) -> Result<PeerRecord, HostError> {
         let id = self.inner.find_peer(key)?.id;
         let missing = || HostError::NotFound { kind: "host", key: key.to_owned() };
@@ -136,16 +128,16 @@ impl Host {
             if now.spec.identity != identity.to_string() {
                 check_only_one(&self.inner.peers(), Some(id), &identity.to_string())?;
             }
-            expected.check("host", now.generation)?;
+            ask.check("host", now.generation)?;
             let spec = PeerSpec { identity: identity.to_string(), name: now.spec.name.clone(), ..spec };
             let record = PeerRecord { spec, generation: now.generation + 1, ..now };
-            if act {
+            if !ask.dry_run {
                 self.inner.store_peer(&record, Change::Updated)?;
                 self.inner.peers_mut().insert(id, record.clone());
             }
             Ok(record)
         })?;
-        if !act {
+        if ask.dry_run {
             return Ok(record);
         }
         self.inner.peer_heard.notify_one();
@@ -153,24 +145,11 @@ impl Host {
         Ok(record)
     }
 
-    /// Forgets a peer that no active migration uses.
+    /// Forgets a peer that no active migration uses; gives it as it was.
     ///
     /// # Errors
-    /// No such peer, or in use.
-    pub async fn delete_peer(&self, key: &str) -> Result<(), HostError> {
-        self.delete_peer_at(key, &Expected::any(), true).await.map(|_| ())
-    }
-
-    /// As [`Host::delete_peer`], of a peer at the expected generation.
-    ///
-    /// # Errors
-    /// As there; [`HostError::GenerationMismatch`].
-    pub async fn delete_peer_at(
-        &self,
-        key: &str,
-        expected: &Expected,
-        act: bool,
-    ) -> Result<PeerRecord, HostError> {
+    /// No such peer, in use, [`HostError::GenerationMismatch`], storage.
+    pub async fn delete_peer(&self, key: &str, ask: &Ask) -> Result<PeerRecord, HostError> {
         let peer = self.inner.find_peer(key)?;
         let missing = || HostError::NotFound { kind: "host", key: key.to_owned() };
         let now = self.inner.change_peers(|| -> Result<_, HostError> {
@@ -180,14 +159,14 @@ impl Host {
             if let Some(m) = user {
                 return Err(HostError::InUse { kind: "host", user: format!("migration {}", m.id) });
             }
-            expected.check("host", now.generation)?;
-            if act {
+            ask.check("host", now.generation)?;
+            if !ask.dry_run {
                 self.inner.store_peer(&now, Change::Deleted)?;
                 self.inner.peers_mut().remove(&peer.id);
             }
             Ok(now)
         })?;
-        if !act {
+        if ask.dry_run {
             return Ok(now);
         }
         self.inner.peer_heard.notify_one();
