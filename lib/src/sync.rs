@@ -4,7 +4,8 @@
 //! it everybody's. What they guard is changed in one step at a time, so that it is whole whenever a thread
 //! lets go of it.
 
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
 
 /// [`Mutex::lock`], whoever has panicked with it.
 pub trait Locked<T: ?Sized> {
@@ -34,6 +35,25 @@ impl<T: ?Sized> Shared<T> for RwLock<T> {
 
     fn to_write(&self) -> RwLockWriteGuard<'_, T> {
         self.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// [`Condvar::wait`], whoever has panicked with the lock.
+pub trait WaitLocked {
+    /// Lets go of the lock until somebody signals, or for no reason: look again at what is waited for.
+    fn wait_locked<'a, T>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T>;
+
+    /// The same, for no longer than `at_most`.
+    fn wait_locked_for<'a, T>(&self, guard: MutexGuard<'a, T>, at_most: Duration) -> MutexGuard<'a, T>;
+}
+
+impl WaitLocked for Condvar {
+    fn wait_locked<'a, T>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
+        self.wait(guard).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait_locked_for<'a, T>(&self, guard: MutexGuard<'a, T>, at_most: Duration) -> MutexGuard<'a, T> {
+        self.wait_timeout(guard, at_most).unwrap_or_else(PoisonError::into_inner).0
     }
 }
 

@@ -82,7 +82,7 @@ fn differing(a: &GuestRam, b: &GuestRam) -> Vec<u64> {
 }
 
 fn rounds_over_memory_that_is_written(on: &dyn Hypervisor) {
-    let mut pair = Pair::over(on, (scanning_ram(RAM), scanning_ram(RAM)), 2);
+    let mut pair = Pair::over(on, scanning_ram(RAM), scanning_ram(RAM), 2);
     random_fill(&pair.source_ram, 11);
     pair.begin();
     let (stop, written) = (AtomicBool::new(false), AtomicU64::new(0));

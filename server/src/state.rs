@@ -48,7 +48,8 @@ impl AppState {
     /// State without a host: `/livez` works, everything about resources is `not_ready`. `closing` turns true
     /// when the daemon shuts down, and ends long polls and streams.
     pub fn new(
-        (document, document_3_0): (Document, Document),
+        document: Document,
+        document_3_0: Document,
         drivers: Drivers,
         config: Config,
         closing: watch::Receiver<bool>,

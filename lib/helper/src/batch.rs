@@ -114,7 +114,7 @@ impl<E: Env> Worker<'_, E> {
         let mut cursor = Cursor { at: slot_at(request.slot) + PAYLOAD_AT, left: request.len as usize };
         let (mut new_pages, mut zero) = (0, 0);
         for i in 0..request.count as usize {
-            match self.import_one(stream, &mut cursor, (epoch, request.epoch), fresh) {
+            match self.import_one(stream, &mut cursor, epoch, request.epoch, fresh) {
                 Ok((new, is_zero)) => {
                     new_pages += u64::from(new);
                     zero += u32::from(is_zero);
@@ -134,7 +134,8 @@ impl<E: Env> Worker<'_, E> {
         &mut self,
         stream: &mut OpenStream,
         cursor: &mut Cursor,
-        (epoch, claimed): (u32, u32),
+        epoch: u32,
+        claimed: u32,
         fresh: bool,
     ) -> Result<(bool, bool), Status> {
         let mut raw = [0; HEADER_BYTES];

@@ -1,7 +1,8 @@
 //! What a guest printed: the newest bytes, with their place in all that it ever printed.
 
+use crate::sync::Locked;
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 /// Bytes that are kept.
 const KEPT: usize = 256 << 10;
@@ -60,7 +61,7 @@ impl Console {
     }
 
     fn output(&self) -> std::sync::MutexGuard<'_, Output> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.locked()
     }
 }
 

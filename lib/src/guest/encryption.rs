@@ -3,11 +3,12 @@
 //! Guests report in guest physical addresses (KVM_HC_MAP_GPA_RANGE); what is kept is by `RamAddr`, so that a
 //! page that is private and not mapped anywhere is still known (Paolo Bonzini, 18 Aug 2021).
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use crate::addr::{Gpa, PAGE_SIZE, PageRange, RamAddr, RamPage};
 use crate::address_space::{BlockRole, GuestLayout, MAX_RAM_BYTES, RamBlock};
 use crate::pages::PageSet;
+use crate::sync::Locked;
 
 /// A report that cannot be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -138,7 +139,7 @@ impl EncryptionStatus {
     }
 
     fn set(&self) -> MutexGuard<'_, PageSet> {
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.locked()
     }
 }
 

@@ -6,12 +6,13 @@
 //! not set it again when the CPU returns. So readiness is read again at every use, and a loss of it is
 //! explained.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::address_space::{Declaration, Refusal};
+use crate::sync::Locked;
 
 /// Why a guest is or is not ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -130,7 +131,7 @@ impl MigrationControl {
     }
 
     fn lock(&self) -> MutexGuard<'_, Readiness> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.locked()
     }
 }
 

@@ -85,23 +85,13 @@ impl LaunchedHelper {
     ///
     /// # Errors
     /// The reason why not.
-    pub fn check_via(&self, via: PspVia) -> Result<(), &'static str> {
+    pub fn check_via(&self, via: PspVia) -> Result<(), sev::NotSent> {
         match via {
             PspVia::LaunchUpdate => Ok(()),
-            PspVia::SendReceive if self.es => Err(
-                "with SEV-ES the mirror is made during the launch, and firmware sends running guests only; KVM has no \
-                 RECEIVE_UPDATE_VMSA for its vCPUs either",
-            ),
-            PspVia::SendReceive if !self.platform.is_modelled() => Err(
-                "KVM refuses RECEIVE commands on a VM that shares another's context, and copying a context into a VM that has one (sev_vm_copy_enc_context_from, is_cmd_allowed_from_mirror)",
-            ),
-            PspVia::SendReceive if self.policy.has(sev::Policy::NOSEND) => {
-                Err("the guest's policy has NOSEND: the firmware refuses SEND_START")
+            PspVia::SendReceive => {
+                let why = sev::NotSent::reason(self.es, self.platform.is_modelled(), self.policy);
+                why.map_or(Ok(()), Err)
             }
-            PspVia::SendReceive if self.policy.has(sev::Policy::NOKS) => {
-                Err("the guest's policy has NOKS: the firmware refuses to share its key")
-            }
-            PspVia::SendReceive => Ok(()),
         }
     }
 }

@@ -7,13 +7,14 @@
 //! An act goes with the task that carries it out, and with commands to other tasks.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use super::events::ResourceKind;
 use super::images::types::ImageRecord;
 use super::migrations::ticket::Ticket;
 use super::{GuestRecord, HostSettings, MigrationRecord, PeerRecord};
 use crate::store::Batch;
+use crate::sync::Locked;
 use uuid::Uuid;
 
 /// What an act did, as the record says that is stored with it.
@@ -66,13 +67,13 @@ impl Act {
     /// An act that keeps `guard` until its last part is over.
     pub fn new(guard: impl Send + 'static) -> Self {
         let act = Self::default();
-        *act.0.guard.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(guard));
+        *act.0.guard.locked() = Some(Box::new(guard));
         act
     }
 
     /// Has `along` called for the first record that the act makes.
     pub fn write_along(&self, along: impl FnOnce(&Effect<'_>, &mut Batch) + Send + 'static) {
-        self.0.along.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(along));
+        self.0.along.locked().push(Box::new(along));
     }
 
     /// Whether a record of the act is on disk, and with it what was to be written along.
@@ -119,7 +120,7 @@ impl Riding {
 /// takes it away with it: the act has failed then.
 pub(super) fn along(effect: &Effect<'_>, batch: &mut Batch) -> Riding {
     let Some(act) = Act::current() else { return Riding(None) };
-    let all = std::mem::take(&mut *act.0.along.lock().unwrap_or_else(PoisonError::into_inner));
+    let all = std::mem::take(&mut *act.0.along.locked());
     if all.is_empty() {
         return Riding(None);
     }

@@ -12,6 +12,7 @@ use crate::migration::wire::{Abilities, PROTOCOL_VERSIONS};
 use crate::qemu::QemuUsers;
 use crate::sev::kernel::probe;
 use crate::store::Writing;
+use crate::sync::Locked;
 use crate::transport::{Endpoint, Occupancy, is_at, resolve};
 use uuid::Uuid;
 
@@ -104,7 +105,7 @@ impl Host {
     /// Who is connected to the peer listener and what came to nothing there, by reason; `None` without a
     /// listener.
     pub fn peer_port(&self) -> Option<(Occupancy, Vec<(&'static str, u64)>)> {
-        let listener = self.listener.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let listener = self.listener.locked();
         listener.as_ref().map(|listener| (listener.occupancy(), listener.turned_away()))
     }
 
@@ -134,7 +135,7 @@ impl Host {
 
     /// Where the peer listener is.
     fn peer_listen(&self) -> Option<SocketAddr> {
-        let listener = self.listener.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let listener = self.listener.locked();
         listener.as_ref().map(crate::transport::PeerListener::local_addr)
     }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -32,6 +32,7 @@ use crate::migration::Control;
 use crate::mirror::{HelperImage, Mirror, Placement};
 use crate::sev::model::ModelPlatform;
 use crate::store::{Batch, Kind, Ledger, Store, StoreError};
+use crate::sync::{Locked, Shared};
 use crate::transport::{Identity, Link, PeerIdentity};
 use crate::waiting;
 
@@ -237,7 +238,7 @@ impl Inner {
     /// Whether the state directory has so little room that the next write may not fit, looked at once a
     /// second.
     pub fn is_short_of_space(&self) -> bool {
-        let mut looked = self.space_looked_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut looked = self.space_looked_at.locked();
         if looked.is_some_and(|at| at.elapsed() < SPACE_LOOK) {
             return false;
         }
@@ -269,11 +270,11 @@ impl Inner {
     // Guests.
 
     pub fn guests(&self) -> RwLockReadGuard<'_, Registry<GuestEntry>> {
-        self.guests.read().unwrap_or_else(PoisonError::into_inner)
+        self.guests.to_read()
     }
 
     pub fn guests_mut(&self) -> RwLockWriteGuard<'_, Registry<GuestEntry>> {
-        self.guests.write().unwrap_or_else(PoisonError::into_inner)
+        self.guests.to_write()
     }
 
     /// Whether a new guest may have this name, and this id.
@@ -304,7 +305,7 @@ impl Inner {
     }
 
     fn claims(&self) -> MutexGuard<'_, HashMap<Uuid, String>> {
-        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
+        self.claims.locked()
     }
 
     /// A guest by id or name.
@@ -343,11 +344,11 @@ impl Inner {
     // Mirrors.
 
     pub fn mirror_entry(&self, id: Uuid) -> Option<Arc<MirrorEntry>> {
-        self.mirrors.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+        self.mirrors.to_read().get(&id).cloned()
     }
 
     pub fn mirror_entries(&self) -> Vec<Arc<MirrorEntry>> {
-        self.mirrors.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.mirrors.to_read().values().cloned().collect()
     }
 
     /// Shows a mirror to others, under an id that no other has.
@@ -374,7 +375,7 @@ impl Inner {
             ready_after_us: mirror.ready_after().as_micros() as u64,
         };
         let entry = Arc::new(MirrorEntry::new(record, mirror.watch()));
-        match self.mirrors.write().unwrap_or_else(PoisonError::into_inner).entry(entry.id) {
+        match self.mirrors.to_write().entry(entry.id) {
             Slot::Occupied(_) => return Err(HostError::IdTaken { kind: "mirror" }),
             Slot::Vacant(slot) => _ = slot.insert(Arc::clone(&entry)),
         }
@@ -400,7 +401,7 @@ impl Inner {
     }
 
     pub fn forget_mirror(&self, id: Uuid) {
-        let gone = self.mirrors.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        let gone = self.mirrors.to_write().remove(&id);
         if let Some(gone) = gone {
             self.tell_mirror(&gone, Change::Deleted);
         }
@@ -410,17 +411,17 @@ impl Inner {
     // Migrations.
 
     pub fn migration_entry(&self, id: Uuid) -> Option<Arc<MigrationEntry>> {
-        self.migrations.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+        self.migrations.to_read().get(&id).cloned()
     }
 
     pub fn migration_entries(&self) -> Vec<Arc<MigrationEntry>> {
-        self.migrations.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.migrations.to_read().values().cloned().collect()
     }
 
     /// Adds a migration that an earlier daemon stored.
     pub fn restore_migration(&self, entry: Arc<MigrationEntry>) {
         self.last_migration.fetch_max(entry.record().order, Ordering::SeqCst);
-        self.migrations.write().unwrap_or_else(PoisonError::into_inner).insert(entry.id, entry);
+        self.migrations.to_write().insert(entry.id, entry);
         self.changed();
     }
 
@@ -432,14 +433,14 @@ impl Inner {
         and: impl FnOnce(&mut Batch) -> Result<(), StoreError>,
     ) -> Result<(), HostError> {
         // In place before it is stored: of two that come with one id, one is refused and stores nothing.
-        match self.migrations.write().unwrap_or_else(PoisonError::into_inner).entry(entry.id) {
+        match self.migrations.to_write().entry(entry.id) {
             Slot::Occupied(_) => return Err(HostError::IdTaken { kind: "migration" }),
             Slot::Vacant(slot) => _ = slot.insert(Arc::clone(entry)),
         }
         entry.put_in_order(self.last_migration.fetch_add(1, Ordering::SeqCst) + 1);
         let stored = self.store_new_migration(&entry.record(), and);
         if let Err(error) = stored {
-            self.migrations.write().unwrap_or_else(PoisonError::into_inner).remove(&entry.id);
+            self.migrations.to_write().remove(&entry.id);
             return Err(HostError::storage("storing the migration", error));
         }
         self.changed();
@@ -520,7 +521,7 @@ impl Inner {
         let riding = act::along(&Effect::Gone(ResourceKind::Migration, record.id), &mut batch);
         let stored = self.ledger.commit_blocking(batch, || riding.arrived());
         stored.map_err(|e| HostError::storage("deleting the migration", e))?;
-        self.migrations.write().unwrap_or_else(PoisonError::into_inner).remove(&record.id);
+        self.migrations.to_write().remove(&record.id);
         self.changed();
         Ok(())
     }
@@ -528,13 +529,13 @@ impl Inner {
     // Peers.
 
     pub fn peers(&self) -> RwLockReadGuard<'_, HashMap<Uuid, PeerRecord>> {
-        self.peers.read().unwrap_or_else(PoisonError::into_inner)
+        self.peers.to_read()
     }
 
     /// Does something while no peer comes, changes or goes, but maybe others that want the same.
     pub fn while_peers_stay<T>(&self, act: impl FnOnce() -> T) -> T {
         waiting::with_thread(|| {
-            let _stay = self.changing_peers.read().unwrap_or_else(PoisonError::into_inner);
+            let _stay = self.changing_peers.to_read();
             act()
         })
     }
@@ -542,13 +543,13 @@ impl Inner {
     /// Does something that makes a peer come, change or go, while nobody else does and no migration begins.
     pub fn change_peers<T>(&self, act: impl FnOnce() -> T) -> T {
         waiting::with_thread(|| {
-            let _alone = self.changing_peers.write().unwrap_or_else(PoisonError::into_inner);
+            let _alone = self.changing_peers.to_write();
             act()
         })
     }
 
     pub fn peers_mut(&self) -> RwLockWriteGuard<'_, HashMap<Uuid, PeerRecord>> {
-        self.peers.write().unwrap_or_else(PoisonError::into_inner)
+        self.peers.to_write()
     }
 
     /// Stores that a peer came, changed or went, with the event of that.
@@ -577,17 +578,17 @@ impl Inner {
 
     /// Sessions that wait for their streams.
     pub fn streams(&self) -> MutexGuard<'_, HashMap<Uuid, WaitingImport>> {
-        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+        self.streams.locked()
     }
 
     /// Ends of imports that could not be stored.
     pub fn unstored(&self) -> MutexGuard<'_, HashMap<Uuid, super::migrations::hand_over::HandOver>> {
-        self.unstored.lock().unwrap_or_else(PoisonError::into_inner)
+        self.unstored.locked()
     }
 
     /// Changes of helper images go one after the other.
     pub fn images_lock(&self) -> MutexGuard<'_, ()> {
-        waiting::with_thread(|| self.images.lock().unwrap_or_else(PoisonError::into_inner))
+        waiting::with_thread(|| self.images.locked())
     }
 }
 

@@ -20,7 +20,7 @@ use crate::hypervisor::Hypervisor;
 use crate::memory::{Backing, Budget, Claim, GuestRam, MemoryError, Purpose};
 use crate::mirror::{HelperImage, HelperSource, Mirror, MirrorError};
 use crate::pages::PageSet;
-use crate::sev::Policy;
+use crate::sev::NotSent;
 
 /// Slots of a worker: the helper seals half of them while the others are being sent. More were no faster
 /// here, and each costs half a MiB.
@@ -201,8 +201,7 @@ impl Inner {
         let Body { mut machine, layout } = body;
         let mut made = None;
         if let Some(m) = mirror {
-            let kind = (m.strategy, m.workers);
-            made = Some(self.build_mirror(record, machine.as_ref(), kind, &self.image, true)?);
+            made = Some(self.build_mirror(record, machine.as_ref(), m, &self.image, true)?);
         }
         let areas = made.as_ref().map_or(&[][..], Mirror::launched_areas);
         machine.finish_launch(areas)?;
@@ -353,30 +352,8 @@ impl Inner {
         let Some(sev) = self.facts(driver).sev.filter(|_| strategy.is_sent_by_firmware()) else {
             return Ok(());
         };
-        let cannot = |why: &str| {
-            let why = why.to_owned();
-            Err(HostError::CapabilityMissing { what: "psp-copied by send-receive", why })
-        };
-        if sev.es {
-            return cannot(
-                "with SEV-ES the mirror is made during the launch, and firmware sends running guests only",
-            );
-        }
-        match self.driver(driver)?.mirrors_on() {
-            MirrorsOn::Software if sev.policy.has(Policy::NOKS) => {
-                let why = "NOKS: the firmware does not share the guest's key with another guest".to_owned();
-                Err(HostError::PolicyForbids { why })
-            }
-            MirrorsOn::Software if sev.policy.has(Policy::NOSEND) => {
-                let why = "NOSEND: the firmware refuses SEND_START".to_owned();
-                Err(HostError::PolicyForbids { why })
-            }
-            MirrorsOn::Software => Ok(()),
-            MirrorsOn::Kvm => cannot(
-                "KVM refuses RECEIVE commands on a VM that shares another's context, and copying a context into a VM that \
-                 has one; use launch-update",
-            ),
-        }
+        let modelled = self.driver(driver)?.mirrors_on() == MirrorsOn::Software;
+        NotSent::reason(sev.es, modelled, sev.policy).map_or(Ok(()), |why| Err(not_sent(why)))
     }
 
     /// Plans for a guest that is about to arrive.
@@ -406,7 +383,8 @@ impl Inner {
         workers: u32,
         image: &HelperImage,
     ) -> Result<Mirror, HostError> {
-        let mut mirror = self.build_mirror(record, machine, (strategy, workers), image, false)?;
+        let mut mirror =
+            self.build_mirror(record, machine, LaunchMirror { strategy, workers }, image, false)?;
         mirror.wake().map_err(mirror_error)?;
         Ok(mirror)
     }
@@ -415,10 +393,11 @@ impl Inner {
         &self,
         record: &GuestRecord,
         machine: &dyn Machine,
-        (strategy, workers): (Strategy, u32),
+        kind: LaunchMirror,
         image: &HelperImage,
         launching: bool,
     ) -> Result<Mirror, HostError> {
+        let LaunchMirror { strategy, workers } = kind;
         let driver = &record.spec.driver;
         self.check_strategy(driver, strategy)?;
         let hypervisor = self.hypervisor(driver)?;
@@ -446,13 +425,23 @@ fn short_name(record: &GuestRecord) -> String {
     record.spec.name.chars().take(8).collect()
 }
 
+/// What the policy rules out is the caller's to change; the rest is this host's lack.
+fn not_sent(why: NotSent) -> HostError {
+    match why {
+        NotSent::NoKeySharing | NotSent::NoSend => HostError::PolicyForbids { why: why.to_string() },
+        NotSent::NoContext | NotSent::EncryptedState | NotSent::Kernel => {
+            HostError::CapabilityMissing { what: "psp-copied by send-receive", why: why.to_string() }
+        }
+    }
+}
+
 fn mirror_error(e: MirrorError) -> HostError {
     match e {
         MirrorError::Memory(e) => HostError::memory("making memory for a mirror", e),
         MirrorError::Debuggable => HostError::PolicyForbids { why: e.to_string() },
         MirrorError::AfterLaunch => HostError::MirrorAtLaunch,
         MirrorError::NotLaunched { offset } => HostError::NotLaunched { offset },
-        MirrorError::Via(why) => HostError::CapabilityMissing { what: "psp-copied", why: why.to_owned() },
+        MirrorError::Via(why) => not_sent(why),
         e => HostError::internal("making the mirror", e),
     }
 }

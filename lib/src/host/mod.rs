@@ -23,12 +23,13 @@ mod settings;
 mod state_files;
 mod validate;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::watch;
 
 use crate::private_files::{PrivateDir, PrivateFileError};
 use crate::store::Ledger;
+use crate::sync::Locked;
 use crate::transport::{Advertised, PeerListener};
 
 pub use act::{Act, Along, Effect, Riding};
@@ -82,7 +83,7 @@ impl Host {
         }
         // Those that wait in the queue look again.
         self.inner.changed();
-        let listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let listener = self.listener.locked().take();
         let _ = tokio::task::spawn_blocking(move || drop(listener)).await;
         let all: Vec<_> = self.inner.guests().values().cloned().collect();
         for guest in all {

@@ -1,6 +1,6 @@
 //! What an administrator sets of this host: labels, maintenance, migration slots. Kept in the database.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -8,6 +8,7 @@ use super::act::{self, Effect};
 use super::events::{Change, EventBody, ResourceKind};
 use super::{Ask, FieldError, Host, HostError, Labels, bounds, validate};
 use crate::store::Batch;
+use crate::sync::{Locked, Shared};
 use crate::waiting;
 
 const KEY: &str = "host_settings";
@@ -34,7 +35,7 @@ impl Default for HostSettings {
 impl Host {
     /// What is set.
     pub fn settings(&self) -> HostSettings {
-        self.inner.settings.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.inner.settings.to_read().clone()
     }
 
     /// Sets something else.
@@ -47,7 +48,7 @@ impl Host {
         ask: &Ask,
     ) -> Result<HostSettings, HostError> {
         waiting::with_thread(|| {
-            let _alone = self.inner.changing_settings.lock().unwrap_or_else(PoisonError::into_inner);
+            let _alone = self.inner.changing_settings.locked();
             self.change_settings_alone(change, ask)
         })
     }
@@ -86,7 +87,7 @@ impl Host {
         let riding = act::along(&Effect::Settings(&next), &mut batch);
         self.inner.ledger.commit_blocking(batch, || riding.arrived()).map_err(failed)?;
         self.resize_slots(settings.migration_slots, next.migration_slots);
-        *self.inner.settings.write().unwrap_or_else(PoisonError::into_inner) = next.clone();
+        *self.inner.settings.to_write() = next.clone();
         self.inner.changed();
         Ok(next)
     }
@@ -117,7 +118,7 @@ impl Host {
 
 impl super::inner::Inner {
     pub(super) fn in_maintenance(&self) -> bool {
-        self.settings.read().unwrap_or_else(PoisonError::into_inner).maintenance
+        self.settings.to_read().maintenance
     }
 
     /// What an earlier daemon was told.
@@ -130,7 +131,7 @@ impl super::inner::Inner {
             );
             self.outgoing_slots.add_permits(more as usize);
             self.outgoing_slots.forget_permits(fewer as usize);
-            *self.settings.write().unwrap_or_else(PoisonError::into_inner) = stored;
+            *self.settings.to_write() = stored;
         }
         Ok(())
     }

@@ -1,11 +1,11 @@
 //! The handle on a running migration: cancelling it, watching it.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use super::{MigrationFault, MigrationLimits, MigrationState, Progress, Round};
 use crate::guest::{MachineEnd, MachineError};
-use crate::sync::Locked;
+use crate::sync::{Locked, WaitLocked};
 use crate::transport::LinkCanceller;
 
 /// Rounds that are kept; what a record may hold is bounded, and so is what its storing takes.
@@ -187,8 +187,13 @@ impl Control {
 
     /// Waits for `pause`, or until it is called off: true then.
     pub fn pause(&self, pause: Duration) -> bool {
-        let waited = self.called_off.wait_timeout_while(self.gate(), pause, |gate| !gate.is_over());
-        waited.unwrap_or_else(PoisonError::into_inner).0.is_over()
+        let by = Instant::now() + pause;
+        let mut gate = self.gate();
+        while !gate.is_over() {
+            let Some(left) = by.checked_duration_since(Instant::now()) else { break };
+            gate = self.called_off.wait_locked_for(gate, left);
+        }
+        gate.is_over()
     }
 
     /// Lets cancelling reach a link.

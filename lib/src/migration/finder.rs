@@ -89,7 +89,8 @@ impl Finder {
         &self,
         machine: &mut dyn Machine,
         mirror: &mut Mirror,
-        (streams, epoch): (usize, u32),
+        streams: usize,
+        epoch: u32,
         control: &Control,
         left: &mut PageSet,
     ) -> Result<Look, MigrationFault> {
@@ -187,14 +188,7 @@ impl Pass<'_> {
         let done = self.work(lane, found);
         if done.is_err() {
             self.failed.store(true, Relaxed);
-            // The helper still works on what it has; it must be idle before anything else is asked of it.
-            while lane.in_flight() > 0 {
-                match lane.wait() {
-                    Ok(done) => lane.release(done.slot),
-                    Err(LaneError::Refused { .. }) => {}
-                    Err(_) => break,
-                }
-            }
+            lane.drain();
         }
         done
     }

@@ -10,14 +10,14 @@
 //! that a guest never wrote stays unallocated.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard};
 
 use mirrorvm_abi::record::{Header, Kind};
 
 use crate::addr::{PAGE_SIZE, RamAddr};
 use crate::address_space::MirrorPlan;
 use crate::memory::GuestRam;
-use crate::sync::Locked;
+use crate::sync::{Locked, WaitLocked};
 
 /// Fewer pages in a row are left to fault: a system call costs more than they do.
 const RUN_MIN: u64 = 16;
@@ -77,7 +77,7 @@ impl<'a> Ground<'a> {
                 }
                 match state.next(self.is_dense(), end) {
                     Some(at) => break at,
-                    None => state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                    None => state = self.changed.wait_locked(state),
                 }
             };
             drop(state);

@@ -24,8 +24,8 @@ use crate::transport::Link;
 /// kernel and a flush of the guest's translations.
 const CLAIM: usize = 512;
 
-/// What a round sends, shared by its streams.
-pub(super) struct Work<'a> {
+/// What a round sends, and by what it goes.
+pub(super) struct Load<'a> {
     pub epoch: u32,
     /// Pages for the helper.
     pub sealed: &'a PageSet,
@@ -33,16 +33,21 @@ pub(super) struct Work<'a> {
     pub shared: &'a PageSet,
     pub ram: &'a GuestRam,
     /// Tells what the helper calls a page.
-    plan: &'a MirrorPlan,
+    pub plan: &'a MirrorPlan,
     /// The guest's dirty log, where pages are taken off it right before they are read.
-    dirty: Option<&'a DirtyRanges>,
+    pub dirty: Option<&'a DirtyRanges>,
     pub control: &'a Control,
     pub limiter: &'a Limiter,
     /// Streams that share the round.
-    streams: usize,
+    pub streams: usize,
     /// Since when pages move while the guest runs: at the deadline the round ends even if pages are left, and
     /// a switchover that was asked for ends it too. `None`: it is the last.
-    since: Option<Instant>,
+    pub since: Option<Instant>,
+}
+
+/// A round under way, shared by its streams.
+pub(super) struct Work<'a> {
+    load: Load<'a>,
     cursor: Mutex<u64>,
     failed: AtomicBool,
     pub counts: Counts,
@@ -94,34 +99,16 @@ impl Counts {
 }
 
 impl<'a> Work<'a> {
-    pub fn new(
-        epoch: u32,
-        sealed: &'a PageSet,
-        shared: &'a PageSet,
-        (ram, plan): (&'a GuestRam, &'a MirrorPlan),
-        (control, limiter, streams): (&'a Control, &'a Limiter, usize),
-        (since, dirty): (Option<Instant>, Option<&'a DirtyRanges>),
-    ) -> Self {
-        let (cursor, failed, counts) = (Mutex::new(0), AtomicBool::new(false), Counts::default());
+    pub fn new(load: Load<'a>) -> Self {
         let begun = Instant::now();
-        let (before, shown) = (control.live().progress, Mutex::new(begun));
         Self {
-            epoch,
-            sealed,
-            shared,
-            ram,
-            plan,
-            dirty,
-            control,
-            limiter,
-            streams,
-            since,
-            cursor,
-            failed,
-            counts,
+            cursor: Mutex::new(0),
+            failed: AtomicBool::new(false),
+            counts: Counts::default(),
             begun,
-            before,
-            shown,
+            before: load.control.live().progress,
+            shown: Mutex::new(begun),
+            load,
         }
     }
 
@@ -131,38 +118,38 @@ impl<'a> Work<'a> {
             return;
         }
         let mut cursor = self.cursor.locked();
-        self.sealed.next_batch(&mut cursor, self.claim(), batch);
+        self.load.sealed.next_batch(&mut cursor, self.claim(), batch);
     }
 
     /// Pages to take at a time: under a low bandwidth limit so few that what was taken is gone before anybody
     /// notices that the round is over.
     fn claim(&self) -> usize {
-        let Some(rate) = self.control.limits().bandwidth_bytes_per_second else { return CLAIM };
-        claim_under(rate, self.streams)
+        let Some(rate) = self.load.control.limits().bandwidth_bytes_per_second else { return CLAIM };
+        claim_under(rate, self.load.streams)
     }
 
     /// Whether the round is over although pages may be left. Limits count as they are now.
     pub fn is_cut(&self) -> bool {
-        self.since.is_some() && (self.control.wants_switchover() || self.is_late())
+        self.load.since.is_some() && (self.load.control.wants_switchover() || self.is_late())
     }
 
     /// Whether the deadline has passed and ends the round.
     pub fn is_late(&self) -> bool {
-        let ends = self.since.and_then(|since| ends_at(since, &self.control.limits()));
+        let ends = self.load.since.and_then(|since| ends_at(since, &self.load.control.limits()));
         ends.is_some_and(|at| Instant::now() >= at)
     }
 
     /// Whether the deadline has passed and ends the migration: nobody waits for a peer then.
     pub fn is_over(&self) -> bool {
-        self.is_late() && self.control.limits().on_timeout == OnTimeout::Cancel
+        self.is_late() && self.load.control.limits().on_timeout == OnTimeout::Cancel
     }
 
     /// Longest silence of the peer. No longer than to the deadline, where that ends the migration, and a
     /// moment for what is on its way.
     pub fn patience(&self) -> Duration {
-        let limits = self.control.limits();
-        let stall = self.control.patience();
-        let ends = self.since.and_then(|since| ends_at(since, &limits));
+        let limits = self.load.control.limits();
+        let stall = self.load.control.patience();
+        let ends = self.load.since.and_then(|since| ends_at(since, &limits));
         match ends {
             Some(at) if limits.on_timeout == OnTimeout::Cancel => {
                 stall.min(at.saturating_duration_since(Instant::now()) + GRACE)
@@ -173,13 +160,13 @@ impl<'a> Work<'a> {
 
     /// Pages that no stream took, because the round was cut.
     pub fn untaken(&self) -> PageSet {
-        after(self.sealed, *self.cursor.locked())
+        after(self.load.sealed, *self.cursor.locked())
     }
 
     /// Has writes to `batch` logged again. Before the pages are read: a write in between is then sent twice,
     /// and none is missed (docs/rounds.md).
     fn log_again(&self, batch: &[RamPage]) -> Result<(), MigrationFault> {
-        Ok(self.dirty.map_or(Ok(()), |dirty| dirty.clear(batch)).map_err(MachineError::from)?)
+        Ok(self.load.dirty.map_or(Ok(()), |dirty| dirty.clear(batch)).map_err(MachineError::from)?)
     }
 
     /// Puts `batch` into `pages` by the names that the helper knows them by.
@@ -187,7 +174,7 @@ impl<'a> Work<'a> {
         pages.clear();
         for page in batch {
             let unreachable = || MigrationFault::Unreachable { page: page.get() };
-            pages.push(self.plan.helper_page(*page).ok_or_else(unreachable)?);
+            pages.push(self.load.plan.helper_page(*page).ok_or_else(unreachable)?);
         }
         Ok(())
     }
@@ -206,8 +193,8 @@ impl<'a> Work<'a> {
         let (sealed, shared, zero) =
             (count(&self.counts.sealed), count(&self.counts.shared), count(&self.counts.zero));
         let seconds = self.begun.elapsed().as_secs_f64();
-        let left = (self.sealed.len() + self.shared.len()).saturating_sub(sealed + shared);
-        self.control.update(|l| {
+        let left = (self.load.sealed.len() + self.load.shared.len()).saturating_sub(sealed + shared);
+        self.load.control.update(|l| {
             let p = &mut l.progress;
             p.processed_bytes = self.before.processed_bytes + bytes;
             p.pages_sealed = self.before.pages_sealed + sealed;
@@ -226,7 +213,7 @@ impl<'a> Work<'a> {
     }
 
     fn check(&self) -> Result<(), MigrationFault> {
-        if self.control.is_cancelled() {
+        if self.load.control.is_cancelled() {
             return Err(MigrationFault::Canceled);
         }
         if self.failed.load(Relaxed) {
@@ -257,17 +244,10 @@ impl Stream {
     pub fn send(&mut self, lane: &mut Lane, work: &Work<'_>) -> Result<(), MigrationFault> {
         let sent = self
             .send_sealed(lane, work)
-            .and_then(|()| Ok(self.link.send(kind::EPOCH_END, &work.epoch.to_le_bytes())?));
+            .and_then(|()| Ok(self.link.send(kind::EPOCH_END, &work.load.epoch.to_le_bytes())?));
         if sent.is_err() {
             work.failed.store(true, Relaxed);
-            // The helper still works on what it has; it must be idle before anything else is asked of it.
-            while lane.in_flight() > 0 {
-                match lane.wait() {
-                    Ok(done) => lane.release(done.slot),
-                    Err(LaneError::Refused { .. }) => {}
-                    Err(_) => break,
-                }
-            }
+            lane.drain();
         }
         sent
     }
@@ -285,7 +265,7 @@ impl Stream {
                     lane.release(slot);
                     return Err(fault);
                 }
-                lane.submit_export(slot, &self.pages, work.epoch);
+                lane.submit_export(slot, &self.pages, work.load.epoch);
                 self.begun = end;
             }
             if lane.in_flight() == 0 {
@@ -322,10 +302,10 @@ impl Stream {
     ) -> Result<(), MigrationFault> {
         work.check()?;
         self.link.set_patience(work.patience());
-        work.limiter.take(u64::from(done.pages - done.zero) * PAGE_SIZE, work.control)?;
+        work.load.limiter.take(u64::from(done.pages - done.zero) * PAGE_SIZE, work.load.control)?;
         clock.skip();
         let records = lane.payload(done.slot, done.len);
-        let mut header = data_header(work.epoch, done.pages);
+        let mut header = data_header(work.load.epoch, done.pages);
         if let Some(mask) = &mut self.mask {
             mask.apply(&mut header);
             // Our own helper's records; one that writes others gets no further than here.
@@ -345,9 +325,13 @@ pub(super) fn send_shared(link: &mut Link, work: &Work<'_>) -> Result<PageSet, M
     let (mut cursor, mut batch, mut buffer) = (0, Vec::new(), Vec::new());
     loop {
         if work.is_cut() {
-            return Ok(after(work.shared, cursor));
+            return Ok(after(work.load.shared, cursor));
         }
-        work.shared.next_batch(&mut cursor, (work.claim() * work.streams).min(BATCH_MAX - 8), &mut batch);
+        work.load.shared.next_batch(
+            &mut cursor,
+            (work.claim() * work.load.streams).min(BATCH_MAX - 8),
+            &mut batch,
+        );
         if batch.is_empty() {
             return Ok(PageSet::new());
         }
@@ -357,7 +341,8 @@ pub(super) fn send_shared(link: &mut Link, work: &Work<'_>) -> Result<PageSet, M
         buffer.clear();
         let mut page = [0; 4096];
         for p in &batch {
-            work.ram
+            work.load
+                .ram
                 .read_page(*p, &mut page)
                 .map_err(|_| MigrationFault::Protocol("a shared page is no RAM"))?;
             buffer.extend_from_slice(&p.get().to_le_bytes());
@@ -365,8 +350,8 @@ pub(super) fn send_shared(link: &mut Link, work: &Work<'_>) -> Result<PageSet, M
         }
         debug_assert_eq!(buffer.len(), batch.len() * SHARED_PAGE_BYTES);
         let count = batch.len() as u64;
-        work.limiter.take(count * PAGE_SIZE, work.control)?;
-        let header = data_header(work.epoch, count as u32);
+        work.load.limiter.take(count * PAGE_SIZE, work.load.control)?;
+        let header = data_header(work.load.epoch, count as u32);
         link.send_parts(kind::SHARED, &[&header, &buffer])?;
         work.counts.shared.fetch_add(count, Relaxed);
     }

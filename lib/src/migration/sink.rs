@@ -21,6 +21,15 @@ pub(super) struct Sink {
     mask: Option<Mask>,
 }
 
+/// What follows a data frame's header.
+#[derive(Clone, Copy)]
+struct Frame {
+    epoch: u32,
+    /// Records, or shared pages.
+    count: u32,
+    bytes: usize,
+}
+
 /// What an epoch brought on one stream.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Received {
@@ -60,8 +69,8 @@ impl Sink {
                     break;
                 }
                 kind::RECORDS => {
-                    let count = self.header(header.len, epoch)?;
-                    self.records(lane, count, epoch, landing.as_mut(), (&mut got, &mut clock))?;
+                    let frame = self.header(header.len, epoch)?;
+                    self.records(lane, frame, landing.as_mut(), &mut got, &mut clock)?;
                 }
                 _ => return Err(MigrationFault::Protocol("a message that does not belong on a stream")),
             }
@@ -74,7 +83,7 @@ impl Sink {
         Ok(got)
     }
 
-    fn header(&mut self, len: u32, epoch: u32) -> Result<(usize, u32), MigrationFault> {
+    fn header(&mut self, len: u32, epoch: u32) -> Result<Frame, MigrationFault> {
         let mut raw = [0; DATA_HEADER_BYTES];
         if (len as usize) < raw.len() {
             return Err(MigrationFault::Protocol("a data frame without its header"));
@@ -89,11 +98,12 @@ impl Sink {
     fn records(
         &mut self,
         lane: &mut Lane,
-        (left, count): (usize, u32),
-        epoch: u32,
+        frame: Frame,
         landing: Option<&mut Landing<'_>>,
-        (got, clock): (&mut Received, &mut Clock),
+        got: &mut Received,
+        clock: &mut Clock,
     ) -> Result<(), MigrationFault> {
+        let Frame { epoch, count, bytes } = frame;
         clock.lap(Stage::Receive);
         let slot = loop {
             match lane.acquire() {
@@ -102,7 +112,7 @@ impl Sink {
             }
         };
         clock.lap(Stage::Open);
-        let records = lane.payload(slot, left);
+        let records = lane.payload(slot, bytes);
         self.link.read_span(&records)?;
         clock.lap(Stage::Receive);
         let what = self.mask.as_mut().map_or(Pass::Look, Pass::Show);
@@ -117,19 +127,19 @@ impl Sink {
             None => pass(&records, count, what, |_| {})?,
         }
         clock.lap(Stage::Show);
-        lane.submit_import(slot, count, left as u32, epoch);
+        lane.submit_import(slot, count, bytes as u32, epoch);
         Ok(())
     }
 }
 
-/// Bytes of records and their number, from a data frame's header.
-fn check_header(raw: &[u8; DATA_HEADER_BYTES], len: u32, epoch: u32) -> Result<(usize, u32), MigrationFault> {
+/// Reads a data frame's header.
+fn check_header(raw: &[u8; DATA_HEADER_BYTES], len: u32, epoch: u32) -> Result<Frame, MigrationFault> {
     let (theirs, count) = parse_data_header(raw);
-    let left = len as usize - raw.len();
-    if theirs != epoch || count == 0 || count as usize > BATCH_MAX || left > PAYLOAD_BYTES {
+    let bytes = len as usize - raw.len();
+    if theirs != epoch || count == 0 || count as usize > BATCH_MAX || bytes > PAYLOAD_BYTES {
         return Err(MigrationFault::Protocol("a data frame with an impossible header"));
     }
-    Ok((left, count))
+    Ok(Frame { epoch, count, bytes })
 }
 
 /// Writes shared pages, a frame of which has begun on a link with TLS; gives their number.
@@ -144,8 +154,8 @@ pub(super) fn receive_shared(
         return Err(MigrationFault::Protocol("a data frame without its header"));
     }
     link.read_payload(&mut raw)?;
-    let (left, count) = check_header(&raw, len, epoch)?;
-    if left != count as usize * SHARED_PAGE_BYTES {
+    let Frame { count, bytes, .. } = check_header(&raw, len, epoch)?;
+    if bytes != count as usize * SHARED_PAGE_BYTES {
         return Err(MigrationFault::Protocol("shared pages of another length"));
     }
     let (mut number, mut page) = ([0; 8], [0; 4096]);

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::control::Control;
 use super::finder::Finder;
 use super::peer::{PeerAddress, Spoken, open_control};
-use super::pump::{Limiter, Stream, Work, send_shared};
+use super::pump::{Limiter, Load, Stream, Work, send_shared};
 use super::records::Mask;
 use super::rounds::{Bound, Convergence, Decision, Fixed, Observation, ends_at};
 use super::threads::{all, side_by_side};
@@ -241,7 +241,7 @@ impl Course<'_, '_> {
         let begun = Instant::now();
         let mut course = Convergence::new(Fixed::assumed(self.machine.pid().is_some()));
         loop {
-            let bound = self.precopy(ends, &mut left, finder, (begun, &mut course))?;
+            let bound = self.precopy(ends, &mut left, finder, begun, &mut course)?;
             match self.switchover(ends, &mut left, Some(finder), bound)? {
                 Switched::Over => return Ok(()),
                 Switched::Back { leave } => {
@@ -334,7 +334,8 @@ impl Course<'_, '_> {
         ends: &mut Ends,
         left: &mut PageSet,
         finder: &Finder,
-        (begun, course): (Instant, &mut Convergence),
+        begun: Instant,
+        course: &mut Convergence,
     ) -> Result<Option<Bound>, MigrationFault> {
         let control = self.out.control;
         control.enter(MigrationState::Precopy);
@@ -360,8 +361,8 @@ impl Course<'_, '_> {
             {
                 return Err(self.not_converging(pages_per_second));
             }
-            let lanes = (ends.streams.len(), ends.sent.epoch);
-            let look = finder.look(self.machine, self.mirror, lanes, control, left)?;
+            let (streams, epoch) = (ends.streams.len(), ends.sent.epoch);
+            let look = finder.look(self.machine, self.mirror, streams, epoch, control, left)?;
             seen.look = look.took;
             seen.dirty_pages = left.len();
             seen.written_pages = look.written_pages;
@@ -452,8 +453,8 @@ impl Course<'_, '_> {
         let state = self.machine.save_state()?;
         let leave = paused_at.elapsed();
         if let Some(finder) = finder {
-            let lanes = (ends.streams.len(), ends.sent.epoch);
-            finder.look(self.machine, self.mirror, lanes, control, left)?;
+            let (streams, epoch) = (ends.streams.len(), ends.sent.epoch);
+            finder.look(self.machine, self.mirror, streams, epoch, control, left)?;
         }
         // Marks stay: nothing is written any more, and if the guest goes on after all they are found once
         // more.
@@ -529,11 +530,19 @@ impl Course<'_, '_> {
             l.progress.iteration = sent.epoch;
             l.progress.remaining_bytes = left.len() * PAGE_SIZE;
         });
-        let (ram, plan) = (self.machine.ram(), self.mirror.plan());
-        let plan = std::sync::Arc::clone(plan);
-        let limits = (control, &sent.limiter, streams.len());
-        let work =
-            Work::new(sent.epoch, &sealed, &shared, (ram, &plan), limits, (since, sent.dirty.as_ref()));
+        let plan = std::sync::Arc::clone(self.mirror.plan());
+        let work = Work::new(Load {
+            epoch: sent.epoch,
+            sealed: &sealed,
+            shared: &shared,
+            ram: self.machine.ram(),
+            plan: &plan,
+            dirty: sent.dirty.as_ref(),
+            control,
+            limiter: &sent.limiter,
+            streams: streams.len(),
+            since,
+        });
         link.set_patience(work.patience());
         let epoch = sent.epoch;
         let crossed = cross(link, self.mirror, streams, &work, epoch);

@@ -168,7 +168,8 @@ impl Mirror {
     /// [`BatchFault`].
     pub fn import_batch(
         &mut self,
-        (records, headers): (&[u8], &[Header]),
+        records: &[u8],
+        headers: &[Header],
         epoch: u32,
         token: &SealedToken,
     ) -> Result<(), BatchFault> {

@@ -4,7 +4,7 @@ use mirrorvm_abi::{mailbox::Fatal, op::Status};
 
 use crate::hypervisor::HypervisorError;
 use crate::memory::MemoryError;
-use crate::sev::SevError;
+use crate::sev::{NotSent, SevError};
 
 /// Why a mirror could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +45,7 @@ pub enum MirrorError {
     Unpinned,
     /// This way of `psp-copied` is closed.
     #[error("psp-copied cannot go this way: {0}")]
-    Via(&'static str),
+    Via(NotSent),
     /// A thread could not be started.
     #[error("a worker thread could not be started")]
     Thread(#[source] std::io::Error),

@@ -116,6 +116,18 @@ impl Lane {
         self.slots.iter().filter(|s| matches!(s, SlotState::Busy { .. })).count()
     }
 
+    /// Waits for all that is with the helper and gives it up, whatever came of it: a helper must be idle
+    /// before anything else is asked of it. A lane that is broken is left as it is.
+    pub fn drain(&mut self) {
+        while self.in_flight() > 0 {
+            match self.wait() {
+                Ok(done) => self.release(done.slot),
+                Err(LaneError::Refused { .. }) => {}
+                Err(_) => break,
+            }
+        }
+    }
+
     /// Copies into a slot's payload.
     ///
     /// # Panics

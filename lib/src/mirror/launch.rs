@@ -14,7 +14,7 @@ use crate::guest::embedded::add_save_areas;
 use crate::guest::{LaunchedHelper, helper_block};
 use crate::hypervisor::{Hypervisor, Kicker, Slot, SlotId, UserEntry, Vcpu, Vm};
 use crate::memory::{GuestRam, Mapping, View};
-use crate::sev::{CopySource, Policy};
+use crate::sev::{CopySource, NotSent, Policy};
 use crate::sync::Locked;
 
 /// Longest time to the helper's first idle doorbell, and for any one request.
@@ -370,7 +370,7 @@ fn helper_memory(
         HelperSource::Loaded { secret } => {
             let contents = plan.set_contents(config::PROTECTION_NONE, 0);
             if plan.strategy.is_sent_by_firmware() {
-                return Err(MirrorError::Via("the guest has no encryption context to send from"));
+                return Err(MirrorError::Via(NotSent::NoContext));
             }
             let memory = if private {
                 let of_use = block.size.saturating_sub(HelperPlacement::unused(&layout));

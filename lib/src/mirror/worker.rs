@@ -1,7 +1,7 @@
 //! A worker's thread: runs its mirror vCPU, sleeps when the helper is idle.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Instant;
 
 use mirrorvm_abi::mailbox::{DOORBELL_PORT, Doorbell, Fatal, SQ_HEAD};
@@ -9,7 +9,7 @@ use mirrorvm_abi::mailbox::{DOORBELL_PORT, Doorbell, Fatal, SQ_HEAD};
 use super::WorkerEnd;
 use crate::hypervisor::{Exit, Kicker, NoPorts, Vcpu};
 use crate::memory::Mapping;
-use crate::sync::Locked;
+use crate::sync::{Locked, WaitLocked};
 
 /// What a worker's thread and its lane share.
 #[derive(Debug)]
@@ -92,7 +92,7 @@ impl WorkerShared {
             if left.is_zero() {
                 return Err(None);
             }
-            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = self.changed.wait_locked_for(state, left);
         }
         Ok(())
     }
@@ -126,7 +126,7 @@ impl WorkerShared {
             if self.sq_tail.load(Ordering::SeqCst) != self.cursor(SQ_HEAD) {
                 return true;
             }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.changed.wait_locked(state);
         }
     }
 

@@ -17,10 +17,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt};
 use std::process::{Child as StdChild, ChildStderr, Command, Stdio};
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use crate::sync::Locked;
+use crate::sync::{Locked, WaitLocked};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -148,7 +148,7 @@ impl Child {
         let keepers = Arc::clone(&shared);
         std::thread::Builder::new()
             .name("qemu-keeper".to_owned())
-            .spawn(move || keep((command, passed), &keepers, &tell))?;
+            .spawn(move || keep(command, passed, &keepers, &tell))?;
         let (pid, pidfd) = told.recv().map_err(io::Error::other)??;
         Ok(Self { pid, pidfd, shared })
     }
@@ -171,7 +171,7 @@ impl Child {
         let mut exit = self.shared.exit();
         while exit.is_none() {
             let left = deadline.checked_duration_since(Instant::now())?;
-            exit = self.shared.exited.wait_timeout(exit, left).unwrap_or_else(PoisonError::into_inner).0;
+            exit = self.shared.exited.wait_locked_for(exit, left);
         }
         exit.clone()
     }
@@ -214,7 +214,7 @@ fn pass(command: &mut Command, fds: &[OwnedFd]) {
 type Started = io::Result<(u32, OwnedFd)>;
 
 /// The body of the thread that starts the process and waits for its end.
-fn keep((mut command, passed): (Command, Vec<OwnedFd>), shared: &Shared, tell: &SyncSender<Started>) {
+fn keep(mut command: Command, passed: Vec<OwnedFd>, shared: &Shared, tell: &SyncSender<Started>) {
     let started = command.spawn().and_then(|mut child| {
         // The descriptors meant for the child must not stay open on our side.
         drop((command, passed));

@@ -10,6 +10,7 @@ pub mod copy;
 mod error;
 pub mod kernel;
 pub mod model;
+mod not_sent;
 pub mod owner;
 mod random;
 mod session;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 pub use certificate::CERTIFICATE_BYTES;
 pub use copy::CopyRefusal;
 pub use error::{FirmwareError, SevError};
+pub use not_sent::NotSent;
 pub use owner::GuestOwner;
 pub use session::{COMPRESSED, HEADER_BYTES, MEASUREMENT_BYTES, SESSION_BYTES};
 

@@ -8,14 +8,14 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use super::identity::PeerIdentity;
 use super::listener::{ListenerLimits, Turned};
 use super::shares::{self, Room, Share, Waiting};
 use super::socket::LinkCanceller;
-use crate::sync::Locked;
+use crate::sync::{Locked, WaitLocked};
 
 /// Addresses that are remembered because a peer came from there.
 const REMEMBERED: usize = 256;
@@ -148,8 +148,7 @@ impl Places {
             state.leaving += 1;
             // They hold threads until they have noticed: of those there may not be any number either.
             if state.leaving > self.limits.max_handshakes {
-                let waited = self.gone.wait_timeout(state, GONE).unwrap_or_else(PoisonError::into_inner);
-                state = waited.0;
+                state = self.gone.wait_locked_for(state, GONE);
             }
         }
         state.connections.insert(id, Connection { canceller, phase: Phase::Handshake(newcomer) });

@@ -79,15 +79,11 @@ pub struct Pair {
 
 impl Pair {
     pub fn new(kvm: &dyn Hypervisor, bytes: u64, workers: u32) -> Self {
-        Self::over(kvm, (ram(bytes), ram(bytes)), workers)
+        Self::over(kvm, ram(bytes), ram(bytes), workers)
     }
 
     /// Over memories of one layout.
-    pub fn over(
-        kvm: &dyn Hypervisor,
-        (source_ram, destination_ram): (GuestRam, GuestRam),
-        workers: u32,
-    ) -> Self {
+    pub fn over(kvm: &dyn Hypervisor, source_ram: GuestRam, destination_ram: GuestRam, workers: u32) -> Self {
         Self {
             source: mirror(kvm, &source_ram, workers),
             destination: mirror(kvm, &destination_ram, workers),

@@ -6,7 +6,7 @@
 //! is gone, whatever became of the file. It is written only where the API is served over TCP or TLS; over the
 //! Unix socket the same user is known without it.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use mirrorvm::PrivateFileError;
 use mirrorvm::host::Host;
@@ -15,6 +15,7 @@ use uuid::Uuid;
 use super::Role;
 use super::tokens::{NewToken, Origin, TokenRecord};
 use crate::problem::Problem;
+use mirrorvm::sync::Locked;
 
 /// Name of the file in the state directory.
 pub const FILE: &str = "admin.token";
@@ -70,7 +71,7 @@ impl AdminToken {
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<TokenRecord>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.locked()
     }
 }
 

@@ -9,7 +9,7 @@
 //! ends a session.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -22,6 +22,7 @@ use super::lease::Lease;
 use super::secrets;
 use super::tokens::{NewToken, Origin, TokenRecord};
 use crate::problem::{Problem, ProblemCode};
+use mirrorvm::sync::Locked;
 
 /// What the text of a session's secret begins with.
 pub const PREFIX: &str = "mvs_";
@@ -213,7 +214,7 @@ impl Sessions {
     }
 
     fn lock(&self) -> MutexGuard<'_, Book> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.locked()
     }
 }
 

@@ -7,7 +7,7 @@
 //! record; of an act that makes no record, before the caller has the answer. So an act without an entry
 //! cannot be, and an entry without an outcome is one over which the daemon ended.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use axum::extract::Request;
 use axum::http::header;
@@ -28,6 +28,7 @@ use crate::access::caller::Caller;
 use crate::access::table::Operation;
 use crate::problem::Problem;
 use crate::state::AppState;
+use mirrorvm::sync::Locked;
 
 /// An entry of the audit log. For a request that was refused at once, and for a dry run, the entry includes
 /// its outcome. In other entries `status` is 0, and the outcome is written separately.
@@ -192,7 +193,7 @@ pub async fn carry_out(
     let said = Arc::new(Mutex::new(Said::default()));
     let theirs = Arc::clone(&said);
     act.write_along(move |effect, batch| {
-        let mut said = theirs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut said = theirs.locked();
         let done = AuditOutcome::of_effect(operation, effect);
         // The caller may have been told already that it takes too long.
         let outcome = match &said.answered {
@@ -207,7 +208,7 @@ pub async fn carry_out(
     let response = Act::scope(Some(act.clone()), next.run(request)).await;
     let mut outcome = AuditOutcome { recorded: act.is_recorded(), ..AuditOutcome::of(&response) };
     {
-        let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut said = said.locked();
         said.answered = Some(outcome.clone());
         if let Some(recorded) = said.recorded.as_ref().filter(|_| outcome.recorded) {
             if *recorded == outcome {

@@ -2,7 +2,7 @@
 //! the audit log, in a task of their own; and that nobody reads on by a credential that is withdrawn.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Instant;
 
 use axum::body::{Body, HttpBody as _};
@@ -23,6 +23,7 @@ use crate::access::table::{self, Operation};
 use crate::access::{Access, Role};
 use crate::problem::{Problem, ProblemCode};
 use crate::state::AppState;
+use mirrorvm::sync::Locked;
 
 /// How many principals' paces are remembered at most.
 const PRINCIPALS_MAX: usize = 4096;
@@ -165,7 +166,7 @@ impl Pace {
             return true;
         }
         let (size, now) = (f64::from(per_second), Instant::now());
-        let mut buckets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut buckets = self.0.locked();
         if buckets.len() >= PRINCIPALS_MAX && !buckets.contains_key(principal) {
             // A bucket of a second ago is full again.
             buckets.retain(|_, (_, at)| now.duration_since(*at).as_secs() < 1);

@@ -8,7 +8,7 @@
 //! before leaves the claim. The same request then runs again with the same id, and a creation that finds its
 //! own resource there answers with it. So a request with a key takes effect once, whatever dies.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -37,6 +37,7 @@ use crate::api::migrations::Migration;
 use crate::api::sha256_text;
 use crate::problem::{Problem, ProblemCode, ProblemError};
 use crate::state::AppState;
+use mirrorvm::sync::Locked;
 
 /// The header with the key.
 pub const KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -135,7 +136,7 @@ async fn run(state: &AppState, request: Request, next: Next) -> Result<Response,
 /// Adds the answer to be kept to the batch of what was done, where the record alone says what the answer will
 /// be.
 fn keep_along(answer: Option<Answer>, claim: &Mutex<Claim>, key: String, batch: &mut Batch) {
-    let mut claim = claim.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut claim = claim.locked();
     claim.answer = answer;
     if claim.answer.is_some()
         && let Ok(text) = text_of(&claim)
@@ -233,7 +234,7 @@ async fn settle(
     if is_final(parts.status, problem.as_ref()) {
         let shown = parts.extensions.get::<KeepInstead>().map_or(&bytes, |k| &k.0);
         let answer = Answer::of(parts.status, &parts.headers, shown);
-        let mut claim = claim.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut claim = claim.locked();
         let recorded = Act::current().is_some_and(|act| act.is_recorded());
         if !recorded || claim.answer.as_ref() != Some(&answer) {
             claim.answer = Some(answer);

@@ -6,8 +6,9 @@
 //! Whoever waits does nothing wrong, so nobody is turned out. But one client that goes round in circles must
 //! not keep every other from waiting.
 
+use mirrorvm::sync::Locked;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Why there is no free place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +62,7 @@ impl Places {
     }
 
     fn lock(&self) -> MutexGuard<'_, Taken> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+        self.taken.locked()
     }
 }
 

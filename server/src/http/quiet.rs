@@ -3,8 +3,9 @@
 //! Owns: how many lines of each kind are written, and the count of those that are not. Must not know: what
 //! the lines say.
 
+use mirrorvm::sync::Locked;
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// How many lines of one kind may be written at once.
@@ -46,7 +47,7 @@ impl Quiet {
     }
 
     fn admits_at(&self, kind: &'static str, now: Instant) -> Option<u64> {
-        let mut levels = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut levels = self.0.locked();
         let level = levels.entry(kind).or_insert(Level { left: BURST, at: now, left_out: 0 });
         let passed = now.saturating_duration_since(level.at).as_secs_f64();
         level.left = (level.left + passed * PER_SECOND).min(BURST);
@@ -60,7 +61,7 @@ impl Quiet {
     }
 
     fn left_out(&self) -> Vec<(&'static str, u64)> {
-        let mut levels = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut levels = self.0.locked();
         let counts = levels.iter_mut().map(|(kind, level)| (*kind, std::mem::take(&mut level.left_out)));
         counts.filter(|(_, left_out)| *left_out > 0).collect()
     }

@@ -6,8 +6,9 @@
 //! The audit log keeps a number of entries: whoever could add as many as he likes could push out those of
 //! others, at the cost of a sync of the disk for each.
 
+use mirrorvm::sync::Locked;
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// How many refusals in a row get entries of their own.
@@ -59,7 +60,7 @@ impl Refusals {
     }
 
     fn take_at(&self, principal: Option<&str>, now: Instant) -> Option<u64> {
-        let mut buckets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut buckets = self.0.locked();
         let mut key = principal.map(str::to_owned);
         if buckets.len() >= PRINCIPALS_MAX && !buckets.contains_key(&key) {
             buckets.retain(|_, bucket| {

@@ -114,10 +114,10 @@ pub fn service_with(
     closing: watch::Receiver<bool>,
 ) -> Result<(Router, AppState), serde_json::Error> {
     let (router, api) = documented().split_for_parts();
-    let documents = (Document::new(&api, &drivers)?, Document::new_3_0(&api, &drivers)?);
+    let (document, document_3_0) = (Document::new(&api, &drivers)?, Document::new_3_0(&api, &drivers)?);
     drop(api);
     mirrorvm::memory::give_back_heap();
-    let state = AppState::new(documents, drivers, config, closing);
+    let state = AppState::new(document, document_3_0, drivers, config, closing);
     let router = router.merge(docs::assets()).merge(sessions::page()).with_state(state.clone());
     Ok((middleware::wrap(router, &state), state))
 }

@@ -10,9 +10,10 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use mirrorvm::sync::Locked;
 use tokio::sync::Notify;
 
 /// How many places there are beyond the bound, for monitoring.
@@ -267,7 +268,7 @@ impl Shares {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Taken> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+        self.taken.locked()
     }
 
     /// Finds a place for a connection of `owner`.

@@ -1,6 +1,6 @@
 //! An embedded guest's machine: on KVM, or on the software machine.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mirrorvm_workload as w;
@@ -21,6 +21,7 @@ use crate::guest::{
 use crate::hypervisor::{Hypervisor, Kicker, Slot, SlotId, Vm};
 use crate::memory::{GuestRam, View};
 use crate::pages::PageSet;
+use crate::sync::Locked;
 
 /// What an embedded guest is made from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -405,7 +406,7 @@ impl Machine for Embedded {
     fn save_state(&mut self) -> Result<Vec<u8>, MachineError> {
         let mut vcpus = Vec::new();
         for t in &self.threads {
-            let bytes = t.vcpu.lock().unwrap_or_else(PoisonError::into_inner).save()?;
+            let bytes = t.vcpu.locked().save()?;
             let value = serde_json::from_slice(&bytes)
                 .map_err(|_| MachineError::BadState { what: "a vCPU's registers are no JSON" })?;
             vcpus.push(value);
@@ -423,7 +424,7 @@ impl Machine for Embedded {
         for (t, v) in self.threads.iter().zip(&saved.vcpus) {
             let bytes =
                 serde_json::to_vec(v).map_err(|_| MachineError::BadState { what: "no vCPU registers" })?;
-            t.vcpu.lock().unwrap_or_else(PoisonError::into_inner).restore(&bytes)?;
+            t.vcpu.locked().restore(&bytes)?;
         }
         Ok(())
     }

@@ -1,12 +1,13 @@
 //! vCPU threads: run, be held, end.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::ports::VcpuPorts;
 use crate::guest::{MachineEnd, MachineError};
 use crate::hypervisor::{Exit, HypervisorError, Kicker, Vcpu};
+use crate::sync::{Locked, WaitLocked};
 
 /// What the vCPUs of one machine are told.
 #[derive(Debug)]
@@ -49,7 +50,7 @@ impl Gate {
         kick.iter().for_each(Kicker::kick);
         let mut state = self.lock();
         while state.held < state.threads {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.changed.wait_locked(state);
         }
     }
 
@@ -78,7 +79,7 @@ impl Gate {
             if left == Duration::ZERO {
                 return true;
             }
-            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = self.changed.wait_locked_for(state, left);
         }
     }
 
@@ -96,7 +97,7 @@ impl Gate {
             if left.is_zero() {
                 return;
             }
-            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = self.changed.wait_locked_for(state, left);
         }
     }
 
@@ -104,7 +105,7 @@ impl Gate {
     pub fn sleep_until_closing(&self) {
         let mut state = self.lock();
         while state.want == Want::Run {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.changed.wait_locked(state);
         }
     }
 
@@ -119,7 +120,7 @@ impl Gate {
         state.held += 1;
         self.changed.notify_all();
         while state.want == Want::Hold || (state.ended.is_some() && state.want != Want::Quit) {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.changed.wait_locked(state);
         }
         state.held -= 1;
         state.want == Want::Run
@@ -144,7 +145,7 @@ impl Gate {
     }
 
     fn lock(&self) -> MutexGuard<'_, GateState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.locked()
     }
 }
 
@@ -174,7 +175,7 @@ impl VcpuThread {
 
 fn run(vcpu: &Mutex<Box<dyn Vcpu>>, gate: &Gate, mut ports: VcpuPorts) {
     while gate.hold() {
-        let mut vcpu = vcpu.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut vcpu = vcpu.locked();
         ports.resumed();
         let mut ended = turn(vcpu.as_mut(), gate, &mut ports);
         // An access that is half done completes now, so that the registers are whole while held.

@@ -1,6 +1,6 @@
 //! What readers see of a guest without asking its owner, and how its owner is asked.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, RwLock};
 use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot};
@@ -11,6 +11,7 @@ use crate::host::act::Act;
 use crate::host::guests::command::{Command, Envelope};
 use crate::host::{ConsoleChunk, GuestRecord, GuestState, HostError};
 use crate::memory::Backing;
+use crate::sync::Shared;
 
 /// What can be seen of a guest's machine without asking its owner.
 #[derive(Clone)]
@@ -54,7 +55,7 @@ impl GuestEntry {
 
     /// Notes what is missing to know whose an unconfirmed guest is; says whether that is news.
     pub fn wait_for(&self, missing: Vec<String>) -> bool {
-        let mut noted = self.missing.write().unwrap_or_else(PoisonError::into_inner);
+        let mut noted = self.missing.to_write();
         let news = *noted != missing;
         *noted = missing;
         news
@@ -62,12 +63,12 @@ impl GuestEntry {
 
     /// Why an unconfirmed guest does not start.
     pub fn unconfirmed(&self) -> HostError {
-        let missing = self.missing.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let missing = self.missing.to_read().clone();
         HostError::GuestUnconfirmed { missing }
     }
 
     fn published(&self) -> Arc<GuestRecord> {
-        Arc::clone(&self.record.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.record.to_read())
     }
 
     pub fn name(&self) -> String {
@@ -75,7 +76,7 @@ impl GuestEntry {
     }
 
     pub fn show(&self, record: GuestRecord) {
-        *self.record.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(record);
+        *self.record.to_write() = Arc::new(record);
     }
 
     /// A machine came: its console and page status can be read from now on, also after it is gone.
@@ -87,7 +88,7 @@ impl GuestEntry {
             backings: machine.ram().backings(),
             since: Instant::now(),
         };
-        *self.senses.write().unwrap_or_else(PoisonError::into_inner) = Some(senses);
+        *self.senses.to_write() = Some(senses);
     }
 
     pub fn encryption(&self) -> Option<Arc<EncryptionStatus>> {
@@ -115,7 +116,7 @@ impl GuestEntry {
     }
 
     fn senses(&self) -> Option<Senses> {
-        self.senses.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.senses.to_read().clone()
     }
 
     pub fn console(&self, offset: Option<u64>, max: usize) -> ConsoleChunk {

@@ -10,7 +10,7 @@
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use mirrorvm_abi::header::FILE_MAX;
 use rustix::fs::OFlags;
@@ -20,6 +20,7 @@ use crate::host::images::types::{ImageFacts, ImageFault, ImageRecord};
 use crate::mirror::HelperImage;
 use crate::private_files::{PrivateDir, PrivateFileError};
 use crate::store::state_files::Rider;
+use crate::sync::Locked;
 
 const DIRECTORY: &str = "helper-images";
 /// What images are found by in a backup, before their ids.
@@ -105,7 +106,7 @@ impl Looks {
             Ok(stamp) => stamp,
             Err(error) => return Some(ImageFault::of(&error)),
         };
-        let mut looks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut looks = self.0.locked();
         if let Some((then, found)) = looks.get(&record.id)
             && *then == stamp
         {
@@ -118,7 +119,7 @@ impl Looks {
 
     /// Nobody asks for this one any more.
     pub fn forget(&self, id: Uuid) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        self.0.locked().remove(&id);
     }
 }
 

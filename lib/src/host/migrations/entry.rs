@@ -1,6 +1,6 @@
 //! What readers see of a migration without asking whoever runs it.
 
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot};
@@ -10,6 +10,7 @@ use crate::host::events::{Change, Told};
 use crate::host::{HandOverToken, HostError, MigrationRecord, PageDigests, WorkerInfo};
 use crate::migration::Control;
 use crate::mirror::{MirrorStats, MirrorWatch};
+use crate::sync::{Locked, Shared};
 use crate::waiting;
 
 /// A migration's view of its mirror's workers.
@@ -81,24 +82,24 @@ impl MigrationEntry {
 
     /// Gives it its place among the host's migrations, before anybody is told of it.
     pub fn put_in_order(&self, order: u64) {
-        self.record.write().unwrap_or_else(PoisonError::into_inner).order = order;
+        self.record.to_write().order = order;
     }
 
     /// Begins to take tokens; those that nobody takes before the receiver goes are refused.
     pub fn take_tokens(&self) -> mpsc::Receiver<Carried> {
         let (sender, receiver) = mpsc::channel(1);
-        *self.tokens.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
+        *self.tokens.locked() = Some(sender);
         receiver
     }
 
     /// Where tokens go, while somebody settles a doubt.
     pub fn tokens(&self) -> Option<mpsc::Sender<Carried>> {
-        self.tokens.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.tokens.locked().clone()
     }
 
     /// The record with the live part as it is now.
     pub fn record(&self) -> MigrationRecord {
-        let mut record = self.record.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut record = self.record.to_read().clone();
         if !record.state.is_terminal() {
             let live = self.control.live();
             record.state = live.state;
@@ -106,7 +107,7 @@ impl MigrationEntry {
             record.rounds = live.rounds;
             record.committing = live.committing;
             record.generation += live.version;
-            if let Some(workers) = &*self.workers.read().unwrap_or_else(PoisonError::into_inner) {
+            if let Some(workers) = &*self.workers.to_read() {
                 workers.show(&mut record);
             }
             // Since it was made, or since this daemon took it up again; never by the difference of two
@@ -127,7 +128,7 @@ impl MigrationEntry {
 
     /// Changes the fixed part, the live part taken over first.
     pub fn change(&self, change: impl FnOnce(&mut MigrationRecord)) -> MigrationRecord {
-        let _alone = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = self.changing.locked();
         self.change_held(change)
     }
 
@@ -147,14 +148,14 @@ impl MigrationEntry {
     /// Does something that writes the record, while nobody else does.
     pub fn alone<T>(&self, act: impl FnOnce() -> T) -> T {
         waiting::with_thread(|| {
-            let _alone = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+            let _alone = self.writing.locked();
             act()
         })
     }
 
     /// A record that was made earlier, with what was asked for since: that is in the record that is shown.
     pub fn with_asked(&self, made: MigrationRecord) -> MigrationRecord {
-        let now = self.record.read().unwrap_or_else(PoisonError::into_inner);
+        let now = self.record.to_read();
         MigrationRecord {
             spec: now.spec.clone().or(made.spec),
             resolution: now.resolution.clone().or(made.resolution),
@@ -165,25 +166,24 @@ impl MigrationEntry {
 
     /// Does something beside the record while nobody changes it, and waits for nothing meanwhile.
     pub fn hold<T>(&self, act: impl FnOnce(MigrationRecord) -> T) -> T {
-        let _alone = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = self.changing.locked();
         act(self.record())
     }
 
     /// Shows a record that is stored with the event of it.
     pub fn show_told(&self, record: MigrationRecord) {
-        let _alone = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = self.changing.locked();
         let generation = record.generation.max(self.record().generation + 1);
         let record = MigrationRecord { generation, ..self.with_asked(record) };
-        *self.told.lock().unwrap_or_else(PoisonError::into_inner) =
-            Told { state: record.state, rounds: record.rounds.len() };
+        *self.told.locked() = Told { state: record.state, rounds: record.rounds.len() };
         self.show(record);
     }
 
     fn show(&self, record: MigrationRecord) {
         if record.state.is_terminal() {
-            *self.workers.write().unwrap_or_else(PoisonError::into_inner) = None;
+            *self.workers.to_write() = None;
         }
-        *self.record.write().unwrap_or_else(PoisonError::into_inner) = record;
+        *self.record.to_write() = record;
     }
 
     fn change_held(&self, change: impl FnOnce(&mut MigrationRecord)) -> MigrationRecord {
@@ -196,12 +196,12 @@ impl MigrationEntry {
     pub fn attach(&self, watch: MirrorWatch) {
         let base = watch.stats().iter().map(|s| s.cpu_ns).collect();
         let workers = Workers { watch, base, since: Instant::now() };
-        *self.workers.write().unwrap_or_else(PoisonError::into_inner) = Some(workers);
+        *self.workers.to_write() = Some(workers);
     }
 
     /// Calls `tell` for what changed since it was called last.
     pub fn tell(&self, mut tell: impl FnMut(&MigrationRecord, Change)) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = self.told.locked();
         let record = self.record();
         if record.rounds.len() > told.rounds {
             tell(&record, Change::RoundFinished);
@@ -213,11 +213,10 @@ impl MigrationEntry {
     }
 
     pub fn keep_digests(&self, digests: Option<Vec<[u8; 16]>>) {
-        *self.digests.write().unwrap_or_else(PoisonError::into_inner) =
-            digests.map(|digests| Arc::new(PageDigests { digests }));
+        *self.digests.to_write() = digests.map(|digests| Arc::new(PageDigests { digests }));
     }
 
     pub fn page_digests(&self) -> Option<Arc<PageDigests>> {
-        self.digests.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.digests.to_read().clone()
     }
 }

@@ -1,6 +1,6 @@
 //! Incoming migrations: who may come, making a place, and the answer to "what became of it".
 
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 
 use jiff::Timestamp;
 use uuid::Uuid;
@@ -32,6 +32,7 @@ use crate::migration::{
 };
 use crate::mirror::SealedToken;
 use crate::store::{Batch, Kind, StoreError};
+use crate::sync::Locked;
 use crate::transport::{Link, LogBudget, PeerIdentity};
 
 /// Serves one link of an admitted peer, on its own thread.
@@ -148,7 +149,7 @@ fn set_aside(inner: &Inner, prepare: &Prepare) -> Result<Reserve, Refused> {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.locked()
 }
 
 impl<'a> Destination<'a> {
@@ -207,9 +208,11 @@ impl<'a> Destination<'a> {
 
     fn make(
         &self,
-        (prepare, definition): (&Prepare, &Definition),
+        prepare: &Prepare,
+        definition: &Definition,
         entry: &crate::host::guests::entry::GuestEntry,
-        (memory, peer): (GuestMemory, &str),
+        memory: GuestMemory,
+        peer: &str,
     ) -> Result<Arrival, Refused> {
         let inner = self.inner;
         let record = entry.record();
@@ -335,7 +338,7 @@ impl Receiver for Destination<'_> {
         let memory = memory.map_err(|e| refused_by(&e))?;
         *lock(&self.space) = Some(Arc::new(set_aside(self.inner, prepare)?));
         let entry = self.reserve(prepare, &definition, boot)?;
-        self.make((prepare, &definition), &entry, (memory, peer)).inspect_err(|_| self.vanish(&entry, None))
+        self.make(prepare, &definition, &entry, memory, peer).inspect_err(|_| self.vanish(&entry, None))
     }
 
     fn labels(&self, session: Uuid, labels: Labels) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {

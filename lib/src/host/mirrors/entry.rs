@@ -1,11 +1,12 @@
 //! What readers see of a mirror without asking its guest's owner.
 
-use std::sync::{PoisonError, RwLock};
+use std::sync::RwLock;
 
 use uuid::Uuid;
 
 use crate::host::{Expected, Fault, FieldError, HostError, MirrorRecord, MirrorState, WorkerInfo};
 use crate::mirror::{MirrorWatch, Placement, PlacementError};
+use crate::sync::Shared;
 
 /// A mirror as others see it.
 pub(in crate::host) struct MirrorEntry {
@@ -21,7 +22,7 @@ impl MirrorEntry {
     }
 
     pub fn set_state(&self, state: MirrorState, error: Option<Fault>) {
-        let mut record = self.record.write().unwrap_or_else(PoisonError::into_inner);
+        let mut record = self.record.to_write();
         record.state = state;
         record.error = error;
         record.generation += 1;
@@ -31,7 +32,7 @@ impl MirrorEntry {
     pub fn place(&self, placement: Placement, expected: &Expected) -> Result<MirrorRecord, HostError> {
         let watch = self.watch();
         {
-            let mut record = self.record.write().unwrap_or_else(PoisonError::into_inner);
+            let mut record = self.record.to_write();
             expected.check("mirror", record.generation)?;
             watch.place(&placement).map_err(placement_error)?;
             record.placement = placement;
@@ -42,18 +43,18 @@ impl MirrorEntry {
 
     /// A view of its workers.
     pub fn watch(&self) -> MirrorWatch {
-        self.watch.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.watch.to_read().clone()
     }
 
     /// Its helper was started anew: other threads.
     pub fn revive(&self, watch: MirrorWatch) {
-        *self.watch.write().unwrap_or_else(PoisonError::into_inner) = watch;
+        *self.watch.to_write() = watch;
         self.set_state(MirrorState::Ready, None);
     }
 
     /// The record with the workers as they are now.
     pub fn record(&self) -> MirrorRecord {
-        let mut record = self.record.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut record = self.record.to_read().clone();
         let stats = self.watch().stats();
         if let Some(end) = stats.iter().find_map(|s| s.ended) {
             record.state = MirrorState::Failed;

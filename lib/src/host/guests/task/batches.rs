@@ -211,7 +211,7 @@ impl Owner {
                 mirror.begin_import(&terms, batch.nonce).map_err(BatchFault::Lane)
             }
         };
-        let done = begin.and_then(|()| mirror.import_batch((&batch.records, &headers), epoch, &batch.token));
+        let done = begin.and_then(|()| mirror.import_batch(&batch.records, &headers, epoch, &batch.token));
         let refused = match done {
             Ok(()) if !batch.last => {
                 let (import, exporter) = (batch.import, begun.unwrap_or(batch.nonce));
