@@ -1,0 +1,84 @@
+//! PREPARE and the streams: what both ends agree on before a page moves.
+
+use mirrorvm_abi::op::Begin;
+use ring::rand::{SecureRandom, SystemRandom};
+
+use super::Course;
+use crate::guest::ProtectionLevel;
+use crate::migration::peer::open_control;
+use crate::migration::pump::Stream;
+use crate::migration::records::Mask;
+use crate::migration::transcript::transcript;
+use crate::migration::wire::{self, Prepare, Prepared, Purpose, kind};
+use crate::migration::{MigrationFault, MigrationMode, StreamTransport};
+use crate::transport::Link;
+
+impl Course<'_, '_> {
+    pub(super) fn prepare(&mut self, link: &mut Link, protocol: u32) -> Result<Vec<Stream>, MigrationFault> {
+        let out = self.out;
+        let stall = out.control.patience();
+        let watched = Some(out.control);
+        let nonce = self.mirror.hello()?;
+        let prepare = Prepare {
+            session: out.id,
+            guest: out.departure.guest,
+            definition: out.departure.definition.to_owned(),
+            layout: out.departure.layout.clone(),
+            strategy: self.mirror.plan().strategy,
+            streams: out.terms.streams,
+            stream_transport: out.terms.stream_transport,
+            mask: fresh_key()?,
+            helper_measurement: out.helper_measurement,
+            nonce,
+            secret: *self.machine.migration_secret(),
+            paused: !self.was_running,
+            // At level `none` the hosts can see which pages are zero anyway; at others it is nobody's
+            // business.
+            elide_zero: out.departure.protection == ProtectionLevel::None,
+            readiness: self.machine.migration_control().carry(),
+            verify: out.terms.verify,
+            stall_timeout_ms: out.control.limits().stall_timeout_ms,
+        };
+        let message = wire::written(&prepare)?;
+        link.send(kind::PREPARE, &message)?;
+        let transcript = transcript(protocol, &message);
+        drop(message);
+        let (_, payload) = wire::expect(link, &[kind::PREPARED], 64 << 10)?;
+        let prepared: Prepared = wire::parse(&payload)?;
+        self.mirror.begin(&Begin {
+            source: true,
+            elide_zero: prepare.elide_zero,
+            fresh: false,
+            // Only where somebody will ask: they cost an export a quarter of its speed and more.
+            digests: out.terms.mode == MigrationMode::Precopy && !self.machine.can_log_dirty(),
+            streams: out.terms.streams,
+            session: *out.id.as_bytes(),
+            peer_nonce: prepared.nonce,
+            transcript,
+        })?;
+        self.session = true;
+        let mut streams = Vec::new();
+        for index in 0..out.terms.streams {
+            let purpose = Purpose::Stream { session: out.id, index };
+            let mut link = open_control(&out.peer, out.identity, out.host, purpose, stall, watched)?.link;
+            let mask = match out.terms.stream_transport {
+                StreamTransport::Sealed => {
+                    link.leave_tls()?;
+                    Some(Mask::new(&prepare.mask, index))
+                }
+                StreamTransport::Tls => None,
+            };
+            streams.push(Stream::new(link, mask));
+        }
+        Ok(streams)
+    }
+}
+
+/// A key that nothing else has.
+fn fresh_key() -> Result<[u8; 32], MigrationFault> {
+    let mut key = [0; 32];
+    SystemRandom::new()
+        .fill(&mut key)
+        .map_err(|_| MigrationFault::Protocol("the system has no randomness"))?;
+    Ok(key)
+}

@@ -1,0 +1,194 @@
+//! Pause, the last round, the state, START, and the token that decides.
+
+use std::time::{Duration, Instant};
+
+use mirrorvm_abi::op::Start;
+use mirrorvm_abi::record::TOKEN_BYTES;
+
+use super::{Course, Ends, SourceEnd, Switched};
+use crate::addr::{PAGE_SIZE, RamAddr};
+use crate::migration::finder::Finder;
+use crate::migration::pump::Stream;
+use crate::migration::rounds::Bound;
+use crate::migration::transcript::sha256;
+use crate::migration::wire::{self, Settled, StateHead, kind};
+use crate::migration::{MigrationFault, MigrationState};
+use crate::pages::PageSet;
+use crate::transport::Link;
+
+/// Most runs of shared pages that travel with a guest's state: a few MiB of message.
+const SHARED_RUNS_MAX: usize = 1 << 18;
+
+impl Course<'_, '_> {
+    /// Pause, the last pages, the state, START. With a `bound` that the pause turns out not to keep to, the
+    /// guest goes on here instead, and what is left has to be sent by another round. Why in this order:
+    /// docs/rounds.md.
+    pub(super) fn switchover(
+        &mut self,
+        ends: &mut Ends,
+        left: &mut PageSet,
+        finder: Option<&Finder>,
+        bound: Option<Bound>,
+    ) -> Result<Switched, MigrationFault> {
+        self.check()?;
+        let control = self.out.control;
+        control.enter(MigrationState::Switchover);
+        let paused_at = Instant::now();
+        self.paused_at = Some(paused_at);
+        self.machine.pause()?;
+        self.out.journal.held();
+        // Saving may touch memory (drivers say so), hence before the last look at the dirty log.
+        let state = self.machine.save_state()?;
+        let leave = paused_at.elapsed();
+        if let Some(finder) = finder {
+            let (streams, epoch) = (ends.streams.len(), ends.sent.epoch);
+            finder.look(self.machine, self.mirror, streams, epoch, control, left)?;
+        }
+        // Marks stay: nothing is written any more, and if the guest goes on after all they are found once
+        // more.
+        ends.sent.dirty = None;
+        // Registers are written to the save areas when the vCPUs stop: whatever went before, they go again,
+        // last.
+        if let Some(areas) = self.machine.ram().layout().save_areas() {
+            left.insert_range(areas.ram_range());
+        }
+        // A switchover that was asked for meanwhile takes what it takes.
+        let holds =
+            |pages| bound.is_none_or(|b| b.holds(paused_at.elapsed(), pages)) || control.wants_switchover();
+        if !holds(left.len()) {
+            return self.go_on(leave);
+        }
+        let (round, _) = self.round(ends, left, None)?;
+        control.update(|l| l.push_round(round));
+        if !holds(0) {
+            return self.go_on(leave);
+        }
+        if let Some(finder) = finder {
+            finder.end(self.machine)?;
+        }
+        // From here on the guest does not run again without the helper's leave.
+        self.mirror.paused()?;
+        let link = &mut ends.link;
+        let state_digest = self.send_state(link, &state)?;
+        // What the helper may export, less what it did: the rest went as shared pages.
+        let allowed: u64 = self.mirror.plan().allowed_pages();
+        let start = Start { state: state_digest, shared_pages: allowed - ends.sent.ever_sealed.len() };
+        self.check()?;
+        if !control.pass_point_of_no_return() {
+            return Err(control.called_off().unwrap_or(MigrationFault::Canceled));
+        }
+        self.out.journal.start_sent().map_err(MigrationFault::Journal)?;
+        let token = self.mirror.start(&start)?;
+        control.enter(MigrationState::Finishing);
+        // Whatever this gives, START may have arrived: from here on only a token tells.
+        if let Err(error) = link.send(kind::START, &token) {
+            tracing::warn!(%error, "START may not have arrived");
+        }
+        Ok(Switched::Over)
+    }
+
+    /// A pause is broken off: the guest runs again.
+    fn go_on(&mut self, leave: Duration) -> Result<Switched, MigrationFault> {
+        self.machine.resume()?;
+        self.out.journal.runs_on();
+        self.paused_at = None;
+        Ok(Switched::Back { leave })
+    }
+
+    fn send_state(&mut self, link: &mut Link, state: &[u8]) -> Result<[u8; 32], MigrationFault> {
+        let (console_end, console) = self.machine.console().carry();
+        let head = StateHead {
+            console_end,
+            console_bytes: console.len() as u32,
+            machine_bytes: u32::try_from(state.len())
+                .map_err(|_| MigrationFault::Protocol("state too large"))?,
+            shared: self.shared_runs()?,
+            labels: self.out.journal.last_labels().map_err(MigrationFault::Journal)?,
+        };
+        let head = serde_json::to_vec(&head).map_err(|_| MigrationFault::Protocol("unsendable state"))?;
+        let len = (head.len() as u32).to_le_bytes();
+        link.send_parts(kind::STATE, &[&len, &head, &console, state])?;
+        Ok(sha256(state))
+    }
+
+    /// Which pages the guest shares, as runs. A guest may make them as many as it likes; what goes on the
+    /// wire is bounded.
+    fn shared_runs(&self) -> Result<Vec<(u64, u64)>, MigrationFault> {
+        let layout = self.machine.ram().layout();
+        let extents = self.machine.encryption().extents(&layout, RamAddr::new(0), 2 * SHARED_RUNS_MAX + 1);
+        let shared =
+            extents.iter().filter(|e| e.shared).map(|e| (e.range.start() / PAGE_SIZE, e.range.pages()));
+        let runs: Vec<_> = shared.collect();
+        if runs.len() > SHARED_RUNS_MAX { Err(MigrationFault::Fragmented) } else { Ok(runs) }
+    }
+
+    /// After START: the answer decides, and only the answer.
+    pub(super) fn finish(&mut self, mut link: Link, streams: Vec<Stream>) -> SourceEnd {
+        let settled = self.await_token(&mut link);
+        let waited = self.paused_at.map(|t| t.elapsed());
+        let ended = match settled {
+            Ok((kind::COMMITTED, settled, token)) => match self.mirror.check_commit(&token) {
+                Ok(()) => {
+                    self.note_downtime(waited, settled.verify_us);
+                    let wanted = self.out.terms.verify;
+                    let digests = if wanted { self.machine.page_digests() } else { None };
+                    SourceEnd::Succeeded { digests }
+                }
+                Err(e) => SourceEnd::InDoubt { fault: e.into() },
+            },
+            Ok((_, settled, token)) => match self.mirror.check_abort(&token) {
+                Ok(()) => {
+                    self.session = false;
+                    let fault = settled.reason.map_or(MigrationFault::PeerGone, MigrationFault::from);
+                    self.back_out(fault)
+                }
+                Err(e) => SourceEnd::InDoubt { fault: e.into() },
+            },
+            Err(fault) => SourceEnd::InDoubt { fault },
+        };
+        for stream in streams {
+            let _ = stream.link.close();
+        }
+        let _ = link.close();
+        ended
+    }
+
+    fn await_token(&mut self, link: &mut Link) -> Result<(u8, Settled, [u8; TOKEN_BYTES]), MigrationFault> {
+        let kinds = [kind::COMMITTED, kind::ABORTED, kind::COMMITTING];
+        let (kind, payload) = loop {
+            let (kind, payload) = wire::expect(link, &kinds, wire::REASON_MAX)?;
+            if kind != kind::COMMITTING {
+                break (kind, payload);
+            }
+            // Somebody is there and tries: silence begins anew, and whoever looks here sees what is waited
+            // for.
+            if !self.out.control.live().committing {
+                let why: MigrationFault = wire::parse::<wire::Refused>(&payload)?.into();
+                tracing::warn!(migration = %self.out.id, fault = %why, "the destination cannot store COMMIT yet");
+                self.out.control.update(|l| l.committing = true);
+            }
+        };
+        self.out.control.update(|l| l.committing = false);
+        let settled: Settled = wire::parse(&payload)?;
+        let token = settled
+            .token
+            .as_slice()
+            .try_into()
+            .map_err(|_| MigrationFault::Protocol("a token of another length"))?;
+        Ok((kind, settled, token))
+    }
+
+    fn note_downtime(&self, waited: Option<Duration>, verify_us: u64) {
+        let Some(waited) = waited else { return };
+        self.out.control.update(|l| {
+            let verify = (verify_us as f64 / 1e3).min(waited.as_secs_f64() * 1e3);
+            let to_the_microsecond = |ms: f64| (ms * 1e3).round() / 1e3;
+            l.progress.downtime_ms = Some(to_the_microsecond(waited.as_secs_f64() * 1e3 - verify));
+            // A pause that was had can be had.
+            let had = waited.as_millis() as u64 + 1;
+            l.progress.downtime_floor_ms = l.progress.downtime_floor_ms.map(|floor| floor.min(had));
+            l.progress.verify_ms = self.out.terms.verify.then_some(to_the_microsecond(verify));
+            l.progress.elapsed_ms = self.begun.elapsed().as_millis() as u64;
+        });
+    }
+}
