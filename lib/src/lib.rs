@@ -17,6 +17,7 @@ pub mod hypervisor;
 pub mod memory;
 pub mod migration;
 pub mod mirror;
+mod named;
 pub mod pages;
 mod private_files;
 pub mod qemu;

@@ -5,37 +5,30 @@ use serde::{Deserialize, Serialize};
 
 use super::{Declaration, GuestLayout, HostLimits, Strategy};
 use crate::addr::PAGE_2M;
+use crate::named::named;
 use crate::pages::PageSet;
 
-/// What the hardware keeps from the host, of the guest and so of its mirror.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Confidentiality {
-    /// Nothing: an ordinary guest.
-    #[default]
-    None,
-    /// Memory (SEV, real or modelled).
-    Sev,
-    /// Memory and registers (SEV-ES).
-    SevEs,
-    /// Memory, registers and integrity (SEV-SNP). No such guest can have a mirror.
-    SevSnp,
+named! {
+    /// What the hardware keeps from the host, of the guest and so of its mirror.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+    #[serde(rename_all = "kebab-case")]
+    pub enum Confidentiality {
+        /// Nothing: an ordinary guest.
+        #[default]
+        None = "none",
+        /// Memory (SEV, real or modelled).
+        Sev = "sev",
+        /// Memory and registers (SEV-ES).
+        SevEs = "sev-es",
+        /// Memory, registers and integrity (SEV-SNP). No such guest can have a mirror.
+        SevSnp = "sev-snp",
+    }
 }
 
 impl Confidentiality {
     /// Whether private pages have the C-bit.
     pub const fn is_encrypted(self) -> bool {
         !matches!(self, Self::None)
-    }
-
-    /// The name that the API uses for it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Sev => "sev",
-            Self::SevEs => "sev-es",
-            Self::SevSnp => "sev-snp",
-        }
     }
 }
 

@@ -10,6 +10,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Addressing;
+use crate::named::named;
 use crate::reading::{Decode, Errors, Fields, Node, one_of};
 
 /// How far the RAM window of the `shifted` strategy is moved up.
@@ -58,41 +59,19 @@ pub enum Strategy {
     },
 }
 
-/// One list makes the kinds, all of them, and their names.
-macro_rules! kinds {
-    ($($(#[$doc:meta])* $kind:ident = $name:literal,)*) => {
-        /// What kind a strategy is, whatever its parameters.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        pub enum StrategyKind {
-            $($(#[$doc])* $kind,)*
-        }
-
-        impl StrategyKind {
-            /// All kinds, in the order in which they are shown.
-            pub const ALL: &'static [Self] = &[$(Self::$kind),*];
-
-            /// The names of all kinds, in the same order.
-            pub const NAMES: &'static [&'static str] = &[$($name),*];
-
-            /// The kind's name in the API, in stored records and between hosts.
-            pub const fn name(self) -> &'static str {
-                match self {
-                    $(Self::$kind => $name,)*
-                }
-            }
-        }
-    };
-}
-
-kinds! {
-    /// [`Strategy::Shifted`].
-    Shifted = "shifted",
-    /// [`Strategy::IdentityCbit`].
-    IdentityCbit = "identity-cbit",
-    /// [`Strategy::Declared`].
-    Declared = "declared",
-    /// [`Strategy::PspCopied`].
-    PspCopied = "psp-copied",
+named! {
+    /// What kind a strategy is, whatever its parameters.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    pub enum StrategyKind {
+        /// [`Strategy::Shifted`].
+        Shifted = "shifted",
+        /// [`Strategy::IdentityCbit`].
+        IdentityCbit = "identity-cbit",
+        /// [`Strategy::Declared`].
+        Declared = "declared",
+        /// [`Strategy::PspCopied`].
+        PspCopied = "psp-copied",
+    }
 }
 
 /// What a caller chooses of a strategy.
@@ -182,11 +161,6 @@ impl Decode for Strategy {
 }
 
 impl StrategyKind {
-    /// The kind of this name.
-    pub fn named(name: &str) -> Option<Self> {
-        Self::ALL.iter().copied().find(|kind| kind.name() == name)
-    }
-
     /// What there is to know of it.
     pub const fn facts(self) -> &'static StrategyFacts {
         match self {

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::address_space::Strategy;
+use crate::named::named;
 use crate::sev::Policy;
 
 /// vCPUs of a guest of a stock driver.
@@ -163,31 +164,21 @@ pub enum AccelChoice {
     Tcg,
 }
 
-/// What the hardware gives a guest.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ProtectionLevel {
-    /// Nothing: the host can read and write the guest's memory. Sealing protects the pages on the way.
-    #[default]
-    None,
-    /// A model of SEV in software: memory is ciphertext, and the host holds the keys. It shows what SEV does,
-    /// and protects nothing.
-    Modelled,
-    /// SEV: memory is encrypted; registers are not, and an active host can remap memory.
-    Sev,
-    /// SEV-ES: memory and registers are encrypted; an active host can remap memory.
-    SevEs,
-}
-
-impl ProtectionLevel {
-    /// The API's name.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Modelled => "modelled",
-            Self::Sev => "sev",
-            Self::SevEs => "sev-es",
-        }
+named! {
+    /// What the hardware gives a guest.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+    #[serde(rename_all = "kebab-case")]
+    pub enum ProtectionLevel {
+        /// Nothing: the host can read and write the guest's memory. Sealing protects the pages on the way.
+        #[default]
+        None = "none",
+        /// A model of SEV in software: memory is ciphertext, and the host holds the keys. It shows what SEV
+        /// does, and protects nothing.
+        Modelled = "modelled",
+        /// SEV: memory is encrypted; registers are not, and an active host can remap memory.
+        Sev = "sev",
+        /// SEV-ES: memory and registers are encrypted; an active host can remap memory.
+        SevEs = "sev-es",
     }
 }
 

@@ -2,26 +2,30 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Where a guest is in its life. The names are the API's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum GuestState {
-    /// Defined: no memory, no vCPUs.
-    Stopped,
-    /// A machine is being made.
-    Starting,
-    /// The machine runs.
-    Running,
-    /// The machine is held.
-    Paused,
-    /// The machine is being taken apart.
-    Stopping,
-    /// A machine waits for its memory from another host.
-    Incoming,
-    /// Held after START went out, until a token says who runs the guest.
-    InDoubt,
-    /// The machine broke down; the record says how. Can be stopped, then started.
-    Failed,
+use crate::named::named;
+
+named! {
+    /// Where a guest is in its life. The names are the API's.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    pub enum GuestState {
+        /// Defined: no memory, no vCPUs.
+        Stopped = "stopped",
+        /// A machine is being made.
+        Starting = "starting",
+        /// The machine runs.
+        Running = "running",
+        /// The machine is held.
+        Paused = "paused",
+        /// The machine is being taken apart.
+        Stopping = "stopping",
+        /// A machine waits for its memory from another host.
+        Incoming = "incoming",
+        /// Held after START went out, until a token says who runs the guest.
+        InDoubt = "in_doubt",
+        /// The machine broke down; the record says how. Can be stopped, then started.
+        Failed = "failed",
+    }
 }
 
 /// What happens to a guest.
@@ -76,20 +80,6 @@ impl GuestState {
             (Self::Starting | Self::Running | Self::Paused | Self::Incoming, E::Broke) => Self::Failed,
             _ => return Err(NotLegal),
         })
-    }
-
-    /// The API's name.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Stopped => "stopped",
-            Self::Starting => "starting",
-            Self::Running => "running",
-            Self::Paused => "paused",
-            Self::Stopping => "stopping",
-            Self::Incoming => "incoming",
-            Self::InDoubt => "in_doubt",
-            Self::Failed => "failed",
-        }
     }
 
     /// Whether vCPUs may execute.

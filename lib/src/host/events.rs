@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::{GuestRecord, HostError, Labels, MigrationRecord, MigrationState, MirrorRecord, PeerRecord};
+use crate::named::named;
 use crate::store::ledger::{Entry, Log, LookError};
 use crate::store::{Batch, Ledger};
 
@@ -54,38 +55,25 @@ impl ResourceKind {
     }
 }
 
-/// What happened to a resource.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Change {
-    /// It is there.
-    Created,
-    /// Something of it changed, its state did not.
-    Updated,
-    /// Its state changed.
-    StateChanged,
-    /// It is gone.
-    Deleted,
-    /// A round of a migration is over.
-    RoundFinished,
-    /// The host was opened.
-    Started,
-    /// The host is about to end.
-    Stopping,
-}
-
-impl Change {
-    /// The API's name.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Created => "created",
-            Self::Updated => "updated",
-            Self::StateChanged => "state_changed",
-            Self::Deleted => "deleted",
-            Self::RoundFinished => "round_finished",
-            Self::Started => "started",
-            Self::Stopping => "stopping",
-        }
+named! {
+    /// What happened to a resource.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    pub enum Change {
+        /// It is there.
+        Created = "created",
+        /// Something of it changed, its state did not.
+        Updated = "updated",
+        /// Its state changed.
+        StateChanged = "state_changed",
+        /// It is gone.
+        Deleted = "deleted",
+        /// A round of a migration is over.
+        RoundFinished = "round_finished",
+        /// The host was opened.
+        Started = "started",
+        /// The host is about to end.
+        Stopping = "stopping",
     }
 }
 

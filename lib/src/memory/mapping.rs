@@ -16,6 +16,7 @@ use vm_memory::{
 use super::budget::{Budget, Claim, Purpose, Shortage, Touched};
 use super::limits::{Bound, Tree};
 use crate::addr::{PAGE_1G, PAGE_2M, PAGE_SIZE};
+use crate::named::named;
 
 /// Why memory could not be had or reached.
 #[derive(Debug, thiserror::Error)]
@@ -49,29 +50,23 @@ pub enum MemoryError {
     },
 }
 
-/// What lies behind memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Backing {
-    /// Anonymous memory of this process, on transparent huge pages where the kernel gives them. No other
-    /// process can map it.
-    Anonymous,
-    /// A memfd; on transparent huge pages where the kernel gives them to shared memory, which few hosts do.
-    Memfd,
-    /// A memfd on reserved 2 MiB pages (`vm.nr_hugepages`).
-    Hugetlb,
+named! {
+    /// What lies behind memory.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    pub enum Backing {
+        /// Anonymous memory of this process, on transparent huge pages where the kernel gives them. No other
+        /// process can map it.
+        Anonymous = "anonymous",
+        /// A memfd; on transparent huge pages where the kernel gives them to shared memory, which few hosts
+        /// do.
+        Memfd = "memfd",
+        /// A memfd on reserved 2 MiB pages (`vm.nr_hugepages`).
+        Hugetlb = "hugetlb",
+    }
 }
 
 impl Backing {
-    /// The name that the API uses for it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Anonymous => "anonymous",
-            Self::Memfd => "memfd",
-            Self::Hugetlb => "hugetlb",
-        }
-    }
-
     /// Bytes of the largest pages that this host gives such memory, by what the kernel says of itself:
     /// whether a certain span got one is the kernel's decision at its first touch.
     pub fn page_size(self) -> u64 {

@@ -18,54 +18,29 @@ use std::time::{Duration, Instant};
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// What a stream's thread is at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
-    /// Source: choosing pages and putting requests into the helper's ring.
-    Submit,
-    /// Source: waiting for the helper to seal.
-    Seal,
-    /// Source: masking the headers of sealed records, or copying records out of the mailbox where they go
-    /// through TLS.
-    Hide,
-    /// Source: the socket, TLS where it is asked for, waiting for the destination included.
-    Send,
-    /// Destination: the socket, TLS where it is asked for, waiting for the source included.
-    Receive,
-    /// Destination: showing and walking the headers of sealed records.
-    Show,
-    /// Destination: waiting for the helper to open.
-    Open,
-    /// Destination: touching RAM ahead of what arrives.
-    Fault,
-}
+use crate::named::named;
 
-impl Stage {
-    /// All of them, in the order of a page's way.
-    pub const ALL: [Self; 8] = [
-        Self::Submit,
-        Self::Seal,
-        Self::Hide,
-        Self::Send,
-        Self::Receive,
-        Self::Show,
-        Self::Open,
-        Self::Fault,
-    ];
-
-    /// A short name for tables.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Submit => "submit",
-            Self::Seal => "seal",
-            Self::Hide => "hide",
-            Self::Send => "send",
-            Self::Receive => "receive",
-            Self::Show => "show",
-            Self::Open => "open",
-            Self::Fault => "fault",
-        }
+named! {
+    /// What a stream's thread is at.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Stage {
+        /// Source: choosing pages and putting requests into the helper's ring.
+        Submit = "submit",
+        /// Source: waiting for the helper to seal.
+        Seal = "seal",
+        /// Source: masking the headers of sealed records, or copying records out of the mailbox where they go
+        /// through TLS.
+        Hide = "hide",
+        /// Source: the socket, TLS where it is asked for, waiting for the destination included.
+        Send = "send",
+        /// Destination: the socket, TLS where it is asked for, waiting for the source included.
+        Receive = "receive",
+        /// Destination: showing and walking the headers of sealed records.
+        Show = "show",
+        /// Destination: waiting for the helper to open.
+        Open = "open",
+        /// Destination: touching RAM ahead of what arrives.
+        Fault = "fault",
     }
 }
 
@@ -183,8 +158,8 @@ mod tests {
 
     #[test]
     fn stages_are_in_order_and_named_apart() {
-        for (index, stage) in Stage::ALL.into_iter().enumerate() {
-            assert_eq!(stage as usize, index);
+        for (index, stage) in Stage::ALL.iter().enumerate() {
+            assert_eq!(*stage as usize, index);
         }
         let names: std::collections::BTreeSet<_> = Stage::ALL.iter().map(|s| s.name()).collect();
         assert_eq!(names.len(), Stage::ALL.len());

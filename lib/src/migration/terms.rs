@@ -6,6 +6,8 @@ use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
+use crate::named::named;
+
 /// Streams, and workers of the mirror that feeds them.
 pub const STREAMS: RangeInclusive<u64> = 1..=16;
 /// Pause that a migration may take, milliseconds.
@@ -86,44 +88,36 @@ impl Default for MigrationLimits {
     }
 }
 
-/// A migration's state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum MigrationState {
-    /// Waits for a migration slot of the host.
-    Queued,
-    /// Mirrors are made, the destination gets ready.
-    Preparing,
-    /// Pages move while the guest runs.
-    Precopy,
-    /// The guest is paused; the last pages and its state move.
-    Switchover,
-    /// START is out; the destination's answer is awaited.
-    Finishing,
-    /// The guest runs at the destination.
-    Succeeded,
-    /// It did not work; the guest is where it was.
-    Failed,
-    /// Called off; the guest is where it was.
-    Canceled,
-    /// START is out and no token settles what became of it.
-    InDoubt,
+named! {
+    /// A migration's state.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    pub enum MigrationState {
+        /// Waits for a migration slot of the host.
+        Queued = "queued",
+        /// Mirrors are made, the destination gets ready.
+        Preparing = "preparing",
+        /// Pages move while the guest runs.
+        Precopy = "precopy",
+        /// The guest is paused; the last pages and its state move.
+        Switchover = "switchover",
+        /// START is out; the destination's answer is awaited.
+        Finishing = "finishing",
+        /// The guest runs at the destination.
+        Succeeded = "succeeded",
+        /// It did not work; the guest is where it was.
+        Failed = "failed",
+        /// Called off; the guest is where it was.
+        Canceled = "canceled",
+        /// START is out and no token settles what became of it.
+        InDoubt = "in_doubt",
+    }
 }
 
 impl MigrationState {
-    /// The API's name.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Queued => "queued",
-            Self::Preparing => "preparing",
-            Self::Precopy => "precopy",
-            Self::Switchover => "switchover",
-            Self::Finishing => "finishing",
-            Self::Succeeded => "succeeded",
-            Self::Failed => "failed",
-            Self::Canceled => "canceled",
-            Self::InDoubt => "in_doubt",
-        }
+    /// Whether its course can still be changed: START is not out.
+    pub const fn is_moving(self) -> bool {
+        matches!(self, Self::Queued | Self::Preparing | Self::Precopy | Self::Switchover)
     }
 
     /// Whether nothing more will happen.
@@ -207,4 +201,16 @@ pub struct Progress {
     /// Share of their time that the guest's vCPUs are held, percent.
     #[serde(default)]
     pub throttle_percent: u8,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_can_still_be_changed_is_not_over() {
+        let moving: Vec<_> = MigrationState::ALL.iter().filter(|s| s.is_moving()).map(|s| s.name()).collect();
+        assert_eq!(moving, ["queued", "preparing", "precopy", "switchover"]);
+        assert!(MigrationState::ALL.iter().all(|s| !(s.is_moving() && s.is_terminal())));
+    }
 }

@@ -195,13 +195,18 @@ impl Parameters {
     }
 
     /// The values of a repeatable parameter with a closed list of values.
-    pub fn each_of<T: Copy>(&mut self, name: &str, known: &[(&'static str, T)]) -> Vec<T> {
+    pub fn each_of<T: Copy>(
+        &mut self,
+        name: &str,
+        known: &'static [T],
+        named: fn(T) -> &'static str,
+    ) -> Vec<T> {
         let mut found = Vec::new();
         for text in self.all(name) {
-            match known.iter().find(|(n, _)| *n == text) {
-                Some((_, value)) => found.push(*value),
+            match known.iter().find(|value| named(**value) == text) {
+                Some(value) => found.push(*value),
                 None => {
-                    let names: Vec<&str> = known.iter().map(|(n, _)| *n).collect();
+                    let names: Vec<&str> = known.iter().map(|value| named(*value)).collect();
                     let shown: String = text.chars().take(64).collect();
                     let detail = format!("{shown:?} is not one of {}", names.join(", "));
                     self.problem(ProblemError::at_parameter(name, "unknown_value", detail));
@@ -297,6 +302,19 @@ mod tests {
         };
         take(&mut p);
         p.done().err().map_or(Vec::new(), |p| p.errors().iter().map(|e| e.code.clone()).collect())
+    }
+
+    #[test]
+    fn states_are_taken_by_their_names_and_others_refused() {
+        use mirrorvm::host::MigrationState as S;
+        let states = |p: &mut Parameters| p.each_of("state", S::ALL, S::name);
+        for state in S::ALL {
+            let query = format!("state=failed&state={}", state.name());
+            assert!(codes(&query, |p| assert_eq!(states(p), [S::Failed, *state])).is_empty(), "{query}");
+        }
+        for query in ["state=done", "state=", "state=Failed"] {
+            assert_eq!(codes(query, |p| assert!(states(p).is_empty())), ["unknown_value"], "{query}");
+        }
     }
 
     #[test]

@@ -39,18 +39,6 @@ const CONSOLE_MAX: usize = 1 << 20;
 /// About how many bytes a guest takes as JSON, which decides how much room the answer of a list begins with.
 const GUEST_BYTES: usize = 768;
 
-/// States by name, for filters.
-const STATES: [(&str, GuestState); 8] = [
-    ("stopped", GuestState::Stopped),
-    ("starting", GuestState::Starting),
-    ("running", GuestState::Running),
-    ("paused", GuestState::Paused),
-    ("stopping", GuestState::Stopping),
-    ("incoming", GuestState::Incoming),
-    ("in_doubt", GuestState::InDoubt),
-    ("failed", GuestState::Failed),
-];
-
 /// List the guests
 ///
 /// The guests of this host.
@@ -62,7 +50,7 @@ const STATES: [(&str, GuestState); 8] = [
     responses((status = 200, description = "A page of guests", body = GuestList)))]
 pub async fn list(State(state): State<AppState>, query: Query) -> Result<Response, Problem> {
     let mut parameters = query.read()?;
-    let states = parameters.each_of("state", &STATES);
+    let states = parameters.each_of("state", GuestState::ALL, GuestState::name);
     let labels = parameters.labels();
     let texts: Vec<String> = labels.iter().map(Selector::text).collect();
     let mut filters: Vec<(&str, &str)> = states.iter().map(|s| ("state", s.name())).collect();

@@ -19,15 +19,13 @@ use crate::access::caller::Caller;
 use crate::api::checks::MigrationCheck;
 use crate::api::labels::{Selector, all_hold};
 use crate::api::layout::AddressSpacePlan;
-use crate::api::migrations::{
-    Migration, MigrationCreate, MigrationList, MigrationRound, MigrationRoundList, parse_state,
-};
+use crate::api::migrations::{Migration, MigrationCreate, MigrationList, MigrationRound, MigrationRoundList};
 use crate::api::page::{Place, Scope, cut};
 use crate::api::patch::MigrationUpdate;
 use crate::api::{Preview, Warning};
 use crate::http::body::{JsonBody, PatchBody};
 use crate::http::change::Change;
-use crate::http::query::{Parameters, Query};
+use crate::http::query::Query;
 use crate::http::{negotiate, respond, wait};
 use crate::problem::Problem;
 use crate::state::AppState;
@@ -37,17 +35,6 @@ pub(super) const PATH: &str = "/v1/migrations";
 /// Reads the id in a path. Text that is not an id names nothing.
 pub(super) fn id_of(key: &str) -> Result<Uuid, Problem> {
     Uuid::try_parse(key).map_err(|_| HostError::NotFound { kind: "migration", key: key.to_owned() }.into())
-}
-
-fn states(parameters: &mut Parameters) -> Vec<MigrationState> {
-    let mut states = Vec::new();
-    for name in parameters.all("state") {
-        match parse_state(&name) {
-            Ok(state) => states.push(state),
-            Err(error) => parameters.problem(*error),
-        }
-    }
-    states
 }
 
 fn is_of(record: &MigrationRecord, guest: &str) -> bool {
@@ -69,7 +56,7 @@ fn is_of(record: &MigrationRecord, guest: &str) -> bool {
     responses((status = 200, description = "A page of migrations", body = MigrationList)))]
 pub async fn list(State(state): State<AppState>, query: Query) -> Result<Response, Problem> {
     let mut parameters = query.read()?;
-    let states = states(&mut parameters);
+    let states = parameters.each_of("state", MigrationState::ALL, MigrationState::name);
     let guest = parameters.one("guest");
     let mut filters: Vec<(&str, &str)> = states.iter().map(|s| ("state", s.name())).collect();
     filters.extend(guest.iter().map(|g| ("guest", g.as_str())));

@@ -53,7 +53,7 @@ fn id_of(key: &str) -> Result<Uuid, Problem> {
 pub async fn list(State(state): State<AppState>, query: Query) -> Result<Response, Problem> {
     let mut parameters = query.read()?;
     let guest = parameters.one("guest");
-    let states = parameters.each_of("state", &STATES);
+    let states = parameters.each_of("state", MirrorState::ALL, MirrorState::name);
     let labels = parameters.labels();
     let texts: Vec<String> = labels.iter().map(Selector::text).collect();
     let mut filters: Vec<(&str, &str)> = guest.iter().map(|g| ("guest", g.as_str())).collect();
@@ -80,14 +80,6 @@ pub async fn list(State(state): State<AppState>, query: Query) -> Result<Respons
     let items = items.into_iter().map(Mirror::from).collect();
     Ok(respond::list(MirrorList { items, next_page_token }, link))
 }
-
-/// States by name, for filters.
-const STATES: [(&str, MirrorState); 4] = [
-    ("creating", MirrorState::Creating),
-    ("ready", MirrorState::Ready),
-    ("busy", MirrorState::Busy),
-    ("failed", MirrorState::Failed),
-];
 
 fn made(record: MirrorRecord) -> Response {
     let (location, generation) = (format!("{PATH}/{}", record.id), record.generation);

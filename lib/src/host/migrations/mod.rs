@@ -35,12 +35,13 @@ use super::{
     PageDigests, validate,
 };
 
-/// States in which a migration's course can still be changed.
-const MOVING: [MigrationState; 4] =
-    [MigrationState::Queued, MigrationState::Preparing, MigrationState::Precopy, MigrationState::Switchover];
-
-/// Their names.
-const MOVING_NAMES: [&str; 4] = [MOVING[0].name(), MOVING[1].name(), MOVING[2].name(), MOVING[3].name()];
+/// States in which a migration's course can still be changed: [`MigrationState::is_moving`].
+const MOVING: [&str; 4] = [
+    MigrationState::Queued.name(),
+    MigrationState::Preparing.name(),
+    MigrationState::Precopy.name(),
+    MigrationState::Switchover.name(),
+];
 
 impl Host {
     /// Starts a migration; returns when it is recorded. A dry run asks the destination, too.
@@ -143,10 +144,10 @@ impl Host {
     ) -> Result<MigrationRecord, HostError> {
         let entry = self.migration_entry(id)?;
         let now = entry.record();
-        let spec = now.spec.clone().filter(|_| MOVING.contains(&now.state));
+        let spec = now.spec.clone().filter(|_| now.state.is_moving());
         let Some(spec) = spec else {
             let current = now.state.name();
-            return Err(HostError::WrongState { kind: "migration", current, allowed: &MOVING_NAMES });
+            return Err(HostError::WrongState { kind: "migration", current, allowed: &MOVING });
         };
         let spec = MigrationSpec { limits, ..spec };
         validate::migration(&spec)?;
@@ -157,9 +158,9 @@ impl Host {
             return Ok(MigrationRecord { spec: Some(spec), ..now });
         }
         let store = |now: &MigrationRecord| {
-            if !MOVING.contains(&now.state) {
+            if !now.state.is_moving() {
                 let current = now.state.name();
-                return Err(HostError::WrongState { kind: "migration", current, allowed: &MOVING_NAMES });
+                return Err(HostError::WrongState { kind: "migration", current, allowed: &MOVING });
             }
             ask.check("migration", now.generation)?;
             // On disk before it holds.
@@ -184,9 +185,9 @@ impl Host {
         let entry = self.migration_entry(id)?;
         entry.hold(|now| {
             ask.check("migration", now.generation)?;
-            if now.spec.is_none() || !MOVING.contains(&now.state) {
+            if now.spec.is_none() || !now.state.is_moving() {
                 let current = now.state.name();
-                return Err(HostError::WrongState { kind: "migration", current, allowed: &MOVING_NAMES });
+                return Err(HostError::WrongState { kind: "migration", current, allowed: &MOVING });
             }
             if !ask.dry_run {
                 entry.control.switch_over().map_err(|_| HostError::PastPointOfNoReturn)?;

@@ -9,6 +9,7 @@ use uuid::Uuid;
 use crate::address_space::{MirrorPlan, Strategy};
 use crate::host::faults::Fault;
 use crate::mirror::Placement;
+use crate::named::named;
 
 /// What a caller wants a mirror to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,29 +34,19 @@ pub struct MirrorOptions {
     pub helper_image: Option<String>,
 }
 
-/// A mirror's state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum MirrorState {
-    /// Being made.
-    Creating,
-    /// The helper waits for work.
-    Ready,
-    /// A migration has it.
-    Busy,
-    /// The helper or its vCPU broke down.
-    Failed,
-}
-
-impl MirrorState {
-    /// The API's name.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Creating => "creating",
-            Self::Ready => "ready",
-            Self::Busy => "busy",
-            Self::Failed => "failed",
-        }
+named! {
+    /// A mirror's state.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    pub enum MirrorState {
+        /// Being made.
+        Creating = "creating",
+        /// The helper waits for work.
+        Ready = "ready",
+        /// A migration has it.
+        Busy = "busy",
+        /// The helper or its vCPU broke down.
+        Failed = "failed",
     }
 }
 
