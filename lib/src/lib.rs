@@ -11,6 +11,8 @@
 pub mod addr;
 pub mod address_space;
 pub mod boot_files;
+pub mod chain;
+pub mod codes;
 pub mod guest;
 pub mod host;
 pub mod hypervisor;

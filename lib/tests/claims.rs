@@ -3,6 +3,7 @@
 
 mod support;
 
+use mirrorvm::host::ResourceKind;
 use mirrorvm::host::*;
 use uuid::Uuid;
 
@@ -116,10 +117,10 @@ async fn a_mirror_that_a_queued_migration_waits_with_is_in_use() {
     let wanted = MigrationSpec { mirror: MirrorChoice::Existing(mirror), ..leaving("g1") };
     // Another mirror is in the way of a template: told at the request, not when a slot is free.
     let refused = two.a.create_migration(leaving("g1"), &Ask::now()).await.unwrap_err();
-    assert!(matches!(refused, HostError::InUse { kind: "guest", .. }), "{refused:?}");
+    assert!(matches!(refused, HostError::InUse { kind: ResourceKind::Guest, .. }), "{refused:?}");
     let queued = two.a.create_migration(wanted, &Ask::now()).await.unwrap().record.id;
     let refused = two.a.delete_mirror(mirror, &Ask::now()).await.unwrap_err();
-    assert!(matches!(refused, HostError::InUse { kind: "mirror", .. }), "{refused:?}");
+    assert!(matches!(refused, HostError::InUse { kind: ResourceKind::Mirror, .. }), "{refused:?}");
     two.a.cancel_migration(queued, &Ask::now()).await.unwrap();
     ended(&two.a, queued).await;
     two.a.delete_mirror(mirror, &Ask::now()).await.unwrap();
@@ -147,7 +148,7 @@ async fn one_id_is_taken_once_and_one_expected_generation_is_met_once() {
     for one in asked {
         match one.await.unwrap() {
             Ok(begun) => got += u32::from(begun.record.id == id),
-            Err(HostError::IdTaken { kind: "migration" }) => {}
+            Err(HostError::IdTaken { kind: ResourceKind::Migration }) => {}
             Err(other) => panic!("{other:?}"),
         }
     }

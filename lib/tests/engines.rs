@@ -219,7 +219,7 @@ impl Place {
 impl Receiver for Place {
     fn admit(&self, prepare: &Prepare, peer: &str) -> Result<Arrival, Refused> {
         if prepare.definition != DEFINITION {
-            return Err(Refused { code: "colour".into(), detail: "only red ones".into() });
+            return Err(Refused { code: "colour".to_owned().into(), detail: "only red ones".into() });
         }
         assert_eq!(peer, "here");
         let ram = ram(RAM_BYTES);
@@ -382,7 +382,10 @@ fn a_guest_that_nobody_takes_goes_on_where_it_was() {
     let mut here = running();
     let (end, notes) = engines.depart(&mut here, "a blue one");
     let SourceEnd::NotMoved { fault, resumed: true } = end else { panic!("{end:?}") };
-    assert_eq!((fault.code(), fault.to_string()), ("colour", "the peer refuses: only red ones".into()));
+    assert_eq!(
+        (fault.code().as_str(), fault.to_string()),
+        ("colour", "the peer refuses: only red ones".into())
+    );
     assert!(!notes.start_sent.load(Ordering::SeqCst));
     here.until(here.count() + 50);
     engines.listener.shutdown();

@@ -3,6 +3,7 @@
 
 mod support;
 
+use mirrorvm::codes::Code;
 use mirrorvm::host::*;
 use mirrorvm::memory::Backing;
 
@@ -119,7 +120,7 @@ async fn a_guest_that_writes_too_fast_gets_a_verdict_or_is_forced_or_slowed() {
     let id = two.a.create_migration(limited(late), &Ask::now()).await.unwrap().record.id;
     let verdict = end(&two, id).await;
     assert_eq!(verdict.state, MigrationState::Failed);
-    assert_eq!(verdict.error.as_ref().unwrap().code, "not_converging");
+    assert_eq!(verdict.error.as_ref().unwrap().code, Code::NotConverging);
     let detail = &verdict.error.as_ref().unwrap().detail;
     assert!(detail.contains("pages/s"), "it says the rates: {detail}");
     assert!(verdict.progress.dirty_pages_per_second > 0, "{verdict:#?}");
@@ -208,7 +209,7 @@ async fn a_deadline_under_a_low_rate_is_kept_to_within_a_batch() {
     let now = MigrationLimits { timeout_ms: 1, ..slow };
     two.a.limit_migration(id, now, &Ask::now()).unwrap();
     let verdict = end(&two, id).await;
-    assert_eq!(verdict.error.map(|e| e.code).as_deref(), Some("not_converging"));
+    assert_eq!(verdict.error.unwrap().code, Code::NotConverging);
     assert!(verdict.progress.processed_bytes < 16 * MIB, "the round was cut");
     close(two).await;
 }

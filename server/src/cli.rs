@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
+use mirrorvm::chain::chain;
 use mirrorvm::qemu::QemuUsers;
 use mirrorvm::transport::Advertised;
 use tracing_subscriber::EnvFilter;
@@ -330,17 +331,6 @@ fn print_document(daemon: &Daemon, version: OpenApiVersion) -> Result<(), Box<dy
     };
     std::io::stdout().write_all(document.bytes())?;
     Ok(())
-}
-
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        text.push_str(": ");
-        text.push_str(&next.to_string());
-        cause = next.source();
-    }
-    text
 }
 
 #[cfg(test)]

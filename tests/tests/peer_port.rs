@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use mirrorvm::chain::chain;
 use mirrorvm::migration::wire::{self, Hello, Purpose, kind};
 use mirrorvm::transport::{FrameHeader, Identity, PeerIdentity};
 use mirrorvm_tests::{AnyServer, Daemon, embedded, kvm, migration, until};
@@ -108,7 +109,7 @@ fn ask_what_became(daemon: &Daemon, us: &Identity) {
     let peer = (at.into(), daemon.identity.parse().unwrap());
     let session = "0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11".parse().unwrap();
     let told = mirrorvm::migration::resolve(&peer, us, "us", session).unwrap_err();
-    assert_eq!(told.code(), "unknown_session", "{}", told.chain());
+    assert_eq!(told.code().as_str(), "unknown_session", "{}", chain(&told));
 }
 
 #[test]

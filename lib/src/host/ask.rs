@@ -6,7 +6,7 @@
 
 use uuid::Uuid;
 
-use super::{Expected, HostError};
+use super::{Expected, HostError, ResourceKind};
 
 /// How a change is asked for. What it gives is what is then, or, of a dry run, what would be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -46,7 +46,7 @@ impl Ask {
     ///
     /// # Errors
     /// [`HostError::GenerationMismatch`].
-    pub fn check(&self, kind: &'static str, generation: u64) -> Result<(), HostError> {
+    pub fn check(&self, kind: ResourceKind, generation: u64) -> Result<(), HostError> {
         self.expected.check(kind, generation)
     }
 }

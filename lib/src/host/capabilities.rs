@@ -1,5 +1,6 @@
 //! What this host is and can do, said as it is.
 
+use crate::codes::Capability;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -125,7 +126,7 @@ impl Host {
         let mut capabilities = self.inner.capabilities();
         if self.lacks_address() {
             capabilities.missing.push(MissingCapability {
-                code: "peer_address",
+                what: Capability::PeerAddress,
                 why: "the peer listener is on all addresses, so none of them can be named to others".into(),
                 fix: "start the daemon with --advertise, or with --peer-listen on one address".into(),
             });
@@ -193,7 +194,7 @@ impl Capabilities {
             c_bit: self.limits.c_bit,
             phys_bit_reduction: self.limits.phys_bit_reduction,
             slot_budget: self.limits.slot_budget,
-            missing: self.missing.iter().map(|m| m.code.to_owned()).collect(),
+            missing: self.missing.iter().map(|m| m.what.code().to_owned()).collect(),
         }
     }
 }
@@ -226,7 +227,7 @@ impl Inner {
         for driver in self.drivers.iter() {
             let missing = driver.works(self.hypervisor_of(driver)).err();
             // Several may miss the same.
-            if let Some(missing) = missing.filter(|m| list.iter().all(|l| l.code != m.code)) {
+            if let Some(missing) = missing.filter(|m| list.iter().all(|l| l.what.code() != m.what.code())) {
                 list.push(missing);
             }
         }
@@ -236,13 +237,13 @@ impl Inner {
             Ok(support) => support.es.as_ref().err(),
         };
         list.extend(lacking.map(|m| MissingCapability {
-            code: m.code,
+            what: m.what,
             why: m.why.to_string(),
             fix: format!("{}; the driver `emulated` has a model of SEV, which protects nothing", m.fix),
         }));
         // Whatever there is: the kernel has no mirrors of such guests.
         list.push(MissingCapability {
-            code: "sev-snp",
+            what: Capability::SevSnp,
             why: "KVM refuses to share the context of an SEV-SNP guest: sev_vm_copy_enc_context_from does not copy its VMSA \
                   features"
                 .into(),

@@ -1,10 +1,11 @@
-//! Why a request to a host did not work. One variant per kind of answer; the daemon maps each to HTTP in one
-//! table.
+//! Why a request to a host did not work. One variant per kind of answer; `codes` has the codes of each.
 
 use uuid::Uuid;
 
 use super::images::types::ImageFault;
+use super::{ResourceKind, Subject};
 use crate::address_space::Refusal;
+use crate::codes::Capability;
 use crate::guest::PlugError;
 use crate::memory::{MemoryError, Shortage};
 pub use crate::reading::FieldError;
@@ -16,16 +17,16 @@ pub enum HostError {
     /// No such resource.
     #[error("there is no {kind} {key:?}")]
     NotFound {
-        /// `guest`, `mirror`, `migration`, `host`.
-        kind: &'static str,
+        /// What it would be.
+        kind: Subject,
         /// The id or name that was asked for.
         key: String,
     },
     /// The name is taken.
     #[error("the {kind} name {name:?} is taken")]
     NameTaken {
-        /// `guest` or `host`.
-        kind: &'static str,
+        /// What has a name.
+        kind: ResourceKind,
         /// The name.
         name: String,
     },
@@ -35,8 +36,8 @@ pub enum HostError {
     /// The action does not fit the resource's state.
     #[error("the {kind} is {current}; this needs {}", allowed.join(" or "))]
     WrongState {
-        /// `guest`, `mirror`, `migration`.
-        kind: &'static str,
+        /// What has a state.
+        kind: Subject,
         /// Its state.
         current: &'static str,
         /// States in which the action works.
@@ -61,8 +62,8 @@ pub enum HostError {
     /// The resource is not at the generation that the caller expects.
     #[error("the {kind} is at generation {generation}")]
     GenerationMismatch {
-        /// `guest`, `mirror`, `migration`, `host`.
-        kind: &'static str,
+        /// What has a generation.
+        kind: ResourceKind,
         /// Where it is.
         generation: u64,
     },
@@ -72,8 +73,8 @@ pub enum HostError {
     /// Another resource has the id that the caller chose.
     #[error("there is another {kind} with this id")]
     IdTaken {
-        /// `guest`, `mirror`, `migration`.
-        kind: &'static str,
+        /// What has an id.
+        kind: ResourceKind,
     },
     /// The guest was handed over to another host.
     #[error("the guest was handed over to {peer}")]
@@ -84,8 +85,8 @@ pub enum HostError {
     /// Something else uses the resource.
     #[error("{user} uses the {kind}")]
     InUse {
-        /// `guest`, `mirror`, `host`.
-        kind: &'static str,
+        /// What is used.
+        kind: ResourceKind,
         /// Who uses it.
         user: String,
     },
@@ -154,8 +155,8 @@ pub enum HostError {
     /// This host cannot do it.
     #[error("this host lacks {what}: {why}")]
     CapabilityMissing {
-        /// `kvm`, `qemu`, ...
-        what: &'static str,
+        /// What is missing.
+        what: Capability,
         /// Why.
         why: String,
     },
@@ -219,7 +220,20 @@ const fn trouble_text(trouble: Trouble) -> &'static str {
     }
 }
 
+/// How much of a name that nothing has is said again: callers may send long ones.
+const KEY_SHOWN: usize = 80;
+
 impl HostError {
+    /// There is no such thing.
+    pub fn missing(kind: impl Into<Subject>, key: impl AsRef<str>) -> Self {
+        Self::NotFound { kind: kind.into(), key: key.as_ref().chars().take(KEY_SHOWN).collect() }
+    }
+
+    /// This host lacks something.
+    pub fn lacks(what: impl Into<Capability>, why: impl Into<String>) -> Self {
+        Self::CapabilityMissing { what: what.into(), why: why.into() }
+    }
+
     /// What storing something came to.
     pub fn storage(what: &'static str, source: StoreError) -> Self {
         match source.trouble() {

@@ -301,7 +301,7 @@ impl EventBody {
             body = body.with("previous_state", before.state.name());
         }
         if let Some(error) = &record.error {
-            body = body.with("error", error.code.clone());
+            body = body.with("error", error.code.as_str());
         }
         Self { name: Some(record.spec.name.clone()), labels: record.spec.labels.clone(), ..body }
     }
@@ -313,7 +313,7 @@ impl EventBody {
             .with("guest_name", record.guest_name.clone())
             .with("peer", record.peer.clone());
         if let Some(error) = &record.error {
-            body = body.with("error", error.code.clone());
+            body = body.with("error", error.code.as_str());
         }
         if let (Change::RoundFinished, Some(round)) = (change, record.rounds.last()) {
             body = body

@@ -1,6 +1,6 @@
 //! The generation that a caller expects a resource to be at, checked by whoever changes it, in the act.
 
-use super::HostError;
+use super::{HostError, ResourceKind};
 
 /// What a resource's generation must be for a change to happen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,7 +21,7 @@ impl Expected {
     ///
     /// # Errors
     /// [`HostError::GenerationMismatch`].
-    pub fn check(&self, kind: &'static str, generation: u64) -> Result<(), HostError> {
+    pub fn check(&self, kind: ResourceKind, generation: u64) -> Result<(), HostError> {
         match &self.0 {
             Some(list) if !list.contains(&generation) => {
                 Err(HostError::GenerationMismatch { kind, generation })

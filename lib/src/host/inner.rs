@@ -1,5 +1,6 @@
 //! What the parts of a host share: registries, the store, hypervisors.
 
+use crate::codes::Capability;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
 use std::path::PathBuf;
@@ -186,10 +187,8 @@ impl Inner {
 
     /// The driver of a definition.
     pub fn driver(&self, spec: &DriverSpec) -> Result<&dyn Driver, HostError> {
-        let missing = |e: crate::guest::drivers::UnknownDriver| HostError::CapabilityMissing {
-            what: "driver",
-            why: e.to_string(),
-        };
+        let missing =
+            |e: crate::guest::drivers::UnknownDriver| HostError::lacks(Capability::Driver, e.to_string());
         self.drivers.of(spec).map_err(missing)
     }
 
@@ -211,7 +210,7 @@ impl Inner {
     pub fn check_starts(&self, spec: &DriverSpec) -> Result<(), HostError> {
         let driver = self.driver(spec)?;
         let hypervisor = self.hypervisor_of(driver);
-        let missing = |m: super::MissingCapability| HostError::CapabilityMissing { what: m.code, why: m.why };
+        let missing = |m: super::MissingCapability| HostError::lacks(m.what, m.why);
         driver.works(hypervisor).map_err(missing)?;
         match hypervisor {
             Ok(hypervisor) if self.facts(spec).sev.is_some() && hypervisor.sev().is_none() => {
@@ -223,7 +222,7 @@ impl Inner {
 
     /// What runs a guest's mirrors.
     pub fn hypervisor(&self, spec: &DriverSpec) -> Result<&dyn Hypervisor, HostError> {
-        let missing = |why: &str| HostError::CapabilityMissing { what: "kvm", why: why.to_owned() };
+        let missing = |why: &str| HostError::lacks(Capability::Kvm, why);
         self.hypervisor_of(self.driver(spec)?).map_err(missing)
     }
 
@@ -281,10 +280,10 @@ impl Inner {
     pub fn check_guest_free(&self, id: Option<Uuid>, name: &str) -> Result<(), HostError> {
         let (guests, claims) = (self.guests(), self.claims());
         if id.is_some_and(|id| guests.contains_key(&id) || claims.contains_key(&id)) {
-            return Err(HostError::IdTaken { kind: "guest" });
+            return Err(HostError::IdTaken { kind: ResourceKind::Guest });
         }
         if guests.named(name).is_some() || claims.values().any(|n| n == name) {
-            return Err(HostError::NameTaken { kind: "guest", name: name.to_owned() });
+            return Err(HostError::NameTaken { kind: ResourceKind::Guest, name: name.to_owned() });
         }
         Ok(())
     }
@@ -295,10 +294,10 @@ impl Inner {
         let guests = self.guests();
         let mut claims = self.claims();
         if guests.contains_key(&id) || claims.contains_key(&id) {
-            return Err(HostError::IdTaken { kind: "guest" });
+            return Err(HostError::IdTaken { kind: ResourceKind::Guest });
         }
         if guests.named(name).is_some() || claims.values().any(|n| n == name) {
-            return Err(HostError::NameTaken { kind: "guest", name: name.to_owned() });
+            return Err(HostError::NameTaken { kind: ResourceKind::Guest, name: name.to_owned() });
         }
         claims.insert(id, name.to_owned());
         Ok(GuestClaim { inner: Arc::clone(self), id })
@@ -315,7 +314,7 @@ impl Inner {
         by_id
             .or_else(|| guests.named(key))
             .cloned()
-            .ok_or_else(|| HostError::NotFound { kind: "guest", key: key.chars().take(80).collect() })
+            .ok_or_else(|| HostError::missing(ResourceKind::Guest, key))
     }
 
     /// A guest goes: its record and the event of that, in one transaction; then it is not here any more.
@@ -376,7 +375,7 @@ impl Inner {
         };
         let entry = Arc::new(MirrorEntry::new(record, mirror.watch()));
         match self.mirrors.to_write().entry(entry.id) {
-            Slot::Occupied(_) => return Err(HostError::IdTaken { kind: "mirror" }),
+            Slot::Occupied(_) => return Err(HostError::IdTaken { kind: ResourceKind::Mirror }),
             Slot::Vacant(slot) => _ = slot.insert(Arc::clone(&entry)),
         }
         self.tell_mirror(&entry, Change::Created);
@@ -434,7 +433,7 @@ impl Inner {
     ) -> Result<(), HostError> {
         // In place before it is stored: of two that come with one id, one is refused and stores nothing.
         match self.migrations.to_write().entry(entry.id) {
-            Slot::Occupied(_) => return Err(HostError::IdTaken { kind: "migration" }),
+            Slot::Occupied(_) => return Err(HostError::IdTaken { kind: ResourceKind::Migration }),
             Slot::Vacant(slot) => _ = slot.insert(Arc::clone(entry)),
         }
         entry.put_in_order(self.last_migration.fetch_add(1, Ordering::SeqCst) + 1);
@@ -573,7 +572,7 @@ impl Inner {
         by_id
             .or_else(|| peers.values().find(|p| p.spec.name == key))
             .cloned()
-            .ok_or_else(|| HostError::NotFound { kind: "host", key: key.chars().take(80).collect() })
+            .ok_or_else(|| HostError::missing(ResourceKind::PeerHost, key))
     }
 
     /// Sessions that wait for their streams.
@@ -606,5 +605,5 @@ impl Drop for GuestClaim {
 
 pub(super) fn no_sev(hypervisor: &dyn Hypervisor) -> HostError {
     let why = format!("{} has no SEV here; capabilities.missing tells why", hypervisor.name());
-    HostError::CapabilityMissing { what: "sev", why }
+    HostError::lacks(Capability::Sev, why)
 }

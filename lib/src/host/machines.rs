@@ -1,5 +1,6 @@
 //! Making machines, plans and mirrors of what a host manages.
 
+use crate::codes::Capability;
 use std::sync::Arc;
 
 use zeroize::Zeroizing;
@@ -430,7 +431,7 @@ fn not_sent(why: NotSent) -> HostError {
     match why {
         NotSent::NoKeySharing | NotSent::NoSend => HostError::PolicyForbids { why: why.to_string() },
         NotSent::NoContext | NotSent::EncryptedState | NotSent::Kernel => {
-            HostError::CapabilityMissing { what: "psp-copied by send-receive", why: why.to_string() }
+            HostError::lacks(Capability::PspCopiedBySendReceive, why.to_string())
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Opening a host: state directory, identity, database, what an earlier daemon left, the peer listener.
 
+use crate::codes::Code;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -128,7 +129,7 @@ impl Host {
                 id
             }
         };
-        let kvm = KvmHost::open().map_err(|e| super::faults::chain(&e));
+        let kvm = KvmHost::open().map_err(|e| crate::chain::chain(&e));
         let page_secret = page_secret(&store)?;
         let kept = (store, ledger, page_secret);
         let inner = Arc::new(Inner::new(dir, id, name, kept, identity, kvm, (images, config.drivers)));
@@ -136,7 +137,7 @@ impl Host {
         super::migrations::endings::recover(&inner).await?;
         reconcile(&inner)?;
         if let Err(error) = inner.look_at_images() {
-            tracing::error!(error = %super::faults::chain(&error), "the helper images cannot be looked at");
+            tracing::error!(error = %crate::chain::chain(&error), "the helper images cannot be looked at");
         }
         inner.events.host(inner.id, &inner.name, super::events::Change::Started);
         if let Some(advertised) = &config.advertise
@@ -313,10 +314,10 @@ fn reconciled_guest(mut record: GuestRecord) -> (GuestRecord, GuestState) {
             | GuestState::Incoming
     );
     if lost {
-        record.error = Some(Fault {
-            code: "daemon_restarted".into(),
-            detail: "the daemon ended while the guest had a machine; its memory is lost".into(),
-        });
+        record.error = Some(Fault::new(
+            Code::DaemonRestarted,
+            "the daemon ended while the guest had a machine; its memory is lost",
+        ));
     }
     // While a migration had the guest, what was shown may be ahead of what was stored: once held, and once
     // let go again.
@@ -340,10 +341,8 @@ fn reconcile_migration(inner: &Arc<Inner>, mut record: MigrationRecord) -> Resul
         inner.store.put(Kind::Migration, record.id, None, &record)?;
     } else if !record.state.is_terminal() && !doubtful {
         record.state = MigrationState::Failed;
-        record.error = Some(Fault {
-            code: "daemon_restarted".into(),
-            detail: "the daemon ended before START; the guest did not move".into(),
-        });
+        record.error =
+            Some(Fault::new(Code::DaemonRestarted, "the daemon ended before START; the guest did not move"));
         record.finished_at = Some(Timestamp::now());
         record.generation += 1;
         inner.store.put(Kind::Migration, record.id, None, &record)?;

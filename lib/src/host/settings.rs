@@ -72,7 +72,7 @@ impl Host {
                 detail,
             )]));
         }
-        ask.check("host", settings.generation)?;
+        ask.check(ResourceKind::Host, settings.generation)?;
         if ask.dry_run {
             return Ok(next);
         }

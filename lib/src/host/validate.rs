@@ -1,5 +1,6 @@
 //! Checks of what callers ask for. Pure: every problem found, none fixed.
 
+use crate::codes::Capability;
 use uuid::Uuid;
 
 use super::{FieldError, GuestSpec, HostError, Labels, MigrationSpec, MirrorSpec, PeerSpec, bounds};
@@ -12,7 +13,7 @@ use crate::transport::{Unconnectable, check_reachable};
 
 /// A guest's definition; gives its layout without the helper's block.
 pub(super) fn guest(drivers: &Drivers, spec: &GuestSpec) -> Result<GuestLayout, HostError> {
-    let missing = |e: UnknownDriver| HostError::CapabilityMissing { what: "driver", why: e.to_string() };
+    let missing = |e: UnknownDriver| HostError::lacks(Capability::Driver, e.to_string());
     let driver = drivers.of(&spec.driver).map_err(missing)?;
     let mut errors = Vec::new();
     check_name(&spec.name, &mut errors);

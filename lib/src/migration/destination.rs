@@ -1,5 +1,6 @@
 //! The destination's course: admit, import, commit or abort.
 
+use crate::codes::PeerRefusal;
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -103,7 +104,7 @@ pub fn serve_import(spoken: Spoken, peer: &str, host: &dyn Receiver) {
         Err(fault) => {
             static UNPREPARED: LogBudget = LogBudget::new();
             if let Some(unlogged) = UNPREPARED.take() {
-                let fault = fault.chain();
+                let fault = crate::chain::chain(&fault);
                 tracing::warn!(peer, unlogged, fault, "an incoming migration was not prepared");
             }
             return;
@@ -116,7 +117,12 @@ pub fn serve_import(spoken: Spoken, peer: &str, host: &dyn Receiver) {
         Err(refused) => {
             static REFUSED: LogBudget = LogBudget::new();
             if let Some(unlogged) = REFUSED.take() {
-                tracing::info!(peer, unlogged, code = refused.code, "an incoming migration is refused");
+                tracing::info!(
+                    peer,
+                    unlogged,
+                    code = refused.code.as_str(),
+                    "an incoming migration is refused"
+                );
             }
             // The close matters: the refusal must arrive before the connection goes.
             if wire::send(&mut link, kind::REFUSED, &refused).is_ok() {
@@ -156,7 +162,7 @@ pub fn serve_check(mut link: Link, peer: &str, against: impl FnOnce(&Prepare) ->
         Err(fault) => {
             static UNCLEAR: LogBudget = LogBudget::new();
             if let Some(unlogged) = UNCLEAR.take() {
-                let fault = fault.chain();
+                let fault = crate::chain::chain(&fault);
                 tracing::info!(peer, unlogged, fault, "a look at a migration was not understood");
             }
             return;
@@ -412,7 +418,7 @@ impl Import<'_> {
         self.link.set_deadline(Some(Instant::now() + LAST_WORD));
         let told = wire::send(&mut self.link, kind::COMMITTED, &settled);
         if let Err(fault) = &told {
-            tracing::warn!(fault = %fault.chain(), "COMMIT may not have arrived; the source will ask");
+            tracing::warn!(fault = %crate::chain::chain(&fault), "COMMIT may not have arrived; the source will ask");
         }
         let paused = self.prepare.paused;
         let resumed = if paused { Ok(()) } else { self.machine.resume() };
@@ -454,7 +460,7 @@ impl Import<'_> {
             if heard {
                 let detail =
                     "the destination's store does not take the hand-over yet; it tries on".to_owned();
-                let word = Refused { code: "committing".into(), detail };
+                let word = Refused { code: PeerRefusal::Committing.into(), detail };
                 self.arm();
                 heard = wire::send(&mut self.link, kind::COMMITTING, &word).is_ok();
             }
@@ -466,13 +472,13 @@ impl Import<'_> {
     fn abort(mut self, fault: MigrationFault) {
         let session = self.prepare.session;
         let fault = self.why(fault);
-        tracing::info!(fault = %fault.chain(), "an import is given up");
+        tracing::info!(fault = %crate::chain::chain(&fault), "an import is given up");
         let token =
             self.mirror.abort().map_err(|error| tracing::debug!(%error, "no ABORT can be minted")).ok();
         drop(self.mirror);
         drop(self.machine);
         self.host.aborted(session, token.as_ref(), &fault);
-        let reason = Refused { code: fault.code().to_owned(), detail: fault.told() };
+        let reason = Refused { code: fault.code(), detail: fault.told() };
         let by = Instant::now() + LAST_WORD;
         self.link.set_deadline(Some(by));
         let told = match token {

@@ -1,10 +1,12 @@
 //! Why a migration did not come to its end.
 
+use crate::chain::chain;
+use crate::codes::{AnyCode, Code};
 use crate::guest::{MachineEnd, MachineError};
 use crate::mirror::{LaneError, MirrorError};
 use crate::transport::{AlertDescription, CertRefusal, LinkError};
 
-/// Why a migration ended, or is in doubt. `code` is what the API publishes.
+/// Why a migration ended, or is in doubt.
 #[derive(Debug, thiserror::Error)]
 pub enum MigrationFault {
     /// Called off by request.
@@ -22,8 +24,8 @@ pub enum MigrationFault {
     /// The peer refuses, with its reason.
     #[error("the peer refuses: {detail}")]
     PeerRefused {
-        /// The peer's code, checked to be `[a-z0-9_]`.
-        code: String,
+        /// The peer's code, checked to be one.
+        code: AnyCode,
         /// The peer's sentence, bounded and printable.
         detail: String,
     },
@@ -98,44 +100,32 @@ impl std::fmt::Display for Floor {
 }
 
 impl MigrationFault {
-    /// Stable code.
-    pub fn code(&self) -> &str {
+    /// Stable code; a peer's own where that refused.
+    pub fn code(&self) -> AnyCode {
         match self {
-            Self::Canceled => "canceled",
-            Self::Unreachable { .. } => "page_unreachable",
-            Self::Fragmented => "page_status_fragmented",
-            // What answers speaks no TLS, another protocol over it, or shows a certificate that is none of a
-            // host's.
-            Self::Connect(
-                LinkError::NotMirrorvm { .. }
-                | LinkError::WrongProtocol
-                | LinkError::RefusedByPeer { alert: Some(AlertDescription::NoApplicationProtocol) }
-                | LinkError::PeerRefused(
-                    CertRefusal::Chain(_) | CertRefusal::TooLong(_) | CertRefusal::Malformed,
-                ),
-            ) => "peer_not_mirrorvm",
-            Self::Connect(LinkError::PeerRefused(_) | LinkError::RefusedByPeer { alert: Some(_) }) => {
-                "peer_identity"
+            Self::PeerRefused { code, .. } => return code.clone(),
+            Self::Canceled => Code::Canceled,
+            Self::Unreachable { .. } => Code::PageUnreachable,
+            Self::Fragmented => Code::PageStatusFragmented,
+            Self::Connect(error) => of_connecting(error),
+            Self::PeerLost(_) | Self::PeerGone => Code::PeerLost,
+            Self::Protocol(_) => Code::PeerProtocol,
+            Self::Version { .. } => Code::PeerVersion,
+            Self::Helper(_) => Code::HelperFailed,
+            Self::Mirror(_) => Code::MirrorFailed,
+            Self::Machine(MachineError::Ended(_)) => Code::GuestEnded,
+            Self::Machine(_) => Code::GuestFailed,
+            Self::PlaceLost(_) => Code::DestinationFailed,
+            Self::NotConverging { .. } => Code::NotConverging,
+            Self::Resolved => Code::Resolved,
+            Self::NoStorage(e) => {
+                use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+                let full = matches!(e.kind(), StorageFull | QuotaExceeded);
+                if full { Code::StorageFull } else { Code::Storage }
             }
-            Self::Connect(LinkError::Unresolved { .. }) => "peer_unresolved",
-            Self::Connect(_) => "peer_unreachable",
-            Self::PeerLost(_) | Self::PeerGone => "peer_lost",
-            Self::PeerRefused { code, .. } => code,
-            Self::Protocol(_) => "peer_protocol",
-            Self::Version { .. } => "peer_version",
-            Self::Helper(_) => "helper_failed",
-            Self::Mirror(_) => "mirror_failed",
-            Self::Machine(MachineError::Ended(_)) => "guest_ended",
-            Self::Machine(_) => "guest_failed",
-            Self::PlaceLost(_) => "destination_failed",
-            Self::NotConverging { .. } => "not_converging",
-            Self::Resolved => "resolved",
-            Self::NoStorage(e) => match e.kind() {
-                std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => "storage_full",
-                _ => "storage",
-            },
-            Self::Journal(_) => "journal",
+            Self::Journal(_) => Code::Journal,
         }
+        .into()
     }
 
     /// What whoever asks for the migration is told. Details of our own faults may name paths; the log has
@@ -158,20 +148,38 @@ impl MigrationFault {
             | Self::Unreachable { .. }
             | Self::Fragmented
             | Self::Resolved
-            | Self::NoStorage(_) => self.chain(),
+            | Self::NoStorage(_) => chain(self),
         }
     }
+}
 
-    /// The chain of causes, for the log.
-    pub fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut next = std::error::Error::source(self);
-        while let Some(e) = next {
-            text.push_str(": ");
-            text.push_str(&e.to_string());
-            next = e.source();
+/// The code of a link that did not come about.
+const fn of_connecting(error: &LinkError) -> Code {
+    match error {
+        // What answers speaks no TLS, another protocol over it, or shows a certificate that is none of a
+        // host's.
+        LinkError::NotMirrorvm { .. }
+        | LinkError::WrongProtocol
+        | LinkError::RefusedByPeer { alert: Some(AlertDescription::NoApplicationProtocol) }
+        | LinkError::PeerRefused(CertRefusal::Chain(_) | CertRefusal::TooLong(_) | CertRefusal::Malformed) => {
+            Code::PeerNotMirrorvm
         }
-        text
+        LinkError::PeerRefused(
+            CertRefusal::WrongPeer { .. } | CertRefusal::Oneself { .. } | CertRefusal::NotAdmitted(_),
+        )
+        | LinkError::RefusedByPeer { alert: Some(_) } => Code::PeerIdentity,
+        LinkError::Unresolved { .. } => Code::PeerUnresolved,
+        LinkError::Connect { .. }
+        | LinkError::RefusedByPeer { alert: None }
+        | LinkError::Tls(_)
+        | LinkError::Deadline(_)
+        | LinkError::Cancelled
+        | LinkError::Truncated { .. }
+        | LinkError::BadFrame(_)
+        | LinkError::NoRoom
+        | LinkError::Io(_)
+        | LinkError::Misuse(_)
+        | LinkError::Broken => Code::PeerUnreachable,
     }
 }
 

@@ -3,6 +3,7 @@
 //! A peer that hangs up before it has said anything may be one that is busy with others: it is tried again, a
 //! few times, each time after a longer pause of uneven length, and never beyond the caller's patience.
 
+use crate::codes::PeerRefusal;
 use std::time::{Duration, Instant};
 
 use ring::rand::{SecureRandom as _, SystemRandom};
@@ -182,13 +183,13 @@ pub fn accept_hello(link: &mut Link, host: &str) -> Result<(Hello, u32), Migrati
     let Some(protocol) = common else {
         let theirs: Vec<u32> = hello.protocol_versions.iter().copied().take(8).collect();
         let detail = format!("this host speaks peer protocol versions {PROTOCOL_VERSIONS:?}");
-        let refusal = wire::Refused { code: "peer_version".into(), detail };
+        let refusal = wire::Refused { code: PeerRefusal::PeerVersion.into(), detail };
         wire::send(link, kind::REFUSED, &refusal)?;
         return Err(MigrationFault::Version { theirs, ours: PROTOCOL_VERSIONS.to_vec() });
     };
     if hello.purpose == Purpose::Unknown {
         let detail = "this host's build does not know what the link is for".to_owned();
-        wire::send(link, kind::REFUSED, &wire::Refused { code: "purpose_unknown".into(), detail })?;
+        wire::send(link, kind::REFUSED, &wire::Refused { code: PeerRefusal::PurposeUnknown.into(), detail })?;
         return Err(MigrationFault::Protocol("a purpose that this build does not know"));
     }
     wire::send(link, kind::HELLO_ACK, &HelloAck { protocol: *protocol, host: host.to_owned() })?;

@@ -3,6 +3,7 @@
 //! Frames are [`crate::transport::Link`]'s; `kind` tells the message. Control messages are JSON with unknown
 //! fields refused; page data is binary.
 
+use crate::codes::AnyCode;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -268,8 +269,8 @@ pub struct Prepared {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Refused {
-    /// Stable code.
-    pub code: String,
+    /// Stable code. Another build may have some that this one does not know.
+    pub code: AnyCode,
     /// A sentence.
     pub detail: String,
 }
@@ -404,14 +405,8 @@ pub fn parse<T: DeserializeOwned>(payload: &[u8]) -> Result<T, MigrationFault> {
 impl Refused {
     /// A peer's text is shown to people: bounded, printable.
     fn bounded(self) -> Self {
-        let code = self.code;
-        let legal = !code.is_empty()
-            && code.len() <= 64
-            && code.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
-        Self {
-            code: if legal { code } else { "peer_refused".into() },
-            detail: self.detail.chars().filter(|c| !c.is_control()).take(300).collect(),
-        }
+        let detail = self.detail.chars().filter(|c| !c.is_control()).take(300).collect();
+        Self { code: self.code.bounded(), detail }
     }
 }
 

@@ -8,6 +8,7 @@
 //! the next (`shares`). Links do not count against that, nor the other way round, and each peer has its share
 //! of them and of their memory (`places`).
 
+use crate::chain::chain;
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
@@ -290,7 +291,7 @@ impl Shared {
         let Some(counted) = self.turned.get(reason.kind()) else { return };
         counted.count.fetch_add(1, Relaxed);
         if let Some(unlogged) = counted.log.take() {
-            tracing::warn!(%from, unlogged, reason = chain(reason), "peer connection refused");
+            tracing::warn!(%from, unlogged, reason = in_a_line(reason), "peer connection refused");
         }
     }
 }
@@ -346,13 +347,6 @@ fn serve(shared: &Shared, place: Place, socket: Socket) -> Result<(), Turned> {
 }
 
 /// An error and its causes in one line that a stranger can neither break nor stretch.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text.chars().flat_map(char::escape_debug).take(LOG_TEXT).collect()
+fn in_a_line(error: &dyn std::error::Error) -> String {
+    chain(error).chars().flat_map(char::escape_debug).take(LOG_TEXT).collect()
 }

@@ -115,7 +115,7 @@ pub struct Missing {
 
 impl From<MissingCapability> for Missing {
     fn from(missing: MissingCapability) -> Self {
-        Self { code: missing.code, why: missing.why, fix: missing.fix }
+        Self { code: missing.what.code(), why: missing.why, fix: missing.fix }
     }
 }
 

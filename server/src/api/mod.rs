@@ -73,7 +73,7 @@ pub struct Preview {
 
 impl From<mirrorvm::host::Fault> for Fault {
     fn from(fault: mirrorvm::host::Fault) -> Self {
-        Self { code: fault.code, detail: fault.detail }
+        Self { code: fault.code.into(), detail: fault.detail }
     }
 }
 

@@ -3,13 +3,14 @@
 use std::io::Write as _;
 use std::time::Duration;
 
+use mirrorvm::chain::chain;
 use mirrorvm_client::Client;
 use serde_json::{Value, json};
 
 use super::args::{DemoArgs, StrategyChoice};
 use super::comparison::{Comparison, Failure, Refusal};
 use super::daemons::Stage;
-use super::error::{DemoError, chain, doing};
+use super::error::{DemoError, doing};
 use super::json::text;
 use super::report::Report;
 use super::setting::Setting;

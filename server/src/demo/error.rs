@@ -1,6 +1,5 @@
 //! Why a demo did not come to its end.
 
-use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -136,18 +135,6 @@ pub(super) fn failed(migration: &Value) -> DemoError {
         state: migration["state"].as_str().unwrap_or("unknown").to_owned(),
         reason: migration["error"]["detail"].as_str().unwrap_or("no reason is given").to_owned(),
     }
-}
-
-/// An error with its causes.
-pub(super) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        text.push_str(": ");
-        text.push_str(&next.to_string());
-        cause = next.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -41,6 +41,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 
+use mirrorvm::chain::chain;
 use tokio::signal::unix::{SignalKind, signal};
 
 pub use args::DemoArgs;
@@ -48,7 +49,7 @@ use args::Driver;
 pub(crate) use args::LONG_ABOUT;
 use course::Outcome;
 use daemons::Stage;
-use error::{DemoError, chain};
+use error::DemoError;
 
 /// How the course ended.
 enum End {

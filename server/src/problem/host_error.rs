@@ -1,76 +1,32 @@
-//! The one table from the library's errors to problems. Exhaustive on purpose: a new error of the library
-//! does not compile here before it has a code.
+//! What a problem says of the library's errors.
+//!
+//! Owns: the details that go along with each, exhaustively. Must not know: which error has which code (the
+//! library's table says it), nor which code has which status (the catalogue does).
 
 use mirrorvm::address_space::Refusal;
-use mirrorvm::host::{FieldError, Finding, HostError, PeerSilence};
+use mirrorvm::chain::chain;
+use mirrorvm::codes::Code;
+use mirrorvm::host::{FieldError, Finding, HostError};
 use mirrorvm::memory::Shortage;
-use mirrorvm::store::Trouble;
 
 use axum::http::header;
 
 use super::{BlockedReason, MAX_SAFE_INTEGER, Problem, ProblemCode, ProblemError};
 use crate::http::precondition::etag;
 
-/// The code of a peer's silence. Its status is in the catalogue.
-fn code_of_silence(silence: &PeerSilence) -> ProblemCode {
-    match (silence.code.as_str(), silence.timed_out) {
-        ("peer_not_mirrorvm", _) => ProblemCode::PeerNotMirrorvm,
-        ("peer_unresolved", _) => ProblemCode::PeerUnresolved,
-        (_, true) => ProblemCode::PeerTimedOut,
-        (_, false) => ProblemCode::PeerFailed,
-    }
-}
-
-fn code_of(error: &HostError) -> ProblemCode {
-    match error {
-        HostError::NotFound { .. } => ProblemCode::NotFound,
-        HostError::NameTaken { .. } => ProblemCode::NameTaken,
-        HostError::Invalid(_) => ProblemCode::ValidationFailed,
-        HostError::WrongState { .. } => ProblemCode::StateConflict,
-        HostError::GuestMigrating { .. } => ProblemCode::GuestMigrating,
-        HostError::GuestMoved { .. } => ProblemCode::GuestMoved,
-        HostError::GuestUnconfirmed { .. } => ProblemCode::GuestUnconfirmed,
-        HostError::GenerationMismatch { .. } => ProblemCode::PreconditionFailed,
-        HostError::IdTaken { .. } => ProblemCode::IdTaken,
-        HostError::Maintenance => ProblemCode::HostInMaintenance,
-        HostError::InUse { .. } => ProblemCode::InUse,
-        HostError::PastPointOfNoReturn => ProblemCode::PastPointOfNoReturn,
-        HostError::DestinationIsSelf => ProblemCode::ValidationFailed,
-        HostError::DestinationRefuses(_) => ProblemCode::DestinationRefuses,
-        HostError::PeerSilent(silence) => code_of_silence(silence),
-        HostError::PlanRefused(_) => ProblemCode::PlanRefused,
-        HostError::PolicyForbids { .. } => ProblemCode::PolicyForbids,
-        HostError::MirrorAtLaunch => ProblemCode::MirrorAtLaunch,
-        HostError::NotLaunched { .. } | HostError::ImageNotLaunched => ProblemCode::HelperNotLaunched,
-        HostError::ImageFailed { .. } => ProblemCode::HelperImageFailed,
-        HostError::BatchRefused(_) => ProblemCode::BatchRefused,
-        HostError::GuestNotReady { .. } => ProblemCode::GuestNotReady,
-        HostError::PlugRefused(_) => ProblemCode::PlugRefused,
-        HostError::CapabilityMissing { .. } => ProblemCode::CapabilityMissing,
-        HostError::NoMemory(_) => ProblemCode::NoMemory,
-        HostError::NoResources { .. } => ProblemCode::NoResources,
-        HostError::ShuttingDown => ProblemCode::ShuttingDown,
-        HostError::Storage { trouble: Trouble::Full, .. }
-        | HostError::Owed { trouble: Trouble::Full, .. } => ProblemCode::StorageFull,
-        HostError::Storage { trouble: Trouble::Busy, .. }
-        | HostError::Owed { trouble: Trouble::Busy, .. } => ProblemCode::StorageBusy,
-        HostError::Storage { trouble: Trouble::Failed, .. }
-        | HostError::Owed { trouble: Trouble::Failed, .. } => ProblemCode::StorageFailed,
-        HostError::Internal { .. } => ProblemCode::Internal,
-    }
-}
-
 impl From<HostError> for Problem {
     fn from(error: HostError) -> Self {
-        let code = code_of(&error);
-        let chain = chain(&error);
-        let mut problem = match code {
+        let code = ProblemCode::from(error.answer());
+        // What has no cause is told already.
+        let log = std::error::Error::source(&error).map(|_| chain(&error));
+        let mut problem = if code == ProblemCode::Internal {
             // Not even `what` of a fault: it is for those who read the log.
-            ProblemCode::Internal => Self::new(code, "the daemon failed; its log has the reason"),
-            _ => Self::new(code, error.to_string()),
+            Self::new(code, "the daemon failed; its log has the reason")
+        } else {
+            Self::new(code, error.to_string())
         };
         let inner = &mut problem.0;
-        inner.log = chain;
+        inner.log = log;
         match error {
             HostError::Invalid(fields) => {
                 let error = |f: FieldError| ProblemError::at_pointer(f.pointer, f.code, f.detail);
@@ -81,7 +37,8 @@ impl From<HostError> for Problem {
             }
             HostError::DestinationIsSelf => {
                 let detail = inner.detail.clone();
-                inner.errors = vec![ProblemError::at_pointer("/destination", "destination_is_self", detail)];
+                inner.errors =
+                    vec![ProblemError::at_pointer("/destination", Code::DestinationIsSelf.as_str(), detail)];
             }
             HostError::DestinationRefuses(reasons) => {
                 let reason = |f: Finding| BlockedReason { code: f.code, detail: f.detail };
@@ -105,7 +62,7 @@ impl From<HostError> for Problem {
             }
             HostError::NoMemory(Shortage { bytes, available, bound }) => {
                 let safe = |value: u64| (value <= MAX_SAFE_INTEGER).then_some(value);
-                let mut error = ProblemError::bare("no_memory", inner.detail.clone());
+                let mut error = ProblemError::bare(code.as_str(), inner.detail.clone());
                 error.what = Some(bound.name().to_owned());
                 (error.value, error.bound) = (safe(bytes), safe(available));
                 inner.errors = vec![error];
@@ -119,19 +76,18 @@ impl From<HostError> for Problem {
             }
             HostError::GuestMigrating { migration } => {
                 let detail = format!("/v1/migrations/{migration} has the guest");
-                inner.blocked_reasons.push(BlockedReason { code: "migration_active".into(), detail });
+                inner.blocked_reasons.push(BlockedReason::new(Code::MigrationActive, detail));
             }
             HostError::GuestUnconfirmed { missing } => {
-                let reason = |detail| BlockedReason { code: "whereabouts_unknown".into(), detail };
+                let reason = |detail| BlockedReason::new(Code::WhereaboutsUnknown, detail);
                 inner.blocked_reasons.extend(missing.into_iter().map(reason));
             }
             HostError::InUse { user, .. } => {
                 let detail = format!("{user} uses it");
-                inner.blocked_reasons.push(BlockedReason { code: "in_use".into(), detail });
+                inner.blocked_reasons.push(BlockedReason::new(Code::InUse, detail));
             }
             HostError::CapabilityMissing { what, why } => {
-                let code = what.replace(' ', "_");
-                inner.blocked_reasons.push(BlockedReason { code, detail: why });
+                inner.blocked_reasons.push(BlockedReason { code: what.code().to_owned(), detail: why });
             }
             HostError::NotFound { .. }
             | HostError::NameTaken { .. }
@@ -169,23 +125,11 @@ impl From<Refusal> for ProblemError {
     }
 }
 
-/// What the log says about an error that has a cause.
-fn chain(error: &HostError) -> Option<String> {
-    let mut cause = std::error::Error::source(error)?;
-    let mut text = error.to_string();
-    loop {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        match cause.source() {
-            Some(next) => cause = next,
-            None => return Some(text),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use mirrorvm::address_space::RefusalCode;
+    use mirrorvm::codes::Capability;
+    use mirrorvm::host::{PeerSilence, ResourceKind};
     use mirrorvm::memory::Bound;
     use mirrorvm::store::StoreError;
     use uuid::Uuid;
@@ -219,21 +163,28 @@ mod tests {
     }
 
     fn silence(timed_out: bool) -> PeerSilence {
-        PeerSilence { code: "peer_lost".into(), detail: "it said nothing".into(), timed_out }
+        PeerSilence { code: Code::PeerLost.into(), detail: "it said nothing".into(), timed_out }
     }
 
     fn one_of_each() -> Vec<(HostError, u16)> {
         vec![
-            (HostError::NotFound { kind: "guest", key: "g".into() }, 404),
-            (HostError::NameTaken { kind: "guest", name: "g".into() }, 409),
+            (HostError::missing(ResourceKind::Guest, "g"), 404),
+            (HostError::NameTaken { kind: ResourceKind::Guest, name: "g".into() }, 409),
             (HostError::Invalid(vec![FieldError::new("/name", "invalid_format", "bad")]), 422),
-            (HostError::WrongState { kind: "guest", current: "stopped", allowed: &["running"] }, 409),
+            (
+                HostError::WrongState {
+                    kind: ResourceKind::Guest.into(),
+                    current: "stopped",
+                    allowed: &["running"],
+                },
+                409,
+            ),
             (HostError::GuestMigrating { migration: Uuid::nil() }, 409),
             (HostError::GuestMoved { peer: "b".into() }, 409),
             (HostError::GuestUnconfirmed { missing: vec!["b does not answer".into()] }, 409),
-            (HostError::InUse { kind: "guest", user: "a mirror".into() }, 409),
-            (HostError::GenerationMismatch { kind: "guest", generation: 7 }, 412),
-            (HostError::IdTaken { kind: "guest" }, 409),
+            (HostError::InUse { kind: ResourceKind::Guest, user: "a mirror".into() }, 409),
+            (HostError::GenerationMismatch { kind: ResourceKind::Guest, generation: 7 }, 412),
+            (HostError::IdTaken { kind: ResourceKind::Guest }, 409),
             (HostError::Maintenance, 409),
             (HostError::PastPointOfNoReturn, 409),
             (HostError::DestinationIsSelf, 422),
@@ -256,7 +207,7 @@ mod tests {
                 422,
             ),
             (HostError::PlugRefused(mirrorvm::guest::PlugError::InUse), 409),
-            (HostError::CapabilityMissing { what: "kvm", why: "no device".into() }, 501),
+            (HostError::lacks(Capability::Kvm, "no device"), 501),
             (HostError::NoResources { what: "helper memory", source: None }, 503),
             (HostError::NoMemory(Shortage { bytes: 2 << 20, available: 0, bound: Bound::HugePages }), 503),
             (HostError::ShuttingDown, 503),
@@ -282,6 +233,46 @@ mod tests {
         }
     }
 
+    /// A problem in a line: its code, and the codes of its parts.
+    fn in_a_line(error: HostError) -> String {
+        let text = format!("{error:?}");
+        let name = text[..text.find([' ', '(', '{']).unwrap_or(text.len())].to_owned();
+        let Problem(inner) = Problem::from(error);
+        let errors = inner.errors.iter().map(|e| {
+            let pointer = e.pointer.as_deref().unwrap_or_default();
+            format!(" {pointer} {}", e.code)
+        });
+        let reasons = inner.blocked_reasons.iter().map(|r| format!(" blocked {}", r.code));
+        let parts: String = errors.chain(reasons).collect();
+        format!("{name}: {} {}{parts}", inner.code.as_str(), inner.code.status().as_u16())
+    }
+
+    #[test]
+    fn every_error_is_answered_with_the_codes_that_are_published() {
+        let silence = |code: &str, timed_out| {
+            let code = code.to_owned();
+            HostError::PeerSilent(PeerSilence {
+                code: code.into(),
+                detail: "it said nothing".into(),
+                timed_out,
+            })
+        };
+        let theirs = Finding { code: "name_taken".into(), detail: "so it is".into(), fix: "rename".into() };
+        let more = vec![
+            HostError::DestinationRefuses(vec![theirs]),
+            silence("peer_not_mirrorvm", true),
+            silence("peer_unresolved", false),
+            silence("colour", false),
+            HostError::owed(sqlite(10)),
+            HostError::owed(sqlite(5)),
+            HostError::lacks(Capability::OtherHelperImages, "so it is"),
+            HostError::lacks(Capability::PspCopiedBySendReceive, "so it is"),
+        ];
+        let all = one_of_each().into_iter().map(|(error, _)| error).chain(more);
+        let (now, published) = (all.map(in_a_line).collect::<Vec<_>>(), include_str!("published.txt"));
+        assert_eq!(now, published.lines().collect::<Vec<_>>(), "{}", now.join("\n"));
+    }
+
     #[test]
     fn details_go_along() {
         let refusal = Refusal::new(RefusalCode::SlotOverlap, "slot", 4096).at(3).bound(8192);
@@ -298,7 +289,11 @@ mod tests {
         for word in ["16 MiB", "4 MiB", "vm.nr_hugepages", "another backing"] {
             assert!(problem.0.detail.contains(word), "{}", problem.0.detail);
         }
-        let state = Problem::from(HostError::WrongState { kind: "g", current: "a", allowed: &["b"] });
+        let state = Problem::from(HostError::WrongState {
+            kind: ResourceKind::Guest.into(),
+            current: "a",
+            allowed: &["b"],
+        });
         assert_eq!((state.0.current_state, state.0.allowed_states), (Some("a"), &["b"][..]));
     }
 }

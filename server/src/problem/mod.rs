@@ -1,6 +1,6 @@
 //! RFC 9457 problems: what every response of 400 and above carries.
 //!
-//! Owns: the problem value, its wire form, and (in `host_error`) the one table from library errors. Must not
+//! Owns: the problem value, its wire form, and (in `host_error`) what is said of library errors. Must not
 //! know: routes. A handler returns a [`Problem`]; the outermost middleware renders it with the request's id
 //! and path, so that nothing can leave without them.
 
@@ -9,6 +9,7 @@ mod host_error;
 
 use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
+use mirrorvm::codes::Code;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -20,6 +21,9 @@ pub const PROBLEM_JSON: &str = "application/problem+json";
 
 /// How many values at fault the sentence names. All of them are in the list beside it.
 const NAMED_MAX: usize = 8;
+
+/// How much of a name that nothing has is said again.
+const KEY_SHOWN: usize = 80;
 
 /// One value of the request that cannot be used, or one refusal of the planner.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
@@ -104,6 +108,13 @@ pub struct BlockedReason {
     pub detail: String,
 }
 
+impl BlockedReason {
+    /// A reason that has a code of the library's.
+    pub fn new(code: Code, detail: String) -> Self {
+        Self { code: code.as_str().to_owned(), detail }
+    }
+}
+
 #[derive(Clone, Debug)]
 struct Inner {
     code: ProblemCode,
@@ -136,6 +147,12 @@ impl Problem {
             headers: Vec::new(),
             log: None,
         }))
+    }
+
+    /// There is no such thing of the daemon's own.
+    pub fn missing(what: &str, key: &str) -> Self {
+        let key: String = key.chars().take(KEY_SHOWN).collect();
+        Self::new(ProblemCode::NotFound, format!("there is no {what} {key:?}"))
     }
 
     /// Makes a `validation_failed` problem of these errors.

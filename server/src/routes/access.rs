@@ -126,8 +126,7 @@ pub async fn delete_token(
     Path(key): Path<String>,
     change: Change,
 ) -> Result<Response, Problem> {
-    let missing =
-        || Problem::from(HostError::NotFound { kind: "token", key: key.chars().take(80).collect() });
+    let missing = || Problem::missing("token", &key);
     let id = Uuid::try_parse(&key).map_err(|_| missing())?;
     if change.dry_run {
         let there = tokens::list(&state)?.into_iter().find(|t| t.id == id).ok_or_else(missing)?;

@@ -1,6 +1,7 @@
 //! What routes share: the documentation of common parameters, and the rules of `PUT`.
 
 use mirrorvm::host::HostError;
+use mirrorvm::host::ResourceKind;
 use utoipa::IntoParams;
 use uuid::Uuid;
 
@@ -18,7 +19,7 @@ pub(super) fn new_id(key: &str) -> Result<Uuid, Problem> {
 }
 
 /// Checks a `PUT` of a resource that exists, at `generation`.
-pub(super) fn check_put(change: &Change, kind: &'static str, generation: u64) -> Result<(), Problem> {
+pub(super) fn check_put(change: &Change, kind: ResourceKind, generation: u64) -> Result<(), Problem> {
     if change.only_new {
         let detail = format!("the {kind} is there already, at \"{generation}\"");
         let etag = (axum::http::header::ETAG, etag(generation));
@@ -28,9 +29,9 @@ pub(super) fn check_put(change: &Change, kind: &'static str, generation: u64) ->
 }
 
 /// Refuses a condition on the version of a resource that a `PUT` did not find.
-pub(super) fn must_be_there(change: &Change, kind: &'static str) -> Result<(), Problem> {
+pub(super) fn must_be_there(change: &Change, kind: ResourceKind) -> Result<(), Problem> {
     if change.conditional {
-        return Err(HostError::NotFound { kind, key: "of this id".into() }.into());
+        return Err(HostError::missing(kind, "of this id").into());
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use axum::extract::{Extension, Path, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use mirrorvm::host::{
-    FieldError, GuestAction, GuestRecord, GuestSpec, GuestState, HostError, Labels, PlanOptions,
+    FieldError, GuestAction, GuestRecord, GuestSpec, GuestState, HostError, Labels, PlanOptions, ResourceKind,
 };
 use mirrorvm::reading::Json as Body;
 
@@ -138,17 +138,17 @@ pub async fn put(
     let host = state.host()?.clone();
     let id = new_id(&key)?;
     if let Ok(there) = host.guest(&id.to_string()) {
-        check_put(&change, "guest", there.generation)?;
+        check_put(&change, ResourceKind::Guest, there.generation)?;
         // Labels may have changed since.
         let same = GuestSpec { labels: spec.labels.clone(), ..there.spec.clone() } == spec;
-        let taken = || Err(HostError::IdTaken { kind: "guest" }.into());
+        let taken = || Err(HostError::IdTaken { kind: ResourceKind::Guest }.into());
         return if same {
             Ok(respond::ok(there.generation, Guest::of(&there, state.drivers())))
         } else {
             taken()
         };
     }
-    must_be_there(&change, "guest")?;
+    must_be_there(&change, ResourceKind::Guest)?;
     let ask = change.ask().with_id(Some(id));
     let record = respond::detached(async move { host.define_guest(spec, &ask).await }).await?;
     Ok(if change.dry_run { previewed(&state, &record, Vec::new()) } else { made(&state, &record) })

@@ -5,7 +5,7 @@ use axum::extract::{Path, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
 use mirrorvm::address_space::StrategyKind;
-use mirrorvm::host::{HostError, HostSettings};
+use mirrorvm::host::HostSettings;
 
 use super::common::{DryRunParam, IfMatchParam, IfNoneMatchParam};
 use crate::api::Preview;
@@ -91,6 +91,6 @@ pub async fn strategy(
     let capabilities = state.host()?.capabilities();
     match StrategyKind::named(&kind) {
         Some(kind) => Ok(Json(StrategyInfo::of(kind, &capabilities))),
-        None => Err(HostError::NotFound { kind: "strategy", key: kind }.into()),
+        None => Err(Problem::missing("strategy", &kind)),
     }
 }

@@ -7,7 +7,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use mirrorvm::host::{
     Begun, Destination, Host, HostError, MigrationPreview, MigrationRecord, MigrationSpec, MigrationState,
-    MirrorChoice, Ticket,
+    MirrorChoice, ResourceKind, Ticket,
 };
 use uuid::Uuid;
 
@@ -34,7 +34,7 @@ pub(super) const PATH: &str = "/v1/migrations";
 
 /// Reads the id in a path. Text that is not an id names nothing.
 pub(super) fn id_of(key: &str) -> Result<Uuid, Problem> {
-    Uuid::try_parse(key).map_err(|_| HostError::NotFound { kind: "migration", key: key.to_owned() }.into())
+    Uuid::try_parse(key).map_err(|_| HostError::missing(ResourceKind::Migration, key).into())
 }
 
 fn is_of(record: &MigrationRecord, guest: &str) -> bool {
@@ -187,14 +187,14 @@ pub async fn put(
     let id = new_id(&key)?;
     let spec = wanted(&host, body);
     if let Ok(there) = host.migration(id) {
-        check_put(&change, "migration", there.generation)?;
+        check_put(&change, ResourceKind::Migration, there.generation)?;
         // Limits may have changed since.
         let same =
             there.spec.as_ref().is_some_and(|s| MigrationSpec { limits: spec.limits, ..s.clone() } == spec);
-        let taken = || Err(HostError::IdTaken { kind: "migration" }.into());
+        let taken = || Err(HostError::IdTaken { kind: ResourceKind::Migration }.into());
         return if same { Ok(respond::ok(there.generation, Migration::from(there))) } else { taken() };
     }
-    must_be_there(&change, "migration")?;
+    must_be_there(&change, ResourceKind::Migration)?;
     let ask = change.ask().with_id(Some(id));
     let begun = respond::detached(async move { host.create_migration(spec, &ask).await }).await?;
     Ok(match begun.preview {

@@ -5,7 +5,7 @@ use axum::extract::{Extension, Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use mirrorvm::host::events::Event;
-use mirrorvm::host::{Host, HostError, MirrorRecord, MirrorSpec, MirrorState};
+use mirrorvm::host::{Host, HostError, MirrorRecord, MirrorSpec, MirrorState, ResourceKind};
 use uuid::Uuid;
 
 use super::common::{
@@ -37,7 +37,7 @@ const PATH: &str = "/v1/mirrors";
 
 /// Reads the id in a path. Text that is not an id names nothing.
 fn id_of(key: &str) -> Result<Uuid, Problem> {
-    Uuid::try_parse(key).map_err(|_| HostError::NotFound { kind: "mirror", key: key.to_owned() }.into())
+    Uuid::try_parse(key).map_err(|_| HostError::missing(ResourceKind::Mirror, key).into())
 }
 
 /// List the mirrors
@@ -140,7 +140,7 @@ pub async fn put(
     let id = new_id(&key)?;
     let spec = MirrorSpec::from(body);
     if let Ok(there) = host.mirror(id) {
-        check_put(&change, "mirror", there.generation)?;
+        check_put(&change, ResourceKind::Mirror, there.generation)?;
         let guest = host.guest(&spec.guest).map(|g| g.id).ok();
         let same = guest == Some(there.guest)
             && spec.strategy == there.strategy
@@ -149,10 +149,10 @@ pub async fn put(
             && host
                 .image(spec.options.helper_image.as_deref().unwrap_or("built-in"))
                 .is_ok_and(|i| i.content.is_some_and(|c| c.measurement == there.helper_measurement));
-        let taken = || Err(HostError::IdTaken { kind: "mirror" }.into());
+        let taken = || Err(HostError::IdTaken { kind: ResourceKind::Mirror }.into());
         return if same { Ok(respond::ok(there.generation, Mirror::from(there))) } else { taken() };
     }
-    must_be_there(&change, "mirror")?;
+    must_be_there(&change, ResourceKind::Mirror)?;
     make(&host, &change, Some(id), spec).await
 }
 

@@ -132,7 +132,7 @@ pub async fn delete(
     query: Query,
 ) -> Result<Response, Problem> {
     query.read()?.done()?;
-    let missing = || Problem::from(HostError::NotFound { kind: "session", key: "of this request".into() });
+    let missing = || Problem::missing("session", "of this request");
     let id = caller.session().ok_or_else(missing)?;
     let cookie = set_cookie(&state, over_tls(&peer)?, "", Some(Duration::ZERO))?;
     state.credentials().sessions().withdraw(id).ok_or_else(missing)?;

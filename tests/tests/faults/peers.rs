@@ -1,5 +1,8 @@
 //! Peers that are not what they should be: strangers, other versions, nonsense, silence, boasts.
 
+use mirrorvm::chain::chain;
+use mirrorvm::codes::PeerRefusal;
+
 use super::*;
 
 /// A host made by the test: its key is known to the daemon, what it says is the test's.
@@ -73,7 +76,8 @@ fn peers_that_are_not_what_they_should_be_get_a_typed_answer() {
         }),
         Fake::new(&a, "newer-refuses", |mut link| {
             hello(&mut link);
-            let refused = Refused { code: "peer_version".into(), detail: "this host speaks [99]".into() };
+            let refused =
+                Refused { code: PeerRefusal::PeerVersion.into(), detail: "this host speaks [99]".into() };
             wire::send(&mut link, kind::REFUSED, &refused).unwrap();
             let _ = link.close();
         }),
@@ -83,7 +87,8 @@ fn peers_that_are_not_what_they_should_be_get_a_typed_answer() {
             wire::expect(&mut link, &[kind::PREPARE], wire::MESSAGE_MAX).unwrap();
             // What a peer says is shown to people: bounded and printable.
             let detail = format!("no \u{1b}[31m{}", "x".repeat(5000));
-            wire::send(&mut link, kind::REFUSED, &Refused { code: "Go Away!".into(), detail }).unwrap();
+            wire::send(&mut link, kind::REFUSED, &Refused { code: "Go Away!".to_owned().into(), detail })
+                .unwrap();
             let _ = link.close();
         }),
         Fake::new(&a, "silent", |mut link| {
@@ -165,7 +170,7 @@ fn a_caller_of_another_version_or_with_nonsense_is_refused() {
     let hello = Hello { protocol_versions: vec![0, 1, 99], host: "us".into(), purpose: Purpose::Migrate {} };
     wire::send(&mut link, kind::HELLO, &hello).unwrap();
     let answer = wire::expect(&mut link, &[kind::HELLO_ACK], 64 << 10).unwrap_err();
-    assert_eq!(answer.code(), "peer_version", "{}", answer.chain());
+    assert_eq!(answer.code().as_str(), "peer_version", "{}", chain(&answer));
 
     // A newer caller that also speaks ours gets ours.
     let mut link = Link::connect(address, &identity, &pin, deadlines).unwrap();
@@ -191,7 +196,7 @@ fn a_caller_of_another_version_or_with_nonsense_is_refused() {
     // What became of a session that is none of ours.
     let session = "0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11".parse().unwrap();
     let asked = mirrorvm::migration::resolve(&(address.into(), pin), &identity, "us", session).unwrap_err();
-    assert_eq!(asked.code(), "unknown_session");
+    assert_eq!(asked.code().as_str(), "unknown_session");
     drop(link);
     assert!(b.items("/v1/guests").is_empty() && b.items("/v1/migrations").is_empty());
     until("no descriptor is left of them", 20, || b.census().fds <= census.fds);

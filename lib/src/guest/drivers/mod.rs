@@ -11,6 +11,7 @@ mod qemu;
 mod table;
 mod workload;
 
+use crate::codes::Capability;
 use std::sync::Arc;
 
 use mirrorvm_abi::header::Header;
@@ -111,9 +112,8 @@ pub enum FindsWrites {
     Log,
     /// Nobody logs them: the helper digests every page and compares, for which its block has to have room.
     Scan {
-        /// What the host calls this way of moving a guest when it is not to be had, as in "this host lacks
-        /// ...".
-        what: &'static str,
+        /// What the host lacks when a guest is to be moved while it runs and the helper has no room.
+        lacks: Capability,
         /// Why nobody logs them: a clause, with what it takes and the way on.
         why: &'static str,
     },
@@ -131,8 +131,8 @@ pub struct WriteRate {
 /// Something that this host cannot do, and what would help.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MissingCapability {
-    /// Stable code: `kvm`, `sev`, `qemu`, ...
-    pub code: &'static str,
+    /// What is missing.
+    pub what: Capability,
     /// Why it is missing.
     pub why: String,
     /// What to do about it.
@@ -143,7 +143,7 @@ impl MissingCapability {
     /// No `/dev/kvm`, for the reason that opening it gave.
     pub fn kvm(why: &str) -> Self {
         Self {
-            code: "kvm",
+            what: Capability::Kvm,
             why: why.to_owned(),
             fix: "load the kvm module for this processor and let the daemon open /dev/kvm".into(),
         }

@@ -4,6 +4,7 @@
 //! host needs for it. Must not know: the machine (that is [`crate::guest::qemu`]), how a file is opened (that
 //! is [`crate::boot_files`]).
 
+use crate::codes::{Capability, DriverCapability};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -111,6 +112,15 @@ impl Decode for AccelChoice {
         one_of(node, errors, &[("auto", Self::Auto), ("kvm", Self::Kvm), ("tcg", Self::Tcg)])
     }
 }
+
+/// The program that runs its guests.
+const QEMU: DriverCapability = DriverCapability::new("qemu", "qemu");
+
+/// Moving a guest while it runs.
+const LIVE_MIGRATION: DriverCapability = DriverCapability::new(
+    "precopy_of_this_qemu_guest",
+    "a way to find what this QEMU guest writes while it runs (mode precopy)",
+);
 
 impl Driver for QemuDriver {
     fn name(&self) -> &'static str {
@@ -235,7 +245,7 @@ impl Driver for QemuDriver {
     fn works(&self, _: Result<&dyn Hypervisor, &str>) -> Result<(), MissingCapability> {
         // Its guests run without KVM, too; only their mirrors do not.
         binary().map(|_| ()).ok_or_else(|| MissingCapability {
-            code: "qemu",
+            what: Capability::OfDriver(QEMU),
             why: "qemu-system-x86_64 is not on the PATH".into(),
             fix: "install QEMU (Debian: qemu-system-x86)".into(),
         })
@@ -308,7 +318,7 @@ impl Driver for QemuDriver {
 
     fn finds_writes(&self) -> FindsWrites {
         FindsWrites::Scan {
-            what: "precopy of this qemu guest",
+            lacks: Capability::OfDriver(LIVE_MIGRATION),
             why: "QEMU does not export its dirty log, and the guest's helper has no room for page digests (it is larger \
                   than 4 TiB, or was defined by an earlier version); use mode stop_and_copy",
         }

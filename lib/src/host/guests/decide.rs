@@ -8,7 +8,7 @@ use crate::addr::Gpa;
 use crate::address_space::{GuestLayout, Plug};
 use crate::guest::PlugError;
 use crate::guest::lifecycle::Event;
-use crate::host::{GuestAction, GuestRecord, GuestState, HostError};
+use crate::host::{GuestAction, GuestRecord, GuestState, HostError, ResourceKind, Subject};
 
 /// What a decision goes by.
 #[derive(Clone, Copy)]
@@ -45,7 +45,7 @@ impl Standing<'_> {
         if allowed.contains(&current) {
             return Ok(());
         }
-        Err(HostError::WrongState { kind: "guest", current, allowed })
+        Err(HostError::WrongState { kind: ResourceKind::Guest.into(), current, allowed })
     }
 
     /// Whether it has a machine that is not with a migration.
@@ -106,7 +106,7 @@ impl Standing<'_> {
         // What is not there is not there in any state.
         self.record.layout.block(block).ok_or_else(|| no_block(block))?;
         if let Some(mirror) = mirror {
-            return Err(HostError::InUse { kind: "guest", user: format!("mirror {mirror}") });
+            return Err(HostError::InUse { kind: ResourceKind::Guest, user: format!("mirror {mirror}") });
         }
         self.is_live()
     }
@@ -128,7 +128,7 @@ impl Standing<'_> {
 
 /// A block that the guest has not.
 pub(in crate::host) fn no_block(name: &str) -> HostError {
-    HostError::NotFound { kind: "RAM block", key: name.chars().take(80).collect() }
+    HostError::missing(Subject::RamBlock, name)
 }
 
 pub(in crate::host) fn wrong_state(state: GuestState, action: GuestAction) -> HostError {
@@ -138,7 +138,7 @@ pub(in crate::host) fn wrong_state(state: GuestState, action: GuestAction) -> Ho
         GuestAction::Resume => &["paused"],
         GuestAction::Stop => &["running", "paused", "failed"],
     };
-    HostError::WrongState { kind: "guest", current: state.name(), allowed }
+    HostError::WrongState { kind: ResourceKind::Guest.into(), current: state.name(), allowed }
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::guest::{Console, EncryptionStatus, Machine, MigrationControl, Readiness};
 use crate::host::act::Act;
 use crate::host::guests::command::{Command, Envelope};
-use crate::host::{ConsoleChunk, GuestRecord, GuestState, HostError};
+use crate::host::{ConsoleChunk, GuestRecord, GuestState, HostError, ResourceKind};
 use crate::memory::Backing;
 use crate::sync::Shared;
 
@@ -131,7 +131,7 @@ impl GuestEntry {
         make: impl FnOnce(oneshot::Sender<Result<T, HostError>>) -> Command,
     ) -> Result<T, HostError> {
         let (reply, answer) = oneshot::channel();
-        let gone = || HostError::NotFound { kind: "guest", key: self.id.to_string() };
+        let gone = || HostError::missing(ResourceKind::Guest, self.id.to_string());
         self.sender.send((make(reply), Act::current())).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
@@ -142,7 +142,7 @@ impl GuestEntry {
         make: impl FnOnce(oneshot::Sender<Result<T, HostError>>) -> Command,
     ) -> Result<T, HostError> {
         let (reply, answer) = oneshot::channel();
-        let gone = || HostError::NotFound { kind: "guest", key: self.id.to_string() };
+        let gone = || HostError::missing(ResourceKind::Guest, self.id.to_string());
         self.sender.blocking_send((make(reply), Act::current())).map_err(|_| gone())?;
         answer.blocking_recv().map_err(|_| gone())?
     }

@@ -11,6 +11,7 @@ pub(super) mod registry;
 pub(super) mod task;
 pub(super) mod types;
 
+use crate::host::ResourceKind;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -40,7 +41,7 @@ impl Host {
         let claim = self.inner.claim_guest(record.id, &record.spec.name)?;
         let failed = |e| match e {
             StoreError::NameTaken { .. } => {
-                HostError::NameTaken { kind: "guest", name: record.spec.name.clone() }
+                HostError::NameTaken { kind: ResourceKind::Guest, name: record.spec.name.clone() }
             }
             e => HostError::storage("storing the guest", e),
         };

@@ -3,6 +3,7 @@
 //! Owns: which guests may have one more, and what their definition and layout are then. Must not know: who
 //! asks, what a machine does with it.
 
+use crate::codes::Capability;
 use std::sync::Arc;
 
 use crate::addr::{Gpa, RamAddr};
@@ -11,7 +12,9 @@ use crate::guest::{EncryptionStatus, StatusError, StatusExtent};
 use crate::host::guests::command::Command;
 use crate::host::guests::decide::no_block;
 use crate::host::inner::Inner;
-use crate::host::{Ask, FieldError, GuestRecord, GuestState, Host, HostError, RamBlockInfo, validate};
+use crate::host::{
+    Ask, FieldError, GuestRecord, GuestState, Host, HostError, RamBlockInfo, ResourceKind, validate,
+};
 
 impl Host {
     /// Adds a RAM block to a stopped guest; it is part of the definition from then on, on disk before this
@@ -123,7 +126,7 @@ impl Host {
         let status =
             guest.encryption().filter(|_| matches!(record.state, GuestState::Running | GuestState::Paused));
         let status = status.ok_or(HostError::WrongState {
-            kind: "guest",
+            kind: ResourceKind::Guest.into(),
             current: record.state.name(),
             allowed: &["running", "paused"],
         })?;
@@ -178,7 +181,7 @@ pub(in crate::host) fn with_block(
     }
     if record.state != GuestState::Stopped {
         return Err(HostError::WrongState {
-            kind: "guest",
+            kind: ResourceKind::Guest.into(),
             current: record.state.name(),
             allowed: &["stopped"],
         });
@@ -186,7 +189,7 @@ pub(in crate::host) fn with_block(
     if let Some(peer) = &record.moved_to {
         return Err(HostError::GuestMoved { peer: peer.clone() });
     }
-    let fixed = |why: &str| HostError::CapabilityMissing { what: "adding RAM blocks", why: why.to_owned() };
+    let fixed = |why: &str| HostError::lacks(Capability::AddingRamBlocks, why);
     inner.driver(&record.spec.driver)?.can_add_blocks().map_err(fixed)?;
     let mut changed = record.clone();
     changed.spec.blocks.push(block);

@@ -56,7 +56,7 @@ fn name_of(id: Uuid) -> String {
 }
 
 fn logged(id: Uuid, error: &PrivateFileError) -> ImageFault {
-    tracing::warn!(image = %id, error = %crate::host::faults::chain(error), "the file of a helper image cannot be used");
+    tracing::warn!(image = %id, error = %crate::chain::chain(error), "the file of a helper image cannot be used");
     ImageFault::of(error)
 }
 

@@ -7,6 +7,7 @@
 pub(super) mod files;
 pub(super) mod types;
 
+use crate::codes::Capability;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -78,7 +79,7 @@ impl Inner {
         if self.driver(driver)?.mirrors_on() == MirrorsOn::Software {
             let why =
                 "the software machine knows the built-in helper by its bytes and runs it natively".to_owned();
-            return Err(HostError::CapabilityMissing { what: "other helper images", why });
+            return Err(HostError::lacks(Capability::OtherHelperImages, why));
         }
         Ok(())
     }
@@ -120,7 +121,7 @@ impl Inner {
     fn image_record(&self, key: &str) -> Result<ImageRecord, HostError> {
         let id = Uuid::try_parse(key).ok();
         let found = self.image_records()?.into_iter().find(|i| Some(i.id) == id || i.name == key);
-        found.ok_or_else(|| HostError::NotFound { kind: "helper image", key: key.chars().take(80).collect() })
+        found.ok_or_else(|| HostError::missing(ResourceKind::HelperImage, key))
     }
 }
 
@@ -151,10 +152,10 @@ impl Host {
         let _one = self.inner.images_lock();
         let there = self.images()?;
         if ask.id.is_some_and(|id| there.iter().any(|i| i.id == id)) {
-            return Err(HostError::IdTaken { kind: "helper image" });
+            return Err(HostError::IdTaken { kind: ResourceKind::HelperImage });
         }
         if there.iter().any(|i| i.name == name) {
-            return Err(HostError::NameTaken { kind: "helper image", name: name.to_owned() });
+            return Err(HostError::NameTaken { kind: ResourceKind::HelperImage, name: name.to_owned() });
         }
         if there.len() > IMAGES_MAX {
             return Err(HostError::NoResources { what: "room for helper images", source: None });
@@ -182,7 +183,7 @@ impl Host {
     pub fn fill_image(&self, key: &str, bytes: Vec<u8>, ask: &Ask) -> Result<ImageRecord, ContentError> {
         let _one = self.inner.images_lock();
         let record = self.image(key)?;
-        ask.check("helper image", record.generation)?;
+        ask.check(ResourceKind::HelperImage, record.generation)?;
         let image = HelperImage::parse(bytes).map_err(ContentError::Header)?;
         let content = ImageFacts::of(&image);
         let failed = |e| HostError::storage("storing a helper image", StoreError::of_files(e));
@@ -198,7 +199,12 @@ impl Host {
             }
             Some(_) => {
                 let allowed = &["empty"];
-                return Err(HostError::WrongState { kind: "helper image", current: "filled", allowed }.into());
+                return Err(HostError::WrongState {
+                    kind: ResourceKind::HelperImage.into(),
+                    current: "filled",
+                    allowed,
+                }
+                .into());
             }
             None => {}
         }
@@ -223,16 +229,19 @@ impl Host {
     pub fn delete_image(&self, key: &str, ask: &Ask) -> Result<ImageRecord, HostError> {
         let _one = self.inner.images_lock();
         let record = self.image(key)?;
-        ask.check("helper image", record.generation)?;
+        ask.check(ResourceKind::HelperImage, record.generation)?;
         if record.id == BUILT_IN_ID {
-            return Err(HostError::InUse { kind: "helper image", user: "the daemon itself".into() });
+            return Err(HostError::InUse {
+                kind: ResourceKind::HelperImage,
+                user: "the daemon itself".into(),
+            });
         }
         let measured = record.content.as_ref().map(|c| c.measurement);
         let measured = measured.filter(|m| *m != self.inner.image.measurement());
         let mirrors = self.mirrors();
         if let Some(mirror) = mirrors.iter().find(|m| measured == Some(m.helper_measurement)) {
             let user = format!("mirror {}", mirror.id);
-            return Err(HostError::InUse { kind: "helper image", user });
+            return Err(HostError::InUse { kind: ResourceKind::HelperImage, user });
         }
         if !ask.dry_run {
             let mut batch = Batch::new();
@@ -253,7 +262,7 @@ impl Host {
         self.inner.image_looks.forget(record.id);
         if let Err(error) = files::remove(&self.inner.state_dir, record.id) {
             // The image is gone; its bytes take room until somebody removes them.
-            tracing::error!(error = %crate::host::faults::chain(&error), image = %record.id, "a helper image's file stays");
+            tracing::error!(error = %crate::chain::chain(&error), image = %record.id, "a helper image's file stays");
         }
     }
 

@@ -4,6 +4,7 @@
 //! how a peer hears of it. PREPARE goes by this and so does a look at a migration that was not begun: what
 //! one of them lets in the other does. Must not know: how the place is taken, how the guest arrives.
 
+use crate::codes::PeerRefusal;
 use std::sync::Arc;
 
 use uuid::Uuid;
@@ -41,19 +42,21 @@ impl Arriving<'_> {
         let Self { inner, prepare, definition, .. } = *self;
         let mut against = Vec::new();
         if inner.is_stopping() {
-            against.push(refuse("shutting_down", "the destination shuts down"));
+            against.push(refuse(PeerRefusal::ShuttingDown, "the destination shuts down"));
         }
         if inner.in_maintenance() {
-            against.push(refuse("maintenance", "the destination is in maintenance"));
+            against.push(refuse(PeerRefusal::Maintenance, "the destination is in maintenance"));
         }
         match has_seen(inner, prepare.session) {
             Ok(false) => {}
-            Ok(true) => against.push(refuse("session_exists", "the destination has seen this session")),
+            Ok(true) => {
+                against.push(refuse(PeerRefusal::SessionExists, "the destination has seen this session"))
+            }
             Err(refusal) => against.push(refusal),
         }
         if !bounds::STREAMS.contains(&prepare.streams.into()) {
             let (low, high) = (bounds::STREAMS.start(), bounds::STREAMS.end());
-            against.push(refuse("invalid", format!("streams is not {low} to {high}")));
+            against.push(refuse(PeerRefusal::Invalid, format!("streams is not {low} to {high}")));
         }
         let image = note(&mut against, self.image());
         let boot = self.boot(&mut against);
@@ -85,8 +88,8 @@ impl Arriving<'_> {
     pub fn image(&self) -> Result<Arc<HelperImage>, Refused> {
         let measurement = &self.prepare.helper_measurement;
         let found = self.inner.image_measuring(measurement).map_err(|e| refused_by(&e))?;
-        let image =
-            found.ok_or_else(|| refuse("helper_mismatch", "the destination has no such helper image"))?;
+        let image = found
+            .ok_or_else(|| refuse(PeerRefusal::HelperMismatch, "the destination has no such helper image"))?;
         self.inner.check_image(&self.definition.spec.driver, &image).map_err(|e| refused_by(&e))?;
         Ok(image)
     }
@@ -132,7 +135,7 @@ impl Arriving<'_> {
         let same = plugs_aside(&layout) == plugs_aside(&prepare.layout);
         if !same {
             let detail = "the helper's footprint differs between the hosts";
-            against.push(refuse("layout_mismatch", detail));
+            against.push(refuse(PeerRefusal::LayoutMismatch, detail));
         }
         same
     }
@@ -172,9 +175,9 @@ impl Arriving<'_> {
 pub(super) fn definition_of(inner: &Inner, prepare: &Prepare) -> Result<Definition, Refused> {
     Definition::read(&prepare.definition, &inner.drivers).map_err(|unread| {
         let code = match unread {
-            Unread::Malformed(_) | Unread::Unknown(_) => "invalid",
-            Unread::Version(_) => "peer_version",
-            Unread::Driver(_) => "capability_missing",
+            Unread::Malformed(_) | Unread::Unknown(_) => PeerRefusal::Invalid,
+            Unread::Version(_) => PeerRefusal::PeerVersion,
+            Unread::Driver(_) => PeerRefusal::CapabilityMissing,
         };
         refuse(code, format!("the destination: {unread}"))
     })
@@ -189,10 +192,10 @@ pub(in crate::host) fn taken(
     let mut taken = Vec::new();
     let there = guests.get(&id).map(|g| g.record());
     if there.is_some_and(|o| o.state != GuestState::Stopped || o.moved_to.is_none()) {
-        taken.push(refuse("guest_exists", "the destination has this guest"));
+        taken.push(refuse(PeerRefusal::GuestExists, "the destination has this guest"));
     }
     if guests.named(name).is_some_and(|g| g.id != id) {
-        taken.push(refuse("name_taken", "the destination has another guest of this name"));
+        taken.push(refuse(PeerRefusal::NameTaken, "the destination has another guest of this name"));
     }
     taken
 }
@@ -234,12 +237,12 @@ fn check_boot_files(theirs: &BootFiles, ours: &BootFiles) -> Result<(), Refused>
         what(ours),
         what(theirs)
     );
-    Err(refuse("boot_file_differs", detail))
+    Err(refuse(PeerRefusal::BootFileDiffers, detail))
 }
 
 fn cannot_receive(why: &CannotReceive) -> Refused {
     match why {
-        CannotReceive::Missing(detail) => refuse("capability_missing", detail.clone()),
+        CannotReceive::Missing(detail) => refuse(PeerRefusal::CapabilityMissing, detail.clone()),
         CannotReceive::Machine(e) => machine_refusal(e),
     }
 }

@@ -1,6 +1,7 @@
 //! Looking closely, changing nothing: a guest's counters and page status, whether a migration would work,
 //! whether a peer answers.
 
+use crate::codes::Code;
 use uuid::Uuid;
 
 use crate::guest::drivers::FindsWrites;
@@ -54,18 +55,18 @@ impl PeerAnswer {
     fn lacks(&self, driver: &str, measurement: Option<[u8; 32]>) -> Vec<Finding> {
         let mut found = Vec::new();
         if !self.abilities.drivers.iter().any(|d| d == driver) {
-            found.push(Finding {
-                code: "destination_lacks_driver".into(),
-                detail: format!("the other host has no driver {driver}"),
-                fix: "its capabilities.missing tells what would help; or choose another destination".into(),
-            });
+            found.push(Finding::new(
+                Code::DestinationLacksDriver,
+                format!("the other host has no driver {driver}"),
+                "its capabilities.missing tells what would help; or choose another destination",
+            ));
         }
         if measurement.is_some_and(|m| m != self.abilities.helper_measurement) {
-            found.push(Finding {
-                code: "destination_has_another_helper".into(),
-                detail: "the built-in helper image of the other host is not this host's".into(),
-                fix: "run the same build on both, or name an uploaded image that both have".into(),
-            });
+            found.push(Finding::new(
+                Code::DestinationHasAnotherHelper,
+                "the built-in helper image of the other host is not this host's",
+                "run the same build on both, or name an uploaded image that both have",
+            ));
         }
         found
     }
@@ -115,26 +116,24 @@ impl Host {
         let (floor, limit) = (estimate.downtime_floor_ms, spec.limits.downtime_ms);
         let live = spec.mode == MigrationMode::Precopy && guest.state != GuestState::Paused;
         if live && floor > limit {
-            warnings.push(Finding {
-                code: "downtime_limit_below_floor".into(),
-                detail: format!("the shortest pause is about {floor} ms, and the limit is {limit} ms"),
-                fix: format!("raise limits.downtime_ms to {floor} or more, choose on_timeout force, or use stop_and_copy"),
-            });
+            warnings.push(Finding::new(
+ Code::DowntimeLimitBelowFloor,
+ format!("the shortest pause is about {floor} ms, and the limit is {limit} ms"),
+ format!("raise limits.downtime_ms to {floor} or more, choose on_timeout force, or use stop_and_copy"),
+ ));
         } else if estimate.converges == Some(false) {
-            warnings.push(Finding {
-                code: "not_converging".into(),
-                detail: "the guest may write faster than pages move".into(),
-                fix:
-                    "raise the bandwidth limit or allow a longer downtime, add streams, or use stop_and_copy"
-                        .into(),
-            });
+            warnings.push(Finding::new(
+                Code::NotConverging,
+                "the guest may write faster than pages move",
+                "raise the bandwidth limit or allow a longer downtime, add streams, or use stop_and_copy",
+            ));
         }
         if self.inner.outgoing_slots.available_permits() == 0 {
-            warnings.push(Finding {
-                code: "queued".into(),
-                detail: "all migration slots of this host are taken; the migration would wait".into(),
-                fix: "wait, or raise migration_slots of the host".into(),
-            });
+            warnings.push(Finding::new(
+                Code::Queued,
+                "all migration slots of this host are taken; the migration would wait",
+                "wait, or raise migration_slots of the host",
+            ));
         }
         Ok(MigrationCheck { blockers, unknowns, warnings, estimate: Some(estimate), guest: guest.id })
     }

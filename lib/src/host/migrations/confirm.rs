@@ -199,7 +199,7 @@ fn ask(inner: &Inner, peer: &PeerSpec, guests: &[Uuid]) -> Option<Said> {
         match find(&at, &inner.identity, &inner.name, some) {
             Ok(found) => said.extend(some.iter().copied().zip(found)),
             Err(fault) => {
-                tracing::debug!(peer = peer.name, fault = %fault.chain(), "a peer does not say which guests it has");
+                tracing::debug!(peer = peer.name, fault = %crate::chain::chain(&fault), "a peer does not say which guests it has");
                 return None;
             }
         }

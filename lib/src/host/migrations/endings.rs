@@ -92,7 +92,7 @@ fn store_alone(
         tracing::error!(%error, "the space set aside for a hand-over cannot be written either");
         return Err(refused);
     }
-    tracing::warn!(migration = %ending.migration.id, error = %crate::host::faults::chain(&refused),
+    tracing::warn!(migration = %ending.migration.id, error = %crate::chain::chain(&refused),
         "the database takes nothing; the end of a hand-over is kept in the space set aside for it");
     match inner.ledger.owe_blocking(batch, then) {
         Ok(()) => space.release(),
@@ -105,7 +105,7 @@ fn store_alone(
 pub(in crate::host) fn owe(inner: &Arc<Inner>, ending: &Ending, then: impl FnOnce() + Send + 'static) {
     let stored = alone(inner, ending, |ending| Ok(inner.ledger.owe_blocking(ending.batch()?, then)));
     if let Ok(Err(error)) | Err(error) = stored {
-        tracing::error!(migration = %ending.migration.id, error = %crate::host::faults::chain(&error),
+        tracing::error!(migration = %ending.migration.id, error = %crate::chain::chain(&error),
             "what became of a migration is not stored yet");
     }
 }

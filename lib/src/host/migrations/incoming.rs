@@ -7,6 +7,7 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use crate::boot_files::BootFiles;
+use crate::codes::{Code, PeerRefusal};
 use crate::host::faults::migration_fault;
 use crate::host::guests::command::{Command, Vanish};
 use crate::host::guests::task;
@@ -24,7 +25,7 @@ use crate::host::migrations::refusals::{
 use crate::host::migrations::reserve::Reserve;
 use crate::host::{
     GuestRecord, GuestState, HostError, Labels, LaunchMirror, MigrationDirection, MigrationRecord,
-    MigrationState, Progress, ProtectionLevel, bounds, validate,
+    MigrationState, Progress, ProtectionLevel, ResourceKind, bounds, validate,
 };
 use crate::migration::wire::{self, FIND_MAX, Outcome, Prepare, Purpose, Refused, kind};
 use crate::migration::{
@@ -44,7 +45,7 @@ pub(in crate::host) fn serve(inner: &Arc<Inner>, mut link: Link) {
         Err(fault) => {
             static SAID: LogBudget = LogBudget::new();
             if let Some(unlogged) = SAID.take() {
-                tracing::info!(peer, unlogged, fault = %fault.chain(), "a peer's hello was not accepted");
+                tracing::info!(peer, unlogged, fault = %crate::chain::chain(&fault), "a peer's hello was not accepted");
             }
             let _ = link.close();
             return;
@@ -105,8 +106,8 @@ fn answer(inner: &Inner, mut link: Link, identity: &PeerIdentity, session: Uuid)
     let known = match hand_over(inner, session) {
         Ok(known) => known,
         Err(error) => {
-            tracing::error!(%session, error = %crate::host::faults::chain(&error), "a source asks, and the journal cannot be read");
-            let refusal = refuse("storage", "the destination's storage failed");
+            tracing::error!(%session, error = %crate::chain::chain(&error), "a source asks, and the journal cannot be read");
+            let refusal = refuse(PeerRefusal::Storage, "the destination's storage failed");
             let _ = wire::send(&mut link, kind::REFUSED, &refusal).map(|()| link.close());
             return;
         }
@@ -123,7 +124,7 @@ fn answer(inner: &Inner, mut link: Link, identity: &PeerIdentity, session: Uuid)
     let sent = match outcome {
         Some(outcome) => wire::send(&mut link, kind::OUTCOME, &outcome),
         None => {
-            let refusal = Refused { code: "unknown_session".into(), detail: "no such session".into() };
+            let refusal = refuse(PeerRefusal::UnknownSession, "no such session");
             wire::send(&mut link, kind::REFUSED, &refusal)
         }
     };
@@ -306,7 +307,7 @@ impl<'a> Destination<'a> {
         if let Err(error) = stored {
             // What is stored is an import that is open and that nobody works on: that COMMIT never was, which
             // is so. The token that says it to the source's helper is kept for as long as this daemon lives.
-            tracing::error!(error = %crate::host::faults::chain(&error), "the end of an import could not be stored");
+            tracing::error!(error = %crate::chain::chain(&error), "the end of an import could not be stored");
             if let Some(with) = with
                 && let Some(hand_over) = with.hand_over
             {
@@ -342,7 +343,7 @@ impl Receiver for Destination<'_> {
     }
 
     fn labels(&self, session: Uuid, labels: Labels) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        let missing = || HostError::NotFound { kind: "guest", key: session.to_string() };
+        let missing = || HostError::missing(ResourceKind::Guest, session.to_string());
         let entry = self.guest_entry(session).ok_or_else(missing)?;
         if labels == entry.record().spec.labels {
             return Ok(());
@@ -368,7 +369,7 @@ impl Receiver for Destination<'_> {
         let hand_over = Some(self.settled(Settlement::Committed { token: token.to_vec() }));
         let with = Box::new(Together { migration: record, hand_over, space: lock(&self.space).clone() });
         let stored = guest.ask_blocking(|reply| Command::Commit { paused, with, reply });
-        stored.map_err(|e| NotStored::Yet(crate::host::faults::chain(&e).into()))
+        stored.map_err(|e| NotStored::Yet(crate::chain::chain(&e).into()))
     }
 
     fn arrived(&self, session: Uuid, arrived: Arrived) {
@@ -398,7 +399,8 @@ impl Receiver for Destination<'_> {
     }
 
     fn aborted(&self, session: Uuid, token: Option<&SealedToken>, fault: &MigrationFault) {
-        let canceled = matches!(fault, MigrationFault::Canceled) || fault.code() == "canceled";
+        // Called off here, or there.
+        let canceled = fault.code() == Code::Canceled;
         let state = if canceled { MigrationState::Canceled } else { MigrationState::Failed };
         let finished_at = Some(Timestamp::now());
         let end = |r: &mut MigrationRecord| {

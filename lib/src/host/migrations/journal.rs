@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::host::inner::Inner;
 use crate::host::migrations::hand_over::{HandOver, Settlement};
-use crate::host::{GuestRecord, HandOverOutcome, HandOverToken, HostError};
+use crate::host::{GuestRecord, HandOverOutcome, HandOverToken, HostError, Subject};
 use crate::store::{Kind, StoreError};
 
 /// What is known of a session: stored, or of an end that could not be.
@@ -53,8 +53,7 @@ pub(in crate::host) fn token_of(inner: &Inner, session: Uuid) -> Result<HandOver
         Some(Settlement::Committed { token }) => (HandOverOutcome::Committed, token),
         Some(Settlement::Aborted { token: Some(token) }) => (HandOverOutcome::NeverCommitted, token),
         Some(Settlement::Aborted { token: None } | Settlement::Open) | None => {
-            let key = session.to_string();
-            return Err(HostError::NotFound { kind: "token of a hand-over to this host", key });
+            return Err(HostError::missing(Subject::HandOverToken, session.to_string()));
         }
     };
     Ok(HandOverToken { session, outcome, token })

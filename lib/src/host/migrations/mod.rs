@@ -23,6 +23,7 @@ pub(super) mod ticket;
 pub(super) mod tickets;
 pub(super) mod types;
 
+use crate::host::{ResourceKind, Subject};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -85,7 +86,7 @@ impl Host {
     pub async fn cancel_migration(&self, id: Uuid, ask: &Ask) -> Result<MigrationRecord, HostError> {
         let entry = self.migration_entry(id)?;
         let asked = entry.hold(|record| {
-            ask.check("migration", record.generation)?;
+            ask.check(ResourceKind::Migration, record.generation)?;
             if record.state.is_terminal() {
                 return Ok(false);
             }
@@ -115,10 +116,10 @@ impl Host {
         // who ask.
         entry.alone(|| {
             let record = self.migration_entry(id)?.record();
-            ask.check("migration", record.generation)?;
+            ask.check(ResourceKind::Migration, record.generation)?;
             if !record.state.is_terminal() {
                 return Err(HostError::WrongState {
-                    kind: "migration",
+                    kind: ResourceKind::Migration.into(),
                     current: record.state.name(),
                     allowed: &["succeeded", "failed", "canceled"],
                 });
@@ -147,22 +148,30 @@ impl Host {
         let spec = now.spec.clone().filter(|_| now.state.is_moving());
         let Some(spec) = spec else {
             let current = now.state.name();
-            return Err(HostError::WrongState { kind: "migration", current, allowed: &MOVING });
+            return Err(HostError::WrongState {
+                kind: ResourceKind::Migration.into(),
+                current,
+                allowed: &MOVING,
+            });
         };
         let spec = MigrationSpec { limits, ..spec };
         validate::migration(&spec)?;
         let guest = self.inner.find_guest(&now.guest.to_string())?;
         policy::check_throttle(&self.inner, &guest.record().spec.driver, &limits)?;
-        ask.check("migration", now.generation)?;
+        ask.check(ResourceKind::Migration, now.generation)?;
         if ask.dry_run {
             return Ok(MigrationRecord { spec: Some(spec), ..now });
         }
         let store = |now: &MigrationRecord| {
             if !now.state.is_moving() {
                 let current = now.state.name();
-                return Err(HostError::WrongState { kind: "migration", current, allowed: &MOVING });
+                return Err(HostError::WrongState {
+                    kind: ResourceKind::Migration.into(),
+                    current,
+                    allowed: &MOVING,
+                });
             }
-            ask.check("migration", now.generation)?;
+            ask.check(ResourceKind::Migration, now.generation)?;
             // On disk before it holds.
             let generation = now.generation + 1;
             let next = MigrationRecord { spec: Some(spec.clone()), generation, ..now.clone() };
@@ -184,10 +193,14 @@ impl Host {
     pub fn switch_over_migration(&self, id: Uuid, ask: &Ask) -> Result<MigrationRecord, HostError> {
         let entry = self.migration_entry(id)?;
         entry.hold(|now| {
-            ask.check("migration", now.generation)?;
+            ask.check(ResourceKind::Migration, now.generation)?;
             if now.spec.is_none() || !now.state.is_moving() {
                 let current = now.state.name();
-                return Err(HostError::WrongState { kind: "migration", current, allowed: &MOVING });
+                return Err(HostError::WrongState {
+                    kind: ResourceKind::Migration.into(),
+                    current,
+                    allowed: &MOVING,
+                });
             }
             if !ask.dry_run {
                 entry.control.switch_over().map_err(|_| HostError::PastPointOfNoReturn)?;
@@ -205,12 +218,12 @@ impl Host {
     /// # Errors
     /// [`HostError::NotFound`] without.
     pub fn page_digests(&self, id: Uuid) -> Result<Arc<PageDigests>, HostError> {
-        let missing = || HostError::NotFound { kind: "page digests of migration", key: id.to_string() };
+        let missing = || HostError::missing(Subject::PageDigests, id.to_string());
         self.migration_entry(id)?.page_digests().ok_or_else(missing)
     }
 
     pub(super) fn migration_entry(&self, id: Uuid) -> Result<Arc<MigrationEntry>, HostError> {
-        let missing = || HostError::NotFound { kind: "migration", key: id.to_string() };
+        let missing = || HostError::missing(ResourceKind::Migration, id.to_string());
         self.inner.migration_entry(id).ok_or_else(missing)
     }
 }

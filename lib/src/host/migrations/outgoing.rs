@@ -1,5 +1,6 @@
 //! Outgoing migrations: leasing the guest, running the source's course, settling doubt, giving back.
 
+use crate::codes::{Capability, Code};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,8 +24,8 @@ use crate::host::migrations::resolution;
 use crate::host::{
     Begun, Destination, Fault, GuestRecord, GuestState, HandOverOutcome, HostError, Labels,
     MigrationDirection, MigrationMode, MigrationPreview, MigrationRecord, MigrationSpec, MigrationState,
-    MirrorChoice, PeerRecord, PlanOptions, Progress, ProtectionLevel, Resolution, SourceAfter, Ticket,
-    validate,
+    MirrorChoice, PeerRecord, PlanOptions, Progress, ProtectionLevel, Resolution, ResourceKind, SourceAfter,
+    Subject, Ticket, validate,
 };
 use crate::migration::wire::Outcome;
 use crate::migration::{
@@ -64,7 +65,7 @@ pub(in crate::host) fn look(
     let mut against = Vec::new();
     note(&mut against, inner.check_running());
     if id.is_some_and(|id| inner.migration_entry(id).is_some()) {
-        against.push(HostError::IdTaken { kind: "migration" });
+        against.push(HostError::IdTaken { kind: ResourceKind::Migration });
     }
     let peer = match (&spec.destination, ticket) {
         (_, Some(ticket)) => Some(ticket.peer()?),
@@ -79,7 +80,11 @@ pub(in crate::host) fn look(
         against.push(guest.unconfirmed());
     } else if !matches!(record.state, GuestState::Running | GuestState::Paused) {
         let current = record.state.name();
-        against.push(HostError::WrongState { kind: "guest", current, allowed: &["running", "paused"] });
+        against.push(HostError::WrongState {
+            kind: ResourceKind::Guest.into(),
+            current,
+            allowed: &["running", "paused"],
+        });
     }
     let strategy = match &spec.mirror {
         MirrorChoice::Template(strategy) => {
@@ -199,7 +204,7 @@ fn check_precopy(
     spec: &MigrationSpec,
     strategy: Strategy,
 ) -> Result<(), HostError> {
-    let FindsWrites::Scan { what, why } = inner.driver(&record.spec.driver)?.finds_writes() else {
+    let FindsWrites::Scan { lacks, why } = inner.driver(&record.spec.driver)?.finds_writes() else {
         return Ok(());
     };
     if spec.mode != MigrationMode::Precopy {
@@ -209,7 +214,7 @@ fn check_precopy(
     if plan.can_scan() {
         return Ok(());
     }
-    Err(HostError::CapabilityMissing { what, why: why.to_owned() })
+    Err(HostError::lacks(lacks, why))
 }
 
 fn ticket_of(destination: &Destination) -> Result<Option<Ticket>, HostError> {
@@ -309,7 +314,7 @@ fn begin(inner: &Arc<Inner>, prepared: Prepared, space: Reserve) -> Result<Migra
     // Whoever forgets a peer looks for its migrations alone. A ticket's destination is no known peer.
     inner.while_peers_stay(|| -> Result<_, HostError> {
         if !peer.id.is_nil() && !inner.peers().contains_key(&peer.id) {
-            return Err(HostError::NotFound { kind: "host", key: peer.spec.name.clone() });
+            return Err(HostError::missing(ResourceKind::PeerHost, peer.spec.name.clone()));
         }
         inner.begin_migration(&entry, |_| Ok(()))
     })?;
@@ -346,8 +351,8 @@ fn check_guest(
         check_policy(sev.policy)?;
     }
     if spec.verify && matches!(record.protection, ProtectionLevel::Sev | ProtectionLevel::SevEs) {
-        let why = "no host can read an encrypted guest's pages to digest them".to_owned();
-        return Err(HostError::CapabilityMissing { what: "verify", why });
+        let why = "no host can read an encrypted guest's pages to digest them";
+        return Err(HostError::lacks(Capability::Verify, why));
     }
     match guest.readiness() {
         Some(r) if !r.ready => Err(HostError::GuestNotReady { why: r.reason.sentence() }),
@@ -357,7 +362,7 @@ fn check_guest(
 
 fn existing_mirror(inner: &Inner, id: Uuid, guest: Uuid, streams: u16) -> Result<Strategy, HostError> {
     let mirror = inner.mirror_entry(id).filter(|m| m.guest == guest);
-    let missing = || HostError::NotFound { kind: "mirror", key: id.to_string() };
+    let missing = || HostError::missing(ResourceKind::Mirror, id.to_string());
     let record = mirror.ok_or_else(missing)?.record();
     if record.workers.len() < usize::from(streams) {
         let detail =
@@ -398,11 +403,13 @@ impl Run {
             Ok(lease) => self.with_lease(&spec, lease, Arc::new(space)),
             Err(error) => {
                 drop(space);
-                tracing::warn!(error = %crate::host::faults::chain(&error), "a migration got no guest");
+                tracing::warn!(error = %crate::chain::chain(&error), "a migration got no guest");
                 let fault = match &error {
-                    HostError::WrongState { kind: "guest", current, .. } => {
+                    HostError::WrongState {
+                        kind: Subject::Resource(ResourceKind::Guest), current, ..
+                    } => {
                         let detail = format!("the guest is {current}: it ended before the migration began");
-                        Fault { code: "guest_ended".into(), detail }
+                        Fault::new(Code::GuestEnded, detail)
                     }
                     error => crate::host::faults::host_fault(error),
                 };
@@ -478,7 +485,7 @@ impl Run {
         mirror: &mut Mirror,
         was_running: bool,
     ) -> SourceEnd {
-        tracing::warn!(migration = %self.entry.id, fault = %fault.chain(), "in doubt; asking the destination");
+        tracing::warn!(migration = %self.entry.id, fault = %crate::chain::chain(&fault), "in doubt; asking the destination");
         let mut tokens = self.entry.take_tokens();
         // The guest first: whoever sees the migration in doubt finds the guest so. An owner that is gone has
         // nothing to show.
@@ -568,7 +575,7 @@ impl Run {
                     _ => MigrationState::Failed,
                 };
                 let error = (state == MigrationState::Failed).then(|| {
-                    tracing::warn!(migration = %self.entry.id, fault = %fault.chain(), "a migration failed");
+                    tracing::warn!(migration = %self.entry.id, fault = %crate::chain::chain(&fault), "a migration failed");
                     migration_fault(&fault)
                 });
                 let ended = last_word(state, error);
@@ -605,7 +612,7 @@ impl Run {
                 // The guest's owner has gone with the daemon.
                 Ok(()) | Err(HostError::NotFound { .. }) => return,
                 Err(error) => {
-                    tracing::error!(migration = %self.entry.id, error = %crate::host::faults::chain(&error),
+                    tracing::error!(migration = %self.entry.id, error = %crate::chain::chain(&error),
                         "that the guest was handed over cannot be stored yet");
                 }
             }
@@ -765,7 +772,7 @@ async fn settled_after_restart(
         last_word(MigrationState::Succeeded, None)
     } else {
         let detail = "the daemon restarted before the answer to START; the guest's memory is lost".to_owned();
-        last_word(MigrationState::Failed, Some(Fault { code: "source_restarted".into(), detail }))
+        last_word(MigrationState::Failed, Some(Fault::new(Code::SourceRestarted, detail)))
     };
     let change = move |r: &mut MigrationRecord| {
         ended(r);
@@ -783,7 +790,7 @@ async fn settled_after_restart(
     // Both are shown together: whoever sees the one sees the other.
     let stored = guest.ask(|reply| Command::Settled { peer, delete, with, reply }).await;
     if let Err(error) = &stored {
-        tracing::error!(migration = %entry.id, error = %crate::host::faults::chain(error), "the end of a doubt cannot be stored yet");
+        tracing::error!(migration = %entry.id, error = %crate::chain::chain(error), "the end of a doubt cannot be stored yet");
     }
     stored.is_ok()
 }

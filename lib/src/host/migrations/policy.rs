@@ -1,5 +1,6 @@
 //! What a guest's policy and driver rule out for a migration, whichever way it goes.
 
+use crate::codes::Capability;
 use crate::guest::Driver;
 use crate::host::inner::Inner;
 use crate::host::{DriverSpec, HostError, MigrationLimits, OnTimeout};
@@ -28,7 +29,7 @@ fn check_limits(can_throttle: bool, limits: &MigrationLimits) -> Result<(), Host
         return Ok(());
     };
     let why = format!("{field}: the guest's driver cannot hold back its vCPUs");
-    Err(HostError::CapabilityMissing { what: "throttling", why })
+    Err(HostError::lacks(Capability::Throttling, why))
 }
 
 /// Whether a policy lets a guest leave, and have a mirror.
@@ -54,7 +55,7 @@ mod tests {
         let limits = MigrationLimits { auto_throttle, on_timeout, ..MigrationLimits::default() };
         match check_limits(driver.can_throttle(), &limits) {
             Ok(()) => None,
-            Err(HostError::CapabilityMissing { what: "throttling", why }) => Some(why),
+            Err(HostError::CapabilityMissing { what: Capability::Throttling, why }) => Some(why),
             Err(other) => panic!("{other}"),
         }
     }

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::host::migrations::journal;
 use crate::host::{
     Answer, Ask, FieldError, HandOverToken, Host, HostError, MigrationDirection, MigrationRecord,
-    MigrationState,
+    MigrationState, ResourceKind,
 };
 
 /// Longest reason that an administrator gives, characters.
@@ -51,12 +51,16 @@ impl Host {
         let entry = self.migration_entry(id)?;
         check(&answer, id)?;
         let in_doubt = |now: &MigrationRecord| {
-            ask.check("migration", now.generation)?;
+            ask.check(ResourceKind::Migration, now.generation)?;
             if now.direction == MigrationDirection::Outgoing && now.state == MigrationState::InDoubt {
                 return Ok(());
             }
             let current = now.state.name();
-            Err(HostError::WrongState { kind: "migration", current, allowed: &["in_doubt"] })
+            Err(HostError::WrongState {
+                kind: ResourceKind::Migration.into(),
+                current,
+                allowed: &["in_doubt"],
+            })
         };
         in_doubt(&entry.record())?;
         match answer {

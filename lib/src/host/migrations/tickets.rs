@@ -6,6 +6,7 @@
 //!
 //! Owns: the ticket's record. Must not know: how a migration goes.
 
+use crate::codes::Capability;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -51,14 +52,13 @@ impl Host {
         self.inner.check_running()?;
         self.check_not_in_maintenance()?;
         let info = self.info();
-        let address = info.peer_address.ok_or_else(|| HostError::CapabilityMissing {
-            what: "peer listener",
-            why: if self.lacks_address() {
+        let address = info.peer_address.ok_or_else(|| {
+            let why = if self.lacks_address() {
                 "the peer listener is on all addresses and the daemon was started without --advertise"
-                    .to_owned()
             } else {
-                "the daemon was started without --peer-listen".to_owned()
-            },
+                "the daemon was started without --peer-listen"
+            };
+            HostError::lacks(Capability::PeerListener, why)
         })?;
         let peer = PeerSpec {
             name: spec.source_name,

@@ -4,7 +4,10 @@ use std::sync::RwLock;
 
 use uuid::Uuid;
 
-use crate::host::{Expected, Fault, FieldError, HostError, MirrorRecord, MirrorState, WorkerInfo};
+use crate::codes::{Capability, Code};
+use crate::host::{
+    Expected, Fault, FieldError, HostError, MirrorRecord, MirrorState, ResourceKind, WorkerInfo,
+};
 use crate::mirror::{MirrorWatch, Placement, PlacementError};
 use crate::sync::Shared;
 
@@ -33,7 +36,7 @@ impl MirrorEntry {
         let watch = self.watch();
         {
             let mut record = self.record.to_write();
-            expected.check("mirror", record.generation)?;
+            expected.check(ResourceKind::Mirror, record.generation)?;
             watch.place(&placement).map_err(placement_error)?;
             record.placement = placement;
             record.generation += 1;
@@ -58,7 +61,7 @@ impl MirrorEntry {
         let stats = self.watch().stats();
         if let Some(end) = stats.iter().find_map(|s| s.ended) {
             record.state = MirrorState::Failed;
-            record.error = Some(Fault { code: "helper_failed".into(), detail: end.to_string() });
+            record.error = Some(Fault::new(Code::HelperFailed, end.to_string()));
         }
         record.workers =
             stats.iter().map(|s| WorkerInfo { tid: s.tid, exits: s.exits, cpu_ns: s.cpu_ns }).collect();
@@ -72,9 +75,7 @@ pub(in crate::host) fn placement_error(e: PlacementError) -> HostError {
         PlacementError::NoSuchCpu => {
             HostError::Invalid(vec![FieldError::new("/placement/cpus", "out_of_range", e.to_string())])
         }
-        PlacementError::Forbidden => {
-            HostError::CapabilityMissing { what: "scheduling of threads", why: e.to_string() }
-        }
+        PlacementError::Forbidden => HostError::lacks(Capability::Scheduling, e.to_string()),
         PlacementError::Kernel(_) => HostError::internal("placing a mirror's threads", e),
     }
 }

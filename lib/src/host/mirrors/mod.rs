@@ -7,6 +7,7 @@ pub(super) mod batches;
 pub(super) mod entry;
 pub(super) mod types;
 
+use crate::host::ResourceKind;
 use uuid::Uuid;
 
 use super::events::Change;
@@ -58,7 +59,7 @@ impl Host {
         self.inner.check_running()?;
         validate::mirror(&spec)?;
         if ask.id.is_some_and(|id| self.inner.mirror_entry(id).is_some()) {
-            return Err(HostError::IdTaken { kind: "mirror" });
+            return Err(HostError::IdTaken { kind: ResourceKind::Mirror });
         }
         let guest = self.inner.find_guest(&spec.guest)?;
         guest.ask(|reply| Command::CreateMirror(spec, ask.clone(), reply)).await
@@ -69,7 +70,7 @@ impl Host {
     /// # Errors
     /// [`HostError::NotFound`].
     pub fn mirror(&self, id: Uuid) -> Result<MirrorRecord, HostError> {
-        let missing = || HostError::NotFound { kind: "mirror", key: id.to_string() };
+        let missing = || HostError::missing(ResourceKind::Mirror, id.to_string());
         self.inner.mirror_entry(id).map(|m| m.record()).ok_or_else(missing)
     }
 
@@ -95,18 +96,22 @@ impl Host {
     /// # Errors
     /// No such mirror or processor, [`HostError::GenerationMismatch`], the kernel's refusal.
     pub fn place_mirror(&self, id: Uuid, placement: Placement, ask: &Ask) -> Result<MirrorRecord, HostError> {
-        let missing = || HostError::NotFound { kind: "mirror", key: id.to_string() };
+        let missing = || HostError::missing(ResourceKind::Mirror, id.to_string());
         let entry = self.inner.mirror_entry(id).ok_or_else(missing)?;
         let record = entry.record();
         if record.state == MirrorState::Failed {
             let allowed = &["creating", "ready", "busy"];
-            return Err(HostError::WrongState { kind: "mirror", current: "failed", allowed });
+            return Err(HostError::WrongState {
+                kind: ResourceKind::Mirror.into(),
+                current: "failed",
+                allowed,
+            });
         }
         let errors = validate::placement("/placement", &placement);
         if !errors.is_empty() {
             return Err(HostError::Invalid(errors));
         }
-        ask.check("mirror", record.generation)?;
+        ask.check(ResourceKind::Mirror, record.generation)?;
         if ask.dry_run {
             return Ok(MirrorRecord { placement, ..record });
         }

@@ -5,6 +5,7 @@
 pub(super) mod probe;
 pub(super) mod types;
 
+use crate::host::ResourceKind;
 use std::collections::HashMap;
 
 use jiff::Timestamp;
@@ -24,10 +25,10 @@ impl Host {
         // In one spelling, so that a pin can be compared as text.
         let spec = PeerSpec { identity: identity.to_string(), ..spec };
         if id.is_some_and(|id| self.inner.peers().contains_key(&id)) {
-            return Err(HostError::IdTaken { kind: "host" });
+            return Err(HostError::IdTaken { kind: ResourceKind::PeerHost });
         }
         if self.inner.peers().values().any(|p| p.spec.name == spec.name) {
-            return Err(HostError::NameTaken { kind: "host", name: spec.name });
+            return Err(HostError::NameTaken { kind: ResourceKind::PeerHost, name: spec.name });
         }
         check_only_one(&self.inner.peers(), None, &spec.identity)?;
         let id = id.unwrap_or_else(Uuid::now_v7);
@@ -75,10 +76,13 @@ impl Host {
         }
         self.inner.change_peers(|| -> Result<_, HostError> {
             if self.inner.peers().contains_key(&record.id) {
-                return Err(HostError::IdTaken { kind: "host" });
+                return Err(HostError::IdTaken { kind: ResourceKind::PeerHost });
             }
             if self.inner.peers().values().any(|p| p.spec.name == record.spec.name) {
-                return Err(HostError::NameTaken { kind: "host", name: record.spec.name.clone() });
+                return Err(HostError::NameTaken {
+                    kind: ResourceKind::PeerHost,
+                    name: record.spec.name.clone(),
+                });
             }
             check_only_one(&self.inner.peers(), None, &record.spec.identity)?;
             self.inner.store_peer(&record, Change::Created)?;
@@ -116,7 +120,7 @@ impl Host {
         ask: &Ask,
     ) -> Result<PeerRecord, HostError> {
         let id = self.inner.find_peer(key)?.id;
-        let missing = || HostError::NotFound { kind: "host", key: key.to_owned() };
+        let missing = || HostError::missing(ResourceKind::PeerHost, key);
         let record = self.inner.change_peers(|| -> Result<_, HostError> {
             let now = self.inner.peers().get(&id).cloned().ok_or_else(missing)?;
             let spec = change(now.spec.clone());
@@ -128,7 +132,7 @@ impl Host {
             if now.spec.identity != identity.to_string() {
                 check_only_one(&self.inner.peers(), Some(id), &identity.to_string())?;
             }
-            ask.check("host", now.generation)?;
+            ask.check(ResourceKind::PeerHost, now.generation)?;
             let spec = PeerSpec { identity: identity.to_string(), name: now.spec.name.clone(), ..spec };
             let record = PeerRecord { spec, generation: now.generation + 1, ..now };
             if !ask.dry_run {
@@ -151,15 +155,18 @@ impl Host {
     /// No such peer, in use, [`HostError::GenerationMismatch`], storage.
     pub async fn delete_peer(&self, key: &str, ask: &Ask) -> Result<PeerRecord, HostError> {
         let peer = self.inner.find_peer(key)?;
-        let missing = || HostError::NotFound { kind: "host", key: key.to_owned() };
+        let missing = || HostError::missing(ResourceKind::PeerHost, key);
         let now = self.inner.change_peers(|| -> Result<_, HostError> {
             let now = self.inner.peers().get(&peer.id).cloned().ok_or_else(missing)?;
             let user =
                 self.migrations().into_iter().find(|m| m.peer == now.spec.name && !m.state.is_terminal());
             if let Some(m) = user {
-                return Err(HostError::InUse { kind: "host", user: format!("migration {}", m.id) });
+                return Err(HostError::InUse {
+                    kind: ResourceKind::PeerHost,
+                    user: format!("migration {}", m.id),
+                });
             }
-            ask.check("host", now.generation)?;
+            ask.check(ResourceKind::PeerHost, now.generation)?;
             if !ask.dry_run {
                 self.inner.store_peer(&now, Change::Deleted)?;
                 self.inner.peers_mut().remove(&peer.id);

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::chain::chain;
+use crate::codes::{AnyCode, Code};
 use crate::host::{Host, HostError, PeerRecord};
 use crate::migration::wire::Abilities;
 use crate::migration::{MigrationFault, ask};
@@ -24,7 +26,7 @@ pub struct PeerAnswer {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerSilence {
     /// Stable code, as migrations have it.
-    pub code: String,
+    pub code: AnyCode,
     /// What happened.
     pub detail: String,
     /// Whether it was a matter of time.
@@ -63,16 +65,16 @@ impl Host {
 impl PeerSilence {
     /// The look itself came to nothing.
     pub(in crate::host) fn failed() -> Self {
-        Self { code: "internal".into(), detail: "the look failed".into(), timed_out: false }
+        Self { code: Code::Internal.into(), detail: "the look failed".into(), timed_out: false }
     }
 }
 
 pub(in crate::host) fn silence(fault: &MigrationFault, took: Duration, patience: Duration) -> PeerSilence {
     let timed_out = took >= patience || matches!(fault, MigrationFault::Connect(LinkError::Deadline(_)));
-    PeerSilence { code: fault.code().to_owned(), detail: fault.chain(), timed_out }
+    PeerSilence { code: fault.code(), detail: chain(fault), timed_out }
 }
 
 pub(in crate::host) fn unreadable_identity() -> PeerSilence {
     let detail = "the peer's stored identity cannot be read".into();
-    PeerSilence { code: "peer_identity".into(), detail, timed_out: false }
+    PeerSilence { code: Code::PeerIdentity.into(), detail, timed_out: false }
 }

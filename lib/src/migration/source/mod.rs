@@ -262,7 +262,7 @@ impl Course<'_, '_> {
             tracing::warn!(%error, "the helper's session could not be cancelled");
         }
         if let Err(error) = self.throttle(0) {
-            tracing::warn!(fault = %error.chain(), "the guest stays throttled");
+            tracing::warn!(fault = %crate::chain::chain(&error), "the guest stays throttled");
         }
         if let Err(error) = self.machine.log_dirty(false) {
             tracing::debug!(%error, "dirty logging could not be switched off");

@@ -3,6 +3,7 @@
 //! Owns: reading CPUID, the KVM module's parameters and `/dev/sev`; the verdict is a pure function of what
 //! was read. Sources: AMD APM vol. 3, Fn8000_001F; arch/x86/kvm/svm/sev.c, sev_hardware_setup.
 
+use crate::codes::Capability;
 use std::io;
 use std::path::Path;
 
@@ -13,10 +14,10 @@ const PARAMETERS: &str = "/sys/module/kvm_amd/parameters";
 
 /// Something that SEV or SEV-ES needs and that is not there.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{code}: {why}; {fix}")]
+#[error("{}: {why}; {fix}", what.code())]
 pub struct Missing {
-    /// Code of what is missing: `sev` or `sev-es`.
-    pub code: &'static str,
+    /// What is missing: SEV or SEV-ES.
+    pub what: Capability,
     /// Why it is missing.
     pub why: String,
     /// What would make it work.
@@ -24,8 +25,8 @@ pub struct Missing {
 }
 
 impl Missing {
-    fn new(code: &'static str, why: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { code, why: why.into(), fix: fix.into() }
+    fn new(what: Capability, why: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { what, why: why.into(), fix: fix.into() }
     }
 
     pub(super) fn device(error: &io::Error) -> Self {
@@ -62,18 +63,18 @@ impl Device {
     fn missing(&self) -> Missing {
         match self {
             Self::Open | Self::Absent => Missing::new(
-                "sev",
+                Capability::Sev,
                 "there is no /dev/sev",
                 "load the ccp module, enable the security processor in the machine's firmware, and look for \"ccp\" in \
                  the kernel's log",
             ),
             Self::Denied => Missing::new(
-                "sev",
+                Capability::Sev,
                 "/dev/sev may not be opened for reading and writing",
                 "let the daemon's user open /dev/sev, for example by a udev rule that gives it to a group",
             ),
             Self::Broken(why) => Missing::new(
-                "sev",
+                Capability::Sev,
                 format!("/dev/sev does not open: {why}"),
                 "look for \"ccp\" in the kernel's log",
             ),
@@ -124,7 +125,7 @@ fn read_parameter(path: &Path) -> Option<bool> {
 fn diagnose(facts: &Facts) -> Result<Support, Missing> {
     let no_processor = || {
         Missing::new(
-            "sev",
+            Capability::Sev,
             "this processor does not offer SEV (CPUID 0x8000001f)",
             "use an AMD EPYC host with SEV enabled in its firmware; inside a virtual machine there is none",
         )
@@ -134,13 +135,17 @@ fn diagnose(facts: &Facts) -> Result<Support, Missing> {
         Some(true) => {}
         Some(false) => {
             return Err(Missing::new(
-                "sev",
+                Capability::Sev,
                 "KVM was loaded with SEV off, or could not turn it on (/sys/module/kvm_amd/parameters/sev is N)",
                 "load kvm_amd with sev=1, and enable SEV, SME and enough ASIDs in the machine's firmware",
             ));
         }
         None => {
-            return Err(Missing::new("sev", "the kvm_amd module is not loaded", "load kvm_amd with sev=1"));
+            return Err(Missing::new(
+                Capability::Sev,
+                "the kvm_amd module is not loaded",
+                "load kvm_amd with sev=1",
+            ));
         }
     }
     if facts.device != Device::Open {
@@ -148,7 +153,7 @@ fn diagnose(facts: &Facts) -> Result<Support, Missing> {
     }
     if first > asids {
         return Err(Missing::new(
-            "sev",
+            Capability::Sev,
             "the machine's firmware gives all ASIDs to SEV-ES",
             "lower the SEV-ES ASID limit in the machine's firmware",
         ));
@@ -159,21 +164,21 @@ fn diagnose(facts: &Facts) -> Result<Support, Missing> {
 fn diagnose_es(eax: u32, first: u32, parameter: Option<bool>) -> Result<(), Missing> {
     if eax & 0b1000 == 0 {
         return Err(Missing::new(
-            "sev-es",
+            Capability::SevEs,
             "this processor does not offer SEV-ES (CPUID 0x8000001f)",
             "use an AMD EPYC of the second generation or later",
         ));
     }
     if first <= 1 {
         return Err(Missing::new(
-            "sev-es",
+            Capability::SevEs,
             "the machine's firmware gives no ASIDs to SEV-ES",
             "raise the SEV-ES ASID limit in the machine's firmware",
         ));
     }
     if parameter != Some(true) {
         return Err(Missing::new(
-            "sev-es",
+            Capability::SevEs,
             "KVM has SEV-ES off (/sys/module/kvm_amd/parameters/sev_es)",
             "load kvm_amd with sev_es=1; it needs MMIO caching (kvm.mmio_caching=1)",
         ));
@@ -208,7 +213,7 @@ mod tests {
         ];
         for (facts, part) in cases {
             let missing = diagnose(&facts).unwrap_err();
-            assert!(missing.code == "sev" && missing.why.contains(part), "{facts:?}: {missing}");
+            assert!(missing.what == Capability::Sev && missing.why.contains(part), "{facts:?}: {missing}");
             assert!(!missing.fix.is_empty());
         }
         let es: [(Facts, &str); 4] = [
@@ -219,14 +224,14 @@ mod tests {
         ];
         for (facts, part) in es {
             let missing = diagnose(&facts).unwrap().es.unwrap_err();
-            assert!(missing.code == "sev-es" && missing.why.contains(part), "{facts:?}: {missing}");
+            assert!(missing.what == Capability::SevEs && missing.why.contains(part), "{facts:?}: {missing}");
         }
     }
 
     #[test]
     fn this_host_gives_an_answer() {
         if let Err(missing) = probe() {
-            assert!(missing.code == "sev" && !missing.why.is_empty());
+            assert!(missing.what == Capability::Sev && !missing.why.is_empty());
         }
     }
 

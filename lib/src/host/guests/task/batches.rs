@@ -11,7 +11,7 @@ use crate::host::events::Change;
 use crate::host::mirrors::batches::BatchSession;
 use crate::host::{
     Ask, BatchRefusal, ExportSpec, FieldError, GuestRecord, GuestState, HostError, ImportReport, ImportStep,
-    MirrorState, ProtectionLevel, SealedBatch,
+    MirrorState, ProtectionLevel, ResourceKind, SealedBatch, Subject,
 };
 use mirrorvm_abi::op::Status;
 
@@ -44,7 +44,7 @@ impl Owner {
         crate::host::mirrors::batches::check_reach(&plan, &self.shared_pages(), spec)?;
         let in_use = |session: &BatchSession| {
             let user = format!("the export or import {}", session.import());
-            HostError::InUse { kind: "mirror", user }
+            HostError::InUse { kind: ResourceKind::Mirror, user }
         };
         let running = match self.batches.get(&id) {
             Some(BatchSession::Exporting { import, importer, nonce, epoch })
@@ -70,7 +70,7 @@ impl Owner {
             return Ok(batch);
         }
         let record = self.entry.record();
-        let missing = || HostError::NotFound { kind: "mirror", key: id.to_string() };
+        let missing = || HostError::missing(ResourceKind::Mirror, id.to_string());
         let mirror = self.mirrors.get_mut(&id).ok_or_else(missing)?;
         let sealed = match running {
             Some(_) => Ok(batch.nonce),
@@ -132,7 +132,11 @@ impl Owner {
         }
         if self.state != GuestState::Paused && !matches!(step, ImportStep::Close(_)) {
             let current = self.state.name();
-            return Err(HostError::WrongState { kind: "guest", current, allowed: &["paused"] });
+            return Err(HostError::WrongState {
+                kind: ResourceKind::Guest.into(),
+                current,
+                allowed: &["paused"],
+            });
         }
         match step {
             ImportStep::Open => self.open_import(id, ask),
@@ -148,7 +152,7 @@ impl Owner {
                         }
                         Ok(ImportReport { import, state: "closed", nonce: None, written: Vec::new() })
                     }
-                    _ => Err(HostError::NotFound { kind: "import", key: import.to_string() }),
+                    _ => Err(HostError::missing(Subject::Import, import.to_string())),
                 }
             }
         }
@@ -157,13 +161,13 @@ impl Owner {
     pub(super) fn open_import(&mut self, id: Uuid, ask: &Ask) -> Result<ImportReport, HostError> {
         if let Some(session) = self.batches.get(&id) {
             let user = format!("the export or import {}", session.import());
-            return Err(HostError::InUse { kind: "mirror", user });
+            return Err(HostError::InUse { kind: ResourceKind::Mirror, user });
         }
         let import = Uuid::now_v7();
         if ask.dry_run {
             return Ok(ImportReport { import, state: "open", nonce: None, written: Vec::new() });
         }
-        let missing = || HostError::NotFound { kind: "mirror", key: id.to_string() };
+        let missing = || HostError::missing(ResourceKind::Mirror, id.to_string());
         let nonce = self.mirrors.get_mut(&id).ok_or_else(missing)?.hello().map_err(helper_error)?;
         self.batches.insert(id, BatchSession::Opened { import, nonce });
         self.inner.set_mirror_state(id, MirrorState::Busy, None);
@@ -177,7 +181,7 @@ impl Owner {
         batch: &SealedBatch,
         ask: &Ask,
     ) -> Result<ImportReport, HostError> {
-        let missing = || HostError::NotFound { kind: "import", key: batch.import.to_string() };
+        let missing = || HostError::missing(Subject::Import, batch.import.to_string());
         let bad =
             |at: &str, code, detail: String| HostError::Invalid(vec![FieldError::new(at, code, detail)]);
         let session = self.batches.get(&id).copied().filter(|s| s.import() == batch.import);
@@ -247,7 +251,7 @@ impl Owner {
     /// keys gone.
     pub(super) fn renew_helper(&mut self, id: Uuid, record: &GuestRecord) -> Result<(), HostError> {
         self.batches.remove(&id);
-        let missing = || HostError::NotFound { kind: "mirror", key: id.to_string() };
+        let missing = || HostError::missing(ResourceKind::Mirror, id.to_string());
         let entry = self.inner.mirror_entry(id).ok_or_else(missing)?;
         let shown = entry.record();
         let (old, machine) = (self.mirrors.remove(&id), self.machine.as_ref());
@@ -280,7 +284,7 @@ impl Owner {
 fn helper_error(e: LaneError) -> HostError {
     match e {
         LaneError::Refused { status: Status::WrongState | Status::Busy, .. } => {
-            HostError::WrongState { kind: "helper", current: "in a session", allowed: &["idle"] }
+            HostError::WrongState { kind: Subject::Helper, current: "in a session", allowed: &["idle"] }
         }
         LaneError::Refused { status: Status::PolicyForbids, .. } => {
             HostError::PolicyForbids { why: "the guest must not leave its platform, in no part".to_owned() }

@@ -12,6 +12,7 @@ use crate::host::migrations::endings::{self, Ending};
 use crate::host::migrations::hand_over::Together;
 use crate::host::{
     FieldError, GuestRecord, GuestState, HostError, MirrorChoice, MirrorOptions, MirrorSpec, MirrorState,
+    ResourceKind,
 };
 
 use crate::guest::Machine;
@@ -28,14 +29,14 @@ impl Owner {
         let chosen = self.chosen_mirror(choice)?;
         // Nothing else may look into a guest that leaves.
         if let Some(other) = self.mirrors.keys().find(|id| Some(**id) != chosen) {
-            return Err(HostError::InUse { kind: "guest", user: format!("mirror {other}") });
+            return Err(HostError::InUse { kind: ResourceKind::Guest, user: format!("mirror {other}") });
         }
         let Some((id, mirror)) = chosen.and_then(|id| Some((id, self.mirrors.get(&id)?))) else {
             return Ok(());
         };
         if let Some(session) = self.batches.get(&id) {
             let user = format!("the export or import {}", session.import());
-            return Err(HostError::InUse { kind: "mirror", user });
+            return Err(HostError::InUse { kind: ResourceKind::Mirror, user });
         }
         if mirror.worker_count() < u32::from(streams) {
             let there = mirror.worker_count();
@@ -50,7 +51,7 @@ impl Owner {
     pub(super) fn chosen_mirror(&self, choice: &MirrorChoice) -> Result<Option<Uuid>, HostError> {
         match choice {
             MirrorChoice::Existing(id) if self.mirrors.contains_key(id) => Ok(Some(*id)),
-            MirrorChoice::Existing(id) => Err(HostError::NotFound { kind: "mirror", key: id.to_string() }),
+            MirrorChoice::Existing(id) => Err(HostError::missing(ResourceKind::Mirror, id.to_string())),
             MirrorChoice::Template(strategy) if self.has_launch_mirror() => {
                 let made = self.mirrors.iter().find(|(_, m)| m.plan().strategy == *strategy);
                 Ok(Some(*made.ok_or(HostError::MirrorAtLaunch)?.0))
@@ -104,7 +105,7 @@ impl Owner {
         let (mirror_id, transient) = match (choice, self.chosen_mirror(choice)?) {
             (_, Some(id)) => (id, false),
             (MirrorChoice::Existing(id), None) => {
-                return Err(HostError::NotFound { kind: "mirror", key: id.to_string() });
+                return Err(HostError::missing(ResourceKind::Mirror, id.to_string()));
             }
             (MirrorChoice::Template(strategy), None) => {
                 let spec = MirrorSpec {
@@ -116,7 +117,7 @@ impl Owner {
                 (self.create_mirror(&spec, true, None)?.id, true)
             }
         };
-        let missing = || HostError::NotFound { kind: "mirror", key: mirror_id.to_string() };
+        let missing = || HostError::missing(ResourceKind::Mirror, mirror_id.to_string());
         let mirror = self.mirrors.remove(&mirror_id).ok_or_else(missing)?;
         let Some(machine) = self.machine.take() else { return Err(missing()) };
         self.lent = Some(migration);

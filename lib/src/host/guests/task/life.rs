@@ -3,6 +3,7 @@
 //! Owns: in which order a turn is stored, made and shown. Must not know: what a migration does with a machine
 //! that it has.
 
+use crate::codes::Capability;
 use jiff::Timestamp;
 
 use crate::host::guests::command::{LabelChange, Reply};
@@ -10,7 +11,7 @@ use crate::host::guests::decide::{Course, no_block, wrong_state};
 use crate::host::machines::Made;
 use crate::host::migrations::hand_over::Together;
 use crate::host::validate;
-use crate::host::{Ask, Fault, GuestAction, GuestRecord, GuestState, HostError};
+use crate::host::{Ask, Fault, GuestAction, GuestRecord, GuestState, HostError, ResourceKind};
 
 use crate::addr::Gpa;
 use crate::address_space::{BlockSpec, GuestLayout};
@@ -124,7 +125,7 @@ impl Owner {
                 }
             }
             Err(e) => {
-                tracing::error!(guest = %record.id, error = %crate::host::faults::chain(&e), "a guest cannot be started");
+                tracing::error!(guest = %record.id, error = %crate::chain::chain(&e), "a guest cannot be started");
                 self.broke(&e.fault());
             }
         }
@@ -152,7 +153,7 @@ impl Owner {
             return self.standing(&record).replugged(block, gpa);
         }
         let machine = self.machine.as_mut().ok_or(HostError::WrongState {
-            kind: "guest",
+            kind: ResourceKind::Guest.into(),
             current: self.state.name(),
             allowed: &["running", "paused"],
         })?;
@@ -164,7 +165,7 @@ impl Owner {
             MachineError::Plug(PlugError::NoBlock) => no_block(block),
             MachineError::Plug(e) => HostError::PlugRefused(e),
             MachineError::Unsupported { what } => {
-                HostError::CapabilityMissing { what: "plugging", why: format!("this driver cannot {what}") }
+                HostError::lacks(Capability::Plugging, format!("this driver cannot {what}"))
             }
             e => HostError::internal("plugging or unplugging a RAM block", e),
         })?;
@@ -186,7 +187,7 @@ impl Owner {
         let machine = self.machine.as_mut().ok_or_else(|| wrong_state(GuestState::Stopped, action))?;
         let undone = if pauses { machine.resume() } else { machine.pause() };
         if let Err(error) = undone {
-            tracing::error!(error = %crate::host::faults::chain(&error), guest = %self.entry.id, "a guest stays as it is");
+            tracing::error!(error = %crate::chain::chain(&error), guest = %self.entry.id, "a guest stays as it is");
             self.state = next;
             let (record, stored) = self.happened(|_| {});
             return stored.map(|()| record);

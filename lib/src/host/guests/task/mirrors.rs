@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::host::mirrors::entry::MirrorEntry;
-use crate::host::{Ask, HostError, MirrorRecord, MirrorSpec, MirrorState, PlanOptions};
+use crate::host::{Ask, HostError, MirrorRecord, MirrorSpec, MirrorState, PlanOptions, ResourceKind};
 
 use crate::mirror::{Mirror, Placement};
 
@@ -74,7 +74,7 @@ impl Owner {
         // One in each place: a helper's memory is one block, and two mirrors would run over each other in it.
         let private = spec.strategy.has_private_helper();
         if let Some((other, _)) = self.mirrors.iter().find(|(_, m)| m.is_private() == private) {
-            return Err(HostError::InUse { kind: "guest", user: format!("mirror {other}") });
+            return Err(HostError::InUse { kind: ResourceKind::Guest, user: format!("mirror {other}") });
         }
         standing.is_live()
     }
@@ -88,7 +88,7 @@ impl Owner {
         self.may_have_mirror(spec, transient)?;
         let machine = self.machine.as_ref();
         let machine = machine.ok_or(HostError::WrongState {
-            kind: "guest",
+            kind: ResourceKind::Guest.into(),
             current: self.state.name(),
             allowed: &["running", "paused"],
         })?;
@@ -104,11 +104,14 @@ impl Owner {
     }
 
     pub(super) fn delete_mirror(&mut self, id: Uuid, ask: &Ask) -> Result<MirrorRecord, HostError> {
-        let missing = || HostError::NotFound { kind: "mirror", key: id.to_string() };
+        let missing = || HostError::missing(ResourceKind::Mirror, id.to_string());
         let record = self.inner.mirror_entry(id).ok_or_else(missing)?.record();
-        ask.check("mirror", record.generation)?;
+        ask.check(ResourceKind::Mirror, record.generation)?;
         if let Some(migration) = self.lent.filter(|_| self.mirrors.contains_key(&id)) {
-            return Err(HostError::InUse { kind: "mirror", user: format!("migration {migration}") });
+            return Err(HostError::InUse {
+                kind: ResourceKind::Mirror,
+                user: format!("migration {migration}"),
+            });
         }
         if self.mirrors.contains_key(&id) && self.has_launch_mirror() {
             return Err(HostError::MirrorAtLaunch);
@@ -122,7 +125,7 @@ impl Owner {
                 Ok(record)
             }
             (false, Some(migration)) => {
-                Err(HostError::InUse { kind: "mirror", user: format!("migration {migration}") })
+                Err(HostError::InUse { kind: ResourceKind::Mirror, user: format!("migration {migration}") })
             }
             (false, None) => Err(missing()),
         }
@@ -134,13 +137,17 @@ impl Owner {
             if let Some(migration) = self.lent {
                 return Err(HostError::GuestMigrating { migration });
             }
-            ask.check("mirror", entry.record().generation)?;
+            ask.check(ResourceKind::Mirror, entry.record().generation)?;
             if entry.record().state == MirrorState::Failed {
                 let allowed = &["ready", "busy"];
-                return Err(HostError::WrongState { kind: "mirror", current: "failed", allowed });
+                return Err(HostError::WrongState {
+                    kind: ResourceKind::Mirror.into(),
+                    current: "failed",
+                    allowed,
+                });
             }
         }
-        let missing = || HostError::NotFound { kind: "mirror", key: id.to_string() };
+        let missing = || HostError::missing(ResourceKind::Mirror, id.to_string());
         self.mirrors.get(&id).ok_or_else(missing)
     }
 }

@@ -21,7 +21,7 @@ use crate::host::guests::decide::Standing;
 use crate::host::guests::entry::GuestEntry;
 use crate::host::inner::Inner;
 use crate::host::mirrors::batches::BatchSession;
-use crate::host::{Ask, GuestRecord, GuestState, HostError};
+use crate::host::{Ask, GuestRecord, GuestState, HostError, ResourceKind};
 
 use crate::guest::lifecycle::Event;
 use crate::guest::{EndWatch, Machine, MachineEnd, Readiness};
@@ -198,7 +198,7 @@ impl Owner {
                         r.moved_to = moved_to;
                     });
                     if let Err(error) = stored {
-                        tracing::error!(error = %crate::host::faults::chain(&error), guest = %self.entry.id,
+                        tracing::error!(error = %crate::chain::chain(&error), guest = %self.entry.id,
                             "a guest stays unconfirmed: its record is not stored");
                     }
                 }
@@ -215,7 +215,7 @@ impl Owner {
     }
 
     fn check(&self, ask: &Ask) -> Result<(), HostError> {
-        ask.check("guest", self.entry.record().generation)
+        ask.check(ResourceKind::Guest, self.entry.record().generation)
     }
 
     const fn standing<'a>(&self, record: &'a GuestRecord) -> Standing<'a> {

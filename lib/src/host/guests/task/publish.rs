@@ -62,7 +62,7 @@ impl Owner {
     pub(super) fn publish(&mut self, change: impl FnOnce(&mut GuestRecord)) -> GuestRecord {
         let (record, stored) = self.happened(change);
         if let Err(error) = stored {
-            tracing::error!(error = %crate::host::faults::chain(&error), guest = %record.id, "a guest's record is not stored yet");
+            tracing::error!(error = %crate::chain::chain(&error), guest = %record.id, "a guest's record is not stored yet");
         }
         record
     }
