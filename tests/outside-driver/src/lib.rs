@@ -4,6 +4,7 @@
 //! on memory files that it makes itself and that are full of rubbish before anything else is in them.
 
 mod machine;
+mod unfit;
 mod writer;
 
 use std::os::fd::OwnedFd;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, json};
 
 use machine::OutsideMachine;
+pub use unfit::Unfit;
 
 const NAME: &str = "outside";
 /// Pages that a guest writes in a second.

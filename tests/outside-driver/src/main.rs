@@ -1,7 +1,8 @@
-//! A daemon with one driver more than the stock ones.
+//! A daemon with two drivers more than the stock ones.
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    mirrorvmd::Daemon::builder().driver(Box::new(mirrorvm_outside_driver::Outside)).build().main()
+    use mirrorvm_outside_driver::{Outside, Unfit};
+    mirrorvmd::Daemon::builder().driver(Box::new(Outside)).driver(Box::new(Unfit)).build().main()
 }

@@ -90,7 +90,7 @@ fn the_document_of_a_daemon_has_its_own_drivers_and_the_stock_one_has_none_of_th
         union.iter().map(|entry| entry["properties"]["kind"]["enum"][0].clone()).collect()
     };
     assert_eq!(kinds(&stock), ["embedded", "emulated", "qemu"]);
-    assert_eq!(kinds(&ours), ["embedded", "emulated", "qemu", "outside"]);
+    assert_eq!(kinds(&ours), ["embedded", "emulated", "qemu", "outside", "unfit"]);
     let document = ours.read("/v1/openapi.json");
     let entry = &document["components"]["schemas"]["Driver"]["oneOf"][3];
     assert_eq!(
@@ -147,4 +147,20 @@ fn a_peer_without_the_driver_refuses_by_name_and_the_guest_goes_on() {
     assert_eq!(stock.guest_state("g"), "absent");
     assert_eq!(a.guest_state("g"), "running");
     writes_beyond(&a, "g", pages);
+}
+
+#[test]
+fn what_a_third_party_s_driver_needs_and_a_host_lacks_has_the_driver_s_code_and_words() {
+    let a = outside("a");
+    let host = a.read("/v1/host/capabilities");
+    assert!(!host["drivers"].as_array().unwrap().contains(&json!("unfit")), "{host}");
+    let clock = json!({"code": "cuckoo_clock", "why": "the wall has no room", "fix": "build a larger wall"});
+    assert!(host["missing"].as_array().unwrap().contains(&clock), "{host}");
+
+    let _ = a.post("/v1/guests", &definition("g", &json!({"kind": "unfit"}))).expect(201);
+    let refused = a.act("/v1/guests/g/start").expect(501).json();
+    assert_eq!(refused["code"], "capability_missing");
+    assert_eq!(refused["detail"], "this host lacks a clock with a cuckoo: the wall has no room");
+    let reason = json!([{"code": "cuckoo_clock", "detail": "the wall has no room"}]);
+    assert_eq!(refused["blocked_reasons"], reason);
 }

@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use mirrorvm::addr::PAGE_SIZE;
+use mirrorvm::codes::Code;
 use mirrorvm::host::{MigrationDirection, MigrationRecord, MigrationState};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -190,7 +191,7 @@ impl Condition {
     fn of(record: &MigrationRecord) -> Vec<Self> {
         let p = &record.progress;
         let moving = record.state == MigrationState::Precopy;
-        let code = record.error.as_ref().map_or("", |e| e.code.as_str());
+        let code = record.error.as_ref().and_then(|e| e.code.known());
         let dirty = p.dirty_pages_per_second.saturating_mul(PAGE_SIZE);
         let is = |kind, so: Option<bool>, reason| Self {
             kind,
@@ -202,14 +203,14 @@ impl Condition {
         let floor = p.downtime_floor_ms.filter(|floor| moving && limit.is_some_and(|limit| *floor > limit));
         let measured = moving && p.iteration > 1 && p.throughput_bytes_per_second > 0;
         let converging = match (code, measured) {
-            ("not_converging", _) => is("Converging", Some(false), "not_converging"),
+            (Some(Code::NotConverging), _) => is("Converging", Some(false), Code::NotConverging.as_str()),
             _ if floor.is_some() => Self {
                 detail: floor.map(|ms| {
                     format!(
                         "the shortest pause is about {ms} ms: raise limits.downtime_ms to that, or ask for the switchover"
                     )
                 }),
-                ..is("Converging", Some(false), "downtime_limit_below_floor")
+                ..is("Converging", Some(false), Code::DowntimeLimitBelowFloor.as_str())
             },
             (_, true) if dirty < p.throughput_bytes_per_second => {
                 is("Converging", Some(true), "dirty_rate_below_throughput")
@@ -218,16 +219,13 @@ impl Condition {
             (_, false) => is("Converging", None, "not_measured"),
         };
         let stalled = match code {
-            "peer_lost" => is("Stalled", Some(true), "peer_lost"),
+            Some(Code::PeerLost) => is("Stalled", Some(true), Code::PeerLost.as_str()),
             _ if record.state == MigrationState::InDoubt => is("Stalled", Some(true), "in_doubt"),
-            _ if record.committing => is("Stalled", Some(true), "committing"),
+            _ if record.committing => is("Stalled", Some(true), Code::Committing.as_str()),
             _ => is("Stalled", Some(false), "progress"),
         };
-        let helper = is(
-            "HelperUnresponsive",
-            Some(code == "helper_failed"),
-            if code == "helper_failed" { "helper_failed" } else { "answers" },
-        );
+        let failed = code.filter(|code| *code == Code::HelperFailed);
+        let helper = is("HelperUnresponsive", Some(failed.is_some()), failed.map_or("answers", Code::as_str));
         vec![stalled, converging, helper]
     }
 }
