@@ -11,6 +11,7 @@
 //! - `daemon`: the daemon for programs with drivers of their own.
 //! - `offline`: the command line at a state directory without its daemon.
 //! - `bench`: what the parts cost. [`serve`]: sockets and the accept loop. [`cli`]: the command line.
+//! - `stored`: the daemon's own documents as they are on disk.
 //! - `open`: a link for a browser, as a client of the API.
 //! - [`demo`]: two daemons and a migration between them; a client of the API like any other.
 
@@ -31,5 +32,6 @@ pub mod problem;
 pub mod routes;
 pub mod serve;
 pub mod state;
+mod stored;
 
 pub use daemon::{Daemon, DaemonBuilder};

@@ -61,7 +61,7 @@ impl RamBlock {
 }
 
 /// What a caller asks for: a block before it has a `RamAddr`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlockSpec {
     /// Name, unique in the guest.
     pub name: String,

@@ -11,15 +11,13 @@
 mod directories;
 mod sealed;
 
-use serde::{Deserialize, Serialize};
-
 pub use directories::{DirectoryError, FileRefusal, ImageDirectories, ImageFile};
 pub(crate) use sealed::is_sealed;
 pub use sealed::{BootFile, SealedFile};
 
 /// What a guest boots from, as it was when the guest was defined: it is started with these bytes and no
 /// others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BootFiles {
     /// The kernel.
     pub kernel: BootFile,

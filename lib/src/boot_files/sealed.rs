@@ -6,7 +6,6 @@ use std::os::fd::OwnedFd;
 
 use ring::digest;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, memfd_create};
-use serde::{Deserialize, Serialize};
 
 use super::directories::{FileRefusal, ImageFile};
 
@@ -17,7 +16,7 @@ const SEALED: SealFlags =
     SealFlags::WRITE.union(SealFlags::GROW).union(SealFlags::SHRINK).union(SealFlags::SEAL);
 
 /// What is known of a file's content.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BootFile {
     /// Bytes.
     pub bytes: u64,

@@ -166,8 +166,7 @@ pub enum AccelChoice {
 
 named! {
     /// What the hardware gives a guest.
-    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-    #[serde(rename_all = "kebab-case")]
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     pub enum ProtectionLevel {
         /// Nothing: the host can read and write the guest's memory. Sealing protects the pages on the way.
         #[default]

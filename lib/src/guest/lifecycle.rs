@@ -1,13 +1,10 @@
 //! A guest's life cycle as a pure function: which request is legal when, and what it leads to.
 
-use serde::{Deserialize, Serialize};
-
 use crate::named::named;
 
 named! {
     /// Where a guest is in its life. The names are the API's.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-    #[serde(rename_all = "snake_case")]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
     pub enum GuestState {
         /// Defined: no memory, no vCPUs.
         Stopped = "stopped",

@@ -13,19 +13,18 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::{GuestRecord, HostError, Labels, MigrationRecord, MigrationState, MirrorRecord, PeerRecord};
 use crate::named::named;
+use crate::store::form;
 use crate::store::ledger::{Entry, Log, LookError};
 use crate::store::{Batch, Ledger};
 
 /// Kinds of resources that events tell of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ResourceKind {
     /// This host.
     Host,
@@ -57,8 +56,7 @@ impl ResourceKind {
 
 named! {
     /// What happened to a resource.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-    #[serde(rename_all = "snake_case")]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
     pub enum Change {
         /// It is there.
         Created = "created",
@@ -78,7 +76,7 @@ named! {
 }
 
 /// What an event tells.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EventBody {
     /// Kind of the resource.
     pub resource: ResourceKind,
@@ -200,7 +198,7 @@ impl Events {
     /// order of this, by the ledger's one thread. Who must know that they are written waits for an entry of
     /// his own, or for [`Ledger::flush`].
     pub fn emit(&self, body: &EventBody) {
-        match serde_json::to_string(body) {
+        match form::write(body) {
             Ok(text) => self.ledger.append(Log::Event, text),
             Err(error) => tracing::error!(%error, "an event cannot be written"),
         }
@@ -241,7 +239,7 @@ impl Events {
         let mut bodies = Vec::new();
         let look = self.ledger.look(Log::Event, seq, limit, |entry: &Entry| {
             // One that cannot be read is of a later version: nothing this one could tell.
-            let body = serde_json::from_str::<EventBody>(&entry.body).ok().filter(|b| wanted(b));
+            let body = entry.read::<EventBody>(Log::Event).ok().filter(|b| wanted(b));
             let fits = body.is_some();
             bodies.extend(body);
             fits
@@ -331,7 +329,7 @@ impl EventBody {
 
     /// Has the event written with the change that it tells of.
     pub(super) fn write(&self, batch: &mut Batch) {
-        match serde_json::to_string(self) {
+        match form::write(self) {
             Ok(text) => _ = batch.append(Log::Event, text),
             Err(error) => tracing::error!(%error, "an event cannot be written"),
         }

@@ -22,6 +22,7 @@ mod open;
 mod peers;
 mod settings;
 mod state_files;
+mod stored;
 mod subject;
 mod validate;
 

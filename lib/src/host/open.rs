@@ -13,6 +13,7 @@ use super::inner::Inner;
 use super::machines;
 use super::migrations::entry::MigrationEntry;
 use super::migrations::{confirm, incoming, journal, outgoing};
+use super::stored::{self, HostId, KnownIdentity, PageSecret};
 use super::{
     Fault, GuestRecord, GuestState, Host, MigrationDirection, MigrationRecord, MigrationState, PeerRecord,
 };
@@ -21,7 +22,7 @@ use crate::guest::{Drivers, MachineError};
 use crate::hypervisor::kvm::KvmHost;
 use crate::memory::Budget;
 use crate::store::ledger::{EVENTS_KEPT, Log};
-use crate::store::state_files::{Doubt, UNCONFIRMED};
+use crate::store::state_files::{UNCONFIRMED, Unconfirmed};
 use crate::store::{Batch, Kind, Ledger, Store, StoreError};
 use crate::transport::{
     Advertised, Identity, IdentityError, ListenerError, ListenerLimits, PeerIdentity, PeerListener,
@@ -118,14 +119,14 @@ impl Host {
         }
         super::migrations::reserve::clear(&dir);
         let images = ImageDirectories::open(&config.image_directories, std::slice::from_ref(&dir))?;
-        let store = Store::open(&dir.join(DATABASE))?;
+        let store = Store::open(&dir.join(DATABASE), stored::renew)?;
         let ledger = Ledger::open(&store, config.events_kept.unwrap_or(EVENTS_KEPT))?;
         let identity = identity_of(&store, &dir)?;
-        let id = match store.meta_get::<Uuid>("host_id")? {
-            Some(id) => id,
+        let id = match store.meta_get::<HostId>(HOST_ID)? {
+            Some(HostId { id }) => id,
             None => {
                 let id = Uuid::now_v7();
-                store.meta_put("host_id", &id)?;
+                store.meta_put(HOST_ID, &HostId { id })?;
                 id
             }
         };
@@ -158,14 +159,22 @@ impl Host {
 /// The database in a state directory.
 pub(super) const DATABASE: &str = "mirrorvm.db";
 /// Key of the document with the identity that the database belongs to.
-const IDENTITY: &str = "identity";
+pub(super) const IDENTITY: &str = "identity";
+/// Key of the one with the host's id.
+pub(super) const HOST_ID: &str = "host_id";
+/// Key of the one with the host's secret.
+pub(super) const PAGE_SECRET: &str = "page_secret";
+
+fn known_identity(store: &Store) -> Result<Option<PeerIdentity>, StoreError> {
+    Ok(store.meta_get::<KnownIdentity>(IDENTITY)?.map(|known| known.identity))
+}
 
 /// The key that peers know this host by. It is made once, with the database: a host whose key is gone is
 /// another host to its peers, and no daemon decides that by itself.
 fn identity_of(store: &Store, state_dir: &Path) -> Result<Identity, OpenError> {
     let dir = state_dir.join("identity");
-    let known = store.meta_get::<PeerIdentity>(IDENTITY)?;
-    let has_run = known.is_some() || store.meta_get::<Uuid>("host_id")?.is_some();
+    let known = known_identity(store)?;
+    let has_run = known.is_some() || store.meta_get::<HostId>(HOST_ID)?.is_some();
     let identity = match Identity::load(&dir) {
         Err(IdentityError::Missing) if has_run => {
             let expected =
@@ -181,7 +190,7 @@ fn identity_of(store: &Store, state_dir: &Path) -> Result<Identity, OpenError> {
         }
         Some(_) => Ok(identity),
         None => {
-            store.meta_put(IDENTITY, identity.pin())?;
+            store.meta_put(IDENTITY, &KnownIdentity { identity: *identity.pin() })?;
             Ok(identity)
         }
     }
@@ -197,11 +206,12 @@ pub async fn accept_identity(
     state_dir: &Path,
     entry: impl FnOnce(Option<&PeerIdentity>, &PeerIdentity) -> String,
 ) -> Result<(Option<PeerIdentity>, PeerIdentity), OpenError> {
-    let store = Store::open(&state_dir.join(DATABASE))?;
-    let known = store.meta_get::<PeerIdentity>(IDENTITY)?;
+    let store = Store::open(&state_dir.join(DATABASE), stored::renew)?;
+    let known = known_identity(&store)?;
     let identity = Identity::load_or_create(&state_dir.join("identity"))?;
     let mut batch = Batch::new();
-    batch.append(Log::Audit, entry(known.as_ref(), identity.pin())).meta_put(IDENTITY, identity.pin())?;
+    let now = KnownIdentity { identity: *identity.pin() };
+    batch.append(Log::Audit, entry(known.as_ref(), identity.pin())).meta_put(IDENTITY, &now)?;
     Ledger::open(&store, EVENTS_KEPT)?.commit(batch).await?;
     Ok((known, *identity.pin()))
 }
@@ -235,12 +245,12 @@ fn listen(inner: &Arc<Inner>, addr: SocketAddr) -> Result<PeerListener, Listener
 /// The database's secret, made when there is none. A start without it would be one in which marks that were
 /// given out mean nothing, or in which anybody can make them.
 fn page_secret(store: &Store) -> Result<[u8; 32], OpenError> {
-    if let Some(stored) = store.meta_get::<[u8; 32]>("page_secret")? {
-        return Ok(stored);
+    if let Some(PageSecret { secret }) = store.meta_get(PAGE_SECRET)? {
+        return Ok(secret);
     }
-    let fresh = *machines::fresh_secret().map_err(OpenError::Secret)?;
-    store.meta_put("page_secret", &fresh)?;
-    Ok(fresh)
+    let secret = *machines::fresh_secret().map_err(OpenError::Secret)?;
+    store.meta_put(PAGE_SECRET, &PageSecret { secret })?;
+    Ok(secret)
 }
 
 /// Makes every record honest: machines did not survive the last daemon.
@@ -248,7 +258,7 @@ fn reconcile(inner: &Arc<Inner>) -> Result<(), StoreError> {
     for (id, peer) in inner.store.list::<PeerRecord>(Kind::Peer)? {
         inner.peers_mut().insert(id, peer);
     }
-    let doubt = inner.store.meta_get::<Doubt>(UNCONFIRMED)?;
+    let doubt = inner.store.meta_get::<Unconfirmed>(UNCONFIRMED)?.map(|u| u.doubt);
     if doubt.is_some() {
         journal::doubt_open(inner)?;
     }

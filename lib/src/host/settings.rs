@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
 use super::act::{self, Effect};
 use super::events::{Change, EventBody, ResourceKind};
 use super::{Ask, FieldError, Host, HostError, Labels, bounds, validate};
@@ -11,10 +9,11 @@ use crate::store::Batch;
 use crate::sync::{Locked, Shared};
 use crate::waiting;
 
-const KEY: &str = "host_settings";
+/// Key of the document.
+pub(in crate::host) const KEY: &str = "host_settings";
 
 /// What can be set.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostSettings {
     /// Free labels.
     pub labels: Labels,

@@ -12,6 +12,7 @@ use super::OpenError;
 use super::images::files;
 use super::images::types::ImageRecord;
 use super::open::DATABASE;
+use super::stored;
 
 /// What the host's key is found by in a backup.
 const KEY: &str = "host-key";
@@ -109,5 +110,5 @@ pub fn restore_state(from: &Path, state_dir: &Path, entry: &str) -> Result<State
 /// # Errors
 /// A running daemon, files that cannot be read as a database at all.
 pub fn accept_state(state_dir: &Path, entry: impl FnOnce(&str) -> String) -> Result<Accepted, StoreError> {
-    state_files::accept(&state_dir.join(DATABASE), entry)
+    state_files::accept(&state_dir.join(DATABASE), stored::renew, entry)
 }

@@ -20,8 +20,7 @@ pub const STALL_TIMEOUT_MS: RangeInclusive<u64> = 1_000..=600_000;
 pub const BANDWIDTH: RangeInclusive<u64> = 1 << 20..=1 << 50;
 
 /// How memory is moved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MigrationMode {
     /// In rounds while the guest runs.
     Precopy,
@@ -30,8 +29,7 @@ pub enum MigrationMode {
 }
 
 /// What happens when a migration has not come to its switchover in time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnTimeout {
     /// It is given up as `not_converging`; the guest goes on here.
     #[default]
@@ -57,8 +55,7 @@ pub enum StreamTransport {
 }
 
 /// Limits of a migration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MigrationLimits {
     /// Bytes of page content per second over all streams; `None`: as fast as it goes.
     pub bandwidth_bytes_per_second: Option<u64>,
@@ -90,8 +87,7 @@ impl Default for MigrationLimits {
 
 named! {
     /// A migration's state.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-    #[serde(rename_all = "snake_case")]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
     pub enum MigrationState {
         /// Waits for a migration slot of the host.
         Queued = "queued",
@@ -127,7 +123,7 @@ impl MigrationState {
 }
 
 /// One pass over memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Round {
     /// Counted from 1.
     pub number: u32,
@@ -148,7 +144,7 @@ pub struct Round {
 }
 
 /// How far a migration is; kept after its end.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Default)]
 pub struct Progress {
     /// Since the request, milliseconds.
     pub elapsed_ms: u64,
@@ -160,7 +156,6 @@ pub struct Progress {
     pub expected_downtime_ms: Option<u64>,
     /// The shortest pause that can be had, whatever the number of pages, milliseconds; `None`: not known yet.
     /// A limit below it is never met.
-    #[serde(default)]
     pub downtime_floor_ms: Option<u64>,
     /// The pause as measured from the guest's last instruction here to its first there, `verify_ms` taken
     /// off.
@@ -193,13 +188,10 @@ pub struct Progress {
     pub helper_errors: u64,
     /// Bytes whose pages the guest shares with its host, as this host knew last; `None`: nobody has told it
     /// yet.
-    #[serde(default)]
     pub shared_bytes: Option<u64>,
     /// Pages that the guest shared or took back while the migration ran, at the source.
-    #[serde(default)]
     pub status_changes: u64,
     /// Share of their time that the guest's vCPUs are held, percent.
-    #[serde(default)]
     pub throttle_percent: u8,
 }
 

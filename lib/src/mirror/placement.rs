@@ -8,7 +8,6 @@ use std::num::NonZero;
 
 use rustix::process::{getpid, getpriority_process, setpriority_process};
 use rustix::thread::{CpuSet, Pid, gettid, sched_getaffinity, sched_setaffinity};
-use serde::{Deserialize, Serialize};
 
 /// The nice values that there are, see sched(7).
 pub const NICE: std::ops::RangeInclusive<i8> = -20..=19;
@@ -16,8 +15,7 @@ pub const NICE: std::ops::RangeInclusive<i8> = -20..=19;
 pub const FIFO_PRIORITIES: std::ops::RangeInclusive<u8> = 1..=99;
 
 /// How the kernel schedules a thread, sched(7).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scheduler {
     /// `SCHED_OTHER`, the kernel's default.
     Other {
@@ -39,8 +37,7 @@ pub enum Scheduler {
 }
 
 /// Where a mirror's threads run. The default: as the daemon itself does.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Placement {
     /// Logical processors of the host; none: those of the daemon.
     pub cpus: Vec<u32>,

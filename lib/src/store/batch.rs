@@ -6,10 +6,10 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde::Serialize;
 use uuid::Uuid;
 
 use super::documents::{self, render};
+use super::form::Document;
 use super::hours::Hours;
 use super::ledger::{Log, Space};
 use super::rows::Rows;
@@ -49,7 +49,7 @@ impl Batch {
     ///
     /// # Errors
     /// [`StoreError::TooLong`], [`StoreError::Unwritable`].
-    pub fn put<T: Serialize>(
+    pub fn put<T: Document>(
         &mut self,
         kind: Kind,
         id: Uuid,
@@ -71,7 +71,7 @@ impl Batch {
     ///
     /// # Errors
     /// [`StoreError::TooLong`], [`StoreError::Unwritable`].
-    pub fn meta_put<T: Serialize>(&mut self, key: &str, document: &T) -> Result<&mut Self, StoreError> {
+    pub fn meta_put<T: Document>(&mut self, key: &str, document: &T) -> Result<&mut Self, StoreError> {
         let body = render(document, || DocumentRef::Meta(key.to_owned()))?;
         self.writes.push(Write::MetaPut { key: key.to_owned(), body });
         Ok(self)

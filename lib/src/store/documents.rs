@@ -3,10 +3,9 @@
 //! Owns: what is read, and turning constraint violations into our errors. Must not know: files, locks.
 
 use rusqlite::{Connection, OptionalExtension, Row, ffi, params};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
+use super::form::{self, Document};
 use super::mark::Digest;
 use super::rows::{self, Rows};
 use super::{DocumentRef, Kind, MAX_DOCUMENT, StoreError};
@@ -22,7 +21,7 @@ impl<'a> Transaction<'a> {
     }
 
     /// As [`Store::put`](super::Store::put).
-    pub fn put<T: Serialize>(
+    pub fn put<T: Document>(
         &self,
         kind: Kind,
         id: Uuid,
@@ -33,7 +32,7 @@ impl<'a> Transaction<'a> {
     }
 
     /// As [`Store::insert`](super::Store::insert).
-    pub fn insert<T: Serialize>(
+    pub fn insert<T: Document>(
         &self,
         kind: Kind,
         id: Uuid,
@@ -45,21 +44,17 @@ impl<'a> Transaction<'a> {
     }
 
     /// As [`Store::get`](super::Store::get).
-    pub fn get<T: DeserializeOwned>(&self, kind: Kind, id: Uuid) -> Result<Option<T>, StoreError> {
+    pub fn get<T: Document>(&self, kind: Kind, id: Uuid) -> Result<Option<T>, StoreError> {
         get(&self.rows, kind, id)
     }
 
     /// As [`Store::get_by_name`](super::Store::get_by_name).
-    pub fn get_by_name<T: DeserializeOwned>(
-        &self,
-        kind: Kind,
-        name: &str,
-    ) -> Result<Option<(Uuid, T)>, StoreError> {
+    pub fn get_by_name<T: Document>(&self, kind: Kind, name: &str) -> Result<Option<(Uuid, T)>, StoreError> {
         get_by_name(&self.rows, kind, name)
     }
 
     /// As [`Store::list`](super::Store::list).
-    pub fn list<T: DeserializeOwned>(&self, kind: Kind) -> Result<Vec<(Uuid, T)>, StoreError> {
+    pub fn list<T: Document>(&self, kind: Kind) -> Result<Vec<(Uuid, T)>, StoreError> {
         list(&self.rows, kind)
     }
 
@@ -69,7 +64,7 @@ impl<'a> Transaction<'a> {
     }
 
     /// As [`Store::meta_put`](super::Store::meta_put).
-    pub fn meta_put<T: Serialize>(&self, key: &str, document: &T) -> Result<(), StoreError> {
+    pub fn meta_put<T: Document>(&self, key: &str, document: &T) -> Result<(), StoreError> {
         let body = render(document, || DocumentRef::Meta(key.to_owned()))?;
         self.rows.meta(key, &body).map_err(StoreError::from)
     }
@@ -80,12 +75,12 @@ impl<'a> Transaction<'a> {
     }
 
     /// As [`Store::meta_get`](super::Store::meta_get).
-    pub fn meta_get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, StoreError> {
+    pub fn meta_get<T: Document>(&self, key: &str) -> Result<Option<T>, StoreError> {
         meta_get(&self.rows, key)
     }
 }
 
-pub(super) fn get<T: DeserializeOwned>(
+pub(super) fn get<T: Document>(
     connection: &Connection,
     kind: Kind,
     id: Uuid,
@@ -101,7 +96,7 @@ pub(super) fn get<T: DeserializeOwned>(
         .transpose()
 }
 
-pub(super) fn get_by_name<T: DeserializeOwned>(
+pub(super) fn get_by_name<T: Document>(
     connection: &Connection,
     kind: Kind,
     name: &str,
@@ -118,10 +113,7 @@ pub(super) fn get_by_name<T: DeserializeOwned>(
     }
 }
 
-pub(super) fn list<T: DeserializeOwned>(
-    connection: &Connection,
-    kind: Kind,
-) -> Result<Vec<(Uuid, T)>, StoreError> {
+pub(super) fn list<T: Document>(connection: &Connection, kind: Kind) -> Result<Vec<(Uuid, T)>, StoreError> {
     let mut statement = connection
         .prepare_cached("SELECT id, name, body, digest FROM document WHERE kind = ?1 ORDER BY id")
         .map_err(StoreError::from)?;
@@ -135,10 +127,7 @@ pub(super) fn list<T: DeserializeOwned>(
     Ok(all)
 }
 
-pub(super) fn meta_get<T: DeserializeOwned>(
-    connection: &Connection,
-    key: &str,
-) -> Result<Option<T>, StoreError> {
+pub(super) fn meta_get<T: Document>(connection: &Connection, key: &str) -> Result<Option<T>, StoreError> {
     connection
         .prepare_cached("SELECT body, digest FROM meta WHERE key = ?1")
         .and_then(|mut statement| {
@@ -187,21 +176,21 @@ fn write(
     })
 }
 
-pub(super) fn render<T: Serialize>(
+pub(super) fn render<T: Document>(
     document: &T,
     which: impl Fn() -> DocumentRef,
 ) -> Result<String, StoreError> {
-    let body = serde_json::to_string(document)
-        .map_err(|source| StoreError::Unwritable { document: which(), source })?;
+    let body =
+        form::write(document).map_err(|source| StoreError::Unwritable { document: which(), source })?;
     if body.len() > MAX_DOCUMENT {
         return Err(StoreError::TooLong { document: which(), bytes: body.len() });
     }
     Ok(body)
 }
 
-fn parse<T: DeserializeOwned>(body: Option<Vec<u8>>, which: DocumentRef) -> Result<T, StoreError> {
+fn parse<T: Document>(body: Option<Vec<u8>>, which: DocumentRef) -> Result<T, StoreError> {
     let Some(body) = body else {
         return Err(StoreError::Damaged { what: which.to_string(), source: None });
     };
-    serde_json::from_slice(&body).map_err(|source| StoreError::Unreadable { document: which, source })
+    form::read(&body).map_err(|source| StoreError::Unreadable { document: which, source })
 }

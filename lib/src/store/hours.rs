@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use rustix::time::{ClockId, clock_gettime};
-use serde::{Deserialize, Serialize};
+
+use super::form::{form, unchanged};
 
 /// Key of the document with the counts as of the last time that they were noted.
 pub(super) const KEY: &str = "hours";
@@ -60,13 +61,23 @@ pub(super) enum Count {
 
 /// The counts at one moment, in milliseconds, and what the clocks said then. Both began with the wall clock's
 /// milliseconds since 1970, which is what earlier builds have noted as ends.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Note {
     at_least: i64,
     at_most: i64,
     boot: Option<String>,
     since_boot: i64,
     wall: i64,
+}
+
+form! {
+    NoteForm of Note, version 5 by unchanged {
+        at_least: i64,
+        at_most: i64,
+        boot: Option<String>,
+        since_boot: i64,
+        wall: i64,
+    }
 }
 
 impl Note {

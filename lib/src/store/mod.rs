@@ -2,7 +2,7 @@
 //!
 //! Owns: the file, its schema and version, durability (what a call returned `Ok` for survives `kill -9` and
 //! power loss), the lock that keeps a second daemon out. Must not know: what documents mean; callers bring
-//! serde types.
+//! types with forms ([`form`]).
 //!
 //! SQLite in WAL mode with `synchronous=FULL`: a commit is on disk before it is acknowledged, and a torn tail
 //! of the log is a commit that never was. Which commits there were is told by a mark outside the log
@@ -16,12 +16,15 @@
 mod batch;
 mod documents;
 mod finding;
+pub mod form;
+mod forward;
 mod hours;
 mod keeper;
 pub mod ledger;
 mod mark;
 mod open;
 mod rows;
+mod singles;
 pub mod state_files;
 mod writer;
 
@@ -33,8 +36,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
 use crate::private_files::FileLock;
@@ -43,6 +44,8 @@ use crate::sync::Locked;
 pub use batch::Batch;
 pub use documents::Transaction;
 pub use finding::Finding;
+use form::{Document, Unread};
+pub use forward::Renew;
 use keeper::{Keeper, held};
 pub use ledger::Ledger;
 use ledger::{Log, Space};
@@ -69,6 +72,9 @@ pub enum Kind {
 }
 
 impl Kind {
+    pub(super) const ALL: [Self; 5] =
+        [Self::Guest, Self::Migration, Self::Peer, Self::HandOver, Self::HelperImage];
+
     /// The name in the file; never changes.
     const fn stored(self) -> &'static str {
         match self {
@@ -142,6 +148,22 @@ pub enum StoreError {
         /// Latest version that we know.
         known: i64,
     },
+    /// Written by an earlier version of this program, and what it was could not be saved before it is changed.
+    #[error(
+        "{path} is of schema version {found} and was left as it is: before it is changed a backup of it is made, and \
+         that cannot be written to {to}; make room there, or move away what has the name"
+    )]
+    NotSaved {
+        /// Path of the database file.
+        path: PathBuf,
+        /// Version of the file.
+        found: i64,
+        /// Where the backup was to be.
+        to: PathBuf,
+        /// Why it is not there.
+        #[source]
+        source: Box<StoreError>,
+    },
     /// The database is damaged.
     #[error("{path} is damaged; `mirrorvmd state restore` puts a backup in its place")]
     Corrupt {
@@ -159,14 +181,14 @@ pub enum StoreError {
         /// What was found.
         finding: Finding,
     },
-    /// A document does not fit its type: damaged, or of a version that the caller does not know.
+    /// A document is not understood: it does not fit its form, or is of a later version.
     #[error("{document} cannot be read")]
     Unreadable {
         /// The document at fault.
         document: DocumentRef,
-        /// What the parser says.
+        /// What of it.
         #[source]
-        source: serde_json::Error,
+        source: Unread,
     },
     /// A document cannot be written as JSON.
     #[error("{document} cannot be written")]
@@ -261,9 +283,10 @@ impl std::fmt::Debug for Store {
 
 impl Store {
     /// Opens the database file at `path`, creating it (mode 0600) and its directory (mode 0700) if there is
-    /// none. Checks the whole file, so it takes time in proportion to its size.
-    pub fn open(path: &Path) -> Result<Self, StoreError> {
-        Ok(Self::of(path, open::open(path)?))
+    /// none. Checks the whole file, so it takes time in proportion to its size. One of an earlier version is
+    /// brought forward, its documents by `renew`, after a backup was made beside it.
+    pub fn open(path: &Path, renew: Renew) -> Result<Self, StoreError> {
+        Ok(Self::of(path, open::open(path, renew)?))
     }
 
     fn of(path: &Path, opened: open::Opened) -> Self {
@@ -290,7 +313,7 @@ impl Store {
     }
 
     /// Writes a document, replacing the one with this id if there is one (and its name by `name`).
-    pub fn put<T: Serialize>(
+    pub fn put<T: Document>(
         &self,
         kind: Kind,
         id: Uuid,
@@ -301,7 +324,7 @@ impl Store {
     }
 
     /// Writes a new document; fails if the id exists or the name is taken.
-    pub fn insert<T: Serialize>(
+    pub fn insert<T: Document>(
         &self,
         kind: Kind,
         id: Uuid,
@@ -312,22 +335,18 @@ impl Store {
     }
 
     /// Reads a document; `None` if there is none.
-    pub fn get<T: DeserializeOwned>(&self, kind: Kind, id: Uuid) -> Result<Option<T>, StoreError> {
+    pub fn get<T: Document>(&self, kind: Kind, id: Uuid) -> Result<Option<T>, StoreError> {
         documents::get(&self.lock(), kind, id)
     }
 
     /// Reads the document that has `name`; `None` if there is none.
-    pub fn get_by_name<T: DeserializeOwned>(
-        &self,
-        kind: Kind,
-        name: &str,
-    ) -> Result<Option<(Uuid, T)>, StoreError> {
+    pub fn get_by_name<T: Document>(&self, kind: Kind, name: &str) -> Result<Option<(Uuid, T)>, StoreError> {
         documents::get_by_name(&self.lock(), kind, name)
     }
 
     /// Reads all documents of a kind in the order of their ids (of UUIDv7: of creation). One unreadable
     /// document fails the call: a list with a gap would be a lie.
-    pub fn list<T: DeserializeOwned>(&self, kind: Kind) -> Result<Vec<(Uuid, T)>, StoreError> {
+    pub fn list<T: Document>(&self, kind: Kind) -> Result<Vec<(Uuid, T)>, StoreError> {
         documents::list(&self.lock(), kind)
     }
 
@@ -337,7 +356,7 @@ impl Store {
     }
 
     /// Writes the singleton `key`.
-    pub fn meta_put<T: Serialize>(&self, key: &str, document: &T) -> Result<(), StoreError> {
+    pub fn meta_put<T: Document>(&self, key: &str, document: &T) -> Result<(), StoreError> {
         self.transaction(|t| t.meta_put(key, document))
     }
 
@@ -347,7 +366,7 @@ impl Store {
     }
 
     /// Reads the singleton `key`; `None` if there is none.
-    pub fn meta_get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, StoreError> {
+    pub fn meta_get<T: Document>(&self, key: &str) -> Result<Option<T>, StoreError> {
         documents::meta_get(&self.lock(), key)
     }
 

@@ -8,11 +8,13 @@
 //!
 //! What is there is believed when everything agrees: SQLite's own check of the file, the schema, every row
 //! with its digest, their sum with the database's position, and that with the mark beside it. Until then
-//! nothing is written and nothing is tidied up: what a refused start leaves is what it found.
+//! nothing is written and nothing is tidied up: what a refused start leaves is what it found. One of an
+//! earlier version is saved beside itself before it is changed (`forward`).
 //!
 //! SQLite opens by path, not by descriptor. That the path still leads to the directory that was checked rests
 //! on the directories above it, which are the administrator's.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -23,17 +25,22 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, params}
 use rustix::fs::OFlags;
 
 use super::finding::Finding;
+use super::forward::{self, Renew, Step};
 use super::keeper::Keeper;
 use super::ledger::{OUTCOMES, SCHEMA as LEDGER};
 use super::mark::{self, Delta, Digest, Mark, Position, Verdict, Word};
-use super::{StoreError, rows, state_files};
+use super::rows::{self, Rows};
+use super::{StoreError, state_files};
 use crate::private_files::{FileLock, PrivateDir, PrivateFileError};
 
 /// `PRAGMA application_id`: "mrvm".
 const APPLICATION_ID: u32 = 0x6d72_766d;
 /// `PRAGMA user_version` of files that this program writes.
 /// 2 added the ledger, 3 the outcomes of its audit log, 4 the digests of rows and the position.
-const SCHEMA_VERSION: i64 = 4;
+/// 5 gave documents forms that say their version; its tables are those of 4.
+pub(super) const SCHEMA_VERSION: i64 = 5;
+/// The first that has a position, digests of rows, and a mark beside it.
+const FIRST_MARKED: i64 = 4;
 const SCHEMA: &str = "
     CREATE TABLE document (
         kind TEXT NOT NULL,
@@ -123,7 +130,7 @@ impl Place {
 }
 
 /// The database at `path`; a new one where there never was one.
-pub(super) fn open(path: &Path) -> Result<Opened, StoreError> {
+pub(super) fn open(path: &Path, renew: Renew) -> Result<Opened, StoreError> {
     let place = Place::of(path, true)?;
     let lock = place.lock()?;
     let word = place.word()?;
@@ -137,28 +144,37 @@ pub(super) fn open(path: &Path) -> Result<Opened, StoreError> {
         }
         create(&place)?;
     }
-    let connection = look(&place)?;
-    let verdict = match check_file(path, &connection, "")? {
-        SCHEMA_VERSION => {
-            let position = position_of(path, &connection)?;
-            let verdict = mark::judge(&position, &word);
+    let mut connection = look(&place)?;
+    let version = check_file(path, &connection, "")?;
+    let at = has_position(version).then(|| position_of(path, &connection)).transpose()?;
+    let verdict = match &at {
+        Some(position) => {
+            let verdict = mark::judge(position, &word);
             if let Verdict::Refused(refusal) = verdict {
                 return Err(untrusted(path, Finding::of(refusal, path, position.seq)));
             }
-            check_rows(path, &connection, &position)?;
+            check_rows(path, &connection, position)?;
             verdict
         }
         // A mark is made with version 4: the database is older than it.
-        _ if word != Word::Missing => return Err(state_files::older_than(path, &word)),
-        older => {
-            to_write(&connection)?;
-            upgrade(&connection, older).map_err(|error| damaged_or(path, error))?;
-            Verdict::Begun
-        }
+        None if word != Word::Missing => return Err(state_files::older_than(path, &word)),
+        None => Verdict::Begun,
     };
+    let step = (version != SCHEMA_VERSION)
+        .then(|| Step::prepare(&place, &connection, version, at.as_ref(), renew))
+        .transpose()?;
     to_write(&connection)?;
+    if let (Some(step), None) = (&step, at) {
+        forward::upgrade(&connection, step).map_err(|error| damaged_or(path, error))?;
+    }
     let position = position_of(path, &connection)?;
-    let keeper = keep(&place, position, verdict == Verdict::Whole { mark: false })?;
+    let mut keeper = keep(&place, position, verdict == Verdict::Whole { mark: false })?;
+    if let Some(step) = step {
+        if at.is_some() {
+            step.take(&mut connection, &mut keeper).map_err(|error| damaged_or(path, error))?;
+        }
+        step.tell(path);
+    }
     Ok(Opened { connection, keeper, lock })
 }
 
@@ -268,8 +284,12 @@ pub(super) fn to_write(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "foreign_keys", false)
 }
 
-/// Gives a database of an earlier version what it lacks.
-pub(super) fn upgrade(connection: &Connection, version: i64) -> Result<(), StoreError> {
+/// Gives a database of a version without a position what it lacks; `forward` writes the documents that change.
+pub(super) fn upgrade(
+    connection: &Connection,
+    version: i64,
+    forward: impl FnOnce(&Rows<'_>) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
     connection.execute_batch("BEGIN IMMEDIATE").map_err(StoreError::from)?;
     let upgraded = (|| {
         let mut script = String::from("DROP INDEX document_name;");
@@ -292,6 +312,8 @@ pub(super) fn upgrade(connection: &Connection, version: i64) -> Result<(), Store
         }
         connection.execute_batch(&script)?;
         rows::seal(connection)?;
+        // All that there is is counted below.
+        forward(&Rows::new(connection, &Cell::default()))?;
         let found = rows::walk(connection)?.good;
         put_first_position(connection, &Position::first(found.rows as u64, found.sum))?;
         connection.execute_batch(&format!("PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"))?;
@@ -343,7 +365,7 @@ pub(super) fn position_of(path: &Path, connection: &Connection) -> Result<Positi
 
 /// Whether databases of this version have a position, and rows digests.
 pub(super) const fn has_position(version: i64) -> bool {
-    version == SCHEMA_VERSION
+    FIRST_MARKED <= version && version <= SCHEMA_VERSION
 }
 
 /// Walks the whole file and looks at its schema, which is ours and `more`; gives its version. Damage is found
@@ -364,12 +386,12 @@ pub(super) fn check_file(path: &Path, connection: &Connection, more: &str) -> Re
     }
     let found = schema_of(connection).map_err(failed)?;
     let good = match version {
-        SCHEMA_VERSION => {
+        FIRST_MARKED..=SCHEMA_VERSION => {
             let right = Connection::open_in_memory().map_err(StoreError::from)?;
             right.execute_batch(&format!("{} {more}", schema())).map_err(StoreError::from)?;
             found == schema_of(&right).map_err(StoreError::from)?
         }
-        1..SCHEMA_VERSION => {
+        1..FIRST_MARKED => {
             let has = |name: &str| found.iter().any(|part| part[1] == name);
             ["document", "document_name", "meta"].iter().all(|name| has(name)) && !has("position")
         }

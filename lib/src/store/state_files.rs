@@ -16,18 +16,21 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use rusqlite::{Connection, OpenFlags, params};
 use rustix::fs::{CWD, RenameFlags};
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use super::documents;
 use super::finding::Finding;
+use super::form::Document;
+use super::forward::{self, Step};
 use super::ledger::Log;
 use super::mark::{self, Delta, Digest, Position, Verdict, Word, digest_of};
 use super::open::{self, Place, untrusted};
 use super::rows::{self, Rows};
-use super::{Kind, PrivateFileError, StoreError};
+use super::singles::{self, EPOCH, Epoch};
+use super::{DocumentRef, Kind, PrivateFileError, Renew, StoreError};
+
+pub use super::singles::Unconfirmed;
 
 /// Key of the document that says that the database may be older than what others know.
 pub const UNCONFIRMED: &str = "unconfirmed";
@@ -36,8 +39,7 @@ pub const UNCONFIRMED: &str = "unconfirmed";
 const RIDERS: &str = "CREATE TABLE rider (name TEXT PRIMARY KEY, body BLOB NOT NULL, digest BLOB NOT NULL) STRICT, WITHOUT ROWID;";
 
 /// Why nothing that the database says of guests may be acted upon before others were asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Doubt {
     /// A backup was put back.
     Restored,
@@ -73,7 +75,7 @@ impl Documents<'_> {
     ///
     /// # Errors
     /// One that cannot be read.
-    pub fn list<T: DeserializeOwned>(&self, kind: Kind) -> Result<Vec<(Uuid, T)>, StoreError> {
+    pub fn list<T: Document>(&self, kind: Kind) -> Result<Vec<(Uuid, T)>, StoreError> {
         documents::list(self.0, kind)
     }
 }
@@ -141,45 +143,69 @@ pub fn backup(
     riders: impl FnOnce(&Documents<'_>) -> Result<Vec<Rider>, StoreError>,
 ) -> Result<Facts, StoreError> {
     let facts = check(path)?;
-    let place = Place::of(path, false)?;
+    match copy(&Place::of(path, false)?, to, riders)? {
+        Some(position) => Ok(Facts { changes: position.seq, records: position.rows, ..facts }),
+        None => Err(untrusted(path, Finding::Part { what: "its schema" })),
+    }
+}
+
+/// Copies a database into a new file, as [`backup`]; gives the position that the copy has. One of a version
+/// that has none is copied alone: no build puts it back.
+pub(super) fn copy(
+    place: &Place,
+    to: &Path,
+    riders: impl FnOnce(&Documents<'_>) -> Result<Vec<Rider>, StoreError>,
+) -> Result<Option<Position>, StoreError> {
     let temporary = beside(to)?;
     let failed = |operation, source| file_error(operation, to, source);
     let copied = (|| {
         let mut private = OpenOptions::new();
         let file = private.read(true).write(true).create_new(true).mode(0o600).open(&temporary);
         let file = file.map_err(|e| failed("create", e))?;
-        let source = open::look(&place)?;
+        let source = open::look(place)?;
         let query_only = source.pragma_update(None, "query_only", false);
         query_only
             .and_then(|()| source.execute("VACUUM INTO ?1", [utf8(&temporary)?]))
             .map_err(StoreError::from)?;
         let copy = Connection::open_with_flags(&temporary, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         let version = open::check_file(to, &copy, "")?;
-        let position = open::position_of(to, &copy)?;
-        open::check_rows(to, &copy, &position)?;
-        if !open::has_position(version) {
-            return Err(untrusted(path, Finding::Part { what: "its schema" }));
-        }
-        // Those that belong to what was copied, whatever has changed since.
-        let riders = riders(&Documents(&copy))?;
-        copy.execute_batch(RIDERS)?;
-        for Rider { name, body } in riders {
-            let digest = digest_of(&[name.as_bytes(), &body]);
-            let put = "INSERT INTO rider (name, body, digest) VALUES (?1, ?2, ?3)";
-            copy.execute(put, params![name, body.as_slice(), digest])?;
+        let position = open::has_position(version).then(|| open::position_of(to, &copy)).transpose()?;
+        if let Some(position) = &position {
+            open::check_rows(to, &copy, position)?;
+            // Those that belong to what was copied, whatever has changed since.
+            let riders = riders(&Documents(&copy))?;
+            copy.execute_batch(RIDERS)?;
+            for Rider { name, body } in riders {
+                let digest = digest_of(&[name.as_bytes(), &body]);
+                let put = "INSERT INTO rider (name, body, digest) VALUES (?1, ?2, ?3)";
+                copy.execute(put, params![name, body.as_slice(), digest])?;
+            }
         }
         copy.close().map_err(|(_, error)| error)?;
         file.sync_all().map_err(|e| failed("write", e))?;
         rustix::fs::renameat_with(CWD, &temporary, CWD, to, RenameFlags::NOREPLACE)
             .map_err(|e| failed("make", e.into()))?;
         sync_parent(to).map_err(|e| failed("make", e))?;
-        Ok(Facts { changes: position.seq, records: position.rows, ..facts })
+        Ok(position)
     })();
     if copied.is_err() {
         // The first failure is the one to report.
         let _ = std::fs::remove_file(&temporary);
     }
     copied
+}
+
+/// Whether there is a whole backup at `to` of a database that was of this version and at this position.
+pub(super) fn is_backup_of(to: &Path, version: i64, at: &Position) -> bool {
+    let look = || {
+        let place = Place::of(to, false)?;
+        place.check_header()?;
+        let connection = open::look(&place)?;
+        let found = (open::check_file(to, &connection, RIDERS)?, open::position_of(to, &connection)?);
+        open::check_rows(to, &connection, &found.1)?;
+        Ok::<_, StoreError>(found == (version, *at))
+    };
+    look().unwrap_or(false)
 }
 
 /// What came of putting a backup back.
@@ -243,7 +269,7 @@ fn put_copy(
     // Nothing is left of the riders in the pages that were theirs.
     connection.pragma_update(None, "secure_delete", true)?;
     connection.execute_batch("BEGIN IMMEDIATE; DROP TABLE rider;")?;
-    let position = begin_anew(&connection, found.seq, Doubt::Restored, entry)?;
+    let position = begin_anew(&connection, version, found.seq, Doubt::Restored, entry)?;
     connection.execute_batch("COMMIT")?;
     connection.close().map_err(|(_, error)| error)?;
     target.sync_all().map_err(|e| failed("copy", e))?;
@@ -277,12 +303,13 @@ pub struct Accepted {
 }
 
 /// Makes what is there the truth: records that are not what was written are removed, and the mark is made
-/// anew. With no database there, an empty one is made. No daemon may run. `entry` makes the audit log's entry
-/// from what was wrong.
+/// anew. With no database there, an empty one is made; one of a version without a mark is brought forward as
+/// [`Store::open`](super::Store::open) does. No daemon may run. `entry` makes the audit log's entry from what
+/// was wrong.
 ///
 /// # Errors
 /// A running daemon, a file that cannot be read as a database at all.
-pub fn accept(path: &Path, entry: impl FnOnce(&str) -> String) -> Result<Accepted, StoreError> {
+pub fn accept(path: &Path, renew: Renew, entry: impl FnOnce(&str) -> String) -> Result<Accepted, StoreError> {
     let place = Place::of(path, false)?;
     let _lock = place.lock()?;
     let word = place.word()?;
@@ -297,10 +324,15 @@ pub fn accept(path: &Path, entry: impl FnOnce(&str) -> String) -> Result<Accepte
         open::create(&place)?;
     }
     let connection = open::look(&place)?;
-    let version = open::check_file(path, &connection, "")?;
+    let mut version = open::check_file(path, &connection, "")?;
+    let step = (!open::has_position(version))
+        .then(|| Step::prepare(&place, &connection, version, None, renew))
+        .transpose()?;
     open::to_write(&connection)?;
-    if !open::has_position(version) {
-        open::upgrade(&connection, version)?;
+    if let Some(step) = step {
+        forward::upgrade(&connection, &step)?;
+        step.tell(path);
+        version = open::SCHEMA_VERSION;
     }
     let acknowledged = match &word {
         Word::At(at) => at.seq,
@@ -309,7 +341,8 @@ pub fn accept(path: &Path, entry: impl FnOnce(&str) -> String) -> Result<Accepte
     let found = open::position_of(path, &connection).map_or(0, |at| at.seq);
     connection.execute_batch("BEGIN IMMEDIATE")?;
     rows::remove_damaged(&connection)?;
-    let position = begin_anew(&connection, found.max(acknowledged), Doubt::Accepted, &entry(&wrong))?;
+    let seq = found.max(acknowledged);
+    let position = begin_anew(&connection, version, seq, Doubt::Accepted, &entry(&wrong))?;
     connection.execute_batch("COMMIT")?;
     connection.close().map_err(|(_, error)| error)?;
     mark::make(&place.dir, &place.mark, &position).map_err(StoreError::of_files)?;
@@ -347,14 +380,29 @@ fn check_held(
 
 /// Within a transaction: gives a database a history of its own from here on. What it says of guests is in
 /// doubt, the numbers of its logs mean nothing to those who read them before, and the audit log says why.
-fn begin_anew(connection: &Connection, seq: u64, doubt: Doubt, entry: &str) -> Result<Position, StoreError> {
+fn begin_anew(
+    connection: &Connection,
+    version: i64,
+    seq: u64,
+    doubt: Doubt,
+    entry: &str,
+) -> Result<Position, StoreError> {
     let before = rows::walk(connection)?.good;
     let account = Cell::new(Delta::default());
     let rows = Rows::new(connection, &account);
-    let json = |text: &str| serde_json::Value::from(text).to_string();
-    let doubt = serde_json::to_string(&doubt).unwrap_or_default();
+    let unwritable = |key: &str| {
+        let document = DocumentRef::Meta(key.to_owned());
+        move |source| StoreError::Unwritable { document, source }
+    };
+    let (unconfirmed, epoch) = (Unconfirmed { doubt }, Epoch::fresh());
+    let bare = match doubt {
+        Doubt::Restored => "restored",
+        Doubt::Accepted => "accepted",
+    };
+    let doubt = singles::written_for(version, &unconfirmed, bare).map_err(unwritable(UNCONFIRMED))?;
     rows.meta(UNCONFIRMED, &doubt)?;
-    rows.meta("epoch", &json(&format!("{:016x}", Uuid::new_v4().as_u64_pair().0)))?;
+    let epoch = singles::written_for(version, &epoch, &epoch.epoch).map_err(unwritable(EPOCH))?;
+    rows.meta(EPOCH, &epoch)?;
     let last: Option<i64> = connection.query_row("SELECT max(seq) FROM audit", [], |row| row.get(0))?;
     rows.entry(Log::Audit, last.unwrap_or_default() as u64 + 1, Timestamp::now(), entry)?;
     let position = Position::anew(seq, before.rows as u64, before.sum).next(&account.get());

@@ -1,19 +1,48 @@
 //! Includes a child process killed with SIGKILL at random points.
 
+mod forward;
+
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::{Command, Stdio};
 
-use serde::{Deserialize, Serialize};
-
-use super::state_files::{Doubt, UNCONFIRMED};
+use super::form::{form, leaves, unchanged};
+use super::state_files::{Doubt, UNCONFIRMED, Unconfirmed};
 use super::*;
 
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, PartialEq)]
 struct Doc {
     number: u64,
     text: String,
+}
+
+form! {
+    DocForm of Doc, version 5 by unchanged {
+        number: u64,
+        text: String,
+    }
+}
+
+/// What is no document of any build's, and is written as it is.
+macro_rules! bare {
+    ($($bare:ty),+) => {$(
+        impl Document for $bare {
+            const VERSION: u64 = form::UNSAID;
+        }
+    )+};
+}
+
+bare!(String, Uuid, u8, u64, serde_json::Value);
+leaves!(serde_json::Value);
+
+/// Every document is as it should be.
+pub(super) fn as_it_is(_: &DocumentRef, _: &[u8]) -> Result<Option<String>, Unread> {
+    Ok(None)
+}
+
+fn open(path: &Path) -> Result<Store, StoreError> {
+    Store::open(path, as_it_is)
 }
 
 fn doc(number: u64) -> Doc {
@@ -36,7 +65,7 @@ fn documents_are_there_after_reopening() {
     let path = dir.path().join("state").join("host.db");
     let ids: Vec<Uuid> = (0..20).map(|_| Uuid::now_v7()).collect();
     {
-        let store = Store::open(&path).unwrap();
+        let store = open(&path).unwrap();
         for (number, id) in ids.iter().enumerate().rev() {
             store.insert(Kind::Guest, *id, Some(&format!("g{number}")), &doc(number as u64)).unwrap();
         }
@@ -45,7 +74,7 @@ fn documents_are_there_after_reopening() {
         assert!(store.delete(Kind::Guest, ids[4]).unwrap());
         assert!(!store.delete(Kind::Guest, ids[4]).unwrap());
     }
-    let store = Store::open(&path).unwrap();
+    let store = open(&path).unwrap();
     let listed: Vec<(Uuid, Doc)> = store.list(Kind::Guest).unwrap();
     let expected: Vec<Uuid> = ids.iter().copied().filter(|id| *id != ids[4]).collect();
     assert_eq!(listed.iter().map(|(id, _)| *id).collect::<Vec<_>>(), expected);
@@ -62,7 +91,7 @@ fn documents_are_there_after_reopening() {
 #[test]
 fn names_are_unique_within_a_kind() {
     let dir = dir();
-    let store = Store::open(&dir.path().join("host.db")).unwrap();
+    let store = open(&dir.path().join("host.db")).unwrap();
     let (a, b) = (Uuid::now_v7(), Uuid::now_v7());
     store.insert(Kind::Guest, a, Some("web"), &doc(1)).unwrap();
     assert!(matches!(
@@ -84,7 +113,7 @@ fn names_are_unique_within_a_kind() {
 #[test]
 fn a_transaction_is_all_or_nothing() {
     let dir = dir();
-    let store = Store::open(&dir.path().join("host.db")).unwrap();
+    let store = open(&dir.path().join("host.db")).unwrap();
     let (a, b) = (Uuid::now_v7(), Uuid::now_v7());
     let failed: Result<(), StoreError> = store.transaction(|tx| {
         tx.insert(Kind::Guest, a, None, &doc(1))?;
@@ -113,10 +142,10 @@ fn a_transaction_is_all_or_nothing() {
 fn a_second_opener_is_refused() {
     let dir = dir();
     let path = dir.path().join("host.db");
-    let first = Store::open(&path).unwrap();
-    assert!(matches!(Store::open(&path), Err(StoreError::InUse)));
+    let first = open(&path).unwrap();
+    assert!(matches!(open(&path), Err(StoreError::InUse)));
     drop(first);
-    Store::open(&path).unwrap();
+    open(&path).unwrap();
 }
 
 #[test]
@@ -124,9 +153,9 @@ fn an_unreadable_document_is_named() {
     let dir = dir();
     let path = dir.path().join("host.db");
     let (good, bad) = (Uuid::now_v7(), Uuid::now_v7());
-    let store = Store::open(&path).unwrap();
+    let store = open(&path).unwrap();
     store.put(Kind::Migration, good, None, &doc(1)).unwrap();
-    store.put(Kind::Migration, bad, None, &"not a Doc").unwrap();
+    store.put(Kind::Migration, bad, None, &"not a Doc".to_owned()).unwrap();
     let named = |error: StoreError| match error {
         StoreError::Unreadable { document, .. } => document,
         other => panic!("{other:?}"),
@@ -144,7 +173,7 @@ fn an_unreadable_document_is_named() {
         );
         assert!(matches!(store.list::<Doc>(Kind::Migration), Err(StoreError::Damaged { .. })));
     }
-    store.meta_put("m", &1).unwrap();
+    store.meta_put("m", &1u64).unwrap();
     assert_eq!(named(store.meta_get::<Doc>("m").unwrap_err()), DocumentRef::Meta("m".into()));
     let long = "x".repeat(MAX_DOCUMENT);
     assert!(matches!(store.put(Kind::Guest, good, None, &long), Err(StoreError::TooLong { .. })));
@@ -154,23 +183,26 @@ fn an_unreadable_document_is_named() {
 fn versions_and_programs_other_than_ours_are_refused() {
     let dir = dir();
     let path = dir.path().join("host.db");
-    drop(Store::open(&path).unwrap());
-    raw(&path).pragma_update(None, "user_version", 5).unwrap();
-    assert!(matches!(Store::open(&path), Err(StoreError::TooNew { found: 5, known: 4, .. })));
+    drop(open(&path).unwrap());
+    raw(&path).pragma_update(None, "user_version", 6).unwrap();
+    let refused = open(&path).unwrap_err();
+    assert!(matches!(refused, StoreError::TooNew { found: 6, known: 5, .. }));
+    let told = refused.to_string();
+    assert!(told.contains("host.db has schema version 6, this program knows up to 5"), "{told}");
     for version in 0..4 {
         raw(&path).pragma_update(None, "user_version", version).unwrap();
-        assert!(matches!(Store::open(&path), Err(StoreError::Untrusted { .. })));
+        assert!(matches!(open(&path), Err(StoreError::Untrusted { .. })));
     }
-    raw(&path).pragma_update(None, "user_version", 4).unwrap();
-    drop(Store::open(&path).unwrap());
+    raw(&path).pragma_update(None, "user_version", 5).unwrap();
+    drop(open(&path).unwrap());
     raw(&path).pragma_update(None, "application_id", 5).unwrap();
-    assert!(matches!(Store::open(&path), Err(StoreError::Foreign { .. })));
+    assert!(matches!(open(&path), Err(StoreError::Foreign { .. })));
     // Another program's database is not even opened: ours would switch it to WAL.
     fs::remove_file(&path).unwrap();
     raw(&path).execute_batch("CREATE TABLE theirs (x)").unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     let before = fs::read(&path).unwrap();
-    assert!(matches!(Store::open(&path), Err(StoreError::Foreign { .. })));
+    assert!(matches!(open(&path), Err(StoreError::Foreign { .. })));
     assert_eq!(fs::read(&path).unwrap(), before);
 }
 
@@ -178,7 +210,7 @@ fn versions_and_programs_other_than_ours_are_refused() {
 fn damaged_files_are_refused_and_left_alone() {
     let dir = dir();
     let path = dir.path().join("host.db");
-    let store = Store::open(&path).unwrap();
+    let store = open(&path).unwrap();
     for number in 0..200 {
         store.put(Kind::Guest, Uuid::now_v7(), Some(&format!("g{number}")), &doc(number)).unwrap();
     }
@@ -186,7 +218,7 @@ fn damaged_files_are_refused_and_left_alone() {
     let good = fs::read(&path).unwrap();
     let refused = |bytes: &[u8]| {
         fs::write(&path, bytes).unwrap();
-        let error = Store::open(&path).unwrap_err();
+        let error = open(&path).unwrap_err();
         println!("{} bytes: {error:?}", bytes.len());
         assert_eq!(fs::read(&path).unwrap(), bytes, "a refused file was changed");
         error
@@ -202,14 +234,14 @@ fn damaged_files_are_refused_and_left_alone() {
     torn[8192..12288].fill(0xa5);
     assert!(matches!(refused(&torn), StoreError::Corrupt { .. }));
     fs::write(&path, &good).unwrap();
-    assert_eq!(Store::open(&path).unwrap().list::<Doc>(Kind::Guest).unwrap().len(), 200);
+    assert_eq!(open(&path).unwrap().list::<Doc>(Kind::Guest).unwrap().len(), 200);
 }
 
 #[test]
 fn a_log_that_lost_its_end_is_noticed_where_anybody_was_told_of_it() {
     let dir = dir();
     let path = dir.path().join("host.db");
-    let store = Store::open(&path).unwrap();
+    let store = open(&path).unwrap();
     let ids: Vec<Uuid> = (0..50).map(|_| Uuid::now_v7()).collect();
     for (number, id) in ids.iter().enumerate() {
         store.put(Kind::Guest, *id, None, &doc(number as u64)).unwrap();
@@ -223,7 +255,7 @@ fn a_log_that_lost_its_end_is_noticed_where_anybody_was_told_of_it() {
     let log = image.0["host.db-wal"].len();
     for keep in [log, log - 1, log / 2 + 5, 40, 0] {
         let crashed = image.with("host.db-wal", |log| log.truncate(keep));
-        let opened = Store::open(&crashed.path().join("host.db"));
+        let opened = open(&crashed.path().join("host.db"));
         if keep == log {
             let listed = opened.unwrap().list::<Doc>(Kind::Guest).unwrap();
             assert!(listed.iter().map(|(id, _)| *id).eq(ids.iter().copied()));
@@ -243,7 +275,7 @@ fn a_log_that_lost_its_end_is_noticed_where_anybody_was_told_of_it() {
         let mut early = next.clone();
         early.0.insert("host.mark".into(), image.0["host.mark"].clone());
         let crashed = early.with("host.db-wal", |log| log.truncate(log.len() - cut * 70));
-        let store = Store::open(&crashed.path().join("host.db")).unwrap();
+        let store = open(&crashed.path().join("host.db")).unwrap();
         assert_eq!(store.list::<Doc>(Kind::Guest).unwrap().len(), 50, "{cut}");
         store.put(Kind::Guest, Uuid::now_v7(), None, &doc(51)).unwrap();
     }
@@ -280,7 +312,7 @@ impl Image {
 fn a_crash_anywhere_between_commit_and_mark_starts_with_what_was_acknowledged() {
     let dir = dir();
     let path = dir.path().join("host.db");
-    let store = Store::open(&path).unwrap();
+    let store = open(&path).unwrap();
     let ids: Vec<Uuid> = (0..6).map(|_| Uuid::now_v7()).collect();
     let mut images = vec![Image::of(dir.path())];
     for (number, id) in ids.iter().enumerate() {
@@ -299,7 +331,7 @@ fn a_crash_anywhere_between_commit_and_mark_starts_with_what_was_acknowledged() 
             let at = crashed.path().join("host.db");
             // Twice, with a commit between: the first start leaves a good mark.
             for more in 0..2 {
-                let store = Store::open(&at).unwrap();
+                let store = open(&at).unwrap();
                 let listed = store.list::<Doc>(Kind::Guest).unwrap();
                 assert_eq!(listed.len(), step + more, "{step} {torn}");
                 store.put(Kind::Guest, Uuid::now_v7(), None, &doc(9)).unwrap();
@@ -308,7 +340,7 @@ fn a_crash_anywhere_between_commit_and_mark_starts_with_what_was_acknowledged() 
         // The other way round, which no crash does: the mark of what the database lost.
         let mut image = before.clone();
         image.0.insert("host.mark".into(), new.clone());
-        let refused = Store::open(&image.with("", |_| {}).path().join("host.db"));
+        let refused = open(&image.with("", |_| {}).path().join("host.db"));
         assert!(matches!(refused, Err(StoreError::Untrusted { finding: Finding::Behind { .. }, .. })));
     }
 }
@@ -325,7 +357,7 @@ fn no_damage_to_any_file_loses_something_without_a_word() {
     };
     let dir = dir();
     let path = dir.path().join("host.db");
-    let store = Store::open(&path).unwrap();
+    let store = open(&path).unwrap();
     let mut wanted: Vec<(Uuid, Doc)> = Vec::new();
     let mut images = Vec::new();
     for number in 0..60 {
@@ -365,7 +397,7 @@ fn no_damage_to_any_file_loses_something_without_a_word() {
             }
         }
         let damaged = image.with("", |_| {});
-        match Store::open(&damaged.path().join("host.db")) {
+        match open(&damaged.path().join("host.db")) {
             Ok(store) => {
                 let found = store.list::<Doc>(Kind::Guest).unwrap();
                 assert_eq!(found, wanted, "{round}: {name} {what}");
@@ -397,34 +429,40 @@ fn a_row_that_is_changed_added_or_removed_behind_our_back_is_named_or_missed() {
     for (statement, right) in damages {
         let dir = dir();
         let path = dir.path().join("host.db");
-        let store = Store::open(&path).unwrap();
+        let store = open(&path).unwrap();
         for number in 0..5 {
             let name = format!("g{number}");
             store.put(Kind::Guest, Uuid::now_v7(), Some(&name), &doc(number)).unwrap();
         }
-        store.meta_put("m", &3).unwrap();
+        store.meta_put("m", &3u64).unwrap();
         drop(store);
         raw(&path).execute(statement, []).unwrap();
-        match Store::open(&path) {
+        match open(&path) {
             Err(StoreError::Untrusted { finding, .. }) if right(&finding) => {}
             other => panic!("{statement}: {other:?}"),
         }
         // Somebody may go on with what is left, and the audit log has it.
-        let found = state_files::accept(&path, |wrong| format!("\"{wrong}\""));
+        let found = state_files::accept(&path, as_it_is, |wrong| format!("\"{wrong}\""));
         if statement.starts_with("DROP") {
             assert!(matches!(found, Err(StoreError::Untrusted { .. })), "the schema is nobody's to guess");
             continue;
         }
         assert!(found.unwrap().finding.is_some(), "{statement}");
-        let store = Store::open(&path).unwrap();
-        assert_eq!(store.meta_get::<state_files::Doubt>(UNCONFIRMED).unwrap(), Some(Doubt::Accepted));
+        let store = open(&path).unwrap();
+        assert_eq!(
+            store.meta_get::<Unconfirmed>(UNCONFIRMED).unwrap().map(|u| u.doubt),
+            Some(Doubt::Accepted)
+        );
         let left = store.list::<Doc>(Kind::Guest).unwrap().len();
         assert!((4..=5).contains(&left), "{statement}: {left}");
         let ledger = Ledger::open(&store, 10).unwrap();
         let audit = ledger.look(ledger::Log::Audit, 0, 10, |_| true).unwrap();
         assert!(audit.entries[0].body.contains("host.db"), "{audit:?}");
         drop((ledger, store));
-        assert_eq!(state_files::accept(&path, |_| panic!("nothing is wrong")).unwrap().finding, None);
+        assert_eq!(
+            state_files::accept(&path, as_it_is, |_| panic!("nothing is wrong")).unwrap().finding,
+            None
+        );
     }
 }
 
@@ -437,7 +475,7 @@ fn a_backup_of_an_open_store_is_put_back_as_it_was_and_says_so() {
     let (dir, other) = (dir(), dir());
     let path = dir.path().join("host.db");
     let (to, elsewhere) = (dir.path().join("backup.db"), other.path().join("host.db"));
-    let store = Store::open(&path).unwrap();
+    let store = open(&path).unwrap();
     let ledger = Ledger::open(&store, 10).unwrap();
     for number in 0..5 {
         store.put(Kind::Guest, Uuid::now_v7(), Some(&format!("g{number}")), &doc(number)).unwrap();
@@ -462,9 +500,12 @@ fn a_backup_of_an_open_store_is_put_back_as_it_was_and_says_so() {
         let restored = state_files::restore(&to, at, "\"restored\"").unwrap();
         assert_eq!(restored.riders[0].body.as_slice(), b"secret of the host");
         assert_eq!(restored.replaced.is_some(), at == &path);
-        let store = Store::open(at).unwrap();
+        let store = open(at).unwrap();
         assert_eq!(store.list::<Doc>(Kind::Guest).unwrap().len(), 5);
-        assert_eq!(store.meta_get::<Doubt>(UNCONFIRMED).unwrap(), Some(Doubt::Restored));
+        assert_eq!(
+            store.meta_get::<Unconfirmed>(UNCONFIRMED).unwrap().map(|u| u.doubt),
+            Some(Doubt::Restored)
+        );
         let ledger = Ledger::open(&store, 10).unwrap();
         assert_ne!(ledger.epoch(), epoch, "numbers of events begin to mean something else");
         assert_eq!(ledger.bounds(ledger::Log::Audit).unwrap().latest, 1);
@@ -483,11 +524,11 @@ fn a_backup_of_an_open_store_is_put_back_as_it_was_and_says_so() {
             assert!(error.to_string().contains("backup.db"), "{at}: {error}");
             assert_eq!(fs::read(&path).unwrap(), before);
         }
-        assert_eq!(Store::open(&path).unwrap().list::<Doc>(Kind::Guest).unwrap().len(), 5, "{at}");
+        assert_eq!(open(&path).unwrap().list::<Doc>(Kind::Guest).unwrap().len(), 5, "{at}");
     }
     for (name, file) in [("host.db", &path), ("host.mark", &dir.path().join("host.mark"))] {
         fs::remove_file(file).unwrap();
-        let error = Store::open(&path).unwrap_err();
+        let error = open(&path).unwrap_err();
         assert!(error.to_string().contains(&format!("{name} is missing")), "{error}");
         assert!(state_files::check(&path).unwrap_err().to_string().contains(name));
         fs::write(&to, &good).unwrap();
@@ -500,9 +541,9 @@ fn a_backup_of_an_open_store_is_put_back_as_it_was_and_says_so() {
 fn directories_and_files_open_to_others_are_refused() {
     let dir = dir();
     let path = dir.path().join("host.db");
-    drop(Store::open(&path).unwrap());
+    drop(open(&path).unwrap());
     let set = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-    let files = |path: &Path| match Store::open(path).unwrap_err() {
+    let files = |path: &Path| match open(path).unwrap_err() {
         StoreError::Files(error) => error,
         other => panic!("{other:?}"),
     };
@@ -532,11 +573,11 @@ fn a_read_only_directory_is_refused() {
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o500)).unwrap();
     if rustix::process::geteuid().is_root() {
         // Permission bits do not hold root back; a directory that takes no files does.
-        let refused = Store::open(Path::new("/proc/self/fdinfo/host.db"));
+        let refused = open(Path::new("/proc/self/fdinfo/host.db"));
         assert!(matches!(refused, Err(StoreError::Files(_))), "{refused:?}");
         return;
     }
-    let refused = Store::open(&dir.path().join("host.db"));
+    let refused = open(&dir.path().join("host.db"));
     assert!(matches!(refused, Err(StoreError::Files(PrivateFileError::Io { .. }))), "{refused:?}");
 }
 
@@ -546,7 +587,7 @@ const CHILD: &str = "MIRRORVM_STORE_TEST_CHILD";
 #[test]
 fn child_that_writes_until_killed() {
     let Some(path) = std::env::var_os(CHILD) else { return };
-    let store = Store::open(Path::new(&path)).unwrap();
+    let store = open(Path::new(&path)).unwrap();
     for number in 0.. {
         let (a, b) = (Uuid::now_v7(), Uuid::now_v7());
         let written: Result<(), StoreError> = store.transaction(|tx| {
@@ -598,7 +639,7 @@ fn what_was_acknowledged_survives_sigkill() {
         lines.map_while(Result::ok).for_each(|line| {
             take(line);
         });
-        let store = Store::open(&path).unwrap();
+        let store = open(&path).unwrap();
         for (a, b) in &acknowledged {
             assert!(store.get::<Doc>(Kind::Guest, *a).unwrap().is_some(), "lost {a}");
             assert_eq!(store.get::<Uuid>(Kind::Migration, *b).unwrap(), Some(*a));

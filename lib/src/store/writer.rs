@@ -115,6 +115,7 @@ impl StoreError {
     /// written.
     pub fn trouble(&self) -> Option<Trouble> {
         match self {
+            Self::NotSaved { source, .. } => source.trouble(),
             Self::Full(_) => Some(Trouble::Full),
             Self::Busy(_) | Self::InUse => Some(Trouble::Busy),
             Self::Io(_)
@@ -174,6 +175,7 @@ impl StoreError {
             | Self::Empty { .. }
             | Self::Foreign { .. }
             | Self::TooNew { .. }
+            | Self::NotSaved { .. }
             | Self::Corrupt { .. }
             | Self::Untrusted { .. }
             | Self::Unreadable { .. }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use jiff::{SignedDuration, Timestamp};
 use mirrorvm::host::{Act, Effect, Host, HostError};
 use mirrorvm::store::ledger::{Kept, Space};
-use mirrorvm::store::{Batch, StoreError};
+use mirrorvm::store::{Batch, StoreError, form};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -51,7 +51,7 @@ impl Origin {
 }
 
 /// A token as the database has it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenRecord {
     /// Id, a UUIDv7.
     pub id: Uuid,
@@ -62,10 +62,9 @@ pub struct TokenRecord {
     /// The only guest that it gives access to, for the role `vmm`. `None` for other roles.
     pub guest: Option<Uuid>,
     /// Where it comes from.
-    #[serde(default)]
     pub origin: Origin,
     /// SHA-256 of the secret, in hexadecimal.
-    hash: String,
+    pub(crate) hash: String,
     /// When it was made, by the wall clock.
     pub created_at: Timestamp,
     /// When it ends, by the wall clock as it was when this was read or made. It ends when that much time has
@@ -161,7 +160,7 @@ impl TokenRecord {
 pub async fn create(host: &Host, new: NewToken) -> Result<(TokenRecord, Zeroizing<String>), Problem> {
     let life = new.life;
     let (record, secret) = TokenRecord::make(new, Origin::Api)?;
-    let body = serde_json::to_string(&record).map_err(|e| HostError::internal("writing a token", e))?;
+    let body = form::write(&record).map_err(|e| HostError::internal("writing a token", e))?;
     let key = record.id.to_string();
     let mut batch = Batch::new();
     batch.keyed_put(Space::Token, key, life, body).map_err(storage)?;

@@ -15,8 +15,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use mirrorvm::host::{Act, Effect, HostError};
 use mirrorvm::store::ledger::Log;
-use mirrorvm::store::{Batch, StoreError};
-use serde::{Deserialize, Serialize};
+use mirrorvm::store::{Batch, StoreError, form};
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -32,7 +31,7 @@ use mirrorvm::sync::Locked;
 
 /// An entry of the audit log. For a request that was refused at once, and for a dry run, the entry includes
 /// its outcome. In other entries `status` is 0, and the outcome is written separately.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuditRecord {
     /// Who asked. `None` for an unknown caller.
     pub principal: Option<String>,
@@ -41,7 +40,6 @@ pub struct AuditRecord {
     /// The role that the caller had.
     pub role: Option<String>,
     /// Id of the session that the caller was recognized by.
-    #[serde(default)]
     pub session: Option<Uuid>,
     /// Id of the operation that was asked for.
     pub operation: String,
@@ -50,17 +48,15 @@ pub struct AuditRecord {
     /// Whether the request was a dry run.
     pub dry_run: bool,
     /// What came of it.
-    #[serde(flatten)]
     pub outcome: AuditOutcome,
     /// Id of the request.
     pub request_id: String,
     /// How many refusals of the same principal since its last entry have no entry of their own.
-    #[serde(default)]
     pub left_out: u64,
 }
 
 /// What came of a request.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AuditOutcome {
     /// HTTP status of the answer.
     pub status: u16,
@@ -71,7 +67,6 @@ pub struct AuditOutcome {
     /// Whether the answer was a kept one, given to an earlier request.
     pub replayed: bool,
     /// Whether it was stored in one transaction with the record of the change.
-    #[serde(default)]
     pub recorded: bool,
 }
 
@@ -200,7 +195,7 @@ pub async fn carry_out(
             Some(answered) => AuditOutcome { location: done.location, recorded: true, ..answered.clone() },
             None => done,
         };
-        if let Ok(text) = serde_json::to_string(&outcome) {
+        if let Ok(text) = form::write(&outcome) {
             batch.outcome(intent, text);
         }
         said.recorded = Some(outcome);
@@ -218,7 +213,7 @@ pub async fn carry_out(
         }
     }
     let mut batch = Batch::new();
-    if let Ok(text) = serde_json::to_string(&outcome) {
+    if let Ok(text) = form::write(&outcome) {
         batch.outcome(intent, text);
     }
     match host.ledger().owe(batch).await {
@@ -281,7 +276,7 @@ pub async fn refused(state: &AppState, record: AuditRecord, response: Response) 
 }
 
 fn text_of(record: &AuditRecord) -> Result<String, Problem> {
-    serde_json::to_string(record).map_err(|e| HostError::internal("writing an audit entry", e).into())
+    form::write(record).map_err(|e| HostError::internal("writing an audit entry", e).into())
 }
 
 fn refused_by_store(e: StoreError) -> Problem {
@@ -348,10 +343,10 @@ mod tests {
         let old = r#"{"principal":"unix:0","authenticated_by":"local_user","role":"admin","operation":"guest_create",
             "path":"/v1/guests","dry_run":false,"status":201,"code":null,"location":"/v1/guests/x","replayed":false,
             "request_id":"r"}"#;
-        let record: AuditRecord = serde_json::from_str(old).unwrap();
+        let record: AuditRecord = form::read(old.as_bytes()).unwrap();
         assert_eq!((record.outcome.status, record.outcome.recorded), (201, false));
         let text = text_of(&record).unwrap();
-        assert_eq!(serde_json::from_str::<AuditRecord>(&text).unwrap().outcome, record.outcome);
+        assert_eq!(form::read::<AuditRecord>(text.as_bytes()).unwrap().outcome, record.outcome);
     }
 
     #[tokio::test]

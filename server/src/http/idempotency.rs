@@ -21,8 +21,7 @@ use http_body_util::BodyExt as _;
 use mirrorvm::guest::Drivers;
 use mirrorvm::host::{Act, Effect, Host, HostError};
 use mirrorvm::store::ledger::Space;
-use mirrorvm::store::{Batch, StoreError};
-use serde::{Deserialize, Serialize};
+use mirrorvm::store::{Batch, StoreError, form};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
@@ -65,20 +64,22 @@ pub struct ChosenId {
 #[derive(Clone, Debug)]
 pub struct KeepInstead(pub Bytes);
 
-#[derive(Debug, Serialize, Deserialize)]
-struct Claim {
-    fingerprint: String,
+/// What a key was claimed for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Claim {
+    pub fingerprint: String,
     /// Which run of the daemon works on it.
-    boot: Uuid,
-    resource: Uuid,
-    answer: Option<Answer>,
+    pub boot: Uuid,
+    pub resource: Uuid,
+    pub answer: Option<Answer>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Answer {
-    status: u16,
-    headers: Vec<(String, String)>,
-    body: String,
+/// An answer as it is given again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Answer {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: String,
 }
 
 /// Answers a repeated request with the answer that the first one got.
@@ -194,7 +195,7 @@ async fn claim(host: &Host, key: &str, fingerprint: String, boot: Uuid) -> Resul
             return Ok(Turn::Ours { claim, again });
         };
         let there: Claim =
-            serde_json::from_str(&there).map_err(|e| HostError::internal("reading a key", e))?;
+            form::read(there.as_bytes()).map_err(|e| HostError::internal("reading a key", e))?;
         if there.fingerprint != claim.fingerprint {
             let detail = "the key came with another method, path or body before";
             return Err(Problem::new(ProblemCode::IdempotencyKeyReused, detail));
@@ -328,7 +329,7 @@ fn fingerprint(method: &str, target: &str, headers: &HeaderMap, body: &[u8]) -> 
 }
 
 fn text_of(claim: &Claim) -> Result<String, Problem> {
-    serde_json::to_string(claim).map_err(|e| HostError::internal("writing a key", e).into())
+    form::write(claim).map_err(|e| HostError::internal("writing a key", e).into())
 }
 
 fn storage(e: StoreError) -> Problem {

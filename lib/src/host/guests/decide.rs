@@ -179,28 +179,15 @@ mod tests {
             dirty_bytes_per_second: 0,
             withdraws_readiness_after_ms: None,
         };
-        GuestRecord {
-            id: Uuid::from_u128(1),
-            layout: GuestLayout::assign(&blocks).unwrap(),
-            spec: GuestSpec {
-                name: "g1".into(),
-                driver: EmulatedDriver::spec(&WorkloadGuest { vcpus: 1, workload, sev: None }),
-                blocks,
-                backing: None,
-                labels: Labels::new(),
-            },
-            state: GuestState::Stopped,
-            generation: 1,
-            protection: ProtectionLevel::None,
-            boot: None,
-            readiness: None,
-            migration: None,
-            moved_to: None,
-            unconfirmed: false,
-            error: None,
-            created_at: jiff::Timestamp::UNIX_EPOCH,
-            started_at: None,
-        }
+        let layout = GuestLayout::assign(&blocks).unwrap();
+        let spec = GuestSpec {
+            name: "g1".into(),
+            driver: EmulatedDriver::spec(&WorkloadGuest { vcpus: 1, workload, sev: None }),
+            blocks,
+            backing: None,
+            labels: Labels::new(),
+        };
+        GuestRecord::defined(Uuid::from_u128(1), spec, layout, ProtectionLevel::None, None)
     }
 
     fn unconfirmed() -> HostError {

@@ -14,7 +14,6 @@ pub(super) mod types;
 use crate::host::ResourceKind;
 use std::sync::Arc;
 
-use jiff::Timestamp;
 use uuid::Uuid;
 
 use self::command::Command;
@@ -70,22 +69,7 @@ impl Host {
         let layout = self.inner.layout_for(&spec.driver, &bare)?;
         self.inner.check_guest_free(id, &spec.name)?;
         let protection = self.inner.facts(&spec.driver).protection;
-        Ok(GuestRecord {
-            id: id.unwrap_or_else(Uuid::now_v7),
-            spec,
-            layout,
-            state: GuestState::Stopped,
-            generation: 1,
-            protection,
-            boot,
-            readiness: None,
-            migration: None,
-            moved_to: None,
-            unconfirmed: false,
-            error: None,
-            created_at: Timestamp::now(),
-            started_at: None,
-        })
+        Ok(GuestRecord::defined(id.unwrap_or_else(Uuid::now_v7), spec, layout, protection, boot))
     }
 
     /// One guest, by id or name.

@@ -2,7 +2,6 @@
 //! wire has its own.
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::address_space::{BlockSpec, GuestLayout, RamBlock};
@@ -18,7 +17,7 @@ use crate::host::faults::Fault;
 use crate::memory::Backing;
 
 /// What a caller wants a guest to be.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GuestSpec {
     /// Name, unique on the host: 1 to 64 of `[A-Za-z0-9._-]`, starting alphanumeric, not shaped like a UUID.
     pub name: String,
@@ -28,7 +27,6 @@ pub struct GuestSpec {
     pub blocks: Vec<BlockSpec>,
     /// What RAM lies on; `None`: the fastest that the host has for the driver. Another host may choose
     /// another.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backing: Option<Backing>,
     /// Free labels.
     pub labels: Labels,
@@ -42,7 +40,7 @@ impl GuestSpec {
 }
 
 /// A guest as the host knows it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug)]
 pub struct GuestRecord {
     /// UUIDv7.
     pub id: Uuid,
@@ -57,10 +55,8 @@ pub struct GuestRecord {
     /// What the hardware gives it.
     pub protection: ProtectionLevel,
     /// What it boots from, where its driver reads files of the host; guests of earlier versions have none.
-    #[serde(default)]
     pub boot: Option<BootFiles>,
     /// What the guest says of being migrated; `None` while it has no machine. Live: not stored.
-    #[serde(skip)]
     pub readiness: Option<Readiness>,
     /// The migration that has it now.
     pub migration: Option<Uuid>,
@@ -68,7 +64,6 @@ pub struct GuestRecord {
     pub moved_to: Option<String>,
     /// Whether the host's state may be older than what its peers know of the guest: it does not start before
     /// they were asked.
-    #[serde(default)]
     pub unconfirmed: bool,
     /// Why it failed, or what ended it without having been asked for here.
     pub error: Option<Fault>,
@@ -76,6 +71,34 @@ pub struct GuestRecord {
     pub created_at: Timestamp,
     /// When it last began to run here.
     pub started_at: Option<Timestamp>,
+}
+
+impl GuestRecord {
+    /// A guest as it is when it has just been defined: stopped, and never anything else.
+    pub(in crate::host) fn defined(
+        id: Uuid,
+        spec: GuestSpec,
+        layout: GuestLayout,
+        protection: ProtectionLevel,
+        boot: Option<BootFiles>,
+    ) -> Self {
+        Self {
+            id,
+            spec,
+            layout,
+            state: GuestState::Stopped,
+            generation: 1,
+            protection,
+            boot,
+            readiness: None,
+            migration: None,
+            moved_to: None,
+            unconfirmed: false,
+            error: None,
+            created_at: Timestamp::now(),
+            started_at: None,
+        }
+    }
 }
 
 /// What is done to a guest.

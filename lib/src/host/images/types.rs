@@ -2,7 +2,6 @@
 
 use jiff::Timestamp;
 use mirrorvm_abi::header::HeaderError;
-use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::host::HostError;
@@ -12,7 +11,7 @@ use crate::mirror::HelperImage;
 pub const BUILT_IN_ID: Uuid = Uuid::from_u128(0x0000_0000_0000_8000_8000_0000_0000_0001);
 
 /// A helper image as the host knows it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageRecord {
     /// UUIDv7; of the built-in image [`BUILT_IN_ID`].
     pub id: Uuid,
@@ -23,7 +22,6 @@ pub struct ImageRecord {
     /// What its content says; `None` before it has any.
     pub content: Option<ImageFacts>,
     /// What is wrong with its file, as of this look.
-    #[serde(skip)]
     pub fault: Option<ImageFault>,
     /// When it was made.
     pub created_at: Timestamp,
@@ -44,7 +42,7 @@ pub enum ImageFault {
 }
 
 /// What an image's header says.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageFacts {
     /// Bytes of the file.
     pub size_bytes: u64,

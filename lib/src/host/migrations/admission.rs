@@ -23,6 +23,7 @@ use crate::host::migrations::reserve::Reserve;
 use crate::host::{GuestRecord, GuestState, HostError, bounds, validate};
 use crate::migration::wire::{Prepare, Refused};
 use crate::mirror::HelperImage;
+use crate::store::form;
 use crate::transport::PeerIdentity;
 
 /// Who comes, and with what.
@@ -207,21 +208,13 @@ pub(in crate::host) fn record_of(
     definition: &Definition,
     boot: Option<BootFiles>,
 ) -> GuestRecord {
+    let spec = definition.spec.clone();
+    let protection = inner.facts(&spec.driver).protection;
     GuestRecord {
-        id: prepare.guest,
-        spec: definition.spec.clone(),
-        layout: prepare.layout.clone(),
         state: GuestState::Incoming,
-        generation: 1,
-        protection: inner.facts(&definition.spec.driver).protection,
-        boot,
-        readiness: None,
         migration: Some(prepare.session),
-        moved_to: None,
-        unconfirmed: false,
-        error: None,
         created_at: definition.created_at,
-        started_at: None,
+        ..GuestRecord::defined(prepare.guest, spec, prepare.layout.clone(), protection, boot)
     }
 }
 
@@ -267,6 +260,5 @@ pub(in crate::host) fn room_on_disk(inner: &Inner, prepare: &Prepare) -> Result<
 /// What the documents take that exist before the guest is let in.
 pub(in crate::host) fn document_bytes(inner: &Inner, prepare: &Prepare) -> usize {
     let here = inner.guests().get(&prepare.guest).map(|g| g.record());
-    let documents = [serde_json::to_vec(&prepare.layout), serde_json::to_vec(&here)];
-    prepare.definition.len() + documents.iter().map(|d| d.as_ref().map_or(0, Vec::len)).sum::<usize>()
+    prepare.definition.len() + form::length(&prepare.layout) + here.as_ref().map_or(0, form::length)
 }

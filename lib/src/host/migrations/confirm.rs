@@ -209,6 +209,10 @@ fn ask(inner: &Inner, peer: &PeerSpec, guests: &[Uuid]) -> Option<Said> {
 
 #[cfg(test)]
 mod tests {
+    use crate::address_space::Strategy;
+    use crate::guest::driver::Parameters;
+    use crate::host::{DriverSpec, GuestSpec, Labels};
+
     use super::*;
 
     /// The decision where peers `p0`, `p1`, ... of the identities `i0`, `i1`, ... said so.
@@ -264,16 +268,31 @@ mod tests {
     #[test]
     fn which_migration_was_a_guests_last_is_told_by_their_order_and_not_by_their_dates() {
         let success = |order: u64, direction: MigrationDirection, year: i16| {
-            let date = format!("{year}-01-01T00:00:00Z");
-            serde_json::from_value::<MigrationRecord>(serde_json::json!({
-                "id": Uuid::from_u128(u128::from(year.unsigned_abs())), "guest": Uuid::nil(), "guest_name": "g",
-                "direction": direction, "order": order, "peer": "b", "spec": null,
-                "strategy": crate::address_space::Strategy::Declared, "state": "succeeded", "generation": 1,
-                "progress": crate::host::Progress::default(), "rounds": [], "guest_state_after": null,
-                "error": null, "cancel_requested_at": null, "created_at": date, "started_at": date,
-                "finished_at": date,
-            }))
-            .unwrap()
+            let date = format!("{year}-01-01T00:00:00Z").parse().unwrap();
+            let id = Uuid::from_u128(u128::from(year.unsigned_abs()));
+            let guest = GuestSpec {
+                name: "g".into(),
+                driver: DriverSpec::new("other", Parameters::new()),
+                blocks: Vec::new(),
+                backing: None,
+                labels: Labels::new(),
+            };
+            let begun = MigrationRecord::begun(
+                id,
+                direction,
+                (Uuid::nil(), &guest),
+                "b",
+                String::new(),
+                Strategy::Declared,
+            );
+            MigrationRecord {
+                order,
+                state: MigrationState::Succeeded,
+                created_at: date,
+                started_at: Some(date),
+                finished_at: Some(date),
+                ..begun
+            }
         };
         use MigrationDirection::{Incoming, Outgoing};
         // It came in 2030, as the clock was then, left in 2026 and did not get away a third time.

@@ -5,10 +5,10 @@
 //! space that was set aside when the migration began, from where they get into the database as soon as that
 //! works, at the latest at the next start. Must not know: who decides what, or what the records say.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::host::events::EventBody;
@@ -16,13 +16,13 @@ use crate::host::inner::Inner;
 use crate::host::migrations::hand_over::HandOver;
 use crate::host::migrations::reserve::{self, Reserve};
 use crate::host::{GuestRecord, MigrationRecord};
-use crate::store::{Batch, Kind, StoreError};
+use crate::store::{Batch, Kind, StoreError, form};
 
 /// Between two looks whether the database has what was put into the space.
 const LOOK: Duration = Duration::from_millis(500);
 
 /// Everything that one turn of a hand-over changes on disk.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug)]
 pub(in crate::host) struct Ending {
     pub guest: Uuid,
     /// `None`: it is not defined here any more.
@@ -88,7 +88,8 @@ fn store_alone(
         Err(refused) => refused,
     };
     let Some(space) = space else { return Err(refused) };
-    if let Err(error) = space.keep(ending) {
+    let kept = form::write(ending).map_err(io::Error::other).and_then(|text| space.keep(text.as_bytes()));
+    if let Err(error) = kept {
         tracing::error!(%error, "the space set aside for a hand-over cannot be written either");
         return Err(refused);
     }
@@ -126,7 +127,7 @@ async fn release_when_written(inner: Arc<Inner>, space: Arc<Reserve>) {
 /// The database takes nothing: what is in the space stays there.
 pub(in crate::host) async fn recover(inner: &Arc<Inner>) -> Result<(), StoreError> {
     for kept in reserve::left(&inner.state_dir) {
-        match serde_json::from_slice::<Ending>(kept.record()) {
+        match form::read::<Ending>(kept.record()) {
             Ok(ending) => {
                 // The migration's end is of the same transaction: where it is in the database, everything is,
                 // and what is in the space may be older than what is there.
@@ -137,7 +138,10 @@ pub(in crate::host) async fn recover(inner: &Arc<Inner>) -> Result<(), StoreErro
                     inner.ledger.commit(ending.batch()?).await?;
                 }
             }
-            Err(error) => tracing::error!(%error, "what is in a hand-over's space cannot be read"),
+            Err(error) => {
+                let error = crate::host::faults::chain(&error);
+                tracing::error!(%error, "what is in a hand-over's space cannot be read");
+            }
         }
         kept.remove();
     }

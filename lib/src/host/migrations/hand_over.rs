@@ -2,28 +2,23 @@
 
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
 use crate::host::migrations::reserve::Reserve;
 use crate::host::{GuestRecord, MigrationRecord};
 
 /// The destination's journal of one session.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug)]
 pub(in crate::host) struct HandOver {
     /// Who may ask.
     pub peer: String,
     pub settled: Settlement,
     /// Whether more may have come of it than this says: the host's state is older than what others know.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unconfirmed: bool,
     /// While it is open: what was here before under the guest's id, a guest that had left earlier. Is here
     /// again when the import fails, also with its daemon.
-    #[serde(default)]
     pub replaced: Option<Box<GuestRecord>>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
+#[derive(Clone, Debug)]
 pub(in crate::host) enum Settlement {
     /// The import goes on, or went with the daemon: COMMIT was not minted, or nobody saw it.
     Open,

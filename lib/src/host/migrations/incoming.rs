@@ -25,7 +25,7 @@ use crate::host::migrations::refusals::{
 use crate::host::migrations::reserve::Reserve;
 use crate::host::{
     GuestRecord, GuestState, HostError, Labels, LaunchMirror, MigrationDirection, MigrationRecord,
-    MigrationState, Progress, ProtectionLevel, ResourceKind, bounds, validate,
+    MigrationState, ProtectionLevel, ResourceKind, bounds, validate,
 };
 use crate::migration::wire::{self, FIND_MAX, Outcome, Prepare, Purpose, Refused, kind};
 use crate::migration::{
@@ -240,32 +240,14 @@ impl<'a> Destination<'a> {
             MigrationState::Preparing,
             crate::host::MigrationLimits::default(),
         ));
-        let migration = MigrationRecord {
-            id: prepare.session,
-            direction: MigrationDirection::Incoming,
-            guest: prepare.guest,
-            guest_name: definition.spec.name.clone(),
-            labels: definition.spec.labels.clone(),
-            peer: peer.to_owned(),
-            peer_identity: self.identity.to_string(),
-            order: 0,
-            spec: None,
-            strategy: prepare.strategy,
-            state: MigrationState::Preparing,
-            generation: 1,
-            progress: Progress::default(),
-            rounds: Vec::new(),
-            workers: Vec::new(),
-            helper_busy_percent: None,
-            guest_state_after: None,
-            error: None,
-            cancel_requested_at: None,
-            committing: false,
-            resolution: None,
-            created_at: Timestamp::now(),
-            started_at: Some(Timestamp::now()),
-            finished_at: None,
-        };
+        let migration = MigrationRecord::begun(
+            prepare.session,
+            MigrationDirection::Incoming,
+            (prepare.guest, &definition.spec),
+            peer,
+            self.identity.to_string(),
+            prepare.strategy,
+        );
         let session = Arc::new(MigrationEntry::new(migration, Arc::clone(&control)));
         session.attach(mirror.watch());
         // Whoever forgets a peer looks for its migrations alone, so leave is asked for while peers stay. A

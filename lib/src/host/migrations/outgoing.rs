@@ -35,6 +35,7 @@ use crate::migration::{
 use crate::mirror::Mirror;
 use crate::private_files::PrivateFileError;
 use crate::store::StoreError;
+use crate::store::form;
 use crate::transport::PeerIdentity;
 
 /// A migration that may start.
@@ -133,8 +134,8 @@ pub(in crate::host) async fn has_room(
 }
 
 fn document_bytes(guest: &GuestRecord, spec: Option<&MigrationSpec>) -> usize {
-    let documents = [serde_json::to_vec(guest), serde_json::to_vec(&spec)];
-    documents.iter().map(|d| d.as_ref().map_or(0, Vec::len)).sum()
+    let documents = [form::length(guest), spec.map_or(0, form::length)];
+    documents.iter().sum()
 }
 
 fn no_room(inner: &Inner, source: std::io::Error) -> HostError {
@@ -168,30 +169,16 @@ pub(in crate::host) fn prepared(looked: Looked, spec: MigrationSpec) -> Result<P
         return Err(HostError::internal("looking at a migration", "something is missing without a reason"));
     };
     let migration = MigrationRecord {
-        id: id.unwrap_or_else(Uuid::now_v7),
-        direction: MigrationDirection::Outgoing,
-        guest: record.id,
-        guest_name: record.spec.name,
-        labels: record.spec.labels,
-        peer: peer.spec.name.clone(),
-        peer_identity: peer.spec.identity.clone(),
-        order: 0,
         spec: Some(spec),
-        strategy,
-        state: MigrationState::Queued,
-        generation: 1,
         progress: Progress { total_bytes: record.layout.ram_bytes(), ..Progress::default() },
-        rounds: Vec::new(),
-        workers: Vec::new(),
-        helper_busy_percent: None,
-        guest_state_after: None,
-        error: None,
-        cancel_requested_at: None,
-        committing: false,
-        resolution: None,
-        created_at: Timestamp::now(),
-        started_at: None,
-        finished_at: None,
+        ..MigrationRecord::begun(
+            id.unwrap_or_else(Uuid::now_v7),
+            MigrationDirection::Outgoing,
+            (record.id, &record.spec),
+            &peer.spec.name,
+            peer.spec.identity.clone(),
+            strategy,
+        )
     };
     Ok(Prepared { record: migration, guest, peer })
 }

@@ -18,7 +18,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use ring::digest::{SHA256, digest};
 use rustix::fs::{FallocateFlags, OFlags};
 use rustix::io::Errno;
-use serde::Serialize;
 use uuid::Uuid;
 
 use crate::private_files::{PrivateDir, PrivateFileError};
@@ -87,16 +86,15 @@ impl Reserve {
     ///
     /// # Errors
     /// It is not, or not for certain.
-    pub fn keep(&self, record: &impl Serialize) -> io::Result<()> {
-        let body = serde_json::to_vec(record).map_err(io::Error::other)?;
-        if (HEADER + body.len()) as u64 > self.bytes {
+    pub fn keep(&self, record: &[u8]) -> io::Result<()> {
+        if (HEADER + record.len()) as u64 > self.bytes {
             return Err(io::ErrorKind::FileTooLarge.into());
         }
-        let mut bytes = Vec::with_capacity(HEADER + body.len());
+        let mut bytes = Vec::with_capacity(HEADER + record.len());
         bytes.extend(MAGIC);
-        bytes.extend((body.len() as u64).to_le_bytes());
-        bytes.extend(digest(&SHA256, &body).as_ref());
-        bytes.extend(&body);
+        bytes.extend((record.len() as u64).to_le_bytes());
+        bytes.extend(digest(&SHA256, record).as_ref());
+        bytes.extend(record);
         // From here on it may be on disk, whatever the system says.
         self.kept.store(true, Ordering::SeqCst);
         self.file.write_all_at(&bytes, 0).and_then(|()| self.file.sync_all())
@@ -274,14 +272,14 @@ mod tests {
     fn a_record_is_found_whole_by_the_next_daemon_or_not_at_all() {
         let (_dir, state) = state_dir();
         let space = Reserve::take(&state, Uuid::now_v7(), 0).unwrap();
-        space.keep(&"what became of it").unwrap();
+        space.keep(b"what became of it").unwrap();
         let before = files(&state)[0].blocks();
         // A daemon that goes leaves it; one that comes does not clear it away.
         drop(space);
         clear(&state);
         let kept = left(&state);
         assert_eq!(kept.len(), 1);
-        assert_eq!(kept[0].record(), br#""what became of it""#);
+        assert_eq!(kept[0].record(), b"what became of it");
         assert_eq!(files(&state)[0].blocks(), before, "the record took room of its own");
         let at = state.join(DIRECTORY).join(&kept[0].name);
         let mut torn = std::fs::read(&at).unwrap();
@@ -297,7 +295,7 @@ mod tests {
         let (_dir, state) = state_dir();
         let space = Reserve::take(&state, Uuid::now_v7(), 0).unwrap();
         let long = "x".repeat((FIXED + GROWTH) as usize);
-        assert_eq!(space.keep(&long).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+        assert_eq!(space.keep(long.as_bytes()).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
         drop(space);
         assert!(files(&state).is_empty());
     }

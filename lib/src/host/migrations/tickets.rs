@@ -10,7 +10,6 @@ use crate::codes::Capability;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::host::act::{self, Effect};
@@ -18,6 +17,7 @@ use crate::host::inner::Inner;
 use crate::host::migrations::ticket::{Ticket, TicketSpec};
 use crate::host::{Ask, Host, HostError, PeerSpec, bounds, validate};
 use crate::migration::wire::PROTOCOL_VERSIONS;
+use crate::store::form;
 use crate::store::ledger::Space;
 use crate::store::{Batch, StoreError};
 use crate::transport::PeerIdentity;
@@ -26,15 +26,14 @@ use crate::transport::PeerIdentity;
 const AFTERMATH: Duration = Duration::from_secs(30 * 24 * 3600);
 /// What the destination keeps: until the ticket has been good for long enough, and of one that is used for
 /// the aftermath.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct Kept {
-    source_name: String,
-    source_identity: String,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::host) struct Kept {
+    pub source_name: String,
+    pub source_identity: String,
     /// Whether its session has begun.
-    used: bool,
+    pub used: bool,
     /// Of an earlier build, which kept it for longer than it is good. Unused, it is good no more.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    good_until: Option<Timestamp>,
+    pub good_until: Option<Timestamp>,
 }
 
 impl Kept {
@@ -88,7 +87,7 @@ impl Host {
             used: false,
             good_until: None,
         };
-        let body = serde_json::to_string(&kept).map_err(|e| HostError::internal("writing a ticket", e))?;
+        let body = form::write(&kept).map_err(|e| HostError::internal("writing a ticket", e))?;
         let failed = |e| HostError::storage("storing a ticket", e);
         let mut batch = Batch::new();
         batch.keyed_put(Space::Ticket, ticket.session.to_string(), Some(life), body).map_err(failed)?;
@@ -149,7 +148,7 @@ impl Inner {
         // Looked at before it is taken: a stranger's guess must not cost its owner the ticket.
         let Some(kept) = self.good_ticket(session, identity)? else { return Ok(None) };
         let used = Kept { used: true, ..kept };
-        let body = serde_json::to_string(&used).map_err(|e| HostError::internal("writing a ticket", e))?;
+        let body = form::write(&used).map_err(|e| HostError::internal("writing a ticket", e))?;
         let mut batch = Batch::new();
         batch.keyed_put(Space::Ticket, session.to_string(), Some(AFTERMATH), body).map_err(failed)?;
         Ok(Some(batch))

@@ -2,21 +2,20 @@
 //! types; the REST wire has its own.
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::address_space::{MirrorPlan, Strategy};
 use crate::guest::driver::Labels;
 use crate::guest::lifecycle::GuestState;
 use crate::host::faults::Fault;
-use crate::host::guests::types::GuestRecord;
+use crate::host::guests::types::{GuestRecord, GuestSpec};
 use crate::host::mirrors::types::{MirrorOptions, WorkerInfo};
 pub use crate::migration::terms::{
     MigrationLimits, MigrationMode, MigrationState, OnTimeout, Progress, Round, StreamTransport,
 };
 
 /// Where a migration goes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Destination {
     /// A known peer, by id or name.
     Host(String),
@@ -25,7 +24,7 @@ pub enum Destination {
 }
 
 /// The mirror that a migration uses.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MirrorChoice {
     /// One that exists.
     Existing(Uuid),
@@ -34,8 +33,7 @@ pub enum MirrorChoice {
 }
 
 /// What happens to the source's guest after success.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SourceAfter {
     /// It stays defined, as `stopped` with `moved_to`.
     KeepStopped,
@@ -44,7 +42,7 @@ pub enum SourceAfter {
 }
 
 /// What a caller wants moved, where and how.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MigrationSpec {
     /// The guest, by id or name.
     pub guest: String,
@@ -55,12 +53,10 @@ pub struct MigrationSpec {
     /// Through which mirror.
     pub mirror: MirrorChoice,
     /// More of the mirror that is made for the migration.
-    #[serde(default)]
     pub template: MirrorOptions,
     /// Helper workers and connections, 1 to 16.
     pub streams: u16,
     /// How they cross.
-    #[serde(default)]
     pub stream_transport: StreamTransport,
     /// Limits.
     pub limits: MigrationLimits,
@@ -72,8 +68,7 @@ pub struct MigrationSpec {
 }
 
 /// Which side of a migration a record tells of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MigrationDirection {
     /// The guest leaves this host.
     Outgoing,
@@ -82,7 +77,7 @@ pub enum MigrationDirection {
 }
 
 /// A migration as one host knows it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug)]
 pub struct MigrationRecord {
     /// UUIDv7, the same at both hosts.
     pub id: Uuid,
@@ -93,16 +88,13 @@ pub struct MigrationRecord {
     /// The guest's name.
     pub guest_name: String,
     /// The guest's labels when it began.
-    #[serde(default)]
     pub labels: Labels,
     /// Name of the other host.
     pub peer: String,
     /// Its identity; empty in records of earlier builds.
-    #[serde(default)]
     pub peer_identity: String,
     /// Its place among the migrations of this host: one that began later has a higher one, whatever the clock
     /// said.
-    #[serde(default)]
     pub order: u64,
     /// What was asked for; `None` at the destination.
     pub spec: Option<MigrationSpec>,
@@ -117,10 +109,8 @@ pub struct MigrationRecord {
     /// Rounds so far.
     pub rounds: Vec<Round>,
     /// The mirror's workers: CPU time and exits for this migration.
-    #[serde(default)]
     pub workers: Vec<WorkerInfo>,
     /// Share of the time that the workers used, percent; `None`: there was no mirror yet.
-    #[serde(default)]
     pub helper_busy_percent: Option<u8>,
     /// The guest's state here after the end.
     pub guest_state_after: Option<GuestState>,
@@ -129,10 +119,8 @@ pub struct MigrationRecord {
     /// When cancelling was asked for; the outcome is `state`.
     pub cancel_requested_at: Option<Timestamp>,
     /// Whether COMMIT is minted and the destination's store does not take it yet.
-    #[serde(default)]
     pub committing: bool,
     /// An administrator's word, if it was that which ended a doubt.
-    #[serde(default)]
     pub resolution: Option<Resolution>,
     /// When it was asked for.
     pub created_at: Timestamp,
@@ -142,9 +130,53 @@ pub struct MigrationRecord {
     pub finished_at: Option<Timestamp>,
 }
 
+impl MigrationRecord {
+    /// A migration as it is when it begins: at its source it waits for its turn, at its destination it is on
+    /// its way. The place in the host's order is given when it is stored.
+    pub(in crate::host) fn begun(
+        id: Uuid,
+        direction: MigrationDirection,
+        guest: (Uuid, &GuestSpec),
+        peer: &str,
+        peer_identity: String,
+        strategy: Strategy,
+    ) -> Self {
+        let now = Timestamp::now();
+        let (state, started_at) = match direction {
+            MigrationDirection::Outgoing => (MigrationState::Queued, None),
+            MigrationDirection::Incoming => (MigrationState::Preparing, Some(now)),
+        };
+        Self {
+            id,
+            direction,
+            guest: guest.0,
+            guest_name: guest.1.name.clone(),
+            labels: guest.1.labels.clone(),
+            peer: peer.to_owned(),
+            peer_identity,
+            order: 0,
+            spec: None,
+            strategy,
+            state,
+            generation: 1,
+            progress: Progress::default(),
+            rounds: Vec::new(),
+            workers: Vec::new(),
+            helper_busy_percent: None,
+            guest_state_after: None,
+            error: None,
+            cancel_requested_at: None,
+            committing: false,
+            resolution: None,
+            created_at: now,
+            started_at,
+            finished_at: None,
+        }
+    }
+}
+
 /// What became of a hand-over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HandOverOutcome {
     /// The guest is the destination's.
     Committed,
@@ -163,7 +195,7 @@ impl HandOverOutcome {
 }
 
 /// An administrator's word on a migration in doubt.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resolution {
     /// What is taken to be so.
     pub outcome: HandOverOutcome,

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::address_space::{MirrorPlan, Strategy};
@@ -25,8 +24,7 @@ pub struct MirrorSpec {
 }
 
 /// What a caller may leave out of a mirror.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MirrorOptions {
     /// Where its vCPU threads run.
     pub placement: Placement,
@@ -36,8 +34,7 @@ pub struct MirrorOptions {
 
 named! {
     /// A mirror's state.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-    #[serde(rename_all = "snake_case")]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum MirrorState {
         /// Being made.
         Creating = "creating",
@@ -51,7 +48,7 @@ named! {
 }
 
 /// One mirror vCPU.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkerInfo {
     /// Kernel thread id, from our own thread.
     pub tid: u32,

@@ -2,14 +2,13 @@
 //! has its own.
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::guest::driver::Labels;
 use crate::transport::Endpoint;
 
 /// What a caller says of another host.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerSpec {
     /// Name, unique among peers; shaped as a guest's name.
     pub name: String,
@@ -22,7 +21,7 @@ pub struct PeerSpec {
 }
 
 /// A known peer.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug)]
 pub struct PeerRecord {
     /// UUIDv7.
     pub id: Uuid,

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::{OptionalExtension as _, params};
-use serde::de::DeserializeOwned;
 
 use super::Ledger;
+use crate::store::form::{self, Document};
 use crate::store::hours::Count;
 use crate::store::{Batch, DocumentRef, StoreError, writer};
 
@@ -59,9 +59,9 @@ impl Space {
     ///
     /// # Errors
     /// [`StoreError::Unreadable`].
-    pub fn read<T: DeserializeOwned>(self, key: &str, body: &str) -> Result<T, StoreError> {
+    pub fn read<T: Document>(self, key: &str, body: &str) -> Result<T, StoreError> {
         let document = || DocumentRef::Keyed(self, key.to_owned());
-        serde_json::from_str(body).map_err(|source| StoreError::Unreadable { document: document(), source })
+        form::read(body.as_bytes()).map_err(|source| StoreError::Unreadable { document: document(), source })
     }
 }
 

@@ -5,10 +5,10 @@
 
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, params};
-use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use super::Ledger;
+use crate::store::form::{self, Document};
 use crate::store::{DocumentRef, StoreError};
 
 /// Rows that one look through a log reads at most, matching or not.
@@ -48,9 +48,9 @@ impl Entry {
     ///
     /// # Errors
     /// [`StoreError::Unreadable`].
-    pub fn read<T: DeserializeOwned>(&self, log: Log) -> Result<T, StoreError> {
+    pub fn read<T: Document>(&self, log: Log) -> Result<T, StoreError> {
         let document = || DocumentRef::Entry(log, self.seq);
-        serde_json::from_str(&self.body)
+        form::read(self.body.as_bytes())
             .map_err(|source| StoreError::Unreadable { document: document(), source })
     }
 }

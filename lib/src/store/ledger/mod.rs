@@ -23,10 +23,10 @@ use std::thread::JoinHandle;
 use jiff::Timestamp;
 use rusqlite::Connection;
 use tokio::sync::{oneshot, watch};
-use uuid::Uuid;
 
 use super::hours::{self, Clocks, Hours, Kernel, Note};
 use super::rows::Rows;
+use super::singles::{EPOCH, Epoch};
 use super::writer::{self, Ground, Health, Tail, Tell, Work, Writing};
 use super::{Batch, Store, StoreError, open};
 use crate::sync::Locked;
@@ -293,12 +293,12 @@ impl Drop for Ledger {
 }
 
 fn epoch_of(t: &super::Transaction<'_>) -> Result<String, StoreError> {
-    if let Some(epoch) = t.meta_get("epoch")? {
+    if let Some(Epoch { epoch }) = t.meta_get(EPOCH)? {
         return Ok(epoch);
     }
-    let fresh = format!("{:016x}", Uuid::new_v4().as_u64_pair().0);
-    t.meta_put("epoch", &fresh)?;
-    Ok(fresh)
+    let fresh = Epoch::fresh();
+    t.meta_put(EPOCH, &fresh)?;
+    Ok(fresh.epoch)
 }
 
 /// Goes on counting time, and notes from where.

@@ -4,14 +4,17 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::time::Duration;
 
+use uuid::Uuid;
+
 use super::*;
 use crate::store::hours::tests::Set;
+use crate::store::tests::as_it_is;
 use crate::store::{Kind, Store, Trouble};
 
 fn open(dir: &Path, kept: u64) -> (Store, Ledger) {
     std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o700)).unwrap();
     let path = dir.join("host.db");
-    let store = Store::open(&path).unwrap();
+    let store = Store::open(&path, as_it_is).unwrap();
     {
         let ledger = Ledger::open(&store, kept).unwrap();
         (store, ledger)
@@ -98,7 +101,7 @@ async fn a_key_is_not_forgotten_early_nor_a_token_good_for_longer_whatever_the_w
     let set = Set::new();
     let day = Duration::from_secs(24 * 3600);
     let start = || {
-        let store = Store::open(&dir.path().join("host.db")).unwrap();
+        let store = Store::open(&dir.path().join("host.db"), as_it_is).unwrap();
         let ledger = Ledger::open_by(Box::new(set.clone()), &store, 10).unwrap();
         (store, ledger)
     };
@@ -156,7 +159,7 @@ async fn one_that_is_refused_does_not_touch_its_neighbours() {
     let ledger = Arc::new(ledger);
     let (id, batch) = document("taken", 10);
     ledger.commit(batch).await.unwrap();
-    let all = (0..64).map(|n| {
+    let all = (0..64u32).map(|n| {
         let ledger = Arc::clone(&ledger);
         tokio::spawn(async move {
             let (id, mut batch) = document(if n % 2 == 0 { "taken" } else { "free" }, 10);
@@ -166,7 +169,7 @@ async fn one_that_is_refused_does_not_touch_its_neighbours() {
             let (name, _) = (format!("g{n}"), batch.is_empty());
             if n % 2 != 0 {
                 batch = Batch::new();
-                batch.put(Kind::Guest, id, Some(&name), &n).unwrap();
+                batch.put(Kind::Guest, id, Some(&name), &u64::from(n)).unwrap();
             }
             other.join(batch);
             (n, id, ledger.commit(other).await)
@@ -316,7 +319,7 @@ async fn files_of_earlier_schemas_get_what_they_lack_and_keep_what_they_have() {
             ledger.append_durably(Log::Audit, "x".into()).await.unwrap();
         }
         std::fs::remove_file(dir.path().join("host.mark")).unwrap();
-        assert!(Store::open(&path).unwrap_err().to_string().contains("host.mark is missing"));
+        assert!(Store::open(&path, as_it_is).unwrap_err().to_string().contains("host.mark is missing"));
     }
 }
 

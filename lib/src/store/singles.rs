@@ -1,0 +1,79 @@
+//! The documents of the store's own, of each of which there is one.
+//!
+//! Owns: their forms, and how databases of earlier versions have them. Must not know: when they are written.
+
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::form::{self, Document, UNSAID, Unread, form, words};
+use super::hours::{self, Note};
+use super::state_files::{Doubt, UNCONFIRMED};
+
+/// Key of [`Epoch`].
+pub(super) const EPOCH: &str = "epoch";
+
+/// Made with the database: numbers of another epoch mean nothing. 16 hexadecimal digits.
+pub(super) struct Epoch {
+    pub epoch: String,
+}
+
+impl Epoch {
+    /// Another than there ever was.
+    pub fn fresh() -> Self {
+        Self { epoch: format!("{:016x}", Uuid::new_v4().as_u64_pair().0) }
+    }
+}
+
+form! {
+    EpochForm of Epoch, version 5 by epoch_forward {
+        epoch: String,
+    }
+}
+
+/// It was the text alone.
+fn epoch_forward(_from: u64, document: &mut Value) {
+    *document = json!({ "epoch": document.take() });
+}
+
+words! {
+    DoubtWord of Doubt {
+        Restored = "restored",
+        Accepted = "accepted",
+    }
+}
+
+/// That nothing which the database says of guests may be acted upon before others were asked.
+pub struct Unconfirmed {
+    /// Why.
+    pub doubt: Doubt,
+}
+
+form! {
+    UnconfirmedForm of Unconfirmed, version 5 by unconfirmed_forward {
+        doubt: Doubt,
+    }
+}
+
+/// It was the word alone.
+fn unconfirmed_forward(_from: u64, document: &mut Value) {
+    *document = json!({ "doubt": document.take() });
+}
+
+/// A document of the store's own as databases of this version have it.
+pub(super) fn written_for<T: Document>(
+    version: i64,
+    document: &T,
+    bare: &str,
+) -> Result<String, serde_json::Error> {
+    if version > UNSAID as i64 { form::write(document) } else { serde_json::to_string(bare) }
+}
+
+/// A document of the store's own in the form of this build; `None`: it is none of them.
+pub(super) fn renewed(key: &str, body: &[u8]) -> Option<Result<Option<String>, Unread>> {
+    match key {
+        EPOCH => Some(form::renewed::<Epoch>(body)),
+        hours::KEY => Some(form::renewed::<Note>(body)),
+        UNCONFIRMED => Some(form::renewed::<Unconfirmed>(body)),
+        _ => None,
+    }
+}

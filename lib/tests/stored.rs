@@ -1,0 +1,292 @@
+//! The database of the last landing: opened with everything in it, saved as it was, put back.
+//!
+//! `data/stored/v4` has what a daemon of version 4 left; its head says how it was made.
+#![allow(clippy::unwrap_used, reason = "a test: a panic is its way to fail")]
+
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use mirrorvm::address_space::{PspVia, Shift, Strategy};
+use mirrorvm::boot_files::BootFile;
+use mirrorvm::host::*;
+use mirrorvm::memory::Backing;
+use mirrorvm::store::{StoreError, Trouble};
+use rusqlite::Connection;
+use serde_json::json;
+
+fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/stored/v4").join(name)
+}
+
+fn private(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+/// A state directory as the daemon of version 4 left it.
+fn version_4(state: &Path) -> PathBuf {
+    fs::create_dir_all(state).unwrap();
+    private(state, 0o700);
+    let database = state.join("mirrorvm.db");
+    let connection = Connection::open(&database).unwrap();
+    connection.execute_batch(&fs::read_to_string(data("mirrorvm.sql")).unwrap()).unwrap();
+    drop(connection);
+    private(&database, 0o600);
+    fs::copy(data("mirrorvm.mark"), state.join("mirrorvm.mark")).unwrap();
+    private(&state.join("mirrorvm.mark"), 0o600);
+    database
+}
+
+/// What `table` has; the key that a ticket is found by is nobody's business here.
+fn rows(database: &Path, table: &str) -> Vec<String> {
+    let connection = Connection::open(database).unwrap();
+    let mut statement = connection.prepare(&format!("SELECT * FROM {table} ORDER BY 1, 2")).unwrap();
+    let columns = statement.column_count();
+    let mut found = statement.query([]).unwrap();
+    let mut all = Vec::new();
+    while let Some(row) = found.next().unwrap() {
+        let row: Vec<rusqlite::types::Value> = (0..columns).map(|n| row.get(n).unwrap()).collect();
+        all.push(format!("{row:?}"));
+    }
+    all
+}
+
+fn content(database: &Path) -> Vec<Vec<String>> {
+    let tables = ["document", "meta", "position", "event", "audit", "audit_outcome", "keyed"];
+    tables.map(|table| rows(database, table)).into()
+}
+
+fn version_of(database: &Path) -> i64 {
+    let connection = Connection::open(database).unwrap();
+    connection.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap()
+}
+
+/// The one backup beside the database.
+fn saved(state: &Path) -> PathBuf {
+    let all = fs::read_dir(state).unwrap().map(|entry| entry.unwrap().path());
+    let name = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().starts_with("mirrorvm.db.v4-");
+    let found: Vec<PathBuf> = all.filter(name).collect();
+    assert_eq!(found.len(), 1, "{found:?}");
+    found[0].clone()
+}
+
+async fn open(state: &Path) -> Host {
+    let config = HostConfig { state_dir: state.to_owned(), name: Some("a".into()), ..HostConfig::default() };
+    Host::open(config).await.unwrap()
+}
+
+/// Gives the host a key: that of its first daemon is not part of the test.
+async fn accept(state: &Path) -> Result<(), OpenError> {
+    accept_identity(state, |_, _| "\"a test\"".to_owned()).await.map(drop)
+}
+
+fn guest(host: &Host, name: &str) -> GuestRecord {
+    host.guest(name).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_database_of_the_last_landing_opens_with_everything_in_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let database = version_4(&state);
+    let before = content(&database);
+    accept(&state).await.unwrap();
+    assert_eq!(version_of(&database), 5);
+    assert_eq!((version_of(&saved(&state)), content(&saved(&state))), (4, before));
+    check_state(&state).unwrap();
+
+    let host = open(&state).await;
+    assert_eq!(host.info().id.to_string(), "01a228a9-b669-7241-8db3-b819df0f5369");
+    check_guests(&host);
+    check_migrations(&host);
+    check_the_rest(&host);
+    host.shutdown().await;
+    drop(host);
+    check_state(&state).unwrap();
+    saved(&state);
+}
+
+fn check_guests(host: &Host) {
+    let names: Vec<String> = host.guests().iter().map(|g| g.spec.name.clone()).collect();
+    assert_eq!(names, ["embedded-1", "emulated-1", "sev-1", "qemu-1"]);
+    let embedded = guest(host, "embedded-1");
+    let workload = json!({"fill": "random", "working_set_bytes": 4096, "dirty_bytes_per_second": 0});
+    let driver = DriverSpec::of("embedded", &json!({"vcpus": 1, "workload": workload})).unwrap();
+    assert_eq!(embedded.spec.driver, driver);
+    assert_eq!(embedded.spec.labels, Labels::from([("tier".into(), "test".into())]));
+    assert_eq!((embedded.spec.backing, embedded.boot, embedded.unconfirmed), (None, None, false));
+    let block = |n: usize| {
+        let b = &embedded.spec.blocks[n];
+        (b.name.as_str(), b.size_bytes, b.gpa.map(|gpa| gpa.get()))
+    };
+    assert_eq!([block(0), block(1)], [("ram0", 8 << 20, Some(0)), ("dimm", 2 << 20, None)]);
+    let placed: Vec<_> = embedded
+        .layout
+        .blocks()
+        .iter()
+        .map(|b| (b.name.as_str(), b.ram_addr.get(), b.size, b.plugs.len()))
+        .collect();
+    let helper = ("mirrorvm.helper", 10_485_760, 6_291_456, 1);
+    assert_eq!(placed, [("ram0", 0, 8 << 20, 1), ("dimm", 8 << 20, 2 << 20, 0), helper]);
+    assert_eq!((embedded.state, embedded.generation), (GuestState::Stopped, 2));
+    assert_eq!(embedded.protection, ProtectionLevel::None);
+    assert_eq!(embedded.created_at.to_string(), "2026-11-29T18:55:41.0704659Z");
+
+    let emulated = guest(host, "emulated-1");
+    assert_eq!(emulated.protection, ProtectionLevel::Modelled);
+    // It ran; its machine went with its daemon.
+    assert_eq!(emulated.state, GuestState::Stopped);
+    assert_eq!(emulated.error.map(|e| e.code.to_string()).as_deref(), Some("daemon_restarted"));
+    assert!(emulated.started_at.is_some());
+    let sev = guest(host, "sev-1");
+    let mirror = json!({"strategy": {"kind": "psp-copied", "via": "launch-update"}, "workers": 2});
+    let expected = json!({"policy": 1, "es": false, "mirror": mirror});
+    assert_eq!(sev.spec.driver.parameters()["sev"], expected);
+
+    let qemu = guest(host, "qemu-1");
+    assert_eq!((qemu.spec.backing, qemu.spec.driver.kind()), (Some(Backing::Memfd), "qemu"));
+    assert_eq!(qemu.spec.driver.parameters()["kernel"], "/srv/mirrorvm/images/vmlinuz");
+    let BootFile { bytes, sha256 } = qemu.boot.unwrap().kernel;
+    assert_eq!((bytes, &sha256[..4]), (5000, &[98, 43, 139, 29][..]));
+}
+
+fn check_migrations(host: &Host) {
+    let all = host.migrations();
+    let seen: Vec<_> = all.iter().map(|m| (m.order, m.direction, m.state, m.peer.as_str())).collect();
+    use MigrationDirection::{Incoming, Outgoing};
+    use MigrationState::{Failed, Succeeded};
+    let expected = [
+        (1, Outgoing, Failed, "b"),
+        (2, Outgoing, Succeeded, "b"),
+        (3, Incoming, Succeeded, "b"),
+        (4, Outgoing, Failed, "gone"),
+    ];
+    assert_eq!(seen, expected);
+    let first = &all[0];
+    let spec = first.spec.as_ref().unwrap();
+    let strategy = Strategy::Shifted { shift: Shift::Explicit { bytes: 8 << 30 } };
+    assert_eq!(spec.destination, Destination::Host("b".into()));
+    assert_eq!((spec.mirror.clone(), first.strategy), (MirrorChoice::Template(strategy), strategy));
+    let limits = MigrationLimits {
+        bandwidth_bytes_per_second: Some(1 << 30),
+        downtime_ms: 2000,
+        ..MigrationLimits::default()
+    };
+    assert_eq!((spec.limits, spec.streams, spec.verify), (limits, 2, false));
+    assert_eq!((spec.mode, spec.source_after), (MigrationMode::Precopy, SourceAfter::KeepStopped));
+    assert_eq!(spec.template, MirrorOptions::default());
+    assert_eq!(first.error.as_ref().map(|e| e.code.to_string()).as_deref(), Some("helper_not_launched"));
+    let left = &all[1];
+    assert_eq!((left.strategy, left.guest_state_after), (Strategy::Declared, Some(GuestState::Stopped)));
+    assert_eq!((left.rounds.len(), left.workers.len(), left.labels["owner"].as_str()), (2, 2, "ops"));
+    assert!(
+        left.rounds[1].paused && left.rounds[0].pages_sealed > 2000 && left.progress.downtime_ms.is_some()
+    );
+    let came = &all[2];
+    assert!(came.spec.is_none() && came.peer_identity.starts_with("sha256:"));
+    // Its journal says that it is this host's: the token is there to be carried to the source.
+    let token = host.hand_over_token(came.id).unwrap();
+    assert_eq!((token.outcome, &token.token[..4]), (HandOverOutcome::Committed, &[4, 1, 255, 255][..]));
+    assert_eq!(all[3].strategy, Strategy::PspCopied { via: PspVia::LaunchUpdate });
+}
+
+fn check_the_rest(host: &Host) {
+    let peers: Vec<_> = host.peers().into_iter().map(|p| (p.spec.name, p.spec.address.to_string())).collect();
+    let expected = [("b", "127.0.0.1:7912"), ("gone", "127.0.0.1:9")];
+    assert_eq!(peers, expected.map(|(name, at)| (name.to_owned(), at.to_owned())));
+    let settings = host.settings();
+    assert_eq!(settings.labels, Labels::from([("site".into(), "lab".into())]));
+    assert_eq!((settings.maintenance, settings.migration_slots, settings.generation), (false, 4, 2));
+    let images = host.images().unwrap();
+    assert!(images.iter().any(|i| i.name == "helper-2" && i.content.is_none()), "{images:?}");
+    // The log is read on from its first entry, and its numbers mean what they meant.
+    let page = host.events().page(None, 1000, |_| true).unwrap();
+    assert_eq!(page.events[0].body.kind(), "host.started");
+    assert!(page.events.iter().any(|e| e.body.kind() == "migration.round_finished"));
+    assert!(page.events.len() > 40 && !page.more, "{}", page.events.len());
+    assert!(page.events[0].cursor.to_string().starts_with(&format!("{}-", host.ledger().epoch())));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_saved_is_put_back_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let database = version_4(&state);
+    let before = content(&database);
+    accept(&state).await.unwrap();
+    let host = open(&state).await;
+    host.shutdown().await;
+    drop(host);
+    let restored = restore_state(&saved(&state), &state, "\"restored\"").unwrap();
+    assert!(restored.replaced.is_some() && restored.incomplete.is_none());
+    let after = content(&database);
+    assert_eq!(version_of(&database), 4);
+    // Documents, events, outcomes, records with keys; the other tables say that it was put back.
+    for table in [0, 3, 5, 6] {
+        assert_eq!(after[table], before[table]);
+    }
+    assert_eq!(after[4].len(), before[4].len() + 1);
+    accept(&state).await.unwrap();
+    let host = open(&state).await;
+    assert_eq!(host.guests().len(), 4);
+    assert!(host.guests().iter().all(|g| g.unconfirmed), "its peers may know more");
+    host.shutdown().await;
+}
+
+/// A small file system, unmounted in the end.
+struct Small(PathBuf);
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_room_for_what_it_was_nothing_is_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    fs::create_dir(&state).unwrap();
+    let options = ["-t", "tmpfs", "-o", "size=2m,mode=0700", "tmpfs"];
+    assert!(Command::new("mount").args(options).arg(&state).status().unwrap().success());
+    let _small = Small(state.clone());
+    let database = version_4(&state);
+    let files = || ["mirrorvm.db", "mirrorvm.mark"].map(|name| fs::read(state.join(name)).unwrap());
+    let before = files();
+    let mut filler = fs::File::create(state.join("filler")).unwrap();
+    while filler.write_all(&[0x5a; 4096]).is_ok() {}
+    // Room for what a start writes in any case, and not for a second database.
+    filler.set_len(filler.metadata().unwrap().len() - (64 << 10)).unwrap();
+    let error = accept(&state).await.unwrap_err();
+    let OpenError::Store(refused @ StoreError::NotSaved { found: 4, .. }) = &error else {
+        panic!("{error:?}")
+    };
+    assert_eq!(refused.trouble(), Some(Trouble::Full), "{refused:?}");
+    let told = refused.to_string();
+    assert!(told.contains("mirrorvm.db is of schema version 4 and was left as it is"), "{told}");
+    assert!(told.contains("mirrorvm.db.v4-") && told.contains("make room there"), "{told}");
+    assert!(files() == before && version_of(&database) == 4);
+    let left: Vec<_> = fs::read_dir(&state).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_string_lossy().contains("v4-")), "{left:?}");
+    drop(filler);
+    fs::remove_file(state.join("filler")).unwrap();
+    accept(&state).await.unwrap();
+    assert_eq!((version_of(&database), version_of(&saved(&state))), (5, 4));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_newer_database_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let database = version_4(&state);
+    Connection::open(&database).unwrap().pragma_update(None, "user_version", 6).unwrap();
+    let before = fs::read(&database).unwrap();
+    let error = accept(&state).await.unwrap_err();
+    let OpenError::Store(refused @ StoreError::TooNew { found: 6, known: 5, .. }) = &error else {
+        panic!("{error:?}")
+    };
+    assert!(refused.to_string().contains("mirrorvm.db has schema version 6"), "{refused}");
+    assert_eq!(fs::read(&database).unwrap(), before);
+}
