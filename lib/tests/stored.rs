@@ -3,16 +3,24 @@
 //! `data/stored/v4` has what a daemon of version 4 left; its head says how it was made.
 #![allow(clippy::unwrap_used, reason = "a test: a panic is its way to fail")]
 
+mod support;
+
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use mirrorvm::address_space::{PspVia, Shift, Strategy};
 use mirrorvm::boot_files::BootFile;
+use mirrorvm::codes::{Capability, Code};
+use mirrorvm::guest::drivers::{Body, Definition, Driver, DriverSchema, Facts, MirrorsOn, Order};
+use mirrorvm::guest::{BadParameters, MachineError, Parameters};
 use mirrorvm::host::*;
 use mirrorvm::memory::Backing;
+use mirrorvm::reading::{FieldError, Fields};
 use mirrorvm::store::{StoreError, Trouble};
 use rusqlite::Connection;
 use serde_json::json;
@@ -73,13 +81,42 @@ fn saved(state: &Path) -> PathBuf {
 }
 
 async fn open(state: &Path) -> Host {
-    let config = HostConfig { state_dir: state.to_owned(), name: Some("a".into()), ..HostConfig::default() };
-    Host::open(config).await.unwrap()
+    open_with(state, Drivers::default()).await
+}
+
+/// Opens the host when nobody is left of an earlier one in this process: not even the owner of a guest.
+async fn open_with(state: &Path, drivers: Drivers) -> Host {
+    let (state_dir, name) = (state.to_owned(), Some("a".into()));
+    let config = HostConfig { state_dir, name, drivers, ..HostConfig::default() };
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        match Host::open(config.clone()).await {
+            Ok(host) => return host,
+            Err(OpenError::Store(StoreError::InUse)) if Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Err(other) => panic!("{other:?}"),
+        }
+    }
 }
 
 /// Gives the host a key: that of its first daemon is not part of the test.
 async fn accept(state: &Path) -> Result<(), OpenError> {
     accept_identity(state, |_, _| "\"a test\"".to_owned()).await.map(drop)
+}
+
+/// As [`restore_state`], when nobody is left of an earlier host.
+async fn restore(from: &Path, state: &Path) -> StateRestored {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        match restore_state(from, state, "\"restored\"") {
+            Ok(restored) => return restored,
+            Err(OpenError::Store(StoreError::InUse)) if Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Err(other) => panic!("{other:?}"),
+        }
+    }
 }
 
 fn guest(host: &Host, name: &str) -> GuestRecord {
@@ -219,7 +256,7 @@ async fn what_was_saved_is_put_back_as_it_was() {
     let host = open(&state).await;
     host.shutdown().await;
     drop(host);
-    let restored = restore_state(&saved(&state), &state, "\"restored\"").unwrap();
+    let restored = restore(&saved(&state), &state).await;
     assert!(restored.replaced.is_some() && restored.incomplete.is_none());
     let after = content(&database);
     assert_eq!(version_of(&database), 4);
@@ -289,4 +326,94 @@ async fn a_newer_database_is_refused_by_name() {
     };
     assert!(refused.to_string().contains("mirrorvm.db has schema version 6"), "{refused}");
     assert_eq!(fs::read(&database).unwrap(), before);
+}
+
+/// A driver whose machines are never made; it knows these members.
+struct Paper(&'static [&'static str]);
+
+impl Driver for Paper {
+    fn name(&self) -> &'static str {
+        "paper"
+    }
+
+    fn schema(&self) -> DriverSchema {
+        DriverSchema {
+            title: "DriverPaper",
+            description: "None.",
+            properties: Parameters::new(),
+            required: Vec::new(),
+            components: Vec::new(),
+        }
+    }
+
+    fn read(&self, _: &mut Fields<'_, '_>, _: u64) -> Option<DriverSpec> {
+        None
+    }
+
+    fn understood(&self, spec: &DriverSpec) -> Result<DriverSpec, BadParameters> {
+        let known = spec.parameters().iter().filter(|(name, _)| self.0.contains(&name.as_str()));
+        Ok(DriverSpec::new("paper", known.map(|(name, value)| (name.clone(), value.clone())).collect()))
+    }
+
+    fn check(&self, _: &Definition<'_>, _: &mut Vec<FieldError>) {}
+
+    fn facts(&self, _: &DriverSpec) -> Facts {
+        Facts { vcpus: 1, ..Facts::default() }
+    }
+
+    fn mirrors_on(&self) -> MirrorsOn {
+        MirrorsOn::Software
+    }
+
+    fn make(&self, _: Order<'_>) -> Result<Body, MachineError> {
+        Err(MachineError::Unsupported { what: "paper" })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stored_guest_of_a_driver_that_is_gone_or_knows_less_is_kept_and_its_start_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let with = async |drivers: Drivers| open_with(&state, drivers).await;
+    let paper = |known| Drivers::default().with(Arc::new(Paper(known))).unwrap();
+    let driver = DriverSpec::of("paper", &json!({"size": 3, "disks": [{"file": "a"}]})).unwrap();
+    let host = with(paper(&["size", "disks"])).await;
+    let spec = support::hosts::guest(driver, &[(8, Some(0))]);
+    let defined = host.define_guest(spec, &Ask::now()).await.unwrap();
+    host.shutdown().await;
+    drop(host);
+    let cases = [
+        (Drivers::default(), "no driver \"paper\""),
+        (paper(&["size"]), "/driver/disks: the driver paper of this build does not know this member"),
+    ];
+    for (drivers, why) in cases {
+        let host = with(drivers).await;
+        let kept = host.guest("g1").unwrap();
+        assert_eq!((kept.id, &kept.spec), (defined.id, &defined.spec));
+        match host.guest_action("g1", GuestAction::Start, &Ask::now()).await {
+            Err(HostError::CapabilityMissing { what: Capability::Driver, why: told }) => {
+                assert!(told.contains(why), "{told}")
+            }
+            other => panic!("{other:?}"),
+        }
+        // Others start as ever.
+        let other = support::hosts::guest(EmulatedDriver::spec(&workload()), &[(8, Some(0))]);
+        let other = GuestSpec { name: format!("g-{}", why.len()), ..other };
+        let other = host.define_guest(other, &Ask::now()).await.unwrap();
+        host.guest_action(&other.spec.name, GuestAction::Start, &Ask::now()).await.unwrap();
+        host.shutdown().await;
+    }
+    let host = with(paper(&["size", "disks"])).await;
+    assert_eq!(host.guest("g1").unwrap().spec, defined.spec, "nothing of it was lost meanwhile");
+    host.shutdown().await;
+}
+
+fn workload() -> WorkloadGuest {
+    let workload = WorkloadSpec {
+        fill: Fill::Zero,
+        working_set_bytes: 0,
+        dirty_bytes_per_second: 0,
+        withdraws_readiness_after_ms: None,
+    };
+    WorkloadGuest { vcpus: 1, workload, sev: None }
 }

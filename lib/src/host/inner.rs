@@ -25,7 +25,7 @@ use super::{
 };
 use crate::address_space::HostLimits;
 use crate::boot_files::ImageDirectories;
-use crate::guest::drivers::{Driver, Drivers, Facts, MirrorsOn};
+use crate::guest::drivers::{Driver, Drivers, Facts, MirrorsOn, NotUnderstood};
 use crate::hypervisor::Hypervisor;
 use crate::hypervisor::emulated::EmulatedHost;
 use crate::hypervisor::kvm::KvmHost;
@@ -209,6 +209,10 @@ impl Inner {
     /// Whether this host starts guests of the driver, encrypted as they are.
     pub fn check_starts(&self, spec: &DriverSpec) -> Result<(), HostError> {
         let driver = self.driver(spec)?;
+        // Of a definition that was stored by a build with more to its driver.
+        if let Err(not @ NotUnderstood::Unknown { .. }) = self.drivers.understood(spec) {
+            return Err(HostError::lacks(Capability::Driver, not.to_string()));
+        }
         let hypervisor = self.hypervisor_of(driver);
         let missing = |m: super::MissingCapability| HostError::lacks(m.what, m.why);
         driver.works(hypervisor).map_err(missing)?;

@@ -282,6 +282,10 @@ fn reconcile(inner: &Arc<Inner>) -> Result<(), StoreError> {
             }
             continue;
         }
+        if let Err(error) = inner.drivers.understood(&record.spec.driver) {
+            let name = &record.spec.name;
+            tracing::warn!(guest = %id, name, %error, "a guest is kept as it is stored, and cannot be started here");
+        }
         let before = record.clone();
         let (mut record, state) = reconciled_guest(record);
         record.unconfirmed |= doubt.is_some() && record.moved_to.is_none();

@@ -9,6 +9,7 @@ mod embedded;
 mod emulated;
 mod qemu;
 mod table;
+mod understood;
 mod workload;
 
 use crate::codes::Capability;
@@ -22,6 +23,7 @@ pub use embedded::EmbeddedDriver;
 pub use emulated::EmulatedDriver;
 pub use qemu::{QemuDriver, QemuGuest};
 pub use table::{BadDriverName, Drivers, UnknownDriver};
+pub use understood::NotUnderstood;
 pub use workload::WorkloadGuest;
 
 use super::driver::{BadParameters, DriverSpec, Parameters, ProtectionLevel, SevSpec};

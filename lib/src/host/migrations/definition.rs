@@ -13,7 +13,7 @@ use crate::addr::Gpa;
 use crate::address_space::BlockSpec;
 use crate::boot_files::{BootFile, BootFiles};
 use crate::guest::Drivers;
-use crate::guest::drivers::UnknownDriver;
+use crate::guest::drivers::{NotUnderstood, UnknownDriver};
 use crate::host::{DriverSpec, GuestRecord, GuestSpec, Labels};
 use crate::memory::Backing;
 
@@ -158,36 +158,12 @@ impl Definition {
 
 /// A driver's part, of which nothing may be lost.
 fn driver(form: Value, drivers: &Drivers) -> Result<DriverSpec, Unread> {
-    let spec: DriverSpec = serde_json::from_value(form.clone()).map_err(Unread::Malformed)?;
-    let driver = drivers.of(&spec).map_err(Unread::Driver)?;
-    let spec = driver.understood(&spec).map_err(|bad| Unread::Malformed(bad.source))?;
-    let ours = serde_json::to_value(&spec).map_err(Unread::Malformed)?;
-    match lost(&form, &ours) {
-        None => Ok(spec),
-        Some(field) => Err(Unread::Unknown(format!("/driver{field}"))),
-    }
-}
-
-/// The first part of a document that is not in what was read of it, as a pointer.
-fn lost(theirs: &Value, ours: &Value) -> Option<String> {
-    match (theirs, ours) {
-        (Value::Object(theirs), Value::Object(ours)) => theirs.iter().find_map(|(key, value)| {
-            let rest = match ours.get(key) {
-                Some(ours) => lost(value, ours)?,
-                // A member that says nothing is as good as none.
-                None if value.is_null() => return None,
-                None => String::new(),
-            };
-            let key: String = key.chars().filter(|c| !c.is_control()).take(64).collect();
-            Some(format!("/{key}{rest}"))
-        }),
-        (Value::Array(theirs), Value::Array(ours)) => {
-            let mut pairs = theirs.iter().zip(ours).enumerate();
-            let within = pairs.find_map(|(at, (theirs, ours))| Some(format!("/{at}{}", lost(theirs, ours)?)));
-            within.or_else(|| (theirs.len() != ours.len()).then(|| format!("/{}", ours.len())))
-        }
-        (theirs, ours) => (theirs != ours).then(String::new),
-    }
+    let spec: DriverSpec = serde_json::from_value(form).map_err(Unread::Malformed)?;
+    drivers.understood(&spec).map_err(|not| match not {
+        NotUnderstood::Driver(unknown) => Unread::Driver(unknown),
+        NotUnderstood::Parameters(bad) => Unread::Malformed(bad.source),
+        NotUnderstood::Unknown { at, .. } => Unread::Unknown(format!("/driver{at}")),
+    })
 }
 
 #[cfg(test)]

@@ -139,7 +139,7 @@ pub(in crate::host) async fn recover(inner: &Arc<Inner>) -> Result<(), StoreErro
                 }
             }
             Err(error) => {
-                let error = crate::host::faults::chain(&error);
+                let error = crate::chain::chain(&error);
                 tracing::error!(%error, "what is in a hand-over's space cannot be read");
             }
         }

@@ -11,6 +11,7 @@ use super::*;
 use crate::addr::{Gpa, RamAddr};
 use crate::address_space::{BlockRole, BlockSpec, GuestLayout, Plug, PspVia, RamBlock, Shift, Strategy};
 use crate::boot_files::{BootFile, BootFiles};
+use crate::codes::{AnyCode, Code};
 use crate::guest::driver::Parameters;
 use crate::host::events::{Change, EventBody, ResourceKind};
 use crate::host::images::types::ImageFacts;
@@ -42,7 +43,7 @@ fn labels() -> Labels {
 }
 
 fn fault() -> Fault {
-    Fault { code: "daemon_restarted".into(), detail: "its memory is lost".into() }
+    Fault { code: Code::DaemonRestarted.into(), detail: "its memory is lost".into() }
 }
 
 fn workload(sev: Option<SevSpec>) -> WorkloadGuest {
@@ -408,7 +409,7 @@ fn what_is_not_understood_is_said() {
         let mut document = serde_json::to_value(embedded().form()).unwrap();
         change(&mut document);
         let error = form::read::<GuestRecord>(document.to_string().as_bytes()).unwrap_err();
-        crate::host::faults::chain(&error)
+        crate::chain::chain(&error)
     };
     let later = told(&|d| d["version"] = json!(6));
     assert!(
