@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use mirrorvm::address_space::{PspVia, Shift, Strategy};
 use mirrorvm::boot_files::BootFile;
-use mirrorvm::codes::{Capability, Code};
+use mirrorvm::codes::Capability;
 use mirrorvm::guest::drivers::{Body, Definition, Driver, DriverSchema, Facts, MirrorsOn, Order};
 use mirrorvm::guest::{BadParameters, MachineError, Parameters};
 use mirrorvm::host::*;

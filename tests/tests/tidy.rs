@@ -31,12 +31,11 @@ const FLOORS: [&[&str]; 13] = [
 const UP: [(&str, &str, &str); 0] = [];
 
 /// Circles between the files of a folder, and why they may be.
-const CIRCLES: [(&str, &str, &str); 7] = [
+const CIRCLES: [(&str, &str, &str); 6] = [
     ("address_space", "plan", "the planner hands over to strategies, which draft with it"),
     ("guest", "embedded/vcpu", "a vCPU hands ports over, and ports stop vCPUs"),
     ("hypervisor", "emulated/vcpu", "a vCPU of the software machine runs in its VM, which makes it"),
     ("sev", "model/context", "commands change contexts, which refuse in the commands' words"),
-    ("store", "ledger", "documents, logs and their writer share one file"),
     ("transport", "identity", "TLS has the identity's certificate, the identity the names that TLS knows"),
     ("transport", "link", "a link gives its place at the listener back"),
 ];

@@ -1,11 +1,14 @@
 //! Why a database is not trusted, in words that say what is missing and what helps.
 //!
-//! Owns: the words. Must not know: how it was found out.
+//! Owns: the words, and the errors that say them. Must not know: how it was found out.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::mark::{self, Refusal};
+use rusqlite::ErrorCode;
+
+use super::StoreError;
+use super::mark::{self, Refusal, Word};
 
 /// What is wrong with the files that a host's state is in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -161,5 +164,30 @@ impl fmt::Display for Told<'_> {
             }
             Finding::Part { what } => write!(f, "{database} is damaged in {what}"),
         }
+    }
+}
+
+/// A database that is not trusted.
+pub(super) fn untrusted(path: &Path, finding: Finding) -> StoreError {
+    StoreError::Untrusted { path: path.to_owned(), finding }
+}
+
+/// A database of a time before there were marks, beside a mark.
+pub(super) fn older_than(path: &Path, word: &Word) -> StoreError {
+    let refusal = match word {
+        Word::At(at) => Refusal::Behind { acknowledged: at.seq },
+        Word::Missing | Word::Damaged => Refusal::MarkDamaged,
+    };
+    untrusted(path, Finding::of(refusal, path, 0))
+}
+
+/// What an error over a file means that was opened with nothing known of it.
+pub(super) fn damaged_or(path: &Path, error: impl Into<StoreError>) -> StoreError {
+    match error.into() {
+        StoreError::Damaged { source: Some(error), .. } => match error.sqlite_error_code() {
+            Some(ErrorCode::NotADatabase) => StoreError::Foreign { path: path.to_owned() },
+            _ => StoreError::Corrupt { path: path.to_owned(), source: Some(error) },
+        },
+        other => other,
     }
 }

@@ -21,7 +21,7 @@ use super::keeper::Keeper;
 use super::mark::{Delta, Position};
 use super::open::{self, Place, SCHEMA_VERSION};
 use super::rows::Rows;
-use super::{DocumentRef, Kind, PrivateFileError, StoreError, singles, state_files};
+use super::{DocumentRef, Kind, PrivateFileError, StoreError, backup, singles};
 
 /// Gives a document the form that this build writes; `None`: it has it, or is none that is known.
 pub type Renew = fn(&DocumentRef, &[u8]) -> Result<Option<String>, Unread>;
@@ -143,12 +143,12 @@ fn save(place: &Place, version: i64, at: Option<&Position>) -> Result<PathBuf, S
     };
     clear(place, &name).map_err(failed)?;
     if place.dir.contains(&name).map_err(StoreError::Files)? {
-        if at.is_some_and(|at| state_files::is_backup_of(&to, version, at)) {
+        if at.is_some_and(|at| backup::is_backup_of(&to, version, at)) {
             return Ok(to);
         }
         return Err(failed(StoreError::Files(PrivateFileError::Exists { path: to.clone() })));
     }
-    state_files::copy(place, &to, |_| Ok(Vec::new())).map_err(failed)?;
+    backup::copy(place, &to, |_| Ok(Vec::new())).map_err(failed)?;
     Ok(to)
 }
 

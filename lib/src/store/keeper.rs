@@ -9,7 +9,7 @@ use rusqlite::Transaction;
 
 use super::StoreError;
 use super::mark::{Delta, Mark, Position};
-use super::open::put_position;
+use super::position::put_position;
 use crate::sync::Locked;
 
 /// Tries to write the mark that follow each other before the commit is told without it.

@@ -13,6 +13,7 @@
 //!
 //! Blocking; `Send + Sync`. Calls run one at a time.
 
+mod backup;
 mod batch;
 mod documents;
 mod finding;
@@ -23,8 +24,10 @@ mod keeper;
 pub mod ledger;
 mod mark;
 mod open;
+mod position;
 mod rows;
 mod singles;
+mod start;
 pub mod state_files;
 mod writer;
 
@@ -148,7 +151,7 @@ pub enum StoreError {
         /// Latest version that we know.
         known: i64,
     },
-    /// Written by an earlier version of this program, and what it was could not be saved before it is changed.
+    /// Written by an earlier version of this program, and what it was could not be saved.
     #[error(
         "{path} is of schema version {found} and was left as it is: before it is changed a backup of it is made, and \
          that cannot be written to {to}; make room there, or move away what has the name"
@@ -286,11 +289,11 @@ impl Store {
     /// none. Checks the whole file, so it takes time in proportion to its size. One of an earlier version is
     /// brought forward, its documents by `renew`, after a backup was made beside it.
     pub fn open(path: &Path, renew: Renew) -> Result<Self, StoreError> {
-        Ok(Self::of(path, open::open(path, renew)?))
+        Ok(Self::of(path, start::open(path, renew)?))
     }
 
-    fn of(path: &Path, opened: open::Opened) -> Self {
-        let open::Opened { connection, keeper, lock } = opened;
+    fn of(path: &Path, opened: start::Opened) -> Self {
+        let start::Opened { connection, keeper, lock } = opened;
         let (connection, keeper) = (Mutex::new(connection), Arc::new(Mutex::new(keeper)));
         Self { connection, keeper, path: path.to_owned(), _lock: lock }
     }

@@ -1,4 +1,4 @@
-//! Opening the database file, or refusing to.
+//! The database file: made, connected to, looked through.
 //!
 //! Owns: creation, the checks on what is there, schema versions. Must not know: documents.
 //!
@@ -7,9 +7,8 @@
 //! recognized by its first bytes, before SQLite gets to change anything in it.
 //!
 //! What is there is believed when everything agrees: SQLite's own check of the file, the schema, every row
-//! with its digest, their sum with the database's position, and that with the mark beside it. Until then
-//! nothing is written and nothing is tidied up: what a refused start leaves is what it found. One of an
-//! earlier version is saved beside itself before it is changed (`forward`).
+//! with its digest, their sum with the database's position, and that with the mark beside it (`start`). Until
+//! then nothing is written and nothing is tidied up: what a refused start leaves is what it found.
 //!
 //! SQLite opens by path, not by descriptor. That the path still leads to the directory that was checked rests
 //! on the directories above it, which are the administrator's.
@@ -21,16 +20,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension as _, params};
+use rusqlite::{Connection, OpenFlags};
 use rustix::fs::OFlags;
 
-use super::finding::Finding;
-use super::forward::{self, Renew, Step};
-use super::keeper::Keeper;
+use super::StoreError;
+use super::finding::{Finding, damaged_or, untrusted};
 use super::ledger::{OUTCOMES, SCHEMA as LEDGER};
-use super::mark::{self, Delta, Digest, Mark, Position, Verdict, Word};
+use super::mark::{self, Delta, Position, Word};
+use super::position::put_first_position;
 use super::rows::{self, Rows};
-use super::{StoreError, state_files};
 use crate::private_files::{FileLock, PrivateDir, PrivateFileError};
 
 /// `PRAGMA application_id`: "mrvm".
@@ -78,13 +76,6 @@ const APPLICATION_ID_AT: std::ops::Range<usize> = 68..72;
 /// For somebody who inspects the file with another tool at the same time.
 pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A database that was believed.
-pub(super) struct Opened {
-    pub connection: Connection,
-    pub keeper: Keeper,
-    pub lock: FileLock,
-}
-
 /// Where a database is.
 pub(super) struct Place {
     pub dir: PrivateDir,
@@ -127,72 +118,6 @@ impl Place {
             Err(other) => Err(StoreError::Files(other)),
         }
     }
-}
-
-/// The database at `path`; a new one where there never was one.
-pub(super) fn open(path: &Path, renew: Renew) -> Result<Opened, StoreError> {
-    let place = Place::of(path, true)?;
-    let lock = place.lock()?;
-    let word = place.word()?;
-    if !place.check_header()? {
-        let acknowledged = match word {
-            Word::At(at) => Some(at.seq),
-            Word::Missing | Word::Damaged => None,
-        };
-        if word != Word::Missing || place.has("-wal")? {
-            return Err(untrusted(path, Finding::Gone { acknowledged }));
-        }
-        create(&place)?;
-    }
-    let mut connection = look(&place)?;
-    let version = check_file(path, &connection, "")?;
-    let at = has_position(version).then(|| position_of(path, &connection)).transpose()?;
-    let verdict = match &at {
-        Some(position) => {
-            let verdict = mark::judge(position, &word);
-            if let Verdict::Refused(refusal) = verdict {
-                return Err(untrusted(path, Finding::of(refusal, path, position.seq)));
-            }
-            check_rows(path, &connection, position)?;
-            verdict
-        }
-        // A mark is made with version 4: the database is older than it.
-        None if word != Word::Missing => return Err(state_files::older_than(path, &word)),
-        None => Verdict::Begun,
-    };
-    let step = (version != SCHEMA_VERSION)
-        .then(|| Step::prepare(&place, &connection, version, at.as_ref(), renew))
-        .transpose()?;
-    to_write(&connection)?;
-    if let (Some(step), None) = (&step, at) {
-        forward::upgrade(&connection, step).map_err(|error| damaged_or(path, error))?;
-    }
-    let position = position_of(path, &connection)?;
-    let mut keeper = keep(&place, position, verdict == Verdict::Whole { mark: false })?;
-    if let Some(step) = step {
-        if at.is_some() {
-            step.take(&mut connection, &mut keeper).map_err(|error| damaged_or(path, error))?;
-        }
-        step.tell(path);
-    }
-    Ok(Opened { connection, keeper, lock })
-}
-
-/// The keeper of a database at this position, whose mark says so from now on.
-pub(super) fn keep(place: &Place, position: Position, marked: bool) -> Result<Keeper, StoreError> {
-    let there = place.dir.contains(&place.mark).map_err(StoreError::Files)?;
-    if !there {
-        mark::make(&place.dir, &place.mark, &position).map_err(StoreError::of_files)?;
-    }
-    let mark = Mark::open(&place.dir, &place.mark).map_err(StoreError::Files)?;
-    if there && !marked {
-        mark.write(&position).map_err(StoreError::of_files)?;
-    }
-    Ok(Keeper::new(position, mark))
-}
-
-pub(super) fn untrusted(path: &Path, finding: Finding) -> StoreError {
-    StoreError::Untrusted { path: path.to_owned(), finding }
 }
 
 fn check_header(path: &Path, file: File) -> Result<(), StoreError> {
@@ -284,7 +209,8 @@ pub(super) fn to_write(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "foreign_keys", false)
 }
 
-/// Gives a database of a version without a position what it lacks; `forward` writes the documents that change.
+/// Gives a database of a version without a position what it lacks; `forward` writes the documents that
+/// change.
 pub(super) fn upgrade(
     connection: &Connection,
     version: i64,
@@ -324,43 +250,6 @@ pub(super) fn upgrade(
         let _ = connection.execute_batch("ROLLBACK");
     }
     upgraded
-}
-
-pub(super) fn put_first_position(connection: &Connection, at: &Position) -> rusqlite::Result<()> {
-    let statement =
-        "INSERT INTO position (only, seq, rows, chain, before, sum) VALUES (1, ?1, ?2, ?3, ?4, ?5)";
-    let values = params![at.seq as i64, at.rows as i64, at.chain, at.before, at.sum];
-    connection.execute(statement, values).map(|_| ())
-}
-
-/// Writes where the database is after the transaction that this is part of.
-pub(super) fn put_position(connection: &Connection, at: &Position) -> Result<(), StoreError> {
-    let statement =
-        "UPDATE position SET seq = ?1, rows = ?2, chain = ?3, before = ?4, sum = ?5 WHERE chain = ?4";
-    let values = params![at.seq as i64, at.rows as i64, at.chain, at.before, at.sum];
-    match connection.prepare_cached(statement)?.execute(values)? {
-        1 => Ok(()),
-        _ => Err(StoreError::Damaged { what: "the row with the database's position".into(), source: None }),
-    }
-}
-
-/// Where the database is, as it says itself.
-pub(super) fn position_of(path: &Path, connection: &Connection) -> Result<Position, StoreError> {
-    let read = |row: &rusqlite::Row<'_>| {
-        let (seq, rows): (i64, i64) = (row.get(0)?, row.get(1)?);
-        let (chain, before, sum): (Digest, Digest, Digest) = (row.get(2)?, row.get(3)?, row.get(4)?);
-        Ok(Position { seq: seq as u64, rows: rows as u64, chain, before, sum })
-    };
-    let statement = "SELECT seq, rows, chain, before, sum FROM position";
-    let part = || untrusted(path, Finding::Part { what: "the row with its position" });
-    match connection.query_row(statement, [], read).optional() {
-        Ok(Some(position)) if position.is_sound() => Ok(position),
-        Ok(_)
-        | Err(rusqlite::Error::FromSqlConversionFailure(..) | rusqlite::Error::InvalidColumnType(..)) => {
-            Err(part())
-        }
-        Err(error) => Err(damaged_or(path, error)),
-    }
 }
 
 /// Whether databases of this version have a position, and rows digests.
@@ -423,15 +312,4 @@ pub(super) fn check_rows(path: &Path, connection: &Connection, at: &Position) ->
         return Ok(());
     }
     Err(untrusted(path, Finding::Sum { found: rows as u64, expected: at.rows }))
-}
-
-/// What an error over a file means that was opened with nothing known of it.
-pub(super) fn damaged_or(path: &Path, error: impl Into<StoreError>) -> StoreError {
-    match error.into() {
-        StoreError::Damaged { source: Some(error), .. } => match error.sqlite_error_code() {
-            Some(ErrorCode::NotADatabase) => StoreError::Foreign { path: path.to_owned() },
-            _ => StoreError::Corrupt { path: path.to_owned(), source: Some(error) },
-        },
-        other => other,
-    }
 }

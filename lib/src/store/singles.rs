@@ -7,8 +7,9 @@ use uuid::Uuid;
 
 use super::form::{self, Document, UNSAID, Unread, form, words};
 use super::hours::{self, Note};
-use super::state_files::{Doubt, UNCONFIRMED};
 
+/// Key of the document that says that the database may be older than what others know.
+pub const UNCONFIRMED: &str = "unconfirmed";
 /// Key of [`Epoch`].
 pub(super) const EPOCH: &str = "epoch";
 
@@ -33,6 +34,15 @@ form! {
 /// It was the text alone.
 fn epoch_forward(_from: u64, document: &mut Value) {
     *document = json!({ "epoch": document.take() });
+}
+
+/// Why nothing that the database says of guests may be acted upon before others were asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doubt {
+    /// A backup was put back.
+    Restored,
+    /// Somebody said to go on with what was left.
+    Accepted,
 }
 
 words! {

@@ -3,49 +3,32 @@
 //!
 //! Owns: these acts on the database and its mark. Must not know: what documents mean, who asks.
 //!
-//! A backup is a database file of its own that needs no log and no mark, with one more table for what belongs
-//! to the host and is not in its database. What is put back, or gone on with, is a database that others may
-//! know more than: it says so in a document, and whoever opens it next has to act upon that.
+//! What is put back, or gone on with, is a database that others may know more than: it says so in a document,
+//! and whoever opens it next has to act upon that.
 
 use std::cell::Cell;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use rusqlite::{Connection, OpenFlags, params};
-use rustix::fs::{CWD, RenameFlags};
+use rusqlite::Connection;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use super::documents;
-use super::finding::Finding;
-use super::form::Document;
+use super::backup::{RIDERS, copy, file_error};
+use super::finding::{Finding, older_than, untrusted};
 use super::forward::{self, Step};
 use super::ledger::Log;
 use super::mark::{self, Delta, Digest, Position, Verdict, Word, digest_of};
-use super::open::{self, Place, untrusted};
+use super::open::{self, Place};
+use super::position::{position_of, put_first_position};
 use super::rows::{self, Rows};
 use super::singles::{self, EPOCH, Epoch};
-use super::{DocumentRef, Kind, PrivateFileError, Renew, StoreError};
+use super::{DocumentRef, Renew, StoreError};
 
-pub use super::singles::Unconfirmed;
-
-/// Key of the document that says that the database may be older than what others know.
-pub const UNCONFIRMED: &str = "unconfirmed";
-
-/// What a backup has beside the tables of a database.
-const RIDERS: &str = "CREATE TABLE rider (name TEXT PRIMARY KEY, body BLOB NOT NULL, digest BLOB NOT NULL) STRICT, WITHOUT ROWID;";
-
-/// Why nothing that the database says of guests may be acted upon before others were asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Doubt {
-    /// A backup was put back.
-    Restored,
-    /// Somebody said to go on with what was left.
-    Accepted,
-}
+pub use super::backup::{Documents, Rider};
+pub use super::singles::{Doubt, UNCONFIRMED, Unconfirmed};
 
 /// What a database holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,28 +39,6 @@ pub struct Facts {
     pub records: u64,
     /// Whether a daemon has it open.
     pub live: bool,
-}
-
-/// A file that goes into a backup with the database.
-#[derive(Clone)]
-pub struct Rider {
-    /// What it is found by.
-    pub name: String,
-    /// What is in it.
-    pub body: Zeroizing<Vec<u8>>,
-}
-
-/// The documents of a database that somebody looks at.
-pub struct Documents<'c>(&'c Connection);
-
-impl Documents<'_> {
-    /// All of a kind, by id.
-    ///
-    /// # Errors
-    /// One that cannot be read.
-    pub fn list<T: Document>(&self, kind: Kind) -> Result<Vec<(Uuid, T)>, StoreError> {
-        documents::list(self.0, kind)
-    }
 }
 
 /// Looks at a database's documents, also while a daemon has it open.
@@ -123,15 +84,6 @@ fn gone(path: &Path, word: &Word) -> StoreError {
     untrusted(path, Finding::Gone { acknowledged })
 }
 
-/// A database of a time before there were marks, beside a mark.
-pub(super) fn older_than(path: &Path, word: &Word) -> StoreError {
-    let refusal = match word {
-        Word::At(at) => mark::Refusal::Behind { acknowledged: at.seq },
-        Word::Missing | Word::Damaged => mark::Refusal::MarkDamaged,
-    };
-    untrusted(path, Finding::of(refusal, path, 0))
-}
-
 /// Copies a database, also while a daemon has it open, into a new file that nobody else can read, together
 /// with the riders. What the file holds is checked before it gets its name.
 ///
@@ -147,65 +99,6 @@ pub fn backup(
         Some(position) => Ok(Facts { changes: position.seq, records: position.rows, ..facts }),
         None => Err(untrusted(path, Finding::Part { what: "its schema" })),
     }
-}
-
-/// Copies a database into a new file, as [`backup`]; gives the position that the copy has. One of a version
-/// that has none is copied alone: no build puts it back.
-pub(super) fn copy(
-    place: &Place,
-    to: &Path,
-    riders: impl FnOnce(&Documents<'_>) -> Result<Vec<Rider>, StoreError>,
-) -> Result<Option<Position>, StoreError> {
-    let temporary = beside(to)?;
-    let failed = |operation, source| file_error(operation, to, source);
-    let copied = (|| {
-        let mut private = OpenOptions::new();
-        let file = private.read(true).write(true).create_new(true).mode(0o600).open(&temporary);
-        let file = file.map_err(|e| failed("create", e))?;
-        let source = open::look(place)?;
-        let query_only = source.pragma_update(None, "query_only", false);
-        query_only
-            .and_then(|()| source.execute("VACUUM INTO ?1", [utf8(&temporary)?]))
-            .map_err(StoreError::from)?;
-        let copy = Connection::open_with_flags(&temporary, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-        let version = open::check_file(to, &copy, "")?;
-        let position = open::has_position(version).then(|| open::position_of(to, &copy)).transpose()?;
-        if let Some(position) = &position {
-            open::check_rows(to, &copy, position)?;
-            // Those that belong to what was copied, whatever has changed since.
-            let riders = riders(&Documents(&copy))?;
-            copy.execute_batch(RIDERS)?;
-            for Rider { name, body } in riders {
-                let digest = digest_of(&[name.as_bytes(), &body]);
-                let put = "INSERT INTO rider (name, body, digest) VALUES (?1, ?2, ?3)";
-                copy.execute(put, params![name, body.as_slice(), digest])?;
-            }
-        }
-        copy.close().map_err(|(_, error)| error)?;
-        file.sync_all().map_err(|e| failed("write", e))?;
-        rustix::fs::renameat_with(CWD, &temporary, CWD, to, RenameFlags::NOREPLACE)
-            .map_err(|e| failed("make", e.into()))?;
-        sync_parent(to).map_err(|e| failed("make", e))?;
-        Ok(position)
-    })();
-    if copied.is_err() {
-        // The first failure is the one to report.
-        let _ = std::fs::remove_file(&temporary);
-    }
-    copied
-}
-
-/// Whether there is a whole backup at `to` of a database that was of this version and at this position.
-pub(super) fn is_backup_of(to: &Path, version: i64, at: &Position) -> bool {
-    let look = || {
-        let place = Place::of(to, false)?;
-        place.check_header()?;
-        let connection = open::look(&place)?;
-        let found = (open::check_file(to, &connection, RIDERS)?, open::position_of(to, &connection)?);
-        open::check_rows(to, &connection, &found.1)?;
-        Ok::<_, StoreError>(found == (version, *at))
-    };
-    look().unwrap_or(false)
 }
 
 /// What came of putting a backup back.
@@ -262,7 +155,7 @@ fn put_copy(
     if !open::has_position(version) {
         return Err(untrusted(from, Finding::Part { what: "its schema" }));
     }
-    let found = open::position_of(from, &connection)?;
+    let found = position_of(from, &connection)?;
     open::check_rows(from, &connection, &found)?;
     let riders = riders_in(from, &connection)?;
     open::to_write(&connection)?;
@@ -338,7 +231,7 @@ pub fn accept(path: &Path, renew: Renew, entry: impl FnOnce(&str) -> String) -> 
         Word::At(at) => at.seq,
         Word::Missing | Word::Damaged => 0,
     };
-    let found = open::position_of(path, &connection).map_or(0, |at| at.seq);
+    let found = position_of(path, &connection).map_or(0, |at| at.seq);
     connection.execute_batch("BEGIN IMMEDIATE")?;
     rows::remove_damaged(&connection)?;
     let seq = found.max(acknowledged);
@@ -370,7 +263,7 @@ fn check_held(
             word => Err(older_than(path, word)),
         };
     }
-    let position = open::position_of(path, &connection)?;
+    let position = position_of(path, &connection)?;
     if let Verdict::Refused(refusal) = judge(&position, word) {
         return Err(untrusted(path, Finding::of(refusal, path, position.seq)));
     }
@@ -407,7 +300,7 @@ fn begin_anew(
     rows.entry(Log::Audit, last.unwrap_or_default() as u64 + 1, Timestamp::now(), entry)?;
     let position = Position::anew(seq, before.rows as u64, before.sum).next(&account.get());
     connection.execute("DELETE FROM position", [])?;
-    open::put_first_position(connection, &position)?;
+    put_first_position(connection, &position)?;
     Ok(position)
 }
 
@@ -423,29 +316,6 @@ fn set_aside(place: &Place) -> Result<Option<PathBuf>, StoreError> {
         }
     }
     Ok(moved.then(|| place.dir.entry(&other)))
-}
-
-/// A name in the same directory, for the time until the file is whole.
-fn beside(to: &Path) -> Result<PathBuf, StoreError> {
-    let wrong = || StoreError::Files(PrivateFileError::WrongType { path: to.to_owned() });
-    let name = to.file_name().ok_or_else(wrong)?.to_string_lossy();
-    if to.symlink_metadata().is_ok() {
-        return Err(StoreError::Files(PrivateFileError::Exists { path: to.to_owned() }));
-    }
-    Ok(to.with_file_name(format!(".{name}.{}.new", Uuid::new_v4().simple())))
-}
-
-fn sync_parent(of: &Path) -> io::Result<()> {
-    let parent = of.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
-    File::open(parent)?.sync_all()
-}
-
-fn utf8(path: &Path) -> rusqlite::Result<&str> {
-    path.to_str().ok_or_else(|| rusqlite::Error::InvalidPath(path.to_owned()))
-}
-
-fn file_error(operation: &'static str, path: &Path, source: io::Error) -> StoreError {
-    StoreError::of_files(PrivateFileError::Io { operation, path: path.to_owned(), source })
 }
 
 /// The same error about the file that somebody named, in place of a copy of it.

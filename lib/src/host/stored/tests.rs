@@ -11,7 +11,7 @@ use super::*;
 use crate::addr::{Gpa, RamAddr};
 use crate::address_space::{BlockRole, BlockSpec, GuestLayout, Plug, PspVia, RamBlock, Shift, Strategy};
 use crate::boot_files::{BootFile, BootFiles};
-use crate::codes::{AnyCode, Code};
+use crate::codes::Code;
 use crate::guest::driver::Parameters;
 use crate::host::events::{Change, EventBody, ResourceKind};
 use crate::host::images::types::ImageFacts;

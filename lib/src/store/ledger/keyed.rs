@@ -1,7 +1,7 @@
 //! Records that are found by a key of the caller's, some for a while only.
 //!
-//! Owns: the spaces of keys, finding, claiming and taking a record. Must not know: what records say, who holds
-//! the keys.
+//! Owns: the spaces of keys, finding, claiming and taking a record. Must not know: what records say, who
+//! holds the keys.
 
 use std::sync::Arc;
 use std::time::Duration;
