@@ -1,6 +1,6 @@
-//! Sealed records as hosts see them: walking over a batch, and hiding its headers from the network.
+//! Sealed records on their way between hosts: hiding their headers from the network.
 //!
-//! Owns: where one record ends and the next begins, the mask over headers. Must not know: sockets, keys of
+//! Owns: the mask over headers, that a batch is the records that it declares. Must not know: sockets, keys of
 //! the helpers, what is in a page.
 //!
 //! Records are sealed helper to helper, so that a stream needs no TLS around them: encrypting everything a
@@ -12,10 +12,11 @@
 use aes::Aes256;
 use ctr::Ctr128BE;
 use ctr::cipher::{KeyIvInit, StreamCipher};
-use mirrorvm_abi::record::{HEADER_BYTES, Header, TAG_BYTES};
+use mirrorvm_abi::record::{HEADER_BYTES, Header};
 
 use super::MigrationFault;
 use crate::memory::Span;
+use crate::mirror::records::Walk;
 
 /// Hides the headers of one stream. Both ends apply it to the same bytes in the same order; a keystream byte
 /// is used once, because a session's key is fresh and a stream has an initial counter block of its own.
@@ -76,10 +77,10 @@ pub(super) fn pass(
     if let Pass::Hide(mask) | Pass::Show(mask) = &mut what {
         mask.prepare(count);
     }
-    let mut at = 0;
+    let mut walk = Walk::over(span.len());
     for index in 0..count {
-        let mut raw = [0; HEADER_BYTES];
-        if span.len() - at < HEADER_BYTES {
+        let (at, mut raw) = (walk.at(), [0; HEADER_BYTES]);
+        if !walk.has_header() {
             return Err(broken());
         }
         span.copy_out(at, &mut raw);
@@ -87,16 +88,14 @@ pub(super) fn pass(
             mask.apply_at(index, &mut raw);
             span.copy_in(at, &raw);
         }
-        let header = Header::decode(&raw).ok_or_else(broken)?;
+        let header = walk.step(&raw).ok_or_else(broken)?;
         if let Pass::Hide(mask) = &what {
             mask.apply_at(index, &mut raw);
             span.copy_in(at, &raw);
         }
-        let len = HEADER_BYTES + header.kind.body_bytes() + TAG_BYTES;
-        at = at.checked_add(len).filter(|end| *end <= span.len()).ok_or_else(broken)?;
         seen(&header);
     }
-    if at == span.len() { Ok(()) } else { Err(broken()) }
+    if walk.is_over() { Ok(()) } else { Err(broken()) }
 }
 
 #[cfg(test)]
@@ -105,7 +104,7 @@ mod tests {
     use std::io;
     use std::os::fd::BorrowedFd;
 
-    use mirrorvm_abi::record::Kind;
+    use mirrorvm_abi::record::{Kind, TAG_BYTES};
     use proptest::prelude::*;
 
     use super::*;

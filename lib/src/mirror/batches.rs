@@ -13,6 +13,7 @@ use mirrorvm_abi::record::{HEADER_BYTES, Header, Kind, TAG_BYTES};
 use ring::digest;
 use uuid::Uuid;
 
+use super::records::{Walk, record_bytes};
 use super::{LaneError, Mirror, Nonce, SealedToken};
 use crate::addr::RamPage;
 use crate::address_space::{Addressing, GuestLayout};
@@ -99,17 +100,15 @@ impl BatchTerms<'_> {
 /// # Errors
 /// [`NotRecords`].
 pub fn parse_records(bytes: &[u8]) -> Result<Vec<Header>, NotRecords> {
-    let (mut at, mut headers) = (0, Vec::new());
-    while at < bytes.len() {
-        let header = bytes[at..].first_chunk().and_then(Header::decode);
+    let (mut walk, mut headers) = (Walk::over(bytes.len()), Vec::new());
+    while !walk.is_over() {
+        let at = walk.at();
+        let header = bytes[at..].first_chunk().and_then(|raw| walk.step(raw));
         let header = header.filter(|h| matches!(h.kind, Kind::Page | Kind::ZeroPage));
-        let header = header.ok_or(NotRecords { at })?;
-        let end = at + HEADER_BYTES + header.len as usize + TAG_BYTES;
-        if end > bytes.len() || headers.len() == BATCH_PAGES_MAX {
-            return Err(NotRecords { at });
+        match header {
+            Some(header) if headers.len() < BATCH_PAGES_MAX => headers.push(header),
+            Some(_) | None => return Err(NotRecords { at }),
         }
-        headers.push(header);
-        at = end;
     }
     Ok(headers)
 }
@@ -175,7 +174,7 @@ impl Mirror {
     ) -> Result<(), BatchFault> {
         let mut at = 0;
         for (n, chunk) in headers.chunks(BATCH_MAX).enumerate() {
-            let len: usize = chunk.iter().map(|h| HEADER_BYTES + h.len as usize + TAG_BYTES).sum();
+            let len: usize = chunk.iter().map(record_bytes).sum();
             let lane = self.control_lane();
             let slot = lane.acquire().ok_or(BatchFault::Lane(LaneError::NoSlot))?;
             lane.write_payload(slot, 0, &records[at..at + len]);

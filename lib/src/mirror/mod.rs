@@ -12,6 +12,7 @@ mod lane_tests;
 mod launch;
 mod placement;
 mod psp;
+pub(crate) mod records;
 mod scan;
 mod session;
 mod worker;
