@@ -325,8 +325,8 @@ pub(super) struct Walk {
 pub(super) fn walk(connection: &Connection) -> Result<Walk, StoreError> {
     let mut found = Walk::default();
     for table in &TABLES {
-        each(connection, table, |row, good| {
-            match good {
+        each(connection, table, |row, seen| {
+            match seen.good() {
                 Some(digest) => found.good.comes(&digest),
                 None => found.damaged.push((table.name)(row)),
             }
@@ -339,37 +339,14 @@ pub(super) fn walk(connection: &Connection) -> Result<Walk, StoreError> {
 /// Removes every row that is not what was written; no account is kept.
 pub(super) fn remove_damaged(connection: &Connection) -> Result<(), StoreError> {
     for table in &TABLES {
-        // Keys as they are found, whatever type the damage has made of them.
-        let mut keys: Vec<Vec<rusqlite::types::Value>> = Vec::new();
-        each(connection, table, |row, good| {
-            if good.is_none() {
-                keys.push(vec![row.get(1)?, row.get(2)?]);
+        let mut keys = Vec::new();
+        each(connection, table, |row, seen| {
+            if seen.good().is_none() {
+                keys.push((None, Key::of(row)?));
             }
             Ok(())
         })?;
-        for key in keys {
-            let mut statement = connection.prepare(table.remove).map_err(StoreError::from)?;
-            for at in 2..=statement.parameter_count() {
-                statement.raw_bind_parameter(at, &key[at - 2]).map_err(StoreError::from)?;
-            }
-            statement.raw_execute().map_err(StoreError::from)?;
-        }
-    }
-    Ok(())
-}
-
-/// Calls `seen` with each row, and its digest if that is the right one.
-fn each(
-    connection: &Connection,
-    table: &Walked,
-    mut seen: impl FnMut(&Row<'_>, Option<Digest>) -> rusqlite::Result<()>,
-) -> Result<(), StoreError> {
-    let mut statement = connection.prepare(table.select).map_err(StoreError::from)?;
-    let mut rows = statement.query([]).map_err(StoreError::from)?;
-    while let Some(row) = rows.next().map_err(StoreError::from)? {
-        let stored: Option<Digest> = row.get(0).ok();
-        let good = stored.filter(|stored| (table.digest)(row).is_ok_and(|right| right == *stored));
-        seen(row, good).map_err(StoreError::from)?;
+        change_each(connection, table.remove, keys)?;
     }
     Ok(())
 }
@@ -377,24 +354,72 @@ fn each(
 /// Gives every row its digest, whatever it has; for a database of a time when rows had none.
 pub(super) fn seal(connection: &Connection) -> Result<(), StoreError> {
     for table in &TABLES {
-        let mut sealed: Vec<(Digest, Vec<rusqlite::types::Value>)> = Vec::new();
-        let mut statement = connection.prepare(table.select).map_err(StoreError::from)?;
-        let mut rows = statement.query([]).map_err(StoreError::from)?;
-        while let Some(row) = rows.next().map_err(StoreError::from)? {
-            let key = vec![row.get(1).map_err(StoreError::from)?, row.get(2).map_err(StoreError::from)?];
-            sealed.push(((table.digest)(row).map_err(StoreError::from)?, key));
-        }
-        drop(rows);
-        drop(statement);
+        let mut sealed = Vec::new();
+        each(connection, table, |row, seen| {
+            sealed.push((Some(seen.right?), Key::of(row)?));
+            Ok(())
+        })?;
         let update = table.remove.replace("DELETE FROM", "UPDATE").replace("WHERE", "SET digest = ?1 WHERE");
-        let mut statement = connection.prepare(&update).map_err(StoreError::from)?;
-        for (digest, key) in sealed {
+        change_each(connection, &update, sealed)?;
+    }
+    Ok(())
+}
+
+/// A row's digests.
+struct Seen {
+    /// As it is stored.
+    stored: Option<Digest>,
+    /// As it should be.
+    right: rusqlite::Result<Digest>,
+}
+
+impl Seen {
+    /// The digest, if it is the right one.
+    fn good(&self) -> Option<Digest> {
+        self.stored.filter(|stored| self.right.as_ref().is_ok_and(|right| right == stored))
+    }
+}
+
+/// What a row is found by, as it is found, whatever type damage has made of it; where a table's key is one
+/// column, the second is not used.
+struct Key([rusqlite::types::Value; 2]);
+
+impl Key {
+    fn of(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self([row.get(1)?, row.get(2)?]))
+    }
+}
+
+/// Calls `seen` with each row, and its digests.
+fn each(
+    connection: &Connection,
+    table: &Walked,
+    mut seen: impl FnMut(&Row<'_>, Seen) -> rusqlite::Result<()>,
+) -> Result<(), StoreError> {
+    let mut statement = connection.prepare(table.select).map_err(StoreError::from)?;
+    let mut rows = statement.query([]).map_err(StoreError::from)?;
+    while let Some(row) = rows.next().map_err(StoreError::from)? {
+        let digests = Seen { stored: row.get(0).ok(), right: (table.digest)(row) };
+        seen(row, digests).map_err(StoreError::from)?;
+    }
+    Ok(())
+}
+
+/// Carries out a statement for each key, which is its parameters from the second on; the first is a digest.
+fn change_each(
+    connection: &Connection,
+    statement: &str,
+    keys: Vec<(Option<Digest>, Key)>,
+) -> Result<(), StoreError> {
+    let mut statement = connection.prepare(statement).map_err(StoreError::from)?;
+    for (digest, Key(key)) in keys {
+        if let Some(digest) = digest {
             statement.raw_bind_parameter(1, digest).map_err(StoreError::from)?;
-            for at in 2..=statement.parameter_count() {
-                statement.raw_bind_parameter(at, &key[at - 2]).map_err(StoreError::from)?;
-            }
-            statement.raw_execute().map_err(StoreError::from)?;
         }
+        for at in 2..=statement.parameter_count() {
+            statement.raw_bind_parameter(at, &key[at - 2]).map_err(StoreError::from)?;
+        }
+        statement.raw_execute().map_err(StoreError::from)?;
     }
     Ok(())
 }
