@@ -313,6 +313,58 @@ async fn without_room_for_what_it_was_nothing_is_changed() {
     assert_eq!((version_of(&database), version_of(&saved(&state))), (5, 4));
 }
 
+const CHILD: &str = "MIRRORVM_STORED_TEST_CHILD";
+
+/// Not a test of its own: the body of the process that the next test kills.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn child_that_brings_a_database_forward() {
+    let Some(state) = std::env::var_os(CHILD) else { return };
+    accept(Path::new(&state)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemon_that_is_killed_on_the_way_forward_leaves_what_was_or_what_is_to_be() {
+    let seed = std::env::var("MIRRORVM_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
+    let mut random: u64 = seed.unwrap_or(0x0073_746f_7265_6435);
+    println!("seed {random} (MIRRORVM_TEST_SEED)");
+    let (mut early, mut late) = (0, 0);
+    for _ in 0..24 {
+        // xorshift64
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("state");
+        let database = version_4(&state);
+        let before = content(&database);
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "child_that_brings_a_database_forward"])
+            .env(CHILD, &state)
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_micros(random % 60_000));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        check_state(&state).unwrap();
+        if version_of(&database) == 4 {
+            early += 1;
+            assert_eq!(content(&database), before);
+        } else {
+            late += 1;
+        }
+        accept(&state).await.unwrap();
+        assert_eq!((version_of(&database), version_of(&saved(&state))), (5, 4));
+        assert_eq!(content(&saved(&state)), before);
+        check_state(&state).unwrap();
+        let hidden = fs::read_dir(&state).unwrap().map(|e| e.unwrap().file_name());
+        let left: Vec<_> =
+            hidden.filter(|name| name.to_string_lossy().starts_with(".mirrorvm.db.v4")).collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+    println!("killed before the change {early} times, after it {late} times");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_newer_database_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
