@@ -77,7 +77,7 @@ pub enum LayoutError {
     /// A guest needs at least one block.
     #[error("a guest needs at least one RAM block")]
     Empty,
-    /// More blocks than [`MAX_BLOCKS`].
+    /// More blocks than `MAX_BLOCKS`.
     #[error("{count} RAM blocks are more than {MAX_BLOCKS}")]
     TooMany {
         /// How many blocks were given.

@@ -18,7 +18,7 @@ pub struct Live {
     pub state: MigrationState,
     /// How far.
     pub progress: Progress,
-    /// Rounds so far, the first [`ROUNDS_MAX`] of them.
+    /// Rounds so far, the first `ROUNDS_MAX` of them.
     pub rounds: Vec<Round>,
     /// Whether COMMIT is minted and the destination's store does not take it yet.
     pub committing: bool,

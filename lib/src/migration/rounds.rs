@@ -91,7 +91,7 @@ pub struct Bound {
 }
 
 impl Bound {
-    /// Whether a pause that has taken `spent` so far will end within the limit and its [`tolerance`], `pages`
+    /// Whether a pause that has taken `spent` so far will end within the limit and its `tolerance`, `pages`
     /// being left.
     pub fn holds(&self, spent: Duration, pages: u64) -> bool {
         let rest =

@@ -61,7 +61,7 @@ impl ExitInfo {
         }
     }
 
-    /// The last of what it wrote to stderr, on one line: whole lines, at most [`LAST_WORDS`] bytes, or the
+    /// The last of what it wrote to stderr, on one line: whole lines, at most `LAST_WORDS` bytes, or the
     /// end of the last line. Empty if it wrote nothing.
     #[must_use]
     pub fn last_words(&self) -> String {

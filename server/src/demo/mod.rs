@@ -5,12 +5,12 @@
 //! how a guest runs or a page moves; it is a client of the REST API like any other, and shares no memory with
 //! the daemons.
 //!
-//! - [`args`]: options. [`method`]: a strategy with its parameters. [`setting`]: which driver, and its
+//! - `args`: options. `method`: a strategy with its parameters. `setting`: which driver, and its
 //!   guests.
-//! - [`daemons`]: the child processes. [`json`]: fields of answers.
-//! - [`course`]: what is shown in which order. [`trial`]: one strategy from guest to proof. [`evidence`]:
+//! - `daemons`: the child processes. `json`: fields of answers.
+//! - `course`: what is shown in which order. `trial`: one strategy from guest to proof. `evidence`:
 //!   what is compared.
-//! - [`console`]: what the guest says. [`plan`], [`progress`], [`report`], [`comparison`]: what the reader
+//! - `console`: what the guest says. `plan`, `progress`, `report`, `comparison`: what the reader
 //!   sees.
 
 /// A line on stderr. Unlike `eprintln!` it does not panic when nobody reads it: cleaning up must go on.

@@ -21,7 +21,7 @@ pub struct TicketSpec {
     pub source_name: String,
     /// Identity of the source, which no other may use the ticket with.
     pub source_identity: String,
-    /// How long it is good: [`bounds::TICKET_SECONDS`].
+    /// How long it is good: `bounds::TICKET_SECONDS`.
     pub expires_in_seconds: u64,
 }
 

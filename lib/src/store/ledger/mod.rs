@@ -1,7 +1,7 @@
 //! What is appended and what expires: event log, audit log, and keyed records with a time to live; and
 //! writing anything together with an entry of theirs.
 //!
-//! Owns: their tables, retention, the way to the writer's thread; reading is with [`logs`] and [`keyed`].
+//! Owns: their tables, retention, the way to the writer's thread; reading is with `logs` and `keyed`.
 //! Must not know: what bodies mean.
 //!
 //! The ledger is in the store's file, over connections of its own. Writers hand their work to one thread,
