@@ -3,8 +3,6 @@
 //! Owns: the sentences that records have for errors of machines and of this host; `codes` has the codes. Must
 //! not know: how a request is answered.
 
-use serde::{Deserialize, Serialize};
-
 use super::HostError;
 use super::codes::{codes_of, of_end, of_machine};
 use crate::codes::{AnyCode, Code};
@@ -13,7 +11,7 @@ use crate::memory::MemoryError;
 use crate::migration::MigrationFault;
 
 /// Why a resource is in a failed state, or what ended it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// Stable code. That of a migration can be its peer's.
     pub code: AnyCode,

@@ -206,3 +206,35 @@ fn what_was_lost_before_is_noticed_before_anything_is_saved() {
     assert_eq!(store.meta_get::<Unconfirmed>(UNCONFIRMED).unwrap().map(|u| u.doubt), Some(Doubt::Accepted));
     assert_eq!((numbers(&store).len(), backups(dir.path()).len()), (3, 1));
 }
+
+#[test]
+fn a_database_of_a_time_before_there_were_marks_is_saved_and_brought_forward_too() {
+    let dir = dir();
+    let path = dir.path().join("host.db");
+    let (id, old) = (Uuid::now_v7(), raw(&path));
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    old.execute_batch(
+        "CREATE TABLE document (kind TEXT NOT NULL, id BLOB NOT NULL, name TEXT, body TEXT NOT NULL,
+             PRIMARY KEY (kind, id)) STRICT, WITHOUT ROWID;
+         CREATE UNIQUE INDEX document_name ON document (kind, name) WHERE name IS NOT NULL;
+         CREATE TABLE meta (key TEXT PRIMARY KEY, body TEXT NOT NULL) STRICT, WITHOUT ROWID;
+         PRAGMA application_id = 1836217965;
+         PRAGMA user_version = 1;
+         INSERT INTO meta VALUES ('unconfirmed', '\"accepted\"');",
+    )
+    .unwrap();
+    let body = "{\"number\":7,\"text\":\"text 7\"}";
+    old.execute("INSERT INTO document VALUES ('guest', ?1, 'g', ?2)", rusqlite::params![id.as_bytes(), body])
+        .unwrap();
+    drop(old);
+    let store = forward(&path).unwrap();
+    assert_eq!(store.get_by_name::<Doc>(Kind::Guest, "g").unwrap(), Some((id, doc(7))));
+    assert_eq!(store.meta_get::<Unconfirmed>(UNCONFIRMED).unwrap().map(|u| u.doubt), Some(Doubt::Accepted));
+    drop(store);
+    state_files::check(&path).unwrap();
+    let all = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
+    let saved: Vec<_> = all.filter(|path| path.to_string_lossy().contains("host.db.v1-")).collect();
+    let [saved] = &saved[..] else { panic!("{saved:?}") };
+    let kept: String = raw(saved).query_row("SELECT body FROM document", [], |row| row.get(0)).unwrap();
+    assert_eq!((version_of(saved), kept.as_str()), (1, body));
+}

@@ -175,8 +175,6 @@ fn an_identity_has_one_spelling_and_shows_no_key() {
     let text = identity.pin().to_string();
     assert_eq!(text.len(), 7 + 64);
     assert_eq!(text.parse(), Ok(*identity.pin()));
-    assert_eq!(serde_json::to_string(identity.pin()).unwrap(), format!("\"{text}\""));
-    assert_eq!(serde_json::from_str::<PeerIdentity>(&format!("\"{text}\"")).unwrap(), *identity.pin());
     let upper = text.to_uppercase().replacen("SHA256", "sha256", 1);
     for wrong in ["", "sha256:", &text[1..], &text[..70], &format!("{text}0"), &upper, "sha256:\u{e9}"] {
         assert_eq!(wrong.parse::<PeerIdentity>(), Err(ParsePeerIdentityError), "{wrong}");
