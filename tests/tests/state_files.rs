@@ -380,3 +380,61 @@ fn an_administrator_confirms_a_guest_that_a_lost_peer_says_nothing_about_and_the
         assert!(audit.iter().any(|e| e["operation"] == operation), "{operation}: {audit:?}");
     }
 }
+
+/// What a daemon of version 4 left, in the place of what is there.
+fn put_version_4(state: &Path) {
+    for name in FILES {
+        let _ = fs::remove_file(state.join(name));
+    }
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../lib/tests/data/stored/v4");
+    let database = rusqlite::Connection::open(state.join("mirrorvm.db")).unwrap();
+    database.execute_batch(&fs::read_to_string(data.join("mirrorvm.sql")).unwrap()).unwrap();
+    drop(database);
+    fs::copy(data.join("mirrorvm.mark"), state.join("mirrorvm.mark")).unwrap();
+    for name in ["mirrorvm.db", "mirrorvm.mark"] {
+        fs::set_permissions(state.join(name), fs::Permissions::from_mode(0o600)).unwrap();
+    }
+}
+
+#[test]
+fn the_state_of_the_last_landing_is_served_and_goes_back_by_its_backup() {
+    let mut d = Daemon::start("a");
+    d.terminate();
+    let (state, path) = (d.state_dir(), state_of(&d));
+    put_version_4(&state);
+    // The key is another daemon's: by then the database has come forward, and that is said.
+    let said = d.restart_refused();
+    let backup = "mirrorvm.db.v4-62-e49b657c";
+    for part in ["was of version 4 and is of version 5 now", backup, "state restore"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    let accept = |d: &Daemon| {
+        let (code, _, err) = d.command_line(&["identity", "accept", &path]);
+        assert_eq!(code, 0, "{err}");
+    };
+    accept(&d);
+    d.restart();
+    let names = |d: &Daemon| -> Vec<String> {
+        d.items("/v1/guests").iter().map(|g| g["name"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(names(&d), ["embedded-1", "emulated-1", "sev-1", "qemu-1"]);
+    assert!(d.items("/v1/guests").iter().all(|g| g["unconfirmed"] == false));
+    assert_eq!(d.items("/v1/migrations").len(), 4);
+    assert_eq!(d.items("/v1/hosts").len(), 2);
+    assert_eq!(d.read("/v1/host")["labels"], json!({"site": "lab"}));
+    // Entries that the last landing wrote, and those of this one.
+    let audit = d.items("/v1/audit-log?limit=100");
+    for operation in ["migration_create", "token_create", "identity_accept"] {
+        assert!(audit.iter().any(|entry| entry["operation"] == operation), "{operation}: {audit:?}");
+    }
+    let _ = d.act("/v1/guests/sev-1/start").expect(202);
+    d.guest_in("sev-1", "running");
+    d.terminate();
+    let (code, out, err) = d.command_line(&["state", "check", &path]);
+    assert!(code == 0 && out.starts_with("whole"), "{out} {err}");
+    restore(&d, &format!("{path}/{backup}"));
+    accept(&d);
+    d.restart();
+    assert_eq!(names(&d).len(), 4);
+    assert!(d.items("/v1/guests").iter().all(|g| g["unconfirmed"] == true && g["state"] == "stopped"));
+}
