@@ -87,3 +87,48 @@ pub(super) fn renewed(key: &str, body: &[u8]) -> Option<Result<Option<String>, U
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one<T: Document>(name: &str, value: &T, version_4: &str) {
+        let text = form::write(value).unwrap();
+        let path = format!("{}/tests/data/stored/v5/{name}.json", env!("CARGO_MANIFEST_DIR"));
+        if std::env::var_os("UPDATE_STORED").is_some() {
+            std::fs::write(&path, format!("{text}\n")).unwrap();
+        }
+        let there = std::fs::read_to_string(&path).unwrap_or_default();
+        assert_eq!(there.trim_end(), text, "{name}: see host/stored/mod.rs");
+        assert_eq!(renewed(name, text.as_bytes()).unwrap().unwrap(), None);
+        assert_eq!(renewed(name, version_4.as_bytes()).unwrap().unwrap(), Some(text));
+        assert!(
+            renewed(name, b"{}").unwrap().is_err() && renewed(name, b"{\"version\":6}").unwrap().is_err()
+        );
+    }
+
+    #[test]
+    fn every_document_of_the_store_looks_as_its_file_and_is_read_as_version_4_had_it() {
+        let epoch = Epoch { epoch: "00112233445566ff".into() };
+        one(EPOCH, &epoch, "\"00112233445566ff\"");
+        one(UNCONFIRMED, &Unconfirmed { doubt: Doubt::Restored }, "\"restored\"");
+        let note = r#"{"at_least":1,"at_most":2,"boot":"b","since_boot":3,"wall":4}"#;
+        one(hours::KEY, &form::read::<Note>(note.as_bytes()).unwrap(), note);
+        assert!(renewed("host_id", b"1").is_none(), "that is the host's");
+        let accepted = written_for(4, &Unconfirmed { doubt: Doubt::Accepted }, "accepted").unwrap();
+        assert_eq!(accepted, "\"accepted\"");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_a_document_or_refused(text in "\\PC{0,200}", number in proptest::num::u64::ANY) {
+            let said = format!("{{\"version\":{number},\"epoch\":{text:?}}}");
+            for body in [text.as_bytes(), said.as_bytes()] {
+                if let Ok(epoch) = form::read::<Epoch>(body) {
+                    let again = form::write(&epoch).unwrap();
+                    proptest::prop_assert_eq!(form::read::<Epoch>(again.as_bytes()).unwrap().epoch, epoch.epoch);
+                }
+            }
+        }
+    }
+}

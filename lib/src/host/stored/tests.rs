@@ -488,3 +488,19 @@ fn a_document_without_a_version_is_read_as_version_4_had_it() {
     let known: KnownIdentity = form::read(&bare(&format!("\"{identity}\""))).unwrap();
     assert_eq!(known.identity.to_string(), identity);
 }
+
+proptest::proptest! {
+    #[test]
+    fn any_text_is_a_document_or_refused(text in "\\PC{0,300}", at in 0usize..4000, byte: u8) {
+        proptest::prop_assert!(form::read::<GuestRecord>(text.as_bytes()).is_err());
+        proptest::prop_assert!(form::read::<Ending>(text.as_bytes()).is_err());
+        // One byte of a whole one, too: what is read is then what was written there.
+        let mut body = form::write(&outgoing()).unwrap().into_bytes();
+        let at = at % body.len();
+        body[at] = byte;
+        if let Ok(read) = form::read::<MigrationRecord>(&body) {
+            let again = form::write(&read).unwrap();
+            proptest::prop_assert_eq!(form::renewed::<MigrationRecord>(again.as_bytes()).unwrap(), None);
+        }
+    }
+}
