@@ -94,8 +94,7 @@ impl DriverSpec {
     /// # Errors
     /// [`BadParameters`]: they come from somebody who has another driver of this name.
     pub fn read<T: DeserializeOwned>(&self) -> Result<T, BadParameters> {
-        let read = T::deserialize(Value::Object(self.parameters.clone()));
-        read.map_err(|source| BadParameters { kind: self.kind.clone(), source })
+        T::deserialize(&self.parameters).map_err(|source| BadParameters { kind: self.kind.clone(), source })
     }
 }
 
