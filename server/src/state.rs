@@ -28,8 +28,8 @@ pub struct AppState(Arc<Shared>);
 struct Shared {
     host: OnceLock<Host>,
     closing: watch::Receiver<bool>,
-    document: Document,
-    document_3_0: Document,
+    document: OnceLock<Document>,
+    document_3_0: OnceLock<Document>,
     drivers: Drivers,
     config: Config,
     boot: Uuid,
@@ -47,20 +47,14 @@ struct Shared {
 impl AppState {
     /// State without a host: `/livez` works, everything about resources is `not_ready`. `closing` turns true
     /// when the daemon shuts down, and ends long polls and streams.
-    pub fn new(
-        document: Document,
-        document_3_0: Document,
-        drivers: Drivers,
-        config: Config,
-        closing: watch::Receiver<bool>,
-    ) -> Self {
+    pub fn new(drivers: Drivers, config: Config, closing: watch::Receiver<bool>) -> Self {
         let streams = Places::new(config.limits.open_streams());
         let long_polls = Places::new(config.limits.waiting());
         Self(Arc::new(Shared {
             host: OnceLock::new(),
             closing,
-            document,
-            document_3_0,
+            document: OnceLock::new(),
+            document_3_0: OnceLock::new(),
             drivers,
             config,
             boot: Uuid::new_v4(),
@@ -110,14 +104,40 @@ impl AppState {
         self.0.closing.clone()
     }
 
-    /// The OpenAPI document.
-    pub fn document(&self) -> &Document {
-        &self.0.document
+    /// The OpenAPI document, made when somebody first asks for it: it takes more memory than the rest of a
+    /// daemon without guests, and most daemons are never asked.
+    ///
+    /// # Errors
+    /// `internal` when it cannot be made, which a test rules out.
+    pub async fn document(&self) -> Result<&Document, Problem> {
+        self.made(|s| &s.document, Document::with).await
     }
 
     /// The same in OpenAPI 3.0.3, for tools that know no newer one.
-    pub fn document_3_0(&self) -> &Document {
-        &self.0.document_3_0
+    ///
+    /// # Errors
+    /// As [`AppState::document`].
+    pub async fn document_3_0(&self) -> Result<&Document, Problem> {
+        self.made(|s| &s.document_3_0, Document::with_3_0).await
+    }
+
+    async fn made(
+        &self,
+        place: fn(&Shared) -> &OnceLock<Document>,
+        make: fn(&Drivers) -> Result<Document, serde_json::Error>,
+    ) -> Result<&Document, Problem> {
+        if let Some(document) = place(&self.0).get() {
+            return Ok(document);
+        }
+        let drivers = self.0.drivers.clone();
+        let made = tokio::task::spawn_blocking(move || {
+            let made = make(&drivers);
+            mirrorvm::memory::give_back_heap();
+            made
+        });
+        let failed = |error: &dyn std::fmt::Display| Problem::new(ProblemCode::Internal, error.to_string());
+        let document = made.await.map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
+        Ok(place(&self.0).get_or_init(|| document))
     }
 
     /// What runs guests.

@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tower::ServiceExt;
 
 fn service() -> Router {
-    static SERVICE: LazyLock<Router> = LazyLock::new(|| routes::service(watch::channel(false).1).unwrap().0);
+    static SERVICE: LazyLock<Router> = LazyLock::new(|| routes::service(watch::channel(false).1).0);
     SERVICE.clone()
 }
 

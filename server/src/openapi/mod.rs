@@ -63,27 +63,6 @@ pub struct Document {
 }
 
 impl Document {
-    /// Finishes what the routes gave.
-    ///
-    /// # Errors
-    /// When it cannot be written as JSON.
-    pub fn new(api: &utoipa::openapi::OpenApi, drivers: &Drivers) -> Result<Self, serde_json::Error> {
-        let mut document = serde_json::to_value(api)?;
-        complete(&mut document, drivers);
-        Self::of(&document)
-    }
-
-    /// The same in OpenAPI 3.0.3.
-    ///
-    /// # Errors
-    /// When it cannot be written as JSON.
-    pub fn new_3_0(api: &utoipa::openapi::OpenApi, drivers: &Drivers) -> Result<Self, serde_json::Error> {
-        let mut document = serde_json::to_value(api)?;
-        complete(&mut document, drivers);
-        downgrade::to_3_0(&mut document);
-        Self::of(&document)
-    }
-
     fn of(document: &Value) -> Result<Self, serde_json::Error> {
         let mut text = serde_json::to_string_pretty(document)?;
         text.push('\n');
@@ -94,7 +73,7 @@ impl Document {
     /// The document of the stock build in OpenAPI 3.0.3.
     ///
     /// # Errors
-    /// As [`Document::new`].
+    /// As [`Document::with`].
     pub fn of_this_build_3_0() -> Result<Self, serde_json::Error> {
         Self::with_3_0(&Drivers::default())
     }
@@ -102,7 +81,7 @@ impl Document {
     /// The document of the stock build.
     ///
     /// # Errors
-    /// As [`Document::new`].
+    /// As [`Document::with`].
     pub fn of_this_build() -> Result<Self, serde_json::Error> {
         Self::with(&Drivers::default())
     }
@@ -110,17 +89,19 @@ impl Document {
     /// The document of a daemon with these drivers in OpenAPI 3.0.3.
     ///
     /// # Errors
-    /// As [`Document::new`].
+    /// As [`Document::with`].
     pub fn with_3_0(drivers: &Drivers) -> Result<Self, serde_json::Error> {
-        Self::new_3_0(&crate::routes::documented().split_for_parts().1, drivers)
+        let mut document = finished(drivers)?;
+        downgrade::to_3_0(&mut document);
+        Self::of(&document)
     }
 
     /// The document of a daemon with these drivers.
     ///
     /// # Errors
-    /// As [`Document::new`].
+    /// When it cannot be written as JSON, which a test rules out.
     pub fn with(drivers: &Drivers) -> Result<Self, serde_json::Error> {
-        Self::new(&crate::routes::documented().split_for_parts().1, drivers)
+        Self::of(&finished(drivers)?)
     }
 
     /// JSON, indented, with a newline at the end.
@@ -132,6 +113,13 @@ impl Document {
     pub fn sha256(&self) -> &str {
         &self.sha256
     }
+}
+
+/// What the routes say of themselves, finished.
+fn finished(drivers: &Drivers) -> Result<Value, serde_json::Error> {
+    let mut document = serde_json::to_value(crate::routes::documented().split_for_parts().1)?;
+    complete(&mut document, drivers);
+    Ok(document)
 }
 
 fn complete(document: &mut Value, drivers: &Drivers) {

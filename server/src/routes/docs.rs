@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::get;
 use utoipa_swagger_ui::Config;
 
+use crate::openapi::Document;
 use crate::problem::{Problem, ProblemCode};
 use crate::state::AppState;
 
@@ -26,9 +26,8 @@ const MAKES_PAGE: (&str, &str) = (
 /// OpenAPI 3.1 of this API as this daemon serves it.
 #[utoipa::path(get, path = "/v1/openapi.json", operation_id = "openapi_get", tag = "daemon",
     responses((status = 200, description = "The document", body = serde_json::Value)))]
-pub async fn document(State(state): State<AppState>) -> Response {
-    let bytes: Bytes = state.document().bytes().clone();
-    ([(header::CONTENT_TYPE, "application/json")], bytes).into_response()
+pub async fn document(State(state): State<AppState>) -> Result<Response, Problem> {
+    Ok(json(state.document().await?))
 }
 
 /// The OpenAPI document in version 3.0.3
@@ -37,9 +36,12 @@ pub async fn document(State(state): State<AppState>) -> Response {
 /// as `application/json` and one success response for each operation.
 #[utoipa::path(get, path = "/v1/openapi-3.0.json", operation_id = "openapi_3_0_get", tag = "daemon",
     responses((status = 200, description = "The document", body = serde_json::Value)))]
-pub async fn document_3_0(State(state): State<AppState>) -> Response {
-    let bytes: Bytes = state.document_3_0().bytes().clone();
-    ([(header::CONTENT_TYPE, "application/json")], bytes).into_response()
+pub async fn document_3_0(State(state): State<AppState>) -> Result<Response, Problem> {
+    Ok(json(state.document_3_0().await?))
+}
+
+fn json(document: &Document) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], document.bytes().clone()).into_response()
 }
 
 /// The documentation page

@@ -96,6 +96,6 @@ pub async fn metrics(State(state): State<AppState>) -> Result<Response, Problem>
 /// `features` names what this build can do. Clients test for names, not for versions.
 #[utoipa::path(get, path = "/v1/version", operation_id = "version_get", tag = "daemon",
     responses((status = 200, description = "The version", body = Version)))]
-pub async fn version(State(state): State<AppState>) -> Json<Version> {
-    Json(Version::new(state.document().sha256().to_owned()))
+pub async fn version(State(state): State<AppState>) -> Result<Json<Version>, Problem> {
+    Ok(Json(Version::new(state.document().await?.sha256().to_owned())))
 }

@@ -29,7 +29,7 @@ use utoipa_axum::routes;
 
 use crate::config::Config;
 use crate::http::middleware;
-use crate::openapi::{self, Document};
+use crate::openapi;
 use crate::state::AppState;
 
 /// All routes, each with its entry in the document.
@@ -97,29 +97,16 @@ pub fn documented() -> OpenApiRouter<AppState> {
 }
 
 /// The whole service and its state, with the default configuration. The state has no host yet.
-///
-/// # Errors
-/// When the document cannot be written as JSON, which a test rules out.
-pub fn service(closing: watch::Receiver<bool>) -> Result<(Router, AppState), serde_json::Error> {
+pub fn service(closing: watch::Receiver<bool>) -> (Router, AppState) {
     service_with(Drivers::default(), Config::default(), closing)
 }
 
 /// The whole service and its state, with these drivers and this configuration.
-///
-/// # Errors
-/// As [`service`].
-pub fn service_with(
-    drivers: Drivers,
-    config: Config,
-    closing: watch::Receiver<bool>,
-) -> Result<(Router, AppState), serde_json::Error> {
-    let (router, api) = documented().split_for_parts();
-    let (document, document_3_0) = (Document::new(&api, &drivers)?, Document::new_3_0(&api, &drivers)?);
-    drop(api);
-    mirrorvm::memory::give_back_heap();
-    let state = AppState::new(document, document_3_0, drivers, config, closing);
+pub fn service_with(drivers: Drivers, config: Config, closing: watch::Receiver<bool>) -> (Router, AppState) {
+    let (router, _) = documented().split_for_parts();
+    let state = AppState::new(drivers, config, closing);
     let router = router.merge(docs::assets()).merge(sessions::page()).with_state(state.clone());
-    Ok((middleware::wrap(router, &state), state))
+    (middleware::wrap(router, &state), state)
 }
 
 /// What a listener for monitoring serves: health and counters, and nothing about any guest.

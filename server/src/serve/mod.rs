@@ -143,9 +143,6 @@ pub enum ServeError {
     /// The service manager's sockets cannot be served.
     #[error("cannot serve the sockets of the service manager")]
     Passed(#[source] io::Error),
-    /// The OpenAPI document cannot be made.
-    #[error("cannot make the OpenAPI document")]
-    Document(#[from] serde_json::Error),
     /// The program was built with drivers that cannot be told apart.
     #[error("the drivers of this program cannot be used")]
     Drivers(#[from] BadDriverName),
@@ -181,7 +178,7 @@ pub async fn run(options: Options) -> Result<(), ServeError> {
     make_state_dir(&options.state_dir)?;
     let (close, closing) = watch::channel(false);
     let (router, state) =
-        routes::service_with(options.drivers.clone(), options.config.clone(), closing.clone())?;
+        routes::service_with(options.drivers.clone(), options.config.clone(), closing.clone());
 
     let mut listeners = Vec::new();
     let mut opened = Vec::new();
@@ -255,6 +252,8 @@ pub async fn run(options: Options) -> Result<(), ServeError> {
             });
             if said.is_ok() {
                 tell_manager(&[NotifyState::Ready]);
+                // What the routes said of themselves, and what opening the state took.
+                mirrorvm::memory::give_back_heap();
                 tokio::select! {
                     _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
                     _ = interrupt.recv() => tracing::info!("SIGINT: draining"),
