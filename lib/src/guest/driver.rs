@@ -5,10 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
+use std::sync::{Arc, OnceLock};
 
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::address_space::Strategy;
 use crate::named::named;
@@ -28,13 +30,34 @@ pub type Parameters = serde_json::Map<String, Value>;
 /// How a guest runs: the name of a driver, and what that driver was told of the guest.
 ///
 /// Stored and sent as one flat object, `kind` beside the driver's own members. Only the driver knows what
-/// they mean: a host without it keeps such a definition and shows it, and does nothing else with it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// they mean: a host without it keeps such a definition and shows it, and does nothing else with it. Cheap to
+/// clone, because every change of a guest makes a new record of it.
+#[derive(Clone, Debug, Deserialize)]
 #[serde(from = "Flat")]
-pub struct DriverSpec {
+pub struct DriverSpec(Arc<Told>);
+
+#[derive(Debug, Serialize)]
+struct Told {
     kind: String,
     #[serde(flatten)]
     parameters: Parameters,
+    /// See [`DriverSpec::shown_by`].
+    #[serde(skip)]
+    shown: OnceLock<Arc<RawValue>>,
+}
+
+impl PartialEq for DriverSpec {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.kind == other.0.kind && self.0.parameters == other.0.parameters
+    }
+}
+
+impl Eq for DriverSpec {}
+
+impl Serialize for DriverSpec {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
 }
 
 /// As it is read.
@@ -66,7 +89,7 @@ impl DriverSpec {
     /// A guest of the driver `kind`.
     pub fn new(kind: impl Into<String>, mut parameters: Parameters) -> Self {
         parameters.retain(|_, value| !value.is_null());
-        Self { kind: kind.into(), parameters }
+        Self(Arc::new(Told { kind: kind.into(), parameters, shown: OnceLock::new() }))
     }
 
     /// A guest of the driver `kind`, with parameters of the driver's own type.
@@ -81,12 +104,18 @@ impl DriverSpec {
 
     /// The driver's name.
     pub fn kind(&self) -> &str {
-        &self.kind
+        &self.0.kind
     }
 
     /// What the driver was told.
-    pub const fn parameters(&self) -> &Parameters {
-        &self.parameters
+    pub fn parameters(&self) -> &Parameters {
+        &self.0.parameters
+    }
+
+    /// As its driver shows it to callers: `form` is called the first time and not again, because a list shows
+    /// a thousand of them and each is a tree to build and to write. A process has one driver of a name.
+    pub(super) fn shown_by(&self, form: impl FnOnce(&Self) -> Arc<RawValue>) -> Arc<RawValue> {
+        self.0.shown.get_or_init(|| form(self)).clone()
     }
 
     /// What the driver was told, as the driver's own type.
@@ -94,7 +123,8 @@ impl DriverSpec {
     /// # Errors
     /// [`BadParameters`]: they come from somebody who has another driver of this name.
     pub fn read<T: DeserializeOwned>(&self) -> Result<T, BadParameters> {
-        T::deserialize(&self.parameters).map_err(|source| BadParameters { kind: self.kind.clone(), source })
+        T::deserialize(&self.0.parameters)
+            .map_err(|source| BadParameters { kind: self.0.kind.clone(), source })
     }
 }
 

@@ -4,17 +4,24 @@
 //! particular driver, nor its members.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
-use mirrorvm::guest::{DriverSpec, Drivers, Parameters};
-use serde::Serialize;
+use mirrorvm::guest::{DriverSpec, Drivers};
+use serde::{Serialize, Serializer};
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use utoipa::openapi::{ObjectBuilder, RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 /// How a guest runs: a driver's name as `kind`, and that driver's own members beside it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(transparent)]
-pub struct DriverBody(Parameters);
+#[derive(Clone, Debug)]
+pub struct DriverBody(Arc<RawValue>);
+
+impl Serialize for DriverBody {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
 
 impl DriverBody {
     /// As callers see it, defaults filled in.

@@ -5,8 +5,10 @@
 use std::fmt;
 use std::sync::Arc;
 
+use serde_json::value::{RawValue, to_raw_value};
+
 use super::{Driver, EmbeddedDriver, EmulatedDriver, Facts, QemuDriver};
-use crate::guest::driver::{DriverSpec, Parameters};
+use crate::guest::driver::DriverSpec;
 use crate::qemu::QemuUsers;
 use crate::reading::{Errors, Fields, Node};
 
@@ -99,12 +101,14 @@ impl Drivers {
         read
     }
 
-    /// A definition's driver as callers see it, `kind` among its members.
-    pub fn shown(&self, spec: &DriverSpec) -> Parameters {
-        let known = self.named(spec.kind()).map(|driver| driver.shown(spec));
-        let mut shown = known.unwrap_or_else(|| spec.parameters().clone());
-        shown.insert("kind".into(), spec.kind().into());
-        shown
+    /// A definition's driver as callers see it, `kind` among its members: a JSON object.
+    pub fn shown(&self, spec: &DriverSpec) -> Arc<RawValue> {
+        spec.shown_by(|spec| {
+            let known = self.named(spec.kind()).map(|driver| driver.shown(spec));
+            let mut shown = known.unwrap_or_else(|| spec.parameters().clone());
+            shown.insert("kind".into(), spec.kind().into());
+            to_raw_value(&shown).expect("a JSON object is JSON").into()
+        })
     }
 }
 
