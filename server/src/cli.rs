@@ -10,7 +10,9 @@ use clap::{ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, S
 use mirrorvm::chain::chain;
 use mirrorvm::qemu::QemuUsers;
 use mirrorvm::transport::Advertised;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::bench::{self, BenchArgs};
 use crate::config::file::{self, ConfigError};
@@ -210,20 +212,7 @@ pub(crate) fn main(daemon: &Daemon) -> ExitCode {
         }
         _ => None,
     };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    // No colours in files.
-    let ansi = std::io::stderr().is_terminal();
-    // What stderr does not take is lost: a log on a full disk must not end the thread that logs.
-    let log = tracing_subscriber::fmt()
-        .log_internal_errors(false)
-        .with_env_filter(filter)
-        .with_ansi(ansi)
-        .with_writer(std::io::stderr);
-    if resolved.as_ref().is_some_and(|r| r.log_json) {
-        log.json().init()
-    } else {
-        log.init()
-    }
+    start_log(resolved.as_ref().is_some_and(|r| r.log_json));
     let result = match cli.command {
         Command::Serve(args) => match resolved {
             Some(resolved) => run(daemon, &args, resolved).map_err(Into::into),
@@ -315,6 +304,28 @@ fn of_state(command: &StateCommand) -> Result<(), Box<dyn Error>> {
         StateCommand::Restore { file, state_dir } => offline::state::restore(file, state_dir),
         StateCommand::Accept { state_dir } => offline::state::accept(state_dir),
     }
+}
+
+/// Logs to stderr what `RUST_LOG` asks for, a level or `target=level,...`; without it what is `info` and above.
+fn start_log(json: bool) {
+    let asked = std::env::var("RUST_LOG").unwrap_or_default();
+    let default = || Targets::new().with_default(LevelFilter::INFO);
+    let filter = if asked.is_empty() {
+        default()
+    } else {
+        asked.parse().unwrap_or_else(|error| {
+            eprintln!("mirrorvmd: RUST_LOG {asked:?} is not understood, and info is logged: {error}");
+            default()
+        })
+    };
+    // No colours in files. What stderr does not take is lost: a log on a full disk must not end the thread that
+    // logs.
+    let layer = tracing_subscriber::fmt::layer()
+        .log_internal_errors(false)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
+    let layer = if json { layer.json().boxed() } else { layer.boxed() };
+    tracing_subscriber::registry().with(layer).with(filter).init();
 }
 
 fn init_identity(dir: &std::path::Path) -> Result<(), Box<dyn Error>> {

@@ -25,7 +25,7 @@ use crate::text::without;
 use crate::wire::Wire;
 
 /// Most bytes of an answer's head, and of what is read at once.
-const HEAD_MAX: usize = 512 << 10;
+const HEAD_MAX: usize = 64 << 10;
 /// Most headers of an answer.
 const HEADERS_MAX: usize = 128;
 /// How long the daemon has to close a connection that is over, before it is left.
