@@ -306,7 +306,8 @@ fn of_state(command: &StateCommand) -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// Logs to stderr what `RUST_LOG` asks for, a level or `target=level,...`; without it what is `info` and above.
+/// Logs to stderr what `RUST_LOG` asks for, a level or `target=level,...`; without it what is `info` and
+/// above.
 fn start_log(json: bool) {
     let asked = std::env::var("RUST_LOG").unwrap_or_default();
     let default = || Targets::new().with_default(LevelFilter::INFO);
@@ -318,8 +319,8 @@ fn start_log(json: bool) {
             default()
         })
     };
-    // No colours in files. What stderr does not take is lost: a log on a full disk must not end the thread that
-    // logs.
+    // No colours in files. What stderr does not take is lost: a log on a full disk must not end the thread
+    // that logs.
     let layer = tracing_subscriber::fmt::layer()
         .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal())
