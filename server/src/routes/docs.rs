@@ -1,25 +1,18 @@
 //! The OpenAPI document and the page that shows it. The page asks nothing of any other server.
 
-use std::sync::Arc;
-
 use axum::Router;
 use axum::extract::{Path, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::header;
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::get;
-use utoipa_swagger_ui::Config;
 
 use crate::openapi::Document;
 use crate::problem::{Problem, ProblemCode};
 use crate::state::AppState;
 
+use super::swagger;
+
 const DOCUMENT: &str = "/v1/openapi.json";
-/// Where the page's script makes Swagger UI, and the same with our header added to whatever the page sends.
-/// Changes by session need that header, and nothing else is disturbed by it.
-const MAKES_PAGE: (&str, &str) = (
-    "SwaggerUIBundle({",
-    "SwaggerUIBundle({\n    requestInterceptor: (r) => { r.headers[\"X-Mirrorvm\"] = \"1\"; return r; },",
-);
 
 /// The OpenAPI document
 ///
@@ -57,41 +50,20 @@ pub async fn page() -> Redirect {
 
 /// The page's own files, which are no part of the API.
 pub fn assets() -> Router<AppState> {
-    let config =
-        Config::from(DOCUMENT).validator_url("none").try_it_out_enabled(true).display_operation_id(true);
-    let config = Arc::new(config);
-    let index = config.clone();
     Router::new()
-        .route("/docs/", get(move || async move { file("index.html", index) }))
-        .route("/docs/{*file}", get(move |Path(name): Path<String>| async move { file(&name, config) }))
+        .route("/docs/", get(|| async { file("index.html") }))
+        .route("/docs/{*file}", get(|Path(name): Path<String>| async move { file(&name) }))
 }
 
-fn file(name: &str, config: Arc<Config<'static>>) -> Result<Response, Problem> {
-    let file = match utoipa_swagger_ui::serve(name, config) {
+fn file(name: &str) -> Result<Response, Problem> {
+    let file = match swagger::file(name, DOCUMENT) {
         Ok(Some(file)) => file,
         Ok(None) => return Err(Problem::new(ProblemCode::RouteNotFound, "the page has no such file")),
-        Err(_) => return Err(Problem::new(ProblemCode::Internal, "the page's file cannot be made")),
+        Err(bad) => return Err(Problem::new(ProblemCode::Internal, bad.to_string())),
     };
-    let mut response = match std::str::from_utf8(&file.bytes) {
-        Ok(script) if name == "swagger-initializer.js" => {
-            (StatusCode::OK, script.replace(MAKES_PAGE.0, MAKES_PAGE.1)).into_response()
-        }
-        _ => (StatusCode::OK, file.bytes).into_response(),
-    };
-    let headers = response.headers_mut();
-    if let Ok(kind) = HeaderValue::try_from(file.content_type) {
-        headers.insert(header::CONTENT_TYPE, kind);
-    }
-    if file.gzpipped {
-        headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-    }
-    headers.insert(
-        header::CONTENT_SECURITY_POLICY,
-        HeaderValue::from_static(
-            "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
-             font-src 'self' data:; connect-src 'self'; form-action 'none'; base-uri 'none'; \
-             frame-ancestors 'none'",
-        ),
-    );
-    Ok(response)
+    let policy = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
+                  font-src 'self' data:; connect-src 'self'; form-action 'none'; base-uri 'none'; \
+                  frame-ancestors 'none'";
+    let headers = [(header::CONTENT_TYPE, file.kind), (header::CONTENT_SECURITY_POLICY, policy)];
+    Ok((headers, file.bytes).into_response())
 }

@@ -19,6 +19,7 @@ mod problems;
 mod ram;
 mod resolution;
 mod sessions;
+mod swagger;
 
 use axum::Router;
 use axum::routing::get;
