@@ -7,7 +7,7 @@ use mirrorvm::guest::Drivers;
 use mirrorvm::host::Host;
 use ring::hmac;
 use ring::rand::SystemRandom;
-use tokio::sync::watch;
+use tokio::sync::{OnceCell, watch};
 use uuid::Uuid;
 
 use crate::access::credentials::Credentials;
@@ -28,8 +28,8 @@ pub struct AppState(Arc<Shared>);
 struct Shared {
     host: OnceLock<Host>,
     closing: watch::Receiver<bool>,
-    document: OnceLock<Document>,
-    document_3_0: OnceLock<Document>,
+    document: OnceCell<Document>,
+    document_3_0: OnceCell<Document>,
     drivers: Drivers,
     config: Config,
     boot: Uuid,
@@ -53,8 +53,8 @@ impl AppState {
         Self(Arc::new(Shared {
             host: OnceLock::new(),
             closing,
-            document: OnceLock::new(),
-            document_3_0: OnceLock::new(),
+            document: OnceCell::new(),
+            document_3_0: OnceCell::new(),
             drivers,
             config,
             boot: Uuid::new_v4(),
@@ -104,13 +104,13 @@ impl AppState {
         self.0.closing.clone()
     }
 
-    /// The OpenAPI document, made when somebody first asks for it: it takes more memory than the rest of a
-    /// daemon without guests, and most daemons are never asked.
+    /// The OpenAPI document, made when somebody first asks for it: it is half of what a daemon without guests
+    /// has on its heap, and most daemons are never asked. However many ask at once, it is made once.
     ///
     /// # Errors
     /// `internal` when it cannot be made, which a test rules out.
     pub async fn document(&self) -> Result<&Document, Problem> {
-        self.made(|s| &s.document, Document::with).await
+        self.made(&self.0.document, Document::with).await
     }
 
     /// The same in OpenAPI 3.0.3, for tools that know no newer one.
@@ -118,26 +118,26 @@ impl AppState {
     /// # Errors
     /// As [`AppState::document`].
     pub async fn document_3_0(&self) -> Result<&Document, Problem> {
-        self.made(|s| &s.document_3_0, Document::with_3_0).await
+        self.made(&self.0.document_3_0, Document::with_3_0).await
     }
 
-    async fn made(
+    async fn made<'a>(
         &self,
-        place: fn(&Shared) -> &OnceLock<Document>,
+        place: &'a OnceCell<Document>,
         make: fn(&Drivers) -> Result<Document, serde_json::Error>,
-    ) -> Result<&Document, Problem> {
-        if let Some(document) = place(&self.0).get() {
-            return Ok(document);
-        }
-        let drivers = self.0.drivers.clone();
-        let made = tokio::task::spawn_blocking(move || {
-            let made = make(&drivers);
-            mirrorvm::memory::give_back_heap();
-            made
-        });
+    ) -> Result<&'a Document, Problem> {
         let failed = |error: &dyn std::fmt::Display| Problem::new(ProblemCode::Internal, error.to_string());
-        let document = made.await.map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
-        Ok(place(&self.0).get_or_init(|| document))
+        place
+            .get_or_try_init(|| async {
+                let drivers = self.0.drivers.clone();
+                let made = tokio::task::spawn_blocking(move || {
+                    let made = make(&drivers);
+                    mirrorvm::memory::give_back_heap();
+                    made
+                });
+                made.await.map_err(|e| failed(&e))?.map_err(|e| failed(&e))
+            })
+            .await
     }
 
     /// What runs guests.
