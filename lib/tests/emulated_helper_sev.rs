@@ -242,6 +242,7 @@ fn carries(es: bool) {
         // Encrypted memory that nobody wrote does not read as zero.
         fresh: false,
         digests: true,
+        suite: mirrorvm_abi::record::Suite::Aes256Gcm,
         streams: 1,
         session: [9; 16],
         peer_nonce: theirs,

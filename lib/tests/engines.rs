@@ -21,12 +21,13 @@ use mirrorvm::memory::GuestRam;
 use mirrorvm::migration::wire::{Prepare, Purpose, Refused};
 use mirrorvm::migration::{
     Arrival, Arrived, Control, Departure, Journal, MigrationFault, MigrationLimits, MigrationMode,
-    MigrationState, NotStored, Outgoing, Receiver, SourceEnd, Spoken, StreamTransport, Terms, accept_hello,
-    run_source, serve_import,
+    MigrationState, NotStored, Outgoing, PastPointOfNoReturn, Receiver, SourceEnd, Spoken, StreamTransport,
+    Suite, Terms, accept_hello, run_source, serve_import,
 };
-use mirrorvm::mirror::{HelperImage, SealedToken};
+use mirrorvm::mirror::{HelperImage, LaneError, Mirror, SealedToken};
 use mirrorvm::pages::PageSet;
 use mirrorvm::transport::{Endpoint, Identity, Link, ListenerLimits, PeerIdentity, PeerListener};
+use mirrorvm_abi::op::Status;
 use support::{mirror, ram, random_fill};
 use uuid::Uuid;
 
@@ -172,10 +173,21 @@ impl Drop for Clockwork {
     }
 }
 
+/// Something that is done once, at a turn of a migration.
+type Hook = Mutex<Option<Box<dyn FnOnce() + Send>>>;
+
+fn take(hook: &Hook) {
+    if let Some(hook) = hook.lock().unwrap().take() {
+        hook();
+    }
+}
+
 /// The notes of a source that never stops: in memory.
 #[derive(Default)]
 struct Notes {
     start_sent: AtomicBool,
+    /// When START is noted and not minted yet.
+    before_start: Hook,
 }
 
 impl Journal for Notes {
@@ -185,6 +197,7 @@ impl Journal for Notes {
 
     fn start_sent(&self) -> Result<(), Failure> {
         self.start_sent.store(true, Ordering::SeqCst);
+        take(&self.before_start);
         Ok(())
     }
 
@@ -201,6 +214,11 @@ struct Place {
     count: Mutex<Option<Arc<Shared>>>,
     labels: Mutex<Labels>,
     committed: AtomicBool,
+    /// When START has arrived and COMMIT has not left.
+    before_commit: Hook,
+    /// Whether the host goes then: COMMIT is minted and never leaves.
+    goes: AtomicBool,
+    minted: Mutex<Option<SealedToken>>,
 }
 
 impl Place {
@@ -238,8 +256,13 @@ impl Receiver for Place {
         Ok(())
     }
 
-    fn commit(&self, _: Uuid, _: &SealedToken, paused: bool) -> Result<(), NotStored> {
+    fn commit(&self, _: Uuid, token: &SealedToken, paused: bool) -> Result<(), NotStored> {
         assert!(!paused);
+        take(&self.before_commit);
+        *self.minted.lock().unwrap() = Some(*token);
+        if self.goes.load(Ordering::SeqCst) {
+            return Err(NotStored::Ever);
+        }
         let counted = self.count.lock().unwrap().as_ref().unwrap().count.load(Ordering::SeqCst);
         self.committed.store(counted > 0, Ordering::SeqCst);
         Ok(())
@@ -277,6 +300,9 @@ fn engines(hypervisor: Arc<dyn Hypervisor>) -> Engines {
         count: Mutex::default(),
         labels: Mutex::default(),
         committed: AtomicBool::new(false),
+        before_commit: Hook::default(),
+        goes: AtomicBool::new(false),
+        minted: Mutex::default(),
     });
     let (pin, serving) = (*us.pin(), Arc::clone(&place));
     let listener = PeerListener::bind(
@@ -293,9 +319,21 @@ fn engines(hypervisor: Arc<dyn Hypervisor>) -> Engines {
 impl Engines {
     fn depart(&self, machine: &mut Clockwork, definition: &str) -> (SourceEnd, Notes) {
         let mut mirror = mirror(self.hypervisor.as_ref(), &machine.ram, 2);
-        let layout = machine.ram.layout();
         let notes = Notes::default();
         let control = Control::new(MigrationState::Queued, MigrationLimits::default(), Box::new(|| ()));
+        let suite = Suite::Aes256GcmSiv;
+        (self.depart_with(machine, &mut mirror, definition, suite, (&control, &notes)), notes)
+    }
+
+    fn depart_with(
+        &self,
+        machine: &mut Clockwork,
+        mirror: &mut Mirror,
+        definition: &str,
+        suite: Suite,
+        (control, notes): (&Control, &Notes),
+    ) -> SourceEnd {
+        let layout = machine.ram.layout();
         let out = Outgoing {
             helper_measurement: HelperImage::built_in().measurement(),
             id: Uuid::now_v7(),
@@ -309,15 +347,16 @@ impl Engines {
                 mode: MigrationMode::Precopy,
                 streams: 2,
                 stream_transport: StreamTransport::Sealed,
+                suite,
                 verify: false,
             },
             peer: (Endpoint::from(self.listener.local_addr()), self.there),
             identity: &self.us,
             host: "here",
-            control: &control,
-            journal: &notes,
+            control,
+            journal: notes,
         };
-        (run_source(&out, machine, &mut mirror, true), notes)
+        run_source(&out, machine, mirror, true)
     }
 }
 
@@ -389,4 +428,81 @@ fn a_guest_that_nobody_takes_goes_on_where_it_was() {
     assert!(!notes.start_sent.load(Ordering::SeqCst));
     here.until(here.count() + 50);
     engines.listener.shutdown();
+}
+
+/// A source whose helper's memory is put back to what it was before START, when START has left.
+struct PutBack {
+    engines: Engines,
+    here: Clockwork,
+    mirror: Mirror,
+    control: Arc<Control>,
+    end: SourceEnd,
+    cancelled: Option<Result<(), PastPointOfNoReturn>>,
+}
+
+/// `goes`: the destination goes before its COMMIT has left.
+fn put_back_after_start(goes: bool) -> PutBack {
+    let engines = engines(Arc::new(EmulatedHost::without_sev()));
+    engines.place.goes.store(goes, Ordering::SeqCst);
+    let source = Arc::new(EmulatedHost::without_sev());
+    let mut here = running();
+    let mut mirror = mirror(source.as_ref(), &here.ram, 2);
+    let control = Control::new(MigrationState::Queued, MigrationLimits::default(), Box::new(|| ()));
+    let control = Arc::new(control);
+    let notes = Notes::default();
+    let copies = Arc::new(Mutex::new(None));
+    let (host, keep) = (Arc::clone(&source), Arc::clone(&copies));
+    *notes.before_start.lock().unwrap() =
+        Some(Box::new(move || *keep.lock().unwrap() = Some(host.copy_helpers())));
+    let cancelled = Arc::new(Mutex::new(None));
+    let (wish, asked) = (Arc::clone(&control), Arc::clone(&cancelled));
+    *engines.place.before_commit.lock().unwrap() = Some(Box::new(move || {
+        source.put_helpers_back(copies.lock().unwrap().as_ref().unwrap());
+        *asked.lock().unwrap() = Some(wish.cancel());
+    }));
+    let suite = Suite::Aes256Gcm;
+    let end = engines.depart_with(&mut here, &mut mirror, DEFINITION, suite, (&control, &notes));
+    assert!(notes.start_sent.load(Ordering::SeqCst));
+    let cancelled = *cancelled.lock().unwrap();
+    PutBack { engines, here, mirror, control, end, cancelled }
+}
+
+#[test]
+fn a_source_whose_helper_was_put_back_to_before_start_goes_by_the_destinations_token() {
+    let went = put_back_after_start(false);
+    assert_eq!(went.cancelled, Some(Err(PastPointOfNoReturn)), "START was noted before it was minted");
+    // The helper did not know of START any more, and took COMMIT all the same.
+    assert!(matches!(went.end, SourceEnd::Succeeded { .. }), "{:?}", went.end);
+    assert!(went.here.vcpu.is_none(), "the guest is the destination's");
+    let mut mirror = went.mirror;
+    let refused = |answer: Result<(), LaneError>| {
+        matches!(answer, Err(LaneError::Refused { status: Status::WrongState, .. }))
+    };
+    assert!(refused(mirror.cancel()) && refused(mirror.paused()), "it is done");
+    drop(went.engines.arrivals.recv_timeout(Duration::from_secs(60)).unwrap());
+    went.engines.listener.shutdown();
+}
+
+#[test]
+fn a_source_whose_helper_was_put_back_and_that_hears_nothing_is_in_doubt_until_the_token_comes() {
+    let went = put_back_after_start(true);
+    assert_eq!(went.cancelled, Some(Err(PastPointOfNoReturn)));
+    assert!(matches!(went.end, SourceEnd::InDoubt { .. }), "{:?}", went.end);
+    assert_eq!(went.control.cancel(), Err(PastPointOfNoReturn), "nor is it called off later");
+    assert!(went.here.vcpu.is_none(), "the guest is held");
+    let minted = went.engines.place.minted.lock().unwrap().unwrap();
+    let mut mirror = went.mirror;
+    // Made up by the source's own host: the helper stays where it is.
+    for bit in [0, 8 * 60, 8 * 159 + 7] {
+        let mut forged = minted;
+        forged[bit / 8] ^= 1 << (bit % 8);
+        let unsealed = |answer: Result<(), LaneError>| {
+            matches!(answer, Err(LaneError::Refused { status: Status::Unsealed, .. }))
+        };
+        assert!(unsealed(mirror.check_commit(&forged)) && unsealed(mirror.check_abort(&forged)), "{bit}");
+    }
+    mirror.check_commit(&minted).expect("the destination's token decides");
+    let late = mirror.cancel();
+    assert!(matches!(late, Err(LaneError::Refused { status: Status::WrongState, .. })), "{late:?}");
+    went.engines.listener.shutdown();
 }

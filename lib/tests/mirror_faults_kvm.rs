@@ -229,6 +229,7 @@ fn a_dropped_mirror_leaves_no_secret() {
         elide_zero: false,
         fresh: false,
         digests: false,
+        suite: mirrorvm_abi::record::Suite::Aes256Gcm,
         streams: 2,
         session: [1; 16],
         peer_nonce: nonce,
@@ -345,6 +346,11 @@ fn helper_images_that_do_not_fit_are_refused_by_name() {
     for value in [0, IMAGE_VA, IMAGE_VA + HEADER_BYTES as u64 - 1, h.text_end, u64::MAX] {
         assert_eq!(u64_at(48, value), section("entry", value));
     }
+    for suites in [0, 1, 1 << 2, !(1 << 1)] {
+        assert_eq!(u64_at(88, suites), Err(HeaderError::Suites { suites }), "{suites:#x}");
+    }
+    // Those of later builds are taken.
+    assert!(u64_at(88, u64::MAX).is_ok());
     let declared = h.data_end - h.base;
     for actual in [bytes.len() - 1, bytes.len() + 1, bytes.len() - 4096, bytes.len() + 4096] {
         let mut file = bytes.to_vec();

@@ -169,6 +169,7 @@ fn a_helper_without_room_refuses_and_goes_on() {
             elide_zero: true,
             fresh: false,
             digests: true,
+            suite: mirrorvm_abi::record::Suite::Aes256Gcm,
             streams: 1,
             session: [9; 16],
             peer_nonce: nonce,

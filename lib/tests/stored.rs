@@ -130,7 +130,7 @@ async fn the_database_of_the_last_landing_opens_with_everything_in_it() {
     let database = version_4(&state);
     let before = content(&database);
     accept(&state).await.unwrap();
-    assert_eq!(version_of(&database), 5);
+    assert_eq!(version_of(&database), 6);
     assert_eq!((version_of(&saved(&state)), content(&saved(&state))), (4, before));
     check_state(&state).unwrap();
 

@@ -328,6 +328,8 @@ fn mirrors_run_the_image_that_was_uploaded() {
         let done = done.expect(200).json();
         done["content"]["measurement"].as_str().unwrap().to_owned()
     };
+    // A helper that has the default suite alone: by its header, which is all that a host looks at.
+    bytes[88..96].copy_from_slice(&2u64.to_le_bytes());
     let _ = a.post("/v1/helper-images", &json!({"name": "empty"})).expect(201);
     let measurement = upload(a, "other");
     assert_ne!(a.read("/v1/host/capabilities")["helper_measurement"], measurement.as_str());
@@ -363,6 +365,16 @@ fn mirrors_run_the_image_that_was_uploaded() {
     let end = a.migration_end(&a.migrate(&with));
     assert_eq!(end["state"], "succeeded", "{end}");
     assert_eq!(end["request"]["mirror"]["helper_image"], "other");
+    assert_eq!(end["suite"], "aes-256-gcm", "{end}");
+    // By a suite that the image does not have: neither done nor begun.
+    let mut with = migration("g1", "a", "precopy");
+    with["mirror"] = json!({"kind": "template", "strategy": strategy, "helper_image": "renamed"});
+    with["suite"] = json!("aes-256-gcm-siv");
+    let refused = b.post("/v1/migrations", &with);
+    assert_eq!(refused.problem(), "capability_missing", "{}", refused.text());
+    with["suite"] = json!("aes-512");
+    let refused = b.post("/v1/migrations", &with).expect(422).json();
+    assert_eq!(refused["errors"][0]["pointer"], "/suite", "{refused}");
     // Migrations are found by their guest's labels.
     let labels = Request::new("PATCH", "/v1/guests/g1").json(&json!({"labels": {"rack": "r1"}}));
     let _ = a.send(&labels).expect(200);

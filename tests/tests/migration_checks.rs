@@ -188,6 +188,7 @@ fn a_destination_that_cannot_be_asked_makes_it_unknown() {
         strategies: vec!["shifted".into()],
         helper_abi: (3, 3),
         helper_measurement: helper.try_into().unwrap(),
+        suites: vec!["aes-256-gcm".into()],
         protocol_versions: wire::PROTOCOL_VERSIONS.to_vec(),
         max_phys_bits: 52,
         c_bit: None,

@@ -1,7 +1,7 @@
 //! Streams without TLS: what the network sees of them, and what it can do to them.
 #![allow(clippy::unwrap_used, reason = "a test: a panic is its way to fail")]
 
-use mirrorvm_abi::record::{Header, Kind};
+use mirrorvm_abi::record::{Front, HEADER_BYTES, Header, Kind, Listed, Suite};
 use mirrorvm_tests::{Act, Break, Pair, Way, embedded, is_terminal, kvm, migration};
 use serde_json::{Value, json};
 
@@ -14,19 +14,19 @@ fn body(to: &str, transport: &str) -> Value {
     body
 }
 
-/// Places in `bytes` where a record's header stands in plain sight: kind, version, stream, epoch, a small
-/// sequence number, a page below `pages`, the kind's length.
-fn headers(bytes: &[u8], pages: u64) -> usize {
-    let plausible = |raw: &[u8; 32]| {
-        Header::decode(raw).is_some_and(|h| {
-            matches!(h.kind, Kind::Page | Kind::ZeroPage)
-                && h.stream < 16
+/// Places in `bytes` where what a group begins with stands in plain sight: kind, version, stream, epoch, a
+/// small sequence number, pages below `pages`.
+fn fronts(bytes: &[u8], pages: u64) -> usize {
+    let plausible = |at: usize| {
+        Front::read(&bytes[at..]).is_some_and(|front| {
+            let h = front.header;
+            h.stream < 16
                 && (1..100).contains(&h.epoch)
                 && h.sequence < 1 << 32
-                && h.page < pages
+                && front.pages().all(|p| p.page < pages)
         })
     };
-    bytes.windows(32).filter(|w| plausible((*w).try_into().unwrap())).count()
+    (0..bytes.len().saturating_sub(HEADER_BYTES)).filter(|at| plausible(*at)).count()
 }
 
 #[test]
@@ -34,25 +34,28 @@ fn nobody_on_the_path_reads_which_page_a_record_is_of() {
     if !kvm() {
         return;
     }
-    let header = Header { kind: Kind::Page, stream: 1, epoch: 1, sequence: 5, page: 77, len: 4096 }.encode();
-    assert_eq!(
-        headers(&[&[9; 50][..], &header, &[7; 50]].concat(), 8192),
-        1,
-        "the search finds what it looks for"
-    );
+    let (kind, suite, random) = (Kind::Pages, Suite::Aes256Gcm, [3; 24]);
+    let header = Header { kind, suite, stream: 1, count: 1, epoch: 1, sequence: 5, random }.encode();
+    let listed = Listed { page: 77, zero: false }.encode();
+    let seen = [&[9; 50][..], &header, &listed, &[7; 50]].concat();
+    assert_eq!(fronts(&seen, 8192), 1, "the search finds what it looks for");
 
     let pair = Pair::start();
     pair.a.run_guest(&embedded(GUEST, 32, 4 << 20));
-    for transport in ["sealed", "tls"] {
+    for (transport, suite) in [("sealed", "aes-256-gcm-siv"), ("tls", "aes-256-gcm")] {
         pair.to_b.listen();
-        let id = pair.a.migrate(&body("b", transport));
+        let mut wanted = body("b", transport);
+        wanted["suite"] = json!(suite);
+        let id = pair.a.migrate(&wanted);
         let end = pair.a.migration_end(&id);
         assert_eq!(end["state"], "succeeded", "{end}");
+        let there = pair.b.read(&format!("/v1/migrations/{id}"));
+        assert_eq!((&end["suite"], &there["suite"]), (&json!(suite), &json!(suite)));
         assert_eq!(end["request"]["stream_transport"], transport);
         let heard = pair.to_b.heard();
         let stream = heard.iter().max_by_key(|h| h.len()).unwrap();
         assert!(stream.len() > 3 << 20, "{transport}: {} bytes", stream.len());
-        assert_eq!(headers(stream, 8192), 0, "{transport}");
+        assert_eq!(fronts(stream, 8192), 0, "{transport}");
         // Nothing is compressible, and a page is never sent as it lies in memory.
         let zeros = stream.windows(64).step_by(64).filter(|w| w.iter().all(|b| *b == 0)).count();
         assert_eq!(zeros, 0, "{transport}");

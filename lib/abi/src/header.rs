@@ -1,5 +1,6 @@
 //! The first bytes of every helper image: who it is, what it needs, how it is entered.
 
+use crate::record::Suite;
 use crate::{u32_at, u64_at};
 
 /// Marks a mirrorvm helper image: 1f3b8a52-6c0d-4e4b-9a2e-6d6972726f72, as bytes.
@@ -34,6 +35,9 @@ pub struct Header {
     pub data_end: u64,
     /// End of zeroed data: the footprint.
     pub bss_end: u64,
+    /// What it seals by: [`Suite::bit`]s. [`Suite::Aes256Gcm`] is always among them; bits of suites that this
+    /// build does not know are none of its business.
+    pub suites: u64,
 }
 
 /// Why bytes are no helper image that can be used.
@@ -70,6 +74,11 @@ pub enum HeaderError {
         /// Its value.
         value: u64,
     },
+    /// The helper lacks the suite that every helper has.
+    Suites {
+        /// Its word of suites.
+        suites: u64,
+    },
     /// The file does not end where the header says.
     FileLength {
         /// Bytes by the header.
@@ -94,6 +103,7 @@ impl core::fmt::Display for HeaderError {
                 write!(f, "layout hash {hash:#018x} is not {:#018x}", crate::layout::LAYOUT_HASH)
             }
             Self::Section { field, value } => write!(f, "header field {field} = {value:#x} is not possible"),
+            Self::Suites { suites } => write!(f, "the helper's suites {suites:#x} lack AES-256-GCM"),
             Self::FileLength { declared, actual } => {
                 write!(f, "the header declares {declared} bytes, the image has {actual}")
             }
@@ -129,6 +139,7 @@ impl Header {
             rodata_end: u64_at(file, 64),
             data_end: u64_at(file, 72),
             bss_end: u64_at(file, 80),
+            suites: u64_at(file, 88),
         };
         header.check(file)?;
         Ok(header)
@@ -137,6 +148,11 @@ impl Header {
     /// Bytes of memory the image takes, bss included.
     pub const fn footprint(&self) -> u64 {
         self.bss_end - self.base
+    }
+
+    /// Whether the helper seals by `suite`.
+    pub const fn has(&self, suite: Suite) -> bool {
+        self.suites & suite.bit() != 0
     }
 
     fn check(&self, file: &[u8]) -> Result<(), HeaderError> {
@@ -165,6 +181,9 @@ impl Header {
         }
         if self.entry < self.base + HEADER_BYTES as u64 || self.entry >= self.text_end {
             return Err(HeaderError::Section { field: "entry", value: self.entry });
+        }
+        if !self.has(Suite::Aes256Gcm) {
+            return Err(HeaderError::Suites { suites: self.suites });
         }
         let declared = self.data_end - self.base;
         if declared != file.len() as u64 {

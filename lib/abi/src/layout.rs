@@ -60,7 +60,9 @@ pub const LAYOUT_HASH: u64 = {
         crate::mailbox::ENTRY_BYTES as u64,
         crate::mailbox::SLOT_BYTES as u64,
         crate::mailbox::BATCH_MAX as u64,
+        crate::record::RECORD_VERSION as u64,
         crate::record::HEADER_BYTES as u64,
+        crate::record::LISTED_BYTES as u64,
         crate::record::TAG_BYTES as u64,
     ];
     let mut hash = 0xcbf2_9ce4_8422_2325u64;

@@ -26,10 +26,11 @@ pub const RING_ENTRIES: u32 = 32;
 pub const ENTRY_BYTES: usize = 64;
 /// Most slots of a worker; below [`RING_ENTRIES`], so that a ring never overflows.
 pub const SLOTS_MAX: u32 = 16;
-/// Bytes of a slot: page numbers, then room for [`BATCH_MAX`] sealed pages; a multiple of the page size.
+/// Bytes of a slot: page numbers, then room for a group of [`BATCH_MAX`] pages; a multiple of the page size.
 pub const SLOT_BYTES: usize = PAGE_BYTES + PAYLOAD_BYTES.next_multiple_of(PAGE_BYTES);
 /// Bytes of payload that a slot takes.
-pub const PAYLOAD_BYTES: usize = BATCH_MAX * record::SEALED_PAGE_BYTES;
+pub const PAYLOAD_BYTES: usize = record::group_bytes(BATCH_MAX);
+const _: () = assert!(BATCH_MAX <= record::GROUP_MAX);
 /// Where the payload starts in a slot.
 pub const PAYLOAD_AT: usize = PAGE_BYTES;
 
@@ -124,7 +125,7 @@ pub struct Submission {
     pub op: u32,
     /// The slot with its input, and the place for its output.
     pub slot: u32,
-    /// Pages (export), records (import); 0 otherwise.
+    /// Pages (export, import); 0 otherwise.
     pub count: u32,
     /// Bytes of input in the slot's payload.
     pub len: u32,

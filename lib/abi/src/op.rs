@@ -1,5 +1,6 @@
 //! What a host may ask of a helper, and how the helper answers.
 
+use crate::record::Suite;
 use crate::{u16_at, u32_at};
 
 macro_rules! numbered {
@@ -32,7 +33,7 @@ numbered! {
         Begin = 2,
         /// Source: seals pages.
         Export = 3,
-        /// Destination: opens records into RAM.
+        /// Destination: opens a group into RAM.
         Import = 4,
         /// Source: ends the epoch; answers with its token.
         EndEpoch = 5,
@@ -80,7 +81,7 @@ numbered! {
         PageRefused = 4,
         /// A page was exported or imported already in this epoch.
         PageRepeated = 5,
-        /// A record does not open, or is not the one expected next. The session is over.
+        /// A group or a piece of it does not open, or is not the one expected next. The session is over.
         Unsealed = 6,
         /// Totals or digests of a token differ from what was seen. The session is over.
         Incomplete = 7,
@@ -92,6 +93,8 @@ numbered! {
         Exhausted = 10,
         /// The guest's policy forbids it.
         PolicyForbids = 11,
+        /// The processor gives no random numbers, or none that look like any. Nothing was sealed.
+        NoEntropy = 12,
     }
 }
 
@@ -110,6 +113,8 @@ pub struct Begin {
     /// Source: keeps a digest of every page that it exports, where there is room for them, so that
     /// [`Op::Scan`] is legal.
     pub digests: bool,
+    /// By what everything is sealed.
+    pub suite: Suite,
     /// Streams, 1 to the number of workers. Stream `i` is worker `i`'s.
     pub streams: u16,
     /// The migration's id.
@@ -129,15 +134,16 @@ impl Begin {
             | u8::from(self.elide_zero) << 1
             | u8::from(self.fresh) << 2
             | u8::from(self.digests) << 3;
+        b[3] = self.suite as u8;
         b[8..24].copy_from_slice(&self.session);
         b[24..56].copy_from_slice(&self.peer_nonce);
         b[56..88].copy_from_slice(&self.transcript);
         b
     }
 
-    /// Reads parameters; `None` for another length, unknown role or set reserved bytes.
+    /// Reads parameters; `None` for another length, unknown role or suite, or set reserved bytes.
     pub fn decode(b: &[u8]) -> Option<Self> {
-        if b.len() != BEGIN_BYTES || b[2] > 15 || b[3] != 0 || u32_at(b, 4) != 0 {
+        if b.len() != BEGIN_BYTES || b[2] > 15 || u32_at(b, 4) != 0 {
             return None;
         }
         let mut begin = Self {
@@ -145,6 +151,7 @@ impl Begin {
             elide_zero: b[2] & 2 != 0,
             fresh: b[2] & 4 != 0,
             digests: b[2] & 8 != 0,
+            suite: Suite::from_u8(b[3])?,
             streams: u16_at(b, 0),
             session: [0; 16],
             peer_nonce: [0; 32],

@@ -27,12 +27,52 @@ proptest! {
     }
 
     #[test]
-    fn a_flipped_bit_of_a_record_header_is_seen(bit in 0usize..256, page: u64, sequence: u64, epoch: u32) {
-        let h = record::Header { kind: record::Kind::Page, stream: 3, epoch, sequence, page, len: 4096 };
+    fn a_flipped_bit_of_a_record_header_is_seen(
+        bit in 0..record::HEADER_BYTES * 8, random: [u8; 24], sequence: u64, epoch: u32, count in 1u16..=512,
+    ) {
+        let (kind, suite) = (record::Kind::Pages, record::Suite::Aes256Gcm);
+        let h = record::Header { kind, suite, stream: 3, count, epoch, sequence, random };
         let good = h.encode();
+        prop_assert_eq!(record::Header::decode(&good), Some(h));
         let mut bad = good;
         bad[bit / 8] ^= 1 << (bit % 8);
         prop_assert_ne!(record::Header::decode(&bad), Some(h));
+    }
+
+    #[test]
+    fn words_of_a_list(bytes: [u8; record::LISTED_BYTES]) {
+        if let Some(listed) = record::Listed::decode(bytes) {
+            prop_assert_eq!(listed.encode(), bytes);
+        }
+    }
+
+    #[test]
+    fn fronts_of_groups(bytes in prop::collection::vec(any::<u8>(), 0..6000), count: u16, good: bool) {
+        let mut bytes = bytes;
+        if good && bytes.len() >= record::HEADER_BYTES {
+            let header = record::Header {
+                kind: record::Kind::Pages,
+                suite: record::Suite::Aes256GcmSiv,
+                stream: 0,
+                count,
+                epoch: 1,
+                sequence: 0,
+                random: [1; 24],
+            };
+            bytes[..record::HEADER_BYTES].copy_from_slice(&header.encode());
+            let list = &mut bytes[record::HEADER_BYTES..];
+            list.chunks_mut(8).for_each(|word| word[word.len() - 1] &= 0x80);
+        }
+        let whole = (1..=512).contains(&count) && bytes.len() >= record::front_bytes(count.into());
+        let front = record::Front::read(&bytes);
+        if good && bytes.len() >= record::HEADER_BYTES {
+            prop_assert_eq!(front.is_some(), whole);
+        }
+        if let Some(front) = front {
+            let zero = front.pages().filter(|p| p.zero).count();
+            let all = front.pages().len();
+            prop_assert_eq!(front.group_bytes() + zero * 4096, record::group_bytes(all));
+        }
     }
 
     #[test]

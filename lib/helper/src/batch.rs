@@ -4,17 +4,17 @@ use mirrorvm_abi::{
     PAGE_BYTES,
     mailbox::{PAYLOAD_AT, Submission, slot_at},
     op::Status,
-    record::{HEADER_BYTES, Header, Kind, TAG_BYTES},
+    record::{Front, HEADER_BYTES, Kind, LISTED_BYTES, Listed, TAG_BYTES, front_bytes},
 };
 
 use crate::op_state::{DestinationEvent, DestinationOp};
 use crate::shared::{OpenStream, Role};
-use crate::worker::Outcome;
+use crate::worker::{Outcome, Scratch};
 use crate::{Env, Region, Worker};
 
 impl<E: Env> Worker<'_, E> {
-    /// Seals the pages whose numbers are in the slot. All or nothing as far as refusals go: the list is
-    /// checked and claimed before the first page is read.
+    /// Seals the pages whose numbers are in the slot: one group. All or nothing as far as refusals go: random
+    /// bytes are drawn, the list is checked and claimed before the first page is read.
     pub(crate) fn export(&mut self, request: &Submission) -> Outcome {
         let count = request.count as usize;
         if count == 0 {
@@ -33,11 +33,18 @@ impl<E: Env> Worker<'_, E> {
         let Some(stream) = stream.open.as_mut() else {
             return Outcome::refused(Status::WrongState);
         };
+        let random = match self.random() {
+            Ok(random) => random,
+            Err(status) => return Outcome::refused(status),
+        };
         if let Err(refusal) = self.claim_listed(request.slot, count) {
             return refusal;
         }
+        let Ok(group) = stream.sealer.next(Kind::Pages, request.epoch, request.count as u16, random) else {
+            return Outcome::refused(Status::Exhausted);
+        };
         let start = slot_at(request.slot) + PAYLOAD_AT;
-        let mut at = start;
+        let mut at = start + front_bytes(count);
         let (mut new_pages, mut zero) = (0, 0);
         for i in 0..count {
             let page = self.scratch.pages[i];
@@ -49,28 +56,22 @@ impl<E: Env> Worker<'_, E> {
             if let Some(digester) = &stream.digester {
                 self.digests.put(page, digester.digest(body));
             }
-            let kind = if elide_zero && is_zero(body) { Kind::ZeroPage } else { Kind::Page };
-            let len = kind.body_bytes();
-            let header = Header {
-                kind,
-                stream: self.index as u16,
-                epoch: request.epoch,
-                sequence: 0,
-                page,
-                len: len as u32,
-            };
-            let Ok((header, tag)) = stream.sealer.seal(header, &mut body[..len]) else {
+            let listed = Listed { page, zero: elide_zero && is_zero(body) };
+            let (word, len) = (listed.encode(), listed.body_bytes());
+            let Ok(tag) = group.seal(i, word, &mut body[..len]) else {
                 return Outcome::refused(Status::Exhausted);
             };
-            self.env.write_mailbox(Region(at), &header);
-            self.env.write_mailbox(Region(at + HEADER_BYTES), &body[..len]);
-            self.env.write_mailbox(Region(at + HEADER_BYTES + len), &tag);
-            at += HEADER_BYTES + len + TAG_BYTES;
-            zero += u32::from(kind == Kind::ZeroPage);
+            self.scratch.front[front_bytes(i)..][..LISTED_BYTES].copy_from_slice(&word);
+            self.env.write_mailbox(Region(at), &body[..len]);
+            self.env.write_mailbox(Region(at + len), &tag);
+            at += len + TAG_BYTES;
+            zero += u32::from(listed.zero);
             stream.tags.update(&tag);
             stream.records += 1;
             new_pages += u64::from(self.maps.see(page));
         }
+        self.scratch.front[..HEADER_BYTES].copy_from_slice(group.header());
+        self.env.write_mailbox(Region(start), &self.scratch.front[..front_bytes(count)]);
         shared.session.lock().pages += new_pages;
         Outcome { zero, ..Outcome::ok(request.count, (at - start) as u32) }
     }
@@ -96,8 +97,8 @@ impl<E: Env> Worker<'_, E> {
         Ok(())
     }
 
-    /// Opens the records in the slot into RAM, one after the other. Anything that is not the next genuine
-    /// record of this stream and epoch ends the session: the destination can then only mint ABORT.
+    /// Opens the group in the slot into RAM, piece by piece. Anything that is not the next genuine group of
+    /// this stream and epoch ends the session: the destination can then only mint ABORT.
     pub(crate) fn import(&mut self, request: &Submission) -> Outcome {
         let shared = self.shared;
         let mut stream = shared.streams[self.index as usize].lock();
@@ -111,67 +112,74 @@ impl<E: Env> Worker<'_, E> {
         let Some(stream) = stream.open.as_mut() else {
             return Outcome::refused(Status::WrongState);
         };
-        let mut cursor = Cursor { at: slot_at(request.slot) + PAYLOAD_AT, left: request.len as usize };
-        let (mut new_pages, mut zero) = (0, 0);
-        for i in 0..request.count as usize {
-            match self.import_one(stream, &mut cursor, epoch, request.epoch, fresh) {
-                Ok((new, is_zero)) => {
-                    new_pages += u64::from(new);
-                    zero += u32::from(is_zero);
-                }
-                Err(status) => return self.fail_import(status, i),
+        match self.import_group(stream, request, epoch, fresh) {
+            Ok((new_pages, zero)) => {
+                shared.session.lock().pages += new_pages;
+                Outcome { zero, ..Outcome::ok(request.count, 0) }
             }
+            Err((status, index)) => self.fail_import(status, index),
         }
-        if cursor.left != 0 {
-            return self.fail_import(Status::Unsealed, request.count as usize);
-        }
-        shared.session.lock().pages += new_pages;
-        Outcome { zero, ..Outcome::ok(request.count, 0) }
     }
 
-    /// One record; tells whether its page is new in the session and whether it is a zero page.
-    fn import_one(
+    /// A group; tells how many of its pages are new in the session and how many are zero pages, or what was
+    /// wrong with which piece. Header, list and length are looked at before the first piece is.
+    fn import_group(
         &mut self,
         stream: &mut OpenStream,
-        cursor: &mut Cursor,
+        request: &Submission,
         epoch: u32,
-        claimed: u32,
         fresh: bool,
-    ) -> Result<(bool, bool), Status> {
-        let mut raw = [0; HEADER_BYTES];
-        self.env.read_mailbox(cursor.take(HEADER_BYTES)?, &mut raw);
-        let header = Header::decode(&raw)
-            .filter(|h| matches!(h.kind, Kind::Page | Kind::ZeroPage))
-            .filter(|h| h.stream == self.index as u16 && h.epoch == epoch && claimed == epoch)
-            .filter(|h| stream.sealer.expects(h))
-            .ok_or(Status::Unsealed)?;
-        let len = header.kind.body_bytes();
-        let sealed = &mut self.scratch.page[..len + TAG_BYTES];
-        self.env.read_mailbox(cursor.take(len + TAG_BYTES)?, sealed);
-        let mut tag = [0; TAG_BYTES];
-        tag.copy_from_slice(&sealed[len..]);
-        if !stream.sealer.open(&header, sealed) {
-            return Err(Status::Unsealed);
+    ) -> Result<(u64, u32), (Status, usize)> {
+        let Self { env, scratch, maps, .. } = self;
+        let Scratch { front, page, .. } = &mut **scratch;
+        let no_group = (Status::Unsealed, 0);
+        let start = slot_at(request.slot) + PAYLOAD_AT;
+        let front = &mut front[..front_bytes(request.count as usize)];
+        if (request.len as usize) < front.len() {
+            return Err(no_group);
         }
-        // After the tag: a page number that was tampered with fails like any other bit of the record.
-        if !self.maps.allows(header.page) {
-            return Err(Status::PageRefused);
+        env.read_mailbox(Region(start), front);
+        let front = Front::read(front)
+            .filter(|f| u32::from(f.header.count) == request.count)
+            .filter(|f| f.group_bytes() == request.len as usize)
+            .filter(|f| f.header.epoch == epoch && request.epoch == epoch)
+            .filter(|f| stream.sealer.expects(&f.header))
+            .ok_or(no_group)?;
+        let group = stream.sealer.group(&front.header).ok_or(no_group)?;
+        let mut at = start + front.bytes();
+        let (mut new_pages, mut zero) = (0, 0);
+        for (i, listed) in front.pages().enumerate() {
+            let len = listed.body_bytes();
+            let sealed = &mut page[..len + TAG_BYTES];
+            env.read_mailbox(Region(at), sealed);
+            at += sealed.len();
+            let mut tag = [0; TAG_BYTES];
+            tag.copy_from_slice(&sealed[len..]);
+            if !group.open(i, listed.encode(), sealed) {
+                return Err((Status::Unsealed, i));
+            }
+            // After the tag: a page number that was tampered with fails like any other bit of the group.
+            if !maps.allows(listed.page) {
+                return Err((Status::PageRefused, i));
+            }
+            // Only a genuine piece may claim its page, and only once in an epoch.
+            if !maps.claim(listed.page) {
+                return Err((Status::PageRepeated, i));
+            }
+            let new = maps.see(listed.page);
+            if !listed.zero {
+                let body = page.first_chunk().expect("scratch holds a page and a tag");
+                env.write_page(listed.page, body);
+            } else if !(fresh && new) {
+                env.write_page(listed.page, &[0; PAGE_BYTES]);
+            }
+            stream.tags.update(&tag);
+            stream.records += 1;
+            new_pages += u64::from(new);
+            zero += u32::from(listed.zero);
         }
-        // Only a genuine record may claim its page, and only once in an epoch.
-        if !self.maps.claim(header.page) {
-            return Err(Status::PageRepeated);
-        }
-        let new = self.maps.see(header.page);
-        let zero = header.kind == Kind::ZeroPage;
-        if !zero {
-            let body = self.scratch.page.first_chunk().expect("scratch holds a page and a tag");
-            self.env.write_page(header.page, body);
-        } else if !(fresh && new) {
-            self.env.write_page(header.page, &[0; PAGE_BYTES]);
-        }
-        stream.tags.update(&tag);
-        stream.records += 1;
-        Ok((new, zero))
+        stream.sealer.opened();
+        Ok((new_pages, zero))
     }
 
     fn fail_import(&self, status: Status, index: usize) -> Outcome {
@@ -182,21 +190,6 @@ impl<E: Env> Worker<'_, E> {
             session.role = Role::Destination(next);
         }
         Outcome::refused_at(status, index)
-    }
-}
-
-/// Where the next bytes of a payload are; never past what the request declared.
-struct Cursor {
-    at: usize,
-    left: usize,
-}
-
-impl Cursor {
-    fn take(&mut self, len: usize) -> Result<Region, Status> {
-        self.left = self.left.checked_sub(len).ok_or(Status::Unsealed)?;
-        let region = Region(self.at);
-        self.at += len;
-        Ok(region)
     }
 }
 

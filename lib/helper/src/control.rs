@@ -6,16 +6,17 @@ use mirrorvm_abi::{
     mailbox::{PAYLOAD_AT, Submission, slot_at},
     op::{BEGIN_BYTES, Begin, Op, START_BYTES, Start, Status},
     record::{
-        CONTROL_STREAM, Direction, HEADER_BYTES, Header, Kind, TAG_BYTES, TOKEN_BODY_BYTES, TOKEN_BYTES,
-        Token,
+        CONTROL_STREAM, Direction, HEADER_BYTES, Header, Kind, LISTED_BYTES, RANDOM_BYTES, TAG_BYTES,
+        TOKEN_BODY_BYTES, TOKEN_BYTES, Token,
     },
 };
 use ring::digest;
 use spin::MutexGuard;
 
 use crate::digest::PageDigester;
-use crate::keys::{KeySchedule, Sealer};
+use crate::keys::KeySchedule;
 use crate::op_state::{DestinationEvent, DestinationOp, SourceEvent, SourceOp};
+use crate::seal::Sealer;
 use crate::shared::{Control, OpenStream, PAGES, Role, Session, Stream, exported_digest};
 use crate::worker::Outcome;
 use crate::{Env, PageMaps, Region, Worker};
@@ -67,10 +68,7 @@ impl<E: Env> Worker<'_, E> {
         if !(idle && session.control.is_none() || session.role == COMMITTED) {
             return Err(Status::WrongState);
         }
-        let mut nonce = [0; 32];
-        if !self.env.random(&mut nonce) {
-            return Err(Status::WrongState);
-        }
+        let nonce: [u8; 32] = self.scratch.drawn.draw(&mut self.env)?;
         session.nonce = Some(nonce);
         self.env.write_mailbox(Region(at), &nonce);
         Ok(32)
@@ -108,7 +106,8 @@ impl<E: Env> Worker<'_, E> {
         let own = session.nonce.take().ok_or(Status::WrongState)?;
         let (source, destination) =
             if begin.source { (own, begin.peer_nonce) } else { (begin.peer_nonce, own) };
-        let schedule = KeySchedule::new(&secret, &source, &destination, begin.session, begin.transcript);
+        let schedule =
+            KeySchedule::new(&secret, &source, &destination, begin.session, begin.transcript, begin.suite);
         let sealer = |d, s| schedule.sealer(d, s).ok_or(Status::Exhausted);
         let control = Control {
             forward: sealer(Direction::Forward, CONTROL_STREAM)?,
@@ -142,11 +141,7 @@ impl<E: Env> Worker<'_, E> {
         if !wanted || self.digests.is_empty() {
             return Ok(None);
         }
-        let mut key = [0; 32];
-        if !self.env.random(&mut key) {
-            return Err(Status::WrongState);
-        }
-        Ok(Some(key))
+        self.scratch.drawn.draw(&mut self.env).map(Some)
     }
 
     fn begin_parameters(&mut self, request: &Submission, at: usize) -> Result<Begin, Status> {
@@ -167,7 +162,8 @@ impl<E: Env> Worker<'_, E> {
         }
         let next = session.epoch.checked_add(1).ok_or(Status::Exhausted)?;
         let token = totals(session, guards);
-        let len = self.seal_token(session, Kind::Epoch, &token, at)?;
+        let random = self.random()?;
+        let len = self.seal_token(session, Kind::Epoch, &token, at, random)?;
         session.epoch = next;
         self.maps.clear_epoch();
         Ok(len)
@@ -194,9 +190,11 @@ impl<E: Env> Worker<'_, E> {
         if token.pages.checked_add(start.shared_pages) != Some(self.maps.allowed_pages()) {
             return Err(Status::Incomplete);
         }
+        // Nothing that can fail comes behind the step.
+        let random = self.random()?;
         // The state changes first: whatever happens to the token, it is minted at most once.
         session.role = Role::Source(next);
-        self.seal_token(session, Kind::Start, &token, at)
+        self.seal_token(session, Kind::Start, &token, at, random)
     }
 
     fn state(&mut self, session: &mut Session, request: &Submission, at: usize) -> Result<u32, Status> {
@@ -207,14 +205,16 @@ impl<E: Env> Worker<'_, E> {
     }
 
     fn commit(&mut self, session: &mut Session, at: usize) -> Result<u32, Status> {
+        let random = self.random()?;
         destination_step(session, DestinationEvent::Commit)?;
         let token = Token { state: session.state_digest, ..Token::default() };
-        self.seal_token(session, Kind::Commit, &token, at)
+        self.seal_token(session, Kind::Commit, &token, at, random)
     }
 
     fn abort(&mut self, session: &mut Session, at: usize) -> Result<u32, Status> {
+        let random = self.random()?;
         destination_step(session, DestinationEvent::Fail)?;
-        self.seal_token(session, Kind::Abort, &Token::default(), at)
+        self.seal_token(session, Kind::Abort, &Token::default(), at, random)
     }
 
     fn token(
@@ -228,7 +228,10 @@ impl<E: Env> Worker<'_, E> {
         let legal = match (op, session.role) {
             (Op::EpochToken, Role::Destination(d)) => d == DestinationOp::MemoryImport,
             (Op::StartToken, Role::Destination(d)) => d == DestinationOp::StateImport,
-            (Op::AbortToken | Op::CommitToken, Role::Source(s)) => s == SourceOp::PostExport,
+            // Before START only where memory was put back: then, too, the token decides.
+            (Op::AbortToken | Op::CommitToken, Role::Source(s)) => {
+                s.may_export() || s == SourceOp::PostExport
+            }
             _ => false,
         };
         if !legal {
@@ -271,18 +274,14 @@ impl<E: Env> Worker<'_, E> {
         kind: Kind,
         token: &Token,
         at: usize,
+        random: [u8; RANDOM_BYTES],
     ) -> Result<u32, Status> {
         let epoch = session.epoch;
         let control = session.control.as_mut().ok_or(Status::WrongState)?;
-        let sealer = match kind {
-            Kind::Commit | Kind::Abort => &mut control.backward,
-            Kind::Epoch | Kind::Start | Kind::Page | Kind::ZeroPage => &mut control.forward,
-        };
+        let group = sealer_of(control, kind).next(kind, epoch, 1, random).map_err(|_| Status::Exhausted)?;
         let mut body = token.encode();
-        let len = TOKEN_BODY_BYTES as u32;
-        let header = Header { kind, stream: CONTROL_STREAM, epoch, sequence: 0, page: 0, len };
-        let (header, tag) = sealer.seal(header, &mut body).map_err(|_| Status::Exhausted)?;
-        self.env.write_mailbox(Region(at), &header);
+        let tag = group.seal(0, NOT_LISTED, &mut body).map_err(|_| Status::Exhausted)?;
+        self.env.write_mailbox(Region(at), group.header());
         self.env.write_mailbox(Region(at + HEADER_BYTES), &body);
         self.env.write_mailbox(Region(at + HEADER_BYTES + TOKEN_BODY_BYTES), &tag);
         Ok(TOKEN_BYTES as u32)
@@ -300,27 +299,35 @@ impl<E: Env> Worker<'_, E> {
         }
         let epoch = session.epoch;
         let control = session.control.as_mut()?;
-        let sealer: &mut Sealer = match kind {
-            Kind::Commit | Kind::Abort => &mut control.backward,
-            Kind::Epoch | Kind::Start | Kind::Page | Kind::ZeroPage => &mut control.forward,
-        };
+        let sealer = sealer_of(control, kind);
         let mut raw = [0; HEADER_BYTES];
         let mut sealed = [0; TOKEN_BODY_BYTES + TAG_BYTES];
         self.env.read_mailbox(Region(at), &mut raw);
         self.env.read_mailbox(Region(at + HEADER_BYTES), &mut sealed);
         let right_epoch = |h: &Header| h.epoch == epoch || matches!(kind, Kind::Commit | Kind::Abort);
-        let header = Header::decode(&raw)
-            .filter(|h| h.kind == kind && h.stream == CONTROL_STREAM && h.page == 0 && right_epoch(h))?;
+        let header = Header::decode(&raw).filter(|h| h.kind == kind && right_epoch(h))?;
         // Of answers there is at most one kind in a session, and a host may have asked for it twice: any
         // sequence will do.
-        let genuine = match kind {
-            Kind::Commit | Kind::Abort => sealer.open_any(&header, &mut sealed),
-            Kind::Epoch | Kind::Start | Kind::Page | Kind::ZeroPage => sealer.open(&header, &mut sealed),
-        };
-        if !genuine {
+        let answer = matches!(kind, Kind::Commit | Kind::Abort);
+        let expected = if answer { sealer.is_of(&header) } else { sealer.expects(&header) };
+        if !expected || !sealer.group(&header)?.open(0, NOT_LISTED, &mut sealed) {
             return None;
         }
+        if !answer {
+            sealer.opened();
+        }
         sealed.first_chunk().map(Token::decode)
+    }
+}
+
+/// The word of the list that a token does not have.
+const NOT_LISTED: [u8; LISTED_BYTES] = [0; LISTED_BYTES];
+
+/// By what tokens of this kind are sealed and opened.
+const fn sealer_of(control: &mut Control, kind: Kind) -> &mut Sealer {
+    match kind {
+        Kind::Commit | Kind::Abort => &mut control.backward,
+        Kind::Epoch | Kind::Start | Kind::Pages => &mut control.forward,
     }
 }
 

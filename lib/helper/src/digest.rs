@@ -38,6 +38,7 @@ const AT_ONCE: usize = 64;
 type Block = aes::Block;
 
 /// A key's digests of pages.
+#[derive(Clone)]
 pub struct PageDigester {
     cipher: Aes128,
     masks: [Block; BLOCKS],

@@ -21,8 +21,10 @@ pub trait Env {
     fn read_page(&mut self, page: u64, to: &mut [u8; PAGE_BYTES]);
     /// Overwrites a page of RAM.
     fn write_page(&mut self, page: u64, from: &[u8; PAGE_BYTES]);
-    /// Fills `to` with random bytes that the host does not know; false when there is no source of them.
-    fn random(&mut self, to: &mut [u8; 32]) -> bool;
+    /// Fills `words` with random ones that the host does not know and that no memory held before, straight
+    /// from the processor; false when it gives none within the tries that its maker asks for. Whether they
+    /// look like random ones is looked at by the caller.
+    fn random(&mut self, words: &mut [u64]) -> bool;
     /// The guest's migration secret, if it has been delivered.
     fn secret(&self) -> Option<[u8; 32]>;
     /// Leaves to the host with a reason; returns when the host lets the helper go on.

@@ -16,7 +16,9 @@ mod env;
 mod keys;
 mod maps;
 pub mod op_state;
+mod random;
 mod scan;
+mod seal;
 mod shared;
 mod worker;
 
@@ -24,5 +26,5 @@ pub use digest::PageDigester;
 pub use env::{Env, Region};
 pub use maps::PageMaps;
 pub use scan::Digests;
-pub use shared::Shared;
+pub use shared::{MemoryCopy, Shared};
 pub use worker::{Cursors, Scratch, Step, Worker};

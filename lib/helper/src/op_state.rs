@@ -13,6 +13,10 @@
 //!                            '---------------'-------------'-> FailedImport (mints ABORT)
 //! ```
 //!
+//! The destination's tokens are good from `LiveExport` on. In a helper whose memory only ever went forward
+//! COMMIT comes in `PostExport` alone; in one that was put back to before START it is what leads it forward
+//! again. That such a helper takes `Cancel` is why its host must not ask for it once it has noted START.
+//!
 //! A helper in `LiveImport` holds a guest that runs: for a next session it is a source in `Running`, and
 //! never a destination again.
 
@@ -62,11 +66,12 @@ impl SourceOp {
         Ok(match (self, event) {
             (Self::Running, E::Begin) => Self::LiveExport,
             (Self::LiveExport, E::Pause) => Self::PausedExport,
-            (Self::LiveExport | Self::PausedExport, E::Cancel) | (Self::PostExport, E::AbortToken) => {
-                Self::Running
-            }
+            (Self::LiveExport | Self::PausedExport, E::Cancel)
+            | (Self::LiveExport | Self::PausedExport | Self::PostExport, E::AbortToken) => Self::Running,
             (Self::PausedExport, E::Start) => Self::PostExport,
-            (Self::PostExport, E::CommitToken) => Self::Done,
+            // A genuine COMMIT says that START was minted, whatever this memory says: somebody has put it
+            // back to what it was before.
+            (Self::LiveExport | Self::PausedExport | Self::PostExport, E::CommitToken) => Self::Done,
             (
                 Self::Running | Self::LiveExport | Self::PausedExport | Self::PostExport | Self::Done,
                 E::Begin | E::Pause | E::Start | E::AbortToken | E::CommitToken | E::Cancel,

@@ -8,8 +8,8 @@ use ring::digest;
 use spin::Mutex;
 
 use crate::digest::PageDigester;
-use crate::keys::Sealer;
 use crate::op_state::{DestinationOp, SourceOp};
+use crate::seal::Sealer;
 
 /// State that outlives a request. One per mirror; zeroed memory until [`Shared::new`] is in place.
 pub struct Shared {
@@ -27,6 +27,29 @@ impl Shared {
     }
 }
 
+/// What somebody has who copied the memory of a helper between two requests. A host can do that and put it
+/// back, whatever the protection; this is how a machine or a test plays such a host. No helper uses it.
+pub struct MemoryCopy {
+    session: Session,
+    streams: [Stream; WORKERS_MAX as usize],
+}
+
+impl Shared {
+    /// Copies it. Waits for requests that are under way.
+    pub fn copy(&self) -> MemoryCopy {
+        let streams = self.streams.each_ref().map(|stream| stream.lock().clone());
+        MemoryCopy { session: self.session.lock().clone(), streams }
+    }
+
+    /// Puts what was copied into its place, as if nothing had happened since.
+    pub fn put_back(&self, copy: &MemoryCopy) {
+        for (stream, then) in self.streams.iter().zip(&copy.streams) {
+            *stream.lock() = then.clone();
+        }
+        *self.session.lock() = copy.session.clone();
+    }
+}
+
 impl Default for Shared {
     fn default() -> Self {
         Self::new()
@@ -40,6 +63,7 @@ pub(crate) enum Role {
     Destination(DestinationOp),
 }
 
+#[derive(Clone)]
 pub(crate) struct Session {
     pub role: Role,
     /// Drawn by `Hello`, spent by `Begin`.
@@ -53,6 +77,7 @@ pub(crate) struct Session {
     pub state_digest: [u8; 32],
 }
 
+#[derive(Clone)]
 pub(crate) struct Control {
     pub forward: Sealer,
     pub backward: Sealer,
@@ -76,21 +101,24 @@ impl Session {
     }
 }
 
+#[derive(Clone)]
 pub(crate) struct Stream {
     pub open: Option<OpenStream>,
 }
 
 /// A stream of an open session.
+#[derive(Clone)]
 pub(crate) struct OpenStream {
     pub sealer: Sealer,
+    /// Pages sealed or opened.
     pub records: u64,
-    /// Over the tags of the stream's page records, in order.
+    /// Over the tags of the stream's pages, in order.
     pub tags: digest::Context,
     /// Digests pages as they are sealed, when there is room to keep that.
     pub digester: Option<PageDigester>,
 }
 
-/// Both ends compute this over all streams: records and the digests of their tags.
+/// Both ends compute this over all streams: pages and the digests of their tags.
 pub(crate) fn exported_digest<'a>(streams: impl Iterator<Item = &'a OpenStream>) -> (u64, [u8; 32]) {
     let mut all = digest::Context::new(&digest::SHA256);
     let mut records = 0u64;

@@ -8,21 +8,31 @@ use mirrorvm_abi::{
         SQ_HEAD, SQ_TAIL, Submission, WANT_AT, WANT_COMPLETION, entry_at,
     },
     op::{Op, Status},
-    record::TAG_BYTES,
+    record::{RANDOM_BYTES, TAG_BYTES, front_bytes},
 };
 
+use crate::random::Drawn;
 use crate::{Digests, Env, PageMaps, Region, Shared};
 
 /// A worker's private memory for one batch.
+#[derive(Clone)]
 pub struct Scratch {
     pub(crate) pages: [u64; BATCH_MAX],
     pub(crate) page: [u8; PAGE_BYTES + TAG_BYTES],
+    /// Header and list of a group.
+    pub(crate) front: [u8; front_bytes(BATCH_MAX)],
+    pub(crate) drawn: Drawn,
 }
 
 impl Scratch {
     /// Zeroed.
     pub const fn new() -> Self {
-        Self { pages: [0; BATCH_MAX], page: [0; PAGE_BYTES + TAG_BYTES] }
+        Self {
+            pages: [0; BATCH_MAX],
+            page: [0; PAGE_BYTES + TAG_BYTES],
+            front: [0; front_bytes(BATCH_MAX)],
+            drawn: Drawn::nothing(),
+        }
     }
 }
 
@@ -118,6 +128,11 @@ impl<'a, E: Env> Worker<'a, E> {
         self.cursors
     }
 
+    /// Its private memory.
+    pub const fn scratch(&mut self) -> &mut Scratch {
+        self.scratch
+    }
+
     /// The machine under it.
     pub const fn env(&mut self) -> &mut E {
         &mut self.env
@@ -175,6 +190,11 @@ impl<'a, E: Env> Worker<'a, E> {
             self.env.doorbell(Doorbell::Completion);
         }
         Step::Worked
+    }
+
+    /// What makes a group's key one that never was: fresh for each request.
+    pub(crate) fn random(&mut self) -> Result<[u8; RANDOM_BYTES], Status> {
+        self.scratch.drawn.draw(&mut self.env)
     }
 
     fn perform(&mut self, request: &Submission) -> Outcome {

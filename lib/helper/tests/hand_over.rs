@@ -382,6 +382,7 @@ impl Real {
                     elide_zero: false,
                     fresh: false,
                     digests: false,
+                    suite: mirrorvm_abi::record::Suite::Aes256Gcm,
                     streams: 1,
                     session: [7; 16],
                     peer_nonce: self.nonces[session],

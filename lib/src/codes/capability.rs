@@ -65,6 +65,8 @@ capabilities! {
     AddingRamBlocks = "adding_RAM_blocks", "adding RAM blocks";
     /// The strategy `psp-copied` by send-receive.
     PspCopiedBySendReceive = "psp-copied_by_send-receive", "psp-copied by send-receive";
+    /// A suite that the helper seals by.
+    Suite = "suite", "the suite";
     /// The threads' placement and priority.
     Scheduling = "scheduling_of_threads", "scheduling of threads";
 }

@@ -191,6 +191,9 @@ codes! {
     /// The definition comes to another layout there.
     LayoutMismatch = "layout_mismatch",
         refuses "run the same build on both hosts, or upload the helper image there, too";
+    /// The other host's helper does not seal by the suite that was asked for.
+    SuiteMissing = "suite_missing",
+        refuses "ask for a suite that both hosts' capabilities name";
     /// COMMIT is being stored; it is too late to call off.
     Committing = "committing", refuses THEIR_LOG;
     /// The destination failed.

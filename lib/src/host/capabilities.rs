@@ -9,6 +9,7 @@ use super::inner::Inner;
 use crate::address_space::{HostLimits, StrategyKind};
 use crate::guest::{Driver, MissingCapability};
 use crate::hypervisor::kvm::KvmHost;
+use crate::migration::Suite;
 use crate::migration::wire::{Abilities, PROTOCOL_VERSIONS};
 use crate::qemu::QemuUsers;
 use crate::sev::kernel::probe;
@@ -37,6 +38,8 @@ pub struct Capabilities {
     pub helper_abi: (u32, u32),
     /// SHA-256 of the built-in helper image.
     pub helper_measurement: [u8; 32],
+    /// Suites that this image seals by.
+    pub suites: Vec<&'static str>,
     /// Versions of the peer protocol.
     pub protocol_versions: Vec<u32>,
     /// Which accelerator a guest gets that asks for none, and why; `None` where no driver has a choice.
@@ -189,6 +192,7 @@ impl Capabilities {
             strategies: names(&self.strategies),
             helper_abi: self.helper_abi,
             helper_measurement: self.helper_measurement,
+            suites: names(&self.suites),
             protocol_versions: self.protocol_versions.clone(),
             max_phys_bits: self.limits.max_phys_bits,
             c_bit: self.limits.c_bit,
@@ -212,6 +216,7 @@ impl Inner {
             strategies: StrategyKind::NAMES.to_vec(),
             helper_abi: (inner.image.header().abi_min, inner.image.header().abi_max),
             helper_measurement: inner.image.measurement(),
+            suites: Suite::of_helper(inner.image.header()).into_iter().map(Suite::name).collect(),
             protocol_versions: PROTOCOL_VERSIONS.to_vec(),
             accelerator: inner.drivers.iter().find_map(Driver::accelerator),
             process_users: inner.drivers.iter().find_map(Driver::process_users),

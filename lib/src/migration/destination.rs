@@ -13,6 +13,7 @@ use super::landing::Ground;
 use super::peer::Spoken;
 use super::records::Mask;
 use super::sink::{Received, Sink, receive_shared};
+use super::terms::{Suite, suite_names};
 use super::threads::{all, side_by_side};
 use super::transcript::{sha256, transcript};
 use super::wire::{self, Prepare, Prepared, Refused, STATE_MAX, Settled, StateHead, kind};
@@ -110,8 +111,6 @@ pub fn serve_import(spoken: Spoken, peer: &str, host: &dyn Receiver) {
             return;
         }
     };
-    let transcript = transcript(protocol, &message);
-    drop(message);
     let arrival = match host.admit(&prepare, peer) {
         Ok(a) => a,
         Err(refused) => {
@@ -138,7 +137,8 @@ pub fn serve_import(spoken: Spoken, peer: &str, host: &dyn Receiver) {
     let mut import = Import {
         link,
         prepare,
-        transcript,
+        protocol,
+        message,
         fresh,
         host,
         machine,
@@ -194,7 +194,9 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_s
 struct Import<'a> {
     link: Link,
     prepare: Prepare,
-    transcript: [u8; 32],
+    protocol: u32,
+    /// PREPARE as it came; empty once keys were derived.
+    message: Zeroizing<Vec<u8>>,
     fresh: bool,
     host: &'a dyn Receiver,
     machine: Box<dyn Machine>,
@@ -209,18 +211,28 @@ struct Import<'a> {
 impl Import<'_> {
     /// Until START has been checked; then the guest is complete here and not committed.
     fn up_to_start(&mut self) -> Result<(), MigrationFault> {
+        let suite = Suite::named(&self.prepare.suite);
+        let suite = suite.filter(|suite| self.mirror.helper_header().has(suite.of_records()));
+        let suite = suite.ok_or(MigrationFault::Protocol("a suite that was not admitted"))?;
         let nonce = self.mirror.hello()?;
-        wire::send(&mut self.link, kind::PREPARED, &Prepared { nonce })?;
+        let prepared = wire::written(&Prepared {
+            nonce,
+            suites: suite_names(&Suite::of_helper(self.mirror.helper_header())),
+        })?;
+        self.link.send(kind::PREPARED, &prepared)?;
+        let transcript = transcript(self.protocol, &self.message, &prepared);
+        self.message = Zeroizing::default();
         self.mirror.begin(&Begin {
             source: false,
             elide_zero: false,
             // What a driver brought may be anything.
             fresh: self.fresh && self.machine.ram().was_zero(),
             digests: false,
+            suite: suite.of_records(),
             streams: self.prepare.streams,
             session: *self.prepare.session.as_bytes(),
             peer_nonce: self.prepare.nonce,
-            transcript: self.transcript,
+            transcript,
         })?;
         let mut sinks = self.await_streams()?;
         // Streams that come now are nobody's: their links end here.

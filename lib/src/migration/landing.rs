@@ -1,7 +1,7 @@
 //! The destination's RAM, made present ahead of what arrives.
 //!
 //! Owns: which pages are about to be written for the first time, asking the kernel for them in one call. Must
-//! not know: the records' content. What the headers say is a hint here: the helper decides what is written.
+//! not know: the pages' content. What the lists say is a hint here: the helper decides what is written.
 //!
 //! A first touch through a mirror's slot costs an exit to KVM and a fault for every page of the backing;
 //! asked for by range, the kernel hands out the same pages at the speed of clearing them. One thread does
@@ -12,7 +12,7 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Condvar, Mutex, MutexGuard};
 
-use mirrorvm_abi::record::{Header, Kind};
+use mirrorvm_abi::record::Listed;
 
 use crate::addr::{PAGE_SIZE, RamAddr};
 use crate::address_space::MirrorPlan;
@@ -140,19 +140,19 @@ impl<'a> Landing<'a> {
         Self { ground, run: (0, 0), seen: (0, 0) }
     }
 
-    /// Notes a record that is about to be opened.
-    pub fn expect(&mut self, header: &Header) {
-        if header.kind != Kind::Page {
+    /// Notes a page that is about to be opened.
+    pub fn expect(&mut self, listed: Listed) {
+        if listed.zero {
             self.seen.1 += 1;
             return;
         }
         self.seen.0 += 1;
         let (first, pages) = self.run;
-        if first.checked_add(pages) == Some(header.page) && pages > 0 {
+        if first.checked_add(pages) == Some(listed.page) && pages > 0 {
             self.run.1 += 1;
         } else {
             self.prepare_run();
-            self.run = (header.page, 1);
+            self.run = (listed.page, 1);
         }
     }
 

@@ -53,5 +53,6 @@ pub use rounds::{Bound, Convergence, Decision, Fixed, Observation};
 pub(crate) use source::resume_here;
 pub use source::{Departure, Journal, Outgoing, SourceEnd, Terms, run_source};
 pub use terms::{
-    MigrationLimits, MigrationMode, MigrationState, OnTimeout, Progress, Round, StreamTransport,
+    MigrationLimits, MigrationMode, MigrationState, OnTimeout, Progress, Round, StreamTransport, Suite,
+    suite_names,
 };

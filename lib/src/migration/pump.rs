@@ -308,7 +308,7 @@ impl Stream {
         let mut header = data_header(work.load.epoch, done.pages);
         if let Some(mask) = &mut self.mask {
             mask.apply(&mut header);
-            // Our own helper's records; one that writes others gets no further than here.
+            // Our own helper's group; one that writes others gets no further than here.
             pass(&records, done.pages, Pass::Hide(mask), |_| {})
                 .map_err(|_| LaneError::Broken("its records are none"))?;
         }

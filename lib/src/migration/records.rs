@@ -1,101 +1,82 @@
-//! Sealed records on their way between hosts: hiding their headers from the network.
+//! Sealed groups on their way between hosts: hiding their headers and lists from the network.
 //!
-//! Owns: the mask over headers, that a batch is the records that it declares. Must not know: sockets, keys of
-//! the helpers, what is in a page.
+//! Owns: the mask over what a group begins with, that a frame is the group that it declares. Must not know:
+//! sockets, keys of the helpers, what is in a page.
 //!
-//! Records are sealed helper to helper, so that a stream needs no TLS around them: encrypting everything a
-//! second time costs as much as sealing it. What TLS would still have hidden is the headers, that is, which
+//! Groups are sealed helper to helper, so that a stream needs no TLS around them: encrypting everything a
+//! second time costs as much as sealing it. What TLS would still have hidden is the lists, that is, which
 //! page of RAM was written when. They are masked instead: XORed with AES-256-CTR under a key that the control
-//! link carried inside TLS. Integrity is not the mask's business: the helper binds every header to its seal,
-//! so that a changed bit is a record that does not open, with or without a mask.
+//! link carried inside TLS. Integrity is not the mask's business: the helper binds header and list to its
+//! seals, so that a changed bit is a group that does not open, with or without a mask.
 
 use aes::Aes256;
 use ctr::Ctr128BE;
 use ctr::cipher::{KeyIvInit, StreamCipher};
-use mirrorvm_abi::record::{HEADER_BYTES, Header};
+use mirrorvm_abi::mailbox::BATCH_MAX;
+use mirrorvm_abi::record::{Front, Listed, front_bytes};
 
 use super::MigrationFault;
 use crate::memory::Span;
-use crate::mirror::records::Walk;
 
-/// Hides the headers of one stream. Both ends apply it to the same bytes in the same order; a keystream byte
-/// is used once, because a session's key is fresh and a stream has an initial counter block of its own.
+/// Hides what the groups of one stream begin with. Both ends apply it to the same bytes in the same order; a
+/// keystream byte is used once, because a session's key is fresh and a stream has an initial counter block of
+/// its own.
 pub(super) struct Mask {
     cipher: Ctr128BE<Aes256>,
-    /// Keystream for a batch: made at once, because ciphers are fast on many blocks and slow on two.
-    ahead: Vec<u8>,
 }
 
 impl Mask {
     pub fn new(key: &[u8; 32], stream: u16) -> Self {
         let mut block = [0; 16];
         block[..2].copy_from_slice(&stream.to_le_bytes());
-        Self { cipher: Ctr128BE::new(key.into(), &block.into()), ahead: Vec::new() }
+        Self { cipher: Ctr128BE::new(key.into(), &block.into()) }
     }
 
     /// Hides bytes that are seen, or shows bytes that are hidden.
     pub fn apply(&mut self, bytes: &mut [u8]) {
         self.cipher.apply_keystream(bytes);
     }
-
-    /// Makes the keystream for `count` headers.
-    fn prepare(&mut self, count: u32) {
-        self.ahead.clear();
-        self.ahead.resize(count as usize * HEADER_BYTES, 0);
-        self.cipher.apply_keystream(&mut self.ahead);
-    }
-
-    /// Applies the prepared keystream of header `index`.
-    fn apply_at(&self, index: u32, header: &mut [u8; HEADER_BYTES]) {
-        let at = index as usize * HEADER_BYTES;
-        header.iter_mut().zip(&self.ahead[at..at + HEADER_BYTES]).for_each(|(h, k)| *h ^= k);
-    }
 }
 
-/// What is done to the headers of a batch.
+/// What is done to what a group begins with.
 pub(super) enum Pass<'a> {
-    /// They are about to leave.
+    /// It is about to leave.
     Hide(&'a mut Mask),
-    /// They came hidden.
+    /// It came hidden.
     Show(&'a mut Mask),
-    /// They came inside TLS.
+    /// It came inside TLS.
     Look,
 }
 
-/// Goes over the `count` records that fill `span` (the caller has bounded it); `seen` gets each header. The
-/// span is shared with a helper: every header is copied out once, and what was copied is what counts.
+/// Looks at the group of `count` pages (at most [`BATCH_MAX`]) that fills `span`; `seen` gets each of them.
+/// The span is shared with a helper: header and list are copied out once, and what was copied is what counts.
 ///
 /// # Errors
-/// [`MigrationFault::Protocol`] for anything that is not exactly `count` records.
+/// [`MigrationFault::Protocol`] for anything that is not exactly one group of `count` pages.
 pub(super) fn pass(
     span: &dyn Span,
     count: u32,
     mut what: Pass<'_>,
-    mut seen: impl FnMut(&Header),
+    seen: impl FnMut(Listed),
 ) -> Result<(), MigrationFault> {
-    let broken = || MigrationFault::Protocol("a batch that is not the records it declares");
-    if let Pass::Hide(mask) | Pass::Show(mask) = &mut what {
-        mask.prepare(count);
+    const BROKEN: MigrationFault = MigrationFault::Protocol("a frame that is not the group it declares");
+    let mut room = [0; front_bytes(BATCH_MAX)];
+    let bytes = front_bytes(count as usize);
+    let copy = room.get_mut(..bytes).filter(|_| bytes <= span.len()).ok_or(BROKEN)?;
+    span.copy_out(0, copy);
+    if let Pass::Show(mask) = &mut what {
+        mask.apply(copy);
+        span.copy_in(0, copy);
     }
-    let mut walk = Walk::over(span.len());
-    for index in 0..count {
-        let (at, mut raw) = (walk.at(), [0; HEADER_BYTES]);
-        if !walk.has_header() {
-            return Err(broken());
-        }
-        span.copy_out(at, &mut raw);
-        if let Pass::Show(mask) = &what {
-            mask.apply_at(index, &mut raw);
-            span.copy_in(at, &raw);
-        }
-        let header = walk.step(&raw).ok_or_else(broken)?;
-        if let Pass::Hide(mask) = &what {
-            mask.apply_at(index, &mut raw);
-            span.copy_in(at, &raw);
-        }
-        seen(&header);
+    {
+        let front = Front::read(copy).filter(|f| f.bytes() == bytes && f.group_bytes() == span.len());
+        front.ok_or(BROKEN)?.pages().for_each(seen);
     }
-    if walk.is_over() { Ok(()) } else { Err(broken()) }
+    if let Pass::Hide(mask) = &mut what {
+        mask.apply(copy);
+        span.copy_in(0, copy);
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -104,10 +85,10 @@ mod tests {
     use std::io;
     use std::os::fd::BorrowedFd;
 
-    use mirrorvm_abi::record::{Kind, TAG_BYTES};
     use proptest::prelude::*;
 
     use super::*;
+    use crate::mirror::records::tests::group;
 
     struct Plain(RefCell<Vec<u8>>);
 
@@ -130,15 +111,8 @@ mod tests {
     }
 
     fn batch(zero: &[bool], first: u64) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        for (i, zero) in zero.iter().enumerate() {
-            let kind = if *zero { Kind::ZeroPage } else { Kind::Page };
-            let len = kind.body_bytes() as u32;
-            let (sequence, page) = (i as u64, first + i as u64);
-            bytes.extend(Header { kind, stream: 3, epoch: 9, sequence, page, len }.encode());
-            bytes.extend(std::iter::repeat_n(0x5a, len as usize + TAG_BYTES));
-        }
-        bytes
+        let listed = |(i, zero): (usize, &bool)| Listed { page: first + i as u64, zero: *zero };
+        group(&zero.iter().enumerate().map(listed).collect::<Vec<_>>())
     }
 
     proptest! {
@@ -151,12 +125,15 @@ mod tests {
             for (zero, first) in batches {
                 let bytes = batch(&zero, first);
                 let span = Plain(RefCell::new(bytes.clone()));
-                let count = zero.len() as u32;
+                let (count, front) = (zero.len() as u32, front_bytes(zero.len()));
                 pass(&span, count, Pass::Hide(&mut out), |_| {}).unwrap();
                 let hidden = span.0.borrow().clone();
-                prop_assert_ne!(&hidden[..HEADER_BYTES], &bytes[..HEADER_BYTES]);
+                for (word, seen) in hidden[..front].chunks(8).zip(bytes.chunks(8)) {
+                    prop_assert_ne!(word, seen, "a word of header or list in plain sight");
+                }
+                prop_assert_eq!(&hidden[front..], &bytes[front..]);
                 let mut pages = Vec::new();
-                pass(&span, count, Pass::Show(&mut back), |h| pages.push(h.page)).unwrap();
+                pass(&span, count, Pass::Show(&mut back), |p| pages.push(p.page)).unwrap();
                 prop_assert_eq!(&*span.0.borrow(), &bytes);
                 prop_assert_eq!(pages, (first..first + zero.len() as u64).collect::<Vec<_>>());
             }
@@ -167,8 +144,9 @@ mod tests {
             bytes in prop::collection::vec(any::<u8>(), 0..9000), count in 0u32..600, key: [u8; 32],
         ) {
             let span = Plain(RefCell::new(bytes));
-            let refused = pass(&span, count, Pass::Show(&mut Mask::new(&key, 0)), |_| {}).is_err();
-            prop_assert!(refused || (count == 0 && span.is_empty()));
+            let shown = pass(&span, count, Pass::Show(&mut Mask::new(&key, 0)), |_| ());
+            let seen = pass(&span, count, Pass::Look, |_| ());
+            prop_assert!(shown.is_err() && seen.is_err());
         }
     }
 
@@ -179,7 +157,9 @@ mod tests {
             pass(&Plain(RefCell::new(bytes.to_vec())), count, Pass::Look, |_| {}).is_ok()
         };
         assert!(look(&bytes, 3));
-        assert!(!look(&bytes, 2) && !look(&bytes, 4));
+        for count in [0, 1, 2, 4, BATCH_MAX as u32 + 1, u32::MAX] {
+            assert!(!look(&bytes, count), "{count}");
+        }
         assert!(!look(&bytes[..bytes.len() - 1], 3));
         assert!(!look(&[&bytes[..], &[0]].concat(), 3));
     }

@@ -118,7 +118,7 @@ impl Sink {
         let what = self.mask.as_mut().map_or(Pass::Look, Pass::Show);
         match landing {
             Some(landing) => {
-                pass(&records, count, what, |header| landing.expect(header))?;
+                pass(&records, count, what, |listed| landing.expect(listed))?;
                 clock.lap(Stage::Show);
                 landing.prepare();
                 clock.lap(Stage::Fault);

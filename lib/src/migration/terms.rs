@@ -4,6 +4,8 @@
 
 use std::ops::RangeInclusive;
 
+use mirrorvm_abi::header::Header;
+use mirrorvm_abi::record;
 use serde::{Deserialize, Serialize};
 
 use crate::named::named;
@@ -52,6 +54,40 @@ pub enum StreamTransport {
     Sealed,
     /// Inside TLS as well: everything is encrypted twice.
     Tls,
+}
+
+named! {
+    /// By what the helpers seal pages and tokens. Why which is the default:
+    /// docs/decisions/0030-a-key-for-every-group.md.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+    pub enum Suite {
+        /// AES-256-GCM.
+        #[default]
+        Aes256Gcm = "aes-256-gcm",
+        /// AES-256-GCM-SIV: slower, and what is sealed stays secret also where a host sets a helper back in
+        /// the midst of a request.
+        Aes256GcmSiv = "aes-256-gcm-siv",
+    }
+}
+
+impl Suite {
+    /// The helper's own word for it.
+    pub const fn of_records(self) -> record::Suite {
+        match self {
+            Self::Aes256Gcm => record::Suite::Aes256Gcm,
+            Self::Aes256GcmSiv => record::Suite::Aes256GcmSiv,
+        }
+    }
+
+    /// Those that a helper has.
+    pub fn of_helper(image: &Header) -> Vec<Self> {
+        Self::ALL.iter().copied().filter(|suite| image.has(suite.of_records())).collect()
+    }
+}
+
+/// Their names, as they are told.
+pub fn suite_names(suites: &[Suite]) -> Vec<String> {
+    suites.iter().map(|suite| suite.name().to_owned()).collect()
 }
 
 /// Limits of a migration.

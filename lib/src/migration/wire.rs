@@ -19,8 +19,9 @@ use crate::transport::Link;
 /// The newest that both ends speak is used, and is bound into the helpers' transcript. Version 1 had shared
 /// pages on the streams and every stream inside TLS; version 2 said nothing of boot files, labels and the
 /// time of definition, and knew no COMMITTING; version 3 had the source's own types in PREPARE, of which an
-/// older destination lost what it did not know, and a transcript without them. They are not spoken any more.
-pub const PROTOCOL_VERSIONS: [u32; 1] = [4];
+/// older destination lost what it did not know, and a transcript without them; version 4 had records of one
+/// page each, no suites, and a transcript without PREPARED. They are not spoken any more.
+pub const PROTOCOL_VERSIONS: [u32; 1] = [5];
 /// Longest control message: a layout of 32,768 blocks fits.
 pub const MESSAGE_MAX: u32 = 16 << 20;
 /// Longest data frame: a full batch with its header.
@@ -47,7 +48,7 @@ pub mod kind {
     pub const PREPARED: u8 = 4;
     /// No, and why, JSON. Legal as an answer to anything.
     pub const REFUSED: u8 = 5;
-    /// Sealed records: data header, records.
+    /// Sealed pages: data header, one group.
     pub const RECORDS: u8 = 6;
     /// Pages that the guest shares: data header, numbered pages. On the control link alone.
     pub const SHARED: u8 = 7;
@@ -160,6 +161,8 @@ pub struct Abilities {
     pub helper_abi: (u32, u32),
     /// SHA-256 of its built-in helper image.
     pub helper_measurement: [u8; 32],
+    /// Suites that this image has.
+    pub suites: Vec<String>,
     /// Versions of this protocol that it speaks.
     pub protocol_versions: Vec<u32>,
     /// Physical address bits of its guests.
@@ -188,7 +191,7 @@ impl Abilities {
             let legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_".contains(&b);
             (1..=64).contains(&n.len()) && n.bytes().all(legal)
         };
-        let names = [&said.drivers, &said.strategies, &said.missing];
+        let names = [&said.drivers, &said.strategies, &said.suites, &said.missing];
         if names.iter().any(|list| list.len() > 32 || !list.iter().all(name))
             || said.protocol_versions.len() > 32
             || said.helper_abi.0 > said.helper_abi.1
@@ -236,7 +239,13 @@ pub struct Prepare {
     /// How they cross.
     #[zeroize(skip)]
     pub stream_transport: StreamTransport,
-    /// Key of the mask over their records' headers; see `records`.
+    /// By what the helpers seal: one of the suites below. A name, because a later build may have others.
+    #[zeroize(skip)]
+    pub suite: String,
+    /// Suites that the source's helper has.
+    #[zeroize(skip)]
+    pub suites: Vec<String>,
+    /// Key of the mask over what their groups begin with; see `records`.
     pub mask: [u8; 32],
     /// The source helper's image, which the destination's must equal.
     pub helper_measurement: [u8; 32],
@@ -263,6 +272,8 @@ pub struct Prepare {
 pub struct Prepared {
     /// The destination helper's nonce.
     pub nonce: [u8; 32],
+    /// Suites that the destination's helper has. Nobody chooses by them any more; they are in the transcript.
+    pub suites: Vec<String>,
 }
 
 /// A refusal.
@@ -460,6 +471,7 @@ mod tests {
                 strategies: vec![],
                 helper_abi: (3, 3),
                 helper_measurement: [1; 32],
+                suites: vec![],
                 protocol_versions: vec![3],
                 max_phys_bits: 48,
                 c_bit: None,
@@ -487,7 +499,7 @@ mod tests {
         ) {
             let mut bytes = serde_json::to_vec(&Abilities {
                 drivers: vec!["embedded".into(), "qemu".into()], strategies: vec!["shifted".into()], helper_abi: (3, 4),
-                helper_measurement: [7; 32], protocol_versions: vec![3], max_phys_bits: 48, c_bit: Some(47),
+                helper_measurement: [7; 32], suites: vec!["aes-256-gcm".into()], protocol_versions: vec![3], max_phys_bits: 48, c_bit: Some(47),
                 phys_bit_reduction: 1, slot_budget: 509, missing: vec!["sev-snp".into()],
             }).unwrap();
             for (at, byte, how) in edits {
@@ -506,7 +518,7 @@ mod tests {
                 prop_assert!(read.helper_abi.0 <= read.helper_abi.1);
                 prop_assert!(read.max_phys_bits <= 64 && read.c_bit.is_none_or(|c| c < 64));
                 prop_assert!(read.phys_bit_reduction <= 64);
-                for name in [&read.drivers, &read.strategies, &read.missing].into_iter().flatten() {
+                for name in [&read.drivers, &read.strategies, &read.suites, &read.missing].into_iter().flatten() {
                     prop_assert!(!name.is_empty() && name.len() <= 64 && name.bytes().all(|b| b.is_ascii_graphic()));
                 }
             }
@@ -516,6 +528,7 @@ mod tests {
         fn abilities_that_are_taken_are_within_bounds(
             drivers in names(),
             strategies in names(),
+            suites in names(),
             missing in names(),
             helper_abi in (0u32..6, 0u32..6),
             max_phys_bits in 0u8..80,
@@ -524,14 +537,14 @@ mod tests {
             protocol_versions in proptest::collection::vec(any::<u32>(), 0..36),
         ) {
             let said = Abilities {
-                drivers, strategies, missing, helper_abi, max_phys_bits, c_bit, phys_bit_reduction, protocol_versions,
+                drivers, strategies, suites, missing, helper_abi, max_phys_bits, c_bit, phys_bit_reduction, protocol_versions,
                 helper_measurement: [1; 32], slot_budget: 1,
             };
             let legal = |n: &String| {
                 (1..=64).contains(&n.len())
                     && n.chars().all(|c| matches!(c, 'a'..='z' | '0'..='9' | '-' | '_'))
             };
-            let within = [&said.drivers, &said.strategies, &said.missing]
+            let within = [&said.drivers, &said.strategies, &said.suites, &said.missing]
                 .iter()
                 .all(|list| list.len() <= 32 && list.iter().all(legal))
                 && said.protocol_versions.len() <= 32

@@ -6,22 +6,24 @@
 //! and in no other; each batch is one epoch, with its token, so that batches open once and in order. No state
 //! of vCPUs goes along, START is never minted, and no guest changes hosts.
 
-use mirrorvm_abi::PAGE_BYTES;
-use mirrorvm_abi::mailbox::BATCH_MAX;
+use mirrorvm_abi::mailbox::{BATCH_MAX, PAYLOAD_BYTES};
 use mirrorvm_abi::op::{Begin, Status};
-use mirrorvm_abi::record::{HEADER_BYTES, Header, Kind, TAG_BYTES};
+use mirrorvm_abi::record::{Suite, group_bytes};
 use ring::digest;
 use uuid::Uuid;
 
-use super::records::{Walk, record_bytes};
+use super::records::{SealedGroup, groups};
 use super::{LaneError, Mirror, Nonce, SealedToken};
 use crate::addr::RamPage;
 use crate::address_space::{Addressing, GuestLayout};
 
 /// Pages of one batch at most.
 pub const BATCH_PAGES_MAX: usize = 256;
-/// Bytes of a batch's records at most.
-pub const BATCH_BYTES_MAX: usize = BATCH_PAGES_MAX * (HEADER_BYTES + PAGE_BYTES + TAG_BYTES);
+/// Bytes of a batch's records at most, however few pages its groups have.
+pub const BATCH_BYTES_MAX: usize = BATCH_PAGES_MAX * group_bytes(1);
+
+/// By what batches are sealed.
+const SUITE: Suite = Suite::Aes256Gcm;
 
 /// What both ends agree on; ends that do not have different keys.
 #[derive(Clone, Copy, Debug)]
@@ -36,24 +38,23 @@ pub struct BatchTerms<'a> {
     pub addressing: Addressing,
 }
 
-/// Why records are not framed as records are.
+/// Why records are not framed as groups are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("byte {at} of the records begins no record of a page")]
+#[error("byte {at} of the records begins no group of sealed pages")]
 pub struct NotRecords {
-    /// Offset of the record in the batch.
+    /// Offset of the group in the batch.
     pub at: usize,
 }
 
 /// Why a batch was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BatchFault {
-    /// The helper refuses a record, or the token (`index` is then the number of records). The session is
-    /// over.
-    #[error("the helper refuses record {index}: {status:?}")]
+    /// The helper refuses a page, or the token (`index` is then the number of pages). The session is over.
+    #[error("the helper refuses page {index} of the records: {status:?}")]
     Refused {
         /// The helper's reason.
         status: Status,
-        /// Index of the record.
+        /// Index of the page.
         index: usize,
     },
     /// The helper, its vCPU or its rings.
@@ -64,7 +65,7 @@ pub enum BatchFault {
 impl BatchTerms<'_> {
     fn transcript(&self, mirror: &Mirror) -> [u8; 32] {
         let mut context = digest::Context::new(&digest::SHA256);
-        context.update(b"mirrorvm batch v1");
+        context.update(b"mirrorvm batch v2");
         context.update(&mirrorvm_abi::ABI_VERSION.to_le_bytes());
         context.update(&mirrorvm_abi::layout::LAYOUT_HASH.to_le_bytes());
         context.update(&mirror.helper_measurement());
@@ -87,6 +88,7 @@ impl BatchTerms<'_> {
             // Which pages are zero is nobody's business.
             elide_zero: false,
             fresh: false,
+            suite: SUITE,
             streams: 1,
             session: *self.session.as_bytes(),
             peer_nonce,
@@ -95,22 +97,23 @@ impl BatchTerms<'_> {
     }
 }
 
-/// Headers of records, one after the other. Host and helper both look: what comes is anybody's bytes.
+/// Groups of sealed pages, one after the other, of at most [`BATCH_PAGES_MAX`] pages together. Host and
+/// helper both look: what comes is anybody's bytes.
 ///
 /// # Errors
 /// [`NotRecords`].
-pub fn parse_records(bytes: &[u8]) -> Result<Vec<Header>, NotRecords> {
-    let (mut walk, mut headers) = (Walk::over(bytes.len()), Vec::new());
-    while !walk.is_over() {
-        let at = walk.at();
-        let header = bytes[at..].first_chunk().and_then(|raw| walk.step(raw));
-        let header = header.filter(|h| matches!(h.kind, Kind::Page | Kind::ZeroPage));
-        match header {
-            Some(header) if headers.len() < BATCH_PAGES_MAX => headers.push(header),
-            Some(_) | None => return Err(NotRecords { at }),
+pub fn parse_records(bytes: &[u8]) -> Result<Vec<SealedGroup>, NotRecords> {
+    let (mut at, mut pages, mut all) = (0, 0, Vec::new());
+    for found in groups(bytes) {
+        let group = found.map_err(|at| NotRecords { at })?;
+        pages += group.pages.len();
+        if group.pages.len() > BATCH_MAX || group.bytes > PAYLOAD_BYTES || pages > BATCH_PAGES_MAX {
+            return Err(NotRecords { at });
         }
+        at += group.bytes;
+        all.push(group);
     }
-    Ok(headers)
+    Ok(all)
 }
 
 impl Mirror {
@@ -137,8 +140,7 @@ impl Mirror {
         let beyond = LaneError::Refused { status: Status::PageRefused, index: 0 };
         let named: Option<Vec<u64>> = pages.iter().map(|p| plan.helper_page(*p)).collect();
         let named = named.ok_or(beyond)?;
-        let mut records =
-            Vec::with_capacity(BATCH_BYTES_MAX.min(named.len() * (BATCH_BYTES_MAX / BATCH_PAGES_MAX)));
+        let mut records = Vec::with_capacity(BATCH_BYTES_MAX.min(named.len() * group_bytes(1)));
         for chunk in named.chunks(BATCH_MAX) {
             let lane = self.control_lane();
             let slot = lane.acquire().ok_or(LaneError::NoSlot)?;
@@ -160,34 +162,34 @@ impl Mirror {
         terms.begin(self, false, exporter)
     }
 
-    /// Importing end: opens a batch into RAM, record by record, and checks its token. Gives the pages
-    /// written; after a fault those before it were written, and the session is over.
+    /// Importing end: opens a batch into RAM, page by page, and checks its token. After a fault the pages
+    /// before it were written, and the session is over.
     ///
     /// # Errors
     /// [`BatchFault`].
     pub fn import_batch(
         &mut self,
         records: &[u8],
-        headers: &[Header],
+        groups: &[SealedGroup],
         epoch: u32,
         token: &SealedToken,
     ) -> Result<(), BatchFault> {
-        let mut at = 0;
-        for (n, chunk) in headers.chunks(BATCH_MAX).enumerate() {
-            let len: usize = chunk.iter().map(record_bytes).sum();
+        let (mut at, mut before) = (0, 0);
+        for group in groups {
             let lane = self.control_lane();
             let slot = lane.acquire().ok_or(BatchFault::Lane(LaneError::NoSlot))?;
-            lane.write_payload(slot, 0, &records[at..at + len]);
-            lane.submit_import(slot, chunk.len() as u32, len as u32, epoch);
-            let done = lane.wait().map_err(|e| fault(e, n * BATCH_MAX))?;
+            lane.write_payload(slot, 0, &records[at..at + group.bytes]);
+            lane.submit_import(slot, group.pages.len() as u32, group.bytes as u32, epoch);
+            let done = lane.wait().map_err(|e| fault(e, before))?;
             lane.release(done.slot);
-            at += len;
+            at += group.bytes;
+            before += group.pages.len();
         }
-        self.check_epoch(token).map_err(|e| fault(e, headers.len()))
+        self.check_epoch(token).map_err(|e| fault(e, before))
     }
 }
 
-/// An index within a slot's batch is one within the whole.
+/// An index within a group is one within the whole.
 fn fault(e: LaneError, before: usize) -> BatchFault {
     match e {
         LaneError::Refused { status, index } => {
@@ -199,38 +201,40 @@ fn fault(e: LaneError, before: usize) -> BatchFault {
 
 #[cfg(test)]
 mod tests {
+    use mirrorvm_abi::record::Listed;
     use proptest::prelude::*;
 
     use super::*;
+    use crate::mirror::records::tests::group;
 
-    fn record(page: u64, kind: Kind) -> Vec<u8> {
-        let len = kind.body_bytes();
-        let header = Header { kind, stream: 0, epoch: 1, sequence: 0, page, len: len as u32 };
-        let mut bytes = header.encode().to_vec();
-        bytes.resize(HEADER_BYTES + len + TAG_BYTES, 7);
-        bytes
+    fn pages(numbers: std::ops::Range<u64>, zero: bool) -> Vec<u8> {
+        group(&numbers.map(|page| Listed { page, zero }).collect::<Vec<_>>())
     }
 
     #[test]
     fn records_are_framed_or_refused_where_they_stop_being() {
-        let whole: Vec<u8> = (0..3).flat_map(|p| record(p, Kind::Page)).collect();
-        let pages: Vec<u64> = parse_records(&whole).unwrap().iter().map(|h| h.page).collect();
-        assert_eq!(pages, [0, 1, 2]);
+        let whole = [pages(0..2, false), pages(2..3, false)].concat();
+        let found = parse_records(&whole).unwrap();
+        let listed: Vec<u64> = found.iter().flat_map(|g| g.pages.iter().map(|p| p.page)).collect();
+        assert_eq!((found.len(), listed), (2, vec![0, 1, 2]));
         assert_eq!(parse_records(&[]), Ok(vec![]));
-        let one = HEADER_BYTES + PAGE_BYTES + TAG_BYTES;
-        assert_eq!(parse_records(&whole[..2 * one + 9]), Err(NotRecords { at: 2 * one }));
-        assert_eq!(parse_records(&record(0, Kind::Commit)), Err(NotRecords { at: 0 }));
-        let many: Vec<u8> = (0..=BATCH_PAGES_MAX as u64).flat_map(|p| record(p, Kind::ZeroPage)).collect();
-        let at = BATCH_PAGES_MAX * (HEADER_BYTES + TAG_BYTES);
+        let one = group_bytes(2);
+        assert_eq!(parse_records(&whole[..one + 9]), Err(NotRecords { at: one }));
+        assert_eq!(parse_records(&whole[..one - 9]), Err(NotRecords { at: 0 }));
+        // More pages than a batch has, and more than a slot takes at once.
+        let many: Vec<u8> = (0..=BATCH_PAGES_MAX as u64).flat_map(|p| pages(p..p + 1, true)).collect();
+        let at = BATCH_PAGES_MAX * pages(0..1, true).len();
         assert_eq!(parse_records(&many), Err(NotRecords { at }));
+        let large = [pages(0..BATCH_MAX as u64, true), pages(0..BATCH_MAX as u64 + 1, true)].concat();
+        let at = pages(0..BATCH_MAX as u64, true).len();
+        assert_eq!(parse_records(&large), Err(NotRecords { at }));
     }
 
     proptest! {
         #[test]
         fn any_bytes_are_read_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..9000)) {
-            if let Ok(headers) = parse_records(&bytes) {
-                let sum: usize = headers.iter().map(|h| HEADER_BYTES + h.len as usize + TAG_BYTES).sum();
-                prop_assert_eq!(sum, bytes.len());
+            if let Ok(groups) = parse_records(&bytes) {
+                prop_assert_eq!(groups.iter().map(|g| g.bytes).sum::<usize>(), bytes.len());
             }
         }
     }

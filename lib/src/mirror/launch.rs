@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use mirrorvm_abi::header::Header;
 use mirrorvm_abi::{config, layout as abi, mailbox};
 
 use super::worker::{self, WorkerShared};
@@ -34,6 +35,7 @@ pub struct Mirror {
     ram: GuestRam,
     launched_areas: Vec<Vec<u8>>,
     measurement: [u8; 32],
+    header: Header,
     /// Whether the helper's memory is the mirror's alone, and not the guest's block for it.
     private: bool,
     /// Whether the host may empty the helper's block, and has filled it for this mirror.
@@ -165,6 +167,7 @@ impl Mirror {
             ram: ram.clone(),
             launched_areas: Vec::new(),
             measurement: image.measurement(),
+            header: *image.header(),
             private: private.is_some(),
             wipes: matches!(helper, HelperSource::Loaded { .. }) && private.is_none(),
             begun,
@@ -268,6 +271,11 @@ impl Mirror {
     /// SEV-ES: what was measured of its vCPUs.
     pub fn launched_areas(&self) -> &[Vec<u8>] {
         &self.launched_areas
+    }
+
+    /// The header of the helper image that it runs.
+    pub const fn helper_header(&self) -> &Header {
+        &self.header
     }
 
     /// SHA-256 of the helper image that it runs.

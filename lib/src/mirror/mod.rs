@@ -24,4 +24,5 @@ pub use lane::{Done, Lane, Payload};
 pub use launch::{HelperSource, Mirror, MirrorStats, MirrorWatch};
 pub use mirrorvm_abi::record::TOKEN_BYTES;
 pub use placement::{FIFO_PRIORITIES, NICE, Placement, PlacementError, Scheduler};
+pub use records::SealedGroup;
 pub use session::{Nonce, SealedToken};

@@ -170,6 +170,7 @@ pub fn header(text: u64, rodata: u64, data: u64, bss: u64) -> Header {
         rodata_end,
         data_end,
         bss_end: data_end + bss * PAGE_SIZE,
+        suites: mirrorvm_abi::record::Suite::Aes256Gcm.bit(),
     }
 }
 

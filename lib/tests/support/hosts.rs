@@ -88,6 +88,7 @@ pub fn migration(peer: &str, strategy: Strategy, streams: u16) -> MigrationSpec 
         template: MirrorOptions::default(),
         streams,
         stream_transport: StreamTransport::Sealed,
+        suite: Suite::Aes256Gcm,
         limits: MigrationLimits::default(),
         source_after: SourceAfter::KeepStopped,
         verify: true,

@@ -35,6 +35,9 @@ pub struct HostCapabilities {
     /// SHA-256 of the built-in helper image.
     #[schema(pattern = "^sha256:[0-9a-f]{64}$")]
     pub helper_measurement: String,
+    /// The suites that the built-in helper seals pages by. The first is the default.
+    #[schema(example = json!(["aes-256-gcm", "aes-256-gcm-siv"]))]
+    pub suites: Vec<&'static str>,
     /// The versions of the peer protocol that this host speaks.
     pub protocol_versions: Vec<u32>,
     /// How `qemu` guests would run with `accel: auto`. Null when QEMU is not installed.
@@ -147,6 +150,7 @@ impl From<Capabilities> for HostCapabilities {
             gib_pages: c.limits.gib_pages,
             helper_abi: HelperAbiRange { min: c.helper_abi.0, max: c.helper_abi.1 },
             helper_measurement: sha256_text(&c.helper_measurement),
+            suites: c.suites,
             protocol_versions: c.protocol_versions,
             qemu: c.accelerator.map(|(accel, reason)| QemuCapability { accel, reason, users }),
             missing: c.missing.into_iter().map(Missing::from).collect(),

@@ -351,11 +351,15 @@ impl Guest {
             }
             ProtectionLevel::Sev => {
                 "memory is encrypted by the processor; a passive host cannot read it. Registers are not encrypted, and an \
-                 active host can remap memory or read keys from the helper's registers"
+                 active host can remap memory or read keys from the helper's registers. What a host puts back of the \
+                 helper's memory between two requests makes no key be used twice; in the midst of one it does, which \
+                 migrations with the suite `aes-256-gcm-siv` bear"
             }
             ProtectionLevel::SevEs => {
                 "memory and registers are encrypted by the processor; integrity against a host that remaps memory is not \
-                 given"
+                 given. What a host puts back of the helper's memory between two requests makes no key be used twice; \
+                 memory and save area together, in the midst of one request, do, which migrations with the suite \
+                 `aes-256-gcm-siv` bear"
             }
         };
         Self {

@@ -119,6 +119,9 @@ pub struct PeerHostCapabilities {
     /// SHA-256 of its built-in helper image. To migrate with the built-in helper, both hosts need the same.
     #[schema(pattern = "^sha256:[0-9a-f]{64}$")]
     pub helper_measurement: String,
+    /// The suites that its built-in helper seals pages by.
+    #[schema(example = json!(["aes-256-gcm", "aes-256-gcm-siv"]))]
+    pub suites: Vec<String>,
     /// How many physical address bits its guests have.
     #[schema(maximum = 64, example = 48)]
     pub max_phys_bits: u8,
@@ -154,6 +157,7 @@ impl PeerHostCapabilities {
             strategies: said.strategies,
             helper_abi: HelperAbiRange { min: said.helper_abi.0, max: said.helper_abi.1 },
             helper_measurement: sha256_text(&said.helper_measurement),
+            suites: said.suites,
             max_phys_bits: said.max_phys_bits,
             c_bit_position: said.c_bit,
             phys_bit_reduction: said.phys_bit_reduction,

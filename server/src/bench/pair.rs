@@ -10,7 +10,7 @@ use mirrorvm::address_space::{BlockSpec, Shift, Strategy};
 use mirrorvm::host::{
     Ask, Destination, EmbeddedDriver, Fill, GuestAction, GuestSpec, Host, HostConfig, Labels,
     MigrationLimits, MigrationMode, MigrationRecord, MigrationSpec, MigrationState, MirrorChoice, PeerSpec,
-    SourceAfter, StreamTransport, WorkloadGuest, WorkloadSpec,
+    SourceAfter, StreamTransport, Suite, WorkloadGuest, WorkloadSpec,
 };
 use mirrorvm_abi::PAGE_BYTES as PAGE;
 
@@ -102,6 +102,7 @@ impl Pair {
             template: mirrorvm::host::MirrorOptions::default(),
             streams: self.course.streams,
             stream_transport: StreamTransport::Sealed,
+            suite: Suite::Aes256Gcm,
             limits: MigrationLimits {
                 downtime_ms: self.course.downtime_ms,
                 bandwidth_bytes_per_second: self.course.bandwidth,

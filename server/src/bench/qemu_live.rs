@@ -8,7 +8,7 @@ use mirrorvm::address_space::{BlockSpec, Shift, Strategy};
 use mirrorvm::host::{
     AccelChoice, Ask, Destination, GuestAction, GuestSpec, Host, Labels, MigrationLimits, MigrationMode,
     MigrationRecord, MigrationSpec, MigrationState, MirrorChoice, QemuDriver, QemuGuest, SourceAfter,
-    StreamTransport,
+    StreamTransport, Suite,
 };
 
 use super::pair::{compare, introduce, open, until};
@@ -100,6 +100,7 @@ async fn one(from: &Host, to: &Host, bytes: u64, mode: MigrationMode) -> Result<
         template: mirrorvm::host::MirrorOptions::default(),
         streams: 2,
         stream_transport: StreamTransport::Sealed,
+        suite: Suite::Aes256Gcm,
         limits: MigrationLimits::default(),
         source_after: SourceAfter::KeepStopped,
         verify: true,

@@ -210,6 +210,7 @@ fn what_a_peer_says_it_can_do_is_bounded_and_shown_as_its_word() {
         strategies: vec!["shifted".into()],
         helper_abi: (3, 3),
         helper_measurement: [0xab; 32],
+        suites: vec!["aes-256-gcm".into(), "colour".into()],
         protocol_versions: vec![OURS, 70],
         max_phys_bits: 52,
         c_bit: Some(51),
@@ -261,6 +262,7 @@ fn what_a_peer_says_it_can_do_is_bounded_and_shown_as_its_word() {
     assert_eq!(shown["protocol_versions"], json!([OURS]), "{shown}");
     assert_eq!((&shown["drivers"], &shown["missing"]), (&json!(["emulated"]), &json!(["kvm"])));
     assert_eq!(shown["helper_measurement"], format!("sha256:{}", "ab".repeat(32)));
+    assert_eq!(shown["suites"], json!(["aes-256-gcm", "colour"]));
     assert_eq!((&shown["c_bit_position"], &shown["slot_budget"]), (&json!(51), &json!(509)));
 
     // A check before a migration goes by it.
@@ -318,4 +320,50 @@ fn a_peer_that_cannot_be_asked_is_said_to_be_so_in_time() {
     assert!(took < Duration::from_secs(8), "{took:?}");
     let held = seen.recv_timeout(Duration::from_secs(10)).unwrap();
     println!("answered after {took:?}; the peer was let go after {held:?}");
+}
+
+#[test]
+fn a_suite_that_the_destinations_helper_lacks_is_refused_by_name() {
+    if !kvm() {
+        return;
+    }
+    let (a, b) = (Daemon::start("a"), Daemon::start("b"));
+    a.run_guest(&embedded(GUEST, 16, 0));
+    // What a would say to a destination.
+    let (say, said) = std::sync::mpsc::channel();
+    let say = std::sync::Mutex::new(say);
+    let _fake = Fake::new(&a, "listens", move |mut link| {
+        hello(&mut link);
+        agree(&mut link, OURS);
+        let (_, prepare) = wire::expect(&mut link, &[kind::PREPARE], wire::MESSAGE_MAX).unwrap();
+        say.lock().unwrap().send(prepare).unwrap();
+        let _ = link.close();
+    });
+    let mut wanted = migration(GUEST, "listens", "precopy");
+    wanted["suite"] = json!("aes-256-gcm-siv");
+    let record = a.migration_end(&a.migrate(&wanted));
+    assert_eq!((&record["suite"], &record["request"]["suite"]), (&wanted["suite"], &wanted["suite"]));
+    let prepare = said.recv_timeout(Duration::from_secs(60)).unwrap();
+    let prepare: wire::Prepare = wire::parse(&prepare).unwrap();
+    assert_eq!(prepare.suite, "aes-256-gcm-siv");
+    assert_eq!(prepare.suites, ["aes-256-gcm", "aes-256-gcm-siv"]);
+    // Said to b by somebody whom it knows.
+    let dir = tempfile::tempdir().unwrap();
+    let identity = Identity::create(&dir.path().join("id")).unwrap();
+    add_peer(&b, "us", "127.0.0.1:1", &identity.pin().to_string());
+    let peer = (b.peer_address.parse().unwrap(), b.identity.parse().unwrap());
+    let against = |suite: &str| {
+        let mut prepare = prepare.clone();
+        prepare.suite = suite.to_owned();
+        let patience = Duration::from_secs(20);
+        let verdict = mirrorvm::migration::check(&peer, &identity, "us", patience, &prepare).unwrap();
+        verdict.unwrap().against
+    };
+    assert_eq!(against("aes-256-gcm-siv"), []);
+    for strange in ["chacha20-poly1305", "", "AES-256-GCM", "\u{1b}[31m"] {
+        let refused = against(strange);
+        assert_eq!(refused.len(), 1, "{refused:?}");
+        assert_eq!(refused[0].code.as_str(), "suite_missing");
+        assert!(refused[0].detail.ends_with("but by aes-256-gcm, aes-256-gcm-siv"), "{refused:?}");
+    }
 }

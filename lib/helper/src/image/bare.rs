@@ -60,14 +60,8 @@ impl Env for Bare {
         unsafe { copy(from.as_ptr(), ram(page), PAGE_BYTES) }
     }
 
-    fn random(&mut self, to: &mut [u8; 32]) -> bool {
-        to.chunks_exact_mut(8).all(|chunk| match rdrand() {
-            Some(v) => {
-                chunk.copy_from_slice(&v.to_le_bytes());
-                true
-            }
-            None => false,
-        })
+    fn random(&mut self, words: &mut [u64]) -> bool {
+        words.iter_mut().all(|word| rdrand().map(|v| *word = v).is_some())
     }
 
     fn secret(&self) -> Option<[u8; SECRET_BYTES]> {

@@ -16,6 +16,7 @@ mod libc;
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use mirrorvm_abi::record::Suite;
 use mirrorvm_abi::{config, header, layout, mailbox};
 use mirrorvm_helper::{Digests, PageMaps, Scratch, Shared, Worker};
 
@@ -44,7 +45,7 @@ struct RawHeader {
     rodata_end: *const u8,
     data_end: *const u8,
     bss_end: *const u8,
-    reserved: u64,
+    suites: u64,
 }
 
 // SAFETY: the pointers are link-time addresses that nobody dereferences.
@@ -67,7 +68,7 @@ static HEADER: RawHeader = RawHeader {
     rodata_end: &raw const __rodata_end,
     data_end: &raw const __data_end,
     bss_end: &raw const __bss_end,
-    reserved: 0,
+    suites: Suite::Aes256Gcm.bit() | Suite::Aes256GcmSiv.bit(),
 };
 
 static SHARED: Shared = Shared::new();

@@ -2,21 +2,25 @@
 
 use super::*;
 
-/// Imports into a twin of the destination, wants it refused with nothing written and the session dead.
-fn refused_by_twin(
+/// Imports into a twin of the destination, wants it refused with nothing written that is not genuine and the
+/// session dead.
+fn refused_by_twin(pair: &Pair, setup: &Setup, before: &[Record], bad: &[u8], what: &str) -> (Status, u32) {
+    let count = bad.get(6..8).map_or(1, |b| u16::from_le_bytes(b.try_into().unwrap()));
+    refused_count(pair, setup, before, (bad, count.into()), what)
+}
+
+/// The same with the number of pages that the host declares.
+fn refused_count(
     pair: &Pair,
     setup: &Setup,
     before: &[Record],
-    bad: &[Record],
+    (bad, count): (&[u8], u32),
     what: &str,
 ) -> (Status, u32) {
     let mut twin = pair.twin(setup);
-    if !before.is_empty() {
-        twin.import(0, 1, before).unwrap();
-    }
+    before.iter().for_each(|group| twin.import(0, 1, group).unwrap());
     let written = twin.machine.pages_written.borrow().len();
-    let payload = bad.concat();
-    let c = twin.import_raw(0, 1, bad.len() as u32, &payload);
+    let c = twin.import_raw(0, 1, count, bad);
     let status = Status::from_u32(c.status).unwrap();
     assert_ne!(status, Status::Ok, "{what}");
     assert_eq!((c.len, c.zero), (0, 0), "{what}");
@@ -28,24 +32,42 @@ fn refused_by_twin(
 
 #[test]
 fn every_flipped_bit_of_a_record_is_refused_the_same_way() {
-    for elide_zero in [false, true] {
-        let setup = Setup { elide_zero, ..Setup::default() };
-        let mut pair = Pair::new(&setup);
-        pair.source.machine.ram.borrow_mut()[3] = [0; PAGE_BYTES];
-        let record = pair.source.export(0, 1, &[3]).unwrap().remove(0);
-        assert_eq!(header_of(&record).kind, if elide_zero { Kind::ZeroPage } else { Kind::Page });
-        pair.twin(&setup).import(0, 1, std::slice::from_ref(&record)).expect("the record itself is good");
-        let body = HEADER_BYTES..record.len() - TAG_BYTES;
-        // Every bit of header and tag, every byte of the body.
-        let bits = (0..record.len() * 8).filter(|b| !body.contains(&(b / 8)) || b % 8 == b / 8 % 8);
-        let mut tried = 0;
-        for bit in bits {
-            let bad = flipped(&record, bit);
-            let answer = refused_by_twin(&pair, &setup, &[], &[bad], &format!("bit {bit}"));
-            assert_eq!(answer, (Status::Unsealed, 0), "bit {bit} of byte {}", bit / 8);
-            tried += 1;
+    for suite in Suite::ALL {
+        for elide_zero in [false, true] {
+            let setup = Setup { elide_zero, suite, ..Setup::default() };
+            let mut pair = Pair::new(&setup);
+            pair.source.machine.ram.borrow_mut()[3] = [0; PAGE_BYTES];
+            let group = pair.source.export(0, 1, &[3]).unwrap();
+            assert_eq!(listed(&group)[0].zero, elide_zero);
+            pair.twin(&setup).import(0, 1, &group).expect("the group itself is good");
+            let body = front_bytes(1)..group.len() - TAG_BYTES;
+            // Every bit of header, list and tag, every byte of the body.
+            let bits = (0..group.len() * 8).filter(|b| !body.contains(&(b / 8)) || b % 8 == b / 8 % 8);
+            let mut tried = 0;
+            for bit in bits {
+                let bad = flipped(&group, bit);
+                let answer = refused_count(&pair, &setup, &[], (&bad, 1), &format!("bit {bit}"));
+                assert_eq!(answer, (Status::Unsealed, 0), "bit {bit} of byte {}", bit / 8);
+                tried += 1;
+            }
+            assert_eq!(tried, (front_bytes(1) + TAG_BYTES) * 8 + body.len());
         }
-        assert_eq!(tried, (HEADER_BYTES + TAG_BYTES) * 8 + body.len());
+    }
+}
+
+#[test]
+fn a_flipped_bit_stops_a_group_at_its_piece() {
+    let setup = Setup { elide_zero: true, ..Setup::default() };
+    let mut pair = Pair::new(&setup);
+    pair.source.machine.ram.borrow_mut()[2] = [0; PAGE_BYTES];
+    let group = pair.source.export(0, 1, &[0, 1, 2, 3]).unwrap();
+    for index in 0..4 {
+        let place = piece(&group, index);
+        let word = HEADER_BYTES + index * LISTED_BYTES;
+        for byte in [place.start, place.end - TAG_BYTES, place.end - 1, word, word + 4] {
+            let answer = refused_by_twin(&pair, &setup, &[], &flipped(&group, byte * 8), "one bit");
+            assert_eq!(answer, (Status::Unsealed, index as u32), "byte {byte}, piece {index}");
+        }
     }
 }
 
@@ -107,98 +129,147 @@ fn every_flipped_bit_of_a_token_is_refused_the_same_way() {
 fn replayed_reordered_cut_and_relabelled_records_are_refused() {
     let setup = Setup { workers: 2, ..Setup::default() };
     let mut pair = Pair::new(&setup);
-    let r = pair.source.export(0, 1, &[0, 1, 2, 3]).unwrap();
-    let other_stream = pair.source.export(1, 1, &[4, 5]).unwrap();
-    let refuse =
-        |before: &[Record], bad: &[Record], what: &str| refused_by_twin(&pair, &setup, before, bad, what);
-    let unsealed_at = |i| (Status::Unsealed, i);
-    assert_eq!(refuse(&r[..2], &r[..1], "replay of a batch"), unsealed_at(0));
-    assert_eq!(refuse(&r[..2], &r[1..2], "replay of the last"), unsealed_at(0));
-    assert_eq!(refuse(&[], &[r[0].clone(), r[0].clone()], "duplicate"), unsealed_at(1));
-    assert_eq!(refuse(&[], &[r[1].clone(), r[0].clone()], "reorder"), unsealed_at(0));
-    assert_eq!(refuse(&[], &[r[0].clone(), r[2].clone(), r[1].clone()], "reorder"), unsealed_at(1));
-    assert_eq!(refuse(&r[..1], &r[2..3], "a drop that is followed by a record"), unsealed_at(0));
-    assert_eq!(refuse(&[], &other_stream, "another stream"), unsealed_at(0));
-    for page in [1, 7, 8, u64::MAX] {
-        assert_eq!(refuse(&[], &[with_header(&r[0], |h| h.page = page)], "relabelled page"), unsealed_at(0));
+    let one = pair.source.export(0, 1, &[0, 1, 2]).unwrap();
+    let two = pair.source.export(0, 1, &[3, 4]).unwrap();
+    let other_stream = pair.source.export(1, 1, &[5, 6]).unwrap();
+    let before = std::slice::from_ref(&one);
+    let refuse = |before: &[Record], bad: &[u8], what: &str| {
+        let answer = refused_by_twin(&pair, &setup, before, bad, what);
+        assert_eq!(answer.0, Status::Unsealed, "{what}");
+        answer.1
+    };
+    assert_eq!(refuse(before, &one, "replay"), 0);
+    assert_eq!(refuse(&[], &two, "the second one first"), 0);
+    assert_eq!(refuse(&[one.clone(), two.clone()], &one, "an old one"), 0);
+    assert_eq!(refuse(&[], &other_stream, "another stream"), 0);
+    assert_eq!(refuse(before, &one[..front_bytes(3)], "an end before the first piece"), 0);
+    pair.twin(&setup).import(0, 1, &one).expect("the group itself is good");
+
+    // The header: whatever is another in it, it is another group.
+    let change = |f: &dyn Fn(&mut Header)| with_header(&two, |h| f(h));
+    let relabelled = [
+        ("stream", with_header(&other_stream, |h| h.stream = 0)),
+        ("sequence", change(&|h| h.sequence = 0)),
+        ("epoch", change(&|h| h.epoch = 2)),
+        ("suite", change(&|h| h.suite = Suite::Aes256GcmSiv)),
+        ("random bytes", change(&|h| h.random = header_of(&one).random)),
+        ("random bytes of none", change(&|h| h.random = [0; 24])),
+    ];
+    for (what, bad) in &relabelled {
+        assert_eq!(refuse(&[], bad, what), 0);
+        assert_eq!(refuse(before, bad, what), 0);
     }
-    let relabelled = with_header(&other_stream[0], |h| h.stream = 0);
-    assert_eq!(refuse(&[], &[relabelled], "relabelled stream"), unsealed_at(0));
-    let renumbered = with_header(&r[1], |h| h.sequence = 0);
-    assert_eq!(refuse(&[], &[renumbered], "renumbered"), unsealed_at(0));
-    assert_eq!(refuse(&[], &[with_header(&r[0], |h| h.epoch = 2)], "another epoch"), unsealed_at(0));
-    let as_zero = [&with_header(&r[0], |h| (h.kind, h.len) = (Kind::ZeroPage, 0))[..48]].concat();
-    assert_eq!(refuse(&[], &[as_zero], "a page as a zero page"), unsealed_at(0));
     for kind in [Kind::Epoch, Kind::Start, Kind::Commit, Kind::Abort] {
-        let as_token = with_header(&r[0], |h| (h.kind, h.len) = (kind, kind.body_bytes() as u32));
-        assert_eq!(refuse(&[], &[as_token], "a page as a token"), unsealed_at(0));
+        assert_eq!(refuse(&[], &with_header(&one, |h| h.kind = kind), "pages as a token"), 0);
     }
 
-    // Truncated or padded anywhere: declared length and records must agree to the byte.
-    for len in [
-        0,
-        1,
-        HEADER_BYTES - 1,
-        HEADER_BYTES,
-        HEADER_BYTES + 1,
-        r[0].len() - 1,
-        r[0].len() + 1,
-        r[0].len() * 2,
-    ] {
-        let mut twin = pair.twin(&setup);
-        let mut payload = r[0].clone();
-        payload.resize(len, 0);
-        let c = twin.import_raw(0, 1, 1, &payload);
-        assert_eq!(Status::from_u32(c.status), Some(Status::Unsealed), "{len} bytes");
-        twin.assert_dead_destination();
+    // The list: a page under another number, as a zero page, in another place.
+    for page in [1, 7, 8, (1 << 56) - 1] {
+        let mut list = listed(&one);
+        list[0].page = page;
+        assert_eq!(refuse(&[], &with_list(&one, &list), "relabelled page"), 0);
+        let mut list = listed(&one);
+        list[2].page = page;
+        assert_eq!(refuse(&[], &with_list(&one, &list), "relabelled last page"), 2);
     }
-    // More or fewer records than declared.
-    for (count, records) in [(0, 1), (1, 2), (2, 1), (BATCH_MAX as u32, 4)] {
-        let mut twin = pair.twin(&setup);
-        let c = twin.import_raw(0, 1, count, &r[..records].concat());
-        assert_eq!(Status::from_u32(c.status), Some(Status::Unsealed), "{count} declared, {records} there");
-        twin.assert_dead_destination();
+    let mut list = listed(&one);
+    list[1].zero = true;
+    assert_eq!(refuse(&[], &with_list(&one, &list), "a zero page with a body"), 0);
+    let cut = piece(&one, 1);
+    let without = [&one[..cut.start], &one[cut.end - TAG_BYTES..]].concat();
+    assert_eq!(refuse(&[], &with_list(&without, &list), "a page as a zero page"), 1);
+    let mut swapped = listed(&one);
+    swapped.swap(0, 1);
+    assert_eq!(refuse(&[], &with_list(&one, &swapped), "two words changed places"), 0);
+
+    // The pieces: moved with and without their words, dropped, repeated, of another group.
+    let bytes = |i| one[piece(&one, i)].to_vec();
+    let of = |list: &[Listed], pieces: &[Record]| {
+        let front = with_list(&one, list);
+        [&front[..front_bytes(list.len())], &pieces.concat()].concat()
+    };
+    let whole = listed(&one);
+    assert_eq!(of(&whole, &[bytes(0), bytes(1), bytes(2)]), one);
+    assert_eq!(refuse(&[], &of(&whole, &[bytes(0), bytes(2), bytes(1)]), "pieces changed places"), 1);
+    assert_eq!(refuse(&[], &of(&swapped, &[bytes(1), bytes(0), bytes(2)]), "moved with their words"), 0);
+    assert_eq!(refuse(&[], &of(&whole, &[bytes(0), bytes(0), bytes(2)]), "a piece twice"), 1);
+    let mut twice = whole.clone();
+    twice[1] = whole[0];
+    assert_eq!(refuse(&[], &of(&twice, &[bytes(0), bytes(0), bytes(2)]), "twice with its word"), 1);
+    let foreign = two[piece(&two, 1)].to_vec();
+    assert_eq!(refuse(&[], &of(&whole, &[bytes(0), foreign.clone(), bytes(2)]), "of another group"), 1);
+    let mut theirs = whole.clone();
+    theirs[1] = listed(&two)[1];
+    assert_eq!(refuse(&[], &of(&theirs, &[bytes(0), foreign, bytes(2)]), "with its word"), 1);
+    for pieces in 1..3 {
+        let cut = of(&whole[..pieces], &(0..pieces).map(bytes).collect::<Vec<_>>());
+        let counted = with_header(&cut, |h| h.count = pieces as u16);
+        assert_eq!(refuse(&[], &counted, "a group that was cut off, and says so"), 0);
+        assert_eq!(refuse(&[], &cut, "a group that was cut off"), 0);
+    }
+    let more = of(
+        &[&whole[..], &[Listed { page: 7, zero: false }]].concat(),
+        &[one[front_bytes(3)..].into(), bytes(0)],
+    );
+    assert_eq!(refuse(&[], &with_header(&more, |h| h.count = 4), "a piece more"), 0);
+
+    // Truncated or padded anywhere: the declared length, the list and the header agree to the byte.
+    for len in
+        [0, 1, HEADER_BYTES - 1, HEADER_BYTES, HEADER_BYTES + 9, one.len() - 1, one.len() + 1, one.len() * 2]
+    {
+        let mut payload = one.clone();
+        payload.resize(len, 0);
+        assert_eq!(
+            refused_count(&pair, &setup, &[], (&payload, 3), "length"),
+            (Status::Unsealed, 0),
+            "{len}"
+        );
+    }
+    for count in [0, 1, 2, 4, BATCH_MAX as u32] {
+        assert_eq!(
+            refused_count(&pair, &setup, &[], (&one, count), "count"),
+            (Status::Unsealed, 0),
+            "{count}"
+        );
     }
     // Bytes behind the declared length are not looked at.
     let mut twin = pair.twin(&setup);
-    let whole = r[..2].concat();
-    twin.machine.mailboxes[0].borrow_mut()[slot_at(0) + 4096..][..whole.len()].copy_from_slice(&whole);
-    let request = Submission {
-        op: Op::Import as u32,
-        count: 2,
-        len: r[0].len() as u32,
-        epoch: 1,
-        ..Default::default()
-    };
+    twin.machine.mailboxes[0].borrow_mut()[slot_at(0) + 4096..][..one.len()].copy_from_slice(&one);
+    let len = one.len() as u32 - 1;
+    let request = Submission { op: Op::Import as u32, count: 3, len, epoch: 1, ..Default::default() };
     let c = twin.call(0, request, &[]);
-    assert_eq!((Status::from_u32(c.status), c.count), (Some(Status::Unsealed), 1));
+    assert_eq!((Status::from_u32(c.status), c.count), (Some(Status::Unsealed), 0));
+    assert!(twin.machine.pages_written.borrow().is_empty());
 }
 
 #[test]
 fn a_dropped_record_is_found_at_the_epoch_token() {
     let setup = Setup { workers: 2, ..Setup::default() };
     let mut pair = Pair::new(&setup);
-    let a = pair.source.export(0, 1, &[0, 1, 2]).unwrap();
-    let b = pair.source.export(1, 1, &[3, 4]).unwrap();
+    let a = [pair.source.export(0, 1, &[0, 1]).unwrap(), pair.source.export(0, 1, &[2]).unwrap()];
+    let b = [pair.source.export(1, 1, &[3]).unwrap(), pair.source.export(1, 1, &[4]).unwrap()];
     let token = pair.source.token(Op::EndEpoch, &[]);
     type Sent<'a> = (&'a [Record], &'a [Record]);
-    let cases: [Sent<'_>; 5] = [(&a[..2], &b), (&a, &b[..1]), (&a, &[]), (&[], &b), (&[], &[])];
-    for (i, (first, second)) in cases.into_iter().enumerate() {
+    let cases: [Sent<'_>; 5] = [(&a[..1], &b), (&a, &b[..1]), (&a, &[]), (&[], &b), (&[], &[])];
+    let arrive = |twin: &mut Side, (first, second): Sent<'_>| {
+        first.iter().for_each(|group| twin.import(0, 1, group).unwrap());
+        second.iter().for_each(|group| twin.import(1, 1, group).unwrap());
+    };
+    for (i, sent) in cases.into_iter().enumerate() {
         let mut twin = pair.twin(&setup);
-        twin.import(0, 1, first).unwrap();
-        twin.import(1, 1, second).unwrap();
+        arrive(&mut twin, sent);
         assert_eq!(twin.control(Op::EpochToken, &token), Err(Status::Incomplete), "case {i}");
         twin.assert_dead_destination();
     }
     // And at START, when the last epoch has no token of its own.
     let mut twin = pair.twin(&setup);
-    twin.import(0, 1, &a).unwrap();
-    twin.import(1, 1, &b).unwrap();
+    arrive(&mut twin, (&a, &b));
     twin.control(Op::EpochToken, &token).unwrap();
-    let last = pair.source.export(0, 2, &[5, 6, 7, 0]).unwrap();
+    let last = pair.source.export(0, 2, &[5, 6, 7]).unwrap();
+    pair.source.export(0, 2, &[0]).unwrap();
     pair.source.control(Op::Pause, &[]).unwrap();
     let start = pair.source.start(0).unwrap();
-    twin.import(0, 2, &last[..3]).unwrap();
+    twin.import(0, 2, &last).unwrap();
     twin.control(Op::State, &STATE).unwrap();
     assert_eq!(twin.control(Op::StartToken, &start), Err(Status::Incomplete));
     twin.assert_dead_destination();
@@ -263,19 +334,25 @@ fn a_peer_with_the_keys_is_held_to_the_rules_too() {
     // A source helper that went wrong: it has the keys and seals what a good one never would.
     let setup = Setup::default();
     let pair = Pair::new(&setup);
-    let key = reader::key(&pair, &SECRET, reader::KeyId { direction: Direction::Forward as u8, stream: 0 });
-    let seal = |sequence, page, content: u8| {
-        let header = Header { kind: Kind::Page, stream: 0, epoch: 1, sequence, page, len: PAGE_BYTES as u32 };
-        reader::seal(&pair, &key, Direction::Forward, &header, &[content; PAGE_BYTES])
+    let id = reader::KeyId { direction: Direction::Forward as u8, stream: 0 };
+    let secret = reader::secret(&pair, &SECRET, id);
+    let seal = |sequence, pages: &[(u64, u8)]| {
+        let (kind, suite, count) = (Kind::Pages, Suite::Aes256Gcm, pages.len() as u16);
+        let header =
+            Header { kind, suite, stream: 0, count, epoch: 1, sequence, random: [sequence as u8; 24] };
+        let bodies: Vec<_> = pages.iter().map(|(_, content)| [*content; PAGE_BYTES]).collect();
+        let pages = pages.iter().zip(&bodies);
+        let pages = pages.map(|((page, _), body)| (Listed { page: *page, zero: false }, &body[..]));
+        reader::seal(&secret, &header, &pages.collect::<Vec<_>>())
     };
     let mut twin = pair.twin(&setup);
-    twin.import(0, 1, &[seal(0, 3, 1), seal(1, 4, 2)]).expect("the forging itself is right");
-    assert_eq!(twin.import(0, 1, &[seal(2, 5, 3), seal(3, 3, 9)]), Err((Status::PageRepeated, 1)));
+    twin.import(0, 1, &seal(0, &[(3, 1), (4, 2)])).expect("the forging itself is right");
+    assert_eq!(twin.import(0, 1, &seal(1, &[(5, 3), (3, 9)])), Err((Status::PageRepeated, 1)));
     assert_eq!(twin.machine.ram.borrow()[3], [1; PAGE_BYTES], "the page of this epoch stays");
     twin.assert_dead_destination();
-    for page in [8, 71, 72, 1 << 40, u64::MAX] {
+    for page in [8, 71, 72, 1 << 40, (1 << 56) - 1] {
         let mut twin = pair.twin(&setup);
-        assert_eq!(twin.import(0, 1, &[seal(0, page, 1)]), Err((Status::PageRefused, 0)), "page {page}");
+        assert_eq!(twin.import(0, 1, &seal(0, &[(page, 1)])), Err((Status::PageRefused, 0)), "page {page}");
         assert!(twin.machine.pages_written.borrow().is_empty());
         twin.assert_dead_destination();
     }
@@ -367,11 +444,12 @@ fn token_replay_forgery_wrong_kind_and_wrong_epoch() {
         ("START before its epochs", vec![(Op::State, STATE.to_vec()), (Op::StartToken, start.clone())]),
         ("epoch relabelled", vec![(Op::EpochToken, with_header(&two, |h| h.epoch = 1))]),
         ("renumbered", vec![(Op::EpochToken, with_header(&two, |h| h.sequence = 0))]),
-        ("with a page", vec![(Op::EpochToken, with_header(&one, |h| h.page = 1))]),
+        ("of two pieces", vec![(Op::EpochToken, with_header(&one, |h| h.count = 2))]),
+        ("with other random bytes", vec![(Op::EpochToken, with_header(&one, |h| h.random[0] ^= 1))]),
         ("on a page stream", vec![(Op::EpochToken, with_header(&one, |h| h.stream = 0))]),
         ("forged", vec![(Op::EpochToken, vec![0x41; TOKEN_BYTES])]),
         ("empty", vec![(Op::EpochToken, vec![])]),
-        ("a page record", vec![(Op::EpochToken, first[0][..TOKEN_BYTES].to_vec())]),
+        ("a group of pages", vec![(Op::EpochToken, first[..TOKEN_BYTES].to_vec())]),
     ];
     for (what, steps) in cases {
         let mut twin = ready();

@@ -8,6 +8,7 @@
 mod forged;
 mod legal;
 mod requests;
+mod rollback;
 mod secrets;
 mod sessions;
 
@@ -25,11 +26,14 @@ use mirrorvm_abi::{
         WANT_AT, WANT_COMPLETION, slot_at,
     },
     op::{BEGIN_BYTES, Begin, Op, START_BYTES, Status},
-    record::{Direction, HEADER_BYTES, Header, Kind, TAG_BYTES, TOKEN_BYTES, Token},
+    record::{
+        Direction, Front, HEADER_BYTES, Header, Kind, LISTED_BYTES, Listed, Suite, TAG_BYTES, TOKEN_BYTES,
+        Token, front_bytes, group_bytes,
+    },
 };
 use mirrorvm_helper::Step;
 use proptest::{prelude::*, test_runner::FileFailurePersistence};
-use support::{Allowed, Page, Pair, Record, Rng, SECRET, SLOTS, STATE, Setup, Side, reader, split};
+use support::{Allowed, Page, Pair, Record, Rng, SECRET, SLOTS, STATE, Setup, Side, head, piece, reader};
 
 const WINDOW: usize = 16;
 
@@ -38,13 +42,25 @@ fn windows(bytes: &[u8]) -> impl Iterator<Item = [u8; WINDOW]> {
 }
 
 fn header_of(record: &[u8]) -> Header {
-    Header::decode(record.first_chunk().unwrap()).unwrap()
+    Header::decode(&head(record)).unwrap()
 }
 
 fn with_header(record: &[u8], change: impl FnOnce(&mut Header)) -> Record {
     let mut header = header_of(record);
     change(&mut header);
     [&header.encode()[..], &record[HEADER_BYTES..]].concat()
+}
+
+/// The pages that a group lists.
+fn listed(group: &[u8]) -> Vec<Listed> {
+    Front::read(group).unwrap().pages().collect()
+}
+
+/// A group with another list.
+fn with_list(group: &[u8], list: &[Listed]) -> Record {
+    let front = front_bytes(list.len());
+    let words = list.iter().flat_map(|l| l.encode()).collect::<Vec<_>>();
+    [&group[..HEADER_BYTES], &words, &group[front..]].concat()
 }
 
 fn flipped(record: &[u8], bit: usize) -> Record {
@@ -56,21 +72,28 @@ fn flipped(record: &[u8], bit: usize) -> Record {
 /// A run with everything in it: streams, epochs, sessions by one helper and by several, refusals, and all of
 /// it with the same session id, transcript and secret, so that only the nonces keep sessions apart.
 struct Run {
-    /// Everything that was sealed, with the key and the direction.
-    sealed: Vec<([u8; 32], Direction, Record)>,
+    /// Everything that was sealed, with the secret of its stream.
+    sealed: Vec<([u8; 32], Record)>,
     /// Everything that any helper wrote into a mailbox.
     published: Vec<Vec<u8>>,
-    /// Every key, and the secret.
+    /// Every key, every stream's secret, and the guest's.
     keys: Vec<[u8; 32]>,
     /// Every page that was private and left.
     pages: HashSet<Page>,
 }
 
+impl Run {
+    fn seal(&mut self, secret: [u8; 32], record: Record) {
+        self.keys.push(reader::group_key(&secret, &head(&record)));
+        self.sealed.push((secret, record));
+    }
+}
+
 /// Three epochs; then the session is cancelled, or handed over and given up.
 fn session(pair: &mut Pair, allowed: &Allowed, part: u64, run: &mut Run) {
-    run.keys.extend(reader::keys(pair, &SECRET));
+    run.keys.extend(reader::secrets(pair, &SECRET));
     let key = |pair: &Pair, direction: Direction, stream| {
-        reader::key(pair, &SECRET, reader::KeyId { direction: direction as u8, stream })
+        reader::secret(pair, &SECRET, reader::KeyId { direction: direction as u8, stream })
     };
     let mut rng = Rng(part);
     for epoch in 1..=3 {
@@ -81,17 +104,16 @@ fn session(pair: &mut Pair, allowed: &Allowed, part: u64, run: &mut Run) {
         for (i, batch) in pages.chunks(7).enumerate() {
             let stream = i % 3;
             assert!(pair.source.export(stream, epoch, &[batch[0], u64::MAX]).is_err());
-            let records = pair.source.export(stream, epoch, batch).unwrap();
+            let group = pair.source.export(stream, epoch, batch).unwrap();
             let ram = pair.source.machine.ram.borrow();
             run.pages.extend(batch.iter().map(|p| ram[*p as usize]));
             drop(ram);
-            pair.destination.import(stream, epoch, &records).unwrap();
-            let k = key(pair, Direction::Forward, stream as u16);
-            run.sealed.extend(records.into_iter().map(|r| (k, Direction::Forward, r)));
+            pair.destination.import(stream, epoch, &group).unwrap();
+            run.seal(key(pair, Direction::Forward, stream as u16), group);
         }
         let token = pair.source.token(Op::EndEpoch, &[]);
         pair.destination.control(Op::EpochToken, &token).unwrap();
-        run.sealed.push((key(pair, Direction::Forward, 0xffff), Direction::Forward, token));
+        run.seal(key(pair, Direction::Forward, 0xffff), token);
     }
     if part == 0 {
         pair.source.control(Op::Cancel, &[]).unwrap();
@@ -99,11 +121,11 @@ fn session(pair: &mut Pair, allowed: &Allowed, part: u64, run: &mut Run) {
     }
     pair.source.control(Op::Pause, &[]).unwrap();
     let start = pair.source.start(0).unwrap();
-    run.sealed.push((key(pair, Direction::Forward, 0xffff), Direction::Forward, start));
+    run.seal(key(pair, Direction::Forward, 0xffff), start);
     for _ in 0..2 {
         let abort = pair.destination.token(Op::Abort, &[]);
-        run.sealed.push((key(pair, Direction::Backward, 0xffff), Direction::Backward, abort));
+        run.seal(key(pair, Direction::Backward, 0xffff), abort);
     }
-    let abort = run.sealed.last().unwrap().2.clone();
+    let abort = run.sealed.last().unwrap().1.clone();
     pair.source.control(Op::AbortToken, &abort).unwrap();
 }

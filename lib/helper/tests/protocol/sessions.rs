@@ -10,6 +10,7 @@ fn begin_is_refused_unless_everything_is_right() {
         elide_zero: false,
         fresh: false,
         digests: false,
+        suite: mirrorvm_abi::record::Suite::Aes256Gcm,
         streams: 2,
         session: [1; 16],
         peer_nonce: [2; 32],
@@ -23,7 +24,7 @@ fn begin_is_refused_unless_everything_is_right() {
         let bad = Begin { streams, ..good };
         assert_eq!(side.control(Op::Begin, &bad.encode()), Err(Status::BadRequest), "{streams} streams");
     }
-    for (byte, bits) in [(2, 0x10), (2, 0x80), (3, 1), (4, 1), (5, 1), (6, 1), (7, 0x80)] {
+    for (byte, bits) in [(2, 0x10), (2, 0x80), (3, 2), (3, 0x80), (4, 1), (5, 1), (6, 1), (7, 0x80)] {
         let mut raw = good.encode();
         raw[byte] |= bits;
         assert_eq!(side.control(Op::Begin, &raw), Err(Status::BadRequest), "reserved bits of byte {byte}");
@@ -59,7 +60,7 @@ fn begin_is_refused_unless_everything_is_right() {
 
     let mut side = new();
     side.machine.entropy.set(false);
-    assert!(side.control(Op::Hello, &[]).is_err());
+    assert_eq!(side.control(Op::Hello, &[]), Err(Status::NoEntropy));
     let nonce_sized = |w: &Vec<u8>| w.len() == 32;
     assert!(!side.machine.published.borrow().iter().any(nonce_sized), "no nonce without entropy");
     assert_eq!(side.control(Op::Begin, &good.encode()), Err(Status::WrongState));
@@ -80,6 +81,7 @@ fn a_policy_that_forbids_it_ends_the_matter_before_any_key() {
         elide_zero: false,
         fresh: false,
         digests: false,
+        suite: mirrorvm_abi::record::Suite::Aes256Gcm,
         streams: 1,
         session: [1; 16],
         peer_nonce: [2; 32],
@@ -205,7 +207,8 @@ fn commit_and_abort_exclude_each_other() {
     for op in [Op::EpochToken, Op::StartToken] {
         assert_eq!(pair.destination.control(op, &[7; TOKEN_BYTES]), Err(Status::WrongState));
     }
-    assert_eq!(pair.destination.import(0, 1, &[vec![7; 100]]), Err((Status::WrongState, 0)));
+    let import = pair.destination.import_raw(0, 1, 1, &[7; 100]);
+    assert_eq!(Status::from_u32(import.status), Some(Status::WrongState));
     assert_eq!(pair.destination.control(Op::Abort, &[]), Err(Status::WrongState));
     pair.source.control(Op::CommitToken, &commit).unwrap();
 
@@ -246,7 +249,7 @@ fn a_forged_abort_leaves_the_source_stopped() {
     forgeries.push(with_header(&epoch, |h| (h.kind, h.sequence) = (Kind::Abort, 0)));
     for key in [[0; 32], SECRET] {
         // Sealed like one, under a key that is not the session's.
-        forgeries.push(reseal(&pair, &key, Kind::Abort));
+        forgeries.push(reseal(&key, Kind::Abort));
     }
     for (i, forged) in forgeries.iter().enumerate() {
         assert_eq!(pair.source.control(Op::AbortToken, forged), Err(Status::Unsealed), "forgery {i}");
@@ -256,21 +259,16 @@ fn a_forged_abort_leaves_the_source_stopped() {
     }
     // The forward key does not make backward tokens; the backward key does, so the forging itself is right.
     let id = |direction| reader::KeyId { direction: direction as u8, stream: 0xffff };
-    let forward = reader::key(&pair, &SECRET, id(Direction::Forward));
-    assert_eq!(
-        pair.source.control(Op::AbortToken, &reseal(&pair, &forward, Kind::Abort)),
-        Err(Status::Unsealed)
-    );
-    let backward = reader::key(&pair, &SECRET, id(Direction::Backward));
-    assert_eq!(
-        pair.source.control(Op::AbortToken, &reseal(&pair, &backward, Kind::Commit)),
-        Err(Status::Unsealed)
-    );
-    pair.source.control(Op::AbortToken, &reseal(&pair, &backward, Kind::Abort)).unwrap();
+    let forward = reader::secret(&pair, &SECRET, id(Direction::Forward));
+    assert_eq!(pair.source.control(Op::AbortToken, &reseal(&forward, Kind::Abort)), Err(Status::Unsealed));
+    let backward = reader::secret(&pair, &SECRET, id(Direction::Backward));
+    assert_eq!(pair.source.control(Op::AbortToken, &reseal(&backward, Kind::Commit)), Err(Status::Unsealed));
+    pair.source.control(Op::AbortToken, &reseal(&backward, Kind::Abort)).unwrap();
 }
 
-/// A token of `kind` as the destination would make it, under `key`.
-fn reseal(pair: &Pair, key: &[u8; 32], kind: Kind) -> Vec<u8> {
-    let header = Header { kind, stream: 0xffff, epoch: 2, sequence: 0, page: 0, len: 96 };
-    reader::seal(pair, key, Direction::Backward, &header, &Token::default().encode())
+/// A token of `kind` as whoever has this stream's secret would make it.
+fn reseal(secret: &[u8; 32], kind: Kind) -> Vec<u8> {
+    let (suite, random) = (Suite::Aes256Gcm, [7; 24]);
+    let header = Header { kind, suite, stream: 0xffff, count: 1, epoch: 2, sequence: 0, random };
+    reader::seal_token(secret, &header, &Token::default().encode())
 }

@@ -9,7 +9,7 @@ pub mod reader;
 use std::cell::{Cell, RefCell};
 use std::ops::Range as Span;
 use std::rc::Rc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use mirrorvm_abi::{
     PAGE_BYTES,
@@ -19,11 +19,12 @@ use mirrorvm_abi::{
         slot_at, worker_stride,
     },
     op::{Begin, Op, START_BYTES, Scan, Start, Status},
-    record::TOKEN_BYTES,
+    record::{Front, HEADER_BYTES, Suite, TAG_BYTES, TOKEN_BYTES},
 };
-use mirrorvm_helper::{Digests, Env, PageMaps, Region, Scratch, Shared, Step, Worker};
+use mirrorvm_helper::{Cursors, Digests, Env, MemoryCopy, PageMaps, Region, Scratch, Shared, Step, Worker};
 
 pub type Page = [u8; PAGE_BYTES];
+/// A sealed group, or a token.
 pub type Record = Vec<u8>;
 /// A refusal: its status and the index of the offending page or record.
 pub type Refused = (Status, u32);
@@ -34,6 +35,7 @@ pub const SLOTS: u32 = 2;
 pub const SECRET: [u8; 32] = *b"canary: the guest's own secret!!";
 
 /// SplitMix64.
+#[derive(Clone)]
 pub struct Rng(pub u64);
 
 impl Rng {
@@ -67,7 +69,10 @@ pub struct Machine {
     pub mailboxes: Vec<RefCell<Vec<u8>>>,
     pub secret: Cell<Option<[u8; 32]>>,
     pub entropy: Cell<bool>,
-    random: RefCell<Rng>,
+    /// The processor's source: none of the helper's memory.
+    pub random: RefCell<Rng>,
+    /// What the source gives for every word, and calls random.
+    pub stuck: RefCell<Option<u64>>,
     /// Mailbox spans that were copied out, by worker.
     pub fetched: RefCell<Vec<(usize, Span<usize>)>>,
     /// Everything that was written into mailboxes.
@@ -131,9 +136,10 @@ impl Env for Soft {
         self.machine.ram.borrow_mut()[page as usize] = *from;
     }
 
-    fn random(&mut self, to: &mut [u8; 32]) -> bool {
+    fn random(&mut self, words: &mut [u64]) -> bool {
         let mut rng = self.machine.random.borrow_mut();
-        to.chunks_exact_mut(8).for_each(|c| c.copy_from_slice(&rng.next().to_le_bytes()));
+        let stuck = *self.machine.stuck.borrow();
+        words.iter_mut().for_each(|word| *word = stuck.unwrap_or_else(|| rng.next()));
         self.machine.entropy.get()
     }
 
@@ -168,9 +174,21 @@ pub struct Side {
     pub shared: &'static Shared,
     /// The helper's own memory of digests.
     pub digests: &'static [AtomicU64],
+    /// The helper's own memory of which pages it has seen.
+    maps: &'static [AtomicU64],
     tails: Vec<u32>,
     heads: Vec<u32>,
     next_id: u64,
+}
+
+/// What [`Side::copy`] gives.
+pub struct Copied {
+    shared: MemoryCopy,
+    maps: Vec<u64>,
+    digests: Vec<u64>,
+    workers: Vec<(Cursors, Scratch)>,
+    mailboxes: Vec<Vec<u8>>,
+    rings: (Vec<u32>, Vec<u32>),
 }
 
 /// The spans of pages that a helper may touch, and how much memory there is behind them.
@@ -229,6 +247,7 @@ impl Side {
             secret: Cell::new(Some(SECRET)),
             entropy: Cell::new(true),
             random: RefCell::new(Rng(seed)),
+            stuck: RefCell::default(),
             fetched: RefCell::default(),
             published: RefCell::default(),
             pages_read: RefCell::default(),
@@ -239,7 +258,8 @@ impl Side {
             torn: RefCell::default(),
         });
         // Leaked, as in the image: statics and fixed addresses.
-        let words = (0..allowed.end().div_ceil(64) * 2).map(|_| AtomicU64::new(0)).collect::<Vec<_>>().leak();
+        let words: &[_] =
+            (0..allowed.end().div_ceil(64) * 2).map(|_| AtomicU64::new(0)).collect::<Vec<_>>().leak();
         let maps = PageMaps::new(ranges.leak(), words);
         // Garbage: what an earlier session or nobody has left there.
         let mut garbage = Rng(!seed);
@@ -255,7 +275,42 @@ impl Side {
         };
         let workers: Vec<_> = (0..workers).map(worker).collect();
         let n = workers.len();
-        Self { machine, workers, shared, digests, tails: vec![0; n], heads: vec![0; n], next_id: 1 }
+        let (tails, heads) = (vec![0; n], vec![0; n]);
+        Self { machine, workers, shared, digests, maps: words, tails, heads, next_id: 1 }
+    }
+
+    /// A copy of everything that there is of this helper between two requests but what the processor keeps to
+    /// itself: its memory, its registers, its mailbox, and what the host knows of the rings.
+    pub fn copy(&mut self) -> Copied {
+        let words = |words: &[AtomicU64]| words.iter().map(|w| w.load(Ordering::Relaxed)).collect();
+        let worker = |w: &mut Option<Worker<'static, Soft>>| {
+            let w = w.as_mut().expect("nobody is inside of a request");
+            (w.cursors(), w.scratch().clone())
+        };
+        Copied {
+            shared: self.shared.copy(),
+            maps: words(self.maps),
+            digests: words(self.digests),
+            workers: self.workers.iter_mut().map(worker).collect(),
+            mailboxes: self.machine.mailboxes.iter().map(|m| m.borrow().clone()).collect(),
+            rings: (self.tails.clone(), self.heads.clone()),
+        }
+    }
+
+    /// Puts a copy, of this helper or of another of the same image, into its place.
+    pub fn put_back(&mut self, copied: &Copied) {
+        self.shared.put_back(&copied.shared);
+        for (words, then) in [(self.maps, &copied.maps), (self.digests, &copied.digests)] {
+            words.iter().zip(then).for_each(|(word, then)| word.store(*then, Ordering::Relaxed));
+        }
+        for (worker, (cursors, scratch)) in self.workers.iter_mut().zip(&copied.workers) {
+            *worker = worker.take().map(|w| w.at(*cursors));
+            *worker.as_mut().expect("nobody is inside of a request").scratch() = scratch.clone();
+        }
+        for (mailbox, then) in self.machine.mailboxes.iter().zip(&copied.mailboxes) {
+            mailbox.borrow_mut().clone_from(then);
+        }
+        (self.tails, self.heads) = copied.rings.clone();
     }
 
     /// Puts an entry into a worker's ring, payload into its slot.
@@ -314,7 +369,7 @@ impl Side {
         self.machine.mailboxes[worker].borrow_mut()[at..at + raw.len()].copy_from_slice(&raw);
     }
 
-    pub fn export(&mut self, worker: usize, epoch: u32, pages: &[u64]) -> Result<Vec<Record>, Refused> {
+    pub fn export(&mut self, worker: usize, epoch: u32, pages: &[u64]) -> Result<Record, Refused> {
         self.list(worker, 0, pages);
         let count = pages.len() as u32;
         let c =
@@ -322,12 +377,12 @@ impl Side {
         match Status::from_u32(c.status).expect("a helper answers known statuses") {
             Status::Ok => {
                 assert_eq!(c.count, count);
-                let records = split(&self.payload(worker, 0, c.len as usize));
-                assert_eq!(records.len(), pages.len());
-                let zero =
-                    records.iter().filter(|r| r.len() == mirrorvm_abi::record::SEALED_ZERO_BYTES).count();
-                assert_eq!(c.zero as usize, zero);
-                Ok(records)
+                let group = self.payload(worker, 0, c.len as usize);
+                let front = Front::read(&group).expect("a helper writes good fronts");
+                assert_eq!((front.pages().len(), front.group_bytes()), (pages.len(), group.len()));
+                assert!(front.pages().map(|p| p.page).eq(pages.iter().copied()));
+                assert_eq!(c.zero as usize, front.pages().filter(|p| p.zero).count());
+                Ok(group)
             }
             refused => Err((refused, c.count)),
         }
@@ -360,8 +415,10 @@ impl Side {
         self.call(worker, Submission { op: Op::Scan as u32, len, epoch, ..Default::default() }, payload)
     }
 
-    pub fn import(&mut self, worker: usize, epoch: u32, records: &[Record]) -> Result<(), Refused> {
-        let c = self.import_raw(worker, epoch, records.len() as u32, &records.concat());
+    /// Opens a group, as many pages as it says that it has.
+    pub fn import(&mut self, worker: usize, epoch: u32, group: &[u8]) -> Result<(), Refused> {
+        let count = group.get(6..8).map_or(0, |b| u16::from_le_bytes(b.try_into().unwrap()));
+        let c = self.import_raw(worker, epoch, count.into(), group);
         match Status::from_u32(c.status).expect("a helper answers known statuses") {
             Status::Ok => Ok(()),
             refused => Err((refused, c.count)),
@@ -401,7 +458,7 @@ impl Side {
             };
             let mut payload = vec![0; len];
             if *op == Op::Begin {
-                payload[0] = 1;
+                (payload[0], payload[3]) = (1, Suite::Aes256Gcm as u8);
             }
             let request = Submission {
                 op: *op as u32,
@@ -421,18 +478,17 @@ impl Side {
 /// Digest of the vCPU state in these tests.
 pub const STATE: [u8; 32] = [0x5a; 32];
 
-/// Cuts a payload into its records by their headers.
-pub fn split(payload: &[u8]) -> Vec<Record> {
-    use mirrorvm_abi::record::{HEADER_BYTES, Header, TAG_BYTES};
-    let mut records = Vec::new();
-    let mut rest = payload;
-    while !rest.is_empty() {
-        let header = Header::decode(rest.first_chunk().unwrap()).expect("a helper writes good headers");
-        let (record, after) = rest.split_at(HEADER_BYTES + header.len as usize + TAG_BYTES);
-        records.push(record.to_vec());
-        rest = after;
-    }
-    records
+/// Where piece `index` of a group of pages lies: ciphertext and tag.
+pub fn piece(group: &[u8], index: usize) -> Span<usize> {
+    let front = Front::read(group).unwrap();
+    let len = |i: usize| front.pages().nth(i).unwrap().body_bytes() + TAG_BYTES;
+    let start = front.bytes() + (0..index).map(len).sum::<usize>();
+    start..start + len(index)
+}
+
+/// The header of a group or token.
+pub fn head(record: &[u8]) -> [u8; HEADER_BYTES] {
+    *record.first_chunk().unwrap()
 }
 
 /// A source and a destination with a session between them.
@@ -451,6 +507,7 @@ pub struct Setup {
     pub fresh: bool,
     /// The source has room for page digests.
     pub scanning: bool,
+    pub suite: Suite,
     pub session: [u8; 16],
     pub transcript: [u8; 32],
     pub seeds: (u64, u64),
@@ -464,6 +521,7 @@ impl Default for Setup {
             elide_zero: false,
             fresh: false,
             scanning: false,
+            suite: Suite::Aes256Gcm,
             session: [9; 16],
             transcript: [3; 32],
             seeds: (1, 2),
@@ -485,6 +543,7 @@ impl Pair {
             elide_zero: setup.elide_zero,
             fresh: false,
             digests: setup.scanning,
+            suite: setup.suite,
             streams: setup.workers as u16,
             session: setup.session,
             peer_nonce: nonces.1,

@@ -1,16 +1,20 @@
-//! An independent reader of sealed records: keys from the documented schedule, no code of the helper.
+//! An independent reader of sealed groups: keys from the documented schedule, no code of the helper.
 
-use mirrorvm_abi::record::{CONTROL_STREAM, Direction, HEADER_BYTES, Header};
+use aes_gcm_siv::aead::AeadInOut;
+use aes_gcm_siv::{Aes256GcmSiv, KeyInit};
+use mirrorvm_abi::record::{CONTROL_STREAM, Direction, HEADER_BYTES, Header, Listed, Suite, TAG_BYTES};
 use ring::{aead, hkdf};
 
-use super::Pair;
+use super::{Pair, head};
 
-/// What the key of one direction and stream depends on.
+/// What the secret of one direction and stream depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct KeyId {
     pub direction: u8,
     pub stream: u16,
 }
+
+pub type Key = [u8; 32];
 
 struct Len(usize);
 
@@ -20,69 +24,120 @@ impl hkdf::KeyType for Len {
     }
 }
 
-/// The raw key, by RFC 5869 over what the record format's documentation names.
-pub fn key(pair: &Pair, secret: &[u8; 32], id: KeyId) -> [u8; 32] {
-    let salt = [pair.nonces.0, pair.nonces.1].concat();
-    let prk = hkdf::Salt::new(hkdf::HKDF_SHA256, &salt).extract(secret);
-    let stream = id.stream.to_le_bytes();
-    let direction = [id.direction];
-    let info: [&[u8]; 5] =
-        [b"mirrorvm session key v1", &pair.begin.session, &pair.begin.transcript, &direction, &stream];
+fn expand(prk: &hkdf::Prk, info: &[&[u8]]) -> Key {
     let mut raw = [0; 32];
-    prk.expand(&info, Len(32)).unwrap().fill(&mut raw).unwrap();
+    prk.expand(info, Len(32)).unwrap().fill(&mut raw).unwrap();
     raw
 }
 
-/// Every key of a session.
-pub fn keys(pair: &Pair, secret: &[u8; 32]) -> Vec<[u8; 32]> {
+/// The secret of a stream, by RFC 5869 over what the documentation names.
+pub fn secret(pair: &Pair, secret: &[u8; 32], id: KeyId) -> Key {
+    let salt = [pair.nonces.0, pair.nonces.1].concat();
+    let prk = hkdf::Salt::new(hkdf::HKDF_SHA256, &salt).extract(secret);
+    let stream = id.stream.to_le_bytes();
+    let (suite, direction) = ([pair.begin.suite as u8], [id.direction]);
+    let label: &[u8] = b"mirrorvm stream secret v2";
+    expand(&prk, &[label, &pair.begin.session, &pair.begin.transcript, &suite, &direction, &stream])
+}
+
+/// The key of the group with this header.
+pub fn group_key(secret: &Key, header: &[u8; HEADER_BYTES]) -> Key {
+    let prk = hkdf::Prk::new_less_safe(hkdf::HKDF_SHA256, secret);
+    expand(&prk, &[b"mirrorvm group key v2", header])
+}
+
+/// Every secret of a session.
+pub fn secrets(pair: &Pair, of_guest: &[u8; 32]) -> Vec<Key> {
     let pages = (0..pair.begin.streams).map(|stream| KeyId { direction: Direction::Forward as u8, stream });
     let tokens = [Direction::Forward, Direction::Backward]
         .map(|d| KeyId { direction: d as u8, stream: CONTROL_STREAM });
-    pages.chain(tokens).map(|id| key(pair, secret, id)).collect()
+    pages.chain(tokens).map(|id| secret(pair, of_guest, id)).collect()
 }
 
-/// The nonce that a record's header gives.
-pub fn nonce(record: &[u8]) -> [u8; 12] {
-    let mut n = [0; 12];
-    n[2..4].copy_from_slice(&record[2..4]);
-    n[4..].copy_from_slice(&record[8..16]);
-    n
+/// The nonce of piece `index`: the index, little-endian, and zeros.
+fn nonce(index: usize) -> [u8; 12] {
+    let mut nonce = [0; 12];
+    nonce[..8].copy_from_slice(&(index as u64).to_le_bytes());
+    nonce
 }
 
-/// The associated data of a record with this header.
-fn aad(pair: &Pair, direction: Direction, header: &[u8]) -> [u8; 64] {
-    let mut aad = [0; 64];
-    aad[..8].copy_from_slice(b"mvm-rec1");
-    aad[8..24].copy_from_slice(&pair.begin.session);
-    aad[24] = direction as u8;
-    aad[32..].copy_from_slice(header);
-    aad
+/// The associated data of a piece: its index, its word.
+fn aad(index: usize, listed: &[u8; 8]) -> Vec<u8> {
+    [&(index as u64).to_le_bytes()[..], listed].concat()
 }
 
-fn less_safe(key: &[u8; 32]) -> aead::LessSafeKey {
+fn less_safe(key: &Key) -> aead::LessSafeKey {
     aead::LessSafeKey::new(aead::UnboundKey::new(&aead::AES_256_GCM, key).unwrap())
 }
 
-/// Seals `body` as whoever has `key` could.
-pub fn seal(pair: &Pair, key: &[u8; 32], direction: Direction, header: &Header, body: &[u8]) -> Vec<u8> {
-    let mut record = header.encode().to_vec();
-    let nonce = aead::Nonce::assume_unique_for_key(nonce(&record));
-    let aad = aead::Aad::from(aad(pair, direction, &record));
-    let mut sealed = body.to_vec();
-    let tag = less_safe(key).seal_in_place_separate_tag(nonce, aad, &mut sealed).unwrap();
-    record.extend(sealed);
-    record.extend(tag.as_ref());
-    record
+fn seal_piece(suite: Suite, key: &Key, index: usize, listed: &[u8; 8], body: &[u8]) -> Vec<u8> {
+    let (mut body, aad) = (body.to_vec(), aad(index, listed));
+    match suite {
+        Suite::Aes256Gcm => {
+            let nonce = aead::Nonce::assume_unique_for_key(nonce(index));
+            less_safe(key).seal_in_place_append_tag(nonce, aead::Aad::from(aad), &mut body).unwrap();
+        }
+        Suite::Aes256GcmSiv => {
+            let cipher = Aes256GcmSiv::new(key.into());
+            let tag = cipher.encrypt_inout_detached(&nonce(index).into(), &aad, body.as_mut_slice().into());
+            body.extend(tag.unwrap());
+        }
+    }
+    body
 }
 
-/// Opens a record; `None` when it is not genuine under that key.
-pub fn open(pair: &Pair, key: &[u8; 32], direction: Direction, record: &[u8]) -> Option<Vec<u8>> {
-    let nonce = aead::Nonce::assume_unique_for_key(nonce(record));
-    let mut body = record[HEADER_BYTES..].to_vec();
-    let len = less_safe(key)
-        .open_in_place(nonce, aead::Aad::from(aad(pair, direction, &record[..HEADER_BYTES])), &mut body)
-        .ok()?
-        .len();
-    body.truncate(len);
+fn open_piece(suite: Suite, key: &Key, index: usize, listed: &[u8; 8], sealed: &[u8]) -> Option<Vec<u8>> {
+    let (mut body, aad) = (sealed.to_vec(), aad(index, listed));
+    match suite {
+        Suite::Aes256Gcm => {
+            let nonce = aead::Nonce::assume_unique_for_key(nonce(index));
+            less_safe(key).open_in_place(nonce, aead::Aad::from(aad), &mut body).ok()?;
+        }
+        Suite::Aes256GcmSiv => {
+            let (sealed, tag) = body.split_last_chunk_mut::<TAG_BYTES>()?;
+            let (cipher, tag) = (Aes256GcmSiv::new(key.into()), (*tag).into());
+            cipher.decrypt_inout_detached(&nonce(index).into(), &aad, sealed.into(), &tag).ok()?;
+        }
+    }
+    body.truncate(sealed.len() - TAG_BYTES);
     Some(body)
+}
+
+/// Seals pages as whoever has the stream's secret could.
+pub fn seal(secret: &Key, header: &Header, pages: &[(Listed, &[u8])]) -> Vec<u8> {
+    let mut group = header.encode().to_vec();
+    let key = group_key(secret, &header.encode());
+    pages.iter().for_each(|(listed, _)| group.extend(listed.encode()));
+    for (i, (listed, body)) in pages.iter().enumerate() {
+        group.extend(seal_piece(header.suite, &key, i, &listed.encode(), body));
+    }
+    group
+}
+
+/// The same for a token.
+pub fn seal_token(secret: &Key, header: &Header, body: &[u8]) -> Vec<u8> {
+    let key = group_key(secret, &header.encode());
+    [&header.encode()[..], &seal_piece(header.suite, &key, 0, &[0; 8], body)].concat()
+}
+
+/// Opens a group of pages; `None` when a piece of it is not genuine under that secret.
+pub fn open(secret: &Key, group: &[u8]) -> Option<Vec<Vec<u8>>> {
+    let header = Header::decode(&head(group))?;
+    let key = group_key(secret, &head(group));
+    let count = usize::from(header.count);
+    let (list, mut rest) = group[HEADER_BYTES..].split_at(count * 8);
+    let mut bodies = Vec::new();
+    for (i, word) in list.as_chunks::<8>().0.iter().enumerate() {
+        let len = Listed::decode(*word)?.body_bytes() + TAG_BYTES;
+        let (sealed, after) = rest.split_at_checked(len)?;
+        bodies.push(open_piece(header.suite, &key, i, word, sealed)?);
+        rest = after;
+    }
+    rest.is_empty().then_some(bodies)
+}
+
+/// Opens a token.
+pub fn open_token(secret: &Key, token: &[u8]) -> Option<Vec<u8>> {
+    let header = Header::decode(&head(token))?;
+    open_piece(header.suite, &group_key(secret, &head(token)), 0, &[0; 8], &token[HEADER_BYTES..])
 }

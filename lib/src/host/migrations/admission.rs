@@ -22,6 +22,7 @@ use crate::host::migrations::refusals::{
 use crate::host::migrations::reserve::Reserve;
 use crate::host::{GuestRecord, GuestState, HostError, bounds, validate};
 use crate::migration::wire::{Prepare, Refused};
+use crate::migration::{Suite, suite_names};
 use crate::mirror::HelperImage;
 use crate::store::form;
 use crate::transport::PeerIdentity;
@@ -60,6 +61,9 @@ impl Arriving<'_> {
             against.push(refuse(PeerRefusal::Invalid, format!("streams is not {low} to {high}")));
         }
         let image = note(&mut against, self.image());
+        if let Some(image) = &image {
+            let _ = note(&mut against, self.suite(image));
+        }
         let boot = self.boot(&mut against);
         let fits = self.memory_layout(&mut against);
         if self.machine(&mut against)
@@ -93,6 +97,20 @@ impl Arriving<'_> {
             .ok_or_else(|| refuse(PeerRefusal::HelperMismatch, "the destination has no such helper image"))?;
         self.inner.check_image(&self.definition.spec.driver, &image).map_err(|e| refused_by(&e))?;
         Ok(image)
+    }
+
+    /// Whether the helper seals by what was asked for, which may be a later build's.
+    fn suite(&self, image: &HelperImage) -> Result<(), Refused> {
+        let (wanted, has) = (&self.prepare.suite, Suite::of_helper(image.header()));
+        if has.iter().any(|suite| suite.name() == wanted) {
+            return Ok(());
+        }
+        let wanted: String = wanted.chars().filter(|c| !c.is_control()).take(64).collect();
+        let detail = format!(
+            "the destination's helper does not seal by {wanted:?}, but by {}",
+            suite_names(&has).join(", ")
+        );
+        Err(refuse(PeerRefusal::SuiteMissing, detail))
     }
 
     /// Whether the source needs no ticket.

@@ -18,8 +18,8 @@ use crate::host::peers::probe::{PeerSilence, silence, unreadable_identity};
 use crate::host::{
     GuestRecord, GuestState, HostError, MigrationSpec, MirrorChoice, PeerRecord, ProtectionLevel,
 };
-use crate::migration::check;
 use crate::migration::wire::Prepare;
+use crate::migration::{Suite, check, suite_names};
 use crate::transport::PeerIdentity;
 
 /// Longest time that a destination has for its answer. It may have to read a kernel and an initial RAM disk
@@ -81,15 +81,15 @@ fn put(inner: &Inner, peer: &PeerRecord, question: &Prepare) -> Answer {
 /// The guest as PREPARE would present it now.
 fn question(inner: &Inner, looked: &Looked, spec: &MigrationSpec) -> Option<Prepare> {
     let Looked { guest, record, .. } = looked;
-    let (strategy, helper_measurement) = match &spec.mirror {
+    let (strategy, image) = match &spec.mirror {
         MirrorChoice::Template(strategy) => {
             let image =
                 inner.helper_image(&record.spec.driver, spec.template.helper_image.as_deref()).ok()?;
-            (*strategy, image.measurement())
+            (*strategy, image)
         }
         MirrorChoice::Existing(id) => {
             let mirror = inner.mirror_entry(*id)?.record();
-            (mirror.strategy, mirror.helper_measurement)
+            (mirror.strategy, inner.image_measuring(&mirror.helper_measurement).ok()??)
         }
     };
     Some(Prepare {
@@ -101,8 +101,10 @@ fn question(inner: &Inner, looked: &Looked, spec: &MigrationSpec) -> Option<Prep
         strategy,
         streams: spec.streams,
         stream_transport: spec.stream_transport,
+        suite: spec.suite.name().to_owned(),
+        suites: suite_names(&Suite::of_helper(image.header())),
         mask: [0; 32],
-        helper_measurement,
+        helper_measurement: image.measurement(),
         nonce: [0; 32],
         secret: [0; 32],
         readiness: readiness(inner, guest, record),

@@ -211,7 +211,7 @@ fn ask(inner: &Inner, peer: &PeerSpec, guests: &[Uuid]) -> Option<Said> {
 mod tests {
     use crate::address_space::Strategy;
     use crate::guest::driver::Parameters;
-    use crate::host::{DriverSpec, GuestSpec, Labels};
+    use crate::host::{DriverSpec, GuestSpec, Labels, Suite};
 
     use super::*;
 
@@ -283,7 +283,7 @@ mod tests {
                 (Uuid::nil(), &guest),
                 "b",
                 String::new(),
-                Strategy::Declared,
+                (Strategy::Declared, Suite::Aes256Gcm),
             );
             MigrationRecord {
                 order,

@@ -29,7 +29,8 @@ use crate::host::{
 };
 use crate::migration::wire::{self, FIND_MAX, Outcome, Prepare, Purpose, Refused, kind};
 use crate::migration::{
-    Arrival, Arrived, MigrationFault, NotStored, Receiver, Spoken, accept_hello, serve_check, serve_import,
+    Arrival, Arrived, MigrationFault, NotStored, Receiver, Spoken, Suite, accept_hello, serve_check,
+    serve_import,
 };
 use crate::mirror::SealedToken;
 use crate::store::{Batch, Kind, StoreError};
@@ -240,13 +241,16 @@ impl<'a> Destination<'a> {
             MigrationState::Preparing,
             crate::host::MigrationLimits::default(),
         ));
+        // Whatever the helper does not have was against it.
+        let suite = Suite::named(&prepare.suite)
+            .ok_or_else(|| refuse(PeerRefusal::SuiteMissing, "the destination does not know the suite"))?;
         let migration = MigrationRecord::begun(
             prepare.session,
             MigrationDirection::Incoming,
             (prepare.guest, &definition.spec),
             peer,
             self.identity.to_string(),
-            prepare.strategy,
+            (prepare.strategy, suite),
         );
         let session = Arc::new(MigrationEntry::new(migration, Arc::clone(&control)));
         session.attach(mirror.watch());

@@ -29,8 +29,8 @@ use crate::host::{
 };
 use crate::migration::wire::Outcome;
 use crate::migration::{
-    Departure, Journal, MigrationFault, Outgoing, PeerAddress, SourceEnd, Terms, resolve, resume_here,
-    run_source,
+    Departure, Journal, MigrationFault, Outgoing, PeerAddress, SourceEnd, Suite, Terms, resolve, resume_here,
+    run_source, suite_names,
 };
 use crate::mirror::Mirror;
 use crate::private_files::PrivateFileError;
@@ -99,6 +99,7 @@ pub(in crate::host) fn look(
             note(&mut against, existing_mirror(inner, *id, record.id, spec.streams))
         }
     };
+    note(&mut against, check_suite(inner, &record, spec));
     note(&mut against, check_throttle(inner, &record.spec.driver, &spec.limits));
     note(&mut against, inner.check_driver(&record.spec.driver));
     note(&mut against, check_guest(inner, &guest, &record, spec));
@@ -168,6 +169,7 @@ pub(in crate::host) fn prepared(looked: Looked, spec: MigrationSpec) -> Result<P
     let (Some(peer), Some(strategy)) = (peer, strategy) else {
         return Err(HostError::internal("looking at a migration", "something is missing without a reason"));
     };
+    let suite = spec.suite;
     let migration = MigrationRecord {
         spec: Some(spec),
         progress: Progress { total_bytes: record.layout.ram_bytes(), ..Progress::default() },
@@ -177,7 +179,7 @@ pub(in crate::host) fn prepared(looked: Looked, spec: MigrationSpec) -> Result<P
             (record.id, &record.spec),
             &peer.spec.name,
             peer.spec.identity.clone(),
-            strategy,
+            (strategy, suite),
         )
     };
     Ok(Prepared { record: migration, guest, peer })
@@ -363,6 +365,29 @@ fn existing_mirror(inner: &Inner, id: Uuid, guest: Uuid, streams: u16) -> Result
     Ok(record.strategy)
 }
 
+/// Whether the helper that the guest would leave through seals by what is asked for. What else is wrong with
+/// it is found by whoever looks at the mirror.
+fn check_suite(inner: &Inner, record: &GuestRecord, spec: &MigrationSpec) -> Result<(), HostError> {
+    let image = match &spec.mirror {
+        MirrorChoice::Template(_) => {
+            inner.helper_image(&record.spec.driver, spec.template.helper_image.as_deref()).ok()
+        }
+        MirrorChoice::Existing(id) => inner
+            .mirror_entry(*id)
+            .and_then(|mirror| inner.image_measuring(&mirror.record().helper_measurement).ok().flatten()),
+    };
+    let Some(image) = image else { return Ok(()) };
+    let has = Suite::of_helper(image.header());
+    if has.contains(&spec.suite) {
+        return Ok(());
+    }
+    let (wanted, has) = (spec.suite.name(), suite_names(&has).join(", "));
+    Err(HostError::lacks(
+        Capability::Suite,
+        format!("the helper image does not seal by {wanted}, but by {has}"),
+    ))
+}
+
 struct Run {
     inner: Arc<Inner>,
     entry: Arc<MigrationEntry>,
@@ -439,6 +464,7 @@ impl Run {
                         mode: spec.mode,
                         streams: spec.streams,
                         stream_transport: spec.stream_transport,
+                        suite: spec.suite,
                         verify: spec.verify,
                     },
                     peer,

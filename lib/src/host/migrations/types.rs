@@ -11,7 +11,7 @@ use crate::host::faults::Fault;
 use crate::host::guests::types::{GuestRecord, GuestSpec};
 use crate::host::mirrors::types::{MirrorOptions, WorkerInfo};
 pub use crate::migration::terms::{
-    MigrationLimits, MigrationMode, MigrationState, OnTimeout, Progress, Round, StreamTransport,
+    MigrationLimits, MigrationMode, MigrationState, OnTimeout, Progress, Round, StreamTransport, Suite,
 };
 
 /// Where a migration goes.
@@ -58,6 +58,8 @@ pub struct MigrationSpec {
     pub streams: u16,
     /// How they cross.
     pub stream_transport: StreamTransport,
+    /// By what the helpers seal.
+    pub suite: Suite,
     /// Limits.
     pub limits: MigrationLimits,
     /// What becomes of the source's guest.
@@ -100,6 +102,8 @@ pub struct MigrationRecord {
     pub spec: Option<MigrationSpec>,
     /// Layout of the mirror's address space.
     pub strategy: Strategy,
+    /// By what the helpers seal.
+    pub suite: Suite,
     /// Now.
     pub state: MigrationState,
     /// Goes up with every change.
@@ -139,7 +143,7 @@ impl MigrationRecord {
         guest: (Uuid, &GuestSpec),
         peer: &str,
         peer_identity: String,
-        strategy: Strategy,
+        (strategy, suite): (Strategy, Suite),
     ) -> Self {
         let now = Timestamp::now();
         let (state, started_at) = match direction {
@@ -157,6 +161,7 @@ impl MigrationRecord {
             order: 0,
             spec: None,
             strategy,
+            suite,
             state,
             generation: 1,
             progress: Progress::default(),

@@ -67,7 +67,7 @@ impl Part for Settlement {
 }
 
 form! {
-    EndingForm of Ending, version 5 by ending_forward {
+    EndingForm of Ending, version 6 by ending_forward {
         guest: Uuid,
         record: Option<GuestRecord>,
         migration: MigrationRecord,
@@ -76,7 +76,7 @@ form! {
     }
 }
 
-/// A daemon of version 4 ended before its database took it.
+/// A daemon of an earlier version ended before its database took it.
 fn ending_forward(_from: u64, document: &mut Value) {
     bring_member::<GuestRecord>(document, "record");
     bring_member::<MigrationRecord>(document, "migration");

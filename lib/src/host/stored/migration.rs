@@ -9,12 +9,12 @@ use crate::address_space::Strategy;
 use crate::host::{
     Destination, Fault, GuestState, HandOverOutcome, Labels, MigrationDirection, MigrationLimits,
     MigrationMode, MigrationRecord, MigrationSpec, MigrationState, MirrorChoice, MirrorOptions, OnTimeout,
-    Progress, Resolution, Round, SourceAfter, StreamTransport, WorkerInfo,
+    Progress, Resolution, Round, SourceAfter, StreamTransport, Suite, WorkerInfo,
 };
 use crate::store::form::{Part, Wrong, fill, form, words};
 
 form! {
-    MigrationForm of MigrationRecord, version 5 by forward {
+    MigrationForm of MigrationRecord, version 6 by forward {
         id: Uuid,
         direction: MigrationDirection,
         guest: Uuid,
@@ -25,6 +25,7 @@ form! {
         order: u64,
         spec: Option<MigrationSpec>,
         strategy: Strategy,
+        suite: Suite,
         state: MigrationState,
         generation: u64,
         progress: Progress,
@@ -42,9 +43,21 @@ form! {
     }
 }
 
+/// Version 5 knew one suite, and did not name it.
+fn forward(from: u64, document: &mut Value) {
+    if from < 5 {
+        to_version_5(document);
+    }
+    let suite = || [("suite", json!("aes-256-gcm"))];
+    fill(document, suite());
+    if let Some(spec) = document.get_mut("spec").filter(|spec| spec.is_object()) {
+        fill(spec, suite());
+    }
+}
+
 /// Version 4 left out what earlier builds did not have, and had the program's own names for where a guest
 /// goes and through which mirror.
-fn forward(_from: u64, document: &mut Value) {
+fn to_version_5(document: &mut Value) {
     let none = Value::Null;
     fill(
         document,
@@ -112,6 +125,7 @@ form! {
         template: MirrorOptions,
         streams: u16,
         stream_transport: StreamTransport,
+        suite: Suite,
         limits: MigrationLimits,
         source_after: SourceAfter,
         verify: bool,
@@ -284,6 +298,13 @@ words! {
     TransportForm of StreamTransport {
         Sealed = "sealed",
         Tls = "tls",
+    }
+}
+
+words! {
+    SuiteForm of Suite {
+        Aes256Gcm = "aes-256-gcm",
+        Aes256GcmSiv = "aes-256-gcm-siv",
     }
 }
 

@@ -4,8 +4,8 @@
 //! Must not know: when a document is written, what is done with one.
 //!
 //! What a form is, and how it is made so that it has every member of its type, is in
-//! [`form`](crate::store::form); why there are forms is in docs/decisions/0029-stored-forms.md. What each of
-//! this version looks like is in `lib/tests/data/stored/v5`. Whoever changes a form raises its version (to
+//! [`form`](crate::store::form); why there are forms is in docs/decisions/0029-stored-forms.md. What each
+//! looks like is in `lib/tests/data/stored`, by its version. Whoever changes a form raises its version (to
 //! that of the database, which goes up, too), says in its `forward` how the one before becomes this one, and
 //! adds files beside those of the version before, which stay and are still read.
 

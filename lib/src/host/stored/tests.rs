@@ -22,7 +22,7 @@ use crate::host::{
     AccelChoice, Destination, DriverSpec, EmbeddedDriver, EmulatedDriver, Fault, Fill, GuestSpec, GuestState,
     HandOverOutcome, Labels, LaunchMirror, MigrationDirection, MigrationLimits, MigrationMode, MigrationSpec,
     MigrationState, MirrorChoice, MirrorOptions, OnTimeout, PeerSpec, Progress, ProtectionLevel, QemuDriver,
-    QemuGuest, Resolution, Round, SevSpec, SourceAfter, StreamTransport, WorkerInfo, WorkloadGuest,
+    QemuGuest, Resolution, Round, SevSpec, SourceAfter, StreamTransport, Suite, WorkerInfo, WorkloadGuest,
     WorkloadSpec,
 };
 use crate::memory::Backing;
@@ -122,7 +122,8 @@ fn foreign() -> GuestRecord {
 fn begun(direction: MigrationDirection, strategy: Strategy) -> MigrationRecord {
     let guest = embedded();
     let peer = format!("sha256:{}", "5a".repeat(32));
-    let begun = MigrationRecord::begun(id(2), direction, (guest.id, &guest.spec), "b", peer, strategy);
+    let how = (strategy, Suite::Aes256Gcm);
+    let begun = MigrationRecord::begun(id(2), direction, (guest.id, &guest.spec), "b", peer, how);
     MigrationRecord { created_at: at(2), started_at: Some(at(3)), order: 3, ..begun }
 }
 
@@ -145,6 +146,7 @@ fn outgoing() -> MigrationRecord {
         template: MirrorOptions { placement, helper_image: Some("helper-2".into()) },
         streams: 2,
         stream_transport: StreamTransport::Sealed,
+        suite: Suite::Aes256GcmSiv,
         limits,
         source_after: SourceAfter::KeepStopped,
         verify: true,
@@ -292,8 +294,8 @@ fn file(version: &str, name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/data/stored/{version}/{name}.json"))
 }
 
-fn compare(name: &str, text: &str) {
-    let path = file("v5", name);
+fn compare(version: &str, name: &str, text: &str) {
+    let path = file(version, name);
     let text = format!("{text}\n");
     if std::env::var_os("UPDATE_STORED").is_some() {
         std::fs::write(&path, &text).unwrap();
@@ -312,7 +314,7 @@ fn every_document_looks_as_its_file_and_is_read_from_it() {
     impl Each for Compare {
         fn one<T: Document + Debug>(&mut self, name: &str, value: &T) {
             let text = form::write(value).unwrap();
-            compare(name, &text);
+            compare(&format!("v{}", T::VERSION), name, &text);
             assert!(text.starts_with(&format!("{{\"version\":{},", T::VERSION)), "{text}");
             let read: T = form::read(text.as_bytes()).unwrap();
             assert_eq!(format!("{read:?}"), format!("{value:?}"), "{name}");
@@ -338,6 +340,7 @@ fn every_word_is_in_the_file_of_words() {
         "mode": words(migration::ModeForm::ALL),
         "on timeout": words(migration::OnTimeoutForm::ALL),
         "stream transport": words(migration::TransportForm::ALL),
+        "suite": words(migration::SuiteForm::ALL),
         "source after": words(migration::SourceAfterForm::ALL),
         "resource": words(event::ResourceForm::ALL),
         "change": words(event::ChangeForm::ALL),
@@ -357,7 +360,7 @@ fn every_word_is_in_the_file_of_words() {
             Scheduler::Fifo { priority: 99 },
         ]),
     });
-    compare("words", &serde_json::to_string_pretty(&words).unwrap());
+    compare("v6", "words", &serde_json::to_string_pretty(&words).unwrap());
 }
 
 /// Pointers to all objects of a document whose members are the form's, and not somebody's free choice.
@@ -427,6 +430,23 @@ fn what_is_not_understood_is_said() {
 }
 
 #[test]
+fn documents_of_version_5_are_led_forward() {
+    fn of_version_5<T: Document>(name: &str) -> T {
+        let text = std::fs::read(file("v5", name)).unwrap();
+        assert!(form::renewed::<T>(&text).unwrap().is_some(), "{name}");
+        form::read(&text).unwrap()
+    }
+    for name in ["migration-outgoing", "migration-by-ticket", "migration-incoming"] {
+        let record: MigrationRecord = of_version_5(name);
+        assert_eq!(record.suite, Suite::Aes256Gcm, "{name}");
+        assert_eq!(record.spec.is_some(), name != "migration-incoming");
+        assert!(record.spec.is_none_or(|spec| spec.suite == Suite::Aes256Gcm), "{name}");
+    }
+    let ending: Ending = of_version_5("ending");
+    assert_eq!((ending.migration.suite, ending.events.len()), (Suite::Aes256Gcm, 1));
+}
+
+#[test]
 fn a_document_without_a_version_is_read_as_version_4_had_it() {
     // As a daemon of version 4 wrote them; what a database of its has is in tests/stored.rs.
     let guest = json!({
@@ -474,6 +494,7 @@ fn a_document_without_a_version_is_read_as_version_4_had_it() {
     assert_eq!(spec.destination, Destination::Ticket("mvmt1.7b7d".into()));
     assert_eq!(spec.mirror, MirrorChoice::Existing(id(4)));
     assert_eq!((spec.stream_transport, spec.template), (StreamTransport::Sealed, MirrorOptions::default()));
+    assert_eq!(spec.suite, Suite::Aes256Gcm);
     let limits = MigrationLimits { downtime_ms: 40, ..MigrationLimits::default() };
     assert_eq!(spec.limits, limits);
     assert_eq!(ending.events[0].kind(), "guest.created");

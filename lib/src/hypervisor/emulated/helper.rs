@@ -6,14 +6,14 @@
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use mirrorvm_abi::PAGE_BYTES;
 use mirrorvm_abi::config::{Config, FIXED_BYTES, RANGE_BYTES, SECRET_BYTES, SECRET_MAGIC};
 use mirrorvm_abi::layout as abi;
 use mirrorvm_abi::mailbox::{DOORBELL_PORT, Doorbell, Fatal, worker_stride};
-use mirrorvm_helper::{Cursors, Digests, Env, PageMaps, Region, Scratch, Shared, Step, Worker};
+use mirrorvm_helper::{Cursors, Digests, Env, MemoryCopy, PageMaps, Region, Scratch, Shared, Step, Worker};
 use ring::rand::{SecureRandom, SystemRandom};
 
 use super::mmu::{Access, Fault, Mmu};
@@ -88,6 +88,29 @@ impl HelperMemory {
             digests: (0..digests).map(|_| AtomicU64::new(0)).collect(),
             shared: Shared::new(),
         })
+    }
+}
+
+/// What a host has that copied a helper's memory.
+pub(super) struct Copied {
+    maps: Vec<u64>,
+    digests: Vec<u64>,
+    shared: MemoryCopy,
+}
+
+impl HelperMemory {
+    /// Copies it, between two requests.
+    pub fn copy(&self) -> Copied {
+        let words = |words: &[AtomicU64]| words.iter().map(|word| word.load(Ordering::Relaxed)).collect();
+        Copied { shared: self.shared.copy(), maps: words(&self.maps), digests: words(&self.digests) }
+    }
+
+    /// Puts a copy into its place.
+    pub fn put_back(&self, copied: &Copied) {
+        self.shared.put_back(&copied.shared);
+        for (words, then) in [(&self.maps, &copied.maps), (&self.digests, &copied.digests)] {
+            words.iter().zip(then).for_each(|(word, then)| word.store(*then, Ordering::Relaxed));
+        }
     }
 }
 
@@ -198,8 +221,14 @@ impl Env for Window<'_> {
         self.attempt(|mmu| mmu.write(window(page), from));
     }
 
-    fn random(&mut self, to: &mut [u8; 32]) -> bool {
-        SystemRandom::new().fill(to).is_ok()
+    fn random(&mut self, words: &mut [u64]) -> bool {
+        let source = SystemRandom::new();
+        words.iter_mut().all(|word| {
+            let mut bytes = [0; 8];
+            let filled = source.fill(&mut bytes).is_ok();
+            *word = u64::from_le_bytes(bytes);
+            filled
+        })
     }
 
     fn secret(&self) -> Option<[u8; SECRET_BYTES]> {

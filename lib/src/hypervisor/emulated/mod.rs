@@ -21,18 +21,24 @@ mod vcpu;
 mod vm;
 mod workload;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, Weak};
 
 use super::{Hypervisor, HypervisorError, Vm};
 use crate::address_space::HostLimits;
 use crate::sev;
 use crate::sev::model::ModelPlatform;
+use crate::sync::Locked;
 
 /// The software machine of this process.
 pub struct EmulatedHost {
     limits: HostLimits,
     platform: Option<Arc<ModelPlatform>>,
+    /// The VMs that it made.
+    machines: Mutex<Vec<Weak<vm::Machine>>>,
 }
+
+/// Copies of helpers' memories, by the machines they are in.
+pub struct HelperCopies(Vec<(Arc<vm::Machine>, helper::Copied)>);
 
 /// As QEMU describes an EPYC: 48 bits of physical addresses, of which encryption takes one, and the C-bit
 /// right above what is left (`cbitpos=47,reduced-phys-bits=1`). The slots are KVM's.
@@ -47,12 +53,13 @@ const LIMITS: HostLimits = HostLimits {
 impl EmulatedHost {
     /// A host with this security processor. Its VMs are plain until their context is initialized.
     pub const fn new(platform: Arc<ModelPlatform>) -> Self {
-        Self { limits: LIMITS, platform: Some(platform) }
+        Self { limits: LIMITS, platform: Some(platform), machines: Mutex::new(Vec::new()) }
     }
 
     /// A host without SEV.
     pub const fn without_sev() -> Self {
-        Self { limits: HostLimits { c_bit: None, phys_bit_reduction: 0, ..LIMITS }, platform: None }
+        let limits = HostLimits { c_bit: None, phys_bit_reduction: 0, ..LIMITS };
+        Self { limits, platform: None, machines: Mutex::new(Vec::new()) }
     }
 
     /// The same host with other limits for address spaces. A C-bit that lies below 2^(MAXPHYADDR - reduction)
@@ -60,6 +67,27 @@ impl EmulatedHost {
     pub const fn with_limits(mut self, limits: HostLimits) -> Self {
         self.limits = limits;
         self
+    }
+
+    /// Copies the memory of every helper that runs here, between two requests: as any host can that holds
+    /// the pages, encrypted or not. What it is good for is to be put back.
+    pub fn copy_helpers(&self) -> HelperCopies {
+        let machines: Vec<_> = self.machines.locked().iter().filter_map(Weak::upgrade).collect();
+        let copy = |machine: Arc<vm::Machine>| {
+            let memory = machine.helper.locked().clone();
+            memory.map(|memory| (machine, memory.copy()))
+        };
+        HelperCopies(machines.into_iter().filter_map(copy).collect())
+    }
+
+    /// Puts copies back, as if nothing had happened since; registers and rings stay as they are, so that a
+    /// helper goes on with its next request.
+    pub fn put_helpers_back(&self, copies: &HelperCopies) {
+        for (machine, copied) in &copies.0 {
+            if let Some(memory) = machine.helper.locked().clone() {
+                memory.put_back(copied);
+            }
+        }
     }
 }
 
@@ -69,7 +97,11 @@ impl Hypervisor for EmulatedHost {
     }
 
     fn create_vm(&self) -> Result<Box<dyn Vm>, HypervisorError> {
-        Ok(Box::new(vm::EmulatedVm::new(self.limits, self.platform.as_ref().map(ModelPlatform::context))))
+        let vm = vm::EmulatedVm::new(self.limits, self.platform.as_ref().map(ModelPlatform::context));
+        let mut machines = self.machines.locked();
+        machines.retain(|machine| machine.strong_count() > 0);
+        machines.push(vm.machine());
+        Ok(Box::new(vm))
     }
 
     fn limits(&self) -> HostLimits {

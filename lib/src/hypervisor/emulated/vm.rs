@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::{Arc, Mutex, RwLock, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, RwLock, RwLockWriteGuard, Weak};
 
 use super::helper::HelperPlace;
 use super::mmu::Mmu;
@@ -67,6 +67,11 @@ impl EmulatedVm {
         }
         let machine = Machine { slots: RwLock::default(), limits, helper: HelperPlace::default(), context };
         Self { machine: Arc::new(machine), vcpus: HashMap::new(), areas }
+    }
+
+    /// What outlives no vCPU and no VM.
+    pub fn machine(&self) -> Weak<Machine> {
+        Arc::downgrade(&self.machine)
     }
 
     fn slots(&self) -> RwLockWriteGuard<'_, Slots> {

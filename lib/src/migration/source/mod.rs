@@ -17,7 +17,7 @@ use crate::migration::peer::{PeerAddress, Spoken, open_control};
 use crate::migration::pump::{Limiter, Stream};
 use crate::migration::rounds::{Convergence, Fixed};
 use crate::migration::wire::{self, Purpose};
-use crate::migration::{MigrationFault, MigrationMode, MigrationState, StreamTransport};
+use crate::migration::{MigrationFault, MigrationMode, MigrationState, StreamTransport, Suite};
 use crate::mirror::Mirror;
 use crate::pages::PageSet;
 use crate::transport::{Identity, Link};
@@ -67,6 +67,8 @@ pub struct Terms {
     pub streams: u16,
     /// How they cross.
     pub stream_transport: StreamTransport,
+    /// By what pages and tokens are sealed; the mirror's helper has it.
+    pub suite: Suite,
     /// Whether both ends digest every page of RAM at the pause point.
     pub verify: bool,
 }

@@ -8,6 +8,7 @@ use crate::guest::ProtectionLevel;
 use crate::migration::peer::open_control;
 use crate::migration::pump::Stream;
 use crate::migration::records::Mask;
+use crate::migration::terms::{Suite, suite_names};
 use crate::migration::transcript::transcript;
 use crate::migration::wire::{self, Prepare, Prepared, Purpose, kind};
 use crate::migration::{MigrationFault, MigrationMode, StreamTransport};
@@ -27,6 +28,8 @@ impl Course<'_, '_> {
             strategy: self.mirror.plan().strategy,
             streams: out.terms.streams,
             stream_transport: out.terms.stream_transport,
+            suite: out.terms.suite.name().to_owned(),
+            suites: suite_names(&Suite::of_helper(self.mirror.helper_header())),
             mask: fresh_key()?,
             helper_measurement: out.helper_measurement,
             nonce,
@@ -41,9 +44,9 @@ impl Course<'_, '_> {
         };
         let message = wire::written(&prepare)?;
         link.send(kind::PREPARE, &message)?;
-        let transcript = transcript(protocol, &message);
-        drop(message);
         let (_, payload) = wire::expect(link, &[kind::PREPARED], 64 << 10)?;
+        let transcript = transcript(protocol, &message, &payload);
+        drop(message);
         let prepared: Prepared = wire::parse(&payload)?;
         self.mirror.begin(&Begin {
             source: true,
@@ -51,6 +54,7 @@ impl Course<'_, '_> {
             fresh: false,
             // Only where somebody will ask: they cost an export a quarter of its speed and more.
             digests: out.terms.mode == MigrationMode::Precopy && !self.machine.can_log_dirty(),
+            suite: out.terms.suite.of_records(),
             streams: out.terms.streams,
             session: *out.id.as_bytes(),
             peer_nonce: prepared.nonce,

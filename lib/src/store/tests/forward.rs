@@ -68,7 +68,7 @@ fn a_database_of_the_version_before_is_saved_whole_and_brought_forward() {
     let store = forward(&path).unwrap();
     assert_eq!(numbers(&store), [0, 1, 2]);
     drop(store);
-    assert_eq!(version_of(&path), 5);
+    assert_eq!(version_of(&path), 6);
     let bodies = raw(&path)
         .prepare("SELECT body FROM document WHERE kind = 'guest'")
         .unwrap()
@@ -178,7 +178,7 @@ fn what_has_the_backups_name_and_is_not_it_is_left_there_and_the_database_as_it_
 #[test]
 fn a_document_that_is_not_understood_is_named_and_nothing_is_written() {
     let (dir, path) = version_4();
-    raw(&path).pragma_update(None, "user_version", 5).unwrap();
+    raw(&path).pragma_update(None, "user_version", 6).unwrap();
     let bad = Uuid::now_v7();
     let store = open(&path).unwrap();
     store.put(Kind::Guest, bad, None, &serde_json::json!({"number": 1, "colour": "red"})).unwrap();

@@ -10,7 +10,7 @@ mod rounds;
 pub use limits::{LimitsBody, OnTimeoutBody};
 pub use request::{
     DestinationBody, LeftOpen, MigrationCreate, MirrorChoiceBody, ModeBody, OnSuccessBody, SourceAfterBody,
-    StreamTransportBody,
+    StreamTransportBody, SuiteBody,
 };
 pub use resource::{
     Condition, EncryptionProgress, HelperProgress, MemoryProgress, Migration, MigrationList,

@@ -32,6 +32,9 @@ pub struct Migration {
     pub request: Option<MigrationCreate>,
     /// The strategy by which the mirror's address space is laid out.
     pub strategy: StrategyBody,
+    /// The suite by which the helpers seal pages: `aes-256-gcm` or `aes-256-gcm-siv`. More may be added.
+    #[schema(example = "aes-256-gcm")]
+    pub suite: &'static str,
     /// `queued`, `preparing`, `precopy`, `switchover`, `finishing`, `succeeded`, `failed`, `canceled` or
     /// `in_doubt`. More states may be added.
     #[schema(example = "precopy")]
@@ -292,6 +295,7 @@ impl From<MigrationRecord> for Migration {
             peer: record.peer,
             request: record.spec.map(MigrationCreate::from),
             strategy: record.strategy.into(),
+            suite: record.suite.name(),
             state,
             generation: record.generation,
             progress,

@@ -190,7 +190,7 @@ impl Owner {
             BatchSession::Receiving { exporter, epoch, .. } => (Some(exporter), epoch, None),
             BatchSession::Exporting { .. } => return Err(missing()),
         };
-        let headers =
+        let groups =
             parse_records(&batch.records).map_err(|e| bad("/batch/records", "not_records", e.to_string()))?;
         let mirror = self.mirrors.get_mut(&id).ok_or_else(missing)?;
         let plan = Arc::clone(mirror.plan());
@@ -198,12 +198,13 @@ impl Owner {
             let detail = "the mirror's strategy calls pages by other addresses than the exporting one's";
             return Err(bad("/batch/addressing", "other_addressing", detail.to_owned()));
         }
-        if headers.len() != batch.pages as usize {
-            let detail = format!("the batch has {} records", headers.len());
+        let listed = || groups.iter().flat_map(|group| &group.pages);
+        if listed().count() != batch.pages as usize {
+            let detail = format!("the records are of {} pages", listed().count());
             return Err(bad("/batch/pages", "out_of_range", detail));
         }
         // As far as the host can tell; the helper says whether they may be written.
-        let named: Vec<RamPage> = headers.iter().map_while(|h| plan.ram_page(h.page)).collect();
+        let named: Vec<RamPage> = listed().map_while(|p| plan.ram_page(p.page)).collect();
         if ask.dry_run {
             let state = if begun.is_some() { "receiving" } else { "open" };
             return Ok(ImportReport { import: batch.import, state, nonce: open, written: Vec::new() });
@@ -215,7 +216,7 @@ impl Owner {
                 mirror.begin_import(&terms, batch.nonce).map_err(BatchFault::Lane)
             }
         };
-        let done = begin.and_then(|()| mirror.import_batch(&batch.records, &headers, epoch, &batch.token));
+        let done = begin.and_then(|()| mirror.import_batch(&batch.records, &groups, epoch, &batch.token));
         let refused = match done {
             Ok(()) if !batch.last => {
                 let (import, exporter) = (batch.import, begun.unwrap_or(batch.nonce));
