@@ -77,12 +77,22 @@ impl Ledger {
     }
 }
 
+/// A copy of the helper, and what the host noted with it.
+struct Then {
+    copied: Copied,
+    begin: Begin,
+    nonces: ([u8; 32], [u8; 32]),
+    /// What the processor keeps to itself, where it does not.
+    counter: Option<u64>,
+    epoch: u32,
+}
+
 /// A source under a host that does all this, and what it sealed.
 struct Attack {
     pair: Pair,
     ledger: Ledger,
     source: Source,
-    copies: Vec<(Copied, Begin, ([u8; 32], [u8; 32]), Option<u64>, u32)>,
+    copies: Vec<Then>,
     epoch: u32,
 }
 
@@ -136,13 +146,14 @@ impl Attack {
                 let counter = self.pair.source.machine.random.borrow().0;
                 let counter = (self.source == Source::Counter).then_some(counter);
                 let copied = self.pair.source.copy();
-                self.copies.push((copied, self.pair.begin, self.pair.nonces, counter, self.epoch));
+                let (begin, nonces, epoch) = (self.pair.begin, self.pair.nonces, self.epoch);
+                self.copies.push(Then { copied, begin, nonces, counter, epoch });
             }
             Act::PutBack(which) => {
                 if self.copies.is_empty() {
                     return;
                 }
-                let (copied, begin, nonces, counter, epoch) = &self.copies[which % self.copies.len()];
+                let Then { copied, begin, nonces, counter, epoch } = &self.copies[which % self.copies.len()];
                 self.pair.source.put_back(copied);
                 (self.pair.begin, self.pair.nonces, self.epoch) = (*begin, *nonces, *epoch);
                 if let Some(counter) = counter {
