@@ -190,6 +190,36 @@ fn a_disk_that_fills_up_while_an_import_fails_keeps_its_end() {
 }
 
 #[test]
+fn the_end_of_an_import_that_nothing_took_is_stored_as_soon_as_that_works() {
+    if !mounts() {
+        return;
+    }
+    let mut hosts = Hosts::start();
+    hosts.run_guest(true);
+    let id = hosts.begin("keep_stopped");
+    // Neither the database nor the space that was set aside.
+    hosts.b.limit_files(Some(0));
+    let _ = hosts.a.act(&format!("/v1/migrations/{id}/cancel"));
+    assert_eq!(hosts.a.migration_end(&id)["state"], "canceled");
+    hosts.stayed();
+    let (at, token) = (format!("/v1/migrations/{id}"), format!("/v1/migrations/{id}/hand-over-token"));
+    let ended = hosts.b.migration_end(&id);
+    let abort = hosts.b.read(&token);
+    hosts.b.limit_files(None);
+    until("the destination's disk works again", 20, || {
+        hosts.b.read("/v1/host")["storage"]["owed_changes"] == 0
+    });
+    hosts.b.kill();
+    hosts.b.restart();
+    let there = hosts.b.read(&at);
+    assert_eq!((&there["state"], code(&there)), (&ended["state"], code(&ended)), "{there}");
+    assert_eq!(hosts.b.read(&token), abort, "ABORT is not forgotten");
+    assert_eq!(hosts.b.guest_state(GUEST), "absent");
+    let id = hosts.a.migrate(&migration(GUEST, "b", "precopy"));
+    hosts.moved(&id, "stopped");
+}
+
+#[test]
 fn a_source_whose_disk_fills_up_after_start_tells_the_end_and_keeps_it() {
     if !mounts() {
         return;

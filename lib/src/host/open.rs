@@ -1,6 +1,7 @@
 //! Opening a host: state directory, identity, database, what an earlier daemon left, the peer listener.
 
 use crate::codes::Code;
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -21,6 +22,7 @@ use crate::boot_files::{DirectoryError, ImageDirectories};
 use crate::guest::{Drivers, MachineError};
 use crate::hypervisor::kvm::KvmHost;
 use crate::memory::Budget;
+use crate::migration::hand_over::{FoundGuest, FoundMigration, found_guest, found_migration, is_unconfirmed};
 use crate::store::ledger::{EVENTS_KEPT, Log};
 use crate::store::state_files::{UNCONFIRMED, Unconfirmed};
 use crate::store::{Batch, Kind, Ledger, Store, StoreError};
@@ -262,12 +264,22 @@ fn reconcile(inner: &Arc<Inner>) -> Result<(), StoreError> {
     if doubt.is_some() {
         journal::doubt_open(inner)?;
     }
+    let migrations = inner.store.list::<MigrationRecord>(Kind::Migration)?;
+    let mut found = Vec::new();
+    for (_, record) in migrations {
+        let came = !record.state.is_terminal() && record.direction == MigrationDirection::Incoming;
+        let committed = came && journal::was_committed(inner, record.id)?;
+        found.push((found_migration(record.state, committed), record));
+    }
+    let in_doubt = found.iter().filter(|(found, _)| *found == FoundMigration::InDoubt);
+    let doubts: HashMap<Uuid, Uuid> = in_doubt.map(|(_, m)| (m.guest, m.id)).collect();
     for (id, record) in inner.store.list::<GuestRecord>(Kind::Guest)? {
         let committed = match record.migration {
             Some(migration) => journal::was_committed(inner, migration)?,
             None => false,
         };
-        if record.state == GuestState::Incoming && !committed && doubt.is_none() {
+        let found = found_guest(record.state, committed, doubt.is_some(), doubts.contains_key(&id));
+        if found == FoundGuest::NeverArrived {
             let replaced = record.migration.map(|m| journal::replaced_by(inner, m)).transpose()?;
             match replaced.flatten() {
                 // What was here before a guest that never arrived.
@@ -287,8 +299,8 @@ fn reconcile(inner: &Arc<Inner>) -> Result<(), StoreError> {
             tracing::warn!(guest = %id, name, %error, "a guest is kept as it is stored, and cannot be started here");
         }
         let before = record.clone();
-        let (mut record, state) = reconciled_guest(record);
-        record.unconfirmed |= doubt.is_some() && record.moved_to.is_none();
+        let (mut record, state) = reconciled_guest(record, found, doubts.get(&id).copied());
+        record.unconfirmed = is_unconfirmed(record.unconfirmed, doubt.is_some(), record.moved_to.is_some());
         if before.state != record.state || before.unconfirmed != record.unconfirmed {
             inner.events.guest(&record, Some(&before), super::events::Change::Updated);
         }
@@ -297,14 +309,14 @@ fn reconcile(inner: &Arc<Inner>) -> Result<(), StoreError> {
         inner.guests_mut().insert(entry);
     }
     let mut without_place = 0;
-    for (_, mut record) in inner.store.list::<MigrationRecord>(Kind::Migration)? {
+    for (found, mut record) in found {
         // Earlier builds noted none. By their ids, which say when they began: nothing better is known of
         // them.
         if record.order == 0 {
             without_place += 1;
             record.order = without_place;
         }
-        reconcile_migration(inner, record)?;
+        reconcile_migration(inner, record, found)?;
     }
     if let Some(doubt) = doubt {
         tracing::warn!(?doubt, "guests are unconfirmed: they start when all known peers were asked");
@@ -317,8 +329,12 @@ fn reconcile(inner: &Arc<Inner>) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn reconciled_guest(mut record: GuestRecord) -> (GuestRecord, GuestState) {
-    let doubtful = record.state == GuestState::InDoubt;
+/// `doubt`: the migration that holds it.
+fn reconciled_guest(
+    mut record: GuestRecord,
+    found: FoundGuest,
+    doubt: Option<Uuid>,
+) -> (GuestRecord, GuestState) {
     let lost = matches!(
         record.state,
         GuestState::Running
@@ -327,39 +343,54 @@ fn reconciled_guest(mut record: GuestRecord) -> (GuestRecord, GuestState) {
             | GuestState::Stopping
             | GuestState::Incoming
     );
-    if lost {
-        record.error = Some(Fault::new(
-            Code::DaemonRestarted,
-            "the daemon ended while the guest had a machine; its memory is lost",
-        ));
-    }
     // While a migration had the guest, what was shown may be ahead of what was stored: once held, and once
     // let go again.
     record.generation += if record.migration.is_some() { 3 } else { 1 };
-    if !doubtful {
-        record.state = GuestState::Stopped;
-        record.migration = None;
+    match found {
+        FoundGuest::Held => {
+            record.state = GuestState::InDoubt;
+            record.migration = doubt.or(record.migration);
+        }
+        FoundGuest::Stopped | FoundGuest::NeverArrived => {
+            if lost {
+                record.error = Some(Fault::new(
+                    Code::DaemonRestarted,
+                    "the daemon ended while the guest had a machine; its memory is lost",
+                ));
+            }
+            record.state = GuestState::Stopped;
+            record.migration = None;
+        }
     }
-    (record, if doubtful { GuestState::InDoubt } else { GuestState::Stopped })
+    let state = record.state;
+    (record, state)
 }
 
-fn reconcile_migration(inner: &Arc<Inner>, mut record: MigrationRecord) -> Result<(), StoreError> {
-    let doubtful = record.state == MigrationState::InDoubt;
-    let incoming = record.direction == MigrationDirection::Incoming;
-    if !record.state.is_terminal() && incoming && journal::was_committed(inner, record.id)? {
-        // COMMIT was noted, the record's own end was not: the guest had moved before the daemon ended.
-        record.state = MigrationState::Succeeded;
-        record.finished_at = Some(Timestamp::now());
-        record.guest_state_after = Some(GuestState::Stopped);
-        record.generation += 1;
-        inner.store.put(Kind::Migration, record.id, None, &record)?;
-    } else if !record.state.is_terminal() && !doubtful {
-        record.state = MigrationState::Failed;
-        record.error =
-            Some(Fault::new(Code::DaemonRestarted, "the daemon ended before START; the guest did not move"));
-        record.finished_at = Some(Timestamp::now());
-        record.generation += 1;
-        inner.store.put(Kind::Migration, record.id, None, &record)?;
+fn reconcile_migration(
+    inner: &Arc<Inner>,
+    mut record: MigrationRecord,
+    found: FoundMigration,
+) -> Result<(), StoreError> {
+    match found {
+        FoundMigration::Ended | FoundMigration::InDoubt => {}
+        FoundMigration::Moved => {
+            // The guest had moved before the daemon ended.
+            record.state = MigrationState::Succeeded;
+            record.finished_at = Some(Timestamp::now());
+            record.guest_state_after = Some(GuestState::Stopped);
+            record.generation += 1;
+            inner.store.put(Kind::Migration, record.id, None, &record)?;
+        }
+        FoundMigration::Failed => {
+            record.state = MigrationState::Failed;
+            record.error = Some(Fault::new(
+                Code::DaemonRestarted,
+                "the daemon ended before START; the guest did not move",
+            ));
+            record.finished_at = Some(Timestamp::now());
+            record.generation += 1;
+            inner.store.put(Kind::Migration, record.id, None, &record)?;
+        }
     }
     let control = Arc::new(inner.new_control(record.id, record.state, super::MigrationLimits::default()));
     control.update(|l| {
@@ -368,30 +399,9 @@ fn reconcile_migration(inner: &Arc<Inner>, mut record: MigrationRecord) -> Resul
     });
     let entry = Arc::new(MigrationEntry::new(record, control));
     inner.restore_migration(Arc::clone(&entry));
-    if doubtful {
+    if found == FoundMigration::InDoubt {
         let _ = entry.control.pass_point_of_no_return();
-        hold_in_doubt(inner, &entry);
         inner.runtime.spawn(outgoing::settle_after_restart(Arc::clone(inner), entry));
     }
     Ok(())
-}
-
-/// A guest whose START was journaled is not startable until the doubt is settled, whatever its own record
-/// said.
-fn hold_in_doubt(inner: &Arc<Inner>, entry: &MigrationEntry) {
-    let migration = entry.record();
-    let Some(guest) = inner.guests().get(&migration.guest).map(|g| g.record()) else { return };
-    if guest.state == GuestState::InDoubt {
-        return;
-    }
-    let record = GuestRecord {
-        state: GuestState::InDoubt,
-        migration: Some(migration.id),
-        generation: guest.generation + 1,
-        ..guest
-    };
-    let entry = task::spawn(inner, record, GuestState::InDoubt);
-    if let Some(old) = inner.guests_mut().insert(entry) {
-        old.dismiss();
-    }
 }

@@ -3,6 +3,7 @@
 use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use super::hand_over::Leave;
 use super::{MigrationFault, MigrationLimits, MigrationState, Progress, Round};
 use crate::guest::{MachineEnd, MachineError};
 use crate::sync::{Locked, WaitLocked};
@@ -50,8 +51,9 @@ pub struct Control {
 
 #[derive(Default)]
 struct Gate {
+    leave: Leave,
+    /// Whether it was called off by request.
     cancelled: bool,
-    past: bool,
     switchover: bool,
     /// How the guest ended, if it did while it could still be called off.
     guest_end: Option<MachineEnd>,
@@ -63,7 +65,11 @@ struct Gate {
 impl Gate {
     /// Whether this side has called it off.
     const fn is_over(&self) -> bool {
-        self.cancelled || self.guest_end.is_some()
+        matches!(self.leave, Leave::CalledOff)
+    }
+
+    const fn is_past(&self) -> bool {
+        matches!(self.leave, Leave::Past)
     }
 }
 
@@ -118,7 +124,7 @@ impl Control {
     /// When START may have gone out.
     pub fn switch_over(&self) -> Result<(), PastPointOfNoReturn> {
         let mut gate = self.gate();
-        if gate.past {
+        if gate.is_past() {
             return Err(PastPointOfNoReturn);
         }
         gate.switchover = true;
@@ -141,9 +147,7 @@ impl Control {
     /// When START may have gone out.
     pub fn cancel(&self) -> Result<(), PastPointOfNoReturn> {
         let mut gate = self.gate();
-        if gate.past {
-            return Err(PastPointOfNoReturn);
-        }
+        gate.leave = gate.leave.call_off().map_err(|_| PastPointOfNoReturn)?;
         gate.cancelled = true;
         gate.links.iter().for_each(LinkCanceller::cancel);
         self.called_off.notify_all();
@@ -152,14 +156,17 @@ impl Control {
 
     /// Whether START may have gone out.
     pub fn is_past(&self) -> bool {
-        self.gate().past
+        self.gate().is_past()
     }
 
     /// The guest has ended by itself: what was to be moved is no more, and blocked calls on the links return.
     /// From the point of no return on this changes nothing: then only a token tells whose guest it was.
     pub fn guest_ended(&self, end: &MachineEnd) {
         let mut gate = self.gate();
-        if !gate.past && gate.guest_end.is_none() {
+        if gate.guest_end.is_none()
+            && let Ok(called_off) = gate.leave.call_off()
+        {
+            gate.leave = called_off;
             gate.guest_end = Some(end.clone());
             self.called_off.notify_all();
             gate.links.iter().for_each(LinkCanceller::cancel);
@@ -208,8 +215,8 @@ impl Control {
     /// From here nothing can be called off; false when it was already.
     pub fn pass_point_of_no_return(&self) -> bool {
         let mut gate = self.gate();
-        gate.past = !gate.is_over();
-        gate.past
+        gate.leave = gate.leave.pass();
+        gate.is_past()
     }
 
     fn lock(&self) -> MutexGuard<'_, Live> {

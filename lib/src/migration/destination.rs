@@ -9,6 +9,7 @@ use mirrorvm_abi::op::Begin;
 use mirrorvm_abi::record::TOKEN_BYTES;
 use zeroize::Zeroizing;
 
+use super::hand_over::{Destination, DestinationEvent};
 use super::landing::Ground;
 use super::peer::Spoken;
 use super::records::Mask;
@@ -407,51 +408,92 @@ impl Import<'_> {
         self.host.labels(self.prepare.session, head.labels).map_err(MigrationFault::Journal)
     }
 
-    /// The guest becomes this host's: minted, noted, told, running, in this order. Why: docs/migration.md.
+    /// The guest becomes this host's: minted, noted, told, running, in this order, as [`Destination`] says. Why:
+    /// docs/migration.md.
     fn commit(mut self) {
         let session = self.prepare.session;
-        if !self.control.pass_point_of_no_return() {
-            return self.abort(MigrationFault::Canceled);
+        let mut at = Destination::Receiving.step(DestinationEvent::Started);
+        let (mut token, mut told, mut fault) = (None, false, None);
+        // Why the machine does not run although it should.
+        let mut unwell = None;
+        loop {
+            let event = match (at, &token) {
+                (Destination::Complete, _) if self.control.pass_point_of_no_return() => {
+                    DestinationEvent::Passed
+                }
+                (Destination::Receiving | Destination::Complete, _) => DestinationEvent::Failed,
+                (Destination::Minting, _) => match self.mirror.commit() {
+                    Ok(minted) => {
+                        // COMMIT is minted, so ABORT never can be: nothing from here on gives the guest up,
+                        // whatever the store says.
+                        self.control.enter(MigrationState::Finishing);
+                        token = Some(minted);
+                        DestinationEvent::Minted
+                    }
+                    Err(error) => {
+                        fault = Some(error.into());
+                        DestinationEvent::NotMinted
+                    }
+                },
+                (Destination::Noting, Some(token)) => self.store_commit(token),
+                (Destination::Telling, Some(token)) => {
+                    told = self.tell_commit(token);
+                    DestinationEvent::Told
+                }
+                (Destination::Running, Some(_)) => {
+                    let resumed = if self.prepare.paused { Ok(()) } else { self.machine.resume() };
+                    unwell = resumed.err().map(MigrationFault::from);
+                    DestinationEvent::Ran
+                }
+                (Destination::Here, Some(_)) => return self.arrived(told, unwell),
+                (Destination::Left, Some(_)) => {
+                    // A crash, or this, before COMMIT is durable: the token never left and the guest never
+                    // ran, and the journal says so.
+                    tracing::error!(%session, "the daemon goes before COMMIT could be stored: the guest was never this host's");
+                    return;
+                }
+                (Destination::GivingUp, _)
+                | (
+                    Destination::Noting
+                    | Destination::Telling
+                    | Destination::Running
+                    | Destination::Here
+                    | Destination::Left,
+                    None,
+                ) => return self.abort(fault.unwrap_or(MigrationFault::Canceled)),
+            };
+            at = at.step(event);
         }
-        let token = match self.mirror.commit() {
-            Ok(t) => t,
-            Err(e) => return self.abort(e.into()),
-        };
-        // COMMIT is minted, so ABORT never can be: nothing from here on gives the guest up, whatever the
-        // store says.
-        self.control.enter(MigrationState::Finishing);
-        if !self.store_commit(&token) {
-            // A crash, or this, before COMMIT is durable: the token never left and the guest never ran, and
-            // the journal says so.
-            tracing::error!(%session, "the daemon goes before COMMIT could be stored: the guest was never this host's");
-            return;
-        }
+    }
+
+    fn tell_commit(&mut self, token: &SealedToken) -> bool {
         let settled = Settled { token: token.to_vec(), verify_us: self.verify_us, reason: None };
         self.link.set_deadline(Some(Instant::now() + LAST_WORD));
         let told = wire::send(&mut self.link, kind::COMMITTED, &settled);
         if let Err(fault) = &told {
             tracing::warn!(fault = %crate::chain::chain(&fault), "COMMIT may not have arrived; the source will ask");
         }
-        let paused = self.prepare.paused;
-        let resumed = if paused { Ok(()) } else { self.machine.resume() };
-        let fault = resumed.err().map(MigrationFault::from);
+        told.is_ok()
+    }
+
+    fn arrived(mut self, told: bool, fault: Option<MigrationFault>) {
         self.host.arrived(
-            session,
+            self.prepare.session,
             Arrived {
                 machine: self.machine,
                 mirror: self.mirror,
-                paused,
+                paused: self.prepare.paused,
                 digests: self.digests.take(),
                 fault,
             },
         );
-        if told.is_ok() {
+        if told {
             let _ = self.link.close();
         }
     }
 
-    /// Stores COMMIT, however long it takes; false when the host goes before that.
-    fn store_commit(&mut self, token: &SealedToken) -> bool {
+    /// Stores COMMIT, however long it takes, or until the host goes.
+    fn store_commit(&mut self, token: &SealedToken) -> DestinationEvent {
         let session = self.prepare.session;
         let mut pause = RETRY.0;
         let longest = RETRY.1.min(self.stall / 4);
@@ -460,11 +502,14 @@ impl Import<'_> {
             let error = match self.host.commit(session, token, self.prepare.paused) {
                 Ok(()) => {
                     self.control.update(|l| l.committing = false);
-                    return true;
+                    return DestinationEvent::Noted;
                 }
-                Err(NotStored::Ever) => return false,
+                Err(NotStored::Ever) => return DestinationEvent::Leaving,
                 Err(NotStored::Yet(error)) => error,
             };
+            if Destination::Noting.step(DestinationEvent::NotNoted) != Destination::Noting {
+                return DestinationEvent::NotNoted;
+            }
             if !self.control.live().committing {
                 tracing::error!(%session, %error, "COMMIT cannot be stored yet; the guest is held at both hosts");
                 self.control.update(|l| l.committing = true);

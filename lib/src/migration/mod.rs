@@ -32,6 +32,7 @@ mod control;
 mod destination;
 mod error;
 mod finder;
+pub(crate) mod hand_over;
 mod landing;
 mod peer;
 mod pump;
@@ -48,10 +49,11 @@ pub mod wire;
 pub use control::{Control, Live, PastPointOfNoReturn};
 pub use destination::{Arrival, Arrived, NotStored, Receiver, serve_check, serve_import};
 pub use error::MigrationFault;
+pub use hand_over::HandOverOutcome;
 pub use peer::{PeerAddress, Spoken, accept_hello, ask, check, find, open_control, resolve};
 pub use rounds::{Bound, Convergence, Decision, Fixed, Observation};
-pub(crate) use source::resume_here;
 pub use source::{Departure, Journal, Outgoing, SourceEnd, Terms, run_source};
+pub(crate) use source::{hear, resume_here};
 pub use terms::{
     MigrationLimits, MigrationMode, MigrationState, OnTimeout, Progress, Round, StreamTransport, Suite,
     suite_names,

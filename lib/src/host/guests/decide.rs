@@ -9,6 +9,7 @@ use crate::address_space::{GuestLayout, Plug};
 use crate::guest::PlugError;
 use crate::guest::lifecycle::Event;
 use crate::host::{GuestAction, GuestRecord, GuestState, HostError, ResourceKind, Subject};
+use crate::migration::hand_over::{Bar, bar};
 
 /// What a decision goes by.
 #[derive(Clone, Copy)]
@@ -71,11 +72,13 @@ impl Standing<'_> {
         if self.state == goal || (action == GuestAction::Start && self.state == GuestState::Starting) {
             return Ok(Course::Stays);
         }
-        if let (GuestAction::Start, Some(peer)) = (action, &self.record.moved_to) {
-            return Err(HostError::GuestMoved { peer: peer.clone() });
-        }
-        if self.record.unconfirmed && matches!(action, GuestAction::Start | GuestAction::Resume) {
-            return Err(unconfirmed());
+        let moved_to = self.record.moved_to.as_ref();
+        match bar(event, moved_to.is_some(), self.record.unconfirmed) {
+            Some(Bar::Left) => {
+                return Err(HostError::GuestMoved { peer: moved_to.cloned().unwrap_or_default() });
+            }
+            Some(Bar::Unconfirmed) => return Err(unconfirmed()),
+            None => {}
         }
         match self.state.step(event) {
             Ok(next) => Ok(Course::Turn { next, goal }),

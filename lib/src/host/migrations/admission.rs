@@ -21,6 +21,7 @@ use crate::host::migrations::refusals::{
 };
 use crate::host::migrations::reserve::Reserve;
 use crate::host::{GuestRecord, GuestState, HostError, bounds, validate};
+use crate::migration::hand_over::{is_new_session, makes_way};
 use crate::migration::wire::{Prepare, Refused};
 use crate::migration::{Suite, suite_names};
 use crate::mirror::HelperImage;
@@ -210,7 +211,7 @@ pub(in crate::host) fn taken(
 ) -> Vec<Refused> {
     let mut taken = Vec::new();
     let there = guests.get(&id).map(|g| g.record());
-    if there.is_some_and(|o| o.state != GuestState::Stopped || o.moved_to.is_none()) {
+    if there.is_some_and(|o| !makes_way(o.state, o.moved_to.is_some())) {
         taken.push(refuse(PeerRefusal::GuestExists, "the destination has this guest"));
     }
     if guests.named(name).is_some_and(|g| g.id != id) {
@@ -265,7 +266,7 @@ fn note<T>(against: &mut Vec<Refused>, found: Result<T, Refused>) -> Option<T> {
 /// Whether a session was here before; each is good for one import.
 pub(in crate::host) fn has_seen(inner: &Inner, session: Uuid) -> Result<bool, Refused> {
     let known = hand_over(inner, session).map_err(|e| not_stored(&storing(e)))?;
-    Ok(known.is_some() || inner.migration_entry(session).is_some())
+    Ok(!is_new_session(known.is_some(), inner.migration_entry(session).is_some()))
 }
 
 /// Whether there is disk space for how a migration ends.

@@ -18,6 +18,7 @@ use crate::host::guests::command::Command;
 use crate::host::inner::Inner;
 use crate::host::{GuestState, MigrationDirection, MigrationRecord, MigrationState, PeerSpec};
 use crate::migration::find;
+use crate::migration::hand_over::{Place, place};
 use crate::migration::wire::{FIND_MAX, Holding};
 use crate::transport::PeerIdentity;
 
@@ -82,11 +83,14 @@ pub(in crate::host) fn holding(inner: &Inner, guest: Uuid, asker: &str) -> Holdi
         }
     };
     if let Some(record) = inner.guests().get(&guest).map(|g| g.record()) {
-        return match (record.state, &record.moved_to) {
-            (GuestState::Incoming | GuestState::InDoubt, _) => Holding::Undecided,
-            _ if record.unconfirmed => Holding::Undecided,
-            (_, Some(peer)) => went_to(peer, last().as_ref()),
-            (_, None) => Holding::Here,
+        // From START on the record still says that the guest is held here, and it may be the destination's. By
+        // the migration of this very record: it may have ended since, and the guest have gone.
+        let past = |m| inner.migration_entry(m).is_none_or(|entry| entry.control.is_past());
+        let leaving = record.migration.is_some_and(past);
+        return match place(record.state, record.unconfirmed, record.moved_to.is_some(), leaving) {
+            Place::Undecided => Holding::Undecided,
+            Place::Elsewhere => went_to(record.moved_to.as_deref().unwrap_or_default(), last().as_ref()),
+            Place::Here => Holding::Here,
         };
     }
     match last() {

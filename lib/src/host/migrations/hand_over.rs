@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::host::migrations::reserve::Reserve;
 use crate::host::{GuestRecord, MigrationRecord};
+pub(in crate::host) use crate::migration::hand_over::Settlement;
 
 /// The destination's journal of one session.
 #[derive(Clone, Debug)]
@@ -16,16 +17,6 @@ pub(in crate::host) struct HandOver {
     /// While it is open: what was here before under the guest's id, a guest that had left earlier. Is here
     /// again when the import fails, also with its daemon.
     pub replaced: Option<Box<GuestRecord>>,
-}
-
-#[derive(Clone, Debug)]
-pub(in crate::host) enum Settlement {
-    /// The import goes on, or went with the daemon: COMMIT was not minted, or nobody saw it.
-    Open,
-    /// COMMIT is out.
-    Committed { token: Vec<u8> },
-    /// The import failed; ABORT was minted if there is a token.
-    Aborted { token: Option<Vec<u8>> },
 }
 
 /// What is stored together with a guest's record.

@@ -27,6 +27,7 @@ use crate::host::{
     GuestRecord, GuestState, HostError, Labels, LaunchMirror, MigrationDirection, MigrationRecord,
     MigrationState, ProtectionLevel, ResourceKind, bounds, validate,
 };
+use crate::migration::hand_over::{Journaled, Reply, answer};
 use crate::migration::wire::{self, FIND_MAX, Outcome, Prepare, Purpose, Refused, kind};
 use crate::migration::{
     Arrival, Arrived, MigrationFault, NotStored, Receiver, Spoken, Suite, accept_hello, serve_check,
@@ -68,7 +69,7 @@ pub(in crate::host) fn serve(inner: &Arc<Inner>, mut link: Link) {
                 let _ = sender.try_send((index, link));
             }
         }
-        Purpose::Resolve { session } => answer(inner, link, &identity, session),
+        Purpose::Resolve { session } => resolve(inner, link, &identity, session),
         Purpose::Check {} => serve_check(link, &peer, |prepare| {
             let against =
                 definition_of(inner, prepare).map_err(|refusal| vec![refusal]).and_then(|definition| {
@@ -103,24 +104,26 @@ fn peer_name(inner: &Inner, identity: &PeerIdentity) -> Option<String> {
 }
 
 /// What became of a session: for the peer that brought it, and nobody else.
-fn answer(inner: &Inner, mut link: Link, identity: &PeerIdentity, session: Uuid) {
-    let known = match hand_over(inner, session) {
-        Ok(known) => known,
+fn resolve(inner: &Inner, mut link: Link, identity: &PeerIdentity, session: Uuid) {
+    let under_way = || inner.migration_entry(session).is_some_and(|m| !m.record().state.is_terminal());
+    let theirs = |h: &HandOver| h.peer == identity.to_string();
+    let journaled = |h: HandOver| Journaled { settled: h.settled, old_state: h.unconfirmed };
+    let journal = || Ok(hand_over(inner, session)?.filter(theirs).map(journaled));
+    let reply = match answer(under_way, journal) {
+        Ok(reply) => reply,
         Err(error) => {
+            let error: StoreError = error;
             tracing::error!(%session, error = %crate::chain::chain(&error), "a source asks, and the journal cannot be read");
             let refusal = refuse(PeerRefusal::Storage, "the destination's storage failed");
             let _ = wire::send(&mut link, kind::REFUSED, &refusal).map(|()| link.close());
             return;
         }
     };
-    let outcome = known.filter(|h| h.peer == identity.to_string()).map(|h| match h.settled {
-        Settlement::Committed { token } => Outcome::Committed { token },
-        Settlement::Aborted { token: Some(token) } => Outcome::Aborted { token },
-        Settlement::Aborted { token: None } => Outcome::NeverCommitted {},
-        Settlement::Open => {
-            let alive = inner.migration_entry(session).is_some_and(|m| !m.record().state.is_terminal());
-            if alive || h.unconfirmed { Outcome::Pending {} } else { Outcome::NeverCommitted {} }
-        }
+    let outcome = reply.map(|reply| match reply {
+        Reply::Committed(token) => Outcome::Committed { token },
+        Reply::Aborted(token) => Outcome::Aborted { token },
+        Reply::Never => Outcome::NeverCommitted {},
+        Reply::Pending => Outcome::Pending {},
     });
     let sent = match outcome {
         Some(outcome) => wire::send(&mut link, kind::OUTCOME, &outcome),

@@ -24,19 +24,20 @@ use crate::host::migrations::resolution;
 use crate::host::{
     Begun, Destination, Fault, GuestRecord, GuestState, HandOverOutcome, HostError, Labels,
     MigrationDirection, MigrationMode, MigrationPreview, MigrationRecord, MigrationSpec, MigrationState,
-    MirrorChoice, PeerRecord, PlanOptions, Progress, ProtectionLevel, Resolution, ResourceKind, SourceAfter,
-    Subject, Ticket, validate,
+    MirrorChoice, PeerRecord, PlanOptions, Progress, ProtectionLevel, ResourceKind, SourceAfter, Subject,
+    Ticket, validate,
 };
+use crate::migration::hand_over::{Belief, Heard, Source, SourceEvent, Witness, believe};
 use crate::migration::wire::Outcome;
 use crate::migration::{
-    Departure, Journal, MigrationFault, Outgoing, PeerAddress, SourceEnd, Suite, Terms, resolve, resume_here,
-    run_source, suite_names,
+    Departure, Journal, MigrationFault, Outgoing, PeerAddress, SourceEnd, Suite, Terms, hear, resolve,
+    resume_here, run_source, suite_names,
 };
 use crate::mirror::Mirror;
 use crate::private_files::PrivateFileError;
 use crate::store::StoreError;
 use crate::store::form;
-use crate::transport::PeerIdentity;
+use crate::transport::{LinkError, PeerIdentity};
 
 /// A migration that may start.
 pub(in crate::host) struct Prepared {
@@ -506,7 +507,7 @@ impl Run {
         self.entry.control.update(|l| (l.state, l.committing) = (MigrationState::InDoubt, false));
         self.note(|r| r.error = Some(migration_fault(&fault)));
         let hosts_are_trusted = self.guest.record().protection == ProtectionLevel::None;
-        let mut doubt = Doubt { verify: spec.verify, machine, mirror, was_running };
+        let mut doubt = Doubt { verify: spec.verify, machine, mirror, was_running, hosts_are_trusted };
         let mut patience = Duration::from_millis(100);
         loop {
             if self.inner.is_stopping() {
@@ -519,33 +520,22 @@ impl Run {
             }
             let peer = (address.clone(), identity);
             let answer = resolve(&peer, &self.inner.identity, &self.inner.name, self.entry.id);
-            let reason = || MigrationFault::PeerLost(crate::transport::LinkError::Broken);
-            match answer {
-                Ok(Outcome::Committed { token }) => {
-                    if let Some(end) = doubt.committed(&token) {
-                        return end;
-                    }
-                }
-                Ok(Outcome::Aborted { token }) => {
-                    if let Some(end) = doubt.aborted(&token, reason()) {
-                        return end;
-                    }
-                }
-                // The destination's host says so, not its helper: enough at protection level `none`, where
-                // hosts are trusted anyway. Others stay in doubt until a token tells.
-                Ok(Outcome::NeverCommitted {}) if hosts_are_trusted => return doubt.back_here(reason()),
-                Ok(Outcome::NeverCommitted {} | Outcome::Pending {}) | Err(_) => {}
+            let (heard, token) = heard(answer.ok());
+            if let Some(end) = doubt.hear(heard, &token) {
+                return end;
             }
             let next_look = Instant::now() + patience;
             while Instant::now() < next_look && !self.inner.is_stopping() {
                 if let Some(word) = self.entry.record().resolution {
-                    return self.take_word(&word, &mut doubt);
+                    tracing::warn!(migration = %self.entry.id, outcome = word.outcome.name(), reason = word.reason,
+                        "a doubt is ended by an administrator's word");
+                    if let Some(end) = doubt.hear(Heard::Word(word.outcome), &[]) {
+                        return end;
+                    }
                 }
                 if let Ok((carried, reply)) = tokens.try_recv() {
-                    let end = match carried.outcome {
-                        HandOverOutcome::Committed => doubt.committed(&carried.token),
-                        HandOverOutcome::NeverCommitted => doubt.aborted(&carried.token, reason()),
-                    };
+                    let heard = Heard::Token { outcome: carried.outcome, by_hand: true };
+                    let end = doubt.hear(heard, &carried.token);
                     let _ = reply.send(end.as_ref().map(|_| ()).ok_or_else(resolution::token_refused));
                     if let Some(end) = end {
                         return end;
@@ -554,16 +544,6 @@ impl Run {
                 std::thread::sleep(Duration::from_millis(20));
             }
             patience = (patience * 2).min(Duration::from_secs(5));
-        }
-    }
-
-    /// An administrator decides, and answers for it.
-    fn take_word(&self, word: &Resolution, doubt: &mut Doubt<'_>) -> SourceEnd {
-        tracing::warn!(migration = %self.entry.id, outcome = word.outcome.name(), reason = word.reason,
-            "a doubt is ended by an administrator's word");
-        match word.outcome {
-            HandOverOutcome::Committed => SourceEnd::Succeeded { digests: None },
-            HandOverOutcome::NeverCommitted => doubt.back_here(MigrationFault::Resolved),
         }
     }
 
@@ -679,26 +659,49 @@ struct Doubt<'a> {
     machine: &'a mut dyn Machine,
     mirror: &'a mut Mirror,
     was_running: bool,
+    hosts_are_trusted: bool,
 }
 
 impl Doubt<'_> {
-    /// The end, if the helper takes the token for the destination's COMMIT.
-    fn committed(&mut self, token: &[u8]) -> Option<SourceEnd> {
-        let token = token.try_into().ok()?;
-        self.mirror.check_commit(token).ok()?;
-        let digests = if self.verify { self.machine.page_digests() } else { None };
-        Some(SourceEnd::Succeeded { digests })
+    /// The end, if what is heard tells whose the guest is; `token` is empty where it is none.
+    fn hear(&mut self, heard: Heard, token: &[u8]) -> Option<SourceEnd> {
+        let outcome = hear(heard, token, self.mirror, self.hosts_are_trusted).ok().flatten()?;
+        match Source::Waiting.step(SourceEvent::Told(outcome)) {
+            Source::Gone => {
+                let opened = matches!(heard, Heard::Token { .. });
+                let digests = if self.verify && opened { self.machine.page_digests() } else { None };
+                Some(SourceEnd::Succeeded { digests })
+            }
+            Source::Back => {
+                let reason = match heard {
+                    Heard::Word(_) => MigrationFault::Resolved,
+                    Heard::Token { .. } | Heard::Never | Heard::Nothing => {
+                        MigrationFault::PeerLost(LinkError::Broken)
+                    }
+                };
+                Some(resume_here(self.machine, self.was_running, reason))
+            }
+            Source::Here | Source::Noting | Source::Minting | Source::Sending | Source::Waiting => None,
+        }
     }
+}
 
-    /// The end, if the helper takes the token for the destination's ABORT.
-    fn aborted(&mut self, token: &[u8], reason: MigrationFault) -> Option<SourceEnd> {
-        let token = token.try_into().ok()?;
-        self.mirror.check_abort(token).ok()?;
-        Some(self.back_here(reason))
+/// What an answer of the destination's host says, and the token that it gave.
+fn heard(answer: Option<Outcome>) -> (Heard, Vec<u8>) {
+    let said = |outcome| Heard::Token { outcome, by_hand: false };
+    match answer {
+        Some(Outcome::Committed { token }) => (said(HandOverOutcome::Committed), token),
+        Some(Outcome::Aborted { token }) => (said(HandOverOutcome::NeverCommitted), token),
+        Some(Outcome::NeverCommitted {}) => (Heard::Never, Vec::new()),
+        Some(Outcome::Pending {}) | None => (Heard::Nothing, Vec::new()),
     }
+}
 
-    fn back_here(&mut self, reason: MigrationFault) -> SourceEnd {
-        resume_here(self.machine, self.was_running, reason)
+/// Whose the guest is by what is heard when the helper is gone.
+const fn told_by_records(heard: Heard) -> Option<HandOverOutcome> {
+    match believe(heard, Witness::Records) {
+        Belief::Ends(outcome) => Some(outcome),
+        Belief::WhenOpened(_) | Belief::CannotBeOpened | Belief::Stays => None,
     }
 }
 
@@ -748,19 +751,15 @@ pub(in crate::host) async fn settle_after_restart(inner: Arc<Inner>, entry: Arc<
                 tokio::task::spawn_blocking(ask).await.ok().flatten()
             }
         };
-        let mut outcome = match answer {
-            Some(Outcome::Committed { .. }) => Some(HandOverOutcome::Committed),
-            Some(Outcome::Aborted { .. } | Outcome::NeverCommitted {}) => {
-                Some(HandOverOutcome::NeverCommitted)
-            }
-            Some(Outcome::Pending {}) | None => None,
-        };
+        let mut outcome = told_by_records(heard(answer).0);
         let next_look = Instant::now() + patience;
         while outcome.is_none() && Instant::now() < next_look {
-            outcome = entry.record().resolution.map(|word| word.outcome);
-            // The helper that could check it went with the daemon that sent START.
-            if let Ok((_, reply)) = tokens.try_recv() {
-                let _ = reply.send(Err(resolution::nobody_checks()));
+            outcome = entry.record().resolution.and_then(|w| told_by_records(Heard::Word(w.outcome)));
+            if let Ok((carried, reply)) = tokens.try_recv() {
+                outcome = outcome
+                    .or_else(|| told_by_records(Heard::Token { outcome: carried.outcome, by_hand: true }));
+                // The helper that could check it went with the daemon that sent START.
+                let _ = reply.send(outcome.map(|_| ()).ok_or_else(resolution::nobody_checks));
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }

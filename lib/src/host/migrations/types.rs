@@ -10,6 +10,7 @@ use crate::guest::lifecycle::GuestState;
 use crate::host::faults::Fault;
 use crate::host::guests::types::{GuestRecord, GuestSpec};
 use crate::host::mirrors::types::{MirrorOptions, WorkerInfo};
+pub use crate::migration::HandOverOutcome;
 pub use crate::migration::terms::{
     MigrationLimits, MigrationMode, MigrationState, OnTimeout, Progress, Round, StreamTransport, Suite,
 };
@@ -176,25 +177,6 @@ impl MigrationRecord {
             created_at: now,
             started_at,
             finished_at: None,
-        }
-    }
-}
-
-/// What became of a hand-over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HandOverOutcome {
-    /// The guest is the destination's.
-    Committed,
-    /// It never was, and never will be.
-    NeverCommitted,
-}
-
-impl HandOverOutcome {
-    /// The API's name.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Committed => "committed",
-            Self::NeverCommitted => "never_committed",
         }
     }
 }

@@ -22,6 +22,8 @@ use crate::mirror::Mirror;
 use crate::pages::PageSet;
 use crate::transport::{Identity, Link};
 
+pub(crate) use switchover::hear;
+
 /// Durable notes of a source.
 pub trait Journal {
     /// The guest is held from now on. Shown before START leaves; need not be durable.

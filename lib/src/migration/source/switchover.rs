@@ -3,16 +3,18 @@
 use std::time::{Duration, Instant};
 
 use mirrorvm_abi::op::Start;
-use mirrorvm_abi::record::TOKEN_BYTES;
 
 use super::{Course, Ends, SourceEnd, Switched};
 use crate::addr::{PAGE_SIZE, RamAddr};
+use crate::guest::ProtectionLevel;
 use crate::migration::finder::Finder;
+use crate::migration::hand_over::{Belief, HandOverOutcome, Heard, Source, SourceEvent, Witness, believe};
 use crate::migration::pump::Stream;
 use crate::migration::rounds::Bound;
 use crate::migration::transcript::sha256;
 use crate::migration::wire::{self, Settled, StateHead, kind};
 use crate::migration::{MigrationFault, MigrationState};
+use crate::mirror::{LaneError, Mirror};
 use crate::pages::PageSet;
 use crate::transport::Link;
 
@@ -74,17 +76,53 @@ impl Course<'_, '_> {
         let allowed: u64 = self.mirror.plan().allowed_pages();
         let start = Start { state: state_digest, shared_pages: allowed - ends.sent.ever_sealed.len() };
         self.check()?;
-        if !control.pass_point_of_no_return() {
-            return Err(control.called_off().unwrap_or(MigrationFault::Canceled));
-        }
-        self.out.journal.start_sent().map_err(MigrationFault::Journal)?;
-        let token = self.mirror.start(&start)?;
-        control.enter(MigrationState::Finishing);
-        // Whatever this gives, START may have arrived: from here on only a token tells.
-        if let Err(error) = link.send(kind::START, &token) {
-            tracing::warn!(%error, "START may not have arrived");
-        }
+        self.hand_over(link, &start)?;
         Ok(Switched::Over)
+    }
+
+    /// START, step by step as [`Source`] says. When this fails nobody has seen START, and the guest stays here.
+    fn hand_over(&mut self, link: &mut Link, start: &Start) -> Result<(), MigrationFault> {
+        let control = self.out.control;
+        let (mut source, mut token, mut fault) = (Source::Here, None, MigrationFault::Canceled);
+        loop {
+            let event = match source {
+                Source::Here if control.pass_point_of_no_return() => SourceEvent::Passed,
+                Source::Here => {
+                    fault = control.called_off().unwrap_or(fault);
+                    SourceEvent::Failed
+                }
+                Source::Noting => match self.out.journal.start_sent() {
+                    Ok(()) => SourceEvent::Noted,
+                    Err(error) => {
+                        fault = MigrationFault::Journal(error);
+                        SourceEvent::NotNoted
+                    }
+                },
+                Source::Minting => match self.mirror.start(start) {
+                    Ok(minted) => {
+                        token = Some(minted);
+                        SourceEvent::Minted
+                    }
+                    Err(error) => {
+                        fault = error.into();
+                        SourceEvent::NotMinted
+                    }
+                },
+                Source::Sending => {
+                    control.enter(MigrationState::Finishing);
+                    // Whatever this gives, START may have arrived: from here on only a token tells.
+                    if let Some(token) = &token
+                        && let Err(error) = link.send(kind::START, token)
+                    {
+                        tracing::warn!(%error, "START may not have arrived");
+                    }
+                    SourceEvent::Sent
+                }
+                Source::Waiting => return Ok(()),
+                Source::Back | Source::Gone => return Err(fault),
+            };
+            source = source.step(event);
+        }
     }
 
     /// A pause is broken off: the guest runs again.
@@ -124,27 +162,37 @@ impl Course<'_, '_> {
 
     /// After START: the answer decides, and only the answer.
     pub(super) fn finish(&mut self, mut link: Link, streams: Vec<Stream>) -> SourceEnd {
-        let settled = self.await_token(&mut link);
+        let answer = self.await_token(&mut link);
         let waited = self.paused_at.map(|t| t.elapsed());
-        let ended = match settled {
-            Ok((kind::COMMITTED, settled, token)) => match self.mirror.check_commit(&token) {
-                Ok(()) => {
-                    self.note_downtime(waited, settled.verify_us);
-                    let wanted = self.out.terms.verify;
-                    let digests = if wanted { self.machine.page_digests() } else { None };
-                    SourceEnd::Succeeded { digests }
+        let hosts_are_trusted = self.out.departure.protection == ProtectionLevel::None;
+        let (event, verify_us, fault) = match answer {
+            Ok((outcome, settled)) => {
+                let reason = settled.reason.map_or(MigrationFault::PeerGone, MigrationFault::from);
+                let heard = Heard::Token { outcome, by_hand: false };
+                match hear(heard, &settled.token, self.mirror, hosts_are_trusted) {
+                    Ok(Some(outcome)) => (SourceEvent::Told(outcome), settled.verify_us, reason),
+                    Ok(None) => {
+                        (SourceEvent::Silence, 0, MigrationFault::Protocol("a token of another length"))
+                    }
+                    Err(error) => (SourceEvent::Silence, 0, error.into()),
                 }
-                Err(e) => SourceEnd::InDoubt { fault: e.into() },
-            },
-            Ok((_, settled, token)) => match self.mirror.check_abort(&token) {
-                Ok(()) => {
-                    self.session = false;
-                    let fault = settled.reason.map_or(MigrationFault::PeerGone, MigrationFault::from);
-                    self.back_out(fault)
-                }
-                Err(e) => SourceEnd::InDoubt { fault: e.into() },
-            },
-            Err(fault) => SourceEnd::InDoubt { fault },
+            }
+            Err(fault) => (SourceEvent::Silence, 0, fault),
+        };
+        let ended = match Source::Waiting.step(event) {
+            Source::Gone => {
+                self.note_downtime(waited, verify_us);
+                let wanted = self.out.terms.verify;
+                let digests = if wanted { self.machine.page_digests() } else { None };
+                SourceEnd::Succeeded { digests }
+            }
+            Source::Back => {
+                self.session = false;
+                self.back_out(fault)
+            }
+            Source::Here | Source::Noting | Source::Minting | Source::Sending | Source::Waiting => {
+                SourceEnd::InDoubt { fault }
+            }
         };
         for stream in streams {
             let _ = stream.link.close();
@@ -153,7 +201,7 @@ impl Course<'_, '_> {
         ended
     }
 
-    fn await_token(&mut self, link: &mut Link) -> Result<(u8, Settled, [u8; TOKEN_BYTES]), MigrationFault> {
+    fn await_token(&mut self, link: &mut Link) -> Result<(HandOverOutcome, Settled), MigrationFault> {
         let kinds = [kind::COMMITTED, kind::ABORTED, kind::COMMITTING];
         let (kind, payload) = loop {
             let (kind, payload) = wire::expect(link, &kinds, wire::REASON_MAX)?;
@@ -169,13 +217,9 @@ impl Course<'_, '_> {
             }
         };
         self.out.control.update(|l| l.committing = false);
-        let settled: Settled = wire::parse(&payload)?;
-        let token = settled
-            .token
-            .as_slice()
-            .try_into()
-            .map_err(|_| MigrationFault::Protocol("a token of another length"))?;
-        Ok((kind, settled, token))
+        let committed = kind == kind::COMMITTED;
+        let outcome = if committed { HandOverOutcome::Committed } else { HandOverOutcome::NeverCommitted };
+        Ok((outcome, wire::parse(&payload)?))
     }
 
     fn note_downtime(&self, waited: Option<Duration>, verify_us: u64) {
@@ -190,5 +234,29 @@ impl Course<'_, '_> {
             l.progress.verify_ms = self.out.terms.verify.then_some(to_the_microsecond(verify));
             l.progress.elapsed_ms = self.begun.elapsed().as_millis() as u64;
         });
+    }
+}
+
+/// Whose the guest is by what is heard after START, `token` included if that is one; `None`: it does not tell.
+///
+/// # Errors
+/// The helper does not take the token.
+pub(crate) fn hear(
+    heard: Heard,
+    token: &[u8],
+    mirror: &mut Mirror,
+    hosts_are_trusted: bool,
+) -> Result<Option<HandOverOutcome>, LaneError> {
+    match believe(heard, Witness::Helper { hosts_are_trusted }) {
+        Belief::Ends(outcome) => Ok(Some(outcome)),
+        Belief::WhenOpened(outcome) => {
+            let Ok(token) = token.try_into() else { return Ok(None) };
+            match outcome {
+                HandOverOutcome::Committed => mirror.check_commit(token)?,
+                HandOverOutcome::NeverCommitted => mirror.check_abort(token)?,
+            }
+            Ok(Some(outcome))
+        }
+        Belief::CannotBeOpened | Belief::Stays => Ok(None),
     }
 }

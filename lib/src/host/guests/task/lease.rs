@@ -226,15 +226,24 @@ impl Owner {
                 // The last is the migration's.
                 events.extend(ending.events.pop());
                 let ending = Ending { events, ..ending };
-                endings::store(&self.inner, &ending, with.space.as_ref(), shown.clone())
+                let stored = endings::store(&self.inner, &ending, with.space.as_ref(), shown.clone());
+                if stored.is_err() && force {
+                    // It has happened. What was written into the space, if anything was, is older than what is
+                    // owed by the time that the guest comes again.
+                    endings::owe(&self.inner, &ending, shown);
+                }
+                stored
             }
-            None => self.was_never_here(replaced.as_ref(), &before, &events, shown.clone()),
+            None => {
+                let stored = self.was_never_here(replaced.as_ref(), &before, &events, shown.clone());
+                if stored.is_err() && force {
+                    shown();
+                }
+                stored
+            }
         };
         let gone = stored.is_ok() || force;
         if gone {
-            if stored.is_err() {
-                shown();
-            }
             self.away = None;
             self.inner.changed();
         }
