@@ -33,6 +33,7 @@ fn header() -> Header {
         rodata_end: IMAGE_VA + 0x5000,
         data_end: IMAGE_VA + 0x6000,
         bss_end: IMAGE_VA + 0x7000,
+        suites: mirrorvm_abi::record::Suite::Aes256Gcm.bit(),
     }
 }
 
