@@ -5,8 +5,8 @@
 //! < memory < sev < hypervisor < guest < mirror < migration < host`. `store` and `transport` are below
 //! `migration`; `boot_files`, `qemu` and `waiting` at the bottom. `address_space` is pure: no file, no clock,
 //! no kernel. `unsafe` is in `hypervisor::kvm`, `sev::kernel`, `memory` (what is said of an address range to
-//! the kernel) and `qemu::child` (between fork and exec). The engine (`migration` and what is below) is of
-//! use without the `host` and its database: `lib/tests/engines.rs` moves a guest so.
+//! the kernel, and pages for secrets) and `qemu::start` (between fork and exec). The engine (`migration` and
+//! what is below) is of use without the `host` and its database: `lib/tests/engines.rs` moves a guest so.
 
 pub mod addr;
 pub mod address_space;
@@ -27,6 +27,7 @@ pub mod reading;
 pub mod sev;
 pub mod store;
 pub mod sync;
+pub mod threads;
 pub mod transport;
 mod waiting;
 

@@ -11,10 +11,9 @@ use mirrorvm::addr::RamPage;
 use mirrorvm::guest::embedded::{Embedded, EmbeddedSetup, EmbeddedSpec};
 use mirrorvm::guest::{Machine, OnEnd};
 use mirrorvm::hypervisor::kvm::KvmHost;
-use mirrorvm::memory::GuestRam;
+use mirrorvm::memory::{GuestRam, Secret};
 use mirrorvm::mirror::HelperImage;
 use mirrorvm::pages::PageSet;
-use zeroize::Zeroizing;
 
 use support::{kvm, ram};
 
@@ -42,7 +41,7 @@ fn machine(kvm: &KvmHost, ram: GuestRam, boot: bool) -> Embedded {
         sev: None,
         ram,
         helper_image: image.bytes(),
-        secret: Zeroizing::new([1; 32]),
+        secret: Secret::copied(&[1; 32]),
         boot,
         on_end,
     };

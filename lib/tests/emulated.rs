@@ -11,12 +11,11 @@ use mirrorvm::guest::embedded::{Embedded, EmbeddedSetup, EmbeddedSpec};
 use mirrorvm::guest::{Machine, OnEnd};
 use mirrorvm::hypervisor::Hypervisor;
 use mirrorvm::hypervisor::emulated::EmulatedHost;
-use mirrorvm::memory::GuestRam;
+use mirrorvm::memory::{GuestRam, Secret};
 use mirrorvm::mirror::{HelperImage, LaneError};
 use mirrorvm::pages::PageSet;
 use mirrorvm_abi::mailbox::BATCH_MAX;
 use mirrorvm_abi::op::{Start, Status};
-use zeroize::Zeroizing;
 
 use support::{Pair, mirror, ram};
 
@@ -41,7 +40,7 @@ fn machine(host: &dyn Hypervisor, ram: GuestRam, boot: bool) -> Embedded {
         sev: None,
         ram,
         helper_image: image.bytes(),
-        secret: Zeroizing::new([1; 32]),
+        secret: Secret::copied(&[1; 32]),
         boot,
         on_end,
     };

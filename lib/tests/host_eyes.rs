@@ -16,14 +16,13 @@ use mirrorvm::guest::Machine;
 use mirrorvm::guest::embedded::{Embedded, EmbeddedSetup, EmbeddedSpec, SevSetup, level};
 use mirrorvm::hypervisor::Hypervisor;
 use mirrorvm::hypervisor::emulated::EmulatedHost;
-use mirrorvm::memory::{GuestRam, Mapping};
+use mirrorvm::memory::{GuestRam, Mapping, Secret};
 use mirrorvm::mirror::{HelperImage, HelperSource, Mirror, MirrorError};
 use mirrorvm::sev::Policy;
 use mirrorvm::sev::model::{AsidLimits, ModelPlatform};
 use mirrorvm_abi::mailbox::BATCH_MAX;
 use mirrorvm_abi::op::Begin;
 use mirrorvm_workload::{PAGE, Pattern};
-use zeroize::Zeroizing;
 
 const RAM: u64 = 8 << 20;
 const SET: u64 = 1 << 20;
@@ -57,7 +56,7 @@ fn machine(host: &EmulatedHost, strategy: Strategy, boot: bool) -> Embedded {
         home: &home,
         ram,
         helper_image: image.bytes(),
-        secret: Zeroizing::new(SECRET),
+        secret: Secret::copied(&SECRET),
         boot,
         declaration: None,
         check_declaration: Arc::new(|_| Vec::new()),

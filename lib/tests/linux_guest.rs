@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use mirrorvm::boot_files::ImageDirectories;
-use mirrorvm::qemu::{Accel, Qemu, QemuError, QemuSpec, RunState, Timeouts};
+use mirrorvm::qemu::{Accel, Qemu, QemuError, QemuSpec, RunState, Starter, Timeouts};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
 const RAM: u64 = 256 << 20;
@@ -97,6 +97,7 @@ impl Host {
         let qemu = Qemu::launch(
             spec(ram, incoming),
             Box::new(move |bytes| sink.lock().unwrap().extend_from_slice(bytes)),
+            &Starter::Here,
         )
         .unwrap();
         Self { qemu, ram: File::from(kept), console }
@@ -302,23 +303,26 @@ fn a_command_line_qemu_dislikes_is_explained() {
     }
     let mut wrong = spec(ram(), false);
     wrong.machine = "no-such-machine".to_owned();
-    match Qemu::launch(wrong, Box::new(|_| {})) {
+    match Qemu::launch(wrong, Box::new(|_| {}), &Starter::Here) {
         Err(QemuError::Exited(exit)) => assert!(exit.stderr.contains("machine type"), "{exit}"),
         other => panic!("{other:?}"),
     }
     let mut missing = spec(ram(), false);
     missing.binary = "/nonexistent/qemu".into();
-    let error = Qemu::launch(missing, Box::new(|_| {})).unwrap_err();
+    let error = Qemu::launch(missing, Box::new(|_| {}), &Starter::Here).unwrap_err();
     println!("{error}");
     let mut sneaky = spec(ram(), false);
     sneaky.machine = "pc,memory-backend=other".to_owned();
     assert!(matches!(
-        Qemu::launch(sneaky, Box::new(|_| {})),
+        Qemu::launch(sneaky, Box::new(|_| {}), &Starter::Here),
         Err(QemuError::BadSpec { field: "machine", .. })
     ));
     let mut large = spec(ram(), false);
     large.memory_bytes *= 2;
-    assert!(matches!(Qemu::launch(large, Box::new(|_| {})), Err(QemuError::BadRam { found: RAM, .. })));
+    assert!(matches!(
+        Qemu::launch(large, Box::new(|_| {}), &Starter::Here),
+        Err(QemuError::BadRam { found: RAM, .. })
+    ));
 }
 
 fn is_alive(pid: u32) -> bool {

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use clap::{ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use mirrorvm::chain::chain;
-use mirrorvm::qemu::QemuUsers;
+use mirrorvm::qemu::{QemuUsers, Starter};
 use mirrorvm::transport::Advertised;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
@@ -17,6 +17,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use crate::bench::{self, BenchArgs};
 use crate::config::file::{self, ConfigError};
 use crate::config::sources::{self, Arguments, Given, Resolved, Setting};
+use crate::confine::{self, Confine, Confinement, LauncherArgs, Needs};
 use crate::daemon::Daemon;
 use crate::demo::{self, DemoArgs};
 use crate::offline;
@@ -60,6 +61,9 @@ enum Command {
         #[command(flatten)]
         serve: ServeArgs,
     },
+    /// Start QEMUs for the daemon at the other end of standard input.
+    #[command(hide = true)]
+    QemuLauncher(LauncherArgs),
     /// Print the OpenAPI document.
     Openapi {
         /// Version of OpenAPI.
@@ -166,6 +170,11 @@ struct ServeArgs {
     /// user for all by id or name [default: 65520-65533].
     #[arg(long, env = "MIRRORVM_QEMU_USERS", value_name = "USERS")]
     qemu_users: Option<QemuUsers>,
+    /// Whether the daemon confines itself to what it needs: enforce; log, which only notes system calls that
+    /// it should not make, in the kernel's audit log; none [default: enforce]. /v1/host says what is in
+    /// force.
+    #[arg(long, env = "MIRRORVM_CONFINE", value_name = "HOW")]
+    confine: Option<Confine>,
     /// Where /metrics, /livez and /readyz are served alone, to whoever connects: unix:PATH or tcp:ADDR:PORT
     /// on a loopback address. May be repeated [default: nowhere but with the API].
     #[arg(long, env = "MIRRORVM_METRICS_LISTEN", value_name = "WHERE", value_delimiter = ',')]
@@ -228,6 +237,7 @@ pub(crate) fn main(daemon: &Daemon) -> ExitCode {
         Command::Identity(IdentityCommand::Accept { state_dir }) => offline::accept_identity(&state_dir),
         Command::State(command) => of_state(&command),
         Command::Bench(args) => bench::run(&args).map_err(|e| e as Box<dyn Error>),
+        Command::QemuLauncher(args) => confine::serve_launcher(&args).map_err(Into::into),
         Command::Openapi { version } => print_document(daemon, version),
     };
     match result {
@@ -249,6 +259,7 @@ fn resolved(args: &ServeArgs, matches: &ArgMatches) -> Result<Resolved, ConfigEr
         advertise: Given::of(matches, "advertise"),
         image_directories: Given::many(matches, "image_directories"),
         qemu_users: Given::of(matches, "qemu_users"),
+        confine: Given::of(matches, "confine"),
         metrics_listen: Given::many(matches, "metrics_listen"),
         require_if_match: Given::of(matches, "require_if_match"),
         log_format: Given::of(matches, "log_format"),
@@ -276,19 +287,27 @@ fn print_settings(resolved: &Resolved, json: bool) -> Result<(), Box<dyn Error>>
 
 fn run(daemon: &Daemon, args: &ServeArgs, resolved: Resolved) -> Result<(), ServeError> {
     let state_dir = resolved.state_dir.or_else(sources::default_state_dir).ok_or(ServeError::NoStateDir)?;
-    let options = Options {
+    serve::prepare(&state_dir)?;
+    let starter = match resolved.confine {
+        Confine::None => Starter::Here,
+        Confine::Enforce | Confine::Log => confine::start_launcher(resolved.qemu_users)?,
+    };
+    let mut options = Options {
         state_dir,
         listen: resolved.listen,
         peer_listen: resolved.peer_listen,
         advertise: resolved.advertise,
         image_directories: resolved.image_directories,
-        drivers: daemon.drivers(resolved.qemu_users)?,
+        drivers: daemon.drivers(resolved.qemu_users, starter)?,
         metrics_listen: resolved.metrics_listen,
         name: resolved.name,
         tls: resolved.tls,
         config: resolved.config,
         exit_with_stdin: args.exit_with_stdin,
+        confinement: Confinement::none(resolved.confine),
     };
+    // Here is the only thread; those of the runtime have what this one has.
+    options.confinement = confine::apply(resolved.confine, &Needs::of(&options));
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(ServeError::Runtime)?;
     let result = runtime.block_on(serve::run(options));
@@ -336,7 +355,7 @@ fn init_identity(dir: &std::path::Path) -> Result<(), Box<dyn Error>> {
 }
 
 fn print_document(daemon: &Daemon, version: OpenApiVersion) -> Result<(), Box<dyn Error>> {
-    let drivers = daemon.drivers(QemuUsers::default())?;
+    let drivers = daemon.drivers(QemuUsers::default(), Starter::Here)?;
     let document = match version {
         OpenApiVersion::V31 => Document::with(&drivers)?,
         OpenApiVersion::V30 => Document::with_3_0(&drivers)?,

@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use mirrorvm::guest::drivers::BadDriverName;
 use mirrorvm::guest::{Driver, Drivers};
-use mirrorvm::qemu::QemuUsers;
+use mirrorvm::qemu::{QemuUsers, Starter};
 
 /// A daemon with the stock drivers and those that were added. The document that it serves has their schemas.
 #[derive(Clone, Default)]
@@ -60,11 +60,12 @@ impl Daemon {
         crate::cli::main(&self)
     }
 
-    /// All its drivers; QEMU's processes run as `users` where the daemon is root.
+    /// All its drivers; QEMU's processes are started by `starter` and run as `users` where the daemon is
+    /// root.
     ///
     /// # Errors
     /// Two of one name, or one without a name.
-    pub fn drivers(&self, users: QemuUsers) -> Result<Drivers, BadDriverName> {
-        self.added.iter().cloned().try_fold(Drivers::stock(users), Drivers::with)
+    pub fn drivers(&self, users: QemuUsers, starter: Starter) -> Result<Drivers, BadDriverName> {
+        self.added.iter().cloned().try_fold(Drivers::stock(users, starter), Drivers::with)
     }
 }

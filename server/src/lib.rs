@@ -6,6 +6,7 @@
 //! - [`api`]: wire types. [`routes`]: parse, one library call, render. [`problem`]: what can go wrong.
 //! - [`access`]: who may call what. [`config`]: file, environment, command line. [`metrics`]: what is
 //!   counted.
+//! - [`confine`]: what the daemon gives up.
 //! - [`http`]: bodies, conditions, long polls, middleware. [`openapi`]: the document. [`draw`]: layouts as
 //!   SVG.
 //! - `daemon`: the daemon for programs with drivers of their own.
@@ -20,6 +21,7 @@ pub mod api;
 mod bench;
 pub mod cli;
 pub mod config;
+pub mod confine;
 mod daemon;
 pub mod demo;
 pub mod draw;

@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use crate::access::credentials::Credentials;
 use crate::config::Config;
+use crate::confine::{Confine, Confinement};
 use crate::http::audit::Acts;
 use crate::http::gate::Pace;
 use crate::http::places::Places;
@@ -42,6 +43,7 @@ struct Shared {
     streams: Arc<Places>,
     long_polls: Arc<Places>,
     metrics: Metrics,
+    confinement: OnceLock<Confinement>,
 }
 
 impl AppState {
@@ -67,7 +69,18 @@ impl AppState {
             streams,
             long_polls,
             metrics: Metrics::default(),
+            confinement: OnceLock::new(),
         }))
+    }
+
+    /// Says what the daemon is confined by. A second word is not taken.
+    pub fn set_confinement(&self, confinement: Confinement) {
+        let _ = self.0.confinement.set(confinement);
+    }
+
+    /// What the daemon is confined by; nothing, unless somebody said so.
+    pub fn confinement(&self) -> Confinement {
+        self.0.confinement.get().cloned().unwrap_or(Confinement::none(Confine::None))
     }
 
     /// Gives the state its host. A second one is not taken.

@@ -66,7 +66,7 @@ pub struct Census {
     pub memfds: usize,
     /// Of the descriptors, KVM's.
     pub kvm: usize,
-    /// Child processes.
+    /// Processes that run guests.
     pub children: usize,
 }
 
@@ -441,8 +441,24 @@ impl Daemon {
     }
 }
 
-/// Child processes of `pid` that are no zombies.
+/// Processes that run guests of the daemon `pid`: its children and those of its launcher, without the
+/// launcher.
 pub fn children(pid: u32) -> Vec<u32> {
+    let launcher = launcher(pid);
+    let all = offspring(pid).into_iter().chain(launcher.into_iter().flat_map(offspring));
+    all.filter(|child| Some(*child) != launcher).collect()
+}
+
+/// The process that starts QEMUs for the daemon `pid`, where it has one.
+pub fn launcher(pid: u32) -> Option<u32> {
+    offspring(pid).into_iter().find(|child| {
+        let line = std::fs::read(format!("/proc/{child}/cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0).nth(1) == Some(b"qemu-launcher")
+    })
+}
+
+/// Child processes of `pid` that are no zombies.
+fn offspring(pid: u32) -> Vec<u32> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
         let Some(child) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
@@ -467,7 +483,7 @@ impl Drop for Daemon {
             eprintln!("--- end of {}'s log\n{}", self.name, tail(&self.log()));
         }
         let Some(mut child) = self.child.take() else { return };
-        let family = children(child.id());
+        let family: Vec<u32> = children(child.id()).into_iter().chain(launcher(child.id())).collect();
         let _ = child.kill();
         let _ = child.wait();
         if !std::thread::panicking() {

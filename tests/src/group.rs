@@ -35,12 +35,14 @@ impl MemoryGroup {
         self.limit
     }
 
-    /// Puts a process into it; what it starts later is in it, too.
+    /// Puts a daemon into it, with the process that starts QEMUs for it; what they start later is in it, too.
     ///
     /// # Panics
     /// When the kernel refuses.
     pub fn take(&self, pid: u32) {
-        fs::write(self.dir.join("cgroup.procs"), pid.to_string()).unwrap();
+        for pid in crate::launcher(pid).into_iter().chain([pid]) {
+            fs::write(self.dir.join("cgroup.procs"), pid.to_string()).unwrap();
+        }
     }
 
     /// The most bytes that were ever used in it; zero where the kernel does not say.

@@ -16,7 +16,7 @@ mod proxy;
 mod tls;
 mod wait;
 
-pub use daemon::{Census, Daemon, children, daemon_binary};
+pub use daemon::{Census, Daemon, children, daemon_binary, launcher};
 pub use disk::{SmallDisk, can_mount, mounts};
 pub use group::MemoryGroup;
 pub use guest::{Pair, Ticks, embedded, is_terminal, kvm, linux_guest, migration, qemu_binary, repository};

@@ -12,7 +12,18 @@ use std::path::{Path, PathBuf};
 /// Modules of the library, lowest floor first: what is on a floor knows of nothing above it, nor of its
 /// neighbours.
 const FLOORS: [&[&str]; 13] = [
-    &["addr", "chain", "codes", "named", "sync", "waiting", "private_files", "boot_files", "reading"],
+    &[
+        "addr",
+        "chain",
+        "codes",
+        "named",
+        "sync",
+        "threads",
+        "waiting",
+        "private_files",
+        "boot_files",
+        "reading",
+    ],
     &["pages", "qemu"],
     &["address_space"],
     &["memory"],

@@ -6,15 +6,15 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use zeroize::Zeroizing;
-
 use super::{Console, EncryptionStatus, EndWatch, Machine, MachineEnd, MachineError, MigrationControl};
 use crate::addr::Gpa;
 use crate::address_space::{GuestLayout, Plug};
 use crate::boot_files::SealedFile;
-use crate::memory::{Claim, GuestRam};
+use crate::memory::{Claim, GuestRam, Secret};
 use crate::pages::PageSet;
-use crate::qemu::{self, KvmAccess, Qemu, QemuEnd, QemuError, RunAs, ShutdownCause, UserLease, kvm_access};
+use crate::qemu::{
+    self, KvmAccess, Qemu, QemuEnd, QemuError, RunAs, ShutdownCause, Starter, UserLease, kvm_access,
+};
 
 /// Bytes of `RamAddr` after the guest's memory that belong to QEMU's own blocks (firmware, ROMs, video
 /// memory); the helper's block comes after them.
@@ -54,7 +54,7 @@ pub struct QemuMachine {
     console: Arc<Console>,
     encryption: Arc<EncryptionStatus>,
     control: Arc<MigrationControl>,
-    secret: Zeroizing<[u8; 32]>,
+    secret: Secret<32>,
     // Dropped after the process: nobody gets the user while it lives.
     _user: Option<UserLease>,
     _memory: Option<Claim>,
@@ -91,7 +91,8 @@ impl QemuMachine {
     pub fn launch(
         spec: QemuMachineSpec,
         ram: GuestRam,
-        secret: Zeroizing<[u8; 32]>,
+        secret: Secret<32>,
+        starter: &Starter,
     ) -> Result<Self, MachineError> {
         let layout = ram.layout();
         let block = layout.ram().next().ok_or(MachineError::NothingPlugged)?;
@@ -119,7 +120,8 @@ impl QemuMachine {
             incoming: spec.incoming,
             timeouts: qemu::Timeouts::default(),
         };
-        let qemu = Qemu::launch(command, Box::new(move |bytes: &[u8]| sink.append(bytes))).map_err(failed)?;
+        let sink = Box::new(move |bytes: &[u8]| sink.append(bytes));
+        let qemu = Qemu::launch(command, sink, starter).map_err(failed)?;
         // It has its memory mapped; from here on a guest runs in it that may take it over.
         ram.mapping(block).map_or(Ok(()), |m| m.keep_pages())?;
         if let Some(memory) = &spec.memory {

@@ -29,6 +29,7 @@ use crate::guest::drivers::{Driver, Drivers, Facts, MirrorsOn, NotUnderstood};
 use crate::hypervisor::Hypervisor;
 use crate::hypervisor::emulated::EmulatedHost;
 use crate::hypervisor::kvm::KvmHost;
+use crate::memory::Secret;
 use crate::migration::Control;
 use crate::mirror::{HelperImage, Mirror, Placement};
 use crate::sev::model::ModelPlatform;
@@ -77,7 +78,7 @@ pub(super) struct Inner {
     /// The built-in image.
     pub image: Arc<HelperImage>,
     pub runtime: tokio::runtime::Handle,
-    pub page_secret: [u8; 32],
+    pub page_secret: Secret<32>,
     images: Mutex<()>,
     pub image_looks: Looks,
     /// Where files that definitions name may come from.
@@ -117,7 +118,7 @@ impl Inner {
         state_dir: PathBuf,
         id: Uuid,
         name: String,
-        (store, ledger, page_secret): (Store, Ledger, [u8; 32]),
+        (store, ledger, page_secret): (Store, Ledger, Secret<32>),
         identity: Identity,
         kvm: Result<KvmHost, String>,
         (image_directories, drivers): (ImageDirectories, Drivers),

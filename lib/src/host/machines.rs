@@ -3,8 +3,6 @@
 use crate::codes::Capability;
 use std::sync::Arc;
 
-use zeroize::Zeroizing;
-
 use super::guests::command::Command;
 use super::guests::entry::GuestEntry;
 use super::inner::{Inner, no_sev};
@@ -18,7 +16,7 @@ use crate::guest::drivers::{Beginning, Body, Driver, LayoutFault, MirrorsOn, Ord
 use crate::guest::embedded::{SevSetup, level};
 use crate::guest::{CarriedReadiness, Machine, MachineError};
 use crate::hypervisor::Hypervisor;
-use crate::memory::{Backing, Budget, Claim, GuestRam, MemoryError, Purpose};
+use crate::memory::{Backing, Budget, Claim, GuestRam, MemoryError, Purpose, Secret};
 use crate::mirror::{HelperImage, HelperSource, Mirror, MirrorError};
 use crate::pages::PageSet;
 use crate::sev::NotSent;
@@ -29,7 +27,7 @@ const SLOTS: u32 = 5;
 
 /// What a machine that waits for its memory must be told.
 pub(super) struct IncomingMachine<'a> {
-    pub secret: Zeroizing<[u8; 32]>,
+    pub secret: Secret<32>,
     pub machine_type: Option<&'a str>,
     pub readiness: CarriedReadiness,
     /// The mirror that the migration uses.
@@ -448,13 +446,12 @@ fn mirror_error(e: MirrorError) -> HostError {
 }
 
 /// 32 random bytes.
-pub(super) fn fresh_secret() -> Result<Zeroizing<[u8; 32]>, MachineError> {
+pub(super) fn fresh_secret() -> Result<Secret<32>, MachineError> {
     use ring::rand::SecureRandom;
-    let mut secret = Zeroizing::new([0; 32]);
-    ring::rand::SystemRandom::new()
-        .fill(secret.as_mut())
-        .map_err(|_| MachineError::Unsupported { what: "get random numbers" })?;
-    Ok(secret)
+    Secret::try_filled(|bytes: &mut [u8; 32]| {
+        let drawn = ring::rand::SystemRandom::new().fill(bytes);
+        drawn.map_err(|_| MachineError::Unsupported { what: "get random numbers" })
+    })
 }
 
 /// What a guest's RAM may lie on, the best first: what was asked for, or else what its driver prefers.

@@ -21,7 +21,7 @@ use super::{
 use crate::boot_files::{DirectoryError, ImageDirectories};
 use crate::guest::{Drivers, MachineError};
 use crate::hypervisor::kvm::KvmHost;
-use crate::memory::Budget;
+use crate::memory::{Budget, Secret};
 use crate::migration::hand_over::{FoundGuest, FoundMigration, found_guest, found_migration, is_unconfirmed};
 use crate::store::ledger::{EVENTS_KEPT, Log};
 use crate::store::state_files::{UNCONFIRMED, Unconfirmed};
@@ -246,12 +246,12 @@ fn listen(inner: &Arc<Inner>, addr: SocketAddr) -> Result<PeerListener, Listener
 
 /// The database's secret, made when there is none. A start without it would be one in which marks that were
 /// given out mean nothing, or in which anybody can make them.
-fn page_secret(store: &Store) -> Result<[u8; 32], OpenError> {
-    if let Some(PageSecret { secret }) = store.meta_get(PAGE_SECRET)? {
-        return Ok(secret);
+fn page_secret(store: &Store) -> Result<Secret<32>, OpenError> {
+    if let Some(PageSecret { mut secret }) = store.meta_get(PAGE_SECRET)? {
+        return Ok(Secret::moved(&mut secret));
     }
-    let secret = *machines::fresh_secret().map_err(OpenError::Secret)?;
-    store.meta_put(PAGE_SECRET, &PageSecret { secret })?;
+    let secret = machines::fresh_secret().map_err(OpenError::Secret)?;
+    store.meta_put(PAGE_SECRET, &PageSecret { secret: *secret })?;
     Ok(secret)
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::act::{self, Effect};
 use super::events::{Change, EventBody, ResourceKind};
 use super::{Ask, FieldError, Host, HostError, Labels, bounds, validate};
+use crate::memory::Secret;
 use crate::store::Batch;
 use crate::sync::{Locked, Shared};
 use crate::waiting;
@@ -92,8 +93,8 @@ impl Host {
     }
 
     /// A secret of this host's, kept with the database: for marks that its API hands out and takes back.
-    pub fn page_secret(&self) -> [u8; 32] {
-        self.inner.page_secret
+    pub fn page_secret(&self) -> Secret<32> {
+        self.inner.page_secret.clone()
     }
 
     /// Fewer slots take effect as migrations end: none is called off.

@@ -5,6 +5,7 @@ use ring::digest;
 
 use super::{GuestRam, Mapping};
 use crate::addr::RamPage;
+use crate::threads::{self, Role};
 
 /// SHA-256 of every page that moves with the guest, the first 16 bytes, in order of blocks and pages. Several
 /// threads: the guest is paused, and nothing else has work on the usual small host.
@@ -31,6 +32,7 @@ pub fn page_digests(
             let chunk = pages.div_ceil(threads).max(1);
             for (i, part) in mine.chunks_mut(chunk).enumerate() {
                 scope.spawn(move || {
+                    threads::begin(Role::Pages);
                     let mut page = [0; 4096];
                     for (j, out) in part.iter_mut().enumerate() {
                         let index = (i * chunk + j) as u64;

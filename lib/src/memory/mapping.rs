@@ -205,7 +205,7 @@ impl Mapping {
         claim.watch(Touched::File(Arc::clone(&file)));
         let (memfd, physical) = (Some(file), give_physical(bytes));
         let mapping = Self { _claim: claim, region, second, base: 0, len, backing, memfd, physical };
-        mapping.keep_from_children();
+        mapping.keep_to_ourselves();
         if backing == Backing::Memfd {
             mapping.advise_huge();
         }
@@ -243,7 +243,7 @@ impl Mapping {
         claim.watch(Touched::Anonymous(region.as_ptr() as usize, len + spare));
         let (backing, physical) = (Backing::Anonymous, give_physical(bytes));
         let mapping = Self { _claim: claim, region, second: None, base, len, backing, memfd: None, physical };
-        mapping.keep_from_children();
+        mapping.keep_to_ourselves();
         let huge = dense.min(bytes) / PAGE_2M * PAGE_2M;
         // Refusals cost speed or memory, nothing else.
         let _ = mapping.advise(0, huge, rustix::mm::Advice::LinuxHugepage);
@@ -427,15 +427,18 @@ impl Mapping {
     }
 
     /// Leaves the memory out of a fork: between fork and exec a child has no use for it, and copying how it
-    /// is mapped would hold up the guest that runs in it.
+    /// is mapped would hold up the guest that runs in it. And out of dumps, whoever makes one: a helper's
+    /// memory has its guest's migration secret and the keys of its sessions.
     #[expect(unsafe_code, reason = "UNSAFETY: madvise takes an address range")]
-    fn keep_from_children(&self) {
+    fn keep_to_ourselves(&self) {
+        use rustix::mm::Advice::{LinuxDontDump, LinuxDontFork};
         for region in std::iter::once(&self.region).chain(&self.second) {
-            // SAFETY: the range is a mapping that we own; only children are affected, and those run nothing
-            // but exec. A refusal only costs speed.
-            let _ = unsafe {
-                rustix::mm::madvise(region.as_ptr().cast(), region.size(), rustix::mm::Advice::LinuxDontFork)
-            };
+            for advice in [LinuxDontFork, LinuxDontDump] {
+                // SAFETY: the range is a mapping that we own; only children, which run nothing but exec, and
+                // dumps are affected. A refusal of the first costs speed; nobody who knows the second refuses
+                // it.
+                let _ = unsafe { rustix::mm::madvise(region.as_ptr().cast(), region.size(), advice) };
+            }
         }
     }
 

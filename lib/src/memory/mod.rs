@@ -11,6 +11,7 @@ mod heap;
 mod limits;
 mod mapping;
 mod ram;
+mod secret;
 mod span;
 
 pub use budget::{Budget, Claim, Purpose, Shortage};
@@ -20,4 +21,5 @@ pub use heap::give_back_heap;
 pub use limits::Bound;
 pub use mapping::{Backing, Mapping, MemoryError, View};
 pub use ram::{GuestRam, OtherBlocks, OutsideRam};
+pub use secret::{Secret, SecretMemory, secret_memory};
 pub use span::Span;

@@ -23,6 +23,7 @@ use crate::addr::{PAGE_SIZE, PageRange};
 use crate::guest::{Labels, Machine, MachineError};
 use crate::mirror::{Mirror, SealedToken};
 use crate::pages::PageSet;
+use crate::threads::{self, Role};
 use crate::transport::{Link, LinkError, LogBudget, Waiting};
 
 /// What a destination made for a guest that arrives.
@@ -359,7 +360,10 @@ impl Import<'_> {
         let parts = sinks.iter_mut().zip(self.mirror.lanes());
         let got = std::thread::scope(|scope| {
             let ahead = ground.as_ref().map(|ground| {
-                let body = || ground.prepare_ahead();
+                let body = || {
+                    threads::begin(Role::Pages);
+                    ground.prepare_ahead()
+                };
                 std::thread::Builder::new().name("ahead".into()).spawn_scoped(scope, body)
             });
             let receive = |(sink, lane): (&mut Sink, _)| sink.receive(lane, ground.as_ref(), epoch, stall);

@@ -4,6 +4,7 @@
 
 use super::MigrationFault;
 use crate::mirror::{MirrorError, Placement};
+use crate::threads::{self, Role};
 
 /// Runs `body` on each of `parts` at once, on threads named `name` and a number, where `placement` wants
 /// them, and gives what came of each, in order. A thread that cannot be placed works where it is: the
@@ -18,6 +19,7 @@ pub(super) fn side_by_side<P: Send, R: Send>(
     std::thread::scope(|scope| {
         let spawn = |(index, part)| {
             std::thread::Builder::new().name(format!("{name}{index}")).spawn_scoped(scope, move || {
+                threads::begin(Role::Pages);
                 if *placement != Placement::default()
                     && let Err(error) = placement.apply_to_current_thread()
                 {

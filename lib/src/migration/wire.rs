@@ -12,6 +12,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 use super::{MigrationFault, StreamTransport};
 use crate::address_space::{GuestLayout, Strategy};
 use crate::guest::{CarriedReadiness, Labels};
+use crate::memory::Secret;
 use crate::transport::Link;
 
 /// Versions of this protocol that this build speaks, oldest first.
@@ -246,13 +247,15 @@ pub struct Prepare {
     #[zeroize(skip)]
     pub suites: Vec<String>,
     /// Key of the mask over what their groups begin with; see `records`.
-    pub mask: [u8; 32],
+    #[zeroize(skip)]
+    pub mask: Secret<32>,
     /// The source helper's image, which the destination's must equal.
     pub helper_measurement: [u8; 32],
     /// The source helper's nonce.
     pub nonce: [u8; 32],
     /// The guest's migration secret. At protection level `none` the hosts hold it; it travels under TLS.
-    pub secret: [u8; 32],
+    #[zeroize(skip)]
+    pub secret: Secret<32>,
     /// What the guest says of being migrated, and what its helper declared.
     #[zeroize(skip)]
     pub readiness: CarriedReadiness,
@@ -368,13 +371,32 @@ pub fn send<T: Serialize>(link: &mut Link, kind: u8, message: &T) -> Result<(), 
     Ok(link.send(kind, &written(message)?)?)
 }
 
-/// A JSON message's bytes.
+/// Counts what is written.
+struct Counter(usize);
+
+impl std::io::Write for Counter {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A JSON message's bytes, which are wiped when they go.
 ///
 /// # Errors
 /// When it cannot be written as JSON.
 pub fn written<T: Serialize>(message: &T) -> Result<Zeroizing<Vec<u8>>, MigrationFault> {
-    let bytes = serde_json::to_vec(message).map_err(|_| MigrationFault::Protocol("unsendable message"))?;
-    Ok(Zeroizing::new(bytes))
+    let unsendable = |_| MigrationFault::Protocol("unsendable message");
+    // Room for all of it at once: growing would leave copies of a secret behind that nobody wipes.
+    let mut length = Counter(0);
+    serde_json::to_writer(&mut length, message).map_err(unsendable)?;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(length.0));
+    serde_json::to_writer(&mut *bytes, message).map_err(unsendable)?;
+    Ok(bytes)
 }
 
 /// Waits for one of `kinds` of at most `max` bytes (or a refusal, which becomes an error) and gives kind and

@@ -17,6 +17,7 @@ use crate::hypervisor::{Hypervisor, Kicker, Slot, SlotId, UserEntry, Vcpu, Vm};
 use crate::memory::{GuestRam, Mapping, View};
 use crate::sev::{CopySource, NotSent, Policy};
 use crate::sync::Locked;
+use crate::threads::{self, Role};
 
 /// Longest time to the helper's first idle doorbell, and for any one request.
 const HELPER_DEADLINE: Duration = Duration::from_secs(20);
@@ -203,7 +204,10 @@ impl Mirror {
             let theirs = Arc::clone(&shared);
             let handle = std::thread::Builder::new()
                 .name(format!("mir{index}-{}", self.name))
-                .spawn(move || worker::run(&theirs, vcpu))
+                .spawn(move || {
+                    threads::begin(Role::Vcpu);
+                    worker::run(&theirs, vcpu)
+                })
                 .map_err(MirrorError::Thread)?;
             self.lanes.push(Lane::new(Arc::clone(&shared), slots, HELPER_DEADLINE));
             self.workers.push(WorkerThread { shared: Arc::clone(&shared), kicker, handle: Some(handle) });

@@ -4,7 +4,7 @@
 //! is the guest's serial port, stderr is captured, and three descriptors are passed under the numbers that
 //! they have in the daemon: the control socket, and sealed copies of kernel and initial RAM disk, which QEMU
 //! opens as `/proc/self/fd/N`. A memfd opens so for QEMU's own user, too, who could not open the files
-//! themselves. How they pass without leaking into other children is [`super::child`]'s.
+//! themselves. How they pass without leaking into other children is [`super::start`]'s.
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -13,6 +13,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use rustix::fs::{SealFlags, fcntl_add_seals, fcntl_get_seals, fstat};
+use serde::{Deserialize, Serialize};
 
 use super::accel::{Accel, TRANSLATED_MIB};
 use super::error::QemuError;
@@ -27,8 +28,16 @@ const MAX_VCPUS: u32 = 255;
 /// The longest kernel command line on x86, in bytes: `COMMAND_LINE_SIZE` less the zero byte at its end.
 pub const APPEND_MAX: usize = 2047;
 
+/// Where QEMU is, when it is.
+#[must_use]
+pub fn qemu_binary() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|dir| dir.join("qemu-system-x86_64")).find(|p| p.is_file())
+}
+
 /// Whom QEMU runs as.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RunAs {
     /// User id that QEMU runs as.
     pub uid: u32,

@@ -8,6 +8,8 @@ use std::os::unix::net::UnixStream;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::threads::{self, Role};
+
 /// Takes console bytes in order, in chunks of at most 4 KiB. Runs on the console's own thread.
 pub type ConsoleSink = Box<dyn FnMut(&[u8]) + Send>;
 
@@ -19,6 +21,7 @@ pub(super) struct Console {
 impl Console {
     pub(super) fn start(mut stream: UnixStream, mut sink: ConsoleSink) -> io::Result<Self> {
         let reader = std::thread::Builder::new().name("qemu-console".to_owned()).spawn(move || {
+            threads::begin(Role::Keeper);
             let mut chunk = [0u8; 4096];
             loop {
                 match stream.read(&mut chunk) {

@@ -3,7 +3,8 @@
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::child::{ExitInfo, ExitWatch};
+use super::child::ExitWatch;
+use super::exit::ExitInfo;
 use super::qmp::{Qmp, QmpEvent};
 use crate::sync::Locked;
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use super::child::ExitInfo;
+use super::exit::ExitInfo;
 use super::qmp::QmpError;
 use super::ramblock::LayoutError;
 

@@ -32,21 +32,30 @@ mod console;
 mod device_state;
 mod end;
 mod error;
+mod exit;
+mod launcher;
 mod mtree;
 mod process;
 mod qmp;
 mod ramblock;
+mod start;
+mod starter;
 mod user;
 
 pub use accel::{Accel, KvmAccess, kvm_access, pick_accel};
-pub use child::ExitInfo;
-pub use command::{APPEND_MAX, MEMORY_UNIT, QemuSpec, RunAs, Timeouts, is_command_line, seal_ram};
+pub use command::{
+    APPEND_MAX, MEMORY_UNIT, QemuSpec, RunAs, Timeouts, is_command_line, qemu_binary, seal_ram,
+};
 pub use console::ConsoleSink;
 pub use device_state::MAX_DEVICE_STATE_BYTES;
 pub use end::{QemuEnd, QemuWatch, ShutdownCause};
 pub use error::QemuError;
+pub use exit::ExitInfo;
+pub use launcher::{Launcher, launcher_pair, serve};
 pub use mtree::RamPiece;
 pub use process::{Qemu, RunState};
 pub use qmp::{Qmp, QmpError, QmpEvent};
 pub use ramblock::{LayoutError, QemuRamBlock};
-pub use user::{NoQemuUsers, QemuUsers, UserLease, UserPool};
+pub use start::close_on_exec;
+pub use starter::Starter;
+pub use user::{NoQemuUsers, QemuUsers, UserLease, UserPool, may_change_users};

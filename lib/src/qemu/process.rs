@@ -9,20 +9,22 @@
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::child::{Child, ExitInfo};
+use super::child::Child;
 use super::command::{QemuSpec, RAM_ID, Timeouts};
 use super::console::{Console, ConsoleSink};
 use super::device_state;
 use super::end::{QemuWatch, SharedQmp};
 use super::error::QemuError;
+use super::exit::ExitInfo;
 use super::mtree::{RamPiece, parse_ram_pieces};
 use super::qmp::{Qmp, QmpError, QmpEvent};
 use super::ramblock::{LayoutError, QemuRamBlock, parse_ram_blocks};
+use super::start::Order;
+use super::starter::Starter;
 
 /// How long to wait for the exit of a QEMU that has closed its control socket.
 const EXIT_PATIENCE: Duration = Duration::from_secs(2);
@@ -96,14 +98,15 @@ impl fmt::Debug for Saved {
 }
 
 impl Qemu {
-    /// Starts QEMU with its vCPUs stopped. `console` gets every byte of the guest's first serial port.
+    /// Has QEMU started by `starter`, with its vCPUs stopped. `console` gets every byte of the guest's first
+    /// serial port.
     ///
     /// The memfd in the specification is held by QEMU from here on, not by this value: keep a duplicate.
     ///
     /// # Errors
     /// [`QemuError::BadSpec`], [`QemuError::BadRam`], [`QemuError::Prepare`], [`QemuError::Spawn`];
     /// [`QemuError::Exited`] with QEMU's words if it did not like its command line; [`QemuError::Late`].
-    pub fn launch(spec: QemuSpec, console: ConsoleSink) -> Result<Self, QemuError> {
+    pub fn launch(spec: QemuSpec, console: ConsoleSink, starter: &Starter) -> Result<Self, QemuError> {
         spec.check()?;
         let prepare = |doing| move |source| QemuError::Prepare { doing, source };
         let deadline = Instant::now() + spec.timeouts.launch;
@@ -112,11 +115,10 @@ impl Qemu {
         let (ours, theirs) = UnixStream::pair().map_err(prepare("make the console socket"))?;
         let console = Console::start(ours, console).map_err(prepare("start the console thread"))?;
         let qmp_theirs = OwnedFd::from(qmp_theirs);
-        let mut command = spec.command(&qmp_theirs);
-        let QemuSpec { ram, binary, timeouts, memory_bytes, kernel, initrd, .. } = spec;
-        command.stdin(Stdio::from(ram)).stdout(Stdio::from(OwnedFd::from(theirs)));
-        let passed = [qmp_theirs, kernel].into_iter().chain(initrd).collect();
-        let child = Child::spawn(command, passed).map_err(|source| QemuError::Spawn { binary, source })?;
+        let (binary, timeouts, memory_bytes) = (spec.binary.clone(), spec.timeouts, spec.memory_bytes);
+        let order = move |words| Order { spec, qmp: qmp_theirs, console: theirs.into(), words };
+        let child =
+            Child::start(starter.clone(), order).map_err(|source| QemuError::Spawn { binary, source })?;
         let qmp = Qmp::connect(qmp_ours, deadline).map_err(|error| explain(error, &child))?;
         let qmp = SharedQmp::new(qmp);
         let qemu = Self { qmp, console, child, timeouts, memory_bytes, saved: None };

@@ -10,6 +10,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use rustix::thread::{CapabilitySet, capabilities};
+
 /// Ids that neither Debian nor systemd gives to anybody: 65520 to 65533 are unused
 /// (<https://systemd.io/UIDS-GIDS/>).
 const DEFAULT: (u32, u32) = (65_520, 65_533);
@@ -32,6 +34,13 @@ impl QemuUsers {
     }
 }
 
+impl QemuUsers {
+    /// Whether a process of this user and group is one of theirs.
+    pub(super) fn has(self, uid: u32, gid: u32) -> bool {
+        (self.first..=self.last).contains(&uid) && gid == self.gid.unwrap_or(uid)
+    }
+}
+
 impl Default for QemuUsers {
     fn default() -> Self {
         Self { first: DEFAULT.0, last: DEFAULT.1, gid: None }
@@ -42,6 +51,13 @@ impl fmt::Display for QemuUsers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.first == self.last { self.first.fmt(f) } else { write!(f, "{}-{}", self.first, self.last) }
     }
+}
+
+/// Whether this process may give processes that it starts other users, and end them then.
+#[must_use]
+pub fn may_change_users() -> bool {
+    let needed = CapabilitySet::SETUID | CapabilitySet::SETGID | CapabilitySet::KILL;
+    capabilities(None).is_ok_and(|sets| sets.effective.contains(needed))
 }
 
 /// A text that names no users for QEMU.

@@ -16,6 +16,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::random::Random;
 use super::{FirmwareError, Measurement, PacketHeader, Policy, Session};
+use crate::memory::Secret;
 
 /// Flag of a packet's header: its content is compressed. Nothing here compresses; such a packet is refused.
 pub const COMPRESSED: u32 = 1 << 0;
@@ -29,7 +30,7 @@ pub const MEASUREMENT_BYTES: usize = 48;
 
 /// A 128-bit key, wiped when dropped and never printed.
 #[derive(Clone)]
-pub(crate) struct Key128(Zeroizing<[u8; 16]>);
+pub(crate) struct Key128(Secret<16>);
 
 impl std::fmt::Debug for Key128 {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -38,13 +39,19 @@ impl std::fmt::Debug for Key128 {
 }
 
 impl Key128 {
+    #[cfg(test)]
     pub fn new(bytes: [u8; 16]) -> Self {
-        Self(Zeroizing::new(bytes))
+        Self(Secret::copied(&bytes))
+    }
+
+    /// Room for a key that is yet to come.
+    fn empty() -> Self {
+        Self(Secret::filled(|_| {}))
     }
 
     /// Draws a new key.
     fn random(random: &mut Random) -> Self {
-        let mut key = Self::new([0; 16]);
+        let mut key = Self::empty();
         random.fill(&mut *key.0);
         key
     }
@@ -81,7 +88,7 @@ fn derive(key: &[u8], label: &str, context: &[u8]) -> Key128 {
     const BITS: u32 = 128;
     let mut block =
         hmac_sha256(key, &[&1u32.to_le_bytes(), label.as_bytes(), &[0], context, &BITS.to_le_bytes()]);
-    let mut derived = Key128::new([0; 16]);
+    let mut derived = Key128::empty();
     derived.0.copy_from_slice(&block[..16]);
     block.zeroize();
     derived
@@ -171,7 +178,7 @@ impl TransportKeys {
         with.kik.verify(&[&session.wrap_tk], &session.wrap_mac)?;
         let mut plain = Zeroizing::new(session.wrap_tk);
         with.kek.apply(&session.wrap_iv, &mut *plain);
-        let (mut tek, mut tik) = (Key128::new([0; 16]), Key128::new([0; 16]));
+        let (mut tek, mut tik) = (Key128::empty(), Key128::empty());
         tek.0.copy_from_slice(&plain[..16]);
         tik.0.copy_from_slice(&plain[16..]);
         tik.verify(&[&policy.0.to_le_bytes()], &session.policy_mac)?;

@@ -30,6 +30,7 @@ use super::places::{KnownAddress, Occupancy, Place, Places};
 use super::socket::Socket;
 use super::tls::{self, CertRefusal, PeerFilter};
 use crate::sync::Locked;
+use crate::threads::{self, Role};
 
 /// Pause after `accept` failed for want of descriptors or memory: the next attempt would fail at once.
 const ACCEPT_BACKOFF: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
@@ -159,7 +160,10 @@ impl PeerListener {
             .name("mvm-peer-accept".into())
             .spawn({
                 let shared = shared.clone();
-                move || accept_loop(&listener, &woken, &shared)
+                move || {
+                    threads::begin(Role::Link);
+                    accept_loop(&listener, &woken, &shared)
+                }
             })
             .map_err(ListenerError::Start)?;
         Ok(Self { addr, wake, shared, accepting: Some(accepting) })
@@ -276,6 +280,7 @@ impl Shared {
         let thread = thread::Builder::new()
             .name("mvm-peer".into())
             .spawn(move || {
+                threads::begin(Role::Link);
                 if let Err(reason) = serve(&shared, place, socket) {
                     shared.turned_away(from, &reason);
                 }

@@ -6,6 +6,7 @@
 //! The resolver cannot be called off. So it has a thread of its own, which nobody waits for: an answer that
 //! comes late is thrown away. How many of these there may be is bounded.
 
+use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -13,6 +14,8 @@ use std::time::{Duration, Instant};
 
 use super::endpoint::{Endpoint, check_connectable};
 use super::here::check_reachable;
+
+use crate::threads::{self, Role};
 
 /// Resolvers at once; who asks for one more is told so.
 const RESOLVERS_MAX: usize = 32;
@@ -75,8 +78,10 @@ pub fn resolve(
     let counted = Resolver::begin().ok_or(ResolveError::Busy)?;
     let (answer, answered) = mpsc::channel();
     let ask = move || {
+        threads::begin(Role::Resolver);
         let _counted = counted;
         let found = (name.as_str(), port).to_socket_addrs().map(Iterator::collect::<Vec<_>>);
+        let found = found.map_err(|error| unreadable().unwrap_or(error));
         // Nobody may be there any more.
         let _ = answer.send(found);
     };
@@ -94,6 +99,18 @@ pub fn resolve(
     let mut order = in_turn(&found);
     order.retain(|at| check_reachable(at).is_ok());
     if order.is_empty() { Err(ResolveError::NoAddress) } else { Ok(order) }
+}
+
+/// Why the resolver did not even ask: it takes a configuration that it may not read for none, and then asks
+/// this machine. That happens where this process is held to the files that there were when it started.
+fn unreadable() -> Option<io::Error> {
+    const FILE: &str = "/etc/resolv.conf";
+    let denied = |e: &io::Error| e.kind() == io::ErrorKind::PermissionDenied;
+    let error = std::fs::File::open(FILE).err().filter(denied)?;
+    let why = format!(
+        "{FILE} may not be read ({error}); if it was replaced since the daemon started, restart the daemon"
+    );
+    Some(io::Error::new(io::ErrorKind::PermissionDenied, why))
 }
 
 /// The resolver's order (RFC 6724), but the two families in turn: where one of them leads nowhere the other

@@ -45,7 +45,12 @@ pub fn opens(secret: &str, hash: &str) -> bool {
 /// The text that a caller gets: prefix, id and secret. The prefix keeps one kind of secret from being taken
 /// for another.
 pub fn text(prefix: &str, id: Uuid, secret: &str) -> Zeroizing<String> {
-    Zeroizing::new(format!("{prefix}{}_{secret}", id.simple()))
+    // Room for all of it, and for a line's end: growing would leave copies behind that nobody wipes.
+    let mut text =
+        Zeroizing::new(String::with_capacity(prefix.len() + 2 * size_of::<Uuid>() + secret.len() + 2));
+    // Writing to a String does not fail.
+    let _ = write!(text, "{prefix}{}_{secret}", id.simple());
+    text
 }
 
 /// Splits a text with this prefix into id and secret, if it has that form.

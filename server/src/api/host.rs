@@ -1,6 +1,7 @@
 //! The host itself on the wire.
 
 use mirrorvm::host::{Capabilities, HostInfo, HostSettings};
+use mirrorvm::memory::SecretMemory;
 use mirrorvm::store::{Trouble, Writing};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -9,6 +10,7 @@ use uuid::Uuid;
 
 use super::Preview;
 use super::layout::HostLimitsBody;
+use crate::confine::{Confinement, Force};
 
 /// The host that this daemon runs on.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -47,6 +49,8 @@ pub struct Host {
     pub load: HostLoad,
     /// Whether the host's database accepts writes.
     pub storage: HostStorage,
+    /// What the daemon is confined by.
+    pub confinement: HostConfinement,
     /// Labels of your choice.
     pub labels: BTreeMap<String, String>,
     /// Whether the host is in maintenance: no guest can be defined or started, and no migration is let in.
@@ -88,6 +92,76 @@ pub struct HostStorage {
     pub owed_changes: u64,
 }
 
+/// What the daemon is confined by: what a fault in it, or somebody who takes it over, cannot do. QEMU's
+/// processes have confinements of their own.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct HostConfinement {
+    /// What the configuration asks for: `enforce`, `log` or `none`.
+    #[schema(example = "enforce")]
+    pub mode: &'static str,
+    /// System calls, by what a thread is for.
+    pub seccomp: HostForce,
+    /// Files, and ports to listen on.
+    pub landlock: HostForce,
+    /// Version of Landlock's interface in this kernel. Null when it has none, or when nobody asked.
+    #[schema(example = 6)]
+    pub landlock_abi: Option<i32>,
+    /// What a daemon of root's keeps of root's powers.
+    pub capabilities: HostForce,
+    /// The capabilities that were kept.
+    #[schema(example = json!(["CAP_IPC_LOCK", "CAP_SYS_NICE"]))]
+    pub capabilities_kept: Vec<&'static str>,
+    /// Whether secrets lie in memory that is never written to swap space.
+    pub secrets_locked: HostForce,
+}
+
+/// How much of one of the means is in force.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct HostForce {
+    /// `enforced`; `partial`, as much as the kernel can; `logged`; `off`, by the configuration; or
+    /// `unavailable`.
+    #[schema(example = "enforced")]
+    pub state: &'static str,
+    /// What is missing, and why. Null unless it is `partial` or `unavailable`.
+    pub why: Option<String>,
+}
+
+impl From<Force> for HostForce {
+    fn from(force: Force) -> Self {
+        let (state, why) = match force {
+            Force::Enforced => ("enforced", None),
+            Force::Partial(why) => ("partial", Some(why)),
+            Force::Logged => ("logged", None),
+            Force::Off => ("off", None),
+            Force::Unavailable(why) => ("unavailable", Some(why)),
+        };
+        Self { state, why }
+    }
+}
+
+impl From<SecretMemory> for HostForce {
+    fn from(memory: SecretMemory) -> Self {
+        match memory {
+            SecretMemory::Locked => Force::Enforced.into(),
+            SecretMemory::Unlocked(why) => Force::Partial(why).into(),
+        }
+    }
+}
+
+impl From<Confinement> for HostConfinement {
+    fn from(confinement: Confinement) -> Self {
+        Self {
+            mode: confinement.mode.name(),
+            secrets_locked: confinement.secrets().into(),
+            seccomp: confinement.seccomp.into(),
+            landlock: confinement.landlock.into(),
+            landlock_abi: confinement.landlock_abi,
+            capabilities: confinement.capabilities.into(),
+            capabilities_kept: confinement.kept,
+        }
+    }
+}
+
 impl From<Writing> for HostStorage {
     fn from(writing: Writing) -> Self {
         Self {
@@ -105,7 +179,12 @@ impl From<Writing> for HostStorage {
 
 impl Host {
     /// Combines what the library tells of the host with its capabilities and settings.
-    pub fn new(info: HostInfo, capabilities: &Capabilities, settings: HostSettings) -> Self {
+    pub fn new(
+        info: HostInfo,
+        capabilities: &Capabilities,
+        settings: HostSettings,
+        confinement: Confinement,
+    ) -> Self {
         Self {
             id: info.id,
             name: info.name,
@@ -124,6 +203,7 @@ impl Host {
                 active_migrations: info.active_migrations as u64,
             },
             storage: info.storage.into(),
+            confinement: confinement.into(),
             labels: settings.labels,
             maintenance: settings.maintenance,
             migration_slots: settings.migration_slots,

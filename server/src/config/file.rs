@@ -28,6 +28,8 @@ pub struct FileConfig {
     pub image_directories: Option<Vec<PathBuf>>,
     /// Same as `--qemu-users`.
     pub qemu_users: Option<String>,
+    /// Same as `--confine`.
+    pub confine: Option<String>,
     /// Same as `--metrics-listen`, once for each place.
     pub metrics_listen: Option<Vec<String>>,
     /// Same as `--require-if-match`.

@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::file::{ConfigError, FileConfig};
 use super::{AccessRules, Config, Limits};
 use crate::access::Role;
+use crate::confine::Confine;
 use crate::serve::{Listen, SOCKET, TlsFiles};
 
 /// Where a value of the configuration came from.
@@ -112,6 +113,8 @@ pub struct Arguments {
     pub image_directories: Given<Vec<PathBuf>>,
     /// Value of `--qemu-users`.
     pub qemu_users: Given<QemuUsers>,
+    /// Value of `--confine`.
+    pub confine: Given<Confine>,
     /// Values of `--metrics-listen`.
     pub metrics_listen: Given<Vec<Listen>>,
     /// Value of `--require-if-match`.
@@ -145,6 +148,8 @@ pub struct Resolved {
     pub image_directories: Vec<PathBuf>,
     /// The users that QEMU processes run as, under a daemon that runs as root.
     pub qemu_users: QemuUsers,
+    /// Whether the daemon confines itself.
+    pub confine: Confine,
     /// Where health and counters are served on listeners of their own.
     pub metrics_listen: Vec<Listen>,
     /// Whether the log is JSON.
@@ -205,6 +210,10 @@ pub fn resolve(
     let qemu_users = arguments.qemu_users.or_file(users.transpose()?);
     let users = qemu_users.value.unwrap_or_default();
     note("qemu_users", Some(users.to_string()), &qemu_users.source);
+    let confined = file.confine.map(|c| one("confine", c, "enforce, log or none")).transpose()?;
+    let confine = arguments.confine.or_file(confined);
+    let confined = confine.value.unwrap_or_default();
+    note("confine", Some(confined.name().to_owned()), &confine.source);
     let metrics_file = file.metrics_listen.map(|l| all("metrics_listen", l)).transpose()?;
     let metrics_listen = arguments.metrics_listen.or_file(metrics_file);
     if let Some(place) = metrics_listen.value.iter().flatten().find(|p| !p.is_local()) {
@@ -259,6 +268,7 @@ pub fn resolve(
         advertise: advertise.value,
         image_directories: images.value.unwrap_or_default(),
         qemu_users: users,
+        confine: confined,
         metrics_listen: metrics_listen.value.unwrap_or_default(),
         log_json: log_format == "json",
         tls,
@@ -396,6 +406,7 @@ mod tests {
             advertise: given(None, Source::Default),
             image_directories: Given { value: None, source: Source::Default },
             qemu_users: Given { value: None, source: Source::Default },
+            confine: given(None, Source::Default),
             metrics_listen: given(None, Source::Default),
             require_if_match: given(None, Source::Default),
             log_format: given(None, Source::Default),
@@ -435,6 +446,7 @@ mod tests {
             ("peer_listen = \"0.0.0.0:1\"\nadvertise = \"a_b\"", "advertise"),
             ("advertise = \"192.0.2.7\"", "advertise"),
             ("log_format = \"xml\"", "log_format"),
+            ("confine = \"no\"", "confine"),
             ("name = \"\"", "name"),
             ("name = \"x/y\"", "name"),
             ("name = \"0190a4c2-7b1e-7c00-8000-000000000000\"", "name"),

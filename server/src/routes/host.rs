@@ -19,8 +19,8 @@ use crate::http::{respond, wait};
 use crate::problem::Problem;
 use crate::state::AppState;
 
-fn body(host: &mirrorvm::host::Host, settings: HostSettings) -> Host {
-    Host::new(host.info(), &host.capabilities(), settings)
+fn body(state: &AppState, host: &mirrorvm::host::Host, settings: HostSettings) -> Host {
+    Host::new(host.info(), &host.capabilities(), settings, state.confinement())
 }
 
 /// Get this host
@@ -32,7 +32,7 @@ pub async fn get(State(state): State<AppState>, headers: HeaderMap) -> Result<Re
     let host = state.host()?;
     wait::get_now(&headers, || {
         let settings = host.settings();
-        Ok((settings.generation, body(host, settings)))
+        Ok((settings.generation, body(&state, host, settings)))
     })
 }
 
@@ -57,7 +57,7 @@ pub async fn update(
     let settings = host.change_settings(to, &change.ask())?;
     let generation = settings.generation;
     let preview = change.dry_run.then(Preview::default);
-    Ok(respond::ok(generation, Host { preview, ..body(host, settings) }))
+    Ok(respond::ok(generation, Host { preview, ..body(&state, host, settings) }))
 }
 
 /// Get what this host can do

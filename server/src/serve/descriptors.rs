@@ -7,17 +7,20 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use super::shares::RESERVED;
 
 /// Raises the limit of open files as far as possible. Many programs are started with 1024 for the sake of
-/// `select`(2), which neither this one nor QEMU uses. Gives the new limit; `None`: any number.
-pub(super) fn lift() -> Option<u64> {
+/// `select`(2), which neither this one nor QEMU uses.
+pub(super) fn lift() {
     let limit = getrlimit(Resource::Nofile);
     let lifted = Rlimit { current: limit.maximum, maximum: limit.maximum };
     if limit.current != limit.maximum
         && let Err(error) = setrlimit(Resource::Nofile, lifted)
     {
         tracing::warn!(%error, "the limit of open files cannot be lifted");
-        return limit.current;
     }
-    limit.maximum
+}
+
+/// The limit as it is; `None`: any number.
+pub(super) fn limit() -> Option<u64> {
+    getrlimit(Resource::Nofile).current
 }
 
 /// How many places each of `listeners` gets, of the `wanted` ones, so that connections leave a quarter of the

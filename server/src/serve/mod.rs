@@ -35,6 +35,7 @@ pub use unix::SocketError;
 
 use crate::access::admin_token::{self, AdminTokenError};
 use crate::config::Config;
+use crate::confine::{Confinement, LauncherError};
 use crate::http::quiet;
 use crate::routes;
 use crate::state::AppState;
@@ -70,6 +71,8 @@ pub struct Options {
     pub config: Config,
     /// Whether the daemon ends when stdin does, as it does on SIGTERM.
     pub exit_with_stdin: bool,
+    /// What the daemon is confined by.
+    pub confinement: Confinement,
 }
 
 /// Why the daemon could not run.
@@ -146,6 +149,9 @@ pub enum ServeError {
     /// The program was built with drivers that cannot be told apart.
     #[error("the drivers of this program cannot be used")]
     Drivers(#[from] BadDriverName),
+    /// There is nobody to start QEMUs.
+    #[error(transparent)]
+    Launcher(#[from] LauncherError),
     /// The host does not open.
     #[error("cannot open the host")]
     Host(#[from] OpenError),
@@ -158,6 +164,17 @@ pub enum ServeError {
     /// The line `ready` cannot be written.
     #[error("cannot write to stdout")]
     Stdout(#[source] io::Error),
+}
+
+/// What has to happen before the daemon gives anything up, or starts a process or a thread: they have it from
+/// it.
+///
+/// # Errors
+/// [`ServeError::CoreDumps`], [`ServeError::StateDir`], [`ServeError::StateDirLink`].
+pub fn prepare(state_dir: &Path) -> Result<(), ServeError> {
+    core_dumps::disable().map_err(ServeError::CoreDumps)?;
+    descriptors::lift();
+    make_state_dir(state_dir)
 }
 
 /// Serves until SIGTERM or SIGINT, or until stdin ends if the options say so.
@@ -173,12 +190,11 @@ pub async fn run(options: Options) -> Result<(), ServeError> {
     let _too_large =
         signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw())).map_err(ServeError::Signals)?;
     let mut parent_gone = pin!(end_of_stdin(options.exit_with_stdin));
-    core_dumps::disable().map_err(ServeError::CoreDumps)?;
-    let files = descriptors::lift();
-    make_state_dir(&options.state_dir)?;
+    let files = descriptors::limit();
     let (close, closing) = watch::channel(false);
     let (router, state) =
         routes::service_with(options.drivers.clone(), options.config.clone(), closing.clone());
+    state.set_confinement(options.confinement);
 
     let mut listeners = Vec::new();
     let mut opened = Vec::new();

@@ -3,9 +3,8 @@
 use std::sync::Arc;
 
 use mirrorvm::guest::{Console, EncryptionStatus, EndWatch, Machine, MachineError, MigrationControl};
-use mirrorvm::memory::GuestRam;
+use mirrorvm::memory::{GuestRam, Secret};
 use mirrorvm::pages::PageSet;
-use zeroize::Zeroizing;
 
 use crate::writer::{Writer, pages};
 
@@ -16,15 +15,11 @@ pub struct OutsideMachine {
     console: Arc<Console>,
     encryption: Arc<EncryptionStatus>,
     control: Arc<MigrationControl>,
-    secret: Zeroizing<[u8; 32]>,
+    secret: Secret<32>,
 }
 
 impl OutsideMachine {
-    pub fn new(
-        ram: GuestRam,
-        secret: Zeroizing<[u8; 32]>,
-        pages_per_second: u64,
-    ) -> Result<Self, MachineError> {
+    pub fn new(ram: GuestRam, secret: Secret<32>, pages_per_second: u64) -> Result<Self, MachineError> {
         let console = Arc::new(Console::default());
         let writer = Writer::new(ram.clone(), Arc::clone(&console), pages_per_second);
         let (encryption, control) = (Arc::default(), Arc::new(MigrationControl::new(false)));

@@ -9,8 +9,8 @@
 //! | 55, other users | `row_55_another_user_on_the_socket_is_refused_and_logged`, `row_55_a_reader_that_asks_for_changes_is_refused_and_logged` |
 //! | 56, overrides | `row_56_overrides_of_a_migration_need_the_role_of_what_they_do`, `row_56_headers_do_not_change_what_is_asked_or_who_asks` |
 //! | 57, links at start | `row_57_links_in_place_of_the_daemons_files_are_refused_at_start` |
-//! | 58, secrets | `row_58_secrets_are_in_no_log_answer_metric_or_environment`, `row_58_the_daemon_and_its_children_dump_no_core`; `api_access`: `tokens_are_told_once_withdrawn_and_expire` |
-//! | 59, system calls | of the daemon, not the API: its unit has no system call filter, and nothing here claims one |
+//! | 58, secrets | `row_58_secrets_are_in_no_log_answer_metric_or_environment`, `row_58_the_daemon_and_its_children_dump_no_core`; `confined`: `a_canary_is_found_where_it_is_kept_and_nowhere_else`; `api_access`: `tokens_are_told_once_withdrawn_and_expire` |
+//! | 59, system calls | `confined`: `every_thread_of_a_daemon_is_confined`; the daemon's `confine::calls`: `a_call_that_is_on_no_list_ends_the_process` |
 //! | 60, any bad field | `row_60_every_body_of_the_document_is_checked_field_by_field`, `row_60_methods_that_a_path_does_not_have_are_refused`; by hand and exactly: `bad_input` |
 //! | 61, dependencies | `row_61_every_dependency_is_vetted` |
 

@@ -17,7 +17,6 @@ use std::sync::Arc;
 
 use mirrorvm_abi::header::Header;
 use serde_json::{Value, json};
-use zeroize::Zeroizing;
 
 pub use embedded::EmbeddedDriver;
 pub use emulated::EmulatedDriver;
@@ -32,7 +31,7 @@ use super::{Machine, MachineError, OnEnd};
 use crate::address_space::{BlockSpec, Declaration, GuestLayout, HelperPlacement, LayoutError};
 use crate::boot_files::{BootFiles, ImageDirectories};
 use crate::hypervisor::Hypervisor;
-use crate::memory::{Backing, Claim, GuestRam, MemoryError};
+use crate::memory::{Backing, Claim, GuestRam, MemoryError, Secret};
 use crate::qemu::QemuUsers;
 use crate::reading::{FieldError, Fields};
 
@@ -205,7 +204,7 @@ pub struct Order<'a> {
     /// Its memory.
     pub ram: GuestRam,
     /// The guest's migration secret, which [`Machine::migration_secret`] shows.
-    pub secret: Zeroizing<[u8; 32]>,
+    pub secret: Secret<32>,
     /// How it begins.
     pub beginning: Beginning<'a>,
     /// What its mirrors run on; `None` where the host has no such hypervisor.

@@ -5,8 +5,7 @@
 //! is [`crate::boot_files`]).
 
 use crate::codes::{Capability, DriverCapability};
-use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::path::Path;
 
 use mirrorvm_abi::header::Header;
 use serde::{Deserialize, Serialize};
@@ -25,7 +24,8 @@ use crate::guest::qemu::{QEMU_RESERVED, QemuMachine, QemuMachineSpec};
 use crate::hypervisor::Hypervisor;
 use crate::memory::Backing;
 use crate::qemu::{
-    APPEND_MAX, Accel, KvmAccess, MEMORY_UNIT, QemuUsers, UserPool, is_command_line, kvm_access, pick_accel,
+    APPEND_MAX, Accel, KvmAccess, MEMORY_UNIT, QemuUsers, Starter, UserPool, is_command_line, kvm_access,
+    may_change_users, pick_accel, qemu_binary,
 };
 use crate::reading::{Decode, Errors, FieldError, Fields, Node, one_of};
 
@@ -54,18 +54,19 @@ pub struct QemuGuest {
 }
 
 /// The driver.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct QemuDriver {
-    users: QemuUsers,
-    /// Whom processes run as, from the first that needs one on; `None`: as this one, which has no other to
-    /// choose.
-    pool: OnceLock<Option<UserPool>>,
+    starter: Starter,
+    /// Whom processes run as; `None`: as this one, which has no other to choose.
+    pool: Option<UserPool>,
 }
 
 impl QemuDriver {
-    /// With these users, where this process is root.
-    pub const fn new(users: QemuUsers) -> Self {
-        Self { users, pool: OnceLock::new() }
+    /// With these users, where this process may start others' processes now, and with somebody who does.
+    pub fn new(users: QemuUsers, starter: Starter) -> Self {
+        // Two daemons of one host begin with different users.
+        let pool = || UserPool::new(users, std::process::id());
+        Self { starter, pool: may_change_users().then(pool) }
     }
 
     /// A guest of this driver, as a definition has it.
@@ -73,10 +74,8 @@ impl QemuDriver {
         DriverSpec::of(NAME, guest).expect("numbers, texts and nothing else")
     }
 
-    fn pool(&self) -> Option<&UserPool> {
-        // Two daemons of one host begin with different users.
-        let pool = || UserPool::new(self.users, std::process::id());
-        self.pool.get_or_init(|| rustix::process::geteuid().is_root().then(pool)).as_ref()
+    const fn pool(&self) -> Option<&UserPool> {
+        self.pool.as_ref()
     }
 
     /// How a QEMU of this host runs instructions.
@@ -87,12 +86,6 @@ impl QemuDriver {
             AccelChoice::Tcg => Accel::Tcg,
         }
     }
-}
-
-/// Where QEMU is, when it is.
-fn binary() -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|dir| dir.join("qemu-system-x86_64")).find(|p| p.is_file())
 }
 
 /// Bytes of what a guest boots from.
@@ -244,7 +237,7 @@ impl Driver for QemuDriver {
 
     fn works(&self, _: Result<&dyn Hypervisor, &str>) -> Result<(), MissingCapability> {
         // Its guests run without KVM, too; only their mirrors do not.
-        binary().map(|_| ()).ok_or_else(|| MissingCapability {
+        qemu_binary().map(|_| ()).ok_or_else(|| MissingCapability {
             what: Capability::OfDriver(QEMU),
             why: "qemu-system-x86_64 is not on the PATH".into(),
             fix: "install QEMU (Debian: qemu-system-x86)".into(),
@@ -253,7 +246,7 @@ impl Driver for QemuDriver {
 
     fn can_receive(&self, spec: &DriverSpec) -> Result<(), CannotReceive> {
         let guest: QemuGuest = spec.read().map_err(MachineError::Parameters)?;
-        if binary().is_none() {
+        if qemu_binary().is_none() {
             let missing = "the destination lacks qemu: qemu-system-x86_64 is not on the PATH";
             return Err(CannotReceive::Missing(missing.into()));
         }
@@ -329,7 +322,7 @@ impl Driver for QemuDriver {
     }
 
     fn accelerator(&self) -> Option<(&'static str, &'static str)> {
-        binary()?;
+        qemu_binary()?;
         let (accel, why) = pick_accel(self.pool().is_some());
         Some((accel_name(accel), why))
     }
@@ -350,7 +343,7 @@ impl Driver for QemuDriver {
             Beginning::Arrival { machine_type } => (machine_type.unwrap_or(MACHINE_TYPE), true),
         };
         let spec = QemuMachineSpec {
-            binary: binary().ok_or(MachineError::Unsupported { what: "find QEMU" })?,
+            binary: qemu_binary().ok_or(MachineError::Unsupported { what: "find QEMU" })?,
             machine_type: machine_type.to_owned(),
             accel: self.choose_accel(guest.accel),
             vcpus: guest.vcpus,
@@ -361,7 +354,7 @@ impl Driver for QemuDriver {
             memory: order.own_memory,
             incoming,
         };
-        let mut machine = QemuMachine::launch(spec, order.ram, order.secret)?;
+        let mut machine = QemuMachine::launch(spec, order.ram, order.secret, &self.starter)?;
         let layout = if incoming { order.layout.clone() } else { machine.true_layout(order.layout)? };
         Ok(Body { machine: Box::new(machine), layout })
     }

@@ -9,7 +9,7 @@ use serde_json::value::{RawValue, to_raw_value};
 
 use super::{Driver, EmbeddedDriver, EmulatedDriver, Facts, QemuDriver};
 use crate::guest::driver::DriverSpec;
-use crate::qemu::QemuUsers;
+use crate::qemu::{QemuUsers, Starter};
 use crate::reading::{Errors, Fields, Node};
 
 /// The drivers that a host has, in the order in which they are shown. Cheap to clone.
@@ -37,10 +37,11 @@ pub struct UnknownDriver {
 }
 
 impl Drivers {
-    /// The three stock drivers: `embedded`, `emulated`, `qemu`, whose processes run as these users where this
-    /// process is root.
-    pub fn stock(users: QemuUsers) -> Self {
-        Self(Arc::new([Arc::new(EmbeddedDriver), Arc::new(EmulatedDriver), Arc::new(QemuDriver::new(users))]))
+    /// The three stock drivers: `embedded`, `emulated`, `qemu`, whose processes `starter` starts and which
+    /// run as these users where this process is root.
+    pub fn stock(users: QemuUsers, starter: Starter) -> Self {
+        let qemu = QemuDriver::new(users, starter);
+        Self(Arc::new([Arc::new(EmbeddedDriver), Arc::new(EmulatedDriver), Arc::new(qemu)]))
     }
 
     /// These and one more.
@@ -114,7 +115,7 @@ impl Drivers {
 
 impl Default for Drivers {
     fn default() -> Self {
-        Self::stock(QemuUsers::default())
+        Self::stock(QemuUsers::default(), Starter::Here)
     }
 }
 

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use mirrorvm_workload as w;
 use serde::{Deserialize, Serialize};
-use zeroize::Zeroizing;
 
 use super::launch::{WorkloadBoot, WorkloadPlan};
 use super::ports::{CheckDeclaration, Devices, VcpuPorts};
@@ -19,7 +18,7 @@ use crate::guest::{
     MigrationControl, OnEnd, PlugError, helper_block,
 };
 use crate::hypervisor::{Hypervisor, Kicker, Slot, SlotId, Vm};
-use crate::memory::{GuestRam, View};
+use crate::memory::{GuestRam, Secret, View};
 use crate::pages::PageSet;
 use crate::sync::Locked;
 
@@ -49,7 +48,7 @@ pub struct EmbeddedSetup<'a> {
     /// The helper that is loaded with the guest.
     pub helper_image: &'a [u8],
     /// The guest's migration secret.
-    pub secret: Zeroizing<[u8; 32]>,
+    pub secret: Secret<32>,
     /// Whether the workload is loaded and every vCPU stands at its entry; otherwise memory and state are to
     /// arrive from elsewhere.
     pub boot: bool,
@@ -79,7 +78,7 @@ pub struct Embedded {
     logging: bool,
     plan: WorkloadPlan,
     devices: Devices,
-    secret: Zeroizing<[u8; 32]>,
+    secret: Secret<32>,
     sev: Option<SevLaunch>,
 }
 

@@ -8,12 +8,11 @@
 use std::sync::Arc;
 
 use mirrorvm_abi::config;
-use zeroize::Zeroizing;
 
 use crate::addr::PageRange;
 use crate::guest::{LaunchedHelper, MachineError, helper_block};
 use crate::hypervisor::Vm;
-use crate::memory::{GuestRam, Mapping};
+use crate::memory::{GuestRam, Mapping, Secret};
 use crate::sev::model::MemoryKey;
 use crate::sev::{Context, CopySource, GuestOwner, Platform, Policy, SevError};
 
@@ -112,11 +111,7 @@ impl SevLaunch {
 
     /// Measures, compares, delivers the secret, ends the launch. `mirror_areas`: save areas of the mirror's
     /// vCPUs, which were measured after the guest's.
-    pub fn finish(
-        &mut self,
-        secret: &Zeroizing<[u8; 32]>,
-        mirror_areas: &[Vec<u8>],
-    ) -> Result<(), MachineError> {
+    pub fn finish(&mut self, secret: &Secret<32>, mirror_areas: &[Vec<u8>]) -> Result<(), MachineError> {
         if self.finished {
             return Ok(());
         }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::vcpu::Gate;
 use crate::guest::MachineError;
 use crate::hypervisor::Kicker;
+use crate::threads::{self, Role};
 
 /// How long vCPUs run between two pauses. Short enough that a guest stays responsive at small shares, long
 /// enough that kicks cost little.
@@ -45,6 +46,7 @@ impl Throttle {
         let theirs = Arc::clone(&quit);
         let pause = pause_after_run(percent);
         let body = move || {
+            threads::begin(Role::Vcpu);
             while !theirs.load(Ordering::Acquire) {
                 std::thread::park_timeout(RUN);
                 let until = Instant::now() + pause;

@@ -8,6 +8,7 @@ use super::ports::VcpuPorts;
 use crate::guest::{MachineEnd, MachineError};
 use crate::hypervisor::{Exit, HypervisorError, Kicker, Vcpu};
 use crate::sync::{Locked, WaitLocked};
+use crate::threads::{self, Role};
 
 /// What the vCPUs of one machine are told.
 #[derive(Debug)]
@@ -167,7 +168,10 @@ impl VcpuThread {
         let kicker = vcpu.kicker();
         let vcpu = Arc::new(Mutex::new(vcpu));
         let theirs = Arc::clone(&vcpu);
-        let body = move || run(&theirs, &gate, ports);
+        let body = move || {
+            threads::begin(Role::Vcpu);
+            run(&theirs, &gate, ports)
+        };
         let handle = std::thread::Builder::new().name(name).spawn(body).map_err(MachineError::Thread)?;
         Ok(Self { vcpu, kicker, handle: Some(handle) })
     }

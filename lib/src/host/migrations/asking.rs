@@ -18,6 +18,7 @@ use crate::host::peers::probe::{PeerSilence, silence, unreadable_identity};
 use crate::host::{
     GuestRecord, GuestState, HostError, MigrationSpec, MirrorChoice, PeerRecord, ProtectionLevel,
 };
+use crate::memory::Secret;
 use crate::migration::wire::Prepare;
 use crate::migration::{Suite, check, suite_names};
 use crate::transport::PeerIdentity;
@@ -103,10 +104,10 @@ fn question(inner: &Inner, looked: &Looked, spec: &MigrationSpec) -> Option<Prep
         stream_transport: spec.stream_transport,
         suite: spec.suite.name().to_owned(),
         suites: suite_names(&Suite::of_helper(image.header())),
-        mask: [0; 32],
+        mask: Secret::filled(|_| {}),
         helper_measurement: image.measurement(),
         nonce: [0; 32],
-        secret: [0; 32],
+        secret: Secret::filled(|_| {}),
         readiness: readiness(inner, guest, record),
         paused: record.state == GuestState::Paused,
         elide_zero: record.protection == ProtectionLevel::None,

@@ -4,7 +4,6 @@ use std::sync::{Arc, Mutex, mpsc};
 
 use jiff::Timestamp;
 use uuid::Uuid;
-use zeroize::Zeroizing;
 
 use crate::boot_files::BootFiles;
 use crate::codes::{Code, PeerRefusal};
@@ -222,7 +221,7 @@ impl<'a> Destination<'a> {
         let inner = self.inner;
         let record = entry.record();
         let incoming = IncomingMachine {
-            secret: Zeroizing::new(prepare.secret),
+            secret: prepare.secret.clone(),
             machine_type: definition.machine_type.as_deref(),
             readiness: prepare.readiness.clone(),
             mirror: LaunchMirror { strategy: prepare.strategy, workers: u32::from(prepare.streams) },

@@ -49,6 +49,7 @@ pub(in crate::host) fn check_policy(policy: Policy) -> Result<(), HostError> {
 mod tests {
     use super::*;
     use crate::guest::drivers::{EmbeddedDriver, EmulatedDriver, QemuDriver};
+    use crate::qemu::{QemuUsers, Starter};
 
     /// What a refusal of the limits says, for a guest of a driver.
     fn refusal(driver: &dyn Driver, auto_throttle: bool, on_timeout: OnTimeout) -> Option<String> {
@@ -62,7 +63,7 @@ mod tests {
 
     #[test]
     fn a_driver_that_cannot_throttle_is_not_asked_to() {
-        let qemu = QemuDriver::default();
+        let qemu = QemuDriver::new(QemuUsers::default(), Starter::Here);
         let names =
             |why: Option<String>, field: &str| why.is_some_and(|w| w.starts_with(&format!("{field}:")));
         assert!(names(refusal(&qemu, true, OnTimeout::Cancel), "/limits/auto_throttle"));

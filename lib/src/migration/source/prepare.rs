@@ -5,6 +5,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 
 use super::Course;
 use crate::guest::ProtectionLevel;
+use crate::memory::Secret;
 use crate::migration::peer::open_control;
 use crate::migration::pump::Stream;
 use crate::migration::records::Mask;
@@ -33,7 +34,7 @@ impl Course<'_, '_> {
             mask: fresh_key()?,
             helper_measurement: out.helper_measurement,
             nonce,
-            secret: *self.machine.migration_secret(),
+            secret: Secret::copied(self.machine.migration_secret()),
             paused: !self.was_running,
             // At level `none` the hosts can see which pages are zero anyway; at others it is nobody's
             // business.
@@ -79,10 +80,8 @@ impl Course<'_, '_> {
 }
 
 /// A key that nothing else has.
-fn fresh_key() -> Result<[u8; 32], MigrationFault> {
-    let mut key = [0; 32];
-    SystemRandom::new()
-        .fill(&mut key)
-        .map_err(|_| MigrationFault::Protocol("the system has no randomness"))?;
-    Ok(key)
+fn fresh_key() -> Result<Secret<32>, MigrationFault> {
+    Secret::try_filled(|key: &mut [u8; 32]| {
+        SystemRandom::new().fill(key).map_err(|_| MigrationFault::Protocol("the system has no randomness"))
+    })
 }

@@ -30,6 +30,7 @@ use super::singles::{EPOCH, Epoch};
 use super::writer::{self, Ground, Health, Tail, Tell, Work, Writing};
 use super::{Batch, Store, StoreError, open};
 use crate::sync::Locked;
+use crate::threads::{self, Role};
 use crate::waiting;
 use logs::bounds_of;
 
@@ -107,7 +108,10 @@ impl Ledger {
         let health = Arc::new(Health::default());
         let (its, theirs) = (Arc::clone(&ground), Arc::clone(&health));
         let thread = std::thread::Builder::new().name("ledger".into());
-        let writing = move || writer::write_all(writer, &keeper, &receiver, &its, &theirs);
+        let writing = move || {
+            threads::begin(Role::Store);
+            writer::write_all(writer, &keeper, &receiver, &its, &theirs)
+        };
         let writer = thread.spawn(writing).map_err(|source| {
             StoreError::Files(super::PrivateFileError::Io {
                 operation: "start the writer of",
