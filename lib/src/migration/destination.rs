@@ -412,8 +412,8 @@ impl Import<'_> {
         self.host.labels(self.prepare.session, head.labels).map_err(MigrationFault::Journal)
     }
 
-    /// The guest becomes this host's: minted, noted, told, running, in this order, as [`Destination`] says. Why:
-    /// docs/migration.md.
+    /// The guest becomes this host's: minted, noted, told, running, in this order, as [`Destination`] says.
+    /// Why: docs/migration.md.
     fn commit(mut self) {
         let session = self.prepare.session;
         let mut at = Destination::Receiving.step(DestinationEvent::Started);

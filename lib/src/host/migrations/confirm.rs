@@ -83,8 +83,8 @@ pub(in crate::host) fn holding(inner: &Inner, guest: Uuid, asker: &str) -> Holdi
         }
     };
     if let Some(record) = inner.guests().get(&guest).map(|g| g.record()) {
-        // From START on the record still says that the guest is held here, and it may be the destination's. By
-        // the migration of this very record: it may have ended since, and the guest have gone.
+        // From START on the record still says that the guest is held here, and it may be the destination's.
+        // By the migration of this very record: it may have ended since, and the guest have gone.
         let past = |m| inner.migration_entry(m).is_none_or(|entry| entry.control.is_past());
         let leaving = record.migration.is_some_and(past);
         return match place(record.state, record.unconfirmed, record.moved_to.is_some(), leaving) {

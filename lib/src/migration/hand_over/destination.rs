@@ -1,7 +1,7 @@
 //! The destination's end, from the moment that START was opened on.
 //!
-//! Owns: that COMMIT is minted, stored, told and acted upon in this order, and that nothing gives the guest up
-//! once it is minted. Must not know: how the store is asked again, what is told.
+//! Owns: that COMMIT is minted, stored, told and acted upon in this order, and that nothing gives the guest
+//! up once it is minted. Must not know: how the store is asked again, what is told.
 //!
 //! ```text
 //! Receiving --> Complete --> Minting --> Noting --> Telling --> Running --> Here

@@ -63,9 +63,9 @@ pub struct Journaled<T = Vec<u8>> {
     pub old_state: bool,
 }
 
-/// The answer about a session, by two looks that are taken in this order: whether somebody works on the import,
-/// then what the journal has. In the other order an import could be stored as committed and end in between: the
-/// journal would still be open, and nobody work on it.
+/// The answer about a session, by two looks that are taken in this order: whether somebody works on the
+/// import, then what the journal has. In the other order an import could be stored as committed and end in
+/// between: the journal would still be open, and nobody work on it.
 ///
 /// # Errors
 /// The journal's.

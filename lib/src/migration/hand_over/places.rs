@@ -1,7 +1,7 @@
 //! Which guest of a host may be started, and what the host says of it to others.
 //!
-//! Owns: what keeps a guest that may be elsewhere from being run, from being replaced, and from being claimed.
-//! Must not know: the rest of a guest's life, which is `guest::lifecycle`'s.
+//! Owns: what keeps a guest that may be elsewhere from being run, from being replaced, and from being
+//! claimed. Must not know: the rest of a guest's life, which is `guest::lifecycle`'s.
 
 use super::guards::{Guard, Guards};
 use crate::guest::lifecycle::{Event, GuestState};

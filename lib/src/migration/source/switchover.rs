@@ -80,7 +80,8 @@ impl Course<'_, '_> {
         Ok(Switched::Over)
     }
 
-    /// START, step by step as [`Source`] says. When this fails nobody has seen START, and the guest stays here.
+    /// START, step by step as [`Source`] says. When this fails nobody has seen START, and the guest stays
+    /// here.
     fn hand_over(&mut self, link: &mut Link, start: &Start) -> Result<(), MigrationFault> {
         let control = self.out.control;
         let (mut source, mut token, mut fault) = (Source::Here, None, MigrationFault::Canceled);
@@ -237,7 +238,8 @@ impl Course<'_, '_> {
     }
 }
 
-/// Whose the guest is by what is heard after START, `token` included if that is one; `None`: it does not tell.
+/// Whose the guest is by what is heard after START, `token` included if that is one; `None`: it does not
+/// tell.
 ///
 /// # Errors
 /// The helper does not take the token.

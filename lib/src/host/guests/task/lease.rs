@@ -228,8 +228,8 @@ impl Owner {
                 let ending = Ending { events, ..ending };
                 let stored = endings::store(&self.inner, &ending, with.space.as_ref(), shown.clone());
                 if stored.is_err() && force {
-                    // It has happened. What was written into the space, if anything was, is older than what is
-                    // owed by the time that the guest comes again.
+                    // It has happened. What was written into the space, if anything was, is older than what
+                    // is owed by the time that the guest comes again.
                     endings::owe(&self.inner, &ending, shown);
                 }
                 stored

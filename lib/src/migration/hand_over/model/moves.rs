@@ -46,8 +46,8 @@ pub struct Terms {
     pub refusals: bool,
     /// The host whose state may be put back from a backup, once.
     pub put_back: Option<usize>,
-    /// Whether the second host is somebody else's, who does and says what he likes, except that he cannot make
-    /// a helper do what it refuses, nor make up a token.
+    /// Whether the second host is somebody else's, who does and says what he likes, except that he cannot
+    /// make a helper do what it refuses, nor make up a token.
     pub hostile: bool,
     /// A rule of the helpers that does not hold.
     pub broken_helper: Option<HelperRule>,

@@ -110,8 +110,8 @@ pub struct Session {
     /// Imports that were begun.
     pub imports: u8,
 
-    // On the network, which gives each out at any time and as often as it likes: the imports that it is of, as
-    // bits.
+    // On the network, which gives each out at any time and as often as it likes: the imports that it is of,
+    // as bits.
     pub prepare: bool,
     pub prepared: u8,
     pub state: u8,
