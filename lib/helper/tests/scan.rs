@@ -281,7 +281,7 @@ fn without_entropy_there_is_no_key_and_no_session() {
         peer_nonce: [2; 32],
         transcript: [3; 32],
     };
-    assert_eq!(side.control(Op::Begin, &begin.encode()), Err(Status::WrongState));
+    assert_eq!(side.control(Op::Begin, &begin.encode()), Err(Status::NoEntropy));
     assert_eq!(side.scan(0, 1, 0..8), Err(Status::WrongState));
     side.machine.entropy.set(true);
     side.hello();
