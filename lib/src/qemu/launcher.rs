@@ -372,15 +372,17 @@ mod tests {
         // answered.
         for (said, count) in [(&b"{}"[..], 1), (b"{}", 6), (b"\xff", 6), (b"{\"program\":\"/bin/sh\"}", 7)] {
             let (leash, its) = pair().unwrap();
-            let mut fds = vec![theirs.as_fd(); count];
-            if let Some(place) = fds.get_mut(3) {
-                *place = its.as_fd();
+            {
+                let mut fds = vec![theirs.as_fd(); count];
+                if let Some(place) = fds.get_mut(3) {
+                    *place = its.as_fd();
+                }
+                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(7))];
+                let mut control = SendAncillaryBuffer::new(&mut space);
+                assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+                sendmsg(&*launcher.0, &[IoSlice::new(said)], &mut control, SendFlags::NOSIGNAL).unwrap();
             }
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(7))];
-            let mut control = SendAncillaryBuffer::new(&mut space);
-            assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
-            sendmsg(&*launcher.0, &[IoSlice::new(said)], &mut control, SendFlags::NOSIGNAL).unwrap();
-            drop((fds, its));
+            drop(its);
             let word = Leash(Arc::new(leash)).hear();
             match (count, &word) {
                 (1, Ok(None)) | (_, Ok(Some(Word::Not { errno: None, .. }))) => {}
