@@ -321,6 +321,8 @@ fn mirrors_run_the_image_that_was_uploaded() {
     let mut bytes = mirrorvm::mirror::HelperImage::built_in().bytes().to_vec();
     let at = bytes.windows(8).rposition(|w| w.iter().all(|b| b.is_ascii_lowercase())).expect("a text");
     bytes[at] = bytes[at].wrapping_sub(32);
+    // A helper that has the default suite alone: by its header, which is all that a host looks at.
+    bytes[88..96].copy_from_slice(&2u64.to_le_bytes());
     let upload = |d: &Daemon, name: &str| {
         let _ = d.post("/v1/helper-images", &json!({"name": name})).expect(201);
         let content = Request::new("PUT", &format!("/v1/helper-images/{name}/content"));
@@ -328,8 +330,6 @@ fn mirrors_run_the_image_that_was_uploaded() {
         let done = done.expect(200).json();
         done["content"]["measurement"].as_str().unwrap().to_owned()
     };
-    // A helper that has the default suite alone: by its header, which is all that a host looks at.
-    bytes[88..96].copy_from_slice(&2u64.to_le_bytes());
     let _ = a.post("/v1/helper-images", &json!({"name": "empty"})).expect(201);
     let measurement = upload(a, "other");
     assert_ne!(a.read("/v1/host/capabilities")["helper_measurement"], measurement.as_str());
