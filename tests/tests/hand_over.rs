@@ -204,7 +204,11 @@ fn the_end_of_an_import_that_nothing_took_is_stored_as_soon_as_that_works() {
     hosts.stayed();
     let (at, token) = (format!("/v1/migrations/{id}"), format!("/v1/migrations/{id}/hand-over-token"));
     let ended = hosts.b.migration_end(&id);
-    let abort = hosts.b.read(&token);
+    // It is kept a moment after the end is shown.
+    let abort = until_some("ABORT is kept", 20, || {
+        let there = hosts.b.get(&token);
+        (there.status == 200).then(|| there.json())
+    });
     hosts.b.limit_files(None);
     until("the destination's disk works again", 20, || {
         hosts.b.read("/v1/host")["storage"]["owed_changes"] == 0
