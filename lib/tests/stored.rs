@@ -25,6 +25,10 @@ use mirrorvm::store::{StoreError, Trouble};
 use rusqlite::Connection;
 use serde_json::json;
 
+/// The version that this program writes, and the one after it.
+const NOW: i64 = 6;
+const NEWER: i64 = NOW + 1;
+
 fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/stored/v4").join(name)
 }
@@ -130,7 +134,7 @@ async fn the_database_of_the_last_landing_opens_with_everything_in_it() {
     let database = version_4(&state);
     let before = content(&database);
     accept(&state).await.unwrap();
-    assert_eq!(version_of(&database), 6);
+    assert_eq!(version_of(&database), NOW);
     assert_eq!((version_of(&saved(&state)), content(&saved(&state))), (4, before));
     check_state(&state).unwrap();
 
@@ -310,7 +314,7 @@ async fn without_room_for_what_it_was_nothing_is_changed() {
     drop(filler);
     fs::remove_file(state.join("filler")).unwrap();
     accept(&state).await.unwrap();
-    assert_eq!((version_of(&database), version_of(&saved(&state))), (5, 4));
+    assert_eq!((version_of(&database), version_of(&saved(&state))), (NOW, 4));
 }
 
 const CHILD: &str = "MIRRORVM_STORED_TEST_CHILD";
@@ -354,7 +358,7 @@ async fn a_daemon_that_is_killed_on_the_way_forward_leaves_what_was_or_what_is_t
             late += 1;
         }
         accept(&state).await.unwrap();
-        assert_eq!((version_of(&database), version_of(&saved(&state))), (5, 4));
+        assert_eq!((version_of(&database), version_of(&saved(&state))), (NOW, 4));
         assert_eq!(content(&saved(&state)), before);
         check_state(&state).unwrap();
         let hidden = fs::read_dir(&state).unwrap().map(|e| e.unwrap().file_name());
@@ -370,13 +374,13 @@ async fn a_newer_database_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("state");
     let database = version_4(&state);
-    Connection::open(&database).unwrap().pragma_update(None, "user_version", 6).unwrap();
+    Connection::open(&database).unwrap().pragma_update(None, "user_version", NEWER).unwrap();
     let before = fs::read(&database).unwrap();
     let error = accept(&state).await.unwrap_err();
-    let OpenError::Store(refused @ StoreError::TooNew { found: 6, known: 5, .. }) = &error else {
+    let OpenError::Store(refused @ StoreError::TooNew { found: NEWER, known: NOW, .. }) = &error else {
         panic!("{error:?}")
     };
-    assert!(refused.to_string().contains("mirrorvm.db has schema version 6"), "{refused}");
+    assert!(refused.to_string().contains("mirrorvm.db has schema version 7"), "{refused}");
     assert_eq!(fs::read(&database).unwrap(), before);
 }
 

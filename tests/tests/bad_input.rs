@@ -661,7 +661,8 @@ fn helper_images_that_are_none_are_refused() {
     assert!(matches!(patched(0, &[0]), HeaderError::NotAHelper));
     assert!(matches!(patched(16, &2u32.to_le_bytes()), HeaderError::HeaderVersion { version: 2 }));
     let abi = |min: u32, max: u32| patched(24, &[min.to_le_bytes(), max.to_le_bytes()].concat());
-    for (min, max) in [(4, 5), (0, 0), (0, 1), (2, 1), (u32::MAX, u32::MAX)] {
+    let (before, after) = (mirrorvm_abi::ABI_VERSION - 1, mirrorvm_abi::ABI_VERSION + 1);
+    for (min, max) in [(after, after), (1, before), (0, 0), (0, 1), (2, 1), (u32::MAX, u32::MAX)] {
         let got = abi(min, max);
         assert!(matches!(got, HeaderError::Abi { min: m, max: n } if (m, n) == (min, max)), "{got}");
     }
@@ -677,6 +678,14 @@ fn helper_images_that_are_none_are_refused() {
             );
         }
     }
+    // One suite every helper has; what a later build's helper has besides is none of this one's business.
+    for suites in [0u64, 1, 1 << 2, u64::MAX - 2] {
+        let got = patched(88, &suites.to_le_bytes());
+        assert!(matches!(got, HeaderError::Suites { suites: s } if s == suites), "{suites:#x}: {got}");
+    }
+    let mut later = good.clone();
+    later[88..96].copy_from_slice(&(2u64 | 1 << 63).to_le_bytes());
+    assert!(HelperImage::parse(later).is_ok());
     let mut longer = good.clone();
     longer.push(0);
     assert!(matches!(HelperImage::parse(longer), Err(HeaderError::FileLength { .. })));

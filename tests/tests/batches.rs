@@ -4,6 +4,8 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use mirrorvm_abi::mailbox::BATCH_MAX;
+use mirrorvm_abi::record::{HEADER_BYTES, TAG_BYTES, front_bytes, group_bytes};
 use mirrorvm_tests::{Daemon, Pair, Request, embedded, is_terminal, kvm, migration};
 use serde_json::{Value, json};
 
@@ -139,14 +141,15 @@ fn batches_that_were_touched_are_refused() {
     hold(&d, true);
     let importer = mirror(&d, "g1", SHIFTED);
     let exporter = mirror(&d, "g1", PRIVATE);
-    let (at, _) = *private_ranges(&d).last().unwrap();
+    const ALL: u64 = BATCH_MAX as u64 + 1;
+    let (at, _) = *private_ranges(&d).iter().rfind(|(_, len)| *len >= ALL * 4096).unwrap();
+    // Two batches of a group each.
     let first_two = |import: &Value| {
         (
             export(&d, &exporter, import, &ranges(at, 3), false),
             export(&d, &exporter, import, &ranges(at, 2), true),
         )
     };
-    // `None` for the index: the helper does not say which.
     let refused = |batch: &Value, code: &str, index: u64| {
         let reply = give(&d, &importer, batch);
         assert_eq!((reply.status, reply.problem()), (422, "batch_refused".into()), "{}", reply.text());
@@ -162,25 +165,47 @@ fn batches_that_were_touched_are_refused() {
         (batch["records"], batch["pages"]) = (json!(STANDARD.encode(bytes)), json!(pages));
         batch
     };
-    const RECORD: usize = 32 + 4096 + 16;
+    const PIECE: usize = 4096 + TAG_BYTES;
+    let piece = |n: usize| front_bytes(3) + n * PIECE;
 
-    // Changed: a bit of the second record's content, its page number, its tag.
-    for byte in [RECORD + 40, RECORD + 16, 2 * RECORD - 1] {
+    // Changed: a bit of the second page's content, its number, its tag. Of the group's count of itself and its
+    // random bytes, without which no page of it opens.
+    let second = [piece(1) + 40, front_bytes(1), piece(2) - 1].map(|byte| (byte, 1));
+    for (byte, index) in second.into_iter().chain([(16, 0), (HEADER_BYTES - 1, 0)]) {
         let (one, _) = first_two(&open(&d, &importer));
         let mut bytes = records(&one);
         bytes[byte] ^= 1;
-        refused(&with(&one, &bytes, 3), "unsealed", 1);
+        refused(&with(&one, &bytes, 3), "unsealed", index);
     }
-    // Taken out, doubled, swapped.
+    // The last page taken out of its group, and the group made to say so; two pages swapped.
     let (one, _) = first_two(&open(&d, &importer));
     let bytes = records(&one);
-    refused(&with(&one, &bytes[..2 * RECORD], 2), "incomplete", 2);
+    let mut shorter = [&bytes[..front_bytes(2)], &bytes[piece(0)..piece(2)]].concat();
+    shorter[6] = 2;
+    refused(&with(&one, &shorter, 2), "unsealed", 0);
     let (one, _) = first_two(&open(&d, &importer));
     let bytes = records(&one);
-    refused(&with(&one, &[&bytes[..RECORD], &bytes[..RECORD]].concat(), 2), "unsealed", 1);
-    let (one, _) = first_two(&open(&d, &importer));
+    let swapped = [
+        &bytes[..front_bytes(0)],
+        &bytes[front_bytes(1)..front_bytes(2)],
+        &bytes[front_bytes(0)..front_bytes(1)],
+        &bytes[front_bytes(2)..front_bytes(3)],
+        &bytes[piece(1)..piece(2)],
+        &bytes[piece(0)..piece(1)],
+        &bytes[piece(2)..],
+    ];
+    refused(&with(&one, &swapped.concat(), 3), "unsealed", 0);
+    // Of a batch of two groups: the second taken out, the first doubled, both swapped.
+    let two_groups = || export(&d, &exporter, &open(&d, &importer), &ranges(at, ALL), false);
+    let first = group_bytes(BATCH_MAX);
+    let one = two_groups();
+    refused(&with(&one, &records(&one)[..first], ALL - 1), "incomplete", ALL - 1);
+    let one = two_groups();
     let bytes = records(&one);
-    refused(&with(&one, &[&bytes[RECORD..2 * RECORD], &bytes[..RECORD]].concat(), 2), "unsealed", 0);
+    refused(&with(&one, &[&bytes[..first], &bytes[..first]].concat(), 2 * (ALL - 1)), "unsealed", ALL - 1);
+    let one = two_groups();
+    let bytes = records(&one);
+    refused(&with(&one, &[&bytes[first..], &bytes[..first]].concat(), ALL), "unsealed", 0);
     // The second before the first; the first twice.
     let (_, two) = first_two(&open(&d, &importer));
     refused(&two, "unsealed", 0);

@@ -506,7 +506,8 @@ fn join(list: &mut Vec<Expected>, first: usize, next: Expected) {
 }
 
 pub fn mailbox_len(size: MailboxSize) -> u64 {
-    let slot = 4096 + (128u64 * (32 + 4096 + 16)).next_multiple_of(4096);
+    // Page numbers, then a group: its header, and for each of 128 pages a word, the page and a tag.
+    let slot = 4096 + (48 + 128u64 * (8 + 4096 + 16)).next_multiple_of(4096);
     let worker = 4 * 4096 + u64::from(size.slots) * slot;
     (u64::from(size.workers) * worker).next_multiple_of(2 << 20)
 }

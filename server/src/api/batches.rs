@@ -278,7 +278,7 @@ pub struct ImportedRange {
     #[schema(example = 65536)]
     pub size_bytes: u64,
     /// Always `written`. A batch that is refused is answered with `batch_refused` instead, which says which
-    /// record failed and how many pages had been written.
+    /// page failed and how many pages had been written.
     #[schema(example = "written")]
     pub status: &'static str,
 }
