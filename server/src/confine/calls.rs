@@ -212,6 +212,9 @@ const PR_GET_AUXV: i32 = 0x4155_5856;
 /// Commands of KVM (`KVMIO`) and of the SEV device: the second byte of an ioctl says whose it is.
 const KVM: u64 = 0xae00;
 const SEV: u64 = 0x5300;
+/// Commands of sockets. The C library asks which interface an address is of before it sorts what a name has;
+/// those that change an interface take a capability, which is given up.
+const SOCKET: u64 = 0x8900;
 const WHOSE: u64 = 0xff00;
 
 /// What a thread may do beyond plain calls, by their arguments.
@@ -231,6 +234,7 @@ struct Also {
 const IOCTLS: &[(u64, u64)] = &[
     (WHOSE, KVM),
     (WHOSE, SEV),
+    (WHOSE, SOCKET),
     (u64::MAX, c::FIONBIO),
     (u64::MAX, c::FIONREAD),
     (u64::MAX, c::FIOCLEX),
@@ -386,6 +390,7 @@ fn install(otherwise: SeccompAction) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::ToSocketAddrs as _;
     use std::os::unix::process::ExitStatusExt as _;
     use std::process::Command;
 
@@ -416,6 +421,14 @@ mod tests {
             "netlink" => socket(AddressFamily::NETLINK),
             "packet" => socket(AddressFamily::PACKET),
             "open" => rustix::fs::open("/", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty()).map(drop),
+            // Names that there are, and one that nobody has: whatever becomes of it.
+            "names" => {
+                for name in ["localhost", "ip6-localhost", "name.invalid"] {
+                    let _ = (name, 1).to_socket_addrs().map(Iterator::count);
+                }
+                let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+                rustix::net::netdevice::name_to_index(&socket, "lo").map(drop)
+            }
             "sync" => rustix::fs::fsync(std::io::stderr()),
             "thread" => std::thread::Builder::new()
                 .spawn(|| ())
@@ -468,6 +481,7 @@ mod tests {
             ("thread", "Daemon", Ok("Ok(())")),
             ("socket", "Daemon", Ok("Ok(())")),
             ("open", "Daemon", Ok("Ok(())")),
+            ("names", "Daemon", Ok("Ok(())")),
             (
                 "netlink",
                 "Daemon",
@@ -492,6 +506,7 @@ mod tests {
             ("socket", "Link", Ok("Ok(())")),
             ("execve", "Link", ends),
             ("socket", "Resolver", Ok("Ok(())")),
+            ("names", "Resolver", Ok("Ok(())")),
             ("execve", "Resolver", ends),
         ] {
             assert_eq!(outcome(call, task), expected.map(str::to_owned), "{call} on a thread of {task}");
