@@ -168,8 +168,8 @@ fn batches_that_were_touched_are_refused() {
     const PIECE: usize = 4096 + TAG_BYTES;
     let piece = |n: usize| front_bytes(3) + n * PIECE;
 
-    // Changed: a bit of the second page's content, its number, its tag. Of the group's place in its stream and
-    // its random bytes, without which no page of it opens.
+    // Changed: a bit of the second page's content, its number, its tag. Of the group's place in its stream
+    // and its random bytes, without which no page of it opens.
     let second = [piece(1) + 40, front_bytes(1), piece(2) - 1].map(|byte| (byte, 1));
     for (byte, index) in second.into_iter().chain([(16, 0), (HEADER_BYTES - 1, 0)]) {
         let (one, _) = first_two(&open(&d, &importer));

@@ -197,8 +197,8 @@ fn connect(dir: &PrivateDir, name: &str) -> rusqlite::Result<Connection> {
     // Cells are checked as they are read, and nothing in the schema runs code.
     connection.pragma_update(None, "cell_size_check", true)?;
     connection.pragma_update(None, "trusted_schema", false)?;
-    // What a statement may have to take back lies in memory: beyond 64 KiB SQLite would make a file of it in a
-    // directory for everybody's, which it has no business in and a confined daemon no way to.
+    // What a statement may have to take back lies in memory: beyond 64 KiB SQLite would make a file of it in
+    // a directory for everybody's, which it has no business in and a confined daemon no way to.
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     Ok(connection)
 }

@@ -25,6 +25,12 @@ static volatile struct page *page(void) {
     return mapped = at;
 }
 
+/* While the program may still open any file. One that was to go by a page and cannot must not pass for one whose clock
+ * nobody set. */
+__attribute__((constructor)) static void begin(void) {
+    if (getenv("MIRRORVM_CAMPAIGN_PAGE") && !page()) abort();
+}
+
 int clock_gettime(clockid_t id, struct timespec *t) {
     int result = syscall(SYS_clock_gettime, id, t);
     if (result == 0 && (id == CLOCK_REALTIME || id == CLOCK_REALTIME_COARSE) && page()) t->tv_sec += page()->seconds;
