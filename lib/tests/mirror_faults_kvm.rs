@@ -16,6 +16,7 @@ use mirrorvm_abi::header::{FILE_MAX, HEADER_BYTES, HeaderError};
 use mirrorvm_abi::layout::{IMAGE_MAX, IMAGE_VA, LAYOUT_HASH};
 use mirrorvm_abi::mailbox::{BATCH_MAX, Fatal};
 use mirrorvm_abi::op::{Start, Status};
+use mirrorvm_abi::record::Kind;
 use support::{Pair, kvm, random_fill};
 
 const SECRET: [u8; 32] = *b"a secret that no chance turns up";
@@ -154,6 +155,28 @@ fn a_helper_refuses_forged_records_on_kvm_as_in_software() {
     assert!(before == after, "an unauthenticated page was written");
     assert!(pair.destination.commit().is_err());
     pair.destination.abort().unwrap();
+}
+
+#[test]
+fn an_import_that_breaks_off_with_groups_at_the_helper_ends_in_abort() {
+    let _alone = alone();
+    let Some(kvm) = kvm() else { return };
+    let mut pair = Pair::new(&kvm, 8 << 20, 2);
+    random_fill(&pair.source_ram, 5);
+    pair.begin();
+    let pages: Vec<RamPage> = (1..=BATCH_MAX as u64).map(RamPage::new).collect();
+    let sealed = pair.export(&pages, 1).unwrap();
+    // As many as there are slots, on both lanes; nobody waits for an answer. Only the first is genuine.
+    for lane in pair.destination.lanes() {
+        while let Some(slot) = lane.acquire() {
+            lane.write_payload(slot, 0, &sealed);
+            lane.submit_import(slot, pages.len() as u32, sealed.len() as u32, 1);
+        }
+        assert!(lane.in_flight() > 1);
+    }
+    let token = pair.destination.abort().unwrap();
+    assert_eq!(token[0], Kind::Abort as u8);
+    assert!(pair.destination.lanes().iter().all(|lane| lane.in_flight() == 0));
 }
 
 /// What this process holds that mirrors are made of.

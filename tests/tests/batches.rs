@@ -196,7 +196,7 @@ fn batches_that_were_touched_are_refused() {
     ];
     refused(&with(&one, &swapped.concat(), 3), "unsealed", 0);
     // Of a batch of two groups: the second taken out, the first doubled, both swapped.
-    let two_groups = || export(&d, &exporter, &open(&d, &importer), &ranges(at, ALL), false);
+    let two_groups = || export(&d, &exporter, &open(&d, &importer), &ranges(at, ALL), true);
     let first = group_bytes(BATCH_MAX);
     let one = two_groups();
     refused(&with(&one, &records(&one)[..first], ALL - 1), "incomplete", ALL - 1);

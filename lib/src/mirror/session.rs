@@ -5,7 +5,7 @@ use mirrorvm_abi::{
     record::TOKEN_BYTES,
 };
 
-use super::{LaneError, Mirror};
+use super::{Lane, LaneError, Mirror};
 
 /// A helper's nonce for one session.
 pub type Nonce = [u8; 32];
@@ -86,11 +86,14 @@ impl Mirror {
         self.mint(Op::Commit, &[])
     }
 
-    /// Destination: gives up for good.
+    /// Destination: gives up for good, whatever its helper was in the midst of.
     ///
     /// # Errors
     /// [`LaneError`].
     pub fn abort(&mut self) -> Result<SealedToken, LaneError> {
+        // Streams that broke off may have left groups with the helper: it mints nothing in their midst, and
+        // their answers would pass for the token's.
+        self.lanes().iter_mut().for_each(Lane::drain);
         self.mint(Op::Abort, &[])
     }
 
