@@ -81,11 +81,11 @@ fn begin(source: &mut Mirror, destination: &mut Mirror) {
         suite: mirrorvm_abi::record::Suite::Aes256Gcm,
         streams: 1,
         session: [9; 16],
-        peer_nonce: d,
+        peer: d,
         transcript: [3; 32],
     };
     source.begin(&base).unwrap();
-    destination.begin(&Begin { source: false, peer_nonce: s, ..base }).unwrap();
+    destination.begin(&Begin { source: false, peer: s, ..base }).unwrap();
 }
 
 fn pages_of(plan: &MirrorPlan, layout: &GuestLayout) -> Vec<u64> {

@@ -22,7 +22,7 @@ use mirrorvm_abi::mailbox::{
     CQ_AT, CQ_HEAD, CQ_TAIL, Completion, DOORBELL_PORT, Doorbell, ENTRY_BYTES, Fatal, PAYLOAD_AT, SQ_AT,
     SQ_TAIL, Submission, entry_at, slot_at,
 };
-use mirrorvm_abi::op::{Begin, Op, Scan, Status};
+use mirrorvm_abi::op::{Begin, Greeting, Op, Scan, Status};
 use mirrorvm_abi::{config, layout as abi};
 
 const RAM: u64 = 4 << 20;
@@ -234,8 +234,9 @@ fn carries(es: bool) {
         let idle = Exit::PortWrite { port: DOORBELL_PORT, value: Doorbell::Idle as u32 };
         assert_eq!(hand.run(), idle);
     }
-    let nonce = |hand: &mut Hand| hand.ok(Op::Hello, &[], &[], 0, 0).try_into().unwrap();
-    let (theirs, ours): ([u8; 32], [u8; 32]) = (nonce(&mut b), nonce(&mut a));
+    let hello =
+        |hand: &mut Hand| Greeting::decode(hand.ok(Op::Hello, &[], &[], 0, 0).as_slice().try_into().unwrap());
+    let (theirs, ours) = (hello(&mut b), hello(&mut a));
     let begin = Begin {
         source: true,
         elide_zero: false,
@@ -245,11 +246,11 @@ fn carries(es: bool) {
         suite: mirrorvm_abi::record::Suite::Aes256Gcm,
         streams: 1,
         session: [9; 16],
-        peer_nonce: theirs,
+        peer: theirs,
         transcript: [3; 32],
     };
     a.ok(Op::Begin, &[], &begin.encode(), 0, 0);
-    b.ok(Op::Begin, &[], &Begin { source: false, peer_nonce: ours, ..begin }.encode(), 0, 0);
+    b.ok(Op::Begin, &[], &Begin { source: false, peer: ours, ..begin }.encode(), 0, 0);
     for batch in pages.chunks(BATCH_MAX) {
         let sealed = a.ok(Op::Export, batch, &[], batch.len() as u32, 1);
         let canaries: HashSet<[u8; 16]> =

@@ -208,6 +208,7 @@ impl Journal for Notes {
 
 /// A destination: it takes one kind of guest, once.
 struct Place {
+    identity: Identity,
     hypervisor: Arc<dyn Hypervisor>,
     peer: Mutex<HashMap<Uuid, mpsc::SyncSender<(u16, Link)>>>,
     arrived: mpsc::SyncSender<Box<dyn Machine>>,
@@ -223,9 +224,9 @@ struct Place {
 
 impl Place {
     fn serve(self: &Arc<Self>, mut link: Link) {
-        let (hello, protocol) = accept_hello(&mut link, "there").unwrap();
-        match hello.purpose {
-            Purpose::Migrate {} => serve_import(Spoken { link, protocol }, "here", self.as_ref()),
+        let (purpose, agreed) = accept_hello(&mut link, &self.identity, "there").unwrap();
+        match purpose {
+            Purpose::Migrate {} => serve_import(Spoken { link, agreed }, "here", self.as_ref()),
             Purpose::Stream { session, index } => {
                 self.peer.lock().unwrap()[&session].send((index, link)).unwrap();
             }
@@ -294,6 +295,7 @@ fn engines(hypervisor: Arc<dyn Hypervisor>) -> Engines {
     let (us, them) = (identity("us"), identity("them"));
     let (arrived, arrivals) = mpsc::sync_channel(1);
     let place = Arc::new(Place {
+        identity: them.clone(),
         hypervisor: Arc::clone(&hypervisor),
         peer: Mutex::default(),
         arrived,

@@ -121,11 +121,11 @@ fn moves_unseen(strategy: Strategy) {
         suite: mirrorvm_abi::record::Suite::Aes256Gcm,
         streams: 1,
         session: [9; 16],
-        peer_nonce: d,
+        peer: d,
         transcript: [3; 32],
     };
     source.begin(&base).unwrap();
-    destination.begin(&Begin { source: false, peer_nonce: s, ..base }).unwrap();
+    destination.begin(&Begin { source: false, peer: s, ..base }).unwrap();
 
     let shared = a.encryption().shared();
     let private: Vec<u64> = (0..RAM / 4096)

@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mirrorvm::addr::{PAGE_SIZE, RamPage};
@@ -15,9 +16,13 @@ use mirrorvm::mirror::{HelperImage, HelperSource, LaneError, Mirror, MirrorError
 use mirrorvm_abi::header::{FILE_MAX, HEADER_BYTES, HeaderError};
 use mirrorvm_abi::layout::{IMAGE_MAX, IMAGE_VA, LAYOUT_HASH};
 use mirrorvm_abi::mailbox::{BATCH_MAX, Fatal};
-use mirrorvm_abi::op::{Start, Status};
-use mirrorvm_abi::record::Kind;
+use mirrorvm_abi::op::{Begin, Greeting, Start, Status};
+use mirrorvm_abi::record::{
+    Direction, Front, GROUP_LABEL, Kind, LISTED_BYTES, Suite, piece_aad, piece_nonce,
+};
+use ring::{aead, hkdf};
 use support::{Pair, kvm, random_fill};
+use x25519_dalek::{X25519_BASEPOINT_BYTES, x25519};
 
 const SECRET: [u8; 32] = *b"a secret that no chance turns up";
 
@@ -238,6 +243,217 @@ fn mirrors_come_and_go_and_nothing_stays() {
     }
 }
 
+/// Places in what changed of a memory at which 32 bytes are the private half of a public key, as they are or
+/// clamped.
+fn private_halves(before: &[u8], after: &[u8], public_key: &[u8; 32]) -> Vec<[u8; 32]> {
+    let changed: Vec<bool> = before.iter().zip(after).map(|(a, b)| a != b).collect();
+    let windows = after.array_windows::<32>().zip(changed.array_windows::<32>());
+    // Random bytes differ from what was there before in more than half of their places.
+    let likely = windows.filter(|(_, changed)| changed.iter().filter(|c| **c).count() > 16).map(|(w, _)| *w);
+    likely.filter(|key| x25519(*key, X25519_BASEPOINT_BYTES) == *public_key).collect()
+}
+
+#[test]
+fn a_helper_that_has_begun_or_greets_anew_holds_its_ephemeral_key_nowhere() {
+    let _alone = alone();
+    let Some(kvm) = kvm() else { return };
+    let ram = support::ram(8 << 20);
+    let image = HelperImage::built_in();
+    let plan = Arc::new(planned(&kvm, &ram, &image, 1));
+    let mut mirror = launch(&kvm, "ephemeral", plan, &ram, &image).unwrap();
+    let before = helper_memory(&ram);
+    let first = mirror.hello().unwrap();
+    let held = private_halves(&before, &helper_memory(&ram), &first.public_key);
+    assert_eq!(held.len(), 1, "the search finds it where it is kept, and there alone");
+    let second = mirror.hello().unwrap();
+    let memory = helper_memory(&ram);
+    assert!(private_halves(&before, &memory, &first.public_key).is_empty(), "replaced by the next one");
+    let key = private_halves(&before, &memory, &second.public_key)[0];
+
+    let theirs = [5; 32];
+    let peer = Greeting { nonce: [4; 32], public_key: x25519(theirs, X25519_BASEPOINT_BYTES) };
+    let begin = Begin {
+        source: true,
+        elide_zero: false,
+        fresh: false,
+        digests: false,
+        suite: mirrorvm_abi::record::Suite::Aes256Gcm,
+        streams: 1,
+        session: [1; 16],
+        transcript: [2; 32],
+        peer,
+    };
+    mirror.begin(&begin).unwrap();
+    let memory = helper_memory(&ram);
+    assert!(private_halves(&before, &memory, &second.public_key).is_empty(), "spent by Begin");
+    let shared = x25519(key, peer.public_key);
+    assert_eq!(shared, x25519(theirs, second.public_key));
+    assert!(!holds(&memory, &shared), "and what came of it is gone, too");
+    // A Begin that is refused spends it as well.
+    mirror.cancel().unwrap();
+    let third = mirror.hello().unwrap();
+    assert_eq!(private_halves(&before, &helper_memory(&ram), &third.public_key).len(), 1);
+    let low = Greeting { public_key: [0; 32], ..peer };
+    for (what, bad) in
+        [("no such stream", Begin { streams: 9, ..begin }), ("a key", Begin { peer: low, ..begin })]
+    {
+        let greeting = mirror.hello().unwrap();
+        assert!(mirror.begin(&bad).is_err(), "{what}");
+        assert!(private_halves(&before, &helper_memory(&ram), &greeting.public_key).is_empty(), "{what}");
+    }
+}
+
+/// What an HKDF makes of these.
+fn expanded(secret: &hkdf::Prk, info: &[&[u8]]) -> [u8; 32] {
+    struct Len;
+    impl hkdf::KeyType for Len {
+        fn len(&self) -> usize {
+            32
+        }
+    }
+    let mut out = [0; 32];
+    secret.expand(info, Len).unwrap().fill(&mut out).unwrap();
+    out
+}
+
+/// The key of a group of stream 0 of a session that began with these: what somebody would need of whom it is
+/// that recorded the group.
+fn group_key(input: &[u8], source: &Greeting, begin: &Begin, group: &[u8]) -> [u8; 32] {
+    let salt = [source.encode(), begin.peer.encode()].concat();
+    let session = hkdf::Salt::new(hkdf::HKDF_SHA256, &salt).extract(input);
+    let (suite, direction) = ([begin.suite as u8], [Direction::Forward as u8]);
+    let label = b"mirrorvm stream secret v3";
+    let stream = expanded(&session, &[label, &begin.session, &begin.transcript, &suite, &direction, &[0; 2]]);
+    let header = &group[..mirrorvm_abi::record::HEADER_BYTES];
+    let key = expanded(&hkdf::Prk::new_less_safe(hkdf::HKDF_SHA256, &stream), &[GROUP_LABEL, header]);
+
+    let front = Front::read(group).unwrap();
+    let listed: [u8; LISTED_BYTES] = front.pages().next().unwrap().encode();
+    let mut piece = group[front.bytes()..].to_vec();
+    piece.truncate(PAGE_SIZE as usize + aead::AES_256_GCM.tag_len());
+    let opener = aead::LessSafeKey::new(aead::UnboundKey::new(&aead::AES_256_GCM, &key).unwrap());
+    let nonce = aead::Nonce::assume_unique_for_key(piece_nonce(0));
+    opener.open_in_place(nonce, aead::Aad::from(piece_aad(0, listed)), &mut piece).expect("it is the key");
+    key
+}
+
+/// Places of a memory with 32 bytes that look drawn by lot, were not there `before` and have stayed in all of
+/// `since`; but for what everybody was `told`.
+fn secrets_at(before: &[u8], since: &[&[u8]], told: &[u8]) -> Vec<usize> {
+    // With this SHA-256 begins everything, in the order of this machine's bytes.
+    let sha256: [u32; 8] = [
+        0x6a09_e667,
+        0xbb67_ae85,
+        0x3c6e_f372,
+        0xa54f_f53a,
+        0x510e_527f,
+        0x9b05_688c,
+        0x1f83_d9ab,
+        0x5be0_cd19,
+    ];
+    let told = [told, sha256.map(u32::to_ne_bytes).as_flattened()].concat();
+    let told: HashSet<&[u8]> = told.windows(8).collect();
+    let drawn = |at: usize| {
+        let [now, then] = [since[0], before].map(|memory| &memory[at..at + 32]);
+        let new = now.iter().zip(then).filter(|(a, b)| a != b).count();
+        new > 28
+            && now.iter().collect::<HashSet<_>>().len() > 20
+            && since.iter().all(|memory| &memory[at..at + 32] == now)
+            && !now.chunks(8).any(|piece| told.contains(piece))
+    };
+    (0..before.len() - 32).step_by(4).filter(|at| drawn(*at)).collect()
+}
+
+#[test]
+fn a_session_that_was_called_off_leaves_no_key_to_its_pages_in_its_helper() {
+    let _alone = alone();
+    let Some(kvm) = kvm() else { return };
+    let mut pair = Pair::new(&kvm, 1 << 20, 1);
+    random_fill(&pair.source_ram, 5);
+    let before = helper_memory(&pair.source_ram);
+    let own = pair.source.hello().unwrap();
+    let theirs = [5; 32];
+    let peer = Greeting { nonce: [4; 32], public_key: x25519(theirs, X25519_BASEPOINT_BYTES) };
+    let begin = Begin {
+        source: true,
+        elide_zero: false,
+        fresh: false,
+        digests: false,
+        suite: Suite::Aes256Gcm,
+        streams: 1,
+        session: [1; 16],
+        transcript: [2; 32],
+        peer,
+    };
+    pair.source.begin(&begin).unwrap();
+    let began = helper_memory(&pair.source_ram);
+    let told = [&own.encode()[..], &begin.encode()].concat();
+    let input = [[42; 32], x25519(theirs, own.public_key)].concat();
+    let pages: Vec<_> = (0..4).map(RamPage::new).collect();
+    for (epoch, pages) in (1..).zip([&pages[..1], &pages[..], &pages[2..]]) {
+        let group = pair.export(pages, epoch).unwrap();
+        pair.source.end_epoch().unwrap();
+        let key = group_key(&input, &own, &begin, &group);
+        assert!(!holds(&helper_memory(&pair.source_ram), &key), "the key of a group that has left");
+    }
+    let open = helper_memory(&pair.source_ram);
+    assert!(
+        !secrets_at(&before, &[&began, &open], &told).is_empty(),
+        "the search finds them while they are used"
+    );
+    pair.source.cancel().unwrap();
+    let closed = helper_memory(&pair.source_ram);
+    let left = secrets_at(&before, &[&began, &open, &closed], &told);
+    assert!(left.is_empty(), "{left:x?}");
+}
+
+#[test]
+fn a_helper_whose_guest_was_committed_holds_no_key_to_the_pages_that_came() {
+    let _alone = alone();
+    let Some(kvm) = kvm() else { return };
+    let mut pair = Pair::new(&kvm, 1 << 20, 1);
+    random_fill(&pair.source_ram, 5);
+    let before = [&pair.source_ram, &pair.destination_ram].map(helper_memory);
+    let (own, peer) = (pair.source.hello().unwrap(), pair.destination.hello().unwrap());
+    let key = private_halves(&before[0], &helper_memory(&pair.source_ram), &own.public_key)[0];
+    let input = [[42; 32], x25519(key, peer.public_key)].concat();
+    let begin = Begin {
+        source: true,
+        elide_zero: false,
+        fresh: false,
+        digests: false,
+        suite: Suite::Aes256Gcm,
+        streams: 1,
+        session: [1; 16],
+        transcript: [2; 32],
+        peer,
+    };
+    let theirs = Begin { source: false, peer: own, ..begin };
+    pair.source.begin(&begin).unwrap();
+    pair.destination.begin(&theirs).unwrap();
+    let began = helper_memory(&pair.destination_ram);
+    let told = [&own.encode()[..], &peer.encode(), &begin.encode(), &theirs.encode()].concat();
+    let pages: Vec<_> = (0..(1 << 20) / PAGE_SIZE).map(RamPage::new).collect();
+    for pages in pages.chunks(64) {
+        let group = pair.export(pages, 1).unwrap();
+        let key = group_key(&input, &own, &begin, &group);
+        pair.import(&group, pages.len() as u32, 1).unwrap();
+        assert!(!holds(&helper_memory(&pair.destination_ram), &key), "the key of a group that has come");
+    }
+    pair.source.paused().unwrap();
+    let start = pair.source.start(&Start { state: [7; 32], shared_pages: 0 }).unwrap();
+    pair.destination.state_arrived(&[7; 32]).unwrap();
+    pair.destination.check_start(&start).unwrap();
+    let open = helper_memory(&pair.destination_ram);
+    let held = secrets_at(&before[1], &[&began, &open], &told);
+    let commit = pair.destination.commit().unwrap();
+    let closed = helper_memory(&pair.destination_ram);
+    let left = secrets_at(&before[1], &[&began, &open, &closed], &told);
+    // What it mints tokens with may stay; the stream's secret, which is two such places, does not.
+    assert!(left.len() + 2 <= held.len(), "{left:x?} of {held:x?}");
+    pair.source.check_commit(&commit).unwrap();
+}
+
 #[test]
 fn a_dropped_mirror_leaves_no_secret() {
     let _alone = alone();
@@ -246,8 +462,8 @@ fn a_dropped_mirror_leaves_no_secret() {
     let image = HelperImage::built_in();
     let plan = Arc::new(planned(&kvm, &ram, &image, 2));
     let mut mirror = launch(&kvm, "secret", Arc::clone(&plan), &ram, &image).unwrap();
-    let nonce = mirror.hello().unwrap();
-    let begin = mirrorvm_abi::op::Begin {
+    let own = mirror.hello().unwrap();
+    let begin = Begin {
         source: true,
         elide_zero: false,
         fresh: false,
@@ -255,7 +471,7 @@ fn a_dropped_mirror_leaves_no_secret() {
         suite: mirrorvm_abi::record::Suite::Aes256Gcm,
         streams: 2,
         session: [1; 16],
-        peer_nonce: nonce,
+        peer: own,
         transcript: [2; 32],
     };
     mirror.begin(&begin).unwrap();

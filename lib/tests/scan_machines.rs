@@ -163,7 +163,7 @@ fn a_helper_without_room_refuses_and_goes_on() {
         let ram = scanning_ram(RAM);
         let own = ram.layout().helper().unwrap().ram_addr.page().get();
         let mut source = mirror(on, &ram, 1);
-        let nonce = source.hello().unwrap();
+        let greeting = source.hello().unwrap();
         let begin = mirrorvm_abi::op::Begin {
             source: true,
             elide_zero: true,
@@ -172,7 +172,7 @@ fn a_helper_without_room_refuses_and_goes_on() {
             suite: mirrorvm_abi::record::Suite::Aes256Gcm,
             streams: 1,
             session: [9; 16],
-            peer_nonce: nonce,
+            peer: greeting,
             transcript: [3; 32],
         };
         source.begin(&begin).unwrap();

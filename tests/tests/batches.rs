@@ -226,6 +226,20 @@ fn batches_that_were_touched_are_refused() {
     let mut forged = one.clone();
     forged["token"] = old["token"].clone();
     refused(&forged, "unsealed", 3);
+    // An exporter's key that anybody can agree with, or another one.
+    let (mut one, _) = first_two(&open(&d, &importer));
+    let (nonce, key) = one["nonce"].as_str().unwrap().split_at(64);
+    let (low, other) = (format!("{nonce}{}", "0".repeat(64)), format!("{nonce}{nonce}"));
+    assert_eq!(key.len(), 64);
+    one["nonce"] = json!(low);
+    let reply = give(&d, &importer, &one).expect(422);
+    let error = reply.json()["errors"][0].clone();
+    assert_eq!((&error["pointer"], &error["code"]), (&json!("/batch/nonce"), &json!("not_a_key")), "{error}");
+    assert_eq!(d.read(&importer)["state"], "ready", "the import is over");
+    let _ = give(&d, &importer, &one).expect(404);
+    let (mut one, _) = first_two(&open(&d, &importer));
+    one["nonce"] = json!(other);
+    refused(&one, "unsealed", 0);
     // And as they are they are taken.
     let (one, two) = first_two(&open(&d, &importer));
     let _ = give(&d, &importer, &one).expect(200);
@@ -247,6 +261,19 @@ fn batches_that_were_touched_are_refused() {
         assert!(reply.text().contains(what), "{what}: {}", reply.text());
     };
     none(ranges(1 << 40, 1), "not_reachable");
+    // A nonce with a key that anybody can agree with, and one of an earlier build, which has no key.
+    let nonce = import["nonce"].as_str().unwrap().to_owned();
+    assert_eq!(nonce.len(), 128, "{nonce}");
+    for (bad, what) in
+        [(format!("{}{}", &nonce[..64], "0".repeat(64)), "not_a_key"), (nonce[..64].to_owned(), "/nonce")]
+    {
+        let body = json!({"import": import["import"], "nonce": bad, "ranges": ranges(at, 1)});
+        let reply = d.post(&format!("{exporter}/exports"), &body).expect(422);
+        assert!(reply.text().contains(what), "{what}: {}", reply.text());
+        assert_eq!(reply.json()["errors"][0]["pointer"], "/nonce", "{}", reply.text());
+    }
+    // That refusal left the exporting mirror as it was.
+    assert_eq!(d.read(&exporter)["state"], "ready");
     none(ranges(at + 1, 1), "unaligned");
     none(ranges(at, 257), "out_of_range");
     none(

@@ -207,7 +207,11 @@ fn a_destination_that_cannot_be_asked_makes_it_unknown() {
             let _ = link.close();
             return;
         }
-        let ack = HelloAck { protocol: wire::PROTOCOL_VERSIONS[0], host: "old".into() };
+        let ack = HelloAck {
+            protocol: wire::PROTOCOL_VERSIONS[0],
+            protocol_versions: Some(wire::PROTOCOL_VERSIONS.to_vec()),
+            host: "old".into(),
+        };
         wire::send(&mut link, kind::HELLO_ACK, &ack).unwrap();
         let _ = wire::send(&mut link, kind::ABILITIES, &abilities).map(|()| link.close());
     };

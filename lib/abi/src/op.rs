@@ -24,12 +24,14 @@ macro_rules! numbered {
 
 numbered! {
     /// A request. In a slot's payload go [`Begin`] for `Begin`, [`Start`] for `Start`, 32 bytes of digest for
-    /// `State`, one sealed token for the `*Token` ones, [`Scan`] for `Scan`; the answers of `Hello` (32 bytes
-    /// of nonce), `EndEpoch`, `Start`, `Commit` and `Abort` (one sealed token each) come back there.
+    /// `State`, one sealed token for the `*Token` ones, [`Scan`] for `Scan`; the answers of `Hello` (a
+    /// [`Greeting`]), `EndEpoch`, `Start`, `Commit` and `Abort` (one sealed token each) come back there.
     Op {
-        /// Draws a fresh nonce for a new session. Legal when no session is open.
+        /// Draws a nonce and an ephemeral key pair for a new session, and answers with the nonce and the
+        /// public key. Legal when no session is open.
         Hello = 1,
-        /// Opens a session with the peer's nonce; keys are derived and the nonce is spent.
+        /// Opens a session with what the peer's `Hello` answered. Keys are derived; nonce and ephemeral key
+        /// are spent and wiped, also when it is refused.
         Begin = 2,
         /// Source: seals pages.
         Export = 3,
@@ -95,11 +97,44 @@ numbered! {
         PolicyForbids = 11,
         /// The processor gives no random numbers, or none that look like any. Nothing was sealed.
         NoEntropy = 12,
+        /// The peer's public key is one with which anybody knows the shared secret (RFC 7748, section 6.1).
+        KeyRefused = 13,
+    }
+}
+
+/// Bytes of an encoded [`Greeting`].
+pub const GREETING_BYTES: usize = 64;
+
+/// What a helper answers to [`Op::Hello`], for the other one's [`Op::Begin`]. Fresh for every session, and no
+/// secret.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Greeting {
+    /// A nonce.
+    pub nonce: [u8; 32],
+    /// Public half of an ephemeral X25519 key (RFC 7748), of which the helper alone has the other half.
+    pub public_key: [u8; 32],
+}
+
+impl Greeting {
+    /// Writes the greeting.
+    pub fn encode(&self) -> [u8; GREETING_BYTES] {
+        let mut b = [0; GREETING_BYTES];
+        b[..32].copy_from_slice(&self.nonce);
+        b[32..].copy_from_slice(&self.public_key);
+        b
+    }
+
+    /// Reads a greeting. Any bytes are one; whether the key is good for anything the helper finds out.
+    pub fn decode(b: &[u8; GREETING_BYTES]) -> Self {
+        let mut greeting = Self::default();
+        greeting.nonce.copy_from_slice(&b[..32]);
+        greeting.public_key.copy_from_slice(&b[32..]);
+        greeting
     }
 }
 
 /// Bytes of an encoded [`Begin`].
-pub const BEGIN_BYTES: usize = 88;
+pub const BEGIN_BYTES: usize = 56 + GREETING_BYTES;
 
 /// Parameters of [`Op::Begin`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,10 +154,10 @@ pub struct Begin {
     pub streams: u16,
     /// The migration's id.
     pub session: [u8; 16],
-    /// The other helper's nonce.
-    pub peer_nonce: [u8; 32],
     /// Digest of what both hosts agreed on: layout, image, protocol. Different ends derive different keys.
     pub transcript: [u8; 32],
+    /// What the other helper answered to [`Op::Hello`].
+    pub peer: Greeting,
 }
 
 impl Begin {
@@ -136,14 +171,15 @@ impl Begin {
             | u8::from(self.digests) << 3;
         b[3] = self.suite as u8;
         b[8..24].copy_from_slice(&self.session);
-        b[24..56].copy_from_slice(&self.peer_nonce);
-        b[56..88].copy_from_slice(&self.transcript);
+        b[24..56].copy_from_slice(&self.transcript);
+        b[56..].copy_from_slice(&self.peer.encode());
         b
     }
 
     /// Reads parameters; `None` for another length, unknown role or suite, or set reserved bytes.
     pub fn decode(b: &[u8]) -> Option<Self> {
-        if b.len() != BEGIN_BYTES || b[2] > 15 || u32_at(b, 4) != 0 {
+        let b: &[u8; BEGIN_BYTES] = b.try_into().ok()?;
+        if b[2] > 15 || u32_at(b, 4) != 0 {
             return None;
         }
         let mut begin = Self {
@@ -154,12 +190,11 @@ impl Begin {
             suite: Suite::from_u8(b[3])?,
             streams: u16_at(b, 0),
             session: [0; 16],
-            peer_nonce: [0; 32],
             transcript: [0; 32],
+            peer: Greeting::decode(b.last_chunk()?),
         };
         begin.session.copy_from_slice(&b[8..24]);
-        begin.peer_nonce.copy_from_slice(&b[24..56]);
-        begin.transcript.copy_from_slice(&b[56..88]);
+        begin.transcript.copy_from_slice(&b[24..56]);
         Some(begin)
     }
 }

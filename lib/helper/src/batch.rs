@@ -15,6 +15,7 @@ use crate::{Env, Region, Worker};
 impl<E: Env> Worker<'_, E> {
     /// Seals the pages whose numbers are in the slot: one group. All or nothing as far as refusals go: random
     /// bytes are drawn, the list is checked and claimed before the first page is read.
+    #[inline(never)]
     pub(crate) fn export(&mut self, request: &Submission) -> Outcome {
         let count = request.count as usize;
         if count == 0 {
@@ -99,6 +100,7 @@ impl<E: Env> Worker<'_, E> {
 
     /// Opens the group in the slot into RAM, piece by piece. Anything that is not the next genuine group of
     /// this stream and epoch ends the session: the destination can then only mint ABORT.
+    #[inline(never)]
     pub(crate) fn import(&mut self, request: &Submission) -> Outcome {
         let shared = self.shared;
         let mut stream = shared.streams[self.index as usize].lock();

@@ -4,7 +4,7 @@ use mirrorvm_abi::{
     config::PROTECTION_NONE,
     layout::WORKERS_MAX,
     mailbox::{PAYLOAD_AT, Submission, slot_at},
-    op::{BEGIN_BYTES, Begin, Op, START_BYTES, Start, Status},
+    op::{BEGIN_BYTES, Begin, GREETING_BYTES, Op, START_BYTES, Start, Status},
     record::{
         CONTROL_STREAM, Direction, HEADER_BYTES, Header, Kind, LISTED_BYTES, RANDOM_BYTES, TAG_BYTES,
         TOKEN_BODY_BYTES, TOKEN_BYTES, Token,
@@ -12,7 +12,9 @@ use mirrorvm_abi::{
 };
 use ring::digest;
 use spin::MutexGuard;
+use zeroize::{Zeroizing, zeroize_stack};
 
+use crate::agreement::Ephemeral;
 use crate::digest::PageDigester;
 use crate::keys::KeySchedule;
 use crate::op_state::{DestinationEvent, DestinationOp, SourceEvent, SourceOp};
@@ -23,6 +25,9 @@ use crate::{Env, PageMaps, Region, Worker};
 
 /// A destination that has taken its guest over.
 const COMMITTED: Role = Role::Destination(DestinationOp::LiveImport);
+
+/// Stack that is wiped behind the making of keys: several times what it takes.
+const WORKED_BYTES: usize = 32 << 10;
 
 type Guards<'a> = [Option<MutexGuard<'a, Stream>>; WORKERS_MAX as usize];
 
@@ -40,7 +45,13 @@ impl<E: Env> Worker<'_, E> {
         let at = slot_at(request.slot) + PAYLOAD_AT;
         let result = match op {
             Op::Hello => self.hello(&mut session, at),
-            Op::Begin => self.begin(&mut session, &mut guards, request, at),
+            Op::Begin => {
+                let begun = self.begin(&mut session, &mut guards, request, at);
+                // Spent however it ended, and wiped where it lies: whoever begins again needs a new Hello,
+                // and so gets other keys.
+                session.ephemeral = None;
+                begun
+            }
             Op::Pause => source_step(&mut session, SourceEvent::Pause).map(|()| 0),
             Op::Cancel => source_step(&mut session, SourceEvent::Cancel).map(|()| {
                 close(&mut session, &mut guards);
@@ -49,31 +60,39 @@ impl<E: Env> Worker<'_, E> {
             Op::EndEpoch => self.end_epoch(&mut session, &guards, at),
             Op::Start => self.start(&mut session, &guards, request, at),
             Op::State => self.state(&mut session, request, at),
-            Op::Commit => self.commit(&mut session, at),
+            Op::Commit => self.commit(&mut session, &mut guards, at),
             Op::Abort => self.abort(&mut session, at),
             Op::EpochToken | Op::StartToken | Op::AbortToken | Op::CommitToken => {
                 self.token(op, &mut session, &mut guards, request, at)
             }
             Op::Export | Op::Import | Op::Scan => Err(Status::UnknownOp),
         };
+        // What keys were made from is wiped where it lay; the stack has what was worked on.
+        if matches!(op, Op::Hello | Op::Begin) {
+            zeroize_stack::<WORKED_BYTES>();
+        }
         match result {
             Ok(len) => Outcome::ok(0, len),
             Err(status) => Outcome::refused(status),
         }
     }
 
+    #[inline(never)]
     fn hello(&mut self, session: &mut Session, at: usize) -> Result<u32, Status> {
         let idle =
             matches!(session.role, Role::Source(SourceOp::Running) | Role::Destination(DestinationOp::Idle));
         if !(idle && session.control.is_none() || session.role == COMMITTED) {
             return Err(Status::WrongState);
         }
-        let nonce: [u8; 32] = self.scratch.drawn.draw(&mut self.env)?;
-        session.nonce = Some(nonce);
-        self.env.write_mailbox(Region(at), &nonce);
-        Ok(32)
+        // The secret first: what was drawn last is kept, to be compared with what is drawn next.
+        let secret: Zeroizing<[u8; 32]> = Zeroizing::new(self.scratch.drawn.draw(&mut self.env)?);
+        let nonce = self.scratch.drawn.draw(&mut self.env)?;
+        let greeting = session.ephemeral.insert(Ephemeral::new(nonce, *secret)).greeting();
+        self.env.write_mailbox(Region(at), &greeting.encode());
+        Ok(GREETING_BYTES as u32)
     }
 
+    #[inline(never)]
     fn begin(
         &mut self,
         session: &mut Session,
@@ -101,13 +120,18 @@ impl<E: Env> Worker<'_, E> {
             }
             (Role::Source(_), false) | (Role::Destination(_), _) => return Err(Status::WrongState),
         };
-        let secret = self.env.secret().ok_or(Status::NoSecret)?;
-        // Spent here: a second Begin needs a new Hello, and so other keys.
-        let own = session.nonce.take().ok_or(Status::WrongState)?;
-        let (source, destination) =
-            if begin.source { (own, begin.peer_nonce) } else { (begin.peer_nonce, own) };
-        let schedule =
-            KeySchedule::new(&secret, &source, &destination, begin.session, begin.transcript, begin.suite);
+        let secret = Zeroizing::new(self.env.secret().ok_or(Status::NoSecret)?);
+        let ephemeral = session.ephemeral.as_ref().ok_or(Status::WrongState)?;
+        let own = ephemeral.greeting();
+        let shared = ephemeral.agree(&begin.peer).ok_or(Status::KeyRefused)?;
+        let (source, destination) = if begin.source { (own, begin.peer) } else { (begin.peer, own) };
+        let schedule = KeySchedule::new(
+            (&*secret, &shared),
+            (&source, &destination),
+            begin.session,
+            begin.transcript,
+            begin.suite,
+        );
         let sealer = |d, s| schedule.sealer(d, s).ok_or(Status::Exhausted);
         let control = Control {
             forward: sealer(Direction::Forward, CONTROL_STREAM)?,
@@ -117,21 +141,23 @@ impl<E: Env> Worker<'_, E> {
             fresh: begin.fresh,
         };
         let key = self.digest_key(begin.source && begin.digests)?;
-        for (i, guard) in guards.iter_mut().enumerate() {
-            let open = if i < usize::from(begin.streams) {
-                let tags = digest::Context::new(&digest::SHA256);
-                let digester = key.as_ref().map(PageDigester::new);
-                Some(OpenStream { sealer: sealer(PAGES, i as u16)?, records: 0, tags, digester })
-            } else {
-                None
-            };
-            if let Some(stream) = guard {
-                stream.open = open;
-            }
+        // None first, and not as a value that may be one: the room of one that is none would take along what
+        // lay where it was made, which is the secret of the stream before.
+        close_streams(guards);
+        for (i, stream) in (0..begin.streams).zip(guards.iter_mut().flatten()) {
+            let tags = digest::Context::new(&digest::SHA256);
+            let digester = key.as_ref().map(PageDigester::new);
+            stream.open = Some(OpenStream { sealer: sealer(PAGES, i)?, records: 0, tags, digester });
         }
         self.maps.clear();
-        *session =
-            Session { role, nonce: None, control: Some(control), epoch: 1, pages: 0, state_digest: [0; 32] };
+        *session = Session {
+            role,
+            ephemeral: None,
+            control: Some(control),
+            epoch: 1,
+            pages: 0,
+            state_digest: [0; 32],
+        };
         Ok(0)
     }
 
@@ -204,11 +230,14 @@ impl<E: Env> Worker<'_, E> {
         Ok(0)
     }
 
-    fn commit(&mut self, session: &mut Session, at: usize) -> Result<u32, Status> {
+    fn commit(&mut self, session: &mut Session, guards: &mut Guards<'_>, at: usize) -> Result<u32, Status> {
         let random = self.random()?;
         destination_step(session, DestinationEvent::Commit)?;
         let token = Token { state: session.state_digest, ..Token::default() };
-        self.seal_token(session, Kind::Commit, &token, at, random)
+        let len = self.seal_token(session, Kind::Commit, &token, at, random)?;
+        // This helper may stay for as long as the guest does: what opens its pages goes now.
+        close_streams(guards);
+        Ok(len)
     }
 
     fn abort(&mut self, session: &mut Session, at: usize) -> Result<u32, Status> {
@@ -379,6 +408,11 @@ fn start_token(session: &mut Session, guards: &Guards<'_>, token: &Token) -> Res
 /// Drops a session with its keys; the role stays what the step made it.
 fn close(session: &mut Session, guards: &mut Guards<'_>) {
     session.control = None;
-    session.nonce = None;
+    session.ephemeral = None;
+    close_streams(guards);
+}
+
+/// Drops what seals and opens pages.
+fn close_streams(guards: &mut Guards<'_>) {
     guards.iter_mut().flatten().for_each(|g| g.open = None);
 }

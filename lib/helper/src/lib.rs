@@ -9,6 +9,7 @@
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
+mod agreement;
 mod batch;
 mod control;
 mod digest;

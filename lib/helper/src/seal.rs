@@ -36,6 +36,19 @@ pub(crate) struct Sealer {
     sequence: u64,
 }
 
+impl Drop for Sealer {
+    fn drop(&mut self) {
+        overwrite(&mut self.secret);
+    }
+}
+
+/// Overwrites a secret where it lies. Its type does not wipe itself, and its bytes cannot be reached: another
+/// value takes their place.
+pub(crate) fn overwrite(secret: &mut hkdf::Prk) {
+    *secret = hkdf::Prk::new_less_safe(hkdf::HKDF_SHA256, &[0; 32]);
+    core::hint::black_box(secret);
+}
+
 /// The counter is used up; nothing was sealed.
 #[derive(Debug)]
 pub(crate) struct Exhausted;

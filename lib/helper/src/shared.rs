@@ -7,6 +7,7 @@ use mirrorvm_abi::{layout::WORKERS_MAX, record::Direction};
 use ring::digest;
 use spin::Mutex;
 
+use crate::agreement::Ephemeral;
 use crate::digest::PageDigester;
 use crate::op_state::{DestinationOp, SourceOp};
 use crate::seal::Sealer;
@@ -67,7 +68,7 @@ pub(crate) enum Role {
 pub(crate) struct Session {
     pub role: Role,
     /// Drawn by `Hello`, spent by `Begin`.
-    pub nonce: Option<[u8; 32]>,
+    pub ephemeral: Option<Ephemeral>,
     /// Tokens, forward and backward.
     pub control: Option<Control>,
     pub epoch: u32,
@@ -92,7 +93,7 @@ impl Session {
     const fn new() -> Self {
         Self {
             role: Role::Source(SourceOp::Running),
-            nonce: None,
+            ephemeral: None,
             control: None,
             epoch: 0,
             pages: 0,

@@ -10,9 +10,13 @@ use mirrorvm_abi::{
     op::{Op, Status},
     record::{RANDOM_BYTES, TAG_BYTES, front_bytes},
 };
+use zeroize::zeroize_stack;
 
 use crate::random::Drawn;
 use crate::{Digests, Env, PageMaps, Region, Shared};
+
+/// Stack that is wiped behind a group: twice what a key schedule takes with all that works on it.
+const GROUP_BYTES: usize = 8 << 10;
 
 /// A worker's private memory for one batch.
 #[derive(Clone)]
@@ -207,11 +211,14 @@ impl<'a, E: Env> Worker<'a, E> {
         {
             return Outcome::refused(Status::BadRequest);
         }
-        match op {
+        let outcome = match op {
             Op::Export => self.export(request),
             Op::Import => self.import(request),
-            Op::Scan => self.scan(request),
-            _ => self.control(op, request),
-        }
+            Op::Scan => return self.scan(request),
+            _ => return self.control(op, request),
+        };
+        // The group's key has served. A cipher of that kind does not wipe itself; what it lay in does.
+        zeroize_stack::<GROUP_BYTES>();
+        outcome
     }
 }

@@ -15,7 +15,7 @@ mod support;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
-use mirrorvm_abi::op::{Begin, Op, Status};
+use mirrorvm_abi::op::{Begin, Greeting, Op, Status};
 use mirrorvm_abi::record::TOKEN_BYTES;
 use mirrorvm_helper::op_state::{DestinationEvent, DestinationOp, SourceEvent, SourceOp};
 use support::{Allowed, STATE, Side};
@@ -358,7 +358,7 @@ struct Real {
     destinations: Vec<Side>,
     /// What the destination of a session needs to begin, once the source has begun.
     begins: Vec<Begin>,
-    nonces: Vec<[u8; 32]>,
+    greetings: Vec<Greeting>,
     tokens: [[Option<Vec<u8>>; 3]; N],
 }
 
@@ -366,9 +366,9 @@ impl Real {
     fn new() -> Self {
         let allowed = Allowed(vec![0..1]);
         let mut destinations: Vec<_> = (0..N).map(|i| Side::new(1, &allowed, 100 + i as u64)).collect();
-        let nonces = destinations.iter_mut().map(Side::hello).collect();
+        let greetings = destinations.iter_mut().map(Side::hello).collect();
         let source = Side::new(1, &allowed, 7);
-        Self { source, destinations, begins: Vec::new(), nonces, tokens: Default::default() }
+        Self { source, destinations, begins: Vec::new(), greetings, tokens: Default::default() }
     }
 
     fn perform(&mut self, action: Action) -> Result<(), Status> {
@@ -376,7 +376,8 @@ impl Real {
         match action {
             A::Source(SourceEvent::Begin) => {
                 let session = self.begins.len();
-                let own: [u8; 32] = self.source.control(Op::Hello, &[])?.try_into().unwrap();
+                let own = self.source.control(Op::Hello, &[])?;
+                let own = Greeting::decode(own.as_slice().try_into().unwrap());
                 let begin = Begin {
                     source: true,
                     elide_zero: false,
@@ -385,11 +386,11 @@ impl Real {
                     suite: mirrorvm_abi::record::Suite::Aes256Gcm,
                     streams: 1,
                     session: [7; 16],
-                    peer_nonce: self.nonces[session],
+                    peer: self.greetings[session],
                     transcript: [1; 32],
                 };
                 self.source.control(Op::Begin, &begin.encode())?;
-                self.begins.push(Begin { source: false, peer_nonce: own, ..begin });
+                self.begins.push(Begin { source: false, peer: own, ..begin });
                 Ok(())
             }
             A::Source(SourceEvent::Pause) => self.source.control(Op::Pause, &[]).map(drop),

@@ -13,7 +13,7 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use mirrorvm_abi::PAGE_BYTES;
-use mirrorvm_abi::op::{Begin, Op, SCAN_BYTES, SCAN_MAX, Scan, Status};
+use mirrorvm_abi::op::{Begin, Greeting, Op, SCAN_BYTES, SCAN_MAX, Scan, Status};
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
 
@@ -278,7 +278,7 @@ fn without_entropy_there_is_no_key_and_no_session() {
         suite: mirrorvm_abi::record::Suite::Aes256Gcm,
         streams: 1,
         session: [1; 16],
-        peer_nonce: [2; 32],
+        peer: Greeting { nonce: [2; 32], public_key: [2; 32] },
         transcript: [3; 32],
     };
     assert_eq!(side.control(Op::Begin, &begin.encode()), Err(Status::NoEntropy));
@@ -302,7 +302,7 @@ fn the_largest_scan_fits_its_slot() {
         suite: mirrorvm_abi::record::Suite::Aes256Gcm,
         streams: 1,
         session: [1; 16],
-        peer_nonce: [2; 32],
+        peer: Greeting { nonce: [2; 32], public_key: [2; 32] },
         transcript: [3; 32],
     };
     side.control(Op::Begin, &begin.encode()).unwrap();

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use mirrorvm_abi::op::Begin;
+use mirrorvm_abi::op::{Begin, Greeting};
 use mirrorvm_abi::record::TOKEN_BYTES;
 use zeroize::Zeroizing;
 
 use super::hand_over::{Destination, DestinationEvent};
 use super::landing::Ground;
-use super::peer::Spoken;
+use super::peer::{Agreed, Spoken};
 use super::records::Mask;
 use super::sink::{Received, Sink, receive_shared};
 use super::terms::{Suite, suite_names};
@@ -101,7 +101,7 @@ pub trait Receiver {
 
 /// Serves one incoming migration on its control link, from Prepare to the end.
 pub fn serve_import(spoken: Spoken, peer: &str, host: &dyn Receiver) {
-    let Spoken { mut link, protocol } = spoken;
+    let Spoken { mut link, agreed } = spoken;
     let (prepare, message) = match read_prepare(&mut link, kind::PREPARE) {
         Ok(p) => p,
         Err(fault) => {
@@ -139,7 +139,7 @@ pub fn serve_import(spoken: Spoken, peer: &str, host: &dyn Receiver) {
     let mut import = Import {
         link,
         prepare,
-        protocol,
+        agreed,
         message,
         fresh,
         host,
@@ -196,7 +196,7 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_s
 struct Import<'a> {
     link: Link,
     prepare: Prepare,
-    protocol: u32,
+    agreed: Agreed,
     /// PREPARE as it came; empty once keys were derived.
     message: Zeroizing<Vec<u8>>,
     fresh: bool,
@@ -216,13 +216,14 @@ impl Import<'_> {
         let suite = Suite::named(&self.prepare.suite);
         let suite = suite.filter(|suite| self.mirror.helper_header().has(suite.of_records()));
         let suite = suite.ok_or(MigrationFault::Protocol("a suite that was not admitted"))?;
-        let nonce = self.mirror.hello()?;
+        let Greeting { nonce, public_key } = self.mirror.hello()?;
         let prepared = wire::written(&Prepared {
             nonce,
+            public_key,
             suites: suite_names(&Suite::of_helper(self.mirror.helper_header())),
         })?;
         self.link.send(kind::PREPARED, &prepared)?;
-        let transcript = transcript(self.protocol, &self.message, &prepared);
+        let transcript = transcript(&self.agreed, &self.message, &prepared);
         self.message = Zeroizing::default();
         self.mirror.begin(&Begin {
             source: false,
@@ -233,8 +234,8 @@ impl Import<'_> {
             suite: suite.of_records(),
             streams: self.prepare.streams,
             session: *self.prepare.session.as_bytes(),
-            peer_nonce: self.prepare.nonce,
             transcript,
+            peer: Greeting { nonce: self.prepare.nonce, public_key: self.prepare.public_key },
         })?;
         let mut sinks = self.await_streams()?;
         // Streams that come now are nobody's: their links end here.

@@ -50,7 +50,7 @@ pub use control::{Control, Live, PastPointOfNoReturn};
 pub use destination::{Arrival, Arrived, NotStored, Receiver, serve_check, serve_import};
 pub use error::MigrationFault;
 pub use hand_over::HandOverOutcome;
-pub use peer::{PeerAddress, Spoken, accept_hello, ask, check, find, open_control, resolve};
+pub use peer::{Agreed, PeerAddress, Spoken, accept_hello, ask, check, find, open_control, resolve};
 pub use rounds::{Bound, Convergence, Decision, Fixed, Observation};
 pub use source::{Departure, Journal, Outgoing, SourceEnd, Terms, run_source};
 pub(crate) use source::{hear, resume_here};
@@ -58,3 +58,4 @@ pub use terms::{
     MigrationLimits, MigrationMode, MigrationState, OnTimeout, Progress, Round, StreamTransport, Suite,
     suite_names,
 };
+pub use transcript::transcript;

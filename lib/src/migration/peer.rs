@@ -28,8 +28,23 @@ const TURN: Duration = Duration::from_secs(2);
 pub struct Spoken {
     /// The link.
     pub link: Link,
+    /// Who agreed on what.
+    pub agreed: Agreed,
+}
+
+/// What the two ends of a link know of each other before they say what they want. Both have the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Agreed {
     /// The version that both ends speak.
     pub protocol: u32,
+    /// Versions that the caller offered.
+    pub caller_speaks: Vec<u32>,
+    /// Versions that the answerer has.
+    pub answerer_speaks: Vec<u32>,
+    /// Who called, by its key.
+    pub caller: PeerIdentity,
+    /// Who answered, by its key.
+    pub answerer: PeerIdentity,
 }
 
 /// Where a peer is and who it must be.
@@ -47,7 +62,7 @@ pub fn open_control(
     patience: Duration,
     control: Option<&Control>,
 ) -> Result<Spoken, MigrationFault> {
-    agree(connect(peer, identity, patience, control)?, host, purpose)
+    agree(connect(peer, identity, patience, control)?, identity, host, purpose)
 }
 
 /// As [`open_control`], with one bound for all that the peer says: one that is just in time with every
@@ -62,7 +77,7 @@ fn open_bounded(
     let by = Instant::now() + patience;
     let mut link = connect(peer, identity, patience, None)?;
     link.set_deadline(Some(by));
-    Ok(agree(link, host, purpose)?.link)
+    Ok(agree(link, identity, host, purpose)?.link)
 }
 
 /// A link to `peer` on which nothing was said yet.
@@ -159,7 +174,12 @@ fn random() -> u32 {
 }
 
 /// Says hello on a link and takes the peer's choice of a version.
-fn agree(mut link: Link, host: &str, purpose: Purpose) -> Result<Spoken, MigrationFault> {
+fn agree(
+    mut link: Link,
+    identity: &Identity,
+    host: &str,
+    purpose: Purpose,
+) -> Result<Spoken, MigrationFault> {
     let hello = Hello { protocol_versions: PROTOCOL_VERSIONS.to_vec(), host: host.to_owned(), purpose };
     wire::send(&mut link, kind::HELLO, &hello)?;
     let (_, payload) = wire::expect(&mut link, &[kind::HELLO_ACK], 64 << 10)?;
@@ -168,14 +188,30 @@ fn agree(mut link: Link, host: &str, purpose: Purpose) -> Result<Spoken, Migrati
         let theirs = vec![ack.protocol];
         return Err(MigrationFault::Version { theirs, ours: PROTOCOL_VERSIONS.to_vec() });
     }
-    Ok(Spoken { link, protocol: ack.protocol })
+    // Never taken for an empty list: both ends bind what was said.
+    let answerer_speaks = ack
+        .protocol_versions
+        .filter(|theirs| theirs.contains(&ack.protocol))
+        .ok_or(MigrationFault::Protocol("an answer to HELLO that does not say which versions there are"))?;
+    let agreed = Agreed {
+        protocol: ack.protocol,
+        caller_speaks: hello.protocol_versions,
+        answerer_speaks,
+        caller: *identity.pin(),
+        answerer: *link.peer(),
+    };
+    Ok(Spoken { link, agreed })
 }
 
-/// Reads a caller's hello and agrees on the newest common version, which is given with it.
+/// Reads a caller's hello and agrees on the newest common version: what the link is for, and the agreement.
 ///
 /// # Errors
 /// No hello in time, no common version, or a purpose that this build does not know; the caller is told.
-pub fn accept_hello(link: &mut Link, host: &str) -> Result<(Hello, u32), MigrationFault> {
+pub fn accept_hello(
+    link: &mut Link,
+    identity: &Identity,
+    host: &str,
+) -> Result<(Purpose, Agreed), MigrationFault> {
     link.set_deadline(Some(Instant::now() + Duration::from_secs(10)));
     let (_, payload) = wire::expect(link, &[kind::HELLO], 64 << 10)?;
     let hello: Hello = wire::parse(&payload)?;
@@ -192,9 +228,21 @@ pub fn accept_hello(link: &mut Link, host: &str) -> Result<(Hello, u32), Migrati
         wire::send(link, kind::REFUSED, &wire::Refused { code: PeerRefusal::PurposeUnknown.into(), detail })?;
         return Err(MigrationFault::Protocol("a purpose that this build does not know"));
     }
-    wire::send(link, kind::HELLO_ACK, &HelloAck { protocol: *protocol, host: host.to_owned() })?;
+    let agreed = Agreed {
+        protocol: *protocol,
+        caller_speaks: hello.protocol_versions,
+        answerer_speaks: PROTOCOL_VERSIONS.to_vec(),
+        caller: *link.peer(),
+        answerer: *identity.pin(),
+    };
+    let ack = HelloAck {
+        protocol: *protocol,
+        protocol_versions: Some(agreed.answerer_speaks.clone()),
+        host: host.to_owned(),
+    };
+    wire::send(link, kind::HELLO_ACK, &ack)?;
     link.set_deadline(None);
-    Ok((hello, *protocol))
+    Ok((hello.purpose, agreed))
 }
 
 /// Asks a destination what became of `session`.

@@ -21,7 +21,8 @@ use crate::transport::Link;
 /// pages on the streams and every stream inside TLS; version 2 said nothing of boot files, labels and the
 /// time of definition, and knew no COMMITTING; version 3 had the source's own types in PREPARE, of which an
 /// older destination lost what it did not know, and a transcript without them; version 4 had records of one
-/// page each, no suites, and a transcript without PREPARED. They are not spoken any more.
+/// page each, no suites, a transcript without PREPARED, and nonces alone, so that keys came from the guest's
+/// secret and what anybody on the way could read. They are not spoken any more.
 pub const PROTOCOL_VERSIONS: [u32; 1] = [5];
 /// Longest control message: a layout of 32,768 blocks fits.
 pub const MESSAGE_MAX: u32 = 16 << 20;
@@ -211,6 +212,9 @@ impl Abilities {
 pub struct HelloAck {
     /// The version that both use.
     pub protocol: u32,
+    /// Versions that the answerer speaks, from version 5 on. Said so that both ends bind them: what somebody
+    /// took out of either list then shows.
+    pub protocol_versions: Option<Vec<u32>>,
     /// The answerer's name.
     pub host: String,
 }
@@ -253,6 +257,8 @@ pub struct Prepare {
     pub helper_measurement: [u8; 32],
     /// The source helper's nonce.
     pub nonce: [u8; 32],
+    /// The source helper's ephemeral public key.
+    pub public_key: [u8; 32],
     /// The guest's migration secret. At protection level `none` the hosts hold it; it travels under TLS.
     #[zeroize(skip)]
     pub secret: Secret<32>,
@@ -275,6 +281,8 @@ pub struct Prepare {
 pub struct Prepared {
     /// The destination helper's nonce.
     pub nonce: [u8; 32],
+    /// The destination helper's ephemeral public key.
+    pub public_key: [u8; 32],
     /// Suites that the destination's helper has. Nobody chooses by them any more; they are in the transcript.
     pub suites: Vec<String>,
 }

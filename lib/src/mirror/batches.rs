@@ -2,7 +2,7 @@
 //! without a migration around them.
 //!
 //! Owns: the course of such a session at both ends, and what is sealed for whom. Must not know: who carries
-//! the batches. An importing helper draws a nonce first, so that a batch opens in that session of that helper
+//! the batches. An importing helper greets first, so that a batch opens in that session of that helper
 //! and in no other; each batch is one epoch, with its token, so that batches open once and in order. No state
 //! of vCPUs goes along, START is never minted, and no guest changes hosts.
 
@@ -13,7 +13,7 @@ use ring::digest;
 use uuid::Uuid;
 
 use super::records::{SealedGroup, groups};
-use super::{LaneError, Mirror, Nonce, SealedToken};
+use super::{Greeting, LaneError, Mirror, SealedToken};
 use crate::addr::RamPage;
 use crate::address_space::{Addressing, GuestLayout};
 
@@ -63,7 +63,9 @@ pub enum BatchFault {
 }
 
 impl BatchTerms<'_> {
-    fn transcript(&self, mirror: &Mirror) -> [u8; 32] {
+    fn transcript(&self, mirror: &Mirror) -> Result<[u8; 32], LaneError> {
+        let layout = serde_json::to_vec(self.layout)
+            .map_err(|_| LaneError::Broken("a layout that cannot be written"))?;
         let mut context = digest::Context::new(&digest::SHA256);
         context.update(b"mirrorvm batch v2");
         context.update(&mirrorvm_abi::ABI_VERSION.to_le_bytes());
@@ -74,14 +76,15 @@ impl BatchTerms<'_> {
             Addressing::RamAddr => 1,
             Addressing::Gpa => 2,
         }]);
-        context.update(&serde_json::to_vec(self.layout).unwrap_or_default());
+        context.update(&(layout.len() as u64).to_le_bytes());
+        context.update(&layout);
         let mut out = [0; 32];
         out.copy_from_slice(context.finish().as_ref());
-        out
+        Ok(out)
     }
 
-    fn begin(&self, mirror: &mut Mirror, source: bool, peer_nonce: Nonce) -> Result<(), LaneError> {
-        let transcript = self.transcript(mirror);
+    fn begin(&self, mirror: &mut Mirror, source: bool, peer: Greeting) -> Result<(), LaneError> {
+        let transcript = self.transcript(mirror)?;
         mirror.begin(&Begin {
             digests: false,
             source,
@@ -91,8 +94,8 @@ impl BatchTerms<'_> {
             suite: SUITE,
             streams: 1,
             session: *self.session.as_bytes(),
-            peer_nonce,
             transcript,
+            peer,
         })
     }
 }
@@ -117,14 +120,18 @@ pub fn parse_records(bytes: &[u8]) -> Result<Vec<SealedGroup>, NotRecords> {
 }
 
 impl Mirror {
-    /// Exporting end: begins a session with an importer's nonce, gives its own.
+    /// Exporting end: begins a session with an importer that greeted, and greets back.
     ///
     /// # Errors
     /// [`LaneError`]; the helper has a session already.
-    pub fn begin_export(&mut self, terms: &BatchTerms<'_>, importer: Nonce) -> Result<Nonce, LaneError> {
-        let nonce = self.hello()?;
+    pub fn begin_export(
+        &mut self,
+        terms: &BatchTerms<'_>,
+        importer: Greeting,
+    ) -> Result<Greeting, LaneError> {
+        let own = self.hello()?;
         terms.begin(self, true, importer)?;
-        Ok(nonce)
+        Ok(own)
     }
 
     /// Exporting end: seals pages, and ends the epoch. At most [`BATCH_PAGES_MAX`], none twice.
@@ -154,11 +161,11 @@ impl Mirror {
         Ok((records, self.end_epoch()?))
     }
 
-    /// Importing end: begins the session that [`Mirror::hello`] gave a nonce for.
+    /// Importing end: begins the session for which [`Mirror::hello`] greeted.
     ///
     /// # Errors
     /// [`LaneError`].
-    pub fn begin_import(&mut self, terms: &BatchTerms<'_>, exporter: Nonce) -> Result<(), LaneError> {
+    pub fn begin_import(&mut self, terms: &BatchTerms<'_>, exporter: Greeting) -> Result<(), LaneError> {
         terms.begin(self, false, exporter)
     }
 

@@ -153,7 +153,7 @@ fn answers_out_of_bounds_are_refused() {
         fake.answer(change(honest));
         assert_eq!(lane.wait(), Err(LaneError::Broken("an answer out of bounds")), "case {i}");
     }
-    for status in [13, 255, 1 << 16, u32::MAX] {
+    for status in [Status::ALL.len() as u32, 255, 1 << 16, u32::MAX] {
         let (mut lane, mut fake, honest) = exporting(3);
         fake.answer(Completion { status, ..honest });
         assert_eq!(lane.wait(), Err(LaneError::Broken("an unknown status")), "{status}");
@@ -229,30 +229,30 @@ fn control_operations_take_no_answer_of_another_length() {
     let ask = |len: u32, count: u32| {
         let (mut lane, mut fake) = lane();
         fake.answer(Completion { id: 1, status: 0, len, count, zero: 0 });
-        let mut nonce = [0; 32];
-        let outcome = lane.control(Op::Hello, &[], &mut nonce);
+        let mut greeting = [0; 64];
+        let outcome = lane.control(Op::Hello, &[], &mut greeting);
         assert_eq!((lane.in_flight(), lane.acquire()), (0, Some(0)), "the slot is free again");
         outcome
     };
-    assert_eq!(ask(32, 0), Ok(()));
-    for len in [0, 31, 33, PAYLOAD_BYTES as u32] {
+    assert_eq!(ask(64, 0), Ok(()));
+    for len in [0, 63, 65, PAYLOAD_BYTES as u32] {
         assert_eq!(ask(len, 0), Err(LaneError::Broken("an answer of another length")), "{len}");
     }
     assert_eq!(ask(PAYLOAD_BYTES as u32 + 1, 0), Err(LaneError::Broken("an answer out of bounds")));
-    assert_eq!(ask(32, 1), Err(LaneError::Broken("an answer out of bounds")));
+    assert_eq!(ask(64, 1), Err(LaneError::Broken("an answer out of bounds")));
 
     let (mut lane, _fake) = lane();
     while lane.acquire().is_some() {}
-    assert_eq!(lane.control(Op::Hello, &[], &mut [0; 32]), Err(LaneError::NoSlot));
+    assert_eq!(lane.control(Op::Hello, &[], &mut [0; 64]), Err(LaneError::NoSlot));
 }
 
 #[test]
 fn a_late_answer_is_not_taken_for_the_next_one() {
     let (mut lane, mut fake) = lane();
-    let mut nonce = [0; 32];
-    assert_eq!(lane.control(Op::Hello, &[], &mut nonce), Err(LaneError::Timeout));
-    fake.answer(Completion { id: 1, len: 32, ..Completion::default() });
-    let late = lane.control(Op::Hello, &[], &mut nonce);
+    let mut greeting = [0; 64];
+    assert_eq!(lane.control(Op::Hello, &[], &mut greeting), Err(LaneError::Timeout));
+    fake.answer(Completion { id: 1, len: 64, ..Completion::default() });
+    let late = lane.control(Op::Hello, &[], &mut greeting);
     assert_eq!(late, Err(LaneError::Broken("it answers what was not asked")));
 }
 

@@ -1,25 +1,23 @@
 //! A mirror's session: the control operations, typed. The helper decides what is legal; this only asks.
 
 use mirrorvm_abi::{
-    op::{Begin, Op, Start},
+    op::{Begin, GREETING_BYTES, Greeting, Op, Start},
     record::TOKEN_BYTES,
 };
 
 use super::{Lane, LaneError, Mirror};
 
-/// A helper's nonce for one session.
-pub type Nonce = [u8; 32];
 /// A token as it travels.
 pub type SealedToken = [u8; TOKEN_BYTES];
 
 impl Mirror {
-    /// Draws a nonce for a new session.
+    /// Draws a nonce and an ephemeral key for a new session, and gives what the peer's helper needs of them.
     ///
     /// # Errors
     /// [`LaneError`], as for all of these.
-    pub fn hello(&mut self) -> Result<Nonce, LaneError> {
-        let mut nonce = [0; 32];
-        self.control(Op::Hello, &[], &mut nonce).map(|()| nonce)
+    pub fn hello(&mut self) -> Result<Greeting, LaneError> {
+        let mut greeting = [0; GREETING_BYTES];
+        self.control(Op::Hello, &[], &mut greeting).map(|()| Greeting::decode(&greeting))
     }
 
     /// Opens a session.

@@ -103,11 +103,11 @@ impl Pair {
             suite: mirrorvm_abi::record::Suite::Aes256Gcm,
             streams,
             session: [9; 16],
-            peer_nonce: d,
+            peer: d,
             transcript: [3; 32],
         };
         self.source.begin(&base).unwrap();
-        self.destination.begin(&Begin { source: false, peer_nonce: s, fresh: true, ..base }).unwrap();
+        self.destination.begin(&Begin { source: false, peer: s, fresh: true, ..base }).unwrap();
     }
 
     /// Seals pages on stream 0 and opens them.

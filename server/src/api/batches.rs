@@ -4,6 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use mirrorvm::address_space::Addressing;
 use mirrorvm::host::{ExportSpec, GuestState, ImportReport, ImportStep, SealedBatch, bounds};
+use mirrorvm::mirror::{GREETING_BYTES, Greeting};
 use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -40,14 +41,14 @@ impl Decode for RamRange {
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({
     "import": "01941f29-7c00-7000-8000-000000000001",
-    "nonce": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    "nonce": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08\
+              8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a",
     "ranges": [{"ram_addr": 1048576, "size_bytes": 65536}]
 }))]
 pub struct ExportBody {
     /// Id of the import, as `POST …/imports` of the importing mirror gave it.
     pub import: Uuid,
-    /// The nonce that the import answered with.
-    #[schema(pattern = "^[0-9a-f]{64}$")]
+    /// The nonce that the import answered with: 128 hexadecimal digits.
     pub nonce: String,
     /// Which RAM to seal: separate ranges of at most 1 MiB together. An empty list only ends the session.
     #[schema(max_items = 256)]
@@ -62,7 +63,7 @@ impl Decode for ExportBody {
     fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
         let mut f = Fields::open(node, errors)?;
         let import = f.required("import");
-        let nonce: Option<Hex<32>> = f.required("nonce");
+        let nonce: Option<Hex<GREETING_BYTES>> = f.required("nonce");
         let ranges: Option<Vec<RamRange>> = f.required("ranges");
         let last = f.or("last", true);
         f.done()?;
@@ -74,7 +75,7 @@ impl From<ExportBody> for ExportSpec {
     fn from(body: ExportBody) -> Self {
         Self {
             import: body.import,
-            nonce: unhex(&body.nonce).unwrap_or([0; 32]),
+            importer: unhex(&body.nonce).map_or_else(Greeting::default, |b| Greeting::decode(&b)),
             ranges: body.ranges.iter().map(|r| (r.ram_addr, r.size_bytes)).collect(),
             last: body.last,
         }
@@ -92,11 +93,10 @@ pub struct BatchBody {
     /// Number of the batch within its import, from 1.
     #[schema(minimum = 1, maximum = 4294967295u64)]
     pub epoch: u32,
-    /// The exporting helper's nonce.
-    #[schema(
-        pattern = "^[0-9a-f]{64}$",
-        example = "60303ae22b998861bce3b28f33eec1be758a213c86c93c076dbe9f558c11c752"
-    )]
+    /// The exporting helper's nonce and its ephemeral public key: 128 hexadecimal digits, to be handed on as
+    /// they are.
+    #[schema(example = "60303ae22b998861bce3b28f33eec1be758a213c86c93c076dbe9f558c11c752\
+                   de9edb7d7b7dc1b4d35b61c2ece435373f8343c85b78674dadfc7e146f882b4f")]
     pub nonce: String,
     /// Which addresses its records use: `ram_addr` or `gpa`, by the exporting mirror's strategy.
     pub addressing: AddressingBody,
@@ -143,7 +143,7 @@ impl From<SealedBatch> for BatchBody {
         Self {
             import: batch.import,
             epoch: batch.epoch,
-            nonce: hex(&batch.nonce),
+            nonce: hex(&batch.exporter.encode()),
             addressing: match batch.addressing {
                 Addressing::RamAddr => AddressingBody::RamAddr,
                 Addressing::Gpa => AddressingBody::Gpa,
@@ -166,7 +166,7 @@ impl Decode for Batch {
         let mut f = Fields::open(node, errors)?;
         let import = f.required("import");
         let epoch = f.int("epoch", 1..=u64::from(u32::MAX));
-        let nonce: Option<Hex<32>> = f.required("nonce");
+        let nonce: Option<Hex<GREETING_BYTES>> = f.required("nonce");
         let addressing = f.required("addressing");
         let pages = f.int("pages", bounds::BATCH_PAGES);
         let records: Option<Base64> = f.required("records");
@@ -183,7 +183,7 @@ impl Decode for Batch {
         Some(Self(SealedBatch {
             import: import?,
             epoch: epoch?,
-            nonce: nonce?.0,
+            exporter: Greeting::decode(&nonce?.0),
             addressing: match addressing? {
                 AddressingBody::RamAddr => Addressing::RamAddr,
                 AddressingBody::Gpa => Addressing::Gpa,
@@ -206,7 +206,7 @@ impl Decode for Batch {
     reason = "documents a union that `ImportRequest` decodes; none is ever made"
 )]
 pub enum ImportBody {
-    /// Opens an import: the helper draws a nonce for the exporter.
+    /// Opens an import: the helper draws a nonce and an ephemeral key for the exporter.
     #[schema(title = "ImportOpen")]
     Open {},
     /// Opens a sealed batch and writes its pages.
@@ -257,8 +257,8 @@ pub struct MirrorImport {
     /// `open` (no batch has arrived yet), `receiving`, or `closed`. A closed import takes no more batches.
     #[schema(example = "open")]
     pub state: &'static str,
-    /// The importing helper's nonce, to be given to exporters. Null once batches have arrived.
-    #[schema(pattern = "^[0-9a-f]{64}$")]
+    /// The importing helper's nonce and its ephemeral public key, to be given to exporters as they are: 128
+    /// hexadecimal digits. Null once batches have arrived.
     pub nonce: Option<String>,
     /// What became of the pages of this batch, as runs by RAM address.
     pub pages: Vec<ImportedRange>,
@@ -289,7 +289,7 @@ impl From<ImportReport> for MirrorImport {
         Self {
             import: report.import,
             state: report.state,
-            nonce: report.nonce.map(|n| hex(&n)),
+            nonce: report.importer.map(|greeting| hex(&greeting.encode())),
             pages: report.written.into_iter().map(run).collect(),
             preview: None,
         }

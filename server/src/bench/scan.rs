@@ -9,7 +9,7 @@ use mirrorvm::address_space::{BlockSpec, GuestLayout, HelperPlacement, LayoutErr
 use mirrorvm::hypervisor::kvm::KvmHost;
 use mirrorvm::memory::{Backing, GuestRam};
 use mirrorvm::mirror::{HelperImage, Mirror};
-use mirrorvm_abi::op::{Begin, SCAN_MAX, Scan};
+use mirrorvm_abi::op::{Begin, Greeting, SCAN_MAX, Scan};
 
 use super::seal::export;
 use super::setting::{fill, mirror};
@@ -83,7 +83,7 @@ fn begin(source: &mut Mirror) -> Result<(), BenchError> {
         suite: mirrorvm_abi::record::Suite::Aes256Gcm,
         streams: 1,
         session: [1; 16],
-        peer_nonce: [3; 32],
+        peer: Greeting { nonce: [3; 32], public_key: [3; 32] },
         transcript: [2; 32],
     })?)
 }

@@ -83,11 +83,11 @@ fn begin(source: &mut Mirror, destination: &mut Mirror) -> Result<(), BenchError
         suite: mirrorvm_abi::record::Suite::Aes256Gcm,
         streams: 1,
         session: [1; 16],
-        peer_nonce: d,
+        peer: d,
         transcript: [2; 32],
     };
     source.begin(&base)?;
-    destination.begin(&Begin { source: false, fresh: true, peer_nonce: s, ..base })?;
+    destination.begin(&Begin { source: false, fresh: true, peer: s, ..base })?;
     Ok(())
 }
 

@@ -35,7 +35,7 @@ fn hello(link: &mut Link) -> Hello {
 }
 
 fn agree(link: &mut Link, protocol: u32) {
-    let ack = HelloAck { protocol, host: "fake".into() };
+    let ack = HelloAck { protocol, protocol_versions: Some(vec![protocol]), host: "fake".into() };
     wire::send(link, kind::HELLO_ACK, &ack).unwrap();
 }
 

@@ -383,8 +383,8 @@ fn records_and_tokens_of_another_session_are_refused() {
     }
     let mut stranger = Side::new(1, &setup.allowed, setup.seeds.1);
     stranger.machine.secret.set(Some([1; 32]));
-    assert_eq!(stranger.hello(), pair.nonces.1);
-    let begin = Begin { source: false, peer_nonce: pair.nonces.0, ..pair.begin };
+    assert_eq!(stranger.hello(), pair.greetings.1);
+    let begin = Begin { source: false, peer: pair.greetings.0, ..pair.begin };
     stranger.control(Op::Begin, &begin.encode()).unwrap();
     assert_eq!(stranger.import(0, 1, &record), Err((Status::Unsealed, 0)), "another guest's helper");
     // A second destination that is offered the same session has another nonce, and opens nothing.

@@ -25,7 +25,7 @@ use mirrorvm_abi::{
         BATCH_MAX, CQ_HEAD, Completion, Doorbell, Fatal, PAYLOAD_BYTES, RING_ENTRIES, SQ_TAIL, Submission,
         WANT_AT, WANT_COMPLETION, slot_at,
     },
-    op::{BEGIN_BYTES, Begin, Op, START_BYTES, Status},
+    op::{BEGIN_BYTES, Begin, Greeting, Op, START_BYTES, Status},
     record::{
         Direction, Front, HEADER_BYTES, Header, Kind, LISTED_BYTES, Listed, Suite, TAG_BYTES, TOKEN_BYTES,
         Token, front_bytes, group_bytes,
@@ -70,7 +70,7 @@ fn flipped(record: &[u8], bit: usize) -> Record {
 }
 
 /// A run with everything in it: streams, epochs, sessions by one helper and by several, refusals, and all of
-/// it with the same session id, transcript and secret, so that only the nonces keep sessions apart.
+/// it with the same session id, transcript and secret, so that only the greetings keep sessions apart.
 struct Run {
     /// Everything that was sealed, with the secret of its stream.
     sealed: Vec<([u8; 32], Record)>,

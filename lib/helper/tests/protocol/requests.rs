@@ -38,7 +38,7 @@ fn pages_outside_the_allow_list_do_not_leave() {
     assert_eq!(pair.source.export(0, 1, &(2..9).collect::<Vec<_>>()), Err((Status::PageRefused, 6)));
     assert_eq!(pair.source.export(0, 1, &(64..131).collect::<Vec<_>>()), Err((Status::PageRefused, 66)));
     assert!(pair.source.machine.pages_read.borrow().is_empty(), "not one byte was read");
-    assert_eq!(pair.source.machine.published.borrow().len(), published_by_requests(&pair.source));
+    assert_eq!(pair.source.machine.published.borrow().len(), published_by_requests(&pair));
     // No refused batch left a claim behind: everything that is allowed leaves in this epoch still.
     let all = setup.allowed.pages();
     let records = pair.source.export(0, 1, &all).unwrap();
@@ -46,11 +46,11 @@ fn pages_outside_the_allow_list_do_not_leave() {
     pair.assert_equal_ram(&setup.allowed);
 }
 
-/// Writes that are completions, not payload: all there may be when nothing was exported; the two before are
-/// the nonce and `Begin`'s answer.
-fn published_by_requests(side: &Side) -> usize {
-    let published = side.machine.published.borrow();
-    assert_eq!(published[0].len(), 32, "the nonce");
+/// Writes that are completions, not payload: all there may be when nothing was exported; before them is what
+/// the helper greeted with.
+fn published_by_requests(pair: &Pair) -> usize {
+    let published = pair.source.machine.published.borrow();
+    assert_eq!(published[0], pair.greetings.0.encode(), "the greeting");
     1 + published[1..].iter().filter(|w| w.len() == mirrorvm_abi::mailbox::ENTRY_BYTES).count()
 }
 

@@ -20,7 +20,9 @@ enum Act {
     Pause,
     Start,
     Cancel,
-    /// A new session, which tells the helper that everything is as it was in the last one.
+    /// What the next session needs.
+    Hello,
+    /// That session, which tells the helper that everything is as it was in the last one.
     Begin,
     Copy,
     /// Everything that the machine remembers goes back to an earlier copy.
@@ -46,7 +48,8 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
         1 => Just(Act::Pause),
         1 => Just(Act::Start),
         1 => Just(Act::Cancel),
-        1 => Just(Act::Begin),
+        1 => Just(Act::Hello),
+        2 => Just(Act::Begin),
         2 => Just(Act::Copy),
         4 => any::<usize>().prop_map(Act::PutBack),
     ];
@@ -81,7 +84,8 @@ impl Ledger {
 struct Then {
     copied: Copied,
     begin: Begin,
-    nonces: ([u8; 32], [u8; 32]),
+    greetings: (Greeting, Greeting),
+    greeted: Option<Greeting>,
     /// What the processor keeps to itself, where it does not.
     counter: Option<u64>,
     epoch: u32,
@@ -94,12 +98,15 @@ struct Attack {
     source: Source,
     copies: Vec<Then>,
     epoch: u32,
+    /// By the source, and not begun with.
+    greeted: Option<Greeting>,
 }
 
 impl Attack {
     fn new(source: Source) -> Self {
         let setup = Setup { workers: 2, scanning: true, ..Setup::default() };
-        Self { pair: Pair::new(&setup), ledger: Ledger::default(), source, copies: Vec::new(), epoch: 1 }
+        let (pair, ledger) = (Pair::new(&setup), Ledger::default());
+        Self { pair, ledger, source, copies: Vec::new(), epoch: 1, greeted: None }
     }
 
     fn secret(&self, stream: u16) -> [u8; 32] {
@@ -135,27 +142,36 @@ impl Attack {
                 }
             }
             Act::Cancel => _ = self.pair.source.control(Op::Cancel, &[]),
+            Act::Hello => {
+                if let Ok(greeting) = self.pair.source.control(Op::Hello, &[]) {
+                    self.greeted = Some(Greeting::decode(greeting.as_slice().try_into().unwrap()));
+                }
+            }
             Act::Begin => {
-                if let Ok(nonce) = self.pair.source.control(Op::Hello, &[]) {
-                    self.pair.nonces.0 = nonce.try_into().unwrap();
-                    self.pair.source.control(Op::Begin, &self.pair.begin.encode()).unwrap();
-                    self.epoch = 1;
+                let begun = self.pair.source.control(Op::Begin, &self.pair.begin.encode());
+                // Without a greeting, or in a session, it is refused; and none is good for two.
+                assert_eq!(begun.is_ok(), self.greeted.is_some(), "{begun:?}");
+                if let Some(greeting) = self.greeted.take() {
+                    (self.pair.greetings.0, self.epoch) = (greeting, 1);
                 }
             }
             Act::Copy => {
                 let counter = self.pair.source.machine.random.borrow().0;
                 let counter = (self.source == Source::Counter).then_some(counter);
                 let copied = self.pair.source.copy();
-                let (begin, nonces, epoch) = (self.pair.begin, self.pair.nonces, self.epoch);
-                self.copies.push(Then { copied, begin, nonces, counter, epoch });
+                let (begin, greetings, epoch) = (self.pair.begin, self.pair.greetings, self.epoch);
+                let greeted = self.greeted;
+                self.copies.push(Then { copied, begin, greetings, greeted, counter, epoch });
             }
             Act::PutBack(which) => {
                 if self.copies.is_empty() {
                     return;
                 }
-                let Then { copied, begin, nonces, counter, epoch } = &self.copies[which % self.copies.len()];
+                let Then { copied, begin, greetings, greeted, counter, epoch } =
+                    &self.copies[which % self.copies.len()];
                 self.pair.source.put_back(copied);
-                (self.pair.begin, self.pair.nonces, self.epoch) = (*begin, *nonces, *epoch);
+                (self.pair.begin, self.pair.greetings, self.epoch) = (*begin, *greetings, *epoch);
+                self.greeted = *greeted;
                 if let Some(counter) = counter {
                     *self.pair.source.machine.random.borrow_mut() = Rng(*counter);
                 }
@@ -210,6 +226,38 @@ fn the_ledger_finds_a_counter_in_the_place_of_randomness() {
     assert_eq!(other.count(), 1, "the page that was written in between");
 }
 
+/// A host that puts back what was there between Hello and Begin has the helper begin twice with one ephemeral
+/// key.
+#[test]
+fn a_greeting_that_was_put_back_gives_no_key_twice() {
+    let mut attack = Attack::new(Source::Processor);
+    let mut secrets = Vec::new();
+    for act in [Act::Cancel, Act::Hello, Act::Copy] {
+        attack.act(&act);
+    }
+    // With the same peer it is the same session, of which no group has the key of another's.
+    for content in [1, 2] {
+        attack.act(&Act::PutBack(0));
+        attack.act(&Act::Begin);
+        attack.act(&Act::Write { page: 3, content });
+        attack.act(&Act::Export { stream: 0, pages: vec![3] });
+        attack.act(&Act::EndEpoch);
+        secrets.push(attack.secret(0));
+    }
+    assert_eq!(secrets[0], secrets[1], "the key was the same");
+    assert_eq!((attack.ledger.seals.len(), &attack.ledger.again), (4, &Vec::new()));
+    // Another peer is another session.
+    attack.act(&Act::PutBack(0));
+    let group = attack.pair.source.export(0, 1, &[3]);
+    assert_eq!(group, Err((Status::WrongState, 0)), "none has begun");
+    let other = Side::new(2, &Setup::default().allowed, 99).hello();
+    (attack.pair.begin.peer, attack.pair.greetings.1) = (other, other);
+    attack.act(&Act::Begin);
+    assert!(!secrets.contains(&attack.secret(0)));
+    attack.act(&Act::Export { stream: 0, pages: vec![3] });
+    assert_eq!((attack.ledger.seals.len(), attack.ledger.again), (5, Vec::new()));
+}
+
 #[test]
 fn two_helpers_of_one_image_share_no_key() {
     let setup = Setup::default();
@@ -218,8 +266,8 @@ fn two_helpers_of_one_image_share_no_key() {
     // From the start, with all that a host can make the same.
     let mut first = Pair::new(&setup);
     let mut second = Pair::new(&Setup { seeds: (3, 2), ..setup.clone() });
-    assert_eq!((first.begin, first.nonces.1), (second.begin, second.nonces.1));
-    assert_ne!(first.nonces.0, second.nonces.0, "their nonces are their processors'");
+    assert_eq!((first.begin, first.greetings.1), (second.begin, second.greetings.1));
+    assert_ne!(first.greetings.0, second.greetings.0, "their nonces are their processors'");
     for pair in [&mut first, &mut second] {
         let group = pair.source.export(0, 1, &[0, 1]).unwrap();
         ledger.note(&reader::secret(pair, &SECRET, id), &group);

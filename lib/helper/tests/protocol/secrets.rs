@@ -15,10 +15,10 @@ fn long_run(elide_zero: bool) -> Run {
             let fresh = Side::new(3, &allowed, 1000 + round * 10 + part);
             let used = std::mem::replace(&mut pair.destination, fresh);
             run.published.append(&mut used.machine.published.borrow_mut());
-            pair.nonces = (pair.source.hello(), pair.destination.hello());
-            pair.begin.peer_nonce = pair.nonces.1;
+            pair.greetings = (pair.source.hello(), pair.destination.hello());
+            pair.begin.peer = pair.greetings.1;
             pair.source.control(Op::Begin, &pair.begin.encode()).unwrap();
-            let theirs = Begin { source: false, peer_nonce: pair.nonces.0, ..pair.begin };
+            let theirs = Begin { source: false, peer: pair.greetings.0, ..pair.begin };
             pair.destination.control(Op::Begin, &theirs.encode()).unwrap();
         }
         run.published.append(&mut pair.source.machine.published.borrow_mut());
@@ -75,6 +75,100 @@ fn an_independent_reader_opens_what_was_sealed() {
         let token = Token::decode(body.first_chunk().unwrap());
         assert_eq!((token.records, token.pages, token.state), (4, 4, [0; 32]));
         assert_ne!(token.exported, [0; 32]);
+    }
+}
+
+#[test]
+fn the_guests_secret_and_all_that_crossed_do_not_give_the_keys() {
+    let mut pair = Pair::new(&Setup::default());
+    let group = pair.source.export(0, 1, &[3]).unwrap();
+    let page = pair.source.machine.ram.borrow()[3];
+    let id = reader::KeyId { direction: Direction::Forward as u8, stream: 0 };
+    let open = |input: &[u8]| reader::open(&reader::secret_from(&pair, input, id), &group);
+    let shared = reader::shared(&pair);
+    assert_eq!(open(&[SECRET, shared].concat()), Some(vec![page.to_vec()]), "both give the key");
+    // Whoever learns the secret afterwards has it and the greetings; whoever took part in a session of other
+    // ends has an agreement, and not the secret.
+    let (ours, theirs) = (pair.greetings.0.public_key, pair.greetings.1.public_key);
+    let product = |a, b| x25519_dalek::x25519(a, b);
+    for input in [
+        SECRET.to_vec(),
+        [SECRET, [0; 32]].concat(),
+        [SECRET, ours].concat(),
+        [SECRET, theirs].concat(),
+        [SECRET, product(SECRET, ours)].concat(),
+        [SECRET, product(SECRET, theirs)].concat(),
+        [SECRET, product(ours, theirs)].concat(),
+        [SECRET, product(theirs, ours)].concat(),
+        shared.to_vec(),
+        [[0; 32], shared].concat(),
+    ] {
+        assert_eq!(open(&input), None, "{input:x?}");
+    }
+}
+
+#[test]
+fn a_helper_that_has_begun_does_not_begin_again_with_the_same_key() {
+    let setup = Setup::default();
+    let mut pair = Pair::new(&setup);
+    pair.source.control(Op::Cancel, &[]).unwrap();
+    assert_eq!(pair.source.control(Op::Begin, &pair.begin.encode()), Err(Status::WrongState));
+    let next = pair.source.hello();
+    assert_ne!(next.public_key, pair.greetings.0.public_key);
+    assert_ne!(next.nonce, pair.greetings.0.nonce);
+}
+
+#[test]
+fn a_peers_key_that_anybody_can_agree_with_is_refused_and_spends_the_greeting() {
+    let begin = Pair::new(&Setup::default()).begin;
+    for source in [true, false] {
+        for first in [0, 1] {
+            let mut side = Side::new(1, &Setup::default().allowed, 5);
+            side.hello();
+            let mut public_key = [0; 32];
+            public_key[0] = first;
+            let peer = Greeting { public_key, ..begin.peer };
+            let bad = Begin { source, peer, ..begin };
+            assert_eq!(side.control(Op::Begin, &bad.encode()), Err(Status::KeyRefused));
+            assert_eq!(side.export(0, 1, &[0]), Err((Status::WrongState, 0)), "no session");
+            let good = Begin { source, ..begin };
+            assert_eq!(side.control(Op::Begin, &good.encode()), Err(Status::WrongState), "the key is spent");
+            side.hello();
+            side.control(Op::Begin, &good.encode()).unwrap();
+        }
+    }
+}
+
+#[test]
+fn ends_that_greeted_or_agreed_otherwise_open_nothing() {
+    let setup = Setup::default();
+    type Change = fn(&mut Begin);
+    let changes: [(&str, Change); 6] = [
+        ("session", |b| b.session[15] ^= 1),
+        ("transcript", |b| b.transcript[0] ^= 1),
+        ("nonce", |b| b.peer.nonce[31] ^= 1),
+        ("public key", |b| b.peer.public_key[0] ^= 1),
+        ("the bit of it that X25519 does not look at", |b| b.peer.public_key[31] ^= 0x80),
+        ("role", |b| b.source = true),
+    ];
+    for (what, change) in changes {
+        let mut pair = Pair::new(&setup);
+        let record = pair.source.export(0, 1, &[0]).unwrap();
+        let token = pair.source.token(Op::EndEpoch, &[]);
+        let mut other = Side::new(1, &setup.allowed, setup.seeds.1);
+        assert_eq!(other.hello(), pair.greetings.1, "the same helper in every bit");
+        let mut begin = Begin { source: false, peer: pair.greetings.0, ..pair.begin };
+        change(&mut begin);
+        other.control(Op::Begin, &begin.encode()).unwrap();
+        if begin.source {
+            // Two sources do not open each other's, and their records differ.
+            *other.machine.ram.borrow_mut() = pair.source.machine.ram.borrow().clone();
+            assert_ne!(other.export(0, 1, &[0]).unwrap(), record, "{what}");
+            continue;
+        }
+        assert_eq!(other.import(0, 1, &record), Err((Status::Unsealed, 0)), "{what}");
+        assert!(other.machine.pages_written.borrow().is_empty(), "{what}");
+        assert!(other.control(Op::EpochToken, &token).is_err(), "{what}");
     }
 }
 
@@ -148,7 +242,7 @@ fn random_bytes_as_requests_never_panic_and_never_write_ram() {
             op: 1 + (rng.next() % 15) as u32,
             slot: (rng.next() % 2) as u32,
             count: (rng.next() % 3) as u32,
-            len: [0, 32, 72, 88, 160, 4168][rng.below(6)],
+            len: [0, 32, 72, 120, 160, 4168][rng.below(6)],
             epoch: (rng.next() % 3) as u32,
             id: 0,
         };

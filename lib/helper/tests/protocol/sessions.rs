@@ -13,29 +13,35 @@ fn begin_is_refused_unless_everything_is_right() {
         suite: mirrorvm_abi::record::Suite::Aes256Gcm,
         streams: 2,
         session: [1; 16],
-        peer_nonce: [2; 32],
+        peer: Greeting { nonce: [2; 32], public_key: [2; 32] },
         transcript: [3; 32],
     };
     let new = || Side::new(setup.workers, &setup.allowed, 5);
     let mut side = new();
     assert_eq!(side.control(Op::Begin, &good.encode()), Err(Status::WrongState), "without Hello");
-    side.hello();
+    // Each refusal spends what was drawn, and opens nothing.
+    let refused = |side: &mut Side, raw: &[u8], why: Status, what: &str| {
+        side.hello();
+        assert_eq!(side.control(Op::Begin, raw), Err(why), "{what}");
+        let again = side.control(Op::Begin, &good.encode());
+        assert_eq!(again, Err(Status::WrongState), "the key of what was refused: {what}");
+        assert_eq!(side.export(0, 1, &[0]), Err((Status::WrongState, 0)), "{what}");
+    };
     for streams in [0, 3, 16, 17, 0x100, u16::MAX] {
         let bad = Begin { streams, ..good };
-        assert_eq!(side.control(Op::Begin, &bad.encode()), Err(Status::BadRequest), "{streams} streams");
+        refused(&mut side, &bad.encode(), Status::BadRequest, &format!("{streams} streams"));
     }
     for (byte, bits) in [(2, 0x10), (2, 0x80), (3, 2), (3, 0x80), (4, 1), (5, 1), (6, 1), (7, 0x80)] {
         let mut raw = good.encode();
         raw[byte] |= bits;
-        assert_eq!(side.control(Op::Begin, &raw), Err(Status::BadRequest), "reserved bits of byte {byte}");
+        refused(&mut side, &raw, Status::BadRequest, &format!("reserved bits of byte {byte}"));
     }
     for len in [0, 1, BEGIN_BYTES - 1, BEGIN_BYTES + 1, PAYLOAD_BYTES] {
         let mut raw = good.encode().to_vec();
         raw.resize(len, 0);
-        assert_eq!(side.control(Op::Begin, &raw), Err(Status::BadRequest), "{len} bytes");
+        refused(&mut side, &raw, Status::BadRequest, &format!("{len} bytes"));
     }
-    // None of the refusals spent the nonce or opened anything.
-    assert_eq!(side.export(0, 1, &[0]), Err((Status::WrongState, 0)));
+    side.hello();
     side.control(Op::Begin, &good.encode()).unwrap();
     assert_eq!(side.control(Op::Begin, &good.encode()), Err(Status::WrongState), "twice");
     let other_role = Begin { source: false, ..good };
@@ -56,13 +62,16 @@ fn begin_is_refused_unless_everything_is_right() {
     assert_eq!(side.control(Op::Begin, &good.encode()), Err(Status::NoSecret));
     assert_eq!(side.export(0, 1, &[0]), Err((Status::WrongState, 0)));
     side.machine.secret.set(Some(SECRET));
-    side.control(Op::Begin, &good.encode()).expect("the nonce was not spent");
+    assert_eq!(side.control(Op::Begin, &good.encode()), Err(Status::WrongState), "the key is spent");
+    side.hello();
+    side.control(Op::Begin, &good.encode()).unwrap();
 
     let mut side = new();
     side.machine.entropy.set(false);
     assert_eq!(side.control(Op::Hello, &[]), Err(Status::NoEntropy));
-    let nonce_sized = |w: &Vec<u8>| w.len() == 32;
-    assert!(!side.machine.published.borrow().iter().any(nonce_sized), "no nonce without entropy");
+    let drawn = side.machine.drawn.borrow()[..32].to_vec();
+    let told = |w: &Vec<u8>| windows(&drawn).any(|d| windows(w).any(|w| w == d));
+    assert!(!side.machine.published.borrow().iter().any(told), "no nonce without entropy");
     assert_eq!(side.control(Op::Begin, &good.encode()), Err(Status::WrongState));
 
     // One stream of two: the other worker has none.
@@ -84,7 +93,7 @@ fn a_policy_that_forbids_it_ends_the_matter_before_any_key() {
         suite: mirrorvm_abi::record::Suite::Aes256Gcm,
         streams: 1,
         session: [1; 16],
-        peer_nonce: [2; 32],
+        peer: Greeting { nonce: [2; 32], public_key: [2; 32] },
         transcript: [3; 32],
     };
     let begin = |guard: (u32, u32), begin: Begin| {
@@ -139,9 +148,9 @@ fn a_guest_that_was_committed_may_leave_again_and_nobody_else_arrives() {
     pair.destination.import(0, 1, &records).unwrap();
     pair.hand_over();
     pair.destination.token(Op::Commit, &[]);
-    let other = pair.destination.hello();
     for source in [false, true] {
-        let begin = Begin { source, fresh: false, session: [9; 16], peer_nonce: other, ..pair.begin };
+        let other = pair.destination.hello();
+        let begin = Begin { source, fresh: false, session: [9; 16], peer: other, ..pair.begin };
         let expected = if source { Ok(()) } else { Err(Status::WrongState) };
         assert_eq!(pair.destination.control(Op::Begin, &begin.encode()).map(|_| ()), expected, "{source}");
     }

@@ -1,7 +1,7 @@
 //! The helper on a machine of plain vectors, and the host's side of its rings.
 //!
 //! Everything is deterministic: "random" bytes come from a seed, so that a destination can be built twice
-//! with the same nonce and be fed the same recorded stream.
+//! with the same nonce and keys and be fed the same recorded stream.
 #![allow(dead_code, reason = "each test program uses a part")]
 
 pub mod reader;
@@ -18,7 +18,7 @@ use mirrorvm_abi::{
         CQ_AT, CQ_HEAD, Completion, Doorbell, ENTRY_BYTES, PAYLOAD_AT, SQ_AT, SQ_TAIL, Submission, entry_at,
         slot_at, worker_stride,
     },
-    op::{Begin, Op, START_BYTES, Scan, Start, Status},
+    op::{Begin, Greeting, Op, START_BYTES, Scan, Start, Status},
     record::{Front, HEADER_BYTES, Suite, TAG_BYTES, TOKEN_BYTES},
 };
 use mirrorvm_helper::{Cursors, Digests, Env, MemoryCopy, PageMaps, Region, Scratch, Shared, Step, Worker};
@@ -73,6 +73,8 @@ pub struct Machine {
     pub random: RefCell<Rng>,
     /// What the source gives for every word, and calls random.
     pub stuck: RefCell<Option<u64>>,
+    /// Everything that was drawn.
+    pub drawn: RefCell<Vec<u8>>,
     /// Mailbox spans that were copied out, by worker.
     pub fetched: RefCell<Vec<(usize, Span<usize>)>>,
     /// Everything that was written into mailboxes.
@@ -140,6 +142,7 @@ impl Env for Soft {
         let mut rng = self.machine.random.borrow_mut();
         let stuck = *self.machine.stuck.borrow();
         words.iter_mut().for_each(|word| *word = stuck.unwrap_or_else(|| rng.next()));
+        words.iter().for_each(|word| self.machine.drawn.borrow_mut().extend(word.to_le_bytes()));
         self.machine.entropy.get()
     }
 
@@ -248,6 +251,7 @@ impl Side {
             entropy: Cell::new(true),
             random: RefCell::new(Rng(seed)),
             stuck: RefCell::default(),
+            drawn: RefCell::default(),
             fetched: RefCell::default(),
             published: RefCell::default(),
             pages_read: RefCell::default(),
@@ -430,8 +434,8 @@ impl Side {
         self.call(worker, Submission { op: Op::Import as u32, count, len, epoch, slot: 0, id: 0 }, payload)
     }
 
-    pub fn hello(&mut self) -> [u8; 32] {
-        self.control(Op::Hello, &[]).unwrap().try_into().unwrap()
+    pub fn hello(&mut self) -> Greeting {
+        Greeting::decode(self.control(Op::Hello, &[]).unwrap().as_slice().try_into().unwrap())
     }
 
     pub fn token(&mut self, op: Op, input: &[u8]) -> Vec<u8> {
@@ -496,7 +500,8 @@ pub struct Pair {
     pub source: Side,
     pub destination: Side,
     pub begin: Begin,
-    pub nonces: ([u8; 32], [u8; 32]),
+    /// What the helpers greeted each other with, the source's first.
+    pub greetings: (Greeting, Greeting),
 }
 
 #[derive(Clone, Debug)]
@@ -537,7 +542,7 @@ impl Pair {
         let mut rng = Rng(setup.seeds.0 ^ 0xffff);
         source.machine.ram.borrow_mut().iter_mut().for_each(|p| *p = rng.page());
         let mut destination = Side::new(setup.workers, &setup.allowed, setup.seeds.1);
-        let nonces = (source.hello(), destination.hello());
+        let greetings = (source.hello(), destination.hello());
         let begin = Begin {
             source: true,
             elide_zero: setup.elide_zero,
@@ -546,25 +551,25 @@ impl Pair {
             suite: setup.suite,
             streams: setup.workers as u16,
             session: setup.session,
-            peer_nonce: nonces.1,
+            peer: greetings.1,
             transcript: setup.transcript,
         };
         source.control(Op::Begin, &begin.encode()).unwrap();
-        let mut pair = Self { source, destination, begin, nonces };
+        let mut pair = Self { source, destination, begin, greetings };
         let theirs = pair.destination_begin(setup.fresh);
         pair.destination.control(Op::Begin, &theirs.encode()).unwrap();
         pair
     }
 
     fn destination_begin(&self, fresh: bool) -> Begin {
-        Begin { source: false, peer_nonce: self.nonces.0, fresh, ..self.begin }
+        Begin { source: false, peer: self.greetings.0, fresh, ..self.begin }
     }
 
     /// A new destination that is the same in every bit: same nonce, same session. What was recorded for the
     /// first opens there.
     pub fn twin(&self, setup: &Setup) -> Side {
         let mut twin = Side::new(setup.workers, &setup.allowed, setup.seeds.1);
-        assert_eq!(twin.hello(), self.nonces.1);
+        assert_eq!(twin.hello(), self.greetings.1);
         twin.control(Op::Begin, &self.destination_begin(setup.fresh).encode()).unwrap();
         twin
     }

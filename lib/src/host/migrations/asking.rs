@@ -107,6 +107,7 @@ fn question(inner: &Inner, looked: &Looked, spec: &MigrationSpec) -> Option<Prep
         mask: Secret::filled(|_| {}),
         helper_measurement: image.measurement(),
         nonce: [0; 32],
+        public_key: [0; 32],
         secret: Secret::filled(|_| {}),
         readiness: readiness(inner, guest, record),
         paused: record.state == GuestState::Paused,

@@ -41,7 +41,7 @@ use crate::transport::{Link, LogBudget, PeerIdentity};
 pub(in crate::host) fn serve(inner: &Arc<Inner>, mut link: Link) {
     let identity = *link.peer();
     let Some(peer) = peer_name(inner, &identity) else { return };
-    let (hello, protocol) = match accept_hello(&mut link, &inner.name) {
+    let (purpose, agreed) = match accept_hello(&mut link, &inner.identity, &inner.name) {
         Ok(agreed) => agreed,
         Err(fault) => {
             static SAID: LogBudget = LogBudget::new();
@@ -53,12 +53,12 @@ pub(in crate::host) fn serve(inner: &Arc<Inner>, mut link: Link) {
         }
     };
     // Not by such a question: two hosts that have both to ask would never rest.
-    if !matches!(hello.purpose, Purpose::Find { .. }) {
+    if !matches!(purpose, Purpose::Find { .. }) {
         inner.peer_heard.notify_one();
     }
-    match hello.purpose {
+    match purpose {
         Purpose::Migrate {} => {
-            serve_import(Spoken { link, protocol }, &peer, &Destination::new(inner, identity));
+            serve_import(Spoken { link, agreed }, &peer, &Destination::new(inner, identity));
         }
         Purpose::Stream { session, index } => {
             // Only the peer that brought the session adds streams to it.

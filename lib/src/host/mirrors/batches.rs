@@ -13,15 +13,15 @@ use crate::addr::{PAGE_SIZE, RamAddr, RamPage};
 use crate::address_space::Addressing;
 use crate::host::guests::command::Command;
 use crate::host::{Ask, FieldError, GuestState, Host, HostError};
-use crate::mirror::{BATCH_BYTES_MAX, BATCH_PAGES_MAX, Nonce, SealedToken};
+use crate::mirror::{BATCH_BYTES_MAX, BATCH_PAGES_MAX, Greeting, SealedToken};
 
 /// What is to be sealed, and for whom.
 #[derive(Clone, Debug)]
 pub struct ExportSpec {
     /// The import that it is for, as the importing mirror named it.
     pub import: Uuid,
-    /// The importing helper's nonce.
-    pub nonce: Nonce,
+    /// What the importing helper greeted with.
+    pub importer: Greeting,
     /// First byte and bytes, whole pages, by RAM address.
     pub ranges: Vec<(u64, u64)>,
     /// Whether the session ends with this batch.
@@ -35,8 +35,8 @@ pub struct SealedBatch {
     pub import: Uuid,
     /// Which of its batches this is, from 1.
     pub epoch: u32,
-    /// The exporting helper's nonce.
-    pub nonce: Nonce,
+    /// What the exporting helper greeted with.
+    pub exporter: Greeting,
     /// What its records call pages.
     pub addressing: Addressing,
     /// How many.
@@ -54,7 +54,7 @@ pub struct SealedBatch {
 /// What is asked of an importing mirror.
 #[derive(Clone, Debug)]
 pub enum ImportStep {
-    /// Draw a nonce for a new import.
+    /// Greet for a new import.
     Open,
     /// Take a batch.
     Batch(Box<SealedBatch>),
@@ -69,8 +69,8 @@ pub struct ImportReport {
     pub import: Uuid,
     /// `open`: no batch has come; `receiving`; `closed`.
     pub state: &'static str,
-    /// The importing helper's nonce, for exporters.
-    pub nonce: Option<Nonce>,
+    /// What the importing helper greets exporters with.
+    pub importer: Option<Greeting>,
     /// RAM that the last step wrote: first byte, bytes.
     pub written: Vec<(u64, u64)>,
 }
@@ -89,9 +89,9 @@ pub struct BatchRefusal {
 /// A session beside a mirror.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::host) enum BatchSession {
-    Exporting { import: Uuid, importer: Nonce, nonce: Nonce, epoch: u32 },
-    Opened { import: Uuid, nonce: Nonce },
-    Receiving { import: Uuid, exporter: Nonce, epoch: u32 },
+    Exporting { import: Uuid, importer: Greeting, exporter: Greeting, epoch: u32 },
+    Opened { import: Uuid, importer: Greeting },
+    Receiving { import: Uuid, exporter: Greeting, epoch: u32 },
 }
 
 impl BatchSession {

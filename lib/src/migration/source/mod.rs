@@ -184,8 +184,8 @@ impl Course<'_, '_> {
     fn up_to_start(&mut self) -> Result<(Link, Vec<Stream>), MigrationFault> {
         let control = self.out.control;
         control.enter(MigrationState::Preparing);
-        let Spoken { mut link, protocol } = self.call()?;
-        let streams = match self.prepare(&mut link, protocol) {
+        let Spoken { mut link, agreed } = self.call()?;
+        let streams = match self.prepare(&mut link, &agreed) {
             Ok(streams) => streams,
             Err(fault) => return Err(reason(&mut link, fault)),
         };

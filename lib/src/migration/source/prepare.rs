@@ -1,12 +1,12 @@
 //! PREPARE and the streams: what both ends agree on before a page moves.
 
-use mirrorvm_abi::op::Begin;
+use mirrorvm_abi::op::{Begin, Greeting};
 use ring::rand::{SecureRandom, SystemRandom};
 
 use super::Course;
 use crate::guest::ProtectionLevel;
 use crate::memory::Secret;
-use crate::migration::peer::open_control;
+use crate::migration::peer::{Agreed, open_control};
 use crate::migration::pump::Stream;
 use crate::migration::records::Mask;
 use crate::migration::terms::{Suite, suite_names};
@@ -16,11 +16,15 @@ use crate::migration::{MigrationFault, MigrationMode, StreamTransport};
 use crate::transport::Link;
 
 impl Course<'_, '_> {
-    pub(super) fn prepare(&mut self, link: &mut Link, protocol: u32) -> Result<Vec<Stream>, MigrationFault> {
+    pub(super) fn prepare(
+        &mut self,
+        link: &mut Link,
+        agreed: &Agreed,
+    ) -> Result<Vec<Stream>, MigrationFault> {
         let out = self.out;
         let stall = out.control.patience();
         let watched = Some(out.control);
-        let nonce = self.mirror.hello()?;
+        let Greeting { nonce, public_key } = self.mirror.hello()?;
         let prepare = Prepare {
             session: out.id,
             guest: out.departure.guest,
@@ -34,6 +38,7 @@ impl Course<'_, '_> {
             mask: fresh_key()?,
             helper_measurement: out.helper_measurement,
             nonce,
+            public_key,
             secret: Secret::copied(self.machine.migration_secret()),
             paused: !self.was_running,
             // At level `none` the hosts can see which pages are zero anyway; at others it is nobody's
@@ -46,7 +51,7 @@ impl Course<'_, '_> {
         let message = wire::written(&prepare)?;
         link.send(kind::PREPARE, &message)?;
         let (_, payload) = wire::expect(link, &[kind::PREPARED], 64 << 10)?;
-        let transcript = transcript(protocol, &message, &payload);
+        let transcript = transcript(agreed, &message, &payload);
         drop(message);
         let prepared: Prepared = wire::parse(&payload)?;
         self.mirror.begin(&Begin {
@@ -58,8 +63,8 @@ impl Course<'_, '_> {
             suite: out.terms.suite.of_records(),
             streams: out.terms.streams,
             session: *out.id.as_bytes(),
-            peer_nonce: prepared.nonce,
             transcript,
+            peer: Greeting { nonce: prepared.nonce, public_key: prepared.public_key },
         })?;
         self.session = true;
         let mut streams = Vec::new();

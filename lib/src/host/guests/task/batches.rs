@@ -17,7 +17,7 @@ use mirrorvm_abi::op::Status;
 
 use crate::addr::RamPage;
 use crate::address_space::{Addressing, GuestLayout};
-use crate::mirror::{BatchFault, BatchTerms, LaneError, Mirror, parse_records};
+use crate::mirror::{BatchFault, BatchTerms, Greeting, LaneError, Mirror, parse_records};
 use crate::pages::PageSet;
 
 use super::Owner;
@@ -47,10 +47,10 @@ impl Owner {
             HostError::InUse { kind: ResourceKind::Mirror, user }
         };
         let running = match self.batches.get(&id) {
-            Some(BatchSession::Exporting { import, importer, nonce, epoch })
-                if *import == spec.import && *importer == spec.nonce =>
+            Some(BatchSession::Exporting { import, importer, exporter, epoch })
+                if *import == spec.import && *importer == spec.importer =>
             {
-                Some((*nonce, *epoch))
+                Some((*exporter, *epoch))
             }
             Some(other) => return Err(in_use(other)),
             None => None,
@@ -58,7 +58,7 @@ impl Owner {
         let mut batch = SealedBatch {
             import: spec.import,
             epoch: running.map_or(1, |(_, epoch)| epoch),
-            nonce: running.map_or([0; 32], |(nonce, _)| nonce),
+            exporter: running.map_or_else(Greeting::default, |(exporter, _)| exporter),
             addressing: plan.addressing,
             pages: pages.len() as u32,
             records: Vec::new(),
@@ -73,33 +73,33 @@ impl Owner {
         let missing = || HostError::missing(ResourceKind::Mirror, id.to_string());
         let mirror = self.mirrors.get_mut(&id).ok_or_else(missing)?;
         let sealed = match running {
-            Some(_) => Ok(batch.nonce),
+            Some(_) => Ok(batch.exporter),
             None => {
                 let layout = record.layout.clone();
                 let terms = Self::terms(spec.import, &record, &layout, plan.addressing);
-                mirror.begin_export(&terms, spec.nonce)
+                mirror.begin_export(&terms, spec.importer)
             }
         };
-        let sealed = sealed.and_then(|nonce| Ok((nonce, mirror.export_batch(pages, batch.epoch)?)));
-        let (nonce, (records, token)) = match sealed {
+        let sealed = sealed.and_then(|exporter| Ok((exporter, mirror.export_batch(pages, batch.epoch)?)));
+        let (exporter, (records, token)) = match sealed {
             Ok(done) => done,
             Err(e) => {
                 // A session half open is of no use to anybody.
                 let _ = mirror.cancel();
                 self.end_batches(id);
-                return Err(helper_error(e));
+                return Err(helper_error(e, NONCE));
             }
         };
-        batch.nonce = nonce;
+        batch.exporter = exporter;
         batch.records = records;
         batch.token = token;
         if spec.last {
             let ended = mirror.cancel();
             self.end_batches(id);
-            ended.map_err(helper_error)?;
+            ended.map_err(|e| helper_error(e, NONCE))?;
         } else {
-            let (import, importer, epoch) = (spec.import, spec.nonce, batch.epoch + 1);
-            self.batches.insert(id, BatchSession::Exporting { import, importer, nonce, epoch });
+            let (import, importer, epoch) = (spec.import, spec.importer, batch.epoch + 1);
+            self.batches.insert(id, BatchSession::Exporting { import, importer, exporter, epoch });
             if running.is_none() {
                 self.inner.set_mirror_state(id, MirrorState::Busy, None);
             }
@@ -150,7 +150,7 @@ impl Owner {
                         if !ask.dry_run {
                             self.renew_helper(id, &record)?;
                         }
-                        Ok(ImportReport { import, state: "closed", nonce: None, written: Vec::new() })
+                        Ok(ImportReport { import, state: "closed", importer: None, written: Vec::new() })
                     }
                     _ => Err(HostError::missing(Subject::Import, import.to_string())),
                 }
@@ -165,13 +165,14 @@ impl Owner {
         }
         let import = Uuid::now_v7();
         if ask.dry_run {
-            return Ok(ImportReport { import, state: "open", nonce: None, written: Vec::new() });
+            return Ok(ImportReport { import, state: "open", importer: None, written: Vec::new() });
         }
         let missing = || HostError::missing(ResourceKind::Mirror, id.to_string());
-        let nonce = self.mirrors.get_mut(&id).ok_or_else(missing)?.hello().map_err(helper_error)?;
-        self.batches.insert(id, BatchSession::Opened { import, nonce });
+        let mirror = self.mirrors.get_mut(&id).ok_or_else(missing)?;
+        let importer = mirror.hello().map_err(|e| helper_error(e, BATCH_NONCE))?;
+        self.batches.insert(id, BatchSession::Opened { import, importer });
         self.inner.set_mirror_state(id, MirrorState::Busy, None);
-        Ok(ImportReport { import, state: "open", nonce: Some(nonce), written: Vec::new() })
+        Ok(ImportReport { import, state: "open", importer: Some(importer), written: Vec::new() })
     }
 
     pub(super) fn import_batch(
@@ -186,7 +187,7 @@ impl Owner {
             |at: &str, code, detail: String| HostError::Invalid(vec![FieldError::new(at, code, detail)]);
         let session = self.batches.get(&id).copied().filter(|s| s.import() == batch.import);
         let (begun, epoch, open) = match session.ok_or_else(missing)? {
-            BatchSession::Opened { nonce, .. } => (None, 1, Some(nonce)),
+            BatchSession::Opened { importer, .. } => (None, 1, Some(importer)),
             BatchSession::Receiving { exporter, epoch, .. } => (Some(exporter), epoch, None),
             BatchSession::Exporting { .. } => return Err(missing()),
         };
@@ -207,19 +208,19 @@ impl Owner {
         let named: Vec<RamPage> = listed().map_while(|p| plan.ram_page(p.page)).collect();
         if ask.dry_run {
             let state = if begun.is_some() { "receiving" } else { "open" };
-            return Ok(ImportReport { import: batch.import, state, nonce: open, written: Vec::new() });
+            return Ok(ImportReport { import: batch.import, state, importer: open, written: Vec::new() });
         }
         let begin = match begun {
             Some(_) => Ok(()),
             None => {
                 let terms = Self::terms(batch.import, record, &record.layout, plan.addressing);
-                mirror.begin_import(&terms, batch.nonce).map_err(BatchFault::Lane)
+                mirror.begin_import(&terms, batch.exporter).map_err(BatchFault::Lane)
             }
         };
         let done = begin.and_then(|()| mirror.import_batch(&batch.records, &groups, epoch, &batch.token));
         let refused = match done {
             Ok(()) if !batch.last => {
-                let (import, exporter) = (batch.import, begun.unwrap_or(batch.nonce));
+                let (import, exporter) = (batch.import, begun.unwrap_or(batch.exporter));
                 let next = BatchSession::Receiving { import, exporter, epoch: epoch + 1 };
                 self.batches.insert(id, next);
                 None
@@ -234,7 +235,7 @@ impl Owner {
             }
             Err(BatchFault::Lane(e)) => {
                 self.renew_helper(id, record)?;
-                return Err(helper_error(e));
+                return Err(helper_error(e, BATCH_NONCE));
             }
         };
         let written = refused.map_or(named.len(), |(_, index)| index.min(named.len()));
@@ -242,7 +243,7 @@ impl Owner {
         match refused {
             None => {
                 let state = if batch.last { "closed" } else { "receiving" };
-                Ok(ImportReport { import: batch.import, state, nonce: None, written })
+                Ok(ImportReport { import: batch.import, state, importer: None, written })
             }
             Some((code, index)) => Err(HostError::BatchRefused(BatchRefusal { code, index, written })),
         }
@@ -281,14 +282,23 @@ impl Owner {
     }
 }
 
-/// What a helper's refusal of a control operation, or its failure, is to a caller.
-fn helper_error(e: LaneError) -> HostError {
+/// Where a request to export says what the other helper greeted with, and where one to import does.
+const NONCE: &str = "/nonce";
+const BATCH_NONCE: &str = "/batch/nonce";
+
+/// What a helper's refusal of a control operation, or its failure, is to a caller who said at `nonce` what
+/// the other helper greeted with.
+fn helper_error(e: LaneError, nonce: &str) -> HostError {
     match e {
         LaneError::Refused { status: Status::WrongState | Status::Busy, .. } => {
             HostError::WrongState { kind: Subject::Helper, current: "in a session", allowed: &["idle"] }
         }
         LaneError::Refused { status: Status::PolicyForbids, .. } => {
             HostError::PolicyForbids { why: "the guest must not leave its platform, in no part".to_owned() }
+        }
+        LaneError::Refused { status: Status::KeyRefused, .. } => {
+            let detail = "its second half is a public key that keeps nothing secret; hand on what the other mirror gave";
+            HostError::Invalid(vec![FieldError::new(nonce, "not_a_key", detail)])
         }
         LaneError::Refused { status: Status::PageRefused, index } => {
             HostError::Invalid(vec![FieldError::new(
