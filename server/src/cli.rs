@@ -23,6 +23,7 @@ use crate::demo::{self, DemoArgs};
 use crate::offline;
 use crate::open::{self, OpenArgs};
 use crate::openapi::Document;
+use crate::selftest::{self, SelftestCommand};
 use crate::serve::{self, Listen, Options, ServeError};
 
 /// Manages the guests of one host, their mirror VMs and live migrations, over a REST API.
@@ -53,6 +54,9 @@ enum Command {
     State(StateCommand),
     /// Measure what the parts that matter cost.
     Bench(BenchArgs),
+    /// Try what this host's hardware is said to do, on guests of the test's own.
+    #[command(subcommand)]
+    Selftest(SelftestCommand),
     /// Print what the daemon would go by, and where each value comes from.
     Config {
         /// As JSON.
@@ -237,6 +241,7 @@ pub(crate) fn main(daemon: &Daemon) -> ExitCode {
         Command::Identity(IdentityCommand::Accept { state_dir }) => offline::accept_identity(&state_dir),
         Command::State(command) => of_state(&command),
         Command::Bench(args) => bench::run(&args).map_err(|e| e as Box<dyn Error>),
+        Command::Selftest(command) => return selftest::main(&command),
         Command::QemuLauncher(args) => confine::serve_launcher(&args).map_err(Into::into),
         Command::Openapi { version } => print_document(daemon, version),
     };

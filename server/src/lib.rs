@@ -32,6 +32,7 @@ mod open;
 pub mod openapi;
 pub mod problem;
 pub mod routes;
+mod selftest;
 pub mod serve;
 pub mod state;
 mod stored;

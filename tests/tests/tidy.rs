@@ -387,6 +387,38 @@ fn links_between_documents_lead_somewhere() {
 }
 
 #[test]
+fn every_test_that_a_promise_names_is_there() {
+    let security = std::fs::read_to_string(top().join("SECURITY.md")).unwrap();
+    let rows: Vec<&str> =
+        security.lines().filter(|line| line.starts_with("| ") && line.contains("kept")).collect();
+    assert!(rows.len() > 20, "the table of promises");
+    let functions: BTreeSet<String> = everything()
+        .iter()
+        .flat_map(|source| {
+            source
+                .text
+                .match_indices("fn ")
+                .map(|(at, _)| source.text[at + 3..].to_owned())
+                .collect::<Vec<_>>()
+        })
+        .map(|rest| rest.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect())
+        .collect();
+    let mut missing = Vec::new();
+    for row in rows {
+        let last = row.trim_end_matches('|').rsplit('|').next().unwrap();
+        // A word of three parts or more, in code's type, is the name of a test.
+        let named: Vec<&str> =
+            last.split('`').skip(1).step_by(2).filter(|word| word.matches('_').count() > 2).collect();
+        let kept = row.split('|').nth(3).unwrap().trim_start().starts_with("kept");
+        if kept && named.is_empty() && !last.contains("`tests/run`") {
+            missing.push(format!("no test: {row}"));
+        }
+        missing.extend(named.into_iter().filter(|name| !functions.contains(*name)).map(str::to_owned));
+    }
+    assert!(missing.is_empty(), "{missing:#?}");
+}
+
+#[test]
 fn every_decision_is_in_the_list_and_says_what_would_change_it() {
     let all = documents();
     let list = &all.iter().find(|d| d.path == "docs/decisions/README.md").unwrap().text;

@@ -12,6 +12,7 @@ mod encryption;
 pub mod helper_block;
 pub mod lifecycle;
 mod migration_control;
+mod promises;
 pub mod qemu;
 
 use std::sync::Arc;
@@ -27,6 +28,7 @@ pub use drivers::{
 };
 pub use encryption::{EncryptionStatus, REPORT_PAGES_MAX, StatusError, StatusExtent};
 pub use migration_control::{CarriedReadiness, MigrationControl, Readiness, ReadinessReason};
+pub use promises::Promise;
 
 use crate::addr::Gpa;
 use crate::address_space::{LayoutError, PspVia};

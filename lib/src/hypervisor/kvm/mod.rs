@@ -41,6 +41,15 @@ impl KvmHost {
     /// # Errors
     /// [`HypervisorError::NoKvm`] or another API version.
     pub fn open() -> Result<Self, HypervisorError> {
+        // What is missing, and why, is told by `sev::kernel::probe`.
+        Self::with_sev(KernelPlatform::open().ok())
+    }
+
+    /// The same, with this security processor, or none.
+    ///
+    /// # Errors
+    /// As [`KvmHost::open`].
+    pub fn with_sev(sev: Option<KernelPlatform>) -> Result<Self, HypervisorError> {
         let kvm = Kvm::new()
             .map_err(|e| HypervisorError::NoKvm { source: std::io::Error::from_raw_os_error(e.errno()) })?;
         let version = kvm.get_api_version();
@@ -51,9 +60,7 @@ impl KvmHost {
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(HypervisorError::kernel("KVM_GET_SUPPORTED_CPUID"))?;
         kick::install_handler()?;
-        // What is missing, and why, is told by `sev::kernel::probe`.
-        let sev = KernelPlatform::open().ok().map(Arc::new);
-        Ok(Self { kvm, cpuid, sev })
+        Ok(Self { kvm, cpuid, sev: sev.map(Arc::new) })
     }
 
     /// Asks for the exits by which a guest tells of migration: KVM_HC_MAP_GPA_RANGE, and

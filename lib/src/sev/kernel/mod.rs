@@ -1,8 +1,8 @@
 //! SEV of the host's processor, through KVM and `/dev/sev`.
 //!
 //! Owns: whether SEV is there and what is missing for it (`probe`), commands with their structures and
-//! buffers (`call`), the one raw request (`ioctls`), a VM's context and the platform. Must not know: guests'
-//! meaning, strategies.
+//! buffers (`call`), the one raw request (`ioctls`), a list of what was asked (`trace`),
+//! a VM's context and the platform. Must not know: guests' meaning, strategies.
 //!
 //! None of this ever ran on hardware with SEV: there was none. Sequence, structures and the mapping of errors
 //! are tested against a recorder in the kernel's place. What today's kernel cannot do is refused with the
@@ -18,11 +18,13 @@ mod ioctls;
 mod platform;
 mod probe;
 mod source;
+mod trace;
 
 pub use context::{KernelContext, VmKind};
 pub use platform::KernelPlatform;
 pub use probe::{Missing, Support, probe};
 pub use source::KernelSource;
+pub use trace::{Issued, Trace};
 
 #[cfg(test)]
 mod tests;

@@ -11,6 +11,7 @@ use super::call::{Failure, retry};
 use super::context::{KernelContext, VmKind};
 use super::ioctls::{Ioctls, Kernel, Request};
 use super::probe::{DEVICE, Missing, probe};
+use super::trace::{Trace, Traced};
 use crate::sev::session::part;
 use crate::sev::{CERTIFICATE_BYTES, PdhCert, Platform, PlatformCerts, PlatformStatus, SevError};
 
@@ -24,8 +25,10 @@ const CONFIG_ES: u32 = 1 << 8;
 /// This host's security processor. Written by the kernel's and AMD's documents and tested against a recorder;
 /// it has never run on such hardware.
 pub struct KernelPlatform {
-    ioctls: Box<dyn Ioctls>,
+    ioctls: Arc<dyn Ioctls>,
     kernel: Option<Kernel>,
+    /// Where requests are kept, of the platform and of its contexts.
+    trace: Option<Arc<Trace>>,
 }
 
 impl std::fmt::Debug for KernelPlatform {
@@ -40,6 +43,18 @@ impl KernelPlatform {
     /// # Errors
     /// What is missing for that.
     pub fn open() -> Result<Self, Missing> {
+        Self::open_with(None)
+    }
+
+    /// The same, with every request of it and of its contexts kept in `trace`.
+    ///
+    /// # Errors
+    /// As [`KernelPlatform::open`].
+    pub fn traced(trace: Arc<Trace>) -> Result<Self, Missing> {
+        Self::open_with(Some(trace))
+    }
+
+    fn open_with(trace: Option<Arc<Trace>>) -> Result<Self, Missing> {
         probe()?;
         let device = OpenOptions::new()
             .read(true)
@@ -49,12 +64,13 @@ impl KernelPlatform {
             .map_err(|e| Missing::device(&e))?;
         let device = OwnedFd::from(device);
         let kernel = device.try_clone().map(Kernel::platform).map_err(|e| Missing::device(&e))?;
-        Ok(Self { ioctls: Box::new(Kernel::platform(device)), kernel: Some(kernel) })
+        let ioctls = Traced::of(Kernel::platform(device), trace.as_ref());
+        Ok(Self { ioctls, kernel: Some(kernel), trace })
     }
 
     #[cfg(test)]
-    pub(super) fn over(ioctls: Box<dyn Ioctls>) -> Self {
-        Self { ioctls, kernel: None }
+    pub(super) fn over(ioctls: Arc<dyn Ioctls>) -> Self {
+        Self { ioctls, kernel: None, trace: None }
     }
 
     /// The context of the VM with descriptor `vm`, made as `kind`. The descriptor is duplicated: the VM lives
@@ -65,7 +81,8 @@ impl KernelPlatform {
     pub fn context(&self, vm: impl AsFd, kind: VmKind) -> io::Result<Arc<KernelContext>> {
         let vm = vm.as_fd();
         let kernel = self.kernel.as_ref().ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))?;
-        Ok(Arc::new(KernelContext::new(Arc::new(kernel.vm(vm)?), vm.try_clone_to_owned()?, kind)))
+        let ioctls = Traced::of(kernel.vm(vm)?, self.trace.as_ref());
+        Ok(Arc::new(KernelContext::new(ioctls, vm.try_clone_to_owned()?, kind)))
     }
 
     /// Its certificate and the chain up to the processor's own key. AMD's certificates of that are not on the

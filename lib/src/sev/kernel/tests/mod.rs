@@ -7,9 +7,10 @@ use std::sync::Arc;
 use recorder::{Answer, Recorder, Seen, Shared};
 
 use super::context::{KernelContext, VmKind};
-use super::ioctls::Request;
+use super::ioctls::{Ioctls, Request};
 use super::platform::KernelPlatform;
 use super::source::KernelSource;
+use super::trace::{Trace, Traced};
 use crate::addr::PAGE_SIZE;
 use crate::memory::{Mapping, View};
 use crate::sev::copy::CopyFacts;
@@ -324,7 +325,7 @@ fn what_the_kernel_cannot_do_is_refused_with_the_reason() {
 #[test]
 fn the_platform_is_asked_by_packed_structures() {
     let recorder = Arc::new(Recorder::default());
-    let platform = KernelPlatform::over(Box::new(Shared(Arc::clone(&recorder))));
+    let platform = KernelPlatform::over(Arc::new(Shared(Arc::clone(&recorder))));
     let mut status = vec![1, 55, 2];
     status.extend(0x101u32.to_le_bytes());
     status.push(21);
@@ -344,4 +345,35 @@ fn the_platform_is_asked_by_packed_structures() {
     recorder.answer(Answer { firmware: 1, ..errno(libc::EIO) });
     assert_eq!(platform.pdh().unwrap_err().firmware(), Some(FirmwareError::InvalidPlatformState));
     assert!(platform.context(std::io::stdin(), VmKind::Default).is_err(), "a recorder has no VMs");
+}
+
+#[test]
+fn a_trace_has_what_reached_the_kernel_and_what_came_but_no_address_and_no_content() {
+    let (recorder, trace) = (Arc::new(Recorder::default()), Arc::new(Trace::default()));
+    let inner: Arc<dyn Ioctls> = Arc::new(Shared(Arc::clone(&recorder)));
+    let traced = Arc::new(Traced { inner, trace: Arc::clone(&trace) });
+    let vm = KernelContext::new(traced, std::fs::File::open("/dev/null").unwrap().into(), VmKind::Default);
+    let memory = Mapping::memfd("t", 4 * PAGE_SIZE).unwrap();
+    vm.init(false).unwrap();
+    vm.register_region(&memory, 0, PAGE_SIZE).unwrap();
+    let owner = OwnerSession { dh_cert: PdhCert(vec![7; 2084]), session: session(3) };
+    recorder.answer(Answer { put: vec![(0, words(&[42]))], ..Answer::default() });
+    assert_eq!(vm.launch_start(Policy(1), Some(&owner)).unwrap(), 42);
+    recorder.answer(Answer { write: vec![vec![9; 48]], ..Answer::default() });
+    vm.launch_measure().unwrap();
+    recorder.answer(Answer { firmware: 2, ..errno(libc::EIO) });
+    vm.launch_finish().unwrap_err();
+
+    let (seen, issued) = (recorder.seen(), trace.issued());
+    assert_eq!((seen.len(), issued.len()), (5, 5));
+    for (seen, issued) in seen.iter().zip(&issued) {
+        assert_eq!((issued.request, issued.command), (seen.request as u32, seen.id));
+        assert_eq!(issued.before, seen.bytes, "{issued:?}");
+    }
+    // What the kernel wrote into the structure; not what it wrote elsewhere, nor what it read there.
+    assert_eq!(issued[2].after[..4], 42u32.to_ne_bytes());
+    let kept: Vec<u8> = issued.iter().flat_map(|i| [i.before.clone(), i.after.clone()].concat()).collect();
+    assert!(!kept.windows(8).any(|w| w == [7; 8] || w == [3; 8] || w == [9; 8]));
+    let answers: Vec<_> = issued.iter().map(|i| (i.errno, i.firmware)).collect();
+    assert_eq!(answers, [(0, 0), (0, 0), (0, 0), (0, 0), (libc::EIO, 2)]);
 }

@@ -6,6 +6,7 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use crate::sev::kernel::ioctls::{Ioctls, Request};
+use crate::sev::kernel::trace::{Names, layout, platform_layout};
 use crate::sev::session::part;
 
 /// What stands for `/dev/sev` in commands.
@@ -25,16 +26,6 @@ pub(super) struct Seen {
     pub read: Vec<Vec<u8>>,
 }
 
-/// What a field of a structure names.
-#[derive(Clone, Copy)]
-pub(super) enum Names {
-    /// Bytes that the kernel reads, or writes: offset of the address, of the length.
-    In(usize, usize),
-    Out(usize, usize),
-    /// Guest memory: offset of the address.
-    Guest(usize),
-}
-
 /// An answer to come.
 #[derive(Default)]
 pub(super) struct Answer {
@@ -50,24 +41,6 @@ pub(super) struct Answer {
 pub(super) struct Recorder {
     seen: Mutex<Vec<Seen>>,
     answers: Mutex<VecDeque<Answer>>,
-}
-
-/// Size of a command's structure, and what it names; numbers of include/uapi/linux/kvm.h.
-pub(super) fn layout(id: u32) -> (usize, Vec<Names>) {
-    use Names::{Guest, In, Out};
-    match id {
-        22 => (48, vec![]),
-        2 => (40, vec![In(8, 16), In(24, 32)]),
-        3 => (16, vec![Guest(0)]),
-        6 => (16, vec![Out(0, 8)]),
-        5 | 13 => (48, vec![In(0, 8), Guest(16), In(32, 40)]),
-        16 => (12, vec![]),
-        8 => (72, vec![In(8, 16), In(24, 32), In(40, 48), Out(56, 64)]),
-        9 => (48, vec![Out(0, 8), Guest(16), Out(32, 40)]),
-        12 => (40, vec![In(8, 16), In(24, 32)]),
-        17 => (24, vec![Guest(0), Out(8, 16)]),
-        _ => (0, vec![]),
-    }
 }
 
 impl Recorder {
@@ -94,17 +67,13 @@ impl Recorder {
             Request::IssueCmd => {
                 let command = whole(16);
                 let id = u32::from_ne_bytes(part(&command, 0));
-                let platform = match id {
-                    1 => (12, vec![]),
-                    5 => (24, vec![Names::Out(0, 8), Names::Out(12, 20)]),
-                    _ => panic!("platform command {id}"),
-                };
+                let platform = platform_layout(id).unwrap_or_else(|| panic!("platform command {id}"));
                 (id, u64::from_ne_bytes(part(&command, 4)), platform)
             }
             Request::RegisterRegion | Request::UnregisterRegion => {
-                (0, argument as u64, (16, vec![Names::Guest(0)]))
+                (0, argument as u64, (16, &[Names::Guest(0)][..]))
             }
-            Request::EnableCap => (0, argument as u64, (104, vec![])),
+            Request::EnableCap => (0, argument as u64, (104, &[][..])),
         };
         let (size, names) = structure;
         assert_eq!(data == 0, size == 0, "a structure where there is one");
@@ -112,10 +81,10 @@ impl Recorder {
         let mut content = if size == 0 { vec![] } else { bytes(from, size) };
         let (mut guest, mut read, mut writes) = (vec![], vec![], answer.write.into_iter());
         for name in names {
-            let (Names::In(at, _) | Names::Out(at, _) | Names::Guest(at)) = name;
+            let (Names::In(at, _) | Names::Out(at, _) | Names::Guest(at)) = *name;
             let address = u64::from_ne_bytes(part(&content, at));
             let length = |at| u32::from_ne_bytes(part(&content, at)) as usize;
-            match name {
+            match *name {
                 Names::Guest(_) => guest.push(address),
                 Names::In(_, len) => {
                     let buffer = std::ptr::with_exposed_provenance::<u8>(address as usize);
