@@ -293,6 +293,10 @@ fn version_capabilities_problems_and_document_are_served() {
     let capabilities = a.read("/v1/host/capabilities");
     assert_eq!(capabilities["kvm"]["available"], std::path::Path::new("/dev/kvm").exists());
     assert_eq!(capabilities["protocol_versions"], json!(wire::PROTOCOL_VERSIONS));
+    let none = capabilities["protection_levels"].as_array().unwrap().iter().find(|l| l["level"] == "none");
+    let (kept, withdrawn) = (&none.unwrap()["kept"], &none.unwrap()["withdrawn"]);
+    assert!(kept.as_array().unwrap().contains(&json!("pages_authenticated")), "{kept}");
+    assert!(withdrawn.as_array().unwrap().contains(&json!("memory_hidden_from_passive_host")), "{withdrawn}");
     let shifted =
         capabilities["strategies"].as_array().unwrap().iter().find(|s| s["kind"] == "shifted").cloned();
     assert_eq!(shifted.unwrap()["available"], true);

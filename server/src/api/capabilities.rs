@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use mirrorvm::host::{Capabilities, MissingCapability};
+use mirrorvm::guest::Promise;
+use mirrorvm::host::{Capabilities, MissingCapability, ProtectionLevel};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -38,6 +39,8 @@ pub struct HostCapabilities {
     /// The suites that the built-in helper seals pages by. The first is the default.
     #[schema(example = json!(["aes-256-gcm", "aes-256-gcm-siv"]))]
     pub suites: Vec<&'static str>,
+    /// What a guest's protection level promises, for each level that there is.
+    pub protection_levels: Vec<ProtectionLevelInfo>,
     /// The versions of the peer protocol that this host speaks.
     pub protocol_versions: Vec<u32>,
     /// How `qemu` guests would run with `accel: auto`. Null when QEMU is not installed.
@@ -69,6 +72,29 @@ pub struct StrategyAvailability {
     pub available: bool,
     /// Why the strategy is not available. Null when it is.
     pub unavailable_reason: Option<&'static str>,
+}
+
+/// What holds for guests at a protection level, and what does not: the rows of the project's SECURITY.md that
+/// depend on the hardware.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct ProtectionLevelInfo {
+    /// The level, as in a guest's `protection`.
+    #[schema(example = "sev")]
+    pub level: &'static str,
+    /// Promises that are kept, by name. More may be added.
+    #[schema(example = json!(["memory_hidden_from_passive_host", "pages_authenticated"]))]
+    pub kept: Vec<&'static str>,
+    /// Promises that are not, by name.
+    #[schema(example = json!(["memory_hidden_from_active_host", "memory_integrity"]))]
+    pub withdrawn: Vec<&'static str>,
+}
+
+impl From<ProtectionLevel> for ProtectionLevelInfo {
+    fn from(level: ProtectionLevel) -> Self {
+        let (kept, withdrawn): (Vec<Promise>, _) = Promise::ALL.iter().partition(|p| level.keeps(**p));
+        let names = |list: Vec<Promise>| list.into_iter().map(Promise::name).collect();
+        Self { level: level.name(), kept: names(kept), withdrawn: names(withdrawn) }
+    }
 }
 
 /// A range of helper ABI versions.
@@ -151,6 +177,7 @@ impl From<Capabilities> for HostCapabilities {
             helper_abi: HelperAbiRange { min: c.helper_abi.0, max: c.helper_abi.1 },
             helper_measurement: sha256_text(&c.helper_measurement),
             suites: c.suites,
+            protection_levels: ProtectionLevel::ALL.iter().copied().map(Into::into).collect(),
             protocol_versions: c.protocol_versions,
             qemu: c.accelerator.map(|(accel, reason)| QemuCapability { accel, reason, users }),
             missing: c.missing.into_iter().map(Missing::from).collect(),

@@ -335,24 +335,12 @@ pub struct Protection {
     pub level: &'static str,
     /// What holds at this level, in a sentence.
     pub promise: &'static str,
-    /// What holds at this level, by name: the rows of the project's SECURITY.md that depend on the hardware.
-    /// More may be added.
-    #[schema(example = json!(["pages_authenticated", "replay_refused", "at_most_one_copy"]))]
-    pub kept: Vec<&'static str>,
-    /// What does not, by name.
-    #[schema(example = json!(["memory_hidden_from_passive_host", "memory_integrity"]))]
-    pub withdrawn: Vec<&'static str>,
 }
 
 impl Guest {
     /// A guest of a daemon with these drivers.
     pub fn of(record: &GuestRecord, drivers: &Drivers) -> Self {
-        use mirrorvm::guest::Promise;
         use mirrorvm::host::ProtectionLevel;
-        let named = |kept: bool| {
-            let of = Promise::ALL.iter().filter(|promise| record.protection.keeps(**promise) == kept);
-            of.map(|promise| promise.name()).collect()
-        };
         let promise = match record.protection {
             ProtectionLevel::None => {
                 "the host can read and write the guest's memory; pages are sealed on the way between hosts"
@@ -395,12 +383,7 @@ impl Guest {
             labels: record.spec.labels.clone(),
             state: record.state.name(),
             generation: record.generation,
-            protection: Protection {
-                level: record.protection.name(),
-                promise,
-                kept: named(true),
-                withdrawn: named(false),
-            },
+            protection: Protection { level: record.protection.name(), promise },
             boot: record
                 .boot
                 .map(|b| BootFilesBody { kernel: b.kernel.into(), initrd: b.initrd.map(BootFileBody::from) }),
