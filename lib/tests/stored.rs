@@ -246,6 +246,8 @@ fn check_the_rest(host: &Host) {
     let page = host.events().page(None, 1000, |_| true).unwrap();
     assert_eq!(page.events[0].body.kind(), "host.started");
     assert!(page.events.iter().any(|e| e.body.kind() == "migration.round_finished"));
+    // Told before the host is opened, whatever becomes of it.
+    assert_eq!(page.events.last().unwrap().body.kind(), "host.started");
     assert!(page.events.len() > 40 && !page.more, "{}", page.events.len());
     assert!(page.events[0].cursor.to_string().starts_with(&format!("{}-", host.ledger().epoch())));
 }

@@ -143,6 +143,8 @@ impl Host {
             tracing::error!(error = %crate::chain::chain(&error), "the helper images cannot be looked at");
         }
         inner.events.host(inner.id, &inner.name, super::events::Change::Started);
+        // Whoever is answered finds it: where a crash took events that nobody waited for, this tells him.
+        inner.ledger.flush().await;
         if let Some(advertised) = &config.advertise
             // Whatever the port: the listener has one only later.
             && let Some(Err(why)) = advertised.for_port(1).address().map(|at| check_listenable(&at))
