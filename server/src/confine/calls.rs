@@ -92,11 +92,8 @@ const CARRYING: &[i64] = &[
     c::SYS_setsockopt,
 ];
 
-/// What SQLite and files beside a database take.
+/// What SQLite and files beside a database take, beside what [names](NAMING) them.
 const STORING: &[i64] = &[
-    c::SYS_access,
-    c::SYS_faccessat,
-    c::SYS_faccessat2,
     c::SYS_fallocate,
     c::SYS_fchmod,
     c::SYS_fchown,
@@ -105,35 +102,17 @@ const STORING: &[i64] = &[
     c::SYS_fstatfs,
     c::SYS_fsync,
     c::SYS_ftruncate,
-    c::SYS_getcwd,
     c::SYS_getdents64,
     c::SYS_getegid,
     c::SYS_geteuid,
     c::SYS_getgid,
     c::SYS_getuid,
     c::SYS_lseek,
-    c::SYS_lstat,
-    c::SYS_mkdir,
-    c::SYS_mkdirat,
-    c::SYS_newfstatat,
-    c::SYS_open,
-    c::SYS_openat,
-    c::SYS_openat2,
     c::SYS_pread64,
     c::SYS_preadv,
     c::SYS_pwrite64,
     c::SYS_pwritev,
-    c::SYS_readlink,
-    c::SYS_readlinkat,
-    c::SYS_rename,
-    c::SYS_renameat,
-    c::SYS_renameat2,
-    c::SYS_rmdir,
-    c::SYS_stat,
     c::SYS_statfs,
-    c::SYS_statx,
-    c::SYS_unlink,
-    c::SYS_unlinkat,
 ];
 
 /// What waiting on a QEMU takes.
@@ -310,7 +289,7 @@ fn refusals(calls: impl IntoIterator<Item = i64>, errno: i32) -> Made<BpfProgram
 
 /// The daemon's own filters.
 fn of_everybody(otherwise: SeccompAction) -> Made<Vec<BpfProgram>> {
-    let lists = [EVERYBODY, CARRYING, STORING, SERVING];
+    let lists = [EVERYBODY, CARRYING, STORING, NAMING, SERVING];
     let all = allowed(&lists, Also { ioctl: IOCTLS, threads: true, sockets: true, code: true })?;
     let netlink = when(vec![argument(0, u64::MAX, c::AF_NETLINK as u64)?])?;
     let netlink = program(
@@ -333,7 +312,7 @@ fn of_role(role: Role, otherwise: SeccompAction) -> Made<Vec<BpfProgram>> {
         Role::Vcpu => (&[EVERYBODY], kvm),
         Role::Pages => (&[EVERYBODY, CARRYING], kvm),
         // What is stored is told by the thread that stored it, over links that there are.
-        Role::Store => (&[EVERYBODY, STORING, CARRYING], none),
+        Role::Store => (&[EVERYBODY, STORING, NAMING, CARRYING], none),
         Role::Keeper => (&[EVERYBODY, KEEPING], none),
         Role::Link | Role::Resolver => return Ok(Vec::new()),
     };
@@ -520,7 +499,7 @@ mod tests {
     #[test]
     fn a_shorter_list_has_nothing_that_the_daemon_s_own_lacks() {
         let all = allowed(
-            &[EVERYBODY, CARRYING, STORING, SERVING],
+            &[EVERYBODY, CARRYING, STORING, NAMING, SERVING],
             Also { ioctl: IOCTLS, threads: true, sockets: true, code: true },
         )
         .unwrap();

@@ -220,7 +220,10 @@ fn what_a_peer_says_it_can_do_is_bounded_and_shown_as_its_word() {
     };
     let says = |bytes: Vec<u8>| {
         move |mut link: Link| {
-            assert_eq!(hello(&mut link).purpose, Purpose::Ask {});
+            // It is looked for besides, now and then: no answer to that.
+            if hello(&mut link).purpose != (Purpose::Ask {}) {
+                return;
+            }
             agree(&mut link, OURS);
             let _ = link.send(kind::ABILITIES, &bytes);
             hold(link);
