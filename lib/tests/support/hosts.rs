@@ -117,14 +117,25 @@ pub fn ticks(host: &Host) -> Option<(u64, u64)> {
     (n.len() == 3).then(|| (n[0], n[2]))
 }
 
+/// Waits until the guest's record says that it can be moved: it works a moment before it is known to.
+async fn movable(host: &Host) {
+    let state = || host.guest("g1").ok().map(|g| g.state);
+    until(host, "a guest that can be moved", || {
+        state().filter(|s| matches!(s, GuestState::Running | GuestState::Paused))
+    })
+    .await;
+}
+
 /// Defines and starts a guest at `a`; returns when it works.
 pub async fn run(two: &Two, spec: GuestSpec) {
     two.a.define_guest(spec, &Ask::now()).await.unwrap();
     two.a.guest_action("g1", GuestAction::Start, &Ask::now()).await.unwrap();
     until(&two.a, "ticks", || ticks(&two.a).filter(|t| t.0 > 20)).await;
+    movable(&two.a).await;
 }
 
 pub async fn moved(from: &Host, to: &Host, m: MigrationSpec) -> MigrationRecord {
+    movable(from).await;
     let id = from.create_migration(m, &Ask::now()).await.unwrap().record.id;
     arrived(from, to, id).await
 }
