@@ -1,9 +1,13 @@
 //! Threads that the library starts, by what they do, for whoever wants to hold them to it.
 //!
-//! Owns: the roles, and one function of the program's that every such thread calls before anything else. Must
-//! not know: what that function does. Programs that set none have threads as any other.
+//! Owns: the roles, which signals such threads leave to the program's own, and one function of the program's
+//! that every such thread calls before anything else. Must not know: what that function does. Programs that set
+//! none have threads as any other.
 
 use std::sync::OnceLock;
+
+use libc::c_int;
+use vmm_sys_util::signal::{self, block_signal};
 
 /// What a thread is there for. Threads of the async runtime are the program's own, and have none of these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -26,7 +30,33 @@ impl Role {
     /// All there are.
     pub const ALL: [Self; 6] =
         [Self::Vcpu, Self::Pages, Self::Store, Self::Keeper, Self::Link, Self::Resolver];
+
+    /// Whether such a thread leaves signals to others. Not where it may start a program, which would begin with
+    /// the same ones blocked.
+    const fn leaves_signals(self) -> bool {
+        match self {
+            Self::Vcpu | Self::Pages | Self::Store => true,
+            Self::Keeper | Self::Link | Self::Resolver => false,
+        }
+    }
 }
+
+/// Signals that ask the process for something. The kernel gives them to whatever thread it likes, and their
+/// handlers are the program's: they do what a thread that does one thing may not be allowed to do (tokio's write
+/// to a socket).
+const TO_THE_PROCESS: [c_int; 11] = [
+    libc::SIGHUP,
+    libc::SIGINT,
+    libc::SIGQUIT,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGALRM,
+    libc::SIGTERM,
+    libc::SIGCHLD,
+    libc::SIGWINCH,
+    libc::SIGXCPU,
+    libc::SIGXFSZ,
+];
 
 static HOOK: OnceLock<fn(Role)> = OnceLock::new();
 
@@ -38,6 +68,14 @@ pub fn on_start(hook: fn(Role)) {
 
 /// To be called by a thread before it does what it is there for.
 pub(crate) fn begin(role: Role) {
+    for number in TO_THE_PROCESS.into_iter().filter(|_| role.leaves_signals()) {
+        match block_signal(number) {
+            Ok(()) | Err(signal::Error::SignalAlreadyBlocked(_)) => {}
+            Err(error) => {
+                tracing::warn!(?error, number, ?role, "a thread may be given the program's signals")
+            }
+        }
+    }
     if let Some(hook) = HOOK.get() {
         hook(role);
     }

@@ -94,6 +94,16 @@ fn every_thread_of_a_daemon_is_confined() {
             assert_eq!(bits(status, "CapBnd") & !set(&["CAP_IPC_LOCK", "CAP_SYS_NICE"]), 0, "{name}");
         }
     }
+    // What asks the process for something is handled by a thread of the runtime, whose handler may write.
+    let asked = [Signal::TERM, Signal::INT, Signal::XFSZ].map(|s| 1u64 << (s.as_raw() - 1));
+    let leaves = |of: &str| {
+        let status = all.iter().find(|(name, _)| name.starts_with(of)).map(|(_, s)| bits(s, "SigBlk"));
+        asked.map(|bit| status.unwrap_or_else(|| panic!("{of}: {all:?}")) & bit != 0)
+    };
+    assert_eq!(leaves("tokio"), [false; 3]);
+    for narrow in ["ledger"].into_iter().chain(kvm().then_some("cpu0-g1")) {
+        assert_eq!(leaves(narrow), [true; 3], "{narrow}");
+    }
     if filtered {
         // Those with a narrow task have taken a list of their own on top.
         let filters = |of: &str| {
