@@ -12,6 +12,7 @@ pub mod layout;
 pub mod mailbox;
 pub mod op;
 pub mod record;
+pub mod ring;
 
 /// Version of everything in this crate. A helper and a host work together when the helper's range
 /// ([`header::Header::abi_min`] to [`header::Header::abi_max`]) holds the host's version.

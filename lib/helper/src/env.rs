@@ -13,6 +13,10 @@ pub trait Env {
     fn load(&self, at: Region) -> u32;
     /// Writes a cursor of this worker's control page, with release ordering.
     fn store(&mut self, at: Region, value: u32);
+    /// As [`Cells::fence`](mirrorvm_abi::ring::Cells::fence).
+    fn fence(&self) {
+        core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
+    }
     /// Copies out of this worker's part of the mailbox.
     fn read_mailbox(&mut self, at: Region, to: &mut [u8]);
     /// Copies into this worker's part of the mailbox.

@@ -4,11 +4,12 @@ use mirrorvm_abi::{
     PAGE_BYTES,
     config::Config,
     mailbox::{
-        BATCH_MAX, CQ_AT, CQ_HEAD, CQ_TAIL, Completion, Doorbell, ENTRY_BYTES, Fatal, RING_ENTRIES, SQ_AT,
-        SQ_HEAD, SQ_TAIL, Submission, WANT_AT, WANT_COMPLETION, entry_at,
+        BATCH_MAX, CQ_AT, CQ_HEAD, Completion, Doorbell, ENTRY_BYTES, Fatal, RING_ENTRIES, SQ_AT, SQ_HEAD,
+        SQ_TAIL, Submission, entry_at,
     },
     op::{Op, Status},
     record::{RANDOM_BYTES, TAG_BYTES, front_bytes},
+    ring::{self, Cells},
 };
 use zeroize::zeroize_stack;
 
@@ -55,6 +56,23 @@ pub enum Step {
     Idle,
     /// The host broke the ring; the worker must not go on.
     Fatal(Fatal),
+}
+
+/// The control page, by way of the machine.
+struct Control<'e, E>(&'e mut E);
+
+impl<E: Env> Cells for Control<'_, E> {
+    fn load(&self, at: usize) -> u32 {
+        self.0.load(Region(at))
+    }
+
+    fn store(&mut self, at: usize, value: u32) {
+        self.0.store(Region(at), value);
+    }
+
+    fn fence(&self) {
+        self.0.fence();
+    }
 }
 
 /// How a request ended: status, pages done (or index of the offending one), bytes of output.
@@ -183,14 +201,7 @@ impl<'a, E: Env> Worker<'a, E> {
         }
         self.env.write_mailbox(Region(entry_at(CQ_AT, self.cursors.answered)), &answer.encode());
         self.cursors.answered = self.cursors.answered.wrapping_add(1);
-        self.env.store(Region(CQ_TAIL), self.cursors.answered);
-        // The host sets its wish, then looks at the cursor; we move the cursor, then look at the wish.
-        // Without the fence both could look first, and the host would sleep for ever.
-        core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
-        // At that one alone: until the host has woken up, its wish stands, and every doorbell is an exit.
-        if self.env.load(Region(WANT_COMPLETION)) != 0
-            && self.env.load(Region(WANT_AT)) == self.cursors.answered
-        {
+        if ring::tell(&mut Control(&mut self.env), self.cursors.answered) {
             self.env.doorbell(Doorbell::Completion);
         }
         Step::Worked

@@ -3,15 +3,16 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use mirrorvm_abi::{
     mailbox::{
         BATCH_MAX, CQ_AT, CQ_HEAD, CQ_TAIL, Completion, ENTRY_BYTES, PAYLOAD_AT, PAYLOAD_BYTES, RING_ENTRIES,
-        SQ_AT, SQ_TAIL, Submission, WANT_AT, WANT_COMPLETION, entry_at, slot_at,
+        SQ_AT, SQ_TAIL, Submission, entry_at, slot_at,
     },
     op::{Op, Status},
+    ring,
 };
 
 use super::LaneError;
@@ -203,15 +204,11 @@ impl Lane {
         }
         // One doorbell for half of what is under way: the helper works on the rest meanwhile.
         let enough = (self.in_flight() as u32 / 2).max(1);
-        self.shared.set_cursor(WANT_AT, self.cq_head.wrapping_add(enough));
-        self.shared.set_cursor(WANT_COMPLETION, 1);
-        // Pairs with the helper's fence between its cursor and its look at our wish: docs/mailbox.md.
-        fence(Ordering::SeqCst);
         let shared = Arc::clone(&self.shared);
-        let head = self.cq_head;
-        let waited = shared
-            .wait(Instant::now() + self.deadline, || shared.cursor(CQ_TAIL).wrapping_sub(head) >= enough);
-        self.shared.set_cursor(WANT_COMPLETION, 0);
+        let (mut cells, head) = (&*shared, self.cq_head);
+        ring::wish(&mut cells, head.wrapping_add(enough));
+        let waited = shared.wait(Instant::now() + self.deadline, || ring::is_far(&&*shared, head, enough));
+        ring::unwish(&mut cells);
         match waited {
             Ok(()) => {
                 let completion = self.next_completion().ok_or(LaneError::Broken("its cursor went back"))?;

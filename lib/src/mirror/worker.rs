@@ -5,6 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Instant;
 
 use mirrorvm_abi::mailbox::{DOORBELL_PORT, Doorbell, Fatal, SQ_HEAD};
+use mirrorvm_abi::ring::Cells;
 
 use super::WorkerEnd;
 use crate::hypervisor::{Exit, Kicker, NoPorts, Vcpu};
@@ -132,6 +133,16 @@ impl WorkerShared {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.locked()
+    }
+}
+
+impl Cells for &WorkerShared {
+    fn load(&self, at: usize) -> u32 {
+        self.cursor(at)
+    }
+
+    fn store(&mut self, at: usize, value: u32) {
+        self.set_cursor(at, value);
     }
 }
 
