@@ -57,6 +57,7 @@ pub use peers::probe::{PeerAnswer, PeerSilence};
 pub use peers::types::*;
 pub use settings::HostSettings;
 pub use state_files::{StateRestored, accept_state, backup_state, check_state, restore_state};
+pub use stored::renew;
 pub use subject::Subject;
 pub use validate::{NAME_RULE, is_name};
 

@@ -19,10 +19,9 @@ use super::threads::{all, side_by_side};
 use super::transcript::{sha256, transcript};
 use super::wire::{self, Prepare, Prepared, Refused, STATE_MAX, Settled, StateHead, kind};
 use super::{Control, MigrationFault, MigrationState, Round, StreamTransport};
-use crate::addr::{PAGE_SIZE, PageRange};
+use crate::addr::PAGE_SIZE;
 use crate::guest::{Labels, Machine, MachineError};
 use crate::mirror::{Mirror, SealedToken};
-use crate::pages::PageSet;
 use crate::threads::{self, Role};
 use crate::transport::{Link, LinkError, LogBudget, Waiting};
 
@@ -388,17 +387,8 @@ impl Import<'_> {
 
     /// All pages are here: digest them if asked, then vCPUs and devices.
     fn take_state(&mut self, payload: &[u8]) -> Result<(), MigrationFault> {
-        let (head, console, state) = split_state(payload)?;
-        let ram = self.machine.ram().layout();
-        let mut shared = PageSet::new();
-        for (first, count) in head.shared {
-            let range = first
-                .checked_mul(PAGE_SIZE)
-                .zip(count.checked_mul(PAGE_SIZE))
-                .and_then(|(at, len)| PageRange::new(at, len).ok())
-                .filter(|r| r.end() <= ram.ram_end().get());
-            shared.insert_range(range.ok_or(MigrationFault::Protocol("shared pages outside RAM"))?);
-        }
+        let (head, console, state) = StateHead::split(payload)?;
+        let shared = head.shared_pages(self.machine.ram().layout().ram_end())?;
         self.control.update(|l| l.progress.shared_bytes = Some(shared.len() * PAGE_SIZE));
         self.machine.encryption().replace(shared);
         if self.prepare.verify {
@@ -596,22 +586,4 @@ impl Import<'_> {
 
 fn token(payload: &[u8]) -> Result<[u8; TOKEN_BYTES], MigrationFault> {
     payload.try_into().map_err(|_| MigrationFault::Protocol("a token of another length"))
-}
-
-/// The three parts of a state message.
-fn split_state(payload: &[u8]) -> Result<(StateHead, &[u8], &[u8]), MigrationFault> {
-    let short = MigrationFault::Protocol("a state message of another length");
-    let Some((len, rest)) = payload.split_first_chunk::<4>() else { return Err(short) };
-    let len = u32::from_le_bytes(*len) as usize;
-    if len > rest.len() {
-        return Err(short);
-    }
-    let (head, rest) = rest.split_at(len);
-    let head: StateHead = wire::parse(head)?;
-    let (console, machine) = (head.console_bytes as usize, head.machine_bytes as usize);
-    if console.checked_add(machine) != Some(rest.len()) {
-        return Err(short);
-    }
-    let (console, machine) = rest.split_at(console);
-    Ok((head, console, machine))
 }

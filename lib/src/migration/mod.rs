@@ -36,7 +36,7 @@ pub(crate) mod hand_over;
 mod landing;
 mod peer;
 mod pump;
-mod records;
+pub mod records;
 mod rounds;
 mod sink;
 mod source;

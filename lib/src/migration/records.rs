@@ -21,11 +21,12 @@ use crate::memory::Span;
 /// Hides what the groups of one stream begin with. Both ends apply it to the same bytes in the same order; a
 /// keystream byte is used once, because a session's key is fresh and a stream has an initial counter block of
 /// its own.
-pub(super) struct Mask {
+pub struct Mask {
     cipher: Ctr128BE<Aes256>,
 }
 
 impl Mask {
+    /// The mask of a stream under its session's key.
     pub fn new(key: &[u8; 32], stream: u16) -> Self {
         let mut block = [0; 16];
         block[..2].copy_from_slice(&stream.to_le_bytes());
@@ -39,7 +40,7 @@ impl Mask {
 }
 
 /// What is done to what a group begins with.
-pub(super) enum Pass<'a> {
+pub enum Pass<'a> {
     /// It is about to leave.
     Hide(&'a mut Mask),
     /// It came hidden.
@@ -53,7 +54,7 @@ pub(super) enum Pass<'a> {
 ///
 /// # Errors
 /// [`MigrationFault::Protocol`] for anything that is not exactly one group of `count` pages.
-pub(super) fn pass(
+pub fn pass(
     span: &dyn Span,
     count: u32,
     mut what: Pass<'_>,

@@ -2,13 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use mirrorvm_abi::mailbox::{BATCH_MAX, PAYLOAD_BYTES};
-
 use super::MigrationFault;
 use super::landing::{Ground, Landing};
 use super::records::{Mask, Pass, pass};
 use super::stages::{Clock, Stage};
-use super::wire::{DATA_HEADER_BYTES, DATA_MAX, SHARED_PAGE_BYTES, kind, parse_data_header};
+use super::wire::{DATA_HEADER_BYTES, DATA_MAX, DataFrame, SHARED_PAGE_BYTES, kind};
 use crate::addr::RamPage;
 use crate::memory::GuestRam;
 use crate::mirror::Lane;
@@ -19,15 +17,6 @@ pub(super) struct Sink {
     pub link: Link,
     /// Shows headers that came on a link without TLS.
     mask: Option<Mask>,
-}
-
-/// What follows a data frame's header.
-#[derive(Clone, Copy)]
-struct Frame {
-    epoch: u32,
-    /// Records, or shared pages.
-    count: u32,
-    bytes: usize,
 }
 
 /// What an epoch brought on one stream.
@@ -83,7 +72,7 @@ impl Sink {
         Ok(got)
     }
 
-    fn header(&mut self, len: u32, epoch: u32) -> Result<Frame, MigrationFault> {
+    fn header(&mut self, len: u32, epoch: u32) -> Result<DataFrame, MigrationFault> {
         let mut raw = [0; DATA_HEADER_BYTES];
         if (len as usize) < raw.len() {
             return Err(MigrationFault::Protocol("a data frame without its header"));
@@ -92,18 +81,18 @@ impl Sink {
         if let Some(mask) = &mut self.mask {
             mask.apply(&mut raw);
         }
-        check_header(&raw, len, epoch)
+        DataFrame::read(&raw, len, epoch)
     }
 
     fn records(
         &mut self,
         lane: &mut Lane,
-        frame: Frame,
+        frame: DataFrame,
         landing: Option<&mut Landing<'_>>,
         got: &mut Received,
         clock: &mut Clock,
     ) -> Result<(), MigrationFault> {
-        let Frame { epoch, count, bytes } = frame;
+        let DataFrame { epoch, count, bytes } = frame;
         clock.lap(Stage::Receive);
         let slot = loop {
             match lane.acquire() {
@@ -132,16 +121,6 @@ impl Sink {
     }
 }
 
-/// Reads a data frame's header.
-fn check_header(raw: &[u8; DATA_HEADER_BYTES], len: u32, epoch: u32) -> Result<Frame, MigrationFault> {
-    let (theirs, count) = parse_data_header(raw);
-    let bytes = len as usize - raw.len();
-    if theirs != epoch || count == 0 || count as usize > BATCH_MAX || bytes > PAYLOAD_BYTES {
-        return Err(MigrationFault::Protocol("a data frame with an impossible header"));
-    }
-    Ok(Frame { epoch, count, bytes })
-}
-
 /// Writes shared pages, a frame of which has begun on a link with TLS; gives their number.
 pub(super) fn receive_shared(
     link: &mut Link,
@@ -154,7 +133,7 @@ pub(super) fn receive_shared(
         return Err(MigrationFault::Protocol("a data frame without its header"));
     }
     link.read_payload(&mut raw)?;
-    let Frame { count, bytes, .. } = check_header(&raw, len, epoch)?;
+    let DataFrame { count, bytes, .. } = DataFrame::read(&raw, len, epoch)?;
     if bytes != count as usize * SHARED_PAGE_BYTES {
         return Err(MigrationFault::Protocol("shared pages of another length"));
     }

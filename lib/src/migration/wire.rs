@@ -4,15 +4,18 @@
 //! fields refused; page data is binary.
 
 use crate::codes::AnyCode;
+use mirrorvm_abi::mailbox::{BATCH_MAX, PAYLOAD_BYTES};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use super::{MigrationFault, StreamTransport};
+use crate::addr::{PAGE_SIZE, PageRange, RamAddr};
 use crate::address_space::{GuestLayout, Strategy};
 use crate::guest::{CarriedReadiness, Labels};
 use crate::memory::Secret;
+use crate::pages::PageSet;
 use crate::transport::Link;
 
 /// Versions of this protocol that this build speaks, oldest first.
@@ -27,7 +30,7 @@ pub const PROTOCOL_VERSIONS: [u32; 1] = [5];
 /// Longest control message: a layout of 32,768 blocks fits.
 pub const MESSAGE_MAX: u32 = 16 << 20;
 /// Longest data frame: a full batch with its header.
-pub const DATA_MAX: u32 = (mirrorvm_abi::mailbox::PAYLOAD_BYTES + DATA_HEADER_BYTES) as u32;
+pub const DATA_MAX: u32 = (PAYLOAD_BYTES + DATA_HEADER_BYTES) as u32;
 /// Longest state: QEMU's is a few hundred KiB.
 pub const STATE_MAX: u32 = 80 << 20;
 /// Longest message that says why a peer gives up; it may come in place of any other, however short that would
@@ -337,6 +340,46 @@ pub struct StateHead {
     pub labels: Labels,
 }
 
+impl StateHead {
+    /// The three parts of a state message: head, console, machine.
+    ///
+    /// # Errors
+    /// When it is none, or its parts do not fill it.
+    pub fn split(payload: &[u8]) -> Result<(Self, &[u8], &[u8]), MigrationFault> {
+        let short = MigrationFault::Protocol("a state message of another length");
+        let Some((len, rest)) = payload.split_first_chunk::<4>() else { return Err(short) };
+        let len = u32::from_le_bytes(*len) as usize;
+        if len > rest.len() {
+            return Err(short);
+        }
+        let (head, rest) = rest.split_at(len);
+        let head: Self = parse(head)?;
+        let (console, machine) = (head.console_bytes as usize, head.machine_bytes as usize);
+        if console.checked_add(machine) != Some(rest.len()) {
+            return Err(short);
+        }
+        let (console, machine) = rest.split_at(console);
+        Ok((head, console, machine))
+    }
+
+    /// The pages that the guest shares, of a guest whose RAM ends at `ram_end`.
+    ///
+    /// # Errors
+    /// When a run is empty, wraps, or leaves RAM.
+    pub fn shared_pages(&self, ram_end: RamAddr) -> Result<PageSet, MigrationFault> {
+        let mut shared = PageSet::new();
+        for (first, count) in &self.shared {
+            let range = first
+                .checked_mul(PAGE_SIZE)
+                .zip(count.checked_mul(PAGE_SIZE))
+                .and_then(|(at, len)| PageRange::new(at, len).ok())
+                .filter(|r| r.end() <= ram_end.get());
+            shared.insert_range(range.ok_or(MigrationFault::Protocol("shared pages outside RAM"))?);
+        }
+        Ok(shared)
+    }
+}
+
 /// How the import ended: a token and what went with it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -466,9 +509,32 @@ pub fn data_header(epoch: u32, count: u32) -> [u8; DATA_HEADER_BYTES] {
     b
 }
 
-/// Reads a data frame's header: epoch, count.
-pub fn parse_data_header(b: &[u8; DATA_HEADER_BYTES]) -> (u32, u32) {
-    (u32::from_le_bytes([b[0], b[1], b[2], b[3]]), u32::from_le_bytes([b[4], b[5], b[6], b[7]]))
+/// A data frame by its header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DataFrame {
+    /// The epoch that it belongs to.
+    pub epoch: u32,
+    /// Records, or shared pages: 1 to [`BATCH_MAX`].
+    pub count: u32,
+    /// Bytes that follow the header, at most [`PAYLOAD_BYTES`].
+    pub bytes: usize,
+}
+
+impl DataFrame {
+    /// Reads the header of a frame of `len` bytes, header included, that comes while `epoch` is received.
+    ///
+    /// # Errors
+    /// Another epoch, a count or a length that no frame has.
+    pub fn read(raw: &[u8; DATA_HEADER_BYTES], len: u32, epoch: u32) -> Result<Self, MigrationFault> {
+        const IMPOSSIBLE: MigrationFault = MigrationFault::Protocol("a data frame with an impossible header");
+        let [e0, e1, e2, e3, c0, c1, c2, c3] = *raw;
+        let (theirs, count) = (u32::from_le_bytes([e0, e1, e2, e3]), u32::from_le_bytes([c0, c1, c2, c3]));
+        let bytes = (len as usize).checked_sub(raw.len()).ok_or(IMPOSSIBLE)?;
+        if theirs != epoch || count == 0 || count as usize > BATCH_MAX || bytes > PAYLOAD_BYTES {
+            return Err(IMPOSSIBLE);
+        }
+        Ok(Self { epoch, count, bytes })
+    }
 }
 
 #[cfg(test)]

@@ -35,8 +35,12 @@ use crate::host::{GuestRecord, MigrationRecord, PeerRecord};
 use crate::store::form::{Unread, renewed};
 use crate::store::{DocumentRef, Kind};
 
-/// Gives a document of the host's the form of this build; `None`: it has it, or is none of the host's.
-pub(super) fn renew(document: &DocumentRef, body: &[u8]) -> Result<Option<String>, Unread> {
+/// Gives a document of the host's the form of this build; `None`: it has it, or is none of the host's. For
+/// whoever opens a host's [`Store`](crate::store::Store) without the host.
+///
+/// # Errors
+/// What of it is not understood.
+pub fn renew(document: &DocumentRef, body: &[u8]) -> Result<Option<String>, Unread> {
     match document {
         DocumentRef::Document(Kind::Guest, _) => renewed::<GuestRecord>(body),
         DocumentRef::Document(Kind::Migration, _) => renewed::<MigrationRecord>(body),
