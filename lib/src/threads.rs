@@ -1,8 +1,8 @@
 //! Threads that the library starts, by what they do, for whoever wants to hold them to it.
 //!
 //! Owns: the roles, which signals such threads leave to the program's own, and one function of the program's
-//! that every such thread calls before anything else. Must not know: what that function does. Programs that set
-//! none have threads as any other.
+//! that every such thread calls before anything else. Must not know: what that function does. Programs that
+//! set none have threads as any other.
 
 use std::sync::OnceLock;
 
@@ -31,8 +31,8 @@ impl Role {
     pub const ALL: [Self; 6] =
         [Self::Vcpu, Self::Pages, Self::Store, Self::Keeper, Self::Link, Self::Resolver];
 
-    /// Whether such a thread leaves signals to others. Not where it may start a program, which would begin with
-    /// the same ones blocked.
+    /// Whether such a thread leaves signals to others. Not where it may start a program, which would begin
+    /// with the same ones blocked.
     const fn leaves_signals(self) -> bool {
         match self {
             Self::Vcpu | Self::Pages | Self::Store => true,
@@ -42,8 +42,8 @@ impl Role {
 }
 
 /// Signals that ask the process for something. The kernel gives them to whatever thread it likes, and their
-/// handlers are the program's: they do what a thread that does one thing may not be allowed to do (tokio's write
-/// to a socket).
+/// handlers are the program's: they do what a thread that does one thing may not be allowed to do (tokio's
+/// write to a socket).
 const TO_THE_PROCESS: [c_int; 11] = [
     libc::SIGHUP,
     libc::SIGINT,
