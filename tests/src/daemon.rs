@@ -135,7 +135,7 @@ impl Daemon {
             name: name.into(),
             ready: String::new(),
             identity: String::new(),
-            peer_address: "127.0.0.1:0".into(),
+            peer_address: format!("{}:0", crate::own_address()),
         };
         daemon.launch();
         daemon

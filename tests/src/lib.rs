@@ -5,6 +5,7 @@
 //! the crate `mirrorvm-client`.
 #![allow(clippy::unwrap_used, reason = "a harness fails by panicking, with the place")]
 
+mod addresses;
 pub mod campaign;
 mod daemon;
 mod disk;
@@ -16,6 +17,7 @@ mod proxy;
 mod tls;
 mod wait;
 
+pub use addresses::{nobody, own_address};
 pub use daemon::{Census, Daemon, children, daemon_binary, launcher};
 pub use disk::{SmallDisk, can_mount, mounts};
 pub use group::MemoryGroup;

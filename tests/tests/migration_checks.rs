@@ -3,7 +3,6 @@
 
 #![allow(clippy::unwrap_used, reason = "the helpers of a test are test code")]
 
-use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -167,7 +166,7 @@ fn a_destination_that_cannot_be_reached_is_no_yes() {
     // One that does not know this host, and nobody at all.
     a.add_peer(&b, &b.peer_address);
     all_refuse(&a, &migration("g1", "b", "precopy"), "peer_identity");
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let free = mirrorvm_tests::nobody();
     let body =
         json!({"name": "c", "address": free.to_string(), "identity": format!("sha256:{}", "cd".repeat(32))});
     let _ = a.post("/v1/hosts", &body).expect(201);

@@ -32,7 +32,8 @@ fn patch(daemon: &Daemon, key: &str, body: &Value) -> mirrorvm_tests::Reply {
 
 #[test]
 fn an_address_or_identity_that_cannot_be_a_peers_is_refused_by_field_and_value() {
-    let a = Daemon::start("a");
+    // Where names lead, and what is mapped.
+    let a = Daemon::start_with("a", &[("MIRRORVM_PEER_LISTEN", "127.0.0.1:0")]);
     let port = a.peer_address.rsplit(':').next().unwrap();
     let _ = a.post("/v1/hosts", &host("there", "192.0.2.7:7801", &somebody())).expect(201);
     let before = a.read("/v1/hosts/there");
@@ -197,7 +198,7 @@ fn who_else_is_at_a_peers_address_is_told_at_once() {
     let ssh = somebody_else(b"SSH-2.0-OpenSSH_9.2p1\r\n").to_string();
     let web = somebody_else(b"HTTP/1.1 400 Bad Request\r\n\r\n").to_string();
     let tty = somebody_else(b"\x1b]0;gotcha\x07 login:").to_string();
-    let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let gone = mirrorvm_tests::nobody().to_string();
     for (name, address, code, detail) in [
         ("ssh", &*ssh, "peer_not_mirrorvm", "SSH-2.0-OpenSSH_9.2p1"),
         ("web", &web, "peer_not_mirrorvm", "HTTP/1.1 400 Bad Request"),

@@ -56,7 +56,7 @@ fn peers_that_are_not_what_they_should_be_get_a_typed_answer() {
     let c = Daemon::start("c");
     add_peer(&a, "stranger", &c.peer_address, &c.identity);
     // Nobody, and somebody who speaks something else.
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let free = mirrorvm_tests::nobody();
     add_peer(&a, "nobody", &free.to_string(), &other("ac"));
     let plain = TcpListener::bind("127.0.0.1:0").unwrap();
     add_peer(&a, "plain", &plain.local_addr().unwrap().to_string(), &other("ad"));
@@ -283,7 +283,7 @@ fn a_peer_that_cannot_be_asked_is_said_to_be_so_in_time() {
     // Another host's key under a known address, a host that does not know us, and nobody at all.
     add_peer(&a, "wrong-key", &b.peer_address, &format!("sha256:{}", "ab".repeat(32)));
     add_peer(&a, "stranger", &b.peer_address, &b.identity);
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let free = mirrorvm_tests::nobody();
     add_peer(&a, "nobody", &free.to_string(), &format!("sha256:{}", "cd".repeat(32)));
     for (name, reason) in
         [("wrong-key", "peer_identity: "), ("stranger", "peer_identity: "), ("nobody", "peer_unreachable: ")]
