@@ -21,6 +21,9 @@ fn another(what: &str) -> String {
     format!("sha256:{}", format!("{byte:02x}").repeat(32))
 }
 
+/// Where `localhost` is.
+const WHERE_NAMES_LEAD: (&str, &str) = ("MIRRORVM_PEER_LISTEN", "127.0.0.1:0");
+
 fn host(name: &str, address: &str, identity: &str) -> Value {
     json!({"name": name, "address": address, "identity": identity})
 }
@@ -32,8 +35,7 @@ fn patch(daemon: &Daemon, key: &str, body: &Value) -> mirrorvm_tests::Reply {
 
 #[test]
 fn an_address_or_identity_that_cannot_be_a_peers_is_refused_by_field_and_value() {
-    // Where names lead, and what is mapped.
-    let a = Daemon::start_with("a", &[("MIRRORVM_PEER_LISTEN", "127.0.0.1:0")]);
+    let a = Daemon::start_with("a", &[WHERE_NAMES_LEAD]);
     let port = a.peer_address.rsplit(':').next().unwrap();
     let _ = a.post("/v1/hosts", &host("there", "192.0.2.7:7801", &somebody())).expect(201);
     let before = a.read("/v1/hosts/there");
@@ -223,7 +225,7 @@ fn a_peer_is_found_by_name_and_known_by_its_key_wherever_it_is() {
     if !kvm() {
         return;
     }
-    let (a, b) = (Daemon::start("a"), Daemon::start("b"));
+    let (a, b) = (Daemon::start("a"), Daemon::start_with("b", &[WHERE_NAMES_LEAD]));
     let port = b.peer_address.rsplit(':').next().unwrap();
     let _ = a.post("/v1/hosts", &host("b", &format!("localhost:{port}"), &b.identity)).expect(201);
     // The destination has an address of the source that is long out of date.
