@@ -78,6 +78,7 @@ fn begin(source: &mut Mirror, destination: &mut Mirror) {
         elide_zero: false,
         fresh: false,
         digests: false,
+        audit: false,
         suite: mirrorvm_abi::record::Suite::Aes256Gcm,
         streams: 1,
         session: [9; 16],

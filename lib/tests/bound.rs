@@ -9,7 +9,7 @@ use mirrorvm::address_space::{BlockSpec, GuestLayout, PspVia, Shift, Strategy};
 use mirrorvm::guest::{CarriedReadiness, ReadinessReason};
 use mirrorvm::hypervisor::emulated::EmulatedHost;
 use mirrorvm::memory::Secret;
-use mirrorvm::migration::wire::{self, PROTOCOL_VERSIONS, Prepare, Prepared};
+use mirrorvm::migration::wire::{self, AuditWish, PROTOCOL_VERSIONS, Prepare, Prepared};
 use mirrorvm::migration::{Agreed, StreamTransport, transcript};
 use mirrorvm::mirror::LaneError;
 use mirrorvm::transport::PeerIdentity;
@@ -54,6 +54,7 @@ fn prepare() -> Prepare {
         elide_zero: false,
         verify: false,
         stall_timeout_ms: 30_000,
+        audit: Some(AuditWish::After),
     }
 }
 
@@ -87,6 +88,7 @@ fn members() -> Vec<(&'static str, Change)> {
         elide_zero: _,
         verify: _,
         stall_timeout_ms: _,
+        audit: _,
     } = &prepare();
     let Prepared { nonce: _, public_key: _, suites: _ } = &prepared();
     vec![
@@ -121,6 +123,8 @@ fn members() -> Vec<(&'static str, Change)> {
         ("whether it is paused", |_, p, _| p.paused = true),
         ("whether zero pages show", |_, p, _| p.elide_zero = true),
         ("whether it is verified", |_, p, _| p.verify = true),
+        ("when RAM is compared", |_, p, _| p.audit = Some(AuditWish::BeforeCommit)),
+        ("whether RAM is compared", |_, p, _| p.audit = None),
         ("how long a peer may be silent", |_, p, _| p.stall_timeout_ms += 1),
     ]
 }
@@ -140,6 +144,7 @@ fn first_page(source: [u8; 32], destination: [u8; 32]) -> Result<(), LaneError> 
         elide_zero: false,
         fresh: false,
         digests: false,
+        audit: false,
         suite: mirrorvm_abi::record::Suite::Aes256Gcm,
         streams: 1,
         session: [3; 16],

@@ -85,7 +85,7 @@ fn launch(sev: &dyn Context, plan: &MirrorPlan, ram: &GuestRam, fault: Fault) {
         ranges: ranges.len() as u32,
         protection: config::PROTECTION_MODELLED,
         policy: config::POLICY_NODBG,
-        digests: if plan.can_scan() { ranges.last().unwrap().end() / PAGE_SIZE } else { 0 },
+        digests: if plan.has_digests() { ranges.last().unwrap().end() / PAGE_SIZE } else { 0 },
     };
     memory.write(p.config_at, &fixed.encode());
     for (r, i) in ranges.iter().zip(0u64..) {
@@ -243,6 +243,7 @@ fn carries(es: bool) {
         // Encrypted memory that nobody wrote does not read as zero.
         fresh: false,
         digests: true,
+        audit: false,
         suite: mirrorvm_abi::record::Suite::Aes256Gcm,
         streams: 1,
         session: [9; 16],

@@ -20,15 +20,16 @@ use mirrorvm::hypervisor::emulated::EmulatedHost;
 use mirrorvm::memory::GuestRam;
 use mirrorvm::migration::wire::{Prepare, Purpose, Refused};
 use mirrorvm::migration::{
-    Arrival, Arrived, Control, Departure, Journal, MigrationFault, MigrationLimits, MigrationMode,
-    MigrationState, NotStored, Outgoing, PastPointOfNoReturn, Receiver, SourceEnd, Spoken, StreamTransport,
-    Suite, Terms, accept_hello, run_source, serve_import,
+    Arrival, Arrived, Audit, AuditMode, AuditState, Control, Departure, Held, Journal, Kept, MigrationFault,
+    MigrationLimits, MigrationMode, MigrationState, NotRun, NotStored, Outgoing, PastPointOfNoReturn,
+    Receiver, Sequel, SourceEnd, Spoken, StreamTransport, Suite, Terms, accept_hello, run_source,
+    serve_import,
 };
 use mirrorvm::mirror::{HelperImage, LaneError, Mirror, SealedToken};
 use mirrorvm::pages::PageSet;
 use mirrorvm::transport::{Endpoint, Identity, Link, ListenerLimits, PeerIdentity, PeerListener};
 use mirrorvm_abi::op::Status;
-use support::{mirror, ram, random_fill};
+use support::{mirror, ram, random_fill, scanning_ram};
 use uuid::Uuid;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -44,6 +45,8 @@ struct Clockwork {
     control: Arc<MigrationControl>,
     shared: Arc<Shared>,
     vcpu: Option<JoinHandle<()>>,
+    /// A page that changes when the state is saved, without a word in the log.
+    loses: Option<RamPage>,
 }
 
 #[derive(Default)]
@@ -58,7 +61,7 @@ impl Clockwork {
     fn new(ram: GuestRam) -> Self {
         let (console, encryption) = (Arc::default(), Arc::default());
         let control = Arc::new(MigrationControl::new(false));
-        Self { ram, console, encryption, control, shared: Arc::default(), vcpu: None }
+        Self { ram, console, encryption, control, shared: Arc::default(), vcpu: None, loses: None }
     }
 
     fn count(&self) -> u64 {
@@ -78,7 +81,8 @@ impl Clockwork {
     fn page(count: u64) -> (RamPage, [u8; 4096]) {
         let mut content = [0; 4096];
         content.chunks_exact_mut(8).for_each(|c| c.copy_from_slice(&count.to_le_bytes()));
-        (RamPage::new(count % (RAM_BYTES / PAGE_SIZE)), content)
+        // The upper half of RAM is never written.
+        (RamPage::new(count % (RAM_BYTES / PAGE_SIZE / 2)), content)
     }
 }
 
@@ -154,6 +158,9 @@ impl Machine for Clockwork {
     }
 
     fn save_state(&mut self) -> Result<Vec<u8>, MachineError> {
+        if let Some(page) = self.loses {
+            self.ram.write_page(page, &[0x1e; 4096]).unwrap();
+        }
         Ok(self.count().to_le_bytes().to_vec())
     }
 
@@ -210,6 +217,8 @@ impl Journal for Notes {
 struct Place {
     identity: Identity,
     hypervisor: Arc<dyn Hypervisor>,
+    /// Whether its guests have room for digests.
+    digests: bool,
     peer: Mutex<HashMap<Uuid, mpsc::SyncSender<(u16, Link)>>>,
     arrived: mpsc::SyncSender<Box<dyn Machine>>,
     count: Mutex<Option<Arc<Shared>>>,
@@ -220,6 +229,11 @@ struct Place {
     /// Whether the host goes then: COMMIT is minted and never leaves.
     goes: AtomicBool,
     minted: Mutex<Option<SealedToken>>,
+    /// Why it gives up every audit at once.
+    gives_up: Option<NotRun>,
+    audited: mpsc::SyncSender<Audit>,
+    /// Why an import was given up, for a test that expects it.
+    aborted: Mutex<Option<mpsc::SyncSender<String>>>,
 }
 
 impl Place {
@@ -241,7 +255,7 @@ impl Receiver for Place {
             return Err(Refused { code: "colour".to_owned().into(), detail: "only red ones".into() });
         }
         assert_eq!(peer, "here");
-        let ram = ram(RAM_BYTES);
+        let ram = if self.digests { scanning_ram(RAM_BYTES) } else { ram(RAM_BYTES) };
         assert_eq!(*ram.layout(), prepare.layout);
         let machine = Clockwork::new(ram);
         let mirror = mirror(self.hypervisor.as_ref(), &machine.ram, u32::from(prepare.streams));
@@ -271,17 +285,29 @@ impl Receiver for Place {
 
     fn arrived(&self, _: Uuid, arrived: Arrived) {
         assert!(arrived.fault.is_none() && self.committed.load(Ordering::SeqCst));
+        if let (Some(why), Some(held)) = (self.gives_up, &arrived.audit) {
+            assert!(held.give_up(why).is_some(), "nobody else has it");
+        }
         self.arrived.send(arrived.machine).unwrap();
     }
 
+    fn audited(&self, _: Uuid, _: Uuid, audit: Audit, held: &Arc<Held>) {
+        assert_eq!(held.give_up(NotRun::PeerLost).is_none(), self.gives_up.is_some());
+        self.audited.send(audit).unwrap();
+    }
+
     fn aborted(&self, _: Uuid, _: Option<&SealedToken>, fault: &MigrationFault) {
-        panic!("given up: {fault}");
+        match self.aborted.lock().unwrap().take() {
+            Some(told) => told.send(fault.code().as_str().to_owned()).unwrap(),
+            None => panic!("given up: {fault}"),
+        }
     }
 }
 
 struct Engines {
     place: Arc<Place>,
     arrivals: mpsc::Receiver<Box<dyn Machine>>,
+    audits: mpsc::Receiver<Audit>,
     listener: PeerListener,
     us: Identity,
     there: PeerIdentity,
@@ -290,13 +316,19 @@ struct Engines {
 }
 
 fn engines(hypervisor: Arc<dyn Hypervisor>) -> Engines {
+    engines_that(hypervisor, true, None)
+}
+
+fn engines_that(hypervisor: Arc<dyn Hypervisor>, digests: bool, gives_up: Option<NotRun>) -> Engines {
     let keys = tempfile::tempdir().unwrap();
     let identity = |name: &str| Identity::load_or_create(&keys.path().join(name)).unwrap();
     let (us, them) = (identity("us"), identity("them"));
     let (arrived, arrivals) = mpsc::sync_channel(1);
+    let (audited, audits) = mpsc::sync_channel(1);
     let place = Arc::new(Place {
         identity: them.clone(),
         hypervisor: Arc::clone(&hypervisor),
+        digests,
         peer: Mutex::default(),
         arrived,
         count: Mutex::default(),
@@ -305,6 +337,9 @@ fn engines(hypervisor: Arc<dyn Hypervisor>) -> Engines {
         before_commit: Hook::default(),
         goes: AtomicBool::new(false),
         minted: Mutex::default(),
+        gives_up,
+        audited,
+        aborted: Mutex::default(),
     });
     let (pin, serving) = (*us.pin(), Arc::clone(&place));
     let listener = PeerListener::bind(
@@ -315,7 +350,7 @@ fn engines(hypervisor: Arc<dyn Hypervisor>) -> Engines {
         Arc::new(move |link| serving.serve(link)),
     )
     .unwrap();
-    Engines { place, arrivals, listener, us, there: *them.pin(), hypervisor, _keys: keys }
+    Engines { place, arrivals, audits, listener, us, there: *them.pin(), hypervisor, _keys: keys }
 }
 
 impl Engines {
@@ -323,8 +358,8 @@ impl Engines {
         let mut mirror = mirror(self.hypervisor.as_ref(), &machine.ram, 2);
         let notes = Notes::default();
         let control = Control::new(MigrationState::Queued, MigrationLimits::default(), Box::new(|| ()));
-        let suite = Suite::Aes256GcmSiv;
-        (self.depart_with(machine, &mut mirror, definition, suite, (&control, &notes)), notes)
+        let how = (Suite::Aes256GcmSiv, AuditMode::Never);
+        (self.depart_with(machine, &mut mirror, definition, how, (&control, &notes)), notes)
     }
 
     fn depart_with(
@@ -332,7 +367,7 @@ impl Engines {
         machine: &mut Clockwork,
         mirror: &mut Mirror,
         definition: &str,
-        suite: Suite,
+        (suite, audit): (Suite, AuditMode),
         (control, notes): (&Control, &Notes),
     ) -> SourceEnd {
         let layout = machine.ram.layout();
@@ -351,6 +386,7 @@ impl Engines {
                 stream_transport: StreamTransport::Sealed,
                 suite,
                 verify: false,
+                audit,
             },
             peer: (Endpoint::from(self.listener.local_addr()), self.there),
             identity: &self.us,
@@ -373,7 +409,7 @@ fn compare(a: &GuestRam, b: &GuestRam) {
 }
 
 fn running() -> Clockwork {
-    let mut machine = Clockwork::new(ram(RAM_BYTES));
+    let mut machine = Clockwork::new(scanning_ram(RAM_BYTES));
     random_fill(&machine.ram, 7);
     machine.resume().unwrap();
     machine.until(100);
@@ -462,8 +498,8 @@ fn put_back_after_start(goes: bool) -> PutBack {
         source.put_helpers_back(copies.lock().unwrap().as_ref().unwrap());
         *asked.lock().unwrap() = Some(wish.cancel());
     }));
-    let suite = Suite::Aes256Gcm;
-    let end = engines.depart_with(&mut here, &mut mirror, DEFINITION, suite, (&control, &notes));
+    let how = (Suite::Aes256Gcm, AuditMode::Never);
+    let end = engines.depart_with(&mut here, &mut mirror, DEFINITION, how, (&control, &notes));
     assert!(notes.start_sent.load(Ordering::SeqCst));
     let cancelled = *cancelled.lock().unwrap();
     PutBack { engines, here, mirror, control, end, cancelled }
@@ -507,4 +543,175 @@ fn a_source_whose_helper_was_put_back_and_that_hears_nothing_is_in_doubt_until_t
     let late = mirror.cancel();
     assert!(matches!(late, Err(LaneError::Refused { status: Status::WrongState, .. })), "{late:?}");
     went.engines.listener.shutdown();
+}
+
+/// What an audit leaves: the source's word of it, and the destination's, if it had one.
+struct Audited {
+    engines: Engines,
+    here: Clockwork,
+    control: Control,
+    end: Option<Audit>,
+}
+
+/// A guest that moves, and its audit; `gives_up` at the source.
+fn audited(engines: Engines, mut here: Clockwork, gives_up: Option<NotRun>, timeout_ms: u64) -> Audited {
+    let mirror_of = mirror(engines.hypervisor.as_ref(), &here.ram, 2);
+    let limits = MigrationLimits { audit_timeout_ms: timeout_ms, ..MigrationLimits::default() };
+    let control = Control::new(MigrationState::Queued, limits, Box::new(|| ()));
+    let (mut mirror, notes) = (mirror_of, Notes::default());
+    let how = (Suite::Aes256Gcm, AuditMode::After);
+    let end = engines.depart_with(&mut here, &mut mirror, DEFINITION, how, (&control, &notes));
+    let SourceEnd::Succeeded { sequel, .. } = end else { panic!("{end:?}") };
+    let held = Held::new(Kept { machine: None, mirror });
+    if let Some(why) = gives_up {
+        drop(held.give_up(why).expect("nobody else has it"));
+    }
+    let end = sequel.audit(&held, &PageSet::new(), &control);
+    drop(engines.arrivals.recv_timeout(Duration::from_secs(60)).unwrap());
+    Audited { engines, here, control, end }
+}
+
+impl Audited {
+    /// What the destination says, and what both must say.
+    fn both(self, expected: &AuditState) {
+        assert_eq!(self.control.live().audit.map(|a| a.state), Some(AuditState::Pending), "at COMMIT");
+        let there = self.engines.audits.recv_timeout(Duration::from_secs(60)).unwrap();
+        let here = self.end.expect("the source's word");
+        assert_eq!((&here.state, &there.state), (expected, expected));
+        if matches!(expected, AuditState::Proven | AuditState::Mismatch { .. }) {
+            let pages = RAM_BYTES / PAGE_SIZE;
+            assert_eq!((here.compared_pages, there.compared_pages), (pages, pages));
+        }
+        assert!(self.here.vcpu.is_none(), "whatever was found, the guest is the destination's");
+        self.engines.listener.shutdown();
+    }
+}
+
+const LOST: RamPage = RamPage::new(3000);
+
+fn audits_find_a_lost_page_and_nothing_else(hypervisor: &Arc<dyn Hypervisor>) {
+    let engines = || engines(Arc::clone(hypervisor));
+    audited(engines(), running(), None, 60_000).both(&AuditState::Proven);
+    let mut here = running();
+    here.loses = Some(LOST);
+    let found = AuditState::Mismatch { pages: 1, first: vec![LOST.get()] };
+    audited(engines(), here, None, 60_000).both(&found);
+}
+
+#[test]
+fn a_write_that_the_dirty_log_lost_is_found_by_the_audit_and_named() {
+    audits_find_a_lost_page_and_nothing_else(&(Arc::new(EmulatedHost::without_sev()) as Arc<dyn Hypervisor>));
+}
+
+#[test]
+fn a_write_that_the_dirty_log_lost_is_found_through_mirrors_on_kvm() {
+    let Some(kvm) = support::kvm() else { return };
+    audits_find_a_lost_page_and_nothing_else(&(Arc::new(kvm) as Arc<dyn Hypervisor>));
+}
+
+#[test]
+fn an_audit_that_either_end_gives_up_ends_for_both_with_its_reason() {
+    let hypervisor = || Arc::new(EmulatedHost::without_sev());
+    for why in [NotRun::MirrorNeeded, NotRun::GuestStopped] {
+        let engines = engines_that(hypervisor(), true, Some(why));
+        audited(engines, running(), None, 60_000).both(&AuditState::NotRun { why });
+    }
+    let why = NotRun::MemoryNeeded;
+    audited(engines(hypervisor()), running(), Some(why), 60_000).both(&AuditState::NotRun { why });
+}
+
+#[test]
+fn an_audit_has_a_limit_of_time() {
+    let engines = engines(Arc::new(EmulatedHost::without_sev()));
+    let audited = audited(engines, running(), None, 0);
+    audited.both(&AuditState::NotRun { why: NotRun::Timeout });
+}
+
+#[test]
+fn an_audit_whose_source_goes_comes_to_no_verdict() {
+    let engines = engines(Arc::new(EmulatedHost::without_sev()));
+    let mut here = running();
+    let mut mirror = mirror(engines.hypervisor.as_ref(), &here.ram, 2);
+    let control = Control::new(MigrationState::Queued, MigrationLimits::default(), Box::new(|| ()));
+    let how = (Suite::Aes256Gcm, AuditMode::After);
+    let notes = Notes::default();
+    let end = engines.depart_with(&mut here, &mut mirror, DEFINITION, how, (&control, &notes));
+    assert!(matches!(end, SourceEnd::Succeeded { .. }));
+    // With its link.
+    drop(end);
+    let there = engines.audits.recv_timeout(Duration::from_secs(60)).unwrap();
+    assert_eq!(there.state, AuditState::NotRun { why: NotRun::PeerLost });
+    drop(engines.arrivals.recv_timeout(Duration::from_secs(60)).unwrap());
+    engines.listener.shutdown();
+}
+
+#[test]
+fn before_commit_a_lost_page_keeps_the_guest_where_it_is() {
+    let depart = |here: &mut Clockwork, timeout_ms| {
+        let engines = engines(Arc::new(EmulatedHost::without_sev()));
+        let (told, aborted) = mpsc::sync_channel(1);
+        *engines.place.aborted.lock().unwrap() = Some(told);
+        let mut mirror = mirror(engines.hypervisor.as_ref(), &here.ram, 2);
+        let limits = MigrationLimits { audit_timeout_ms: timeout_ms, ..MigrationLimits::default() };
+        let control = Control::new(MigrationState::Queued, limits, Box::new(|| ()));
+        let how = (Suite::Aes256Gcm, AuditMode::BeforeCommit);
+        let notes = Notes::default();
+        let end = engines.depart_with(here, &mut mirror, DEFINITION, how, (&control, &notes));
+        assert!(notes.start_sent.load(Ordering::SeqCst));
+        let state = control.live().audit.expect("there was one").state;
+        if matches!(end, SourceEnd::Succeeded { .. }) {
+            drop(engines.arrivals.recv_timeout(Duration::from_secs(60)).unwrap());
+        } else {
+            assert!(engines.arrivals.try_recv().is_err(), "it never ran there");
+        }
+        engines.listener.shutdown();
+        (end, state, aborted.try_recv().ok())
+    };
+    let mut here = running();
+    let (end, state, aborted) = depart(&mut here, 60_000);
+    assert!(matches!(end, SourceEnd::Succeeded { .. }), "{end:?}");
+    assert_eq!((state, aborted), (AuditState::Proven, None));
+    assert!(here.vcpu.is_none());
+
+    let mut here = running();
+    here.loses = Some(LOST);
+    for (timeout_ms, found, code) in [
+        (60_000, AuditState::Mismatch { pages: 1, first: vec![LOST.get()] }, "audit_mismatch"),
+        (0, AuditState::NotRun { why: NotRun::Timeout }, "audit_not_run"),
+    ] {
+        here.ram.write_page(LOST, &[7; 4096]).unwrap();
+        let (end, state, aborted) = depart(&mut here, timeout_ms);
+        let SourceEnd::NotMoved { fault, resumed: true } = end else { panic!("{end:?}") };
+        assert_eq!((fault.code().as_str(), aborted.as_deref(), state), (code, Some(code), found));
+        here.until(here.count() + 50);
+    }
+}
+
+#[test]
+fn without_room_for_digests_there_is_no_audit_and_that_is_said() {
+    let run = |audit| {
+        let engines = engines_that(Arc::new(EmulatedHost::without_sev()), false, None);
+        let mut here = Clockwork::new(ram(RAM_BYTES));
+        here.resume().unwrap();
+        let mut mirror = mirror(engines.hypervisor.as_ref(), &here.ram, 2);
+        let control = Control::new(MigrationState::Queued, MigrationLimits::default(), Box::new(|| ()));
+        let (how, notes) = ((Suite::Aes256Gcm, audit), Notes::default());
+        let end = engines.depart_with(&mut here, &mut mirror, DEFINITION, how, (&control, &notes));
+        if matches!(end, SourceEnd::Succeeded { .. }) {
+            drop(engines.arrivals.recv_timeout(Duration::from_secs(60)).unwrap());
+        }
+        engines.listener.shutdown();
+        (end, control.live().audit)
+    };
+    let (end, audit) = run(AuditMode::After);
+    assert!(matches!(end, SourceEnd::Succeeded { sequel: Sequel::Nothing, .. }), "{end:?}");
+    assert_eq!(audit, Some(Audit::not_run(NotRun::NoRoom)));
+    let (end, audit) = run(AuditMode::Never);
+    assert!(matches!(end, SourceEnd::Succeeded { .. }) && audit.is_none(), "{end:?}");
+    let (end, _) = run(AuditMode::BeforeCommit);
+    let SourceEnd::NotMoved { fault: MigrationFault::AuditNotRun { why: NotRun::NoRoom }, resumed: true } =
+        end
+    else {
+        panic!("{end:?}")
+    };
 }

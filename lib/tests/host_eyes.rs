@@ -118,6 +118,7 @@ fn moves_unseen(strategy: Strategy) {
         elide_zero: false,
         fresh: false,
         digests: false,
+        audit: false,
         suite: mirrorvm_abi::record::Suite::Aes256Gcm,
         streams: 1,
         session: [9; 16],

@@ -86,6 +86,8 @@ async fn limits_change_while_it_runs_and_a_switchover_can_be_asked_for() {
     assert!(last.paused && last.pages_sealed > 48 * 256 / 2, "the rest went in the pause: {last:?}");
     let late = two.a.switch_over_migration(id, &now);
     assert!(matches!(late, Err(HostError::WrongState { current: "succeeded", .. })), "{late:?}");
+    // Limits mean something for as long as the audit goes on.
+    support::hosts::proven(&two.a, &two.b, id).await;
     let late = two.a.limit_migration(id, slow, &now);
     assert!(matches!(late, Err(HostError::WrongState { current: "succeeded", .. })), "{late:?}");
     let after = until(&two.b, "ticks there", || ticks(&two.b)).await;

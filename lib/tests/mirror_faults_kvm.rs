@@ -277,6 +277,7 @@ fn a_helper_that_has_begun_or_greets_anew_holds_its_ephemeral_key_nowhere() {
         elide_zero: false,
         fresh: false,
         digests: false,
+        audit: false,
         suite: mirrorvm_abi::record::Suite::Aes256Gcm,
         streams: 1,
         session: [1; 16],
@@ -368,7 +369,13 @@ fn secrets_at(before: &[u8], since: &[&[u8]], told: &[u8]) -> Vec<usize> {
 fn a_session_that_was_called_off_leaves_no_key_to_its_pages_in_its_helper() {
     let _alone = alone();
     let Some(kvm) = kvm() else { return };
-    let mut pair = Pair::new(&kvm, 1 << 20, 1);
+    for audit in [false, true] {
+        called_off_without_a_key_left(&kvm, audit);
+    }
+}
+
+fn called_off_without_a_key_left(kvm: &KvmHost, audit: bool) {
+    let mut pair = Pair::new(kvm, 1 << 20, 1);
     random_fill(&pair.source_ram, 5);
     let before = helper_memory(&pair.source_ram);
     let own = pair.source.hello().unwrap();
@@ -379,6 +386,7 @@ fn a_session_that_was_called_off_leaves_no_key_to_its_pages_in_its_helper() {
         elide_zero: false,
         fresh: false,
         digests: false,
+        audit,
         suite: Suite::Aes256Gcm,
         streams: 1,
         session: [1; 16],
@@ -422,6 +430,7 @@ fn a_helper_whose_guest_was_committed_holds_no_key_to_the_pages_that_came() {
         elide_zero: false,
         fresh: false,
         digests: false,
+        audit: false,
         suite: Suite::Aes256Gcm,
         streams: 1,
         session: [1; 16],
@@ -468,6 +477,7 @@ fn a_dropped_mirror_leaves_no_secret() {
         elide_zero: false,
         fresh: false,
         digests: false,
+        audit: false,
         suite: mirrorvm_abi::record::Suite::Aes256Gcm,
         streams: 2,
         session: [1; 16],

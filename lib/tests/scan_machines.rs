@@ -154,7 +154,7 @@ fn a_helper_without_room_refuses_and_goes_on() {
     for on in [&kvm as &dyn Hypervisor, &EmulatedHost::without_sev()] {
         let mut pair = Pair::new(on, RAM, 1);
         pair.begin();
-        assert!(!pair.source.plan().can_scan());
+        assert!(!pair.source.plan().has_digests());
         let refused = scan(&mut pair.source.lanes()[0], 0..64, 1);
         assert!(matches!(refused, Err(LaneError::Refused { status: Status::WrongState, .. })), "{refused:?}");
         assert_eq!(pair.source.lanes()[0].in_flight(), 0);
@@ -169,6 +169,7 @@ fn a_helper_without_room_refuses_and_goes_on() {
             elide_zero: true,
             fresh: false,
             digests: true,
+            audit: false,
             suite: mirrorvm_abi::record::Suite::Aes256Gcm,
             streams: 1,
             session: [9; 16],

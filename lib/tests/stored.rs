@@ -26,7 +26,7 @@ use rusqlite::Connection;
 use serde_json::json;
 
 /// The version that this program writes, and the one after it.
-const NOW: i64 = 6;
+const NOW: i64 = 7;
 const NEWER: i64 = NOW + 1;
 
 fn data(name: &str) -> PathBuf {
@@ -382,7 +382,7 @@ async fn a_newer_database_is_refused_by_name() {
     let OpenError::Store(refused @ StoreError::TooNew { found: NEWER, known: NOW, .. }) = &error else {
         panic!("{error:?}")
     };
-    assert!(refused.to_string().contains("mirrorvm.db has schema version 7"), "{refused}");
+    assert!(refused.to_string().contains("mirrorvm.db has schema version 8"), "{refused}");
     assert_eq!(fs::read(&database).unwrap(), before);
 }
 

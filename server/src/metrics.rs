@@ -68,6 +68,7 @@ pub struct Metrics {
     guests: Family<State, Gauge>,
     mirrors: Family<State, Gauge>,
     migrations: Family<State, Gauge>,
+    audits: Family<State, Gauge>,
     events: Gauge,
     peer_handshakes: Gauge,
     peer_links: Gauge,
@@ -92,6 +93,7 @@ impl Default for Metrics {
             guests: Family::default(),
             mirrors: Family::default(),
             migrations: Family::default(),
+            audits: Family::default(),
             events: Gauge::default(),
             peer_handshakes: Gauge::default(),
             peer_links: Gauge::default(),
@@ -112,6 +114,11 @@ impl Default for Metrics {
         registry.register("guests", "Guests by state", metrics.guests.clone());
         registry.register("mirrors", "Mirrors by state", metrics.mirrors.clone());
         registry.register("migrations", "Migrations by state", metrics.migrations.clone());
+        registry.register(
+            "memory_audits",
+            "Migrations by what the comparison of memory found",
+            metrics.audits.clone(),
+        );
         registry.register("events_latest", "Number of the newest event", metrics.events.clone());
         let (handshakes, links) = (metrics.peer_handshakes.clone(), metrics.peer_links.clone());
         registry.register("peer_handshakes", "Connections to the peer port in their handshake", handshakes);
@@ -178,7 +185,9 @@ impl Metrics {
         if let Some(host) = host {
             count(&self.guests, host.guests().iter().map(|g| g.state.name()));
             count(&self.mirrors, host.mirrors().iter().map(|m| m.state.name()));
-            count(&self.migrations, host.migrations().iter().map(|m| m.state.name()));
+            let migrations = host.migrations();
+            count(&self.migrations, migrations.iter().map(|m| m.state.name()));
+            count(&self.audits, migrations.iter().filter_map(|m| Some(m.audit.as_ref()?.state.name())));
             self.events.set(host.events().latest().seq as i64);
             if let Some((now, turned)) = host.peer_port() {
                 self.peer_handshakes.set(now.handshakes as i64);

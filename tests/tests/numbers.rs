@@ -24,7 +24,7 @@ fn bodies() -> Vec<(&'static str, &'static str, &'static str, Value)> {
     sealed["driver"] = json!({"kind": "emulated", "vcpus": 1,
         "sev": {"policy": 0, "es": false, "mirror": {"strategy": apart, "workers": 1}}});
     let limits = json!({"bandwidth_bytes_per_second": 2_000_000, "downtime_ms": 10, "timeout_ms": 60_000,
-        "stall_timeout_ms": 5_000});
+        "stall_timeout_ms": 5_000, "audit_timeout_ms": 60_000});
     let fifo = json!({"cpus": [0], "scheduler": {"kind": "fifo", "priority": 1}});
     let nice = json!({"cpus": [0], "scheduler": {"kind": "other", "nice": 0}});
     let mirror = |placement: &Value| json!({"guest": "g1", "strategy": strategy, "workers": 1, "placement": placement});

@@ -405,7 +405,7 @@ fn the_state_of_the_last_landing_is_served_and_goes_back_by_its_backup() {
     // The key is another daemon's: by then the database has come forward, and that is said.
     let said = d.restart_refused();
     let backup = "mirrorvm.db.v4-62-e49b657c";
-    for part in ["was of version 4 and is of version 6 now", backup, "state restore"] {
+    for part in ["was of version 4 and is of version 7 now", backup, "state restore"] {
         assert!(said.contains(part), "{part}: {said}");
     }
     let accept = |d: &Daemon| {

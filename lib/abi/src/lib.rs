@@ -16,7 +16,7 @@ pub mod ring;
 
 /// Version of everything in this crate. A helper and a host work together when the helper's range
 /// ([`header::Header::abi_min`] to [`header::Header::abi_max`]) holds the host's version.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// Bytes in a page of RAM.
 pub const PAGE_BYTES: usize = 4096;

@@ -1,7 +1,7 @@
 //! What a host may ask of a helper, and how the helper answers.
 
-use crate::record::Suite;
-use crate::{u16_at, u32_at};
+use crate::record::{CHUNK_PAGES, CHUNKS_MAX, Suite};
+use crate::{u16_at, u32_at, u64_at};
 
 macro_rules! numbered {
     ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $n:literal,)* }) => {
@@ -64,6 +64,16 @@ numbered! {
         /// nothing; a page that is found goes out by the next export. Legal where pages may be exported and
         /// the helper has room for digests; answers with a bitmap, [`Scan::bitmap_bytes`] long.
         Scan = 16,
+        /// Source, after START: seals the digests of the pages of some chunks, whose numbers ascend over all
+        /// such requests. The slot's list has the numbers, `count` of them, and behind them from
+        /// [`AUDIT_BITS_AT`] on a bit for each page that the host wants left out. Answers with the group.
+        Digests = 17,
+        /// Destination, after START: compares a group of digests with those of what it opened. The bits of
+        /// pages that its own host wants left out lie where they do for `Digests`.
+        Compare = 18,
+        /// Destination, after START: ends the audit; answers with a [`Verdict`] when all pages that crossed
+        /// sealed were looked at.
+        Verdict = 19,
     }
 }
 
@@ -148,6 +158,9 @@ pub struct Begin {
     /// Source: keeps a digest of every page that it exports, where there is room for them, so that
     /// [`Op::Scan`] is legal.
     pub digests: bool,
+    /// An audit follows START: the destination keeps a digest of every page that it opens, for which it needs
+    /// room, under a key of the session.
+    pub audit: bool,
     /// By what everything is sealed.
     pub suite: Suite,
     /// Streams, 1 to the number of workers. Stream `i` is worker `i`'s.
@@ -168,7 +181,8 @@ impl Begin {
         b[2] = u8::from(self.source)
             | u8::from(self.elide_zero) << 1
             | u8::from(self.fresh) << 2
-            | u8::from(self.digests) << 3;
+            | u8::from(self.digests) << 3
+            | u8::from(self.audit) << 4;
         b[3] = self.suite as u8;
         b[8..24].copy_from_slice(&self.session);
         b[24..56].copy_from_slice(&self.transcript);
@@ -179,7 +193,7 @@ impl Begin {
     /// Reads parameters; `None` for another length, unknown role or suite, or set reserved bytes.
     pub fn decode(b: &[u8]) -> Option<Self> {
         let b: &[u8; BEGIN_BYTES] = b.try_into().ok()?;
-        if b[2] > 15 || u32_at(b, 4) != 0 {
+        if b[2] > 31 || u32_at(b, 4) != 0 {
             return None;
         }
         let mut begin = Self {
@@ -187,6 +201,7 @@ impl Begin {
             elide_zero: b[2] & 2 != 0,
             fresh: b[2] & 4 != 0,
             digests: b[2] & 8 != 0,
+            audit: b[2] & 16 != 0,
             suite: Suite::from_u8(b[3])?,
             streams: u16_at(b, 0),
             session: [0; 16],
@@ -225,7 +240,54 @@ impl Start {
     pub fn decode(b: &[u8; START_BYTES]) -> Self {
         let mut state = [0; 32];
         state.copy_from_slice(&b[..32]);
-        Self { state, shared_pages: crate::u64_at(b, 32) }
+        Self { state, shared_pages: u64_at(b, 32) }
+    }
+}
+
+/// Offset in a slot's list of the bits of pages that are left out of an audit, [`CHUNK_BITS_BYTES`] a chunk,
+/// in the order of the chunks.
+pub const AUDIT_BITS_AT: usize = CHUNKS_MAX * 8;
+/// Bytes of a chunk's bits: bit `i` (of byte `i / 8`, lowest first) is that of the chunk's page `i`.
+pub const CHUNK_BITS_BYTES: usize = (CHUNK_PAGES / 8) as usize;
+const _: () = assert!(AUDIT_BITS_AT + CHUNKS_MAX * CHUNK_BITS_BYTES <= crate::mailbox::PAYLOAD_AT);
+const _: () = assert!(CHUNKS_MAX <= crate::mailbox::BATCH_MAX);
+
+/// Pages that a verdict names at most.
+pub const NAMED_MAX: usize = 8;
+/// Bytes of an encoded [`Verdict`].
+pub const VERDICT_BYTES: usize = 24 + 8 * NAMED_MAX;
+
+/// What an audit found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Verdict {
+    /// Pages whose digests were compared.
+    pub compared: u64,
+    /// Pages that crossed sealed and were left out, by the destination's host.
+    pub left_out: u64,
+    /// Pages that are not what the source has, or that one host left out and the other did not.
+    pub differing: u64,
+    /// The first of them, as the helper calls them; the rest of the array is zero.
+    pub first: [u64; NAMED_MAX],
+}
+
+impl Verdict {
+    /// Writes the verdict.
+    pub fn encode(&self) -> [u8; VERDICT_BYTES] {
+        let mut b = [0; VERDICT_BYTES];
+        let words = [self.compared, self.left_out, self.differing];
+        for (to, word) in b.chunks_exact_mut(8).zip(words.iter().chain(&self.first)) {
+            to.copy_from_slice(&word.to_le_bytes());
+        }
+        b
+    }
+
+    /// Reads a verdict. Any bytes are one.
+    pub fn decode(b: &[u8; VERDICT_BYTES]) -> Self {
+        let mut first = [0; NAMED_MAX];
+        for (i, page) in first.iter_mut().enumerate() {
+            *page = u64_at(b, 24 + 8 * i);
+        }
+        Self { compared: u64_at(b, 0), left_out: u64_at(b, 8), differing: u64_at(b, 16), first }
     }
 }
 
@@ -261,7 +323,7 @@ impl Scan {
 
     /// Reads the parameters; `None` for counts out of bounds, ranges that wrap, or set reserved bytes.
     pub fn decode(b: &[u8; SCAN_BYTES]) -> Option<Self> {
-        let scan = Self { first: crate::u64_at(b, 0), count: u32_at(b, 8) };
+        let scan = Self { first: u64_at(b, 0), count: u32_at(b, 8) };
         let sane = (1..=SCAN_MAX).contains(&scan.count)
             && scan.first.checked_add(scan.count as u64).is_some()
             && u32_at(b, 12) == 0;

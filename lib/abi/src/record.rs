@@ -4,9 +4,13 @@
 //!
 //! ```text
 //! header (48)   kind, version, suite, 0 | stream, count | epoch, 0 | sequence | 24 random bytes
-//! list          only of pages: `count` words of 8 bytes, page number and whether the page is zero
+//! list          only of pages and digests: `count` words of 8 bytes, page number and whether it is zero
 //! pieces        for each page its ciphertext (none for a zero page) and a tag of 16 bytes; for a token one
 //! ```
+//!
+//! A group of digests looks like one of pages. A piece is a chunk: the digests of [`CHUNK_PAGES`] pages in a
+//! row, zero for each that is left out; its word in the list has the chunk's number, which is that of its
+//! first page divided by as many.
 //!
 //! Each group has a key of its own: HKDF-Expand (SHA-256) of its stream's secret with [`GROUP_LABEL`] and the
 //! whole header, so that a header of which one bit is another opens nothing. The random bytes are fresh from
@@ -37,6 +41,14 @@ pub const TOKEN_BYTES: usize = HEADER_BYTES + TOKEN_BODY_BYTES + TAG_BYTES;
 pub const RECORD_VERSION: u8 = 2;
 /// The stream number of tokens.
 pub const CONTROL_STREAM: u16 = 0xffff;
+/// The stream number of the audit's digests.
+pub const AUDIT_STREAM: u16 = 0xfffe;
+/// Pages whose digests fill one piece of a group of digests.
+pub const CHUNK_PAGES: u64 = (PAGE_BYTES / DIGEST_BYTES) as u64;
+/// Bytes of a page's digest.
+pub const DIGEST_BYTES: usize = crate::layout::DIGEST_BYTES as usize;
+/// Most pieces of a group of digests: 32 MiB of RAM, some milliseconds of work.
+pub const CHUNKS_MAX: usize = 32;
 /// What a stream's secret is expanded with, followed by the group's header, to the key of a group.
 pub const GROUP_LABEL: &[u8] = b"mirrorvm group key v2";
 /// Bytes of a piece's associated data.
@@ -56,6 +68,8 @@ pub enum Kind {
     Commit = 4,
     /// ABORT: the destination never will.
     Abort = 5,
+    /// Digests of pages, for the audit after START.
+    Digests = 6,
 }
 
 impl Kind {
@@ -67,6 +81,7 @@ impl Kind {
             3 => Some(Self::Start),
             4 => Some(Self::Commit),
             5 => Some(Self::Abort),
+            6 => Some(Self::Digests),
             _ => None,
         }
     }
@@ -112,7 +127,7 @@ pub struct Header {
     pub suite: Suite,
     /// The stream, or [`CONTROL_STREAM`].
     pub stream: u16,
-    /// Pieces: pages, 1 to [`GROUP_MAX`]; 1 for tokens.
+    /// Pieces: pages, 1 to [`GROUP_MAX`]; chunks of digests, 1 to [`CHUNKS_MAX`]; 1 for tokens.
     pub count: u16,
     /// The epoch, counted from 1.
     pub epoch: u32,
@@ -152,6 +167,7 @@ impl Header {
         header.random.copy_from_slice(&b[24..]);
         let most = match header.kind {
             Kind::Pages => GROUP_MAX,
+            Kind::Digests => CHUNKS_MAX,
             Kind::Epoch | Kind::Start | Kind::Commit | Kind::Abort => 1,
         };
         let good = b[1] == RECORD_VERSION
@@ -218,8 +234,19 @@ impl<'a> Front<'a> {
     /// Reads the beginning of `bytes`, which may be anybody's; `None` when no whole front of a group of pages
     /// is there.
     pub fn read(bytes: &'a [u8]) -> Option<Self> {
+        Self::read_kind(bytes, Kind::Pages)
+    }
+
+    /// The same of a group of digests, whose list has chunks in ascending order and nothing that is zero.
+    pub fn read_digests(bytes: &'a [u8]) -> Option<Self> {
+        let front = Self::read_kind(bytes, Kind::Digests)?;
+        let ascending = front.list.windows(2).all(|w| u64::from_le_bytes(w[0]) < u64::from_le_bytes(w[1]));
+        (ascending && front.pages().all(|chunk| !chunk.zero)).then_some(front)
+    }
+
+    fn read_kind(bytes: &'a [u8], kind: Kind) -> Option<Self> {
         let (head, rest) = bytes.split_first_chunk::<HEADER_BYTES>()?;
-        let header = Header::decode(head).filter(|h| h.kind == Kind::Pages)?;
+        let header = Header::decode(head).filter(|h| h.kind == kind)?;
         let list = rest.as_chunks().0.get(..usize::from(header.count))?;
         let sound = list.iter().all(|word| Listed::decode(*word).is_some());
         sound.then_some(Self { header, list })

@@ -132,7 +132,7 @@ impl<E: Env> Worker<'_, E> {
         epoch: u32,
         fresh: bool,
     ) -> Result<(u64, u32), (Status, usize)> {
-        let Self { env, scratch, maps, .. } = self;
+        let Self { env, scratch, maps, digests, .. } = self;
         let Scratch { front, page, .. } = &mut **scratch;
         let no_group = (Status::Unsealed, 0);
         let start = slot_at(request.slot) + PAYLOAD_AT;
@@ -169,11 +169,17 @@ impl<E: Env> Worker<'_, E> {
                 return Err((Status::PageRepeated, i));
             }
             let new = maps.see(listed.page);
-            if !listed.zero {
-                let body = page.first_chunk().expect("scratch holds a page and a tag");
+            let body = if listed.zero {
+                &[0; PAGE_BYTES]
+            } else {
+                page.first_chunk().expect("scratch holds a page and a tag")
+            };
+            if !(listed.zero && fresh && new) {
                 env.write_page(listed.page, body);
-            } else if !(fresh && new) {
-                env.write_page(listed.page, &[0; PAGE_BYTES]);
+            }
+            // Of what was opened, not of what lies in RAM by then: the audit is about what crossed.
+            if let Some(digester) = &stream.digester {
+                digests.put(listed.page, digester.digest(body));
             }
             stream.tags.update(&tag);
             stream.records += 1;

@@ -6,8 +6,8 @@ use mirrorvm_abi::{
     mailbox::{PAYLOAD_AT, Submission, slot_at},
     op::{BEGIN_BYTES, Begin, GREETING_BYTES, Op, START_BYTES, Start, Status},
     record::{
-        CONTROL_STREAM, Direction, HEADER_BYTES, Header, Kind, LISTED_BYTES, RANDOM_BYTES, TAG_BYTES,
-        TOKEN_BODY_BYTES, TOKEN_BYTES, Token,
+        AUDIT_STREAM, CONTROL_STREAM, Direction, HEADER_BYTES, Header, Kind, LISTED_BYTES, RANDOM_BYTES,
+        TAG_BYTES, TOKEN_BODY_BYTES, TOKEN_BYTES, Token,
     },
 };
 use ring::digest;
@@ -15,6 +15,7 @@ use spin::MutexGuard;
 use zeroize::{Zeroizing, zeroize_stack};
 
 use crate::agreement::Ephemeral;
+use crate::audit::Audit;
 use crate::digest::PageDigester;
 use crate::keys::KeySchedule;
 use crate::op_state::{DestinationEvent, DestinationOp, SourceEvent, SourceOp};
@@ -65,7 +66,9 @@ impl<E: Env> Worker<'_, E> {
             Op::EpochToken | Op::StartToken | Op::AbortToken | Op::CommitToken => {
                 self.token(op, &mut session, &mut guards, request, at)
             }
-            Op::Export | Op::Import | Op::Scan => Err(Status::UnknownOp),
+            Op::Export | Op::Import | Op::Scan | Op::Digests | Op::Compare | Op::Verdict => {
+                Err(Status::UnknownOp)
+            }
         };
         // What keys were made from is wiped where it lay; the stack has what was worked on.
         if matches!(op, Op::Hello | Op::Begin) {
@@ -108,6 +111,9 @@ impl<E: Env> Worker<'_, E> {
         if self.config.protection != PROTECTION_NONE && (begin.fresh || begin.elide_zero) {
             return Err(Status::PolicyForbids);
         }
+        if begin.audit && !begin.source && self.digests.is_empty() {
+            return Err(Status::BadRequest);
+        }
         let role = match (session.role, begin.source) {
             (Role::Source(op), true) => {
                 Role::Source(op.step(SourceEvent::Begin).map_err(|_| Status::WrongState)?)
@@ -140,34 +146,42 @@ impl<E: Env> Worker<'_, E> {
             elide_zero: begin.elide_zero,
             fresh: begin.fresh,
         };
-        let key = self.digest_key(begin.source && begin.digests)?;
+        let audit_key = if begin.audit { Some(schedule.audit().ok_or(Status::Exhausted)?) } else { None };
+        // A source's digests tell it what changed and are nobody else's; a destination's are the audit's.
+        let key = match (begin.source, &audit_key) {
+            (true, _) => self.digest_key(begin.digests)?,
+            (false, Some(key)) => Some(Zeroizing::new(**key)),
+            (false, None) => None,
+        };
         // None first, and not as a value that may be one: the room of one that is none would take along what
         // lay where it was made, which is the secret of the stream before.
         close_streams(guards);
         for (i, stream) in (0..begin.streams).zip(guards.iter_mut().flatten()) {
             let tags = digest::Context::new(&digest::SHA256);
-            let digester = key.as_ref().map(PageDigester::new);
+            let digester = key.as_ref().map(|key| PageDigester::new(key));
             stream.open = Some(OpenStream { sealer: sealer(PAGES, i)?, records: 0, tags, digester });
         }
+        session.audit = None;
+        if let Some(key) = audit_key {
+            session.audit = Some(Audit::new(key, sealer(PAGES, AUDIT_STREAM)?));
+        }
         self.maps.clear();
-        *session = Session {
-            role,
-            ephemeral: None,
-            control: Some(control),
-            epoch: 1,
-            pages: 0,
-            state_digest: [0; 32],
-        };
+        // Member by member, for the same reason.
+        session.role = role;
+        session.control = Some(control);
+        session.epoch = 1;
+        session.pages = 0;
+        session.state_digest = [0; 32];
         Ok(0)
     }
 
     /// A fresh key for page digests when they are wanted, `None` where they have no place. Not derived from
     /// the guest's secret: at some levels of protection that is known to others.
-    fn digest_key(&mut self, wanted: bool) -> Result<Option<[u8; 32]>, Status> {
+    fn digest_key(&mut self, wanted: bool) -> Result<Option<Zeroizing<[u8; 32]>>, Status> {
         if !wanted || self.digests.is_empty() {
             return Ok(None);
         }
-        self.scratch.drawn.draw(&mut self.env).map(Some)
+        self.scratch.drawn.draw(&mut self.env).map(|key| Some(Zeroizing::new(key)))
     }
 
     fn begin_parameters(&mut self, request: &Submission, at: usize) -> Result<Begin, Status> {
@@ -243,6 +257,7 @@ impl<E: Env> Worker<'_, E> {
     fn abort(&mut self, session: &mut Session, at: usize) -> Result<u32, Status> {
         let random = self.random()?;
         destination_step(session, DestinationEvent::Fail)?;
+        session.audit = None;
         self.seal_token(session, Kind::Abort, &Token::default(), at, random)
     }
 
@@ -356,7 +371,7 @@ const NOT_LISTED: [u8; LISTED_BYTES] = [0; LISTED_BYTES];
 const fn sealer_of(control: &mut Control, kind: Kind) -> &mut Sealer {
     match kind {
         Kind::Commit | Kind::Abort => &mut control.backward,
-        Kind::Epoch | Kind::Start | Kind::Pages => &mut control.forward,
+        Kind::Epoch | Kind::Start | Kind::Pages | Kind::Digests => &mut control.forward,
     }
 }
 
@@ -409,6 +424,7 @@ fn start_token(session: &mut Session, guards: &Guards<'_>, token: &Token) -> Res
 fn close(session: &mut Session, guards: &mut Guards<'_>) {
     session.control = None;
     session.ephemeral = None;
+    session.audit = None;
     close_streams(guards);
 }
 

@@ -17,6 +17,8 @@ use zeroize::Zeroizing;
 use crate::seal::{KeyLength, Sealer, overwrite, wipe};
 
 const LABEL: &[u8] = b"mirrorvm stream secret v3";
+/// Under what the audit digests pages: both ends the same, so it comes from the session as well.
+const AUDIT_LABEL: &[u8] = b"mirrorvm audit digest key v1";
 
 /// What secrets are derived from; dropped, and wiped, when they are.
 pub(crate) struct KeySchedule {
@@ -43,6 +45,16 @@ impl KeySchedule {
         input[32..].copy_from_slice(shared.as_bytes());
         let prk = hkdf::Salt::new(hkdf::HKDF_SHA256, &salt).extract(&input[..]);
         Self { prk, session, transcript, suite }
+    }
+
+    /// The key of the audit's digests.
+    #[inline(never)]
+    pub fn audit(&self) -> Option<Zeroizing<[u8; 32]>> {
+        let suite = [self.suite as u8];
+        let info: [&[u8]; 4] = [AUDIT_LABEL, &self.session, &self.transcript, &suite];
+        let mut key = Zeroizing::new([0; 32]);
+        self.prk.expand(&info, KeyLength).ok()?.fill(&mut key[..]).ok()?;
+        Some(key)
     }
 
     /// One direction and stream, before its first group. Works on a stack of its own, below what the caller

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod agreement;
+mod audit;
 mod batch;
 mod control;
 mod digest;

@@ -54,7 +54,7 @@ impl<'a> Digests<'a> {
         }
     }
 
-    fn get(&self, page: u64) -> Option<PageDigest> {
+    pub(crate) fn get(&self, page: u64) -> Option<PageDigest> {
         match self.of(page) {
             [a, b] => Some([a.load(Relaxed), b.load(Relaxed)]),
             _ => None,

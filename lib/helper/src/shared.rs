@@ -8,6 +8,7 @@ use ring::digest;
 use spin::Mutex;
 
 use crate::agreement::Ephemeral;
+use crate::audit::Audit;
 use crate::digest::PageDigester;
 use crate::op_state::{DestinationOp, SourceOp};
 use crate::seal::Sealer;
@@ -76,6 +77,8 @@ pub(crate) struct Session {
     pub pages: u64,
     /// What arrived at the destination as vCPU and device state.
     pub state_digest: [u8; 32],
+    /// What compares RAM after START, where that was agreed on.
+    pub audit: Option<Audit>,
 }
 
 #[derive(Clone)]
@@ -98,6 +101,7 @@ impl Session {
             epoch: 0,
             pages: 0,
             state_digest: [0; 32],
+            audit: None,
         }
     }
 }

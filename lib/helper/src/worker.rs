@@ -24,6 +24,8 @@ const GROUP_BYTES: usize = 8 << 10;
 pub struct Scratch {
     pub(crate) pages: [u64; BATCH_MAX],
     pub(crate) page: [u8; PAGE_BYTES + TAG_BYTES],
+    /// A chunk of digests, beside the page that is digested.
+    pub(crate) chunk: [u8; PAGE_BYTES + TAG_BYTES],
     /// Header and list of a group.
     pub(crate) front: [u8; front_bytes(BATCH_MAX)],
     pub(crate) drawn: Drawn,
@@ -35,6 +37,7 @@ impl Scratch {
         Self {
             pages: [0; BATCH_MAX],
             page: [0; PAGE_BYTES + TAG_BYTES],
+            chunk: [0; PAGE_BYTES + TAG_BYTES],
             front: [0; front_bytes(BATCH_MAX)],
             drawn: Drawn::nothing(),
         }
@@ -226,6 +229,9 @@ impl<'a, E: Env> Worker<'a, E> {
             Op::Export => self.export(request),
             Op::Import => self.import(request),
             Op::Scan => return self.scan(request),
+            Op::Digests => return self.digests(request),
+            Op::Compare => return self.compare(request),
+            Op::Verdict => return self.verdict(request),
             _ => return self.control(op, request),
         };
         // The group's key has served. A cipher of that kind does not wipe itself; what it lay in does.

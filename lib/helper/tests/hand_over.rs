@@ -383,6 +383,7 @@ impl Real {
                     elide_zero: false,
                     fresh: false,
                     digests: false,
+                    audit: false,
                     suite: mirrorvm_abi::record::Suite::Aes256Gcm,
                     streams: 1,
                     session: [7; 16],

@@ -7,7 +7,7 @@
 use mirrorvm_abi::{header::Header, layout as abi};
 use serde::{Deserialize, Serialize};
 
-use super::{GuestLayout, HelperPlacement, HelperSet, HostLimits, Refusal, RefusalCode};
+use super::{GuestLayout, HelperPlacement, HelperSet, HostLimits, RamBlock, Refusal, RefusalCode};
 use crate::addr::{Gpa, MirrorGpa, PAGE_2M, PAGE_SIZE, RamAddr, align_up};
 
 /// One piece of the helper's memory.
@@ -98,7 +98,8 @@ impl From<Declaration> for Vec<Tuple> {
 }
 
 /// What the reference guest declares: the helper in pieces that are not contiguous (code, data, secret with
-/// TSS, stacks, maps, configuration with tables), out of order and with gaps between them in the mirror.
+/// TSS, stacks, maps, configuration with tables, page digests where there is room for them), out of order and
+/// with gaps between them in the mirror.
 /// `None` when the helper's block is missing, too small or not wholly plugged at the places that matter.
 pub fn reference_declaration(
     layout: &GuestLayout,
@@ -107,6 +108,7 @@ pub fn reference_declaration(
 ) -> Option<Declaration> {
     let p = HelperPlacement::new(header, layout, HelperSet::Declared)?;
     let block = layout.helper().filter(|b| p.block_len() <= b.size)?;
+    let p = p.in_block(layout, block.size);
     let text = header.text_end.checked_sub(header.base)?;
     let parts = [
         (0, text),
@@ -122,18 +124,28 @@ pub fn reference_declaration(
     let mut tuples = Vec::new();
     for (n, (offset, len)) in (1u64..).zip(parts.into_iter().rev()).filter(|(_, (_, len))| *len > 0) {
         at = align_up(at, PAGE_2M)?.checked_add(offset % PAGE_2M)?;
-        let ram = block.ram_addr.get().checked_add(offset)?;
-        let mut done = 0;
-        // A block that is plugged in parts makes more tuples.
-        while done < len {
-            let offset = offset + done;
-            let plug = block.plugs.iter().find(|p| offset >= p.offset && offset - p.offset < p.len)?;
-            let step = (len - done).min(plug.len - (offset - plug.offset));
-            let guest = layout.ram_to_gpa(RamAddr::new(ram.checked_add(done)?))?;
-            tuples.push(Tuple { guest, len: step, mirror: MirrorGpa::new(at.checked_add(done)?) });
-            done += step;
-        }
+        tuples.extend(part(layout, block, (offset, len), at)?);
         at = at.checked_add(len)?.checked_add(n * PAGE_2M)?;
     }
+    // A helper does without digests where they are not plugged.
+    let digests = (p.digests_at, p.digests_len);
+    let last = align_up(at, PAGE_2M).and_then(|at| part(layout, block, digests, at));
+    tuples.extend(last.into_iter().flatten());
     Declaration::new(tuples).ok()
+}
+
+/// The tuples of a part of the helper's block (offset, bytes), which the mirror sees from `at` on. `None`
+/// when it is not plugged. A block that is plugged in parts makes more tuples.
+fn part(layout: &GuestLayout, block: &RamBlock, (offset, len): (u64, u64), at: u64) -> Option<Vec<Tuple>> {
+    let ram = block.ram_addr.get().checked_add(offset)?;
+    let (mut tuples, mut done) = (Vec::new(), 0);
+    while done < len {
+        let offset = offset + done;
+        let plug = block.plugs.iter().find(|p| offset >= p.offset && offset - p.offset < p.len)?;
+        let step = (len - done).min(plug.len - (offset - plug.offset));
+        let guest = layout.ram_to_gpa(RamAddr::new(ram.checked_add(done)?))?;
+        tuples.push(Tuple { guest, len: step, mirror: MirrorGpa::new(at.checked_add(done)?) });
+        done += step;
+    }
+    Some(tuples)
 }

@@ -224,9 +224,9 @@ impl MirrorPlan {
         self.allowed.iter().map(|r| r.pages()).sum()
     }
 
-    /// Whether the helper has room to keep a digest of every page that it may touch, so that it can find the
-    /// changed ones.
-    pub const fn can_scan(&self) -> bool {
+    /// Whether the helper has room to keep a digest of every page that it may touch: of what it sealed, so
+    /// that it can find the changed ones, and of what it opened, for the audit.
+    pub const fn has_digests(&self) -> bool {
         self.placement.digests_len > 0
     }
 
@@ -269,7 +269,7 @@ impl MirrorPlan {
             ranges: ranges.len() as u32,
             protection,
             policy,
-            digests: if self.can_scan() { pages } else { 0 },
+            digests: if self.has_digests() { pages } else { 0 },
         };
         let mut bytes = fixed.encode().to_vec();
         bytes.extend(ranges.iter().flat_map(config::Range::encode));

@@ -213,6 +213,10 @@ codes! {
     GuestFailed = "guest_failed";
     /// The guest writes faster than pages move.
     NotConverging = "not_converging";
+    /// Pages at the destination are not what the source has.
+    AuditMismatch = "audit_mismatch";
+    /// The audit before COMMIT came to no verdict.
+    AuditNotRun = "audit_not_run";
     /// An administrator ended the doubt.
     Resolved = "resolved";
     /// The journal of hand-overs could not be written.

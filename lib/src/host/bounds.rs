@@ -7,7 +7,9 @@ use std::ops::RangeInclusive;
 
 use crate::guest::REPORT_PAGES_MAX;
 pub use crate::guest::driver::{VCPUS, WORKERS};
-pub use crate::migration::terms::{BANDWIDTH, DOWNTIME_MS, STALL_TIMEOUT_MS, STREAMS, TIMEOUT_MS};
+pub use crate::migration::terms::{
+    AUDIT_TIMEOUT_MS, BANDWIDTH, DOWNTIME_MS, STALL_TIMEOUT_MS, STREAMS, TIMEOUT_MS,
+};
 use crate::mirror::{BATCH_PAGES_MAX, FIFO_PRIORITIES};
 
 /// Migrations of a host that go on at the same time.

@@ -68,6 +68,8 @@ named! {
         Deleted = "deleted",
         /// A round of a migration is over.
         RoundFinished = "round_finished",
+        /// Pages of a guest that came or went are not what its source had.
+        AuditMismatch = "audit_mismatch",
         /// The host was opened.
         Started = "started",
         /// The host is about to end.
@@ -325,6 +327,11 @@ impl EventBody {
     pub(super) fn peer(record: &PeerRecord, change: Change) -> Self {
         let body = Self::new(ResourceKind::PeerHost, change, record.id, record.generation);
         Self { name: Some(record.spec.name.clone()), labels: record.spec.labels.clone(), ..body }
+    }
+
+    /// The pages that an audit found.
+    pub(super) fn of_pages(self, migration: Uuid, pages: u64) -> Self {
+        self.with("migration", migration.to_string()).with("pages", pages)
     }
 
     /// Has the event written with the change that it tells of.

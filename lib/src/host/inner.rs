@@ -17,10 +17,11 @@ use super::events::{Change, EventBody, Events, ResourceKind};
 use super::guests::entry::GuestEntry;
 use super::guests::registry::Registry;
 use super::images::files::Looks;
+use super::migrations::audits::Audits;
 use super::migrations::entry::MigrationEntry;
 use super::mirrors::entry::MirrorEntry;
 use super::{
-    DriverSpec, Fault, GuestRecord, HostError, MigrationLimits, MigrationRecord, MigrationState,
+    Audit, DriverSpec, Fault, GuestRecord, HostError, MigrationLimits, MigrationRecord, MigrationState,
     MirrorRecord, MirrorState, PeerRecord,
 };
 use crate::address_space::HostLimits;
@@ -109,6 +110,8 @@ pub(super) struct Inner {
     /// Told when a peer was reached or reached this host, or became known: it may say now what it was asked
     /// in vain.
     pub peer_heard: Arc<tokio::sync::Notify>,
+    /// What is kept of guests that left.
+    pub audits: Audits,
     changes: watch::Sender<u64>,
     stopping: AtomicBool,
 }
@@ -164,6 +167,7 @@ impl Inner {
             streams: Mutex::default(),
             space_looked_at: Mutex::default(),
             unstored: Mutex::default(),
+            audits: Audits::default(),
             changes: watch::Sender::new(1),
             peer_heard: Arc::default(),
             stopping: AtomicBool::new(false),
@@ -513,6 +517,22 @@ impl Inner {
                 EventBody::migration(record, labels.clone(), change).write(&mut batch)
             });
             self.owe(batch, "what became of a migration");
+        });
+        self.changed();
+    }
+
+    /// Notes the end of an audit in its migration's record, unless that was forgotten meanwhile.
+    pub fn audited(&self, entry: &Arc<MigrationEntry>, audit: Audit) {
+        entry.alone(|| {
+            if self.migration_entry(entry.id).is_none() {
+                return;
+            }
+            let record = entry.change(|r| r.audit = Some(audit));
+            let mut batch = Batch::new();
+            match batch.put(Kind::Migration, record.id, None, &record) {
+                Ok(_) => self.owe(batch, "what an audit found"),
+                Err(error) => tracing::error!(%error, "a migration's record cannot be written"),
+            }
         });
         self.changed();
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::guests::command::Command;
 use super::guests::entry::GuestEntry;
 use super::inner::{Inner, no_sev};
-use super::{DriverSpec, GuestRecord, GuestSpec, HostError, LaunchMirror, SevSpec};
+use super::{DriverSpec, GuestRecord, GuestSpec, HostError, LaunchMirror, NotRun, SevSpec};
 use crate::address_space::{
     self, Confidentiality, Declaration, GuestLayout, HostLimits, MailboxSize, MirrorPlan, PlanRequest,
     Refusal, Strategy, StrategyKind,
@@ -94,8 +94,23 @@ impl Inner {
         })
     }
 
-    /// Claims all the memory that a guest is going to have, and maps it; nothing of it is touched.
+    /// Claims all the memory that a guest is going to have, and maps it; nothing of it is touched. What
+    /// audits keep of guests that left is given up when it is needed.
     pub fn memory_for(
+        &self,
+        spec: &GuestSpec,
+        layout: &GuestLayout,
+        boot: Option<&BootFiles>,
+    ) -> Result<GuestMemory, HostError> {
+        match self.claim_memory(spec, layout, boot) {
+            Err(HostError::NoMemory(_)) if self.audits.give_up(NotRun::MemoryNeeded, |_| true) => {
+                self.claim_memory(spec, layout, boot)
+            }
+            claimed => claimed,
+        }
+    }
+
+    fn claim_memory(
         &self,
         spec: &GuestSpec,
         layout: &GuestLayout,

@@ -87,6 +87,7 @@ impl Host {
         for m in self.inner.migration_entries() {
             let _ = m.control.cancel();
         }
+        self.inner.audits.give_up(NotRun::ShuttingDown, |_| true);
         // Those that wait in the queue look again.
         self.inner.changed();
         let listener = self.listener.locked().take();

@@ -16,7 +16,8 @@ use super::migrations::entry::MigrationEntry;
 use super::migrations::{confirm, incoming, journal, outgoing};
 use super::stored::{self, HostId, KnownIdentity, PageSecret};
 use super::{
-    Fault, GuestRecord, GuestState, Host, MigrationDirection, MigrationRecord, MigrationState, PeerRecord,
+    Audit, Fault, GuestAudit, GuestRecord, GuestState, Host, MigrationDirection, MigrationRecord,
+    MigrationState, NotRun, PeerRecord,
 };
 use crate::boot_files::{DirectoryError, ImageDirectories};
 use crate::guest::{Drivers, MachineError};
@@ -345,6 +346,7 @@ fn reconciled_guest(
             | GuestState::Stopping
             | GuestState::Incoming
     );
+    record.audit = record.audit.map(|of| GuestAudit { audit: ended_with_the_daemon(of.audit), ..of });
     // While a migration had the guest, what was shown may be ahead of what was stored: once held, and once
     // let go again.
     record.generation += if record.migration.is_some() { 3 } else { 1 };
@@ -368,11 +370,22 @@ fn reconciled_guest(
     (record, state)
 }
 
+/// An audit that was going on has lost what it compares.
+fn ended_with_the_daemon(audit: Audit) -> Audit {
+    if audit.is_pending() { Audit::not_run(NotRun::HostRestarted) } else { audit }
+}
+
 fn reconcile_migration(
     inner: &Arc<Inner>,
     mut record: MigrationRecord,
     found: FoundMigration,
 ) -> Result<(), StoreError> {
+    let ended = record.audit.clone().map(ended_with_the_daemon);
+    if ended != record.audit {
+        record.audit = ended;
+        record.generation += 1;
+        inner.store.put(Kind::Migration, record.id, None, &record)?;
+    }
     match found {
         FoundMigration::Ended | FoundMigration::InDoubt => {}
         FoundMigration::Moved => {
@@ -398,6 +411,7 @@ fn reconcile_migration(
     control.update(|l| {
         l.progress = record.progress;
         l.rounds.clone_from(&record.rounds);
+        l.audit.clone_from(&record.audit);
     });
     let entry = Arc::new(MigrationEntry::new(record, control));
     inner.restore_migration(Arc::clone(&entry));

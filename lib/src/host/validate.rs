@@ -116,6 +116,12 @@ pub(super) fn migration(spec: &MigrationSpec) -> Result<(), HostError> {
         &bounds::STALL_TIMEOUT_MS,
         &mut errors,
     );
+    FieldError::check_bound(
+        "/limits/audit_timeout_ms",
+        limits.audit_timeout_ms,
+        &bounds::AUDIT_TIMEOUT_MS,
+        &mut errors,
+    );
     if let Some(bandwidth) = limits.bandwidth_bytes_per_second {
         FieldError::check_bound(
             "/limits/bandwidth_bytes_per_second",

@@ -4,7 +4,7 @@ use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::hand_over::Leave;
-use super::{MigrationFault, MigrationLimits, MigrationState, Progress, Round};
+use super::{Audit, MigrationFault, MigrationLimits, MigrationState, Progress, Round};
 use crate::guest::{MachineEnd, MachineError};
 use crate::sync::{Locked, WaitLocked};
 use crate::transport::LinkCanceller;
@@ -23,6 +23,8 @@ pub struct Live {
     pub rounds: Vec<Round>,
     /// Whether COMMIT is minted and the destination's store does not take it yet.
     pub committing: bool,
+    /// What became of the audit so far; `None`: there is none, or it has not begun.
+    pub audit: Option<Audit>,
     /// Goes up with every change.
     pub version: u64,
 }
@@ -78,7 +80,7 @@ impl Control {
     /// locks held.
     pub fn new(state: MigrationState, limits: MigrationLimits, changed: Box<dyn Fn() + Send + Sync>) -> Self {
         let progress = Progress::default();
-        let live = Live { state, progress, rounds: Vec::new(), committing: false, version: 1 };
+        let live = Live { state, progress, rounds: Vec::new(), committing: false, audit: None, version: 1 };
         Self {
             live: Mutex::new(live),
             gate: Mutex::default(),

@@ -9,19 +9,21 @@ use mirrorvm_abi::op::{Begin, Greeting};
 use mirrorvm_abi::record::TOKEN_BYTES;
 use zeroize::Zeroizing;
 
+use super::audit::{self, Held, Kept, Waiting as AuditWaiting};
 use super::hand_over::{Destination, DestinationEvent};
 use super::landing::Ground;
 use super::peer::{Agreed, Spoken};
 use super::records::Mask;
 use super::sink::{Received, Sink, receive_shared};
-use super::terms::{Suite, suite_names};
+use super::terms::{AUDIT_TIMEOUT_MS, Suite, suite_names};
 use super::threads::{all, side_by_side};
 use super::transcript::{sha256, transcript};
-use super::wire::{self, Prepare, Prepared, Refused, STATE_MAX, Settled, StateHead, kind};
-use super::{Control, MigrationFault, MigrationState, Round, StreamTransport};
+use super::wire::{self, AuditWish, Prepare, Prepared, Refused, STATE_MAX, Settled, StateHead, kind};
+use super::{Audit, AuditState, Control, MigrationFault, MigrationState, NotRun, Round, StreamTransport};
 use crate::addr::PAGE_SIZE;
 use crate::guest::{Labels, Machine, MachineError};
 use crate::mirror::{Mirror, SealedToken};
+use crate::pages::PageSet;
 use crate::threads::{self, Role};
 use crate::transport::{Link, LinkError, LogBudget, Waiting};
 
@@ -43,14 +45,16 @@ pub struct Arrival {
 pub struct Arrived {
     /// Its machine.
     pub machine: Box<dyn Machine>,
-    /// Its mirror; the session is over.
-    pub mirror: Mirror,
+    /// Its mirror; the session is over. `None`: the audit has it.
+    pub mirror: Option<Mirror>,
     /// Whether it was paused at the source, and is here.
     pub paused: bool,
     /// Of every page at the pause point, when verification was asked for.
     pub digests: Option<Vec<[u8; 16]>>,
     /// Why it does not run although it should.
     pub fault: Option<MigrationFault>,
+    /// The audit that follows, for as long as the host keeps what is held for it.
+    pub audit: Option<Arc<Held>>,
 }
 
 /// The store did not take something.
@@ -93,6 +97,9 @@ pub trait Receiver {
 
     /// The guest is this host's, and runs if it should.
     fn arrived(&self, session: uuid::Uuid, arrived: Arrived);
+
+    /// The audit that followed has ended.
+    fn audited(&self, session: uuid::Uuid, guest: uuid::Uuid, audit: Audit, held: &Arc<Held>);
 
     /// The import is over; the machine is gone. With a token: ABORT was minted.
     fn aborted(&self, session: uuid::Uuid, token: Option<&SealedToken>, fault: &MigrationFault);
@@ -149,6 +156,7 @@ pub fn serve_import(spoken: Spoken, peer: &str, host: &dyn Receiver) {
         stall,
         verify_us: 0,
         digests: None,
+        shared: PageSet::new(),
     };
     match import.up_to_start() {
         Ok(()) => import.commit(),
@@ -207,6 +215,8 @@ struct Import<'a> {
     stall: Duration,
     verify_us: u64,
     digests: Option<Vec<[u8; 16]>>,
+    /// What the guest shared when it left.
+    shared: PageSet,
 }
 
 impl Import<'_> {
@@ -215,6 +225,9 @@ impl Import<'_> {
         let suite = Suite::named(&self.prepare.suite);
         let suite = suite.filter(|suite| self.mirror.helper_header().has(suite.of_records()));
         let suite = suite.ok_or(MigrationFault::Protocol("a suite that was not admitted"))?;
+        if self.prepare.audit.is_some() && !self.mirror.plan().has_digests() {
+            return Err(MigrationFault::AuditNotRun { why: NotRun::NoRoom });
+        }
         let Greeting { nonce, public_key } = self.mirror.hello()?;
         let prepared = wire::written(&Prepared {
             nonce,
@@ -230,6 +243,7 @@ impl Import<'_> {
             // What a driver brought may be anything.
             fresh: self.fresh && self.machine.ram().was_zero(),
             digests: false,
+            audit: self.prepare.audit.is_some(),
             suite: suite.of_records(),
             streams: self.prepare.streams,
             session: *self.prepare.session.as_bytes(),
@@ -258,8 +272,30 @@ impl Import<'_> {
         self.await_frame()?;
         let (_, payload) = wire::expect(&mut self.link, &[kind::START], 4096)?;
         self.mirror.check_start(&token(&payload)?)?;
+        if self.prepare.audit == Some(AuditWish::BeforeCommit) {
+            self.audit_before_commit()?;
+        }
         // Whether it is still there to be committed: from COMMIT on it is this host's, alive or not.
         self.check()
+    }
+
+    /// Without a verdict that nothing differs the guest must not run here.
+    fn audit_before_commit(&mut self) -> Result<(), MigrationFault> {
+        self.control.update(|l| l.audit = Some(Audit::new(AuditState::Pending)));
+        let (control, machine) = (&self.control, &self.machine);
+        let over = || {
+            let ended = control.called_off().is_some() || machine.ended().is_some();
+            ended.then_some(NotRun::GuestStopped)
+        };
+        let through = AuditWaiting { mirror: &mut self.mirror, over };
+        let audit = audit::judge(&mut self.link, through, &self.shared, audit_ends_by(), self.stall);
+        self.control.update(|l| l.audit = Some(audit.clone()));
+        match audit.state {
+            AuditState::Proven => Ok(()),
+            AuditState::Mismatch { pages, .. } => Err(MigrationFault::AuditMismatch { pages }),
+            AuditState::NotRun { why } => Err(MigrationFault::AuditNotRun { why }),
+            AuditState::Pending => Err(MigrationFault::AuditNotRun { why: NotRun::PeerLost }),
+        }
     }
 
     fn await_streams(&self) -> Result<Vec<Sink>, MigrationFault> {
@@ -390,6 +426,7 @@ impl Import<'_> {
         let (head, console, state) = StateHead::split(payload)?;
         let shared = head.shared_pages(self.machine.ram().layout().ram_end())?;
         self.control.update(|l| l.progress.shared_bytes = Some(shared.len() * PAGE_SIZE));
+        self.shared.clone_from(&shared);
         self.machine.encryption().replace(shared);
         if self.prepare.verify {
             let begun = Instant::now();
@@ -422,6 +459,9 @@ impl Import<'_> {
                         // COMMIT is minted, so ABORT never can be: nothing from here on gives the guest up,
                         // whatever the store says.
                         self.control.enter(MigrationState::Finishing);
+                        if self.prepare.audit == Some(AuditWish::After) {
+                            self.control.update(|l| l.audit = Some(Audit::new(AuditState::Pending)));
+                        }
                         token = Some(minted);
                         DestinationEvent::Minted
                     }
@@ -471,19 +511,31 @@ impl Import<'_> {
         told.is_ok()
     }
 
-    fn arrived(mut self, told: bool, fault: Option<MigrationFault>) {
-        self.host.arrived(
-            self.prepare.session,
-            Arrived {
-                machine: self.machine,
-                mirror: self.mirror,
-                paused: self.prepare.paused,
-                digests: self.digests.take(),
-                fault,
-            },
-        );
+    fn arrived(self, told: bool, fault: Option<MigrationFault>) {
+        let Self { mut link, prepare, host, machine, mirror, shared, stall, digests, .. } = self;
+        let (session, guest, paused) = (prepare.session, prepare.guest, prepare.paused);
+        let follows = prepare.audit == Some(AuditWish::After);
+        let (mirror, held) = if follows {
+            (None, Some(Arc::new(Held::new(Kept { machine: None, mirror }))))
+        } else {
+            (Some(mirror), None)
+        };
+        host.arrived(session, Arrived { machine, mirror, paused, digests, fault, audit: held.clone() });
+        if let Some(held) = held {
+            let audit = if told {
+                audit::judge(&mut link, &*held, &shared, audit_ends_by(), stall)
+            } else {
+                Audit::not_run(NotRun::PeerLost)
+            };
+            let whole = !matches!(audit.state, AuditState::NotRun { .. });
+            host.audited(session, guest, audit, &held);
+            if told && !whole {
+                // Digests may still be on their way, and with them the end would get lost.
+                return link.close_after_peer(Instant::now() + LAST_WORD);
+            }
+        }
         if told {
-            let _ = self.link.close();
+            let _ = link.close();
         }
     }
 
@@ -582,6 +634,11 @@ impl Import<'_> {
         }
         self.check()
     }
+}
+
+/// The source knows the limit, which may change; this is beyond any.
+fn audit_ends_by() -> Instant {
+    Instant::now() + Duration::from_millis(*AUDIT_TIMEOUT_MS.end())
 }
 
 fn token(payload: &[u8]) -> Result<[u8; TOKEN_BYTES], MigrationFault> {

@@ -1,5 +1,6 @@
 //! Why a migration did not come to its end.
 
+use super::NotRun;
 use crate::chain::chain;
 use crate::codes::{AnyCode, Code};
 use crate::guest::{MachineEnd, MachineError};
@@ -75,6 +76,18 @@ pub enum MigrationFault {
     /// The guest shares its pages in more pieces than a migration carries.
     #[error("the guest shares its pages in too many pieces")]
     Fragmented,
+    /// Pages at the destination are not what the source has: the guest must not run there.
+    #[error("{pages} pages at the destination are not what the source has")]
+    AuditMismatch {
+        /// How many.
+        pages: u64,
+    },
+    /// The audit came to no verdict, without which the guest must not run at the destination.
+    #[error("the audit before COMMIT came to no verdict: {}", why.name())]
+    AuditNotRun {
+        /// Why.
+        why: NotRun,
+    },
     /// An administrator said that the destination never took the guest.
     #[error("an administrator said that the destination never took the guest")]
     Resolved,
@@ -117,6 +130,8 @@ impl MigrationFault {
             Self::Machine(_) => Code::GuestFailed,
             Self::PlaceLost(_) => Code::DestinationFailed,
             Self::NotConverging { .. } => Code::NotConverging,
+            Self::AuditMismatch { .. } => Code::AuditMismatch,
+            Self::AuditNotRun { .. } => Code::AuditNotRun,
             Self::Resolved => Code::Resolved,
             Self::NoStorage(e) => {
                 use std::io::ErrorKind::{QuotaExceeded, StorageFull};
@@ -147,6 +162,8 @@ impl MigrationFault {
             | Self::NotConverging { .. }
             | Self::Unreachable { .. }
             | Self::Fragmented
+            | Self::AuditMismatch { .. }
+            | Self::AuditNotRun { .. }
             | Self::Resolved
             | Self::NoStorage(_) => chain(self),
         }

@@ -47,7 +47,7 @@ impl Finder {
     pub fn choose(machine: &dyn Machine, mirror: &Mirror) -> Option<Self> {
         if machine.can_log_dirty() {
             Some(Self::Log(None))
-        } else if mirror.plan().can_scan() {
+        } else if mirror.plan().has_digests() {
             Some(Self::Scan(Pieces::of(mirror.plan())))
         } else {
             None

@@ -20,6 +20,9 @@
 //!                      <---- Committed{token}   or   Aborted{token}
 //!                                           the guest runs
 //!   COMMIT token opens: the source's guest is done
+//!   DIGESTS* ------------------------->   compared with what was opened, while the guest runs (or before COMMIT)
+//!   DIGESTS_END ---------------------->
+//!                      <---- AUDITED
 //! ```
 //!
 //! Every link begins as mutual TLS 1.3 between pinned identities. Streams then go on without it, unless the
@@ -28,6 +31,7 @@
 //! nothing else: a record that he made or changed does not open, one that he dropped is missed by the epoch's
 //! token, and either way the destination gives up before START.
 
+mod audit;
 mod control;
 mod destination;
 mod error;
@@ -46,16 +50,17 @@ mod threads;
 mod transcript;
 pub mod wire;
 
+pub use audit::{Held, Kept};
 pub use control::{Control, Live, PastPointOfNoReturn};
 pub use destination::{Arrival, Arrived, NotStored, Receiver, serve_check, serve_import};
 pub use error::MigrationFault;
 pub use hand_over::HandOverOutcome;
 pub use peer::{Agreed, PeerAddress, Spoken, accept_hello, ask, check, find, open_control, resolve};
 pub use rounds::{Bound, Convergence, Decision, Fixed, Observation};
-pub use source::{Departure, Journal, Outgoing, SourceEnd, Terms, run_source};
+pub use source::{Departure, Journal, Outgoing, Sequel, SourceEnd, Terms, run_source};
 pub(crate) use source::{hear, resume_here};
 pub use terms::{
-    MigrationLimits, MigrationMode, MigrationState, OnTimeout, Progress, Round, StreamTransport, Suite,
-    suite_names,
+    Audit, AuditMode, AuditState, MigrationLimits, MigrationMode, MigrationState, NotRun, OnTimeout,
+    Progress, Round, StreamTransport, Suite, suite_names,
 };
 pub use transcript::transcript;

@@ -21,6 +21,9 @@ pub const STALL_TIMEOUT_MS: RangeInclusive<u64> = 1_000..=600_000;
 /// Bandwidth limit, bytes per second. A full frame of 2 MiB must fit the peer's frame deadline.
 pub const BANDWIDTH: RangeInclusive<u64> = 1 << 20..=1 << 50;
 
+/// Time that an audit may take after START, milliseconds.
+pub const AUDIT_TIMEOUT_MS: RangeInclusive<u64> = 1..=3_600_000;
+
 /// How memory is moved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MigrationMode {
@@ -90,6 +93,115 @@ pub fn suite_names(suites: &[Suite]) -> Vec<String> {
     suites.iter().map(|suite| suite.name().to_owned()).collect()
 }
 
+named! {
+    /// When the destination compares what it opened with what lies in the source's RAM.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+    pub enum AuditMode {
+        /// When the guest runs at the destination: costs no pause, and finds out afterwards.
+        #[default]
+        After = "after",
+        /// Before the guest may run there: a page that differs ends the migration, and the guest goes on
+        /// here.
+        BeforeCommit = "before_commit",
+        /// Not at all.
+        Never = "never",
+    }
+}
+
+named! {
+    /// Why an audit came to no verdict.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    pub enum NotRun {
+        /// It took longer than its limit.
+        Timeout = "timeout",
+        /// The link to the other host broke, or that host said what makes no sense.
+        PeerLost = "peer_lost",
+        /// The other host's build knows no audits.
+        PeerVersion = "peer_version",
+        /// The helper's block has no room for digests.
+        NoRoom = "no_room",
+        /// A helper failed or refused.
+        HelperFailed = "helper_failed",
+        /// The memory that the source kept for it was needed, or its definition was removed.
+        MemoryNeeded = "memory_needed",
+        /// A mirror of the guest was asked for at the destination, by a migration or by a caller.
+        MirrorNeeded = "mirror_needed",
+        /// The guest ended or was stopped at the destination.
+        GuestStopped = "guest_stopped",
+        /// A host shut down.
+        ShuttingDown = "shutting_down",
+        /// This host's daemon ended in the midst of it.
+        HostRestarted = "host_restarted",
+    }
+}
+
+/// How far an audit is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AuditState {
+    /// It has not come to an end.
+    Pending,
+    /// Every private page is at the destination as the source has it.
+    Proven,
+    /// Some are not.
+    Mismatch {
+        /// How many.
+        pages: u64,
+        /// The first of them, by their numbers in RAM.
+        first: Vec<u64>,
+    },
+    /// There is no verdict.
+    NotRun {
+        /// Why.
+        why: NotRun,
+    },
+}
+
+impl AuditState {
+    /// Its names, in the order in which they are shown.
+    pub const NAMES: [&'static str; 4] = ["pending", "proven", "mismatch", "not_run"];
+
+    /// Its name in the API and in metrics.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Proven => "proven",
+            Self::Mismatch { .. } => "mismatch",
+            Self::NotRun { .. } => "not_run",
+        }
+    }
+}
+
+/// An audit as one host knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Audit {
+    /// How far it is.
+    pub state: AuditState,
+    /// Pages whose digests were compared.
+    pub compared_pages: u64,
+    /// Pages that crossed sealed and are shared now, so that both hosts left them out.
+    pub left_out_pages: u64,
+    /// CPU time of this host's helper for it, microseconds; what the destination's took while it opened pages
+    /// is in the migration's own.
+    pub cpu_us: u64,
+}
+
+impl Audit {
+    /// One that has nothing to show yet.
+    pub const fn new(state: AuditState) -> Self {
+        Self { state, compared_pages: 0, left_out_pages: 0, cpu_us: 0 }
+    }
+
+    /// One that came to no verdict.
+    pub const fn not_run(why: NotRun) -> Self {
+        Self::new(AuditState::NotRun { why })
+    }
+
+    /// Whether it has not come to an end.
+    pub const fn is_pending(&self) -> bool {
+        matches!(self.state, AuditState::Pending)
+    }
+}
+
 /// Limits of a migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MigrationLimits {
@@ -106,6 +218,8 @@ pub struct MigrationLimits {
     pub on_timeout: OnTimeout,
     /// Whether the guest's vCPUs are held back, step by step, as soon as rounds do not shrink.
     pub auto_throttle: bool,
+    /// Longest time that the audit may take, milliseconds. Then it is given up.
+    pub audit_timeout_ms: u64,
 }
 
 impl Default for MigrationLimits {
@@ -117,6 +231,7 @@ impl Default for MigrationLimits {
             stall_timeout_ms: 30_000,
             on_timeout: OnTimeout::Cancel,
             auto_throttle: false,
+            audit_timeout_ms: 60_000,
         }
     }
 }

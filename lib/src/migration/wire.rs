@@ -26,7 +26,10 @@ use crate::transport::Link;
 /// older destination lost what it did not know, and a transcript without them; version 4 had records of one
 /// page each, no suites, a transcript without PREPARED, and nonces alone, so that keys came from the guest's
 /// secret and what anybody on the way could read. They are not spoken any more.
-pub const PROTOCOL_VERSIONS: [u32; 1] = [5];
+/// Version 6 has the audit after START; with a host that speaks version 5 there is none.
+pub const PROTOCOL_VERSIONS: [u32; 2] = [5, 6];
+/// The version that brought audits.
+pub const AUDITS_SINCE: u32 = 6;
 /// Longest control message: a layout of 32,768 blocks fits.
 pub const MESSAGE_MAX: u32 = 16 << 20;
 /// Longest data frame: a full batch with its header.
@@ -80,6 +83,12 @@ pub mod kind {
     /// COMMIT is minted, and the destination's store does not take it yet; COMMITTED follows when it does.
     /// Said again and again, so that the source knows that somebody is there. Why, JSON.
     pub const COMMITTING: u8 = 18;
+    /// After START: digests of pages, sealed: one group.
+    pub const DIGESTS: u8 = 23;
+    /// There are no more digests, or none any more, JSON.
+    pub const DIGESTS_END: u8 = 24;
+    /// What the audit found, JSON. Instead of more digests also where the destination ends it.
+    pub const AUDITED: u8 = 25;
     /// Where guests are, JSON: a [`Holding`](super::Holding) for each that was asked for.
     pub const FOUND: u8 = 22;
     /// What would come, JSON: as [`PREPARE`], without secrets.
@@ -276,7 +285,48 @@ pub struct Prepare {
     pub verify: bool,
     /// Longest silence, milliseconds.
     pub stall_timeout_ms: u64,
+    /// Whether an audit follows START, and when; absent before version 6.
+    #[zeroize(skip)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit: Option<AuditWish>,
 }
+
+/// When an audit takes place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AuditWish {
+    /// When the guest runs at the destination.
+    After,
+    /// Before COMMIT: without a verdict that nothing differs there is none.
+    BeforeCommit,
+}
+
+/// The end of the source's digests.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DigestsEnd {
+    /// Why they are not complete: a name of [`NotRun`](super::NotRun); null: they are.
+    pub why: Option<String>,
+}
+
+/// What an audit found, as its destination knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Audited {
+    /// Pages that were compared.
+    pub compared: u64,
+    /// Pages that were left out.
+    pub left_out: u64,
+    /// Pages that differ.
+    pub differing: u64,
+    /// The first of them, by their numbers in RAM.
+    pub first: Vec<u64>,
+    /// Why there is no verdict: a name of [`NotRun`](super::NotRun); null: there is one.
+    pub why: Option<String>,
+}
+
+/// Longest message about an audit.
+pub const AUDITED_MAX: u32 = 4096;
 
 /// The destination is ready.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

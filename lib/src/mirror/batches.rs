@@ -87,6 +87,7 @@ impl BatchTerms<'_> {
         let transcript = self.transcript(mirror)?;
         mirror.begin(&Begin {
             digests: false,
+            audit: false,
             source,
             // Which pages are zero is nobody's business.
             elide_zero: false,

@@ -138,6 +138,12 @@ impl Lane {
         self.shared.mailbox.write(self.payload_at(slot) + at as u64, bytes);
     }
 
+    /// Copies into what a slot has before its payload.
+    pub(super) fn write_list(&self, slot: u32, at: usize, bytes: &[u8]) {
+        assert!(at + bytes.len() <= PAYLOAD_AT, "a list has {PAYLOAD_AT} bytes");
+        self.shared.mailbox.write(self.shared.base + (slot_at(slot) + at) as u64, bytes);
+    }
+
     /// Copies out of a slot's payload.
     ///
     /// # Panics

@@ -232,7 +232,7 @@ impl Mirror {
             let layout = self.ram.layout();
             let block = layout.helper().ok_or(MirrorError::PlanMismatch)?;
             let from = self.ram.mapping(block).ok_or(MirrorError::PlanMismatch)?;
-            return Ok(psp::copy(helper, context.as_ref(), (from, 0, block.size), to)?);
+            return Ok(psp::copy(helper, context.as_ref(), (from, 0, self.plan.placement.block_len()), to)?);
         }
         Ok(context.copy_from(&helper.context.copy_source())?)
     }

@@ -33,10 +33,10 @@ use crate::private_files::{FileLock, PrivateDir, PrivateFileError};
 
 /// `PRAGMA application_id`: "mrvm".
 const APPLICATION_ID: u32 = 0x6d72_766d;
-/// `PRAGMA user_version` of files that this program writes.
-/// 2 added the ledger, 3 the outcomes of its audit log, 4 the digests of rows and the position.
-/// 5 gave documents forms that say their version; its tables are those of 4. 6 has more members in some.
-pub(super) const SCHEMA_VERSION: i64 = 6;
+/// `PRAGMA user_version` of files that this program writes. 2 added the ledger, 3 the outcomes of its audit
+/// log, 4 the digests of rows and the position. 5 gave documents forms that say their version; its tables are
+/// those of 4. 6 and 7 have more members in some.
+pub(super) const SCHEMA_VERSION: i64 = 7;
 /// The first that has a position, digests of rows, and a mark beside it.
 const FIRST_MARKED: i64 = 4;
 const SCHEMA: &str = "

@@ -184,16 +184,16 @@ fn versions_and_programs_other_than_ours_are_refused() {
     let dir = dir();
     let path = dir.path().join("host.db");
     drop(open(&path).unwrap());
-    raw(&path).pragma_update(None, "user_version", 7).unwrap();
+    raw(&path).pragma_update(None, "user_version", 8).unwrap();
     let refused = open(&path).unwrap_err();
-    assert!(matches!(refused, StoreError::TooNew { found: 7, known: 6, .. }));
+    assert!(matches!(refused, StoreError::TooNew { found: 8, known: 7, .. }));
     let told = refused.to_string();
-    assert!(told.contains("host.db has schema version 7, this program knows up to 6"), "{told}");
+    assert!(told.contains("host.db has schema version 8, this program knows up to 7"), "{told}");
     for version in 0..4 {
         raw(&path).pragma_update(None, "user_version", version).unwrap();
         assert!(matches!(open(&path), Err(StoreError::Untrusted { .. })));
     }
-    raw(&path).pragma_update(None, "user_version", 6).unwrap();
+    raw(&path).pragma_update(None, "user_version", 7).unwrap();
     drop(open(&path).unwrap());
     raw(&path).pragma_update(None, "application_id", 5).unwrap();
     assert!(matches!(open(&path), Err(StoreError::Foreign { .. })));

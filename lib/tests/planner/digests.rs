@@ -77,18 +77,12 @@ fn every_strategy_maps_digests_of_all_pages_where_the_block_has_room() {
         assert!((plain + pages * 16..plain + pages * 16 + 2 * PAGE_2M).contains(&size));
         let layout = bare.with_helper(size, true).unwrap();
         for strategy in STRATEGIES {
-            // What the reference guest declares is what its helper needs, and that is without digests.
-            let expected = strategy != Kind::Declared;
             let plan = planned(&layout, &limits, strategy, level);
-            assert_eq!(plan.can_scan(), expected, "{strategy:?}");
+            assert!(plan.has_digests(), "{strategy:?}");
             let config = config_of(&plan);
-            assert_eq!(config.digests, if expected { config.pages } else { 0 });
+            assert_eq!(config.digests, config.pages);
             let found: Vec<_> =
                 plan.mappings.iter().filter(|(p, _)| *p == Purpose::HelperDigests).map(|(_, m)| m).collect();
-            if !expected {
-                assert!(found.is_empty() && plan.placement.digests_len == 0);
-                continue;
-            }
             let p = &plan.placement;
             assert!(config.digests * abi::DIGEST_BYTES <= p.digests_len);
             assert!(p.block_len() <= p.digests_at && p.digests_at + p.digests_len <= size);
@@ -125,7 +119,7 @@ fn a_block_of_the_plain_size_has_none_and_a_page_less_is_none() {
     for (size, scans) in [(without, false), (with - PAGE_SIZE, false), (with, true), (with + PAGE_2M, true)] {
         let layout = bare.with_helper(size, true).unwrap();
         let plan = planned(&layout, &LIMITS, STRATEGIES[0], Confidentiality::None);
-        assert_eq!(plan.can_scan(), scans, "{size:#x}");
+        assert_eq!(plan.has_digests(), scans, "{size:#x}");
         // The rest of the block is the same, with and without.
         let fresh =
             HelperPlacement::new(&image(), &bare, mirrorvm::address_space::HelperSet::Shifted).unwrap();
@@ -151,7 +145,7 @@ fn a_guest_too_large_for_digests_is_planned_without() {
     assert_eq!(Some(size), HelperPlacement::block_size(&image(), &bare));
     let layout = bare.with_helper(size, true).unwrap();
     let large = HostLimits { max_phys_bits: 52, ..LIMITS };
-    assert!(!planned(&layout, &large, STRATEGIES[0], Confidentiality::None).can_scan());
+    assert!(!planned(&layout, &large, STRATEGIES[0], Confidentiality::None).has_digests());
 }
 
 #[test]
@@ -163,6 +157,6 @@ fn digests_that_are_not_in_the_mirror_in_full_are_done_without() {
     let gpa = layout.helper().unwrap().gpa().unwrap();
     let plug = Plug { offset: 0, gpa, len: size - PAGE_2M };
     let cut = layout.with_plugs(mirrorvm::address_space::HELPER_BLOCK, vec![plug]).unwrap();
-    assert!(planned(&layout, &LIMITS, Kind::IdentityCbit, Confidentiality::None).can_scan());
-    assert!(!planned(&cut, &LIMITS, Kind::IdentityCbit, Confidentiality::None).can_scan());
+    assert!(planned(&layout, &LIMITS, Kind::IdentityCbit, Confidentiality::None).has_digests());
+    assert!(!planned(&cut, &LIMITS, Kind::IdentityCbit, Confidentiality::None).has_digests());
 }

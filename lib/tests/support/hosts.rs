@@ -92,6 +92,7 @@ pub fn migration(peer: &str, strategy: Strategy, streams: u16) -> MigrationSpec 
         limits: MigrationLimits::default(),
         source_after: SourceAfter::KeepStopped,
         verify: true,
+        audit: AuditMode::After,
     }
 }
 
@@ -151,5 +152,26 @@ pub async fn arrived(from: &Host, to: &Host, id: uuid::Uuid) -> MigrationRecord 
     let (here, there) = (from.page_digests(id).unwrap(), to.page_digests(id).unwrap());
     assert_eq!(here.digests.len() as u64 * 4096, end.progress.total_bytes);
     assert!(here == there, "every page is equal");
+    if end.spec.as_ref().is_some_and(|spec| spec.audit != AuditMode::Never) {
+        proven(from, to, id).await;
+    }
     end
+}
+
+/// Waits for the end of the audit, which found the same: every private page is as the source had it.
+pub async fn proven(from: &Host, to: &Host, id: uuid::Uuid) {
+    for host in [from, to] {
+        let end = until(host, "the audit's end", || {
+            let audit = host.migration(id).unwrap().audit.expect("one was asked for");
+            (!audit.is_pending()).then_some(audit)
+        })
+        .await;
+        assert_eq!(end.state, AuditState::Proven, "{end:?}");
+        assert!(end.compared_pages > 0, "{end:?}");
+        until(host, "the guest's word of it", || {
+            let Ok(guest) = host.guest("g1") else { return Some(()) };
+            (guest.audit?.audit.state == AuditState::Proven).then_some(())
+        })
+        .await;
+    }
 }

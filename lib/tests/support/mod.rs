@@ -100,6 +100,7 @@ impl Pair {
             elide_zero: true,
             fresh: false,
             digests: true,
+            audit: false,
             suite: mirrorvm_abi::record::Suite::Aes256Gcm,
             streams,
             session: [9; 16],

@@ -95,6 +95,10 @@ pub struct EventData {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub dirtied_pages: Option<u64>,
+    /// How many pages of a guest are not what its source had.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub pages: Option<u64>,
     /// Whether the host is in maintenance.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
@@ -149,6 +153,7 @@ impl Event {
                 round: number("round"),
                 bytes: number("bytes"),
                 dirtied_pages: number("dirtied_pages"),
+                pages: number("pages"),
                 maintenance: body.data.get("maintenance").and_then(Value::as_bool),
                 name: body.name,
                 labels: body.labels,

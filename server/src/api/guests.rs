@@ -15,6 +15,8 @@ use uuid::Uuid;
 
 use super::decode::{Decode, Errors, Fields, Node, one_of};
 use super::driver::DriverBody;
+use super::memory_audit::MemoryAudit;
+use super::migrations::Condition;
 use super::{Fault, Preview, sha256_text};
 use crate::problem::MAX_SAFE_INTEGER;
 
@@ -242,6 +244,11 @@ pub struct Guest {
     /// it, or an administrator has confirmed it.
     #[schema(example = false)]
     pub unconfirmed: bool,
+    /// What is known of whether the guest's memory crossed as it was, in the migration that brought it here
+    /// or took it away. Null: it did not migrate since it last started here, or there was no audit.
+    pub audit: Option<MemoryAudit>,
+    /// Statements about the guest: `MemoryProven` after a migration with an audit.
+    pub conditions: Vec<Condition>,
     /// Why the guest failed. For a guest that is `stopped` without having been asked to stop: what ended it,
     /// such as `guest_powered_off`, `guest_reset` or `daemon_restarted`.
     pub error: Option<Fault>,
@@ -362,6 +369,7 @@ impl Guest {
                  `aes-256-gcm-siv` bear"
             }
         };
+        let audit = record.audit.clone().map(|of| MemoryAudit::new(of.migration, of.audit));
         Self {
             id: record.id,
             name: record.spec.name.clone(),
@@ -391,6 +399,8 @@ impl Guest {
             migration: record.migration,
             moved_to: record.moved_to.clone(),
             unconfirmed: record.unconfirmed,
+            conditions: audit.iter().map(MemoryAudit::condition).collect(),
+            audit,
             error: record.error.clone().map(Fault::from),
             created_at: record.created_at,
             started_at: record.started_at,

@@ -16,6 +16,7 @@ pub mod helper_images;
 pub mod host;
 pub mod labels;
 pub mod layout;
+pub mod memory_audit;
 pub mod migrations;
 pub mod mirrors;
 pub mod page;

@@ -208,6 +208,9 @@ pub struct LimitsUpdate {
     /// Whether the guest's vCPUs are slowed down step by step as soon as rounds do not get shorter.
     #[schema(value_type = Option<bool>, required = false)]
     pub auto_throttle: Patch<bool>,
+    /// How long the comparison of memory may take, in milliseconds.
+    #[schema(value_type = Option<u64>, required = false, minimum = 1, maximum = 3600000)]
+    pub audit_timeout_ms: Patch<u64>,
 }
 
 impl Decode for LimitsUpdate {
@@ -219,6 +222,7 @@ impl Decode for LimitsUpdate {
         let stall_timeout_ms = f.patch_int("stall_timeout_ms", bounds::STALL_TIMEOUT_MS);
         let on_timeout = f.patch("on_timeout");
         let auto_throttle = f.patch("auto_throttle");
+        let audit_timeout_ms = f.patch_int("audit_timeout_ms", bounds::AUDIT_TIMEOUT_MS);
         f.done()?;
         Some(Self {
             bandwidth_bytes_per_second: bandwidth?,
@@ -227,6 +231,7 @@ impl Decode for LimitsUpdate {
             stall_timeout_ms: stall_timeout_ms?,
             on_timeout: on_timeout?,
             auto_throttle: auto_throttle?,
+            audit_timeout_ms: audit_timeout_ms?,
         })
     }
 }
@@ -258,6 +263,10 @@ impl LimitsUpdate {
                 .over(now.stall_timeout_ms, default.stall_timeout_ms),
             on_timeout: self.on_timeout.clone().over(now.on_timeout, default.on_timeout.into()).into(),
             auto_throttle: self.auto_throttle.clone().over(now.auto_throttle, default.auto_throttle),
+            audit_timeout_ms: self
+                .audit_timeout_ms
+                .clone()
+                .over(now.audit_timeout_ms, default.audit_timeout_ms),
         }
     }
 }

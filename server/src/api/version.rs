@@ -4,7 +4,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 /// Version of the API, which is the document's `info.version`. It rises with every addition.
-pub const API_VERSION: &str = "1.1.0";
+pub const API_VERSION: &str = "1.2.0";
 
 /// The names of what this build of the API has beyond its first version. Clients test for names in this list,
 /// not for versions.
@@ -30,6 +30,7 @@ pub const FEATURES: &[&str] = &[
     "encryption_status",
     "host_settings",
     "metrics",
+    "memory_audits",
 ];
 
 /// Version of the API and of the daemon.

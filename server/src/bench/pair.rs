@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use mirrorvm::addr::Gpa;
 use mirrorvm::address_space::{BlockSpec, Shift, Strategy};
 use mirrorvm::host::{
-    Ask, Destination, EmbeddedDriver, Fill, GuestAction, GuestSpec, Host, HostConfig, Labels,
+    Ask, AuditMode, Destination, EmbeddedDriver, Fill, GuestAction, GuestSpec, Host, HostConfig, Labels,
     MigrationLimits, MigrationMode, MigrationRecord, MigrationSpec, MigrationState, MirrorChoice, PeerSpec,
     SourceAfter, StreamTransport, Suite, WorkloadGuest, WorkloadSpec,
 };
@@ -110,6 +110,7 @@ impl Pair {
             },
             source_after: SourceAfter::KeepStopped,
             verify: true,
+            audit: AuditMode::Never,
         };
         warm(self.course.bytes)?;
         let asked = Instant::now();

@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use mirrorvm::addr::Gpa;
 use mirrorvm::address_space::{BlockSpec, Shift, Strategy};
 use mirrorvm::host::{
-    AccelChoice, Ask, Destination, GuestAction, GuestSpec, Host, Labels, MigrationLimits, MigrationMode,
-    MigrationRecord, MigrationSpec, MigrationState, MirrorChoice, QemuDriver, QemuGuest, SourceAfter,
-    StreamTransport, Suite,
+    AccelChoice, Ask, AuditMode, Destination, GuestAction, GuestSpec, Host, Labels, MigrationLimits,
+    MigrationMode, MigrationRecord, MigrationSpec, MigrationState, MirrorChoice, QemuDriver, QemuGuest,
+    SourceAfter, StreamTransport, Suite,
 };
 
 use super::pair::{compare, introduce, open, until};
@@ -104,6 +104,7 @@ async fn one(from: &Host, to: &Host, bytes: u64, mode: MigrationMode) -> Result<
         limits: MigrationLimits::default(),
         source_after: SourceAfter::KeepStopped,
         verify: true,
+        audit: AuditMode::Never,
     };
     let id = from.create_migration(spec, &Ask::now()).await?.record.id;
     let end = until(|| from.migration(id).ok().filter(|m| m.state.is_terminal())).await?;

@@ -80,6 +80,7 @@ fn begin(source: &mut Mirror, destination: &mut Mirror) -> Result<(), BenchError
         elide_zero: true,
         fresh: false,
         digests: false,
+        audit: false,
         suite: mirrorvm_abi::record::Suite::Aes256Gcm,
         streams: 1,
         session: [1; 16],

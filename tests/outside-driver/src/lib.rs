@@ -10,6 +10,7 @@ mod writer;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use mirrorvm::addr::RamPage;
 use mirrorvm::address_space::GuestLayout;
 use mirrorvm::guest::drivers::{
     Beginning, Body, Definition, Driver, DriverSchema, Facts, MirrorsOn, Order, WriteRate,
@@ -36,6 +37,9 @@ static RUBBISH: [u8; 64 << 10] = [0xa5; 64 << 10];
 struct Told {
     pages_per_second: u64,
     greeting: String,
+    /// A page of RAM that changes whenever the state is saved, without a word in the log: what a driver must
+    /// never do.
+    loses_page: Option<u64>,
 }
 
 /// The driver.
@@ -69,6 +73,10 @@ impl Driver for Outside {
             description: "A thread that writes RAM, for tests.",
             properties: Map::from_iter([
                 ("pages_per_second".to_owned(), rate),
+                (
+                    "loses_page".to_owned(),
+                    json!({"description": "A page whose last write is not logged.", "type": ["integer", "null"]}),
+                ),
                 ("greeting".to_owned(), json!({"description": "What it prints first.", "type": "string"})),
             ]),
             required: vec!["greeting"],
@@ -79,7 +87,9 @@ impl Driver for Outside {
     fn read(&self, fields: &mut Fields<'_, '_>, _: u64) -> Option<DriverSpec> {
         let pages_per_second = fields.int_or("pages_per_second", PAGES_PER_SECOND, 500);
         let greeting = fields.required("greeting");
-        DriverSpec::of(NAME, &Told { pages_per_second: pages_per_second?, greeting: greeting? }).ok()
+        let loses_page = fields.optional_int("loses_page", 0..=u64::MAX >> 12);
+        let told = Told { pages_per_second: pages_per_second?, greeting: greeting?, loses_page: loses_page? };
+        DriverSpec::of(NAME, &told).ok()
     }
 
     fn check(&self, definition: &Definition<'_>, errors: &mut Vec<FieldError>) {
@@ -125,6 +135,7 @@ impl Driver for Outside {
         let told: Told = order.spec.read().map_err(MachineError::Parameters)?;
         let layout = order.layout.clone();
         let mut machine = OutsideMachine::new(order.ram, order.secret, told.pages_per_second)?;
+        machine.loses(told.loses_page.map(RamPage::new));
         if order.beginning == Beginning::Boot {
             machine.boot(&told.greeting)?;
         }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use mirrorvm::addr::RamPage;
 use mirrorvm::guest::{Console, EncryptionStatus, EndWatch, Machine, MachineError, MigrationControl};
 use mirrorvm::memory::{GuestRam, Secret};
 use mirrorvm::pages::PageSet;
@@ -16,6 +17,7 @@ pub struct OutsideMachine {
     encryption: Arc<EncryptionStatus>,
     control: Arc<MigrationControl>,
     secret: Secret<32>,
+    loses: Option<RamPage>,
 }
 
 impl OutsideMachine {
@@ -23,7 +25,13 @@ impl OutsideMachine {
         let console = Arc::new(Console::default());
         let writer = Writer::new(ram.clone(), Arc::clone(&console), pages_per_second);
         let (encryption, control) = (Arc::default(), Arc::new(MigrationControl::new(false)));
-        Ok(Self { writer: writer.map_err(MachineError::Thread)?, ram, console, encryption, control, secret })
+        let writer = writer.map_err(MachineError::Thread)?;
+        Ok(Self { writer, ram, console, encryption, control, secret, loses: None })
+    }
+
+    /// Has a page change whenever the state is saved, and nobody notice.
+    pub const fn loses(&mut self, page: Option<RamPage>) {
+        self.loses = page;
     }
 
     /// Empties RAM of what was in its files.
@@ -85,6 +93,10 @@ impl Machine for OutsideMachine {
     }
 
     fn save_state(&mut self) -> Result<Vec<u8>, MachineError> {
+        if let Some(page) = self.loses {
+            let written = self.ram.write_page(page, &[0x5e; 4096]);
+            written.map_err(|_| MachineError::BadState { what: "there is no such page" })?;
+        }
         Ok(self.writer.written().to_le_bytes().to_vec())
     }
 

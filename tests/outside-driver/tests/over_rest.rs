@@ -164,3 +164,64 @@ fn what_a_third_party_s_driver_needs_and_a_host_lacks_has_the_driver_s_code_and_
     let reason = json!([{"code": "cuckoo_clock", "detail": "the wall has no room"}]);
     assert_eq!(refused["blocked_reasons"], reason);
 }
+
+/// A page that the writer comes to as its 2,634th: after a minute, at the rate below.
+const LOST: u64 = 12 * MIB / 4096 - 1;
+
+/// A guest whose driver loses its last write to this page.
+fn forgetful(name: &str, page: u64) -> Value {
+    let driver = json!({"kind": "outside", "greeting": "hello", "pages_per_second": 40, "loses_page": page});
+    definition(name, &driver)
+}
+
+#[test]
+fn a_write_that_a_driver_loses_is_told_by_guest_migration_event_and_metric() {
+    let (a, b) = (outside("a"), outside("b"));
+    a.add_peer(&b, &b.peer_address);
+    b.add_peer(&a, &a.peer_address);
+    let id = a.run_guest(&forgetful("g", LOST));
+    writes_beyond(&a, "g", 0);
+    let m = a.migrate(&migration("g", "b", "precopy"));
+    assert_eq!(a.migration_end(&m)["state"], "succeeded");
+    b.migration_end(&m);
+    let over = |v: &Value| v["audit"]["state"] != "pending";
+    for daemon in [&a, &b] {
+        let guest = daemon.follow("/v1/guests/g", 60, over);
+        let audit = &guest["audit"];
+        assert_eq!((&audit["state"], &audit["pages"]), (&json!("mismatch"), &json!(1)), "{guest}");
+        assert_eq!(audit["first_ram_addrs"], json!([LOST * 4096]), "{guest}");
+        assert_eq!(daemon.read(&format!("/v1/migrations/{m}"))["audit"], *audit);
+        let condition = &guest["conditions"][0];
+        assert_eq!((&condition["type"], &condition["status"]), (&json!("MemoryProven"), &json!("false")));
+        assert_eq!(condition["reason"], "audit_mismatch");
+        let events = daemon.items("/v1/events?type=guest.audit_mismatch&limit=100");
+        assert_eq!(events.len(), 1, "{events:?}");
+        assert_eq!(events[0]["data"]["pages"], 1, "{events:?}");
+        assert_eq!(events[0]["data"]["migration"], m.as_str());
+        let metrics = daemon.get("/metrics").expect(200).text();
+        assert!(metrics.lines().any(|l| l == "mirrorvm_memory_audits{state=\"mismatch\"} 1"), "{metrics}");
+    }
+    // It changes nothing by itself.
+    assert_eq!((b.guest_state("g"), a.guest_state("g")), ("running".to_owned(), "stopped".to_owned()));
+    assert_eq!(b.read("/v1/guests/g")["id"], id.as_str());
+    writes_beyond(&b, "g", written(&b, "g").unwrap());
+}
+
+#[test]
+fn before_commit_a_lost_write_keeps_the_guest_at_its_source() {
+    let (a, b) = (outside("a"), outside("b"));
+    a.add_peer(&b, &b.peer_address);
+    b.add_peer(&a, &a.peer_address);
+    a.run_guest(&forgetful("g", LOST));
+    let pages = writes_beyond(&a, "g", 0);
+    let mut body = migration("g", "b", "precopy");
+    body["audit"] = json!("before_commit");
+    let m = a.migrate(&body);
+    let end = a.migration_end(&m);
+    assert_eq!((&end["state"], &end["error"]["code"]), (&json!("failed"), &json!("audit_mismatch")), "{end}");
+    assert_eq!((&end["audit"]["state"], &end["audit"]["pages"]), (&json!("mismatch"), &json!(1)), "{end}");
+    let there = b.migration_end(&m);
+    assert_eq!(there["error"]["code"], "audit_mismatch", "{there}");
+    assert_eq!((b.guest_state("g"), a.guest_state("g")), ("absent".to_owned(), "running".to_owned()));
+    writes_beyond(&a, "g", pages);
+}

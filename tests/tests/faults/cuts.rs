@@ -10,6 +10,13 @@ struct Tally {
     untouched: u32,
 }
 
+/// With an audit behind COMMIT, which may be cut, too.
+fn audited(to: &str, mode: &str) -> Value {
+    let mut m = quick(to, mode);
+    m["audit"] = json!("after");
+    m
+}
+
 /// One migration with the network broken at one point, then the network mended, then all checks. Gives where
 /// the guest is.
 fn broken_migration(pair: &Pair, from_a: bool, mode: &str, plan: Break, tally: &mut Tally) -> bool {
@@ -17,7 +24,7 @@ fn broken_migration(pair: &Pair, from_a: bool, mode: &str, plan: Break, tally: &
         if from_a { (&pair.a, &pair.b, &pair.to_b) } else { (&pair.b, &pair.a, &pair.to_a) };
     let before = from.ticks(GUEST).unwrap();
     proxy.arm(plan);
-    let id = from.migrate(&quick(&to.name, mode));
+    let id = from.migrate(&audited(&to.name, mode));
     let first = from.follow(&format!("/v1/migrations/{id}"), 60, |m| {
         is_terminal(&m["state"]) || m["state"] == "in_doubt"
     });
@@ -89,7 +96,7 @@ fn a_cut_anywhere_leaves_the_guest_at_exactly_one_host() {
         let (from, to, proxy) =
             if at_a { (&pair.a, &pair.b, &pair.to_b) } else { (&pair.b, &pair.a, &pair.to_a) };
         proxy.watch();
-        let id = from.migrate(&quick(&to.name, mode));
+        let id = from.migrate(&audited(&to.name, mode));
         let (at, end) = settled(from, to, &id);
         assert_eq!(end["state"], "succeeded", "{end}");
         at_a = std::ptr::eq(at, &pair.a);
@@ -150,6 +157,6 @@ fn a_cut_anywhere_leaves_the_guest_at_exactly_one_host() {
 
     // And a clean one.
     let (from, to) = if at_a { (&pair.a, &pair.b) } else { (&pair.b, &pair.a) };
-    let id = from.migrate(&quick(&to.name, "precopy"));
+    let id = from.migrate(&audited(&to.name, "precopy"));
     assert_eq!(settled(from, to, &id).1["state"], "succeeded");
 }

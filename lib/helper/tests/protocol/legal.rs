@@ -31,6 +31,7 @@ fn courses() -> impl Strategy<Value = Course> {
                 elide_zero,
                 fresh,
                 scanning,
+                audit: false,
                 suite: if b % 2 == 0 { Suite::Aes256Gcm } else { Suite::Aes256GcmSiv },
                 session,
                 transcript: [4; 32],

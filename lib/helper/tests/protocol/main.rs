@@ -5,6 +5,7 @@
     reason = "a test says what it expects by unwrapping it"
 )]
 
+mod audit;
 mod forged;
 mod legal;
 mod requests;
@@ -53,7 +54,7 @@ fn with_header(record: &[u8], change: impl FnOnce(&mut Header)) -> Record {
 
 /// The pages that a group lists.
 fn listed(group: &[u8]) -> Vec<Listed> {
-    Front::read(group).unwrap().pages().collect()
+    Front::read(group).or_else(|| Front::read_digests(group)).unwrap().pages().collect()
 }
 
 /// A group with another list.

@@ -68,7 +68,9 @@ impl Ledger {
     fn note(&mut self, secret: &[u8; 32], record: &[u8]) {
         let (key, header) = (reader::group_key(secret, &head(record)), header_of(record));
         let pieces = match header.kind {
-            Kind::Pages => (0..listed(record).len()).map(|i| record[piece(record, i)].to_vec()).collect(),
+            Kind::Pages | Kind::Digests => {
+                (0..listed(record).len()).map(|i| record[piece(record, i)].to_vec()).collect()
+            }
             Kind::Epoch | Kind::Start | Kind::Commit | Kind::Abort => vec![record[HEADER_BYTES..].to_vec()],
         };
         for (index, sealed) in pieces.into_iter().enumerate() {

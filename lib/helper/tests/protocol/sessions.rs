@@ -10,6 +10,7 @@ fn begin_is_refused_unless_everything_is_right() {
         elide_zero: false,
         fresh: false,
         digests: false,
+        audit: false,
         suite: mirrorvm_abi::record::Suite::Aes256Gcm,
         streams: 2,
         session: [1; 16],
@@ -31,7 +32,7 @@ fn begin_is_refused_unless_everything_is_right() {
         let bad = Begin { streams, ..good };
         refused(&mut side, &bad.encode(), Status::BadRequest, &format!("{streams} streams"));
     }
-    for (byte, bits) in [(2, 0x10), (2, 0x80), (3, 2), (3, 0x80), (4, 1), (5, 1), (6, 1), (7, 0x80)] {
+    for (byte, bits) in [(2, 0x20), (2, 0x80), (3, 2), (3, 0x80), (4, 1), (5, 1), (6, 1), (7, 0x80)] {
         let mut raw = good.encode();
         raw[byte] |= bits;
         refused(&mut side, &raw, Status::BadRequest, &format!("reserved bits of byte {byte}"));
@@ -90,6 +91,7 @@ fn a_policy_that_forbids_it_ends_the_matter_before_any_key() {
         elide_zero: false,
         fresh: false,
         digests: false,
+        audit: false,
         suite: mirrorvm_abi::record::Suite::Aes256Gcm,
         streams: 1,
         session: [1; 16],

@@ -18,8 +18,8 @@ use mirrorvm_abi::{
         CQ_AT, CQ_HEAD, Completion, Doorbell, ENTRY_BYTES, PAYLOAD_AT, SQ_AT, SQ_TAIL, Submission, entry_at,
         slot_at, worker_stride,
     },
-    op::{Begin, Greeting, Op, START_BYTES, Scan, Start, Status},
-    record::{Front, HEADER_BYTES, Suite, TAG_BYTES, TOKEN_BYTES},
+    op::{AUDIT_BITS_AT, Begin, CHUNK_BITS_BYTES, Greeting, Op, START_BYTES, Scan, Start, Status, Verdict},
+    record::{CHUNK_PAGES, Front, HEADER_BYTES, Suite, TAG_BYTES, TOKEN_BYTES},
 };
 use mirrorvm_helper::{Cursors, Digests, Env, MemoryCopy, PageMaps, Region, Scratch, Shared, Step, Worker};
 
@@ -419,6 +419,58 @@ impl Side {
         self.call(worker, Submission { op: Op::Scan as u32, len, epoch, ..Default::default() }, payload)
     }
 
+    /// Puts the bits of pages that are left out where an audit looks for them, and `chunks` before them.
+    fn lay_out(&self, chunks: &[u64], left_out: &[u64]) {
+        self.list(0, 0, chunks);
+        let mut bits = vec![0; CHUNK_BITS_BYTES * chunks.len()];
+        for page in left_out {
+            if let Some(i) = chunks.iter().position(|chunk| *chunk == page / CHUNK_PAGES) {
+                let bit = (page % CHUNK_PAGES) as usize;
+                bits[i * CHUNK_BITS_BYTES + bit / 8] |= 1 << (bit % 8);
+            }
+        }
+        let at = slot_at(0) + AUDIT_BITS_AT;
+        self.machine.mailboxes[0].borrow_mut()[at..at + bits.len()].copy_from_slice(&bits);
+    }
+
+    /// Digests of these chunks, sealed.
+    pub fn digest(&mut self, chunks: &[u64], left_out: &[u64]) -> Result<Record, Status> {
+        self.lay_out(chunks, left_out);
+        let count = chunks.len() as u32;
+        let c = self.call(0, Submission { op: Op::Digests as u32, count, ..Default::default() }, &[]);
+        match Status::from_u32(c.status).expect("a helper answers known statuses") {
+            Status::Ok => {
+                assert_eq!((c.count, c.zero), (count, 0));
+                Ok(self.payload(0, 0, c.len as usize))
+            }
+            refused => Err(refused),
+        }
+    }
+
+    /// Compares a group of digests, of as many chunks as it says that it has.
+    pub fn compare(&mut self, group: &[u8], left_out: &[u64]) -> Result<(), Status> {
+        let count = group.get(6..8).map_or(0, |b| u16::from_le_bytes(b.try_into().unwrap()));
+        let chunks: Vec<u64> =
+            Front::read_digests(group).map_or(Vec::new(), |front| front.pages().map(|c| c.page).collect());
+        self.lay_out(&chunks, left_out);
+        self.compare_raw(count.into(), group)
+    }
+
+    pub fn compare_raw(&mut self, count: u32, payload: &[u8]) -> Result<(), Status> {
+        let len = payload.len() as u32;
+        let request = Submission { op: Op::Compare as u32, count, len, ..Default::default() };
+        let c = self.call(0, request, payload);
+        match Status::from_u32(c.status).expect("a helper answers known statuses") {
+            Status::Ok => Ok(()),
+            refused => Err(refused),
+        }
+    }
+
+    pub fn verdict(&mut self) -> Result<Verdict, Status> {
+        let raw = self.control(Op::Verdict, &[])?;
+        Ok(Verdict::decode(raw.as_slice().try_into().unwrap()))
+    }
+
     /// Opens a group, as many pages as it says that it has.
     pub fn import(&mut self, worker: usize, epoch: u32, group: &[u8]) -> Result<(), Refused> {
         let count = group.get(6..8).map_or(0, |b| u16::from_le_bytes(b.try_into().unwrap()));
@@ -484,7 +536,7 @@ pub const STATE: [u8; 32] = [0x5a; 32];
 
 /// Where piece `index` of a group of pages lies: ciphertext and tag.
 pub fn piece(group: &[u8], index: usize) -> Span<usize> {
-    let front = Front::read(group).unwrap();
+    let front = Front::read(group).or_else(|| Front::read_digests(group)).unwrap();
     let len = |i: usize| front.pages().nth(i).unwrap().body_bytes() + TAG_BYTES;
     let start = front.bytes() + (0..index).map(len).sum::<usize>();
     start..start + len(index)
@@ -512,6 +564,8 @@ pub struct Setup {
     pub fresh: bool,
     /// The source has room for page digests.
     pub scanning: bool,
+    /// An audit follows START; the destination has room for digests.
+    pub audit: bool,
     pub suite: Suite,
     pub session: [u8; 16],
     pub transcript: [u8; 32],
@@ -526,6 +580,7 @@ impl Default for Setup {
             elide_zero: false,
             fresh: false,
             scanning: false,
+            audit: false,
             suite: Suite::Aes256Gcm,
             session: [9; 16],
             transcript: [3; 32],
@@ -541,13 +596,15 @@ impl Pair {
         let mut source = side(setup.workers, &setup.allowed, setup.seeds.0);
         let mut rng = Rng(setup.seeds.0 ^ 0xffff);
         source.machine.ram.borrow_mut().iter_mut().for_each(|p| *p = rng.page());
-        let mut destination = Side::new(setup.workers, &setup.allowed, setup.seeds.1);
+        let side = if setup.audit { Side::scanning } else { Side::new };
+        let mut destination = side(setup.workers, &setup.allowed, setup.seeds.1);
         let greetings = (source.hello(), destination.hello());
         let begin = Begin {
             source: true,
             elide_zero: setup.elide_zero,
             fresh: false,
             digests: setup.scanning,
+            audit: setup.audit,
             suite: setup.suite,
             streams: setup.workers as u16,
             session: setup.session,
@@ -568,7 +625,8 @@ impl Pair {
     /// A new destination that is the same in every bit: same nonce, same session. What was recorded for the
     /// first opens there.
     pub fn twin(&self, setup: &Setup) -> Side {
-        let mut twin = Side::new(setup.workers, &setup.allowed, setup.seeds.1);
+        let side = if setup.audit { Side::scanning } else { Side::new };
+        let mut twin = side(setup.workers, &setup.allowed, setup.seeds.1);
         assert_eq!(twin.hello(), self.greetings.1);
         twin.control(Op::Begin, &self.destination_begin(setup.fresh).encode()).unwrap();
         twin

@@ -7,6 +7,7 @@ use aes_gcm_siv::aead::AeadInOut;
 use aes_gcm_siv::{Aes256GcmSiv, KeyInit};
 use mirrorvm_abi::op::Greeting;
 use mirrorvm_abi::record::{CONTROL_STREAM, Direction, HEADER_BYTES, Header, Listed, Suite, TAG_BYTES};
+use mirrorvm_helper::PageDigester;
 use ring::{aead, hkdf};
 use x25519_dalek::{X25519_BASEPOINT_BYTES, x25519};
 
@@ -69,6 +70,22 @@ pub fn secret_from(pair: &Pair, input: &[u8], id: KeyId) -> Key {
     let (suite, direction) = ([pair.begin.suite as u8], [id.direction]);
     let label: &[u8] = b"mirrorvm stream secret v3";
     expand(&prk, &[label, &pair.begin.session, &pair.begin.transcript, &suite, &direction, &stream])
+}
+
+/// The key of the audit's digests.
+pub fn audit_key(pair: &Pair, secret: &[u8; 32]) -> Key {
+    let (source, destination) = pair.greetings;
+    let salt = [source.encode(), destination.encode()].concat();
+    let input = [&secret[..], &shared(pair)].concat();
+    let prk = hkdf::Salt::new(hkdf::HKDF_SHA256, &salt).extract(&input);
+    let suite = [pair.begin.suite as u8];
+    let label: &[u8] = b"mirrorvm audit digest key v1";
+    expand(&prk, &[label, &pair.begin.session, &pair.begin.transcript, &suite])
+}
+
+/// What digests pages under it.
+pub fn audit_digester(pair: &Pair, secret: &[u8; 32]) -> PageDigester {
+    PageDigester::new(&audit_key(pair, secret))
 }
 
 /// The key of the group with this header.

@@ -74,7 +74,7 @@ impl Driver for EmulatedDriver {
         helper: &Header,
     ) -> Result<GuestLayout, LayoutFault> {
         let bare = workload::with_save_areas(spec, bare)?;
-        Ok(bare.with_helper(helper_block_size(self.finds_writes(), &bare, helper)?, true)?)
+        Ok(bare.with_helper(helper_block_size(&bare, helper)?, true)?)
     }
 
     fn write_rate(&self, spec: &DriverSpec) -> Option<WriteRate> {

@@ -309,7 +309,7 @@ pub trait Driver: Send + Sync {
         helper: &Header,
     ) -> Result<GuestLayout, LayoutFault> {
         let _ = spec;
-        Ok(bare.with_helper(helper_block_size(self.finds_writes(), bare, helper)?, true)?)
+        Ok(bare.with_helper(helper_block_size(bare, helper)?, true)?)
     }
 
     /// What RAM may lie on where the definition leaves that to the host, the best first; at least one.
@@ -393,18 +393,11 @@ pub trait Driver: Send + Sync {
     fn make(&self, order: Order<'_>) -> Result<Body, MachineError>;
 }
 
-/// How large a helper's block has to be beside `bare`, for a driver that finds writes as it does.
+/// How large a helper's block has to be beside `bare`: with room for a digest of every page, by which a
+/// helper finds writes that nobody logs, and compares RAM after a migration.
 ///
 /// # Errors
 /// [`LayoutFault::HelperMemory`].
-pub fn helper_block_size(
-    finds: FindsWrites,
-    bare: &GuestLayout,
-    helper: &Header,
-) -> Result<u64, LayoutFault> {
-    let size = match finds {
-        FindsWrites::Log => HelperPlacement::block_size(helper, bare),
-        FindsWrites::Scan { .. } => HelperPlacement::block_size_with_digests(helper, bare),
-    };
-    size.ok_or(LayoutFault::HelperMemory)
+pub fn helper_block_size(bare: &GuestLayout, helper: &Header) -> Result<u64, LayoutFault> {
+    HelperPlacement::block_size_with_digests(helper, bare).ok_or(LayoutFault::HelperMemory)
 }

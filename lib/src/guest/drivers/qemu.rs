@@ -268,7 +268,7 @@ impl Driver for QemuDriver {
         bare: &GuestLayout,
         helper: &Header,
     ) -> Result<GuestLayout, LayoutFault> {
-        let size = helper_block_size(self.finds_writes(), bare, helper)?;
+        let size = helper_block_size(bare, helper)?;
         let from = bare.ram_end().checked_add(QEMU_RESERVED).unwrap_or(bare.ram_end());
         Ok(bare.with_helper_after(from, size, false)?)
     }

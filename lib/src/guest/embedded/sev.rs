@@ -85,7 +85,8 @@ impl SevLaunch {
         let placement = helper_block::placement(ram, &self.setup.image)?;
         for memory in [helper, Arc::clone(&self.private)] {
             helper_block::fill(&memory, &self.setup.image, &placement, None, &self.setup.sets);
-            self.update(&memory, 0, block.size)?;
+            // Room for digests lies behind: what is there is never read before the helper has written it.
+            self.update(&memory, 0, placement.block_len())?;
             self.secrets.push((memory, placement.secret_at));
         }
         Ok(())

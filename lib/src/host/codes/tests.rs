@@ -173,6 +173,8 @@ fn migration_faults() -> Vec<MigrationFault> {
         MigrationFault::NotConverging { dirty_pages_per_second: 9, pages_per_second: 3, floor_ms: None },
         MigrationFault::Unreachable { page: 3 },
         MigrationFault::Fragmented,
+        MigrationFault::AuditMismatch { pages: 1 },
+        MigrationFault::AuditNotRun { why: crate::migration::NotRun::Timeout },
         MigrationFault::Resolved,
         no_storage(std::io::ErrorKind::StorageFull),
         no_storage(std::io::ErrorKind::QuotaExceeded),

@@ -3,6 +3,8 @@
 //!
 //! Owns: the list of commands. Must not know: what the owner does about one.
 
+use std::sync::Arc;
+
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
@@ -12,9 +14,10 @@ use crate::guest::{EndWatch, Machine, MachineEnd};
 use crate::host::act::Act;
 use crate::host::migrations::hand_over::Together;
 use crate::host::{
-    Ask, ExportSpec, Fault, GuestAction, GuestRecord, GuestState, HostError, ImportReport, ImportStep,
+    Ask, Audit, ExportSpec, Fault, GuestAction, GuestRecord, GuestState, HostError, ImportReport, ImportStep,
     Labels, MirrorChoice, MirrorOptions, MirrorRecord, MirrorSpec, SealedBatch,
 };
+use crate::migration::Held;
 use crate::mirror::Mirror;
 
 pub(in crate::host) type Reply<T> = oneshot::Sender<Result<T, HostError>>;
@@ -129,7 +132,14 @@ pub(in crate::host) enum Command {
         fault: Option<Fault>,
         /// The mirror of an SEV-ES guest, which it keeps.
         mirror: Option<Box<Mirror>>,
+        /// The audit that has the mirror.
+        audit: Option<Arc<Held>>,
         done: oneshot::Sender<()>,
+    },
+    /// The audit of a migration has ended.
+    Audited {
+        migration: Uuid,
+        audit: Audit,
     },
     /// After a restart: doubt is settled; `peer` has the guest, or nobody. Stored, or nothing has changed.
     Settled {

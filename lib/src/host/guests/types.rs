@@ -15,6 +15,7 @@ pub use crate::guest::{
 };
 use crate::host::faults::Fault;
 use crate::memory::Backing;
+use crate::migration::terms::Audit;
 
 /// What a caller wants a guest to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,6 +66,8 @@ pub struct GuestRecord {
     /// Whether the host's state may be older than what its peers know of the guest: it does not start before
     /// they were asked.
     pub unconfirmed: bool,
+    /// The audit of the migration that brought it here, or took it away.
+    pub audit: Option<GuestAudit>,
     /// Why it failed, or what ended it without having been asked for here.
     pub error: Option<Fault>,
     /// When it was defined, on whichever host that was.
@@ -94,11 +97,21 @@ impl GuestRecord {
             migration: None,
             moved_to: None,
             unconfirmed: false,
+            audit: None,
             error: None,
             created_at: Timestamp::now(),
             started_at: None,
         }
     }
+}
+
+/// What is known of whether a guest's pages crossed as they were.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestAudit {
+    /// The migration.
+    pub migration: Uuid,
+    /// What became of its audit.
+    pub audit: Audit,
 }
 
 /// What is done to a guest.

@@ -114,6 +114,8 @@ fn question(inner: &Inner, looked: &Looked, spec: &MigrationSpec) -> Option<Prep
         elide_zero: record.protection == ProtectionLevel::None,
         verify: spec.verify,
         stall_timeout_ms: spec.limits.stall_timeout_ms,
+        // Of the link that asks nobody knows yet which version it speaks.
+        audit: None,
     })
 }
 

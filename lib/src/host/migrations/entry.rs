@@ -106,6 +106,7 @@ impl MigrationEntry {
             record.progress = live.progress;
             record.rounds = live.rounds;
             record.committing = live.committing;
+            record.audit = live.audit;
             record.generation += live.version;
             if let Some(workers) = &*self.workers.to_read() {
                 workers.show(&mut record);

@@ -23,13 +23,13 @@ use crate::host::migrations::refusals::{
 };
 use crate::host::migrations::reserve::Reserve;
 use crate::host::{
-    GuestRecord, GuestState, HostError, Labels, LaunchMirror, MigrationDirection, MigrationRecord,
-    MigrationState, ProtectionLevel, ResourceKind, bounds, validate,
+    Audit, GuestRecord, GuestState, HostError, Labels, LaunchMirror, MigrationDirection, MigrationRecord,
+    MigrationState, NotRun, ProtectionLevel, ResourceKind, bounds, validate,
 };
 use crate::migration::hand_over::{Journaled, Reply, answer};
 use crate::migration::wire::{self, FIND_MAX, Outcome, Prepare, Purpose, Refused, kind};
 use crate::migration::{
-    Arrival, Arrived, MigrationFault, NotStored, Receiver, Spoken, Suite, accept_hello, serve_check,
+    Arrival, Arrived, Held, MigrationFault, NotStored, Receiver, Spoken, Suite, accept_hello, serve_check,
     serve_import,
 };
 use crate::mirror::SealedToken;
@@ -322,7 +322,16 @@ impl<'a> Destination<'a> {
 impl Receiver for Destination<'_> {
     fn admit(&self, prepare: &Prepare, peer: &str) -> Result<Arrival, Refused> {
         let definition = definition_of(self.inner, prepare)?;
-        let boot = self.arriving(prepare, &definition).admit().map_err(first)?;
+        let admit = || self.arriving(prepare, &definition).admit();
+        let short = |against: &[Refused]| against.iter().any(|r| r.code == Code::NoMemory);
+        let boot = match admit() {
+            // What is kept of guests that left goes for one that comes.
+            Err(against) if short(&against) && self.inner.audits.give_up(NotRun::MemoryNeeded, |_| true) => {
+                admit()
+            }
+            admitted => admitted,
+        };
+        let boot = boot.map_err(first)?;
         let memory = self.inner.memory_for(&definition.spec, &prepare.layout, boot.as_ref());
         let memory = memory.map_err(|e| refused_by(&e))?;
         *lock(&self.space) = Some(Arc::new(set_aside(self.inner, prepare)?));
@@ -361,15 +370,15 @@ impl Receiver for Destination<'_> {
     }
 
     fn arrived(&self, session: Uuid, arrived: Arrived) {
-        let Arrived { machine, mirror, paused, digests, fault } = arrived;
+        let Arrived { machine, mirror, paused, digests, fault, audit } = arrived;
         let fault = fault.as_ref().map(migration_fault);
         if let Some(entry) = self.guest_entry(session) {
             let (done, told) = tokio::sync::oneshot::channel();
             let fault = fault.clone();
             // Others get a fresh one when they need it; this is the only one that the guest can have.
             let keeps = self.inner.facts(&entry.record().spec.driver).sev.is_some_and(|s| s.es);
-            let mirror = keeps.then(|| Box::new(mirror));
-            if entry.tell_blocking(Command::Arrived { machine, paused, fault, mirror, done }) {
+            let mirror = mirror.filter(|_| keeps).map(Box::new);
+            if entry.tell_blocking(Command::Arrived { machine, paused, fault, mirror, audit, done }) {
                 let _ = told.blocking_recv();
             }
         }
@@ -384,6 +393,24 @@ impl Receiver for Destination<'_> {
             r.guest_state_after = after;
             r.error = fault;
         });
+    }
+
+    fn audited(&self, session: Uuid, guest: Uuid, audit: Audit, held: &Arc<Held>) {
+        let owner = self.inner.guests().get(&guest).cloned();
+        let keeps = owner
+            .as_ref()
+            .is_some_and(|owner| self.inner.facts(&owner.record().spec.driver).sev.is_some_and(|s| s.es));
+        if !keeps {
+            drop(held.give_up(NotRun::PeerLost));
+        }
+        if let Some(entry) = self.inner.migration_entry(session) {
+            self.inner.audited(&entry, audit.clone());
+        }
+        let told =
+            owner.is_some_and(|owner| owner.tell_blocking(Command::Audited { migration: session, audit }));
+        if !told {
+            drop(held.give_up(NotRun::PeerLost));
+        }
     }
 
     fn aborted(&self, session: Uuid, token: Option<&SealedToken>, fault: &MigrationFault) {

@@ -5,6 +5,7 @@
 
 pub(super) mod admission;
 pub(super) mod asking;
+pub(super) mod audits;
 pub(super) mod checks;
 pub(super) mod confirm;
 pub(super) mod definition;
@@ -32,7 +33,7 @@ use uuid::Uuid;
 use self::entry::MigrationEntry;
 use super::act::Act;
 use super::{
-    Ask, Begun, Host, HostError, MigrationLimits, MigrationRecord, MigrationSpec, MigrationState,
+    Ask, Audit, Begun, Host, HostError, MigrationLimits, MigrationRecord, MigrationSpec, MigrationState,
     PageDigests, validate,
 };
 
@@ -43,6 +44,11 @@ const MOVING: [&str; 4] = [
     MigrationState::Precopy.name(),
     MigrationState::Switchover.name(),
 ];
+
+/// Whether limits mean anything to it: it moves, or its audit goes on.
+fn may_be_limited(record: &MigrationRecord) -> bool {
+    record.state.is_moving() || record.audit.as_ref().is_some_and(Audit::is_pending)
+}
 
 impl Host {
     /// Starts a migration; returns when it is recorded. A dry run asks the destination, too.
@@ -145,7 +151,7 @@ impl Host {
     ) -> Result<MigrationRecord, HostError> {
         let entry = self.migration_entry(id)?;
         let now = entry.record();
-        let spec = now.spec.clone().filter(|_| now.state.is_moving());
+        let spec = now.spec.clone().filter(|_| may_be_limited(&now));
         let Some(spec) = spec else {
             let current = now.state.name();
             return Err(HostError::WrongState {
@@ -163,7 +169,7 @@ impl Host {
             return Ok(MigrationRecord { spec: Some(spec), ..now });
         }
         let store = |now: &MigrationRecord| {
-            if !now.state.is_moving() {
+            if !may_be_limited(now) {
                 let current = now.state.name();
                 return Err(HostError::WrongState {
                     kind: ResourceKind::Migration.into(),

@@ -15,6 +15,7 @@ use crate::host::guests::command::{Command, GiveBack, Lease};
 use crate::host::guests::entry::GuestEntry;
 use crate::host::inner::Inner;
 use crate::host::migrations::asking::{self, Answer, Looked};
+use crate::host::migrations::audits;
 use crate::host::migrations::definition::Definition;
 use crate::host::migrations::entry::MigrationEntry;
 use crate::host::migrations::hand_over::Together;
@@ -24,16 +25,17 @@ use crate::host::migrations::resolution;
 use crate::host::{
     Begun, Destination, Fault, GuestRecord, GuestState, HandOverOutcome, HostError, Labels,
     MigrationDirection, MigrationMode, MigrationPreview, MigrationRecord, MigrationSpec, MigrationState,
-    MirrorChoice, PeerRecord, PlanOptions, Progress, ProtectionLevel, ResourceKind, SourceAfter, Subject,
-    Ticket, validate,
+    MirrorChoice, NotRun, PeerRecord, PlanOptions, Progress, ProtectionLevel, ResourceKind, SourceAfter,
+    Subject, Ticket, validate,
 };
 use crate::migration::hand_over::{Belief, Heard, Source, SourceEvent, Witness, believe};
 use crate::migration::wire::Outcome;
 use crate::migration::{
-    Departure, Journal, MigrationFault, Outgoing, PeerAddress, SourceEnd, Suite, Terms, hear, resolve,
-    resume_here, run_source, suite_names,
+    Departure, Held, Journal, Kept, MigrationFault, Outgoing, PeerAddress, Sequel, SourceEnd, Suite, Terms,
+    hear, resolve, resume_here, run_source, suite_names,
 };
 use crate::mirror::Mirror;
+use crate::pages::PageSet;
 use crate::private_files::PrivateFileError;
 use crate::store::StoreError;
 use crate::store::form;
@@ -201,7 +203,7 @@ fn check_precopy(
         return Ok(());
     }
     let plan = inner.plan(guest, strategy, u32::from(spec.streams), &PlanOptions::default())?;
-    if plan.can_scan() {
+    if plan.has_digests() {
         return Ok(());
     }
     Err(HostError::lacks(lacks, why))
@@ -467,6 +469,7 @@ impl Run {
                         stream_transport: spec.stream_transport,
                         suite: spec.suite,
                         verify: spec.verify,
+                        audit: spec.audit,
                     },
                     peer,
                     identity: &self.inner.identity,
@@ -504,7 +507,12 @@ impl Run {
         // The guest first: whoever sees the migration in doubt finds the guest so. An owner that is gone has
         // nothing to show.
         let _ = self.guest.ask_blocking(Command::InDoubt);
-        self.entry.control.update(|l| (l.state, l.committing) = (MigrationState::InDoubt, false));
+        // Whatever ends it, nobody waits for digests there any more.
+        let audit = self.entry.control.live().audit.filter(|a| !a.is_pending());
+        self.entry.control.update(|l| {
+            (l.state, l.committing) = (MigrationState::InDoubt, false);
+            l.audit = audit.or_else(|| audits::lost(spec.audit));
+        });
         self.note(|r| r.error = Some(migration_fault(&fault)));
         let hosts_are_trusted = self.guest.record().protection == ProtectionLevel::None;
         let mut doubt = Doubt { verify: spec.verify, machine, mirror, was_running, hosts_are_trusted };
@@ -555,12 +563,26 @@ impl Run {
                 self.note(|_| {});
                 drop((machine, mirror));
             }
-            SourceEnd::Succeeded { digests } => {
-                // The memory goes before anybody is told, so that whoever sees the end finds nothing left.
-                drop((machine, mirror));
+            SourceEnd::Succeeded { digests, sequel } => {
+                // The memory goes before anybody is told, so that whoever sees the end finds nothing left; an
+                // audit keeps it for as long as it takes.
+                let shared = machine.encryption().shared();
+                let held = match &sequel {
+                    Sequel::Audit(_) => Some(Arc::new(Held::new(Kept { machine: Some(machine), mirror }))),
+                    Sequel::Nothing => {
+                        drop((machine, mirror));
+                        None
+                    }
+                };
+                if let Some(held) = &held {
+                    self.inner.audits.keep(self.entry.id, self.guest.id, held);
+                }
                 self.inner.forget_mirror(mirror_id);
                 self.entry.keep_digests(digests);
                 self.handed_over(spec, space);
+                if let Some(held) = held {
+                    follow(&self.inner, &self.entry, &self.guest, (sequel, held), shared);
+                }
             }
             SourceEnd::NotMoved { fault, resumed } => {
                 let state = match fault {
@@ -634,6 +656,27 @@ impl Run {
     }
 }
 
+/// Carries out the audit of a guest that left, beside everything else.
+fn follow(
+    inner: &Arc<Inner>,
+    entry: &Arc<MigrationEntry>,
+    guest: &Arc<GuestEntry>,
+    (sequel, held): (Sequel, Arc<Held>),
+    shared: PageSet,
+) {
+    let (inner, entry, guest) = (Arc::clone(inner), Arc::clone(entry), Arc::clone(guest));
+    let runtime = inner.runtime.clone();
+    runtime.spawn_blocking(move || {
+        let audit = sequel.audit(&held, &shared, &entry.control);
+        // The memory goes before anybody is told, so that whoever sees the end finds nothing left.
+        drop(held.give_up(NotRun::PeerLost));
+        inner.audits.forget(entry.id);
+        let Some(audit) = audit else { return };
+        inner.audited(&entry, audit.clone());
+        guest.tell_blocking(Command::Audited { migration: entry.id, audit });
+    });
+}
+
 /// What a migration's record says from its end on.
 fn last_word(state: MigrationState, error: Option<Fault>) -> impl Fn(&mut MigrationRecord) {
     let finished_at = Some(Timestamp::now());
@@ -670,7 +713,7 @@ impl Doubt<'_> {
             Source::Gone => {
                 let opened = matches!(heard, Heard::Token { .. });
                 let digests = if self.verify && opened { self.machine.page_digests() } else { None };
-                Some(SourceEnd::Succeeded { digests })
+                Some(SourceEnd::Succeeded { digests, sequel: Sequel::Nothing })
             }
             Source::Back => {
                 let reason = match heard {

@@ -12,7 +12,8 @@ use crate::host::guests::types::{GuestRecord, GuestSpec};
 use crate::host::mirrors::types::{MirrorOptions, WorkerInfo};
 pub use crate::migration::HandOverOutcome;
 pub use crate::migration::terms::{
-    MigrationLimits, MigrationMode, MigrationState, OnTimeout, Progress, Round, StreamTransport, Suite,
+    Audit, AuditMode, AuditState, MigrationLimits, MigrationMode, MigrationState, NotRun, OnTimeout,
+    Progress, Round, StreamTransport, Suite,
 };
 
 /// Where a migration goes.
@@ -68,6 +69,8 @@ pub struct MigrationSpec {
     /// Whether both hosts digest every page of RAM at the pause point, by a path that does not go through the
     /// helper. Stretches the pause by [`Progress::verify_ms`].
     pub verify: bool,
+    /// When the helpers compare RAM at both ends.
+    pub audit: AuditMode,
 }
 
 /// Which side of a migration a record tells of.
@@ -125,6 +128,8 @@ pub struct MigrationRecord {
     pub cancel_requested_at: Option<Timestamp>,
     /// Whether COMMIT is minted and the destination's store does not take it yet.
     pub committing: bool,
+    /// What became of the audit; `None`: none was asked for, or the guest has not moved yet.
+    pub audit: Option<Audit>,
     /// An administrator's word, if it was that which ended a doubt.
     pub resolution: Option<Resolution>,
     /// When it was asked for.
@@ -173,6 +178,7 @@ impl MigrationRecord {
             error: None,
             cancel_requested_at: None,
             committing: false,
+            audit: None,
             resolution: None,
             created_at: now,
             started_at,

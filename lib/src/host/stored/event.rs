@@ -37,6 +37,7 @@ words! {
         StateChanged = "state_changed",
         Deleted = "deleted",
         RoundFinished = "round_finished",
+        AuditMismatch = "audit_mismatch",
         Started = "started",
         Stopping = "stopping",
     }

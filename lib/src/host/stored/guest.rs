@@ -6,13 +6,13 @@ use uuid::Uuid;
 use crate::address_space::{BlockSpec, GuestLayout};
 use crate::boot_files::{BootFile, BootFiles};
 use crate::guest::DriverSpec;
-use crate::host::{Fault, GuestRecord, GuestSpec, GuestState, Labels, ProtectionLevel};
+use crate::host::{Audit, Fault, GuestAudit, GuestRecord, GuestSpec, GuestState, Labels, ProtectionLevel};
 use crate::memory::Backing;
 use crate::store::form::{fill, form, leaves, words};
 use jiff::Timestamp;
 
 form! {
-    GuestForm of GuestRecord, version 5 by forward {
+    GuestForm of GuestRecord, version 7 by forward {
         id: Uuid,
         spec: GuestSpec,
         layout: GuestLayout,
@@ -23,17 +23,26 @@ form! {
         migration: Option<Uuid>,
         moved_to: Option<String>,
         unconfirmed: bool,
+        audit: Option<GuestAudit>,
         error: Option<Fault>,
         created_at: Timestamp,
         started_at: Option<Timestamp>,
     } live { readiness }
 }
 
-/// Version 4 left out what says nothing, and what earlier builds did not have.
+/// Versions up to 6 had no audits. Version 4 left out what says nothing, and what earlier builds did not
+/// have.
 fn forward(_from: u64, document: &mut Value) {
-    fill(document, [("boot", Value::Null), ("unconfirmed", json!(false))]);
+    fill(document, [("boot", Value::Null), ("unconfirmed", json!(false)), ("audit", Value::Null)]);
     if let Some(spec) = document.get_mut("spec") {
         fill(spec, [("backing", Value::Null)]);
+    }
+}
+
+form! {
+    GuestAuditForm of GuestAudit {
+        migration: Uuid,
+        audit: Audit,
     }
 }
 

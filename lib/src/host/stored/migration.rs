@@ -7,14 +7,15 @@ use uuid::Uuid;
 
 use crate::address_space::Strategy;
 use crate::host::{
-    Destination, Fault, GuestState, HandOverOutcome, Labels, MigrationDirection, MigrationLimits,
-    MigrationMode, MigrationRecord, MigrationSpec, MigrationState, MirrorChoice, MirrorOptions, OnTimeout,
-    Progress, Resolution, Round, SourceAfter, StreamTransport, Suite, WorkerInfo,
+    Audit, AuditMode, AuditState, Destination, Fault, GuestState, HandOverOutcome, Labels,
+    MigrationDirection, MigrationLimits, MigrationMode, MigrationRecord, MigrationSpec, MigrationState,
+    MirrorChoice, MirrorOptions, NotRun, OnTimeout, Progress, Resolution, Round, SourceAfter,
+    StreamTransport, Suite, WorkerInfo,
 };
 use crate::store::form::{Part, Wrong, fill, form, words};
 
 form! {
-    MigrationForm of MigrationRecord, version 6 by forward {
+    MigrationForm of MigrationRecord, version 7 by forward {
         id: Uuid,
         direction: MigrationDirection,
         guest: Uuid,
@@ -36,6 +37,7 @@ form! {
         error: Option<Fault>,
         cancel_requested_at: Option<Timestamp>,
         committing: bool,
+        audit: Option<Audit>,
         resolution: Option<Resolution>,
         created_at: Timestamp,
         started_at: Option<Timestamp>,
@@ -43,15 +45,20 @@ form! {
     }
 }
 
-/// Version 5 knew one suite, and did not name it.
+/// Version 6 had no audits. Version 5 knew one suite, and did not name it.
 fn forward(from: u64, document: &mut Value) {
     if from < 5 {
         to_version_5(document);
     }
     let suite = || [("suite", json!("aes-256-gcm"))];
     fill(document, suite());
+    fill(document, [("audit", Value::Null)]);
     if let Some(spec) = document.get_mut("spec").filter(|spec| spec.is_object()) {
         fill(spec, suite());
+        fill(spec, [("audit", json!("never"))]);
+        if let Some(limits) = spec.get_mut("limits") {
+            fill(limits, [("audit_timeout_ms", json!(60_000))]);
+        }
     }
 }
 
@@ -129,6 +136,7 @@ form! {
         limits: MigrationLimits,
         source_after: SourceAfter,
         verify: bool,
+        audit: AuditMode,
     }
 }
 
@@ -192,6 +200,7 @@ form! {
         stall_timeout_ms: u64,
         on_timeout: OnTimeout,
         auto_throttle: bool,
+        audit_timeout_ms: u64,
     }
 }
 
@@ -232,6 +241,72 @@ form! {
         duration_us: u64,
         dirtied_pages: u64,
         paused: bool,
+    }
+}
+
+form! {
+    AuditForm of Audit {
+        state: AuditState,
+        compared_pages: u64,
+        left_out_pages: u64,
+        cpu_us: u64,
+    }
+}
+
+/// The form of an [`AuditState`].
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum AuditStateForm {
+    Pending {},
+    Proven {},
+    Mismatch { pages: u64, first: Vec<u64> },
+    NotRun { why: NotRunForm },
+}
+
+impl Part for AuditState {
+    type Form = AuditStateForm;
+
+    fn form(&self) -> AuditStateForm {
+        match self {
+            Self::Pending => AuditStateForm::Pending {},
+            Self::Proven => AuditStateForm::Proven {},
+            Self::Mismatch { pages, first } => {
+                AuditStateForm::Mismatch { pages: *pages, first: first.clone() }
+            }
+            Self::NotRun { why } => AuditStateForm::NotRun { why: why.form() },
+        }
+    }
+
+    fn of(form: AuditStateForm) -> Result<Self, Wrong> {
+        Ok(match form {
+            AuditStateForm::Pending {} => Self::Pending,
+            AuditStateForm::Proven {} => Self::Proven,
+            AuditStateForm::Mismatch { pages, first } => Self::Mismatch { pages, first },
+            AuditStateForm::NotRun { why } => Self::NotRun { why: NotRun::of(why)? },
+        })
+    }
+}
+
+words! {
+    NotRunForm of NotRun {
+        Timeout = "timeout",
+        PeerLost = "peer_lost",
+        PeerVersion = "peer_version",
+        NoRoom = "no_room",
+        HelperFailed = "helper_failed",
+        MemoryNeeded = "memory_needed",
+        MirrorNeeded = "mirror_needed",
+        GuestStopped = "guest_stopped",
+        ShuttingDown = "shutting_down",
+        HostRestarted = "host_restarted",
+    }
+}
+
+words! {
+    AuditModeForm of AuditMode {
+        After = "after",
+        BeforeCommit = "before_commit",
+        Never = "never",
     }
 }
 

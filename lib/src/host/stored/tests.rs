@@ -19,11 +19,11 @@ use crate::host::migrations::endings::Ending;
 use crate::host::migrations::hand_over::Settlement;
 use crate::host::migrations::tickets::Kept;
 use crate::host::{
-    AccelChoice, Destination, DriverSpec, EmbeddedDriver, EmulatedDriver, Fault, Fill, GuestSpec, GuestState,
-    HandOverOutcome, Labels, LaunchMirror, MigrationDirection, MigrationLimits, MigrationMode, MigrationSpec,
-    MigrationState, MirrorChoice, MirrorOptions, OnTimeout, PeerSpec, Progress, ProtectionLevel, QemuDriver,
-    QemuGuest, Resolution, Round, SevSpec, SourceAfter, StreamTransport, Suite, WorkerInfo, WorkloadGuest,
-    WorkloadSpec,
+    AccelChoice, Audit, AuditMode, AuditState, Destination, DriverSpec, EmbeddedDriver, EmulatedDriver,
+    Fault, Fill, GuestAudit, GuestSpec, GuestState, HandOverOutcome, Labels, LaunchMirror,
+    MigrationDirection, MigrationLimits, MigrationMode, MigrationSpec, MigrationState, MirrorChoice,
+    MirrorOptions, NotRun, OnTimeout, PeerSpec, Progress, ProtectionLevel, QemuDriver, QemuGuest, Resolution,
+    Round, SevSpec, SourceAfter, StreamTransport, Suite, WorkerInfo, WorkloadGuest, WorkloadSpec,
 };
 use crate::memory::Backing;
 use crate::mirror::{Placement, Scheduler};
@@ -108,6 +108,7 @@ fn qemu() -> GuestRecord {
         boot: Some(BootFiles { kernel: file(5), initrd: Some(file(6)) }),
         moved_to: Some("b".into()),
         unconfirmed: true,
+        audit: Some(GuestAudit { migration: id(2), audit: Audit::not_run(NotRun::HostRestarted) }),
         error: Some(fault()),
         ..guest(driver, Some(Backing::Memfd))
     }
@@ -117,6 +118,11 @@ fn qemu() -> GuestRecord {
 fn foreign() -> GuestRecord {
     let parameters = Parameters::from_iter([("size".into(), json!({"cores": [1, 2]}))]);
     guest(DriverSpec::new("firecracker", parameters), Some(Backing::Hugetlb))
+}
+
+fn mismatch() -> Audit {
+    let state = AuditState::Mismatch { pages: 2, first: vec![7, 260] };
+    Audit { state, compared_pages: 2542, left_out_pages: 2, cpu_us: 1700 }
 }
 
 fn begun(direction: MigrationDirection, strategy: Strategy) -> MigrationRecord {
@@ -135,6 +141,7 @@ fn outgoing() -> MigrationRecord {
         stall_timeout_ms: 30_000,
         on_timeout: OnTimeout::Throttle,
         auto_throttle: true,
+        audit_timeout_ms: 45_000,
     };
     let strategy = Strategy::Shifted { shift: Shift::Explicit { bytes: 8 << 30 } };
     let placement = Placement { cpus: vec![2, 3], scheduler: Some(Scheduler::Fifo { priority: 10 }) };
@@ -150,6 +157,7 @@ fn outgoing() -> MigrationRecord {
         limits,
         source_after: SourceAfter::KeepStopped,
         verify: true,
+        audit: AuditMode::BeforeCommit,
     };
     let round = |number, paused| Round {
         number,
@@ -199,6 +207,7 @@ fn outgoing() -> MigrationRecord {
         error: Some(fault()),
         cancel_requested_at: Some(at(5)),
         committing: true,
+        audit: Some(mismatch()),
         resolution: Some(resolution),
         finished_at: Some(at(10)),
         ..begun(MigrationDirection::Outgoing, strategy)
@@ -344,6 +353,8 @@ fn every_word_is_in_the_file_of_words() {
         "source after": words(migration::SourceAfterForm::ALL),
         "resource": words(event::ResourceForm::ALL),
         "change": words(event::ChangeForm::ALL),
+        "audit": words(migration::AuditModeForm::ALL),
+        "audit not run": words(migration::NotRunForm::ALL),
         "strategy": words(&[
             Strategy::Shifted { shift: Shift::FourGib },
             Strategy::Shifted { shift: Shift::MaxPhys },
@@ -360,7 +371,7 @@ fn every_word_is_in_the_file_of_words() {
             Scheduler::Fifo { priority: 99 },
         ]),
     });
-    compare("v6", "words", &serde_json::to_string_pretty(&words).unwrap());
+    compare("v7", "words", &serde_json::to_string_pretty(&words).unwrap());
 }
 
 /// Pointers to all objects of a document whose members are the form's, and not somebody's free choice.
@@ -414,13 +425,13 @@ fn what_is_not_understood_is_said() {
         let error = form::read::<GuestRecord>(document.to_string().as_bytes()).unwrap_err();
         crate::chain::chain(&error)
     };
-    let later = told(&|d| d["version"] = json!(6));
+    let later = told(&|d| d["version"] = json!(8));
     assert!(
-        later.contains("version 6") && later.contains("up to 5") && later.contains("run the build"),
+        later.contains("version 8") && later.contains("up to 7") && later.contains("run the build"),
         "{later}"
     );
     let unknown = told(&|d| d["spec"]["colour"] = json!(1));
-    assert!(unknown.contains("unknown field `colour`") && unknown.contains("version 5"), "{unknown}");
+    assert!(unknown.contains("unknown field `colour`") && unknown.contains("version 7"), "{unknown}");
     let word = told(&|d| d["state"] = json!("melted"));
     assert!(word.contains("melted") && word.contains("state restore"), "{word}");
     let layout = told(&|d| d["layout"][1]["name"] = json!("ram0"));
@@ -444,6 +455,30 @@ fn documents_of_version_5_are_led_forward() {
     }
     let ending: Ending = of_version_5("ending");
     assert_eq!((ending.migration.suite, ending.events.len()), (Suite::Aes256Gcm, 1));
+}
+
+#[test]
+fn documents_of_version_6_are_led_forward() {
+    fn of<T: Document>(version: &str, name: &str) -> T {
+        let text = std::fs::read(file(version, name)).unwrap();
+        assert!(form::renewed::<T>(&text).unwrap().is_some(), "{name}");
+        form::read(&text).unwrap()
+    }
+    let guest = |name| of::<GuestRecord>("v5", name);
+    for name in ["guest-embedded", "guest-emulated", "guest-qemu", "guest-of-another-driver"] {
+        assert_eq!(guest(name).audit, None, "{name}");
+    }
+    for name in ["migration-outgoing", "migration-by-ticket", "migration-incoming"] {
+        let record: MigrationRecord = of("v6", name);
+        assert_eq!(record.audit, None, "{name}");
+        let limits = MigrationLimits::default();
+        let asked = record.spec.map(|spec| (spec.audit, spec.limits.audit_timeout_ms));
+        assert!(asked.is_none_or(|asked| asked == (AuditMode::Never, limits.audit_timeout_ms)), "{name}");
+    }
+    let ending: Ending = of("v6", "ending");
+    assert!(ending.migration.audit.is_none() && ending.record.is_some_and(|g| g.audit.is_none()));
+    let open: HandOver = of("v5", "hand-over-open");
+    assert!(open.replaced.is_some_and(|guest| guest.audit.is_none()));
 }
 
 #[test]

@@ -11,13 +11,16 @@ use uuid::Uuid;
 
 use crate::address_space::GuestLayout;
 use crate::guest::{DirtyRanges, Labels, Machine, MachineError, ProtectionLevel};
+use crate::migration::audit::{self, Held};
 use crate::migration::control::Control;
 use crate::migration::finder::Finder;
 use crate::migration::peer::{PeerAddress, Spoken, open_control};
 use crate::migration::pump::{Limiter, Stream};
 use crate::migration::rounds::{Convergence, Fixed};
-use crate::migration::wire::{self, Purpose};
-use crate::migration::{MigrationFault, MigrationMode, MigrationState, StreamTransport, Suite};
+use crate::migration::wire::{self, AuditWish, Purpose};
+use crate::migration::{
+    Audit, AuditMode, MigrationFault, MigrationMode, MigrationState, NotRun, StreamTransport, Suite,
+};
 use crate::mirror::Mirror;
 use crate::pages::PageSet;
 use crate::transport::{Identity, Link};
@@ -73,6 +76,8 @@ pub struct Terms {
     pub suite: Suite,
     /// Whether both ends digest every page of RAM at the pause point.
     pub verify: bool,
+    /// When the destination compares what it opened with what lies here.
+    pub audit: AuditMode,
 }
 
 /// What a source needs.
@@ -97,6 +102,34 @@ pub struct Outgoing<'a> {
     pub journal: &'a dyn Journal,
 }
 
+/// What is still to be done when the destination has the guest.
+#[derive(Debug)]
+pub enum Sequel {
+    /// Nothing: the audit, if one was asked for, has ended, and [`Control`] knows how.
+    Nothing,
+    /// The audit: the destination waits for digests on this link. Machine and mirror stay as they are until
+    /// [`Sequel::audit`] has ended.
+    Audit(Box<Link>),
+}
+
+impl Sequel {
+    /// Carries the audit out; blocks until its end. It ends when `held` is given up, and after the limit that
+    /// `control` has at the time. `None`: there is none.
+    pub fn audit(self, held: &Held, shared: &PageSet, control: &Control) -> Option<Audit> {
+        let Self::Audit(mut link) = self else { return None };
+        let begun = Instant::now();
+        let left = || audit_left(control, begun);
+        let audit = audit::show(&mut link, held, shared, left, control.patience());
+        let _ = link.close();
+        Some(audit)
+    }
+}
+
+/// How long an audit may still take that began then.
+fn audit_left(control: &Control, begun: Instant) -> Duration {
+    Duration::from_millis(control.limits().audit_timeout_ms).saturating_sub(begun.elapsed())
+}
+
 /// How it ended. The machine is paused in all but `NotMoved { resumed: true, .. }`.
 #[derive(Debug)]
 pub enum SourceEnd {
@@ -104,6 +137,8 @@ pub enum SourceEnd {
     Succeeded {
         /// Of every page at the pause point.
         digests: Option<Vec<[u8; 16]>>,
+        /// The audit that follows.
+        sequel: Sequel,
     },
     /// The guest stays here, as it was; the destination has nothing.
     NotMoved {
@@ -126,8 +161,16 @@ pub fn run_source(
     mirror: &mut Mirror,
     was_running: bool,
 ) -> SourceEnd {
-    let mut course =
-        Course { out, machine, mirror, was_running, begun: Instant::now(), paused_at: None, session: false };
+    let mut course = Course {
+        out,
+        machine,
+        mirror,
+        was_running,
+        begun: Instant::now(),
+        paused_at: None,
+        session: false,
+        audit: Err(None),
+    };
     match course.up_to_start() {
         Ok((link, streams)) => course.finish(link, streams),
         Err(fault) => {
@@ -147,6 +190,8 @@ struct Course<'a, 'b> {
     paused_at: Option<Instant>,
     /// Whether the helper has a session that must be cancelled.
     session: bool,
+    /// When there will be an audit; or why there is none that was asked for.
+    audit: Result<AuditWish, Option<NotRun>>,
 }
 
 /// What has been sent so far.

@@ -11,8 +11,8 @@ use crate::migration::pump::Stream;
 use crate::migration::records::Mask;
 use crate::migration::terms::{Suite, suite_names};
 use crate::migration::transcript::transcript;
-use crate::migration::wire::{self, Prepare, Prepared, Purpose, kind};
-use crate::migration::{MigrationFault, MigrationMode, StreamTransport};
+use crate::migration::wire::{self, AUDITS_SINCE, AuditWish, Prepare, Prepared, Purpose, kind};
+use crate::migration::{AuditMode, MigrationFault, MigrationMode, NotRun, StreamTransport};
 use crate::transport::Link;
 
 impl Course<'_, '_> {
@@ -24,6 +24,7 @@ impl Course<'_, '_> {
         let out = self.out;
         let stall = out.control.patience();
         let watched = Some(out.control);
+        self.agree_on_audit(agreed)?;
         let Greeting { nonce, public_key } = self.mirror.hello()?;
         let prepare = Prepare {
             session: out.id,
@@ -47,6 +48,7 @@ impl Course<'_, '_> {
             readiness: self.machine.migration_control().carry(),
             verify: out.terms.verify,
             stall_timeout_ms: out.control.limits().stall_timeout_ms,
+            audit: self.audit.ok(),
         };
         let message = wire::written(&prepare)?;
         link.send(kind::PREPARE, &message)?;
@@ -60,6 +62,7 @@ impl Course<'_, '_> {
             fresh: false,
             // Only where somebody will ask: they cost an export a quarter of its speed and more.
             digests: out.terms.mode == MigrationMode::Precopy && !self.machine.can_log_dirty(),
+            audit: self.audit.is_ok(),
             suite: out.terms.suite.of_records(),
             streams: out.terms.streams,
             session: *out.id.as_bytes(),
@@ -81,6 +84,27 @@ impl Course<'_, '_> {
             streams.push(Stream::new(link, mask));
         }
         Ok(streams)
+    }
+}
+
+impl Course<'_, '_> {
+    /// Whether there will be an audit: if it is wanted and both ends can.
+    fn agree_on_audit(&mut self, agreed: &Agreed) -> Result<(), MigrationFault> {
+        let why = if agreed.protocol < AUDITS_SINCE {
+            Some(NotRun::PeerVersion)
+        } else if !self.mirror.plan().has_digests() {
+            Some(NotRun::NoRoom)
+        } else {
+            None
+        };
+        self.audit = match (self.out.terms.audit, why) {
+            (AuditMode::Never, _) => Err(None),
+            (AuditMode::BeforeCommit, Some(why)) => return Err(MigrationFault::AuditNotRun { why }),
+            (AuditMode::After, Some(why)) => Err(Some(why)),
+            (AuditMode::After, None) => Ok(AuditWish::After),
+            (AuditMode::BeforeCommit, None) => Ok(AuditWish::BeforeCommit),
+        };
+        Ok(())
     }
 }
 

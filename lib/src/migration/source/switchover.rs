@@ -4,16 +4,17 @@ use std::time::{Duration, Instant};
 
 use mirrorvm_abi::op::Start;
 
-use super::{Course, Ends, SourceEnd, Switched};
+use super::{Course, Ends, Sequel, SourceEnd, Switched, audit_left};
 use crate::addr::{PAGE_SIZE, RamAddr};
 use crate::guest::ProtectionLevel;
+use crate::migration::audit::{self, Waiting};
 use crate::migration::finder::Finder;
 use crate::migration::hand_over::{Belief, HandOverOutcome, Heard, Source, SourceEvent, Witness, believe};
 use crate::migration::pump::Stream;
 use crate::migration::rounds::Bound;
 use crate::migration::transcript::sha256;
-use crate::migration::wire::{self, Settled, StateHead, kind};
-use crate::migration::{MigrationFault, MigrationState};
+use crate::migration::wire::{self, AuditWish, Settled, StateHead, kind};
+use crate::migration::{Audit, AuditState, MigrationFault, MigrationState, NotRun};
 use crate::mirror::{LaneError, Mirror};
 use crate::pages::PageSet;
 use crate::transport::Link;
@@ -163,6 +164,9 @@ impl Course<'_, '_> {
 
     /// After START: the answer decides, and only the answer.
     pub(super) fn finish(&mut self, mut link: Link, streams: Vec<Stream>) -> SourceEnd {
+        if self.audit == Ok(AuditWish::BeforeCommit) {
+            self.audit_before_commit(&mut link);
+        }
         let answer = self.await_token(&mut link);
         let waited = self.paused_at.map(|t| t.elapsed());
         let hosts_are_trusted = self.out.departure.protection == ProtectionLevel::None;
@@ -185,7 +189,20 @@ impl Course<'_, '_> {
                 self.note_downtime(waited, verify_us);
                 let wanted = self.out.terms.verify;
                 let digests = if wanted { self.machine.page_digests() } else { None };
-                SourceEnd::Succeeded { digests }
+                let sequel = match self.audit {
+                    Ok(AuditWish::After) => {
+                        self.show_audit(Audit::new(AuditState::Pending));
+                        let link = Sequel::Audit(Box::new(link));
+                        streams.into_iter().for_each(|stream| _ = stream.link.close());
+                        return SourceEnd::Succeeded { digests, sequel: link };
+                    }
+                    Err(Some(why)) => {
+                        self.show_audit(Audit::not_run(why));
+                        Sequel::Nothing
+                    }
+                    Ok(AuditWish::BeforeCommit) | Err(None) => Sequel::Nothing,
+                };
+                SourceEnd::Succeeded { digests, sequel }
             }
             Source::Back => {
                 self.session = false;
@@ -202,10 +219,33 @@ impl Course<'_, '_> {
         ended
     }
 
+    /// The destination mints COMMIT only when nothing differs. Whatever comes of it here: its token decides.
+    fn audit_before_commit(&mut self, link: &mut Link) {
+        self.show_audit(Audit::new(AuditState::Pending));
+        let (control, begun) = (self.out.control, Instant::now());
+        let shared = self.machine.encryption().shared();
+        let machine = &*self.machine;
+        let over = || machine.ended().map(|_| NotRun::GuestStopped);
+        let through = Waiting { mirror: &mut *self.mirror, over };
+        let left = || audit_left(control, begun);
+        let audit = audit::show(link, through, &shared, left, control.patience());
+        self.show_audit(audit);
+        link.set_deadline(None);
+    }
+
+    fn show_audit(&self, audit: Audit) {
+        self.out.control.update(|l| l.audit = Some(audit));
+    }
+
     fn await_token(&mut self, link: &mut Link) -> Result<(HandOverOutcome, Settled), MigrationFault> {
-        let kinds = [kind::COMMITTED, kind::ABORTED, kind::COMMITTING];
+        let kinds = [kind::COMMITTED, kind::ABORTED, kind::COMMITTING, kind::AUDITED];
+        let kinds = if self.audit == Ok(AuditWish::BeforeCommit) { &kinds[..] } else { &kinds[..3] };
         let (kind, payload) = loop {
-            let (kind, payload) = wire::expect(link, &kinds, wire::REASON_MAX)?;
+            let (kind, payload) = wire::expect(link, kinds, wire::REASON_MAX)?;
+            // Of an audit that this end gave up; the token says what became of the guest.
+            if kind == kind::AUDITED {
+                continue;
+            }
             if kind != kind::COMMITTING {
                 break (kind, payload);
             }

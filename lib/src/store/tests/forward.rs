@@ -68,7 +68,7 @@ fn a_database_of_the_version_before_is_saved_whole_and_brought_forward() {
     let store = forward(&path).unwrap();
     assert_eq!(numbers(&store), [0, 1, 2]);
     drop(store);
-    assert_eq!(version_of(&path), 6);
+    assert_eq!(version_of(&path), 7);
     let bodies = raw(&path)
         .prepare("SELECT body FROM document WHERE kind = 'guest'")
         .unwrap()

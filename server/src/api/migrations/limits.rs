@@ -53,6 +53,11 @@ pub struct LimitsBody {
     #[serde(default)]
     #[schema(default = false)]
     pub auto_throttle: bool,
+    /// How long the comparison of memory may take (`audit`), in milliseconds. Then it ends as `not_run`. This
+    /// limit can be changed until the comparison has ended.
+    #[serde(default)]
+    #[schema(default = 60000, minimum = 1, maximum = 3600000)]
+    pub audit_timeout_ms: u64,
 }
 
 impl Decode for OnTimeoutBody {
@@ -92,6 +97,7 @@ impl Decode for LimitsBody {
         let stall_timeout_ms = f.int_or("stall_timeout_ms", bounds::STALL_TIMEOUT_MS, d.stall_timeout_ms);
         let on_timeout = f.or("on_timeout", OnTimeoutBody::Cancel);
         let auto_throttle = f.or("auto_throttle", d.auto_throttle);
+        let audit_timeout_ms = f.int_or("audit_timeout_ms", bounds::AUDIT_TIMEOUT_MS, d.audit_timeout_ms);
         f.done()?;
         Some(Self {
             bandwidth_bytes_per_second: bandwidth?,
@@ -100,6 +106,7 @@ impl Decode for LimitsBody {
             stall_timeout_ms: stall_timeout_ms?,
             on_timeout: on_timeout?,
             auto_throttle: auto_throttle?,
+            audit_timeout_ms: audit_timeout_ms?,
         })
     }
 }
@@ -119,6 +126,7 @@ impl From<MigrationLimits> for LimitsBody {
             stall_timeout_ms: limits.stall_timeout_ms,
             on_timeout: limits.on_timeout.into(),
             auto_throttle: limits.auto_throttle,
+            audit_timeout_ms: limits.audit_timeout_ms,
         }
     }
 }
@@ -132,6 +140,7 @@ impl From<LimitsBody> for MigrationLimits {
             stall_timeout_ms: body.stall_timeout_ms,
             on_timeout: body.on_timeout.into(),
             auto_throttle: body.auto_throttle,
+            audit_timeout_ms: body.audit_timeout_ms,
         }
     }
 }

@@ -9,8 +9,8 @@ mod rounds;
 
 pub use limits::{LimitsBody, OnTimeoutBody};
 pub use request::{
-    DestinationBody, LeftOpen, MigrationCreate, MirrorChoiceBody, ModeBody, OnSuccessBody, SourceAfterBody,
-    StreamTransportBody, SuiteBody,
+    AuditBody, DestinationBody, LeftOpen, MigrationCreate, MirrorChoiceBody, ModeBody, OnSuccessBody,
+    SourceAfterBody, StreamTransportBody, SuiteBody,
 };
 pub use resource::{
     Condition, EncryptionProgress, HelperProgress, MemoryProgress, Migration, MigrationList,

@@ -1,8 +1,8 @@
 //! What a caller wants moved, where and how.
 
 use mirrorvm::host::{
-    Destination, MigrationMode, MigrationSpec, MirrorChoice, MirrorOptions, SourceAfter, StreamTransport,
-    Suite, bounds,
+    AuditMode, Destination, MigrationMode, MigrationSpec, MirrorChoice, MirrorOptions, SourceAfter,
+    StreamTransport, Suite, bounds,
 };
 use mirrorvm::mirror::Placement;
 use serde::Serialize;
@@ -67,6 +67,11 @@ pub struct MigrationCreate {
     #[serde(default)]
     #[schema(default = false)]
     pub verify: bool,
+    /// When the helpers compare memory at both ends: the source's digests every private page once the guest
+    /// stands still there for good, the destination's compares that with what it opened.
+    #[serde(default)]
+    #[schema(default = "after")]
+    pub audit: AuditBody,
     /// Which choices the caller left to the daemon.
     #[serde(skip)]
     #[schema(ignore)]
@@ -172,6 +177,50 @@ pub enum SuiteBody {
     Aes256GcmSiv,
 }
 
+/// When the helpers compare memory at both ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = AuditMode)]
+#[serde(rename_all = "snake_case")]
+pub enum AuditBody {
+    /// When the guest runs at the destination. The pause is no longer for it. A page that differs is told by
+    /// `audit`, an event and a metric, and changes nothing by itself.
+    #[default]
+    After,
+    /// Before the guest may run at the destination: the pause is longer by the time that it takes. When a
+    /// page differs or there is no verdict, the migration fails as `audit_mismatch` or `audit_not_run`, and
+    /// the guest goes on at the source.
+    BeforeCommit,
+    /// Not at all.
+    Never,
+}
+
+impl Decode for AuditBody {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        let known = [("after", Self::After), ("before_commit", Self::BeforeCommit), ("never", Self::Never)];
+        one_of(node, errors, &known)
+    }
+}
+
+impl From<AuditBody> for AuditMode {
+    fn from(body: AuditBody) -> Self {
+        match body {
+            AuditBody::After => Self::After,
+            AuditBody::BeforeCommit => Self::BeforeCommit,
+            AuditBody::Never => Self::Never,
+        }
+    }
+}
+
+impl From<AuditMode> for AuditBody {
+    fn from(mode: AuditMode) -> Self {
+        match mode {
+            AuditMode::After => Self::After,
+            AuditMode::BeforeCommit => Self::BeforeCommit,
+            AuditMode::Never => Self::Never,
+        }
+    }
+}
+
 /// What to do after success.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[schema(as = OnSuccess)]
@@ -215,6 +264,7 @@ impl Decode for MigrationCreate {
         let limits = f.or("limits", LimitsBody::default());
         let on_success = f.or("on_success", OnSuccessBody { source: SourceAfterBody::KeepStopped });
         let verify = f.or("verify", false);
+        let audit = f.or("audit", AuditBody::After);
         f.done()?;
         Some(Self {
             guest: guest?,
@@ -227,6 +277,7 @@ impl Decode for MigrationCreate {
             limits: limits?,
             on_success: on_success?,
             verify: verify?,
+            audit: audit?,
             left_open,
         })
     }
@@ -364,6 +415,7 @@ impl From<MigrationCreate> for MigrationSpec {
                 SourceAfterBody::KeepStopped => SourceAfter::KeepStopped,
             },
             verify: body.verify,
+            audit: body.audit.into(),
         }
     }
 }
@@ -406,6 +458,7 @@ impl From<MigrationSpec> for MigrationCreate {
                 },
             },
             verify: spec.verify,
+            audit: spec.audit.into(),
             left_open: LeftOpen::default(),
         }
     }
@@ -450,8 +503,9 @@ mod tests {
                 "mirror": {"kind": "template", "strategy": {"kind": "shifted", "shift": {"kind": "4gib"}}},
                 "streams": streams, "stream_transport": "sealed", "suite": "aes-256-gcm",
                 "limits": {"bandwidth_bytes_per_second": null, "downtime_ms": 300, "timeout_ms": 3_600_000,
-                    "stall_timeout_ms": 30_000, "auto_throttle": false, "on_timeout": "cancel"},
-                "on_success": {"source": "keep_stopped"}, "verify": false,
+                    "stall_timeout_ms": 30_000, "auto_throttle": false, "on_timeout": "cancel",
+                    "audit_timeout_ms": 60_000},
+                "on_success": {"source": "keep_stopped"}, "verify": false, "audit": "after",
             })
         );
     }
@@ -463,8 +517,8 @@ mod tests {
             "mirror": {"kind": "existing", "mirror": "0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11"},
             "streams": 16, "stream_transport": "tls", "suite": "aes-256-gcm-siv",
             "limits": {"bandwidth_bytes_per_second": 1_048_576, "downtime_ms": 2, "timeout_ms": 3, "stall_timeout_ms": 1000,
-                "auto_throttle": true, "on_timeout": "force"},
-            "on_success": {"source": "delete"}, "verify": true,
+                "auto_throttle": true, "on_timeout": "force", "audit_timeout_ms": 4},
+            "on_success": {"source": "delete"}, "verify": true, "audit": "before_commit",
         });
         let spec = MigrationSpec::from(decode::<MigrationCreate>(&Json::from(&body)).unwrap());
         assert_eq!(serde_json::to_value(MigrationCreate::from(spec)).unwrap(), body);

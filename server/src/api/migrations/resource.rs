@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::MigrationCreate;
+use crate::api::memory_audit::MemoryAudit;
 use crate::api::mirrors::Worker;
 use crate::api::resolution::MigrationResolution;
 use crate::api::strategies::StrategyBody;
@@ -53,6 +54,8 @@ pub struct Migration {
     /// record of it. Both hosts hold the guest until it does, and then the guest runs at the destination.
     /// Only free space or a working disk is needed.
     pub committing: bool,
+    /// What the comparison of memory found. Null: none was asked for, or the guest has not moved yet.
+    pub audit: Option<MemoryAudit>,
     /// What an administrator said had become of the guest, if it was that which ended a doubt.
     pub resolution: Option<MigrationResolution>,
     /// Whether `cancel` can still succeed.
@@ -168,10 +171,11 @@ pub struct EncryptionProgress {
     pub status_changes: u64,
 }
 
-/// A statement about how a migration is going.
+/// A statement about how a migration is going, or about a guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Condition {
-    /// Name of the statement: `Stalled`, `Converging` or `HelperUnresponsive`. More may be added.
+    /// Name of the statement: `Stalled`, `Converging` or `HelperUnresponsive` of a migration, `MemoryProven`
+    /// of a guest. More may be added.
     #[serde(rename = "type")]
     #[schema(example = "Converging")]
     pub kind: &'static str,
@@ -302,6 +306,7 @@ impl From<MigrationRecord> for Migration {
             guest_state_after: record.guest_state_after.map(|s| s.name()),
             error: record.error.map(Fault::from),
             committing: record.committing,
+            audit: record.audit.map(|audit| MemoryAudit::new(record.id, audit)),
             resolution: record.resolution.map(MigrationResolution::from),
             cancelable: record.state.is_moving(),
             cancel_requested_at: record.cancel_requested_at,

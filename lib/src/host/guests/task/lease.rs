@@ -8,11 +8,12 @@ use uuid::Uuid;
 use crate::host::act::Act;
 use crate::host::events::{Change, EventBody};
 use crate::host::guests::command::{GiveBack, Lease, Reply, Vanish};
+use crate::host::migrations::audits;
 use crate::host::migrations::endings::{self, Ending};
 use crate::host::migrations::hand_over::Together;
 use crate::host::{
     FieldError, GuestRecord, GuestState, HostError, MirrorChoice, MirrorOptions, MirrorSpec, MirrorState,
-    ResourceKind,
+    NotRun, ResourceKind,
 };
 
 use crate::guest::Machine;
@@ -26,6 +27,9 @@ impl Owner {
     /// Whether a migration may have the guest with this mirror, as it is now.
     pub(super) fn can_lend(&self, choice: &MirrorChoice, streams: u16) -> Result<(), HostError> {
         self.standing(&self.entry.record()).is_live()?;
+        if let Some(found) = self.audited_mirror(choice) {
+            return found;
+        }
         let chosen = self.chosen_mirror(choice)?;
         // Nothing else may look into a guest that leaves.
         if let Some(other) = self.mirrors.keys().find(|id| Some(**id) != chosen) {
@@ -75,6 +79,8 @@ impl Owner {
         }
         self.can_lend(choice, streams)?;
         if !dry_run {
+            // A guest that goes on at once does not wait for what is known of how it came.
+            self.end_audit(NotRun::MirrorNeeded);
             // What was asked for is the migration: its own record is the one that says it is done.
             Act::sync_scope(None, || self.store(self.state, |r| r.migration = Some(migration)))?;
             self.lent = Some(migration);
@@ -155,6 +161,7 @@ impl Owner {
     pub(super) fn commit(&self, paused: bool, with: &Together) -> Result<(), HostError> {
         let record = self.turned(|r| {
             r.migration = None;
+            r.audit = audits::of_guest(&with.migration);
             r.started_at = Some(Timestamp::now());
         });
         let state = if paused { GuestState::Paused } else { GuestState::Running };
@@ -196,6 +203,7 @@ impl Owner {
             r.migration = None;
             r.unconfirmed &= peer.is_none();
             r.moved_to = peer;
+            r.audit = audits::of_guest(&with.migration);
         });
         let record = (!delete).then_some(GuestRecord { state: GuestState::Stopped, ..record });
         let ending = self.ending(record.clone(), with);

@@ -9,9 +9,10 @@ use jiff::Timestamp;
 use crate::host::guests::command::{LabelChange, Reply};
 use crate::host::guests::decide::{Course, no_block, wrong_state};
 use crate::host::machines::Made;
+use crate::host::migrations::audits;
 use crate::host::migrations::hand_over::Together;
 use crate::host::validate;
-use crate::host::{Ask, Fault, GuestAction, GuestRecord, GuestState, HostError, ResourceKind};
+use crate::host::{Ask, Fault, GuestAction, GuestRecord, GuestState, HostError, NotRun, ResourceKind};
 
 use crate::addr::Gpa;
 use crate::address_space::{BlockSpec, GuestLayout};
@@ -93,7 +94,7 @@ impl Owner {
                 return;
             }
         };
-        let record = match self.store(next, |r| r.error = None) {
+        let record = match self.store(next, |r| (r.error, r.audit) = (None, None)) {
             Ok(record) => record,
             Err(refused) => {
                 let _ = reply.send(Err(refused));
@@ -208,12 +209,16 @@ impl Owner {
             return false;
         }
         self.drop_body();
+        // Whoever removes a guest that left wants what is left of it gone.
+        self.inner.audits.give_up(NotRun::MemoryNeeded, |guest| guest == record.id);
         let _ = reply.send(Ok(record));
         true
     }
 
     pub(super) fn arrived(&mut self, machine: Box<dyn Machine>, paused: bool, fault: Option<Fault>) {
         self.away = None;
+        let migration = self.entry.record().migration.and_then(|m| self.inner.migration_entry(m));
+        let audit = migration.and_then(|migration| audits::of_guest(&migration.record()));
         self.entry.attach(machine.as_ref());
         self.machine = Some(machine);
         self.step(Event::Arrived);
@@ -222,6 +227,7 @@ impl Owner {
         }
         self.publish(|r| {
             r.migration = None;
+            r.audit = audit;
             r.started_at = Some(Timestamp::now());
         });
         if let Some(fault) = fault {
@@ -276,6 +282,8 @@ impl Owner {
     }
 
     pub(super) fn drop_body(&mut self) {
+        let stopping = self.inner.is_stopping();
+        self.end_audit(if stopping { NotRun::ShuttingDown } else { NotRun::GuestStopped });
         self.batches.clear();
         for (id, mirror) in self.mirrors.drain() {
             drop(mirror);

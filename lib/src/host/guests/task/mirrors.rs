@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::host::mirrors::entry::MirrorEntry;
-use crate::host::{Ask, HostError, MirrorRecord, MirrorSpec, MirrorState, PlanOptions, ResourceKind};
+use crate::host::{Ask, HostError, MirrorRecord, MirrorSpec, MirrorState, NotRun, PlanOptions, ResourceKind};
 
 use crate::mirror::{Mirror, Placement};
 
@@ -86,6 +86,7 @@ impl Owner {
         id: Option<Uuid>,
     ) -> Result<Arc<MirrorEntry>, HostError> {
         self.may_have_mirror(spec, transient)?;
+        self.end_audit(NotRun::MirrorNeeded);
         let machine = self.machine.as_ref();
         let machine = machine.ok_or(HostError::WrongState {
             kind: ResourceKind::Guest.into(),

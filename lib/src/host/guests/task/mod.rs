@@ -3,6 +3,7 @@
 //! Blocking work (making machines and mirrors) runs on this task through `block_in_place`: while it does,
 //! messages wait, and the published record says what goes on.
 
+mod audits;
 mod batches;
 mod lease;
 mod life;
@@ -21,7 +22,7 @@ use crate::host::guests::decide::Standing;
 use crate::host::guests::entry::GuestEntry;
 use crate::host::inner::Inner;
 use crate::host::mirrors::batches::BatchSession;
-use crate::host::{Ask, GuestRecord, GuestState, HostError, ResourceKind};
+use crate::host::{Ask, GuestRecord, GuestState, HostError, NotRun, ResourceKind};
 
 use crate::guest::lifecycle::Event;
 use crate::guest::{EndWatch, Machine, MachineEnd, Readiness};
@@ -43,6 +44,8 @@ struct Owner {
     lent: Option<Uuid>,
     /// While a migration has the machine: whether the guest has ended.
     away: Option<(Uuid, EndWatch)>,
+    /// The audit that has its mirror.
+    audit: Option<audits::Auditing>,
     /// Whether its labels have gone to the destination.
     labels_sent: bool,
     /// The guest's readiness as of the last generation.
@@ -62,6 +65,7 @@ pub(in crate::host) fn spawn(inner: &Arc<Inner>, record: GuestRecord, state: Gue
         batches: HashMap::new(),
         lent: None,
         away: None,
+        audit: None,
         labels_sent: false,
         shown: None,
     };
@@ -141,9 +145,11 @@ impl Owner {
                 let _ = reply.send(self.replug(&block, gpa, &ask));
             }
             Command::Export { mirror, spec, pages, ask, reply } => {
+                self.end_audit(NotRun::MirrorNeeded);
                 let _ = reply.send(self.export(mirror, &spec, &pages, &ask));
             }
             Command::Import { mirror, step, ask, reply } => {
+                self.end_audit(NotRun::MirrorNeeded);
                 let _ = reply.send(self.import(mirror, step, &ask));
             }
             Command::Claim { migration, choice, streams, dry_run, reply } => {
@@ -180,7 +186,11 @@ impl Owner {
             }
             Command::GiveBack(back) => self.give_back(*back),
             Command::Ended(end) => self.ended(end),
-            Command::Arrived { machine, paused, fault, mirror, done } => {
+            Command::Audited { migration, audit } => self.audited(migration, audit),
+            Command::Arrived { machine, paused, fault, mirror, audit, done } => {
+                if let Some(held) = audit {
+                    self.hold_audit(held);
+                }
                 if let Some(mirror) = mirror {
                     self.keep_mirror(*mirror);
                 }

@@ -42,8 +42,20 @@ impl Owner {
         &mut self,
         change: impl FnOnce(&mut GuestRecord),
     ) -> (GuestRecord, Result<(), HostError>) {
+        self.happened_with(change, |_, _| {})
+    }
+
+    /// The same with more in the transaction.
+    fn happened_with(
+        &mut self,
+        change: impl FnOnce(&mut GuestRecord),
+        and: impl FnOnce(&GuestRecord, &mut Batch),
+    ) -> (GuestRecord, Result<(), HostError>) {
         let (record, batch, riding) = match self.next(self.state, change) {
-            Ok(next) => next,
+            Ok((record, mut batch, riding)) => {
+                and(&record, &mut batch);
+                (record, batch, riding)
+            }
             Err(error) => {
                 tracing::error!(%error, "a guest's record cannot be written");
                 return (self.entry.record(), Err(HostError::internal("writing the guest", error)));
@@ -60,7 +72,16 @@ impl Owner {
 
     /// As [`Owner::happened`], where nobody waits for an answer.
     pub(super) fn publish(&mut self, change: impl FnOnce(&mut GuestRecord)) -> GuestRecord {
-        let (record, stored) = self.happened(change);
+        self.publish_also(change, |_, _| {})
+    }
+
+    /// The same with more in the transaction.
+    pub(super) fn publish_also(
+        &mut self,
+        change: impl FnOnce(&mut GuestRecord),
+        and: impl FnOnce(&GuestRecord, &mut Batch),
+    ) -> GuestRecord {
+        let (record, stored) = self.happened_with(change, and);
         if let Err(error) = stored {
             tracing::error!(error = %crate::chain::chain(&error), guest = %record.id, "a guest's record is not stored yet");
         }
