@@ -47,6 +47,8 @@ struct Clockwork {
     vcpu: Option<JoinHandle<()>>,
     /// A page that changes when the state is saved, without a word in the log.
     loses: Option<RamPage>,
+    /// On its way out.
+    goes: Hook,
 }
 
 #[derive(Default)]
@@ -61,7 +63,16 @@ impl Clockwork {
     fn new(ram: GuestRam) -> Self {
         let (console, encryption) = (Arc::default(), Arc::default());
         let control = Arc::new(MigrationControl::new(false));
-        Self { ram, console, encryption, control, shared: Arc::default(), vcpu: None, loses: None }
+        Self {
+            ram,
+            console,
+            encryption,
+            control,
+            shared: Arc::default(),
+            vcpu: None,
+            loses: None,
+            goes: Mutex::default(),
+        }
     }
 
     fn count(&self) -> u64 {
@@ -177,6 +188,7 @@ impl Machine for Clockwork {
 impl Drop for Clockwork {
     fn drop(&mut self) {
         let _ = self.pause();
+        take(&self.goes);
     }
 }
 
@@ -618,6 +630,40 @@ fn an_audit_that_either_end_gives_up_ends_for_both_with_its_reason() {
     }
     let why = NotRun::MemoryNeeded;
     audited(engines(hypervisor()), running(), Some(why), 60_000).both(&AuditState::NotRun { why });
+}
+
+/// Whoever looks for memory may come when an audit has just ended and its machine is on its way out.
+#[test]
+fn whoever_needs_what_an_audit_keeps_waits_until_it_is_free_whoever_frees_it() {
+    let here = Clockwork::new(support::ram(RAM_BYTES));
+    let mirror = mirror(&EmulatedHost::without_sev(), &here.ram, 2);
+    let (bytes, (going, goes), (go, may)) =
+        (here.ram.layout().ram_bytes(), mpsc::channel(), mpsc::channel::<()>());
+    let freed = Arc::new(AtomicBool::new(false));
+    let noted = Arc::clone(&freed);
+    *here.goes.lock().unwrap() = Some(Box::new(move || {
+        going.send(()).unwrap();
+        may.recv().unwrap();
+        noted.store(true, Ordering::SeqCst);
+    }));
+    let held = Held::new(Kept { machine: Some(Box::new(here)), mirror });
+    assert_eq!(held.ram_bytes(), bytes);
+    std::thread::scope(|scope| {
+        scope.spawn(|| held.free(NotRun::PeerLost));
+        goes.recv().unwrap();
+        assert_eq!(held.ram_bytes(), bytes, "it is not free yet");
+        let (told, done) = mpsc::channel();
+        let (held, freed) = (&held, &freed);
+        scope.spawn(move || {
+            held.free(NotRun::MemoryNeeded);
+            told.send(freed.load(Ordering::SeqCst)).unwrap();
+        });
+        // Who does not wait is done by now, mostly.
+        let early = done.recv_timeout(Duration::from_millis(200));
+        go.send(()).unwrap();
+        assert!(early.or_else(|_| done.recv()).unwrap(), "it went on before there was room");
+    });
+    assert_eq!(held.ram_bytes(), 0);
 }
 
 #[test]

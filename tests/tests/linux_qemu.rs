@@ -68,6 +68,11 @@ fn moves(from: &Daemon, to: &Daemon, strategy: &Value, mode: &str) {
     let digests = |d: &Daemon| d.get(&format!("/v1/migrations/{m}/page-digests")).expect(200).body;
     assert_eq!(digests(from).len(), (256 << 20) / 4096 * 16);
     assert!(digests(from) == digests(to), "every page is equal");
+    // Until then the source keeps both.
+    let audited = |now: &serde_json::Value| now["audit"]["state"] != "pending";
+    let audit = from.follow(&format!("/v1/migrations/{m}"), 60, audited)["audit"].clone();
+    assert_eq!(audit["state"], "proven", "{audit}");
+    println!("{audit}");
     until("the source's QEMU is gone", 20, || children(from.pid()).is_empty());
     assert_eq!(children(to.pid()).len(), 1, "one QEMU at the destination");
     assert_ne!(children(to.pid()), process);

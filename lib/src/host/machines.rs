@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::guests::command::Command;
 use super::guests::entry::GuestEntry;
 use super::inner::{Inner, no_sev};
-use super::{DriverSpec, GuestRecord, GuestSpec, HostError, LaunchMirror, NotRun, SevSpec};
+use super::{DriverSpec, GuestRecord, GuestSpec, HostError, LaunchMirror, SevSpec};
 use crate::address_space::{
     self, Confidentiality, Declaration, GuestLayout, HostLimits, MailboxSize, MirrorPlan, PlanRequest,
     Refusal, Strategy, StrategyKind,
@@ -102,12 +102,7 @@ impl Inner {
         layout: &GuestLayout,
         boot: Option<&BootFiles>,
     ) -> Result<GuestMemory, HostError> {
-        match self.claim_memory(spec, layout, boot) {
-            Err(HostError::NoMemory(_)) if self.audits.give_up(NotRun::MemoryNeeded, |_| true) => {
-                self.claim_memory(spec, layout, boot)
-            }
-            claimed => claimed,
-        }
+        self.audits.making_room(|| self.claim_memory(spec, layout, boot))
     }
 
     fn claim_memory(
@@ -129,7 +124,13 @@ impl Inner {
         let driver = self.driver(&record.spec.driver)?;
         let own = driver.own_bytes(&record.spec.driver, record.boot.as_ref());
         let backings = backings_of(driver, record.spec.backing);
-        Ok(GuestRam::has_room(&record.layout, backings, own.unwrap_or(0))?)
+        // What audits keep is given up for whoever comes in earnest. Asked first: what is free a moment later
+        // has been counted.
+        let kept = self.audits.ram_bytes();
+        match GuestRam::has_room(&record.layout, backings, own.unwrap_or(0)) {
+            Err(short) if short.available.saturating_add(kept) < short.bytes => Err(short.into()),
+            Err(_) | Ok(()) => Ok(()),
+        }
     }
 
     /// What a definition's files hold; `None` for a driver that reads none. The files are opened here, so

@@ -7,7 +7,7 @@
 //!
 //! Nothing here decides whose the guest is: that was decided by tokens, or, before COMMIT, still is.
 
-use std::sync::Mutex;
+use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use super::wire::{self, Audited, DigestsEnd, kind};
@@ -16,7 +16,7 @@ use crate::addr::RamPage;
 use crate::guest::Machine;
 use crate::mirror::{AuditScope, DIGESTS_MAX, LaneError, Mirror, Verdict};
 use crate::pages::PageSet;
-use crate::sync::Locked;
+use crate::sync::{Locked, WaitLocked};
 use crate::transport::Link;
 
 /// How often a wait looks whether it is still worth it.
@@ -34,29 +34,62 @@ pub struct Kept {
 
 /// Mirror and RAM of an audit that goes on beside everything else. Whoever needs them takes them away, and
 /// waits for no more than the request that the helper is at.
-pub struct Held(Mutex<Inside>);
+pub struct Held {
+    inside: Mutex<Inside>,
+    freed: Condvar,
+    /// Of the machine's RAM.
+    bytes: u64,
+}
 
 struct Inside {
     kept: Option<Kept>,
     over: Option<NotRun>,
+    /// Somebody took it away to free it, and has not done so yet.
+    going: bool,
 }
 
 impl Held {
     /// Held until the audit ends or is given up.
-    pub const fn new(kept: Kept) -> Self {
-        Self(Mutex::new(Inside { kept: Some(kept), over: None }))
+    pub fn new(kept: Kept) -> Self {
+        let bytes = kept.machine.as_ref().map_or(0, |machine| machine.ram().layout().ram_bytes());
+        let inside = Inside { kept: Some(kept), over: None, going: false };
+        Self { inside: Mutex::new(inside), freed: Condvar::new(), bytes }
     }
 
     /// Looks at the mirror, unless it was taken away.
     pub fn look<T>(&self, act: impl FnOnce(&Mirror) -> T) -> Option<T> {
-        self.0.locked().kept.as_ref().map(|kept| act(&kept.mirror))
+        self.inside.locked().kept.as_ref().map(|kept| act(&kept.mirror))
+    }
+
+    /// Bytes of RAM that are not free yet, and will be.
+    pub fn ram_bytes(&self) -> u64 {
+        let inside = self.inside.locked();
+        if inside.kept.is_some() || inside.going { self.bytes } else { 0 }
     }
 
     /// Takes away what is held. An audit that has not come to its end ends as `why`.
     pub fn give_up(&self, why: NotRun) -> Option<Kept> {
-        let mut inside = self.0.locked();
+        let mut inside = self.inside.locked();
         inside.over.get_or_insert(why);
         inside.kept.take()
+    }
+
+    /// The same, and lets go of it. Its memory is free when this returns, whoever is just freeing it.
+    pub fn free(&self, why: NotRun) {
+        let mut inside = self.inside.locked();
+        inside.over.get_or_insert(why);
+        let Some(kept) = inside.kept.take() else {
+            while inside.going {
+                inside = self.freed.wait_locked(inside);
+            }
+            return;
+        };
+        inside.going = true;
+        drop(inside);
+        // Not under the lock: machines end their threads and programs first.
+        drop(kept);
+        self.inside.locked().going = false;
+        self.freed.notify_all();
     }
 }
 
@@ -77,13 +110,13 @@ pub(super) trait Through {
 
 impl Through for &Held {
     fn reach<T>(&mut self, act: impl FnOnce(&mut Mirror) -> T) -> Result<T, NotRun> {
-        let mut inside = self.0.locked();
+        let mut inside = self.inside.locked();
         let over = inside.over.unwrap_or(NotRun::MemoryNeeded);
         inside.kept.as_mut().map(|kept| act(&mut kept.mirror)).ok_or(over)
     }
 
     fn over(&self) -> Option<NotRun> {
-        self.0.locked().over
+        self.inside.locked().over
     }
 }
 

@@ -4,37 +4,66 @@
 //! who carries an audit out, what becomes of a verdict.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use uuid::Uuid;
 
-use crate::host::{Audit, AuditMode, GuestAudit, MigrationRecord, NotRun};
+use crate::host::{Audit, AuditMode, GuestAudit, HostError, MigrationRecord, NotRun};
 use crate::migration::Held;
 use crate::sync::Locked;
 
 /// What is kept of guests that left: by migration the guest, and its RAM and mirror.
 #[derive(Default)]
-pub(in crate::host) struct Audits(Mutex<HashMap<Uuid, (Uuid, Arc<Held>)>>);
+pub(in crate::host) struct Audits {
+    kept: Mutex<HashMap<Uuid, (Uuid, Arc<Held>)>>,
+    /// How many have ended.
+    ended: AtomicU64,
+}
 
 impl Audits {
     /// Keeps something until its audit ends.
     pub fn keep(&self, migration: Uuid, guest: Uuid, held: &Arc<Held>) {
-        self.0.locked().insert(migration, (guest, Arc::clone(held)));
+        self.kept.locked().insert(migration, (guest, Arc::clone(held)));
     }
 
-    /// An audit has ended.
+    /// An audit has ended, and its memory is free.
     pub fn forget(&self, migration: Uuid) {
-        self.0.locked().remove(&migration);
+        // Before it is off the list: whoever does not find it there any more sees that there was one.
+        self.ended.fetch_add(1, Ordering::Release);
+        self.kept.locked().remove(&migration);
     }
 
     /// Gives up those that are wanted; their memory is free when this returns. False when there are none.
     pub fn give_up(&self, why: NotRun, wanted: impl Fn(Uuid) -> bool) -> bool {
         let found: Vec<_> = {
-            let held = self.0.locked();
-            held.values().filter(|(guest, _)| wanted(*guest)).map(|(_, held)| Arc::clone(held)).collect()
+            let kept = self.kept.locked();
+            kept.values().filter(|(guest, _)| wanted(*guest)).map(|(_, held)| Arc::clone(held)).collect()
         };
-        // Not under the lock: machines end their threads first.
-        found.iter().map(|held| held.give_up(why)).filter(Option::is_some).count() > 0
+        found.iter().for_each(|held| held.free(why));
+        !found.is_empty()
+    }
+
+    /// Bytes of RAM that are free once all is given up.
+    pub fn ram_bytes(&self) -> u64 {
+        let kept: Vec<_> = self.kept.locked().values().map(|(_, held)| Arc::clone(held)).collect();
+        kept.iter().map(|held| held.ram_bytes()).sum()
+    }
+
+    /// Does something that takes memory; where there is too little of it, once more without what is kept
+    /// here.
+    pub fn making_room<T>(&self, act: impl Fn() -> Result<T, HostError>) -> Result<T, HostError> {
+        let before = self.ended.load(Ordering::Acquire);
+        match act() {
+            // Also after one that ended by itself meanwhile: it may have been why.
+            Err(HostError::NoMemory(_))
+                if self.give_up(NotRun::MemoryNeeded, |_| true)
+                    || self.ended.load(Ordering::Acquire) != before =>
+            {
+                act()
+            }
+            done => done,
+        }
     }
 }
 

@@ -322,16 +322,7 @@ impl<'a> Destination<'a> {
 impl Receiver for Destination<'_> {
     fn admit(&self, prepare: &Prepare, peer: &str) -> Result<Arrival, Refused> {
         let definition = definition_of(self.inner, prepare)?;
-        let admit = || self.arriving(prepare, &definition).admit();
-        let short = |against: &[Refused]| against.iter().any(|r| r.code == Code::NoMemory);
-        let boot = match admit() {
-            // What is kept of guests that left goes for one that comes.
-            Err(against) if short(&against) && self.inner.audits.give_up(NotRun::MemoryNeeded, |_| true) => {
-                admit()
-            }
-            admitted => admitted,
-        };
-        let boot = boot.map_err(first)?;
+        let boot = self.arriving(prepare, &definition).admit().map_err(first)?;
         let memory = self.inner.memory_for(&definition.spec, &prepare.layout, boot.as_ref());
         let memory = memory.map_err(|e| refused_by(&e))?;
         *lock(&self.space) = Some(Arc::new(set_aside(self.inner, prepare)?));

@@ -669,7 +669,7 @@ fn follow(
     runtime.spawn_blocking(move || {
         let audit = sequel.audit(&held, &shared, &entry.control);
         // The memory goes before anybody is told, so that whoever sees the end finds nothing left.
-        drop(held.give_up(NotRun::PeerLost));
+        held.free(NotRun::PeerLost);
         inner.audits.forget(entry.id);
         let Some(audit) = audit else { return };
         inner.audited(&entry, audit.clone());
