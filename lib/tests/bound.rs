@@ -59,7 +59,13 @@ fn prepare() -> Prepare {
 }
 
 fn prepared() -> Prepared {
-    Prepared { nonce: [10; 32], public_key: [11; 32], suites: vec!["aes-256-gcm".into(), "other".into()] }
+    let evidence = Some(wire::Evidence { report: vec![12; 208], certificate: vec![13; 2084] });
+    Prepared {
+        nonce: [10; 32],
+        public_key: [11; 32],
+        suites: vec!["aes-256-gcm".into(), "other".into()],
+        evidence,
+    }
 }
 
 type Change = fn(&mut Agreed, &mut Prepare, &mut Prepared);
@@ -90,7 +96,7 @@ fn members() -> Vec<(&'static str, Change)> {
         stall_timeout_ms: _,
         audit: _,
     } = &prepare();
-    let Prepared { nonce: _, public_key: _, suites: _ } = &prepared();
+    let Prepared { nonce: _, public_key: _, suites: _, evidence: _ } = &prepared();
     vec![
         ("the version that is spoken", |a, _, _| a.protocol += 1),
         ("a version that the source offers", |a, _, _| a.caller_speaks[1] += 1),
@@ -114,6 +120,9 @@ fn members() -> Vec<(&'static str, Change)> {
         ("a suite that is taken out of the destination's offer", |_, _, d| d.suites.truncate(1)),
         ("the destination's nonce", |_, _, d| d.nonce[31] ^= 1),
         ("the destination's public key", |_, _, d| d.public_key[31] ^= 1),
+        ("the destination's report", |_, _, d| d.evidence.as_mut().unwrap().report[207] ^= 1),
+        ("its platform's certificate", |_, _, d| d.evidence.as_mut().unwrap().certificate[2083] ^= 1),
+        ("whether there is evidence", |_, _, d| d.evidence = None),
         ("the mask", |_, p, _| p.mask[31] ^= 1),
         ("the helper's image", |_, p, _| p.helper_measurement[31] ^= 1),
         ("the nonce", |_, p, _| p.nonce[31] ^= 1),

@@ -11,12 +11,14 @@ use mirrorvm::addr::{PAGE_SIZE, RamAddr, RamPage};
 use mirrorvm::address_space::{
     Confidentiality, MailboxSize, MirrorPlan, PlanRequest, Shift, SlotBacking, Strategy, plan,
 };
+use mirrorvm::guest::helper_block::secret_span;
 use mirrorvm::hypervisor::emulated::EmulatedHost;
 use mirrorvm::hypervisor::{Exit, Hypervisor, NoPorts, Slot, SlotId, UserEntry, Vcpu, Vm};
 use mirrorvm::memory::{GuestRam, Mapping, View};
 use mirrorvm::mirror::HelperImage;
 use mirrorvm::sev::model::{AsidLimits, ModelPlatform};
 use mirrorvm::sev::{Context, Policy};
+use mirrorvm_abi::evidence::Release;
 use mirrorvm_abi::mailbox::BATCH_MAX;
 use mirrorvm_abi::mailbox::{
     CQ_AT, CQ_HEAD, CQ_TAIL, Completion, DOORBELL_PORT, Doorbell, ENTRY_BYTES, Fatal, PAYLOAD_AT, SQ_AT,
@@ -95,8 +97,7 @@ fn launch(sev: &dyn Context, plan: &MirrorPlan, ram: &GuestRam, fault: Fault) {
             &range.encode(),
         );
     }
-    memory.write(p.secret_at, &config::SECRET_MAGIC.to_le_bytes());
-    memory.write(p.secret_at + 8, &[42; 32]);
+    memory.write(p.secret_at, secret_span(&[42; 32], &Release::NOT_DEMANDED).as_slice());
     let mut tables = plan.tables.bytes();
     if fault == Fault::NoCBit {
         for entry in tables.as_chunks_mut::<8>().0 {

@@ -22,6 +22,7 @@ use mirrorvm::sev::Policy;
 use mirrorvm::sev::model::{AsidLimits, ModelPlatform};
 use mirrorvm_abi::mailbox::BATCH_MAX;
 use mirrorvm_abi::op::Begin;
+use mirrorvm_helper::evidence::mnonce;
 use mirrorvm_workload::{PAGE, Pattern};
 
 const RAM: u64 = 8 << 20;
@@ -61,7 +62,14 @@ fn machine(host: &EmulatedHost, strategy: Strategy, boot: bool) -> Embedded {
         declaration: None,
         check_declaration: Arc::new(|_| Vec::new()),
         on_readiness: Arc::new(|| ()),
-        sev: Some(SevSetup { platform, policy, es: false, image: image.bytes().to_vec(), sets }),
+        sev: Some(SevSetup {
+            platform,
+            policy,
+            es: false,
+            image: image.bytes().to_vec(),
+            sets,
+            attestation: None,
+        }),
         on_end: Arc::new(|_| ()),
     };
     let spec = EmbeddedSpec {
@@ -125,7 +133,11 @@ fn moves_unseen(strategy: Strategy) {
         peer: d,
         transcript: [3; 32],
     };
-    source.begin(&base).unwrap();
+    // The guest's owner demands it, here as anywhere in the model.
+    let waiting = b.launched_helper().unwrap();
+    let report = waiting.context.attestation(&mnonce(&d, &s, &base.session)).unwrap();
+    let evidence = [&report[..], &waiting.platform.endorsement().unwrap().pek[..]].concat();
+    source.begin_with(&base, Some(evidence.as_slice().try_into().unwrap())).unwrap();
     destination.begin(&Begin { source: false, peer: s, ..base }).unwrap();
 
     let shared = a.encryption().shared();

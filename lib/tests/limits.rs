@@ -268,7 +268,7 @@ async fn a_limit_that_no_pause_fits_is_never_exceeded_and_the_shortest_pause_is_
 async fn a_guest_whose_pauses_are_broken_off_goes_on_and_loses_no_page() {
     let mirror = LaunchMirror { strategy: SHIFTED, workers: 1 };
     let policy = mirrorvm::sev::Policy(SevSpec::DEFAULT_POLICY | mirrorvm::sev::Policy::ES);
-    for sev in [None, Some(SevSpec { policy, es: true, mirror })] {
+    for sev in [None, Some(SevSpec { policy, es: true, mirror, attestation: None })] {
         let two = two().await;
         let workload =
             WorkloadSpec { dirty_bytes_per_second: 4 * MIB, working_set_bytes: 2 * MIB, ..WORKLOAD };

@@ -8,11 +8,16 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mirrorvm::addr::{PAGE_SIZE, RamPage};
-use mirrorvm::address_space::{MailboxSize, MirrorPlan, PlanRequest, Shift, Strategy, plan};
+use mirrorvm::address_space::{
+    HelperPlacement, HelperSet, MailboxSize, MirrorPlan, PlanRequest, Shift, Strategy, plan,
+};
 use mirrorvm::hypervisor::Hypervisor as _;
 use mirrorvm::hypervisor::kvm::KvmHost;
-use mirrorvm::memory::GuestRam;
+use mirrorvm::memory::{GuestRam, Mapping};
 use mirrorvm::mirror::{HelperImage, HelperSource, LaneError, Mirror, MirrorError, WorkerEnd};
+use mirrorvm::sev::model::ModelPlatform;
+use mirrorvm::sev::{Context, Platform, Policy, modelled_chip};
+use mirrorvm_abi::evidence::{EVIDENCE_BYTES, RELEASE_AT, Release};
 use mirrorvm_abi::header::{FILE_MAX, HEADER_BYTES, HeaderError};
 use mirrorvm_abi::layout::{IMAGE_MAX, IMAGE_VA, LAYOUT_HASH};
 use mirrorvm_abi::mailbox::{BATCH_MAX, Fatal};
@@ -20,7 +25,8 @@ use mirrorvm_abi::op::{Begin, Greeting, Start, Status};
 use mirrorvm_abi::record::{
     Direction, Front, GROUP_LABEL, Kind, LISTED_BYTES, Suite, piece_aad, piece_nonce,
 };
-use ring::{aead, hkdf};
+use mirrorvm_helper::evidence::mnonce;
+use ring::{aead, digest, hkdf};
 use support::{Pair, kvm, random_fill};
 use x25519_dalek::{X25519_BASEPOINT_BYTES, x25519};
 
@@ -302,6 +308,67 @@ fn a_helper_that_has_begun_or_greets_anew_holds_its_ephemeral_key_nowhere() {
         assert!(mirror.begin(&bad).is_err(), "{what}");
         assert!(private_halves(&before, &helper_memory(&ram), &greeting.public_key).is_empty(), "{what}");
     }
+}
+
+#[test]
+fn a_bare_helper_checks_evidence_before_it_seals_anything() {
+    let _alone = alone();
+    let Some(kvm) = kvm() else { return };
+    let ram = support::ram(8 << 20);
+    let image = HelperImage::built_in();
+    let plan = Arc::new(planned(&kvm, &ram, &image, 1));
+    let mut mirror = launch(&kvm, "evidence", plan, &ram, &image).unwrap();
+
+    // A guest of the model, launched with one page of zeroes.
+    let (platform, memory) = (ModelPlatform::new(), Mapping::memfd("t", PAGE_SIZE).unwrap());
+    let guest = platform.context();
+    guest.init(false).unwrap();
+    guest.launch_start(Policy(Policy::NODBG), None).unwrap();
+    guest.launch_update_data(&memory, 0, PAGE_SIZE).unwrap();
+    guest.launch_measure().unwrap();
+    guest.launch_finish().unwrap();
+    let mut launched = [0; 32];
+    launched.copy_from_slice(digest::digest(&digest::SHA256, &[0; PAGE_SIZE as usize]).as_ref());
+    let release = Release::demanded(&[modelled_chip()], &[launched]).unwrap();
+    // As its owner would have it delivered with the secret. Without encryption the host can do that, too.
+    let layout = ram.layout();
+    let placement = HelperPlacement::new(image.header(), &layout, HelperSet::Shifted).unwrap();
+    let at = layout.helper().unwrap().ram_addr.checked_add(placement.secret_at + RELEASE_AT as u64).unwrap();
+    ram.write(at, &release.encode()).unwrap();
+
+    let theirs = Greeting { nonce: [4; 32], public_key: x25519([5; 32], X25519_BASEPOINT_BYTES) };
+    let begin = Begin {
+        source: true,
+        elide_zero: false,
+        fresh: false,
+        digests: false,
+        audit: false,
+        suite: Suite::Aes256Gcm,
+        streams: 1,
+        session: [1; 16],
+        transcript: [2; 32],
+        peer: theirs,
+    };
+    let evidence = |own: &Greeting| -> [u8; EVIDENCE_BYTES] {
+        let report = guest.attestation(&mnonce(&theirs, own, &begin.session)).unwrap();
+        let both = [&report[..], &platform.endorsement().unwrap().pek[..]].concat();
+        both.try_into().unwrap()
+    };
+    let first = mirror.hello().unwrap();
+    let stale = evidence(&first);
+    let refused = Err(LaneError::Refused { status: Status::EvidenceRefused, index: 0 });
+    assert_eq!(mirror.begin(&begin), refused, "none");
+    let _ = mirror.hello().unwrap();
+    assert_eq!(mirror.begin_with(&begin, Some(&stale)), refused, "of an earlier session");
+    let own = mirror.hello().unwrap();
+    let mut forged = evidence(&own);
+    forged[70] ^= 1;
+    assert_eq!(mirror.begin_with(&begin, Some(&forged)), refused, "a signature of which one bit is another");
+    let own = mirror.hello().unwrap();
+    let good = evidence(&own);
+    let asked = std::time::Instant::now();
+    mirror.begin_with(&begin, Some(&good)).unwrap();
+    println!("the helper took {:?} to look at it and to make keys", asked.elapsed());
 }
 
 /// What an HKDF makes of these.

@@ -67,6 +67,7 @@ fn modelled(policy: u32, es: Option<LaunchMirror>) -> DriverSpec {
         policy: Policy(policy),
         es: es.is_some(),
         mirror: es.unwrap_or(LaunchMirror { strategy: SHIFTED, workers: 1 }),
+        attestation: None,
     };
     EmulatedDriver::spec(&WorkloadGuest { vcpus: 1, workload: WORKLOAD, sev: Some(sev) })
 }

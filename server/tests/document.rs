@@ -239,6 +239,11 @@ mod decoders {
         }
     }
 
+    /// How many hexadecimal digits a pattern asks for, if it is of that kind.
+    fn hexadecimal(pattern: &str) -> Option<usize> {
+        pattern.strip_prefix("^[0-9a-f]{")?.strip_suffix("}$")?.parse().ok()
+    }
+
     /// A value that the schema allows.
     fn value(document: &Value, schema: &Value, c: &mut Choices) -> Value {
         let schema = resolve(document, schema);
@@ -287,7 +292,10 @@ mod decoders {
             "boolean" => json!(c.below(2) == 1),
             "null" => Value::Null,
             "string" if schema["format"] == "uuid" => json!("0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11"),
-            "string" => json!("x"),
+            "string" => match schema["pattern"].as_str().and_then(hexadecimal) {
+                Some(digits) => json!("5a".repeat(digits / 2)),
+                None => json!("x"),
+            },
             other => panic!("{other} is not handled: {schema}"),
         }
     }

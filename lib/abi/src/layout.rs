@@ -64,6 +64,9 @@ pub const LAYOUT_HASH: u64 = {
         crate::record::HEADER_BYTES as u64,
         crate::record::LISTED_BYTES as u64,
         crate::record::TAG_BYTES as u64,
+        crate::evidence::EVIDENCE_BYTES as u64,
+        crate::evidence::RELEASE_AT as u64,
+        crate::evidence::RELEASE_BYTES as u64,
     ];
     let mut hash = 0xcbf2_9ce4_8422_2325u64;
     let mut i = 0;

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+pub mod evidence;
 pub mod header;
 pub mod layout;
 pub mod mailbox;

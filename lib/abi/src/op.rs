@@ -23,9 +23,10 @@ macro_rules! numbered {
 }
 
 numbered! {
-    /// A request. In a slot's payload go [`Begin`] for `Begin`, [`Start`] for `Start`, 32 bytes of digest for
-    /// `State`, one sealed token for the `*Token` ones, [`Scan`] for `Scan`; the answers of `Hello` (a
-    /// [`Greeting`]), `EndEpoch`, `Start`, `Commit` and `Abort` (one sealed token each) come back there.
+    /// A request. In a slot's payload go [`Begin`] for `Begin`, with evidence of the destination behind it
+    /// for a source ([`crate::evidence`]), [`Start`] for `Start`, 32 bytes of digest for `State`, one sealed
+    /// token for the `*Token` ones, [`Scan`] for `Scan`; the answers of `Hello` (a [`Greeting`]), `EndEpoch`,
+    /// `Start`, `Commit` and `Abort` (one sealed token each) come back there.
     Op {
         /// Draws a nonce and an ephemeral key pair for a new session, and answers with the nonce and the
         /// public key. Legal when no session is open.
@@ -109,6 +110,9 @@ numbered! {
         NoEntropy = 12,
         /// The peer's public key is one with which anybody knows the shared secret (RFC 7748, section 6.1).
         KeyRefused = 13,
+        /// Source: the guest's owner demands evidence of the destination, and there is none or it does not
+        /// do. One status for all that can be wrong with it. No key was made, and no page can leave.
+        EvidenceRefused = 14,
     }
 }
 

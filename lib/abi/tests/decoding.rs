@@ -1,9 +1,91 @@
 //! Decoding is total: no bytes make it panic, and what it accepts encodes back to the same bytes.
 
-use mirrorvm_abi::{config::*, header, mailbox::*, op::*, record};
+use mirrorvm_abi::{config::*, evidence::*, header, mailbox::*, op::*, record};
 use proptest::prelude::*;
 
+#[test]
+fn a_policy_is_as_strict_with_every_flag_and_no_older_api() {
+    let api = |major: u32, minor: u32| major << 16 | minor << 24;
+    for (policy, own, strict) in [
+        (1, 1, true),
+        (1 | 4, 1, true),
+        (1, 1 | 4, false),
+        // NODBG, whatever one's own lacks.
+        (0, 0, false),
+        (1, 0, true),
+        (1 | api(1, 40), 1 | api(1, 40), true),
+        (1 | api(1, 41), 1 | api(1, 40), true),
+        (1 | api(2, 0), 1 | api(1, 255), true),
+        (1 | api(1, 39), 1 | api(1, 40), false),
+        (1 | api(0, 255), 1 | api(1, 0), false),
+        (0xffff, 1, true),
+    ] {
+        assert_eq!(is_as_strict(policy, own), strict, "{policy:#x} for {own:#x}");
+    }
+}
+
+#[test]
+fn a_demand_has_one_to_four_of_both() {
+    for (keys, launches, possible) in
+        [(1, 1, true), (4, 4, true), (0, 1, false), (1, 0, false), (5, 1, false), (1, 5, false)]
+    {
+        let release =
+            Release::demanded(&vec![[1; KEY_BYTES]; keys], &vec![[2; LAUNCH_DIGEST_BYTES]; launches]);
+        assert_eq!(release.is_some(), possible, "{keys} keys, {launches} launches");
+        if let Some(release) = release {
+            assert!(release.is_demanded());
+            assert_eq!((release.keys().len(), release.launches().len()), (keys, launches));
+            assert_eq!(Release::decode(&release.encode()), Some(release));
+        }
+    }
+    assert_eq!(Release::decode(&Release::NOT_DEMANDED.encode()), Some(Release::NOT_DEMANDED));
+    assert_eq!(Release::decode(&[0; RELEASE_BYTES]), None, "nothing there is not nothing demanded");
+}
+
 proptest! {
+    #[test]
+    fn release_parts(mut bytes in prop::collection::vec(any::<u8>(), RELEASE_BYTES), first in 0u8..4, keys in 0u8..6, launches in 0u8..6, zero: bool) {
+        (bytes[0], bytes[1], bytes[2]) = (first, keys, launches);
+        if zero {
+            bytes[3..].fill(0);
+        }
+        let bytes: [u8; RELEASE_BYTES] = bytes.try_into().unwrap();
+        if let Some(release) = Release::decode(&bytes) {
+            prop_assert_eq!(release.encode(), bytes);
+        }
+    }
+
+    #[test]
+    fn reports(mut bytes in prop::collection::vec(any::<u8>(), REPORT_BYTES), head: bool, room: bool) {
+        if head {
+            bytes[52..64].copy_from_slice(&[2, 0x10, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0]);
+        }
+        if room {
+            [112..136, 184..208].into_iter().for_each(|span| bytes[span].fill(0));
+        }
+        let bytes: [u8; REPORT_BYTES] = bytes.try_into().unwrap();
+        let read = Report::decode(&bytes);
+        prop_assert!(read.is_some() || !(head && room));
+        if let Some(read) = read {
+            prop_assert_eq!(read.encode(), bytes);
+        }
+    }
+
+    #[test]
+    fn certificates(bytes in prop::collection::vec(any::<u8>(), CERTIFICATE_BYTES), head: bool) {
+        let mut bytes: [u8; CERTIFICATE_BYTES] = bytes.try_into().unwrap();
+        if head {
+            bytes[..20].copy_from_slice(&[1, 0, 0, 1, 0, 0, 0, 0, 2, 0x10, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0]);
+            [68..92, 140..SIGNATURES_AT[0]].into_iter().for_each(|span| bytes[span].fill(0));
+        }
+        let read = PekCertificate::decode(&bytes);
+        prop_assert_eq!(read.is_some(), head);
+        if let Some(read) = read {
+            prop_assert_eq!(&read.signed[..], &bytes[..SIGNATURES_AT[0]]);
+            prop_assert_eq!(&numbers(&read.key)[..], &bytes[POINT_AT..SIGNATURES_AT[0]][..144]);
+        }
+    }
+
     #[test]
     fn image_headers(bytes in prop::collection::vec(any::<u8>(), 0..256)) {
         let _ = header::Header::parse(&bytes);

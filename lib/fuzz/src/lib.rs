@@ -9,6 +9,7 @@
 pub mod database;
 pub mod declaration;
 pub mod descriptor;
+pub mod evidence;
 pub mod image;
 pub mod peer;
 pub mod receive;
@@ -36,10 +37,11 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     Target { name: "record", run: record::run, seeds: record::seeds },
     Target { name: "descriptor", run: descriptor::run, seeds: descriptor::seeds },
     Target { name: "receive", run: receive::run, seeds: receive::seeds },
+    Target { name: "evidence", run: evidence::run, seeds: evidence::seeds },
     Target { name: "image", run: image::run, seeds: image::seeds },
     Target { name: "declaration", run: declaration::run, seeds: declaration::seeds },
     Target { name: "stored", run: stored::run, seeds: stored::seeds },

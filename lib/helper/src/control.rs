@@ -2,9 +2,10 @@
 
 use mirrorvm_abi::{
     config::PROTECTION_NONE,
+    evidence::{EVIDENCE_BYTES, Release},
     layout::WORKERS_MAX,
     mailbox::{PAYLOAD_AT, Submission, slot_at},
-    op::{BEGIN_BYTES, Begin, GREETING_BYTES, Op, START_BYTES, Start, Status},
+    op::{BEGIN_BYTES, Begin, GREETING_BYTES, Greeting, Op, START_BYTES, Start, Status},
     record::{
         AUDIT_STREAM, CONTROL_STREAM, Direction, HEADER_BYTES, Header, Kind, LISTED_BYTES, RANDOM_BYTES,
         TAG_BYTES, TOKEN_BODY_BYTES, TOKEN_BYTES, Token,
@@ -17,6 +18,7 @@ use zeroize::{Zeroizing, zeroize_stack};
 use crate::agreement::Ephemeral;
 use crate::audit::Audit;
 use crate::digest::PageDigester;
+use crate::evidence;
 use crate::keys::KeySchedule;
 use crate::op_state::{DestinationEvent, DestinationOp, SourceEvent, SourceOp};
 use crate::seal::Sealer;
@@ -29,6 +31,9 @@ const COMMITTED: Role = Role::Destination(DestinationOp::LiveImport);
 
 /// Stack that is wiped behind the making of keys: several times what it takes.
 const WORKED_BYTES: usize = 32 << 10;
+
+/// Bytes of parameters with evidence behind them.
+const WITH_EVIDENCE: usize = BEGIN_BYTES + EVIDENCE_BYTES;
 
 type Guards<'a> = [Option<MutexGuard<'a, Stream>>; WORKERS_MAX as usize];
 
@@ -129,6 +134,9 @@ impl<E: Env> Worker<'_, E> {
         let secret = Zeroizing::new(self.env.secret().ok_or(Status::NoSecret)?);
         let ephemeral = session.ephemeral.as_ref().ok_or(Status::WrongState)?;
         let own = ephemeral.greeting();
+        if begin.source {
+            self.release(&own, &begin, request, at)?;
+        }
         let shared = ephemeral.agree(&begin.peer).ok_or(Status::KeyRefused)?;
         let (source, destination) = if begin.source { (own, begin.peer) } else { (begin.peer, own) };
         let schedule = KeySchedule::new(
@@ -185,14 +193,39 @@ impl<E: Env> Worker<'_, E> {
     }
 
     fn begin_parameters(&mut self, request: &Submission, at: usize) -> Result<Begin, Status> {
-        if request.len as usize != BEGIN_BYTES {
+        let len = request.len as usize;
+        if len != BEGIN_BYTES && len != WITH_EVIDENCE {
             return Err(Status::BadRequest);
         }
         let mut raw = [0; BEGIN_BYTES];
         self.env.read_mailbox(Region(at), &mut raw);
         Begin::decode(&raw)
             .filter(|b| b.streams >= 1 && u32::from(b.streams) <= self.config.workers)
+            .filter(|b| b.source || len == BEGIN_BYTES)
             .ok_or(Status::BadRequest)
+    }
+
+    /// Source: whether the guest's owner lets pages go where these parameters lead. Before any key is made.
+    #[inline(never)]
+    fn release(
+        &mut self,
+        own: &Greeting,
+        begin: &Begin,
+        request: &Submission,
+        at: usize,
+    ) -> Result<(), Status> {
+        // A demand that cannot be read is one that nothing meets.
+        let release = Release::decode(&self.env.release()).ok_or(Status::EvidenceRefused)?;
+        if !release.is_demanded() {
+            return Ok(());
+        }
+        if request.len as usize != WITH_EVIDENCE {
+            return Err(Status::EvidenceRefused);
+        }
+        let mut evidence = [0; EVIDENCE_BYTES];
+        self.env.read_mailbox(Region(at + BEGIN_BYTES), &mut evidence);
+        let nonce = evidence::mnonce(&begin.peer, own, &begin.session);
+        evidence::check(&release, &evidence, &nonce, self.config.policy).map_err(|_| Status::EvidenceRefused)
     }
 
     /// Source: a token with the totals so far; the next epoch begins.

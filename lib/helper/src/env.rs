@@ -1,6 +1,6 @@
 //! What the helper needs from what it runs on.
 
-use mirrorvm_abi::{PAGE_BYTES, mailbox::Doorbell};
+use mirrorvm_abi::{PAGE_BYTES, evidence::RELEASE_BYTES, mailbox::Doorbell};
 
 /// A part of the mailbox, from the start of the worker's own part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +31,10 @@ pub trait Env {
     fn random(&mut self, words: &mut [u64]) -> bool;
     /// The guest's migration secret, if it has been delivered.
     fn secret(&self) -> Option<[u8; 32]>;
+    /// What lies behind the secret: what the guest's owner demands, as
+    /// [`Release`](mirrorvm_abi::evidence::Release) encodes it. Zeroes where nothing was delivered, which is
+    /// no such thing.
+    fn release(&self) -> [u8; RELEASE_BYTES];
     /// Leaves to the host with a reason; returns when the host lets the helper go on.
     fn doorbell(&mut self, reason: Doorbell);
 }

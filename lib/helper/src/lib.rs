@@ -15,6 +15,7 @@ mod batch;
 mod control;
 mod digest;
 mod env;
+pub mod evidence;
 mod keys;
 mod maps;
 pub mod op_state;

@@ -52,7 +52,7 @@ fn sound(words: &[u64], last: &[u64; WORDS]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use mirrorvm_abi::{PAGE_BYTES, mailbox::Doorbell};
+    use mirrorvm_abi::{PAGE_BYTES, evidence::RELEASE_BYTES, mailbox::Doorbell};
 
     use super::*;
     use crate::Region;
@@ -88,6 +88,9 @@ mod tests {
         }
         fn secret(&self) -> Option<[u8; 32]> {
             None
+        }
+        fn release(&self) -> [u8; RELEASE_BYTES] {
+            [0; RELEASE_BYTES]
         }
         fn doorbell(&mut self, _: Doorbell) {}
     }

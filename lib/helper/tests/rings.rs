@@ -11,6 +11,7 @@ use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 use mirrorvm_abi::PAGE_BYTES;
 use mirrorvm_abi::config::{Config, PROTECTION_NONE};
+use mirrorvm_abi::evidence::RELEASE_BYTES;
 use mirrorvm_abi::mailbox::{
     CQ_AT, CQ_HEAD, CQ_TAIL, Completion, Doorbell, ENTRY_BYTES, SQ_AT, SQ_HEAD, SQ_TAIL, Submission, WANT_AT,
     WANT_COMPLETION,
@@ -149,6 +150,10 @@ impl Env for Machine {
 
     fn secret(&self) -> Option<[u8; 32]> {
         None
+    }
+
+    fn release(&self) -> [u8; RELEASE_BYTES] {
+        [0; RELEASE_BYTES]
     }
 
     fn doorbell(&mut self, _: Doorbell) {

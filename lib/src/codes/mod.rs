@@ -217,6 +217,10 @@ codes! {
     AuditMismatch = "audit_mismatch";
     /// The audit before COMMIT came to no verdict.
     AuditNotRun = "audit_not_run";
+    /// The guest's owner demands evidence of the destination, and there is none.
+    EvidenceMissing = "evidence_missing";
+    /// The destination's evidence is not what the guest's owner demands.
+    EvidenceRefused = "evidence_refused";
     /// An administrator ended the doubt.
     Resolved = "resolved";
     /// The journal of hand-overs could not be written.

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
+use super::attestation::AttestationSpec;
 use crate::address_space::Strategy;
 use crate::named::named;
 use crate::sev::Policy;
@@ -139,6 +140,9 @@ pub struct SevSpec {
     /// SEV-ES: the mirror that is made with the guest. Its vCPUs' save areas have to be measured before the
     /// launch ends, so that there is no other later.
     pub mirror: LaunchMirror,
+    /// What the guest's owner demands of a destination; `None`: what is the default at its level.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attestation: Option<AttestationSpec>,
 }
 
 impl SevSpec {

@@ -1,19 +1,21 @@
 //! Filling the memory that a helper runs from.
 
-use mirrorvm_abi::{config::SECRET_MAGIC, header::Header};
+use mirrorvm_abi::{
+    config::SECRET_MAGIC,
+    evidence::{RELEASE_AT, Release, SECRET_SPAN},
+    header::Header,
+};
 
 use super::MachineError;
 use crate::address_space::{HelperPlacement, HelperSet};
 use crate::memory::{GuestRam, Mapping};
 
-/// Bytes of a secret page that are used: magic, secret, and room to a multiple of what LAUNCH_SECRET moves.
-pub const SECRET_SPAN: usize = 48;
-
-/// A secret as it lies in the secret page.
-pub fn secret_span(secret: &[u8; 32]) -> zeroize::Zeroizing<[u8; SECRET_SPAN]> {
+/// What lies in the secret page: magic, secret, and what the guest's owner demands before pages leave.
+pub fn secret_span(secret: &[u8; 32], release: &Release) -> zeroize::Zeroizing<[u8; SECRET_SPAN]> {
     let mut span = zeroize::Zeroizing::new([0; SECRET_SPAN]);
     span[..8].copy_from_slice(&SECRET_MAGIC.to_le_bytes());
-    span[8..40].copy_from_slice(secret);
+    span[8..RELEASE_AT].copy_from_slice(secret);
+    span[RELEASE_AT..].copy_from_slice(&release.encode());
     span
 }
 
@@ -65,7 +67,8 @@ pub fn fill(
 ) {
     memory.write(0, image);
     if let Some(secret) = secret {
-        memory.write(placement.secret_at, secret_span(secret).as_slice());
+        // Without encryption the host has the secret and the pages, and nothing could be demanded of another.
+        memory.write(placement.secret_at, secret_span(secret, &Release::NOT_DEMANDED).as_slice());
     }
     for (at, bytes) in contents {
         memory.write(*at, bytes);

@@ -3,6 +3,7 @@
 //! Owns: machines, consoles, the pages that a guest shares. Must not know: mirrors, migrations, names,
 //! storage.
 
+mod attestation;
 mod console;
 mod dirty_ranges;
 pub mod driver;
@@ -17,6 +18,7 @@ pub mod qemu;
 
 use std::sync::Arc;
 
+pub use attestation::{AttestationSpec, Hex};
 pub use console::Console;
 pub use dirty_ranges::{DirtyRanges, LoggedSlot};
 pub use driver::{
@@ -29,6 +31,8 @@ pub use drivers::{
 pub use encryption::{EncryptionStatus, REPORT_PAGES_MAX, StatusError, StatusExtent};
 pub use migration_control::{CarriedReadiness, MigrationControl, Readiness, ReadinessReason};
 pub use promises::Promise;
+
+use mirrorvm_abi::evidence::Release;
 
 use crate::addr::Gpa;
 use crate::address_space::{LayoutError, PspVia};
@@ -77,6 +81,8 @@ pub struct LaunchedHelper {
     pub platform: Arc<dyn sev::Platform>,
     /// What was loaded for the strategies: offset in the helper's block, SHA-256 of the bytes.
     pub sets: Arc<[(u64, [u8; 32])]>,
+    /// What the guest's owner demands of a destination; `None` before the launch has ended.
+    pub release: Option<Arc<Release>>,
     /// A second copy for `psp-copied` by launch-update: no address of the guest leads to it. Registered
     /// through the guest, so that it stays where its ciphertext is valid.
     pub private: Arc<Mapping>,

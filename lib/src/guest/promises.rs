@@ -25,6 +25,10 @@ named! {
         KeysOutliveRollback = "keys_outlive_rollback",
         /// What crosses tells nobody on the path which pages are zero.
         TrafficShapeHidden = "traffic_shape_hidden",
+        /// Where a guest's owner says nothing else, its pages leave only for a destination whose evidence its
+        /// helper has checked. Where he names platforms they do at `sev` and `sev-es`, too: a guest's own
+        /// `protection` tells.
+        DestinationEvidence = "destination_evidence",
     }
 }
 
@@ -44,6 +48,8 @@ impl ProtectionLevel {
             | Promise::KeysOutliveRollback => true,
             // Hosts at level `none` see the pages anyway, so zero pages go as such.
             Promise::TrafficShapeHidden => !matches!(self, Self::None),
+            // Of a real platform nobody can guess the key that evidence would have to be signed by.
+            Promise::DestinationEvidence => matches!(self, Self::Modelled),
         }
     }
 }

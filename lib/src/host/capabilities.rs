@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::Host;
-use super::inner::Inner;
+use super::inner::{HostPlatformKey, Inner};
 use crate::address_space::{HostLimits, StrategyKind};
 use crate::guest::{Driver, MissingCapability};
 use crate::hypervisor::kvm::KvmHost;
@@ -67,6 +67,9 @@ pub struct HostInfo {
     pub memory_bytes: u64,
     /// This host's identity on the peer link, as [`super::PeerSpec::identity`].
     pub identity: String,
+    /// The key that stands for its security processor, real or, where there is none, modelled: what a guest's
+    /// owner may name in [`crate::guest::AttestationSpec::platforms`]. `None` where it cannot be learnt.
+    pub platform_key: Option<HostPlatformKey>,
     /// Where others are to connect for migrations to it; `None` without a listener, or while that is on all
     /// addresses and none is advertised.
     pub peer_address: Option<Endpoint>,
@@ -97,6 +100,7 @@ impl Host {
             cpus: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             memory_bytes: memory_bytes().unwrap_or(0),
             identity: inner.identity.pin().to_string(),
+            platform_key: inner.platform_key(),
             peer_address: self.peer_address(),
             peer_listen,
             guests: inner.guests().len(),

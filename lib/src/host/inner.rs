@@ -33,6 +33,7 @@ use crate::hypervisor::kvm::KvmHost;
 use crate::memory::Secret;
 use crate::migration::Control;
 use crate::mirror::{HelperImage, Mirror, Placement};
+use crate::sev::PlatformKey;
 use crate::sev::model::ModelPlatform;
 use crate::store::{Batch, Kind, Ledger, Store, StoreError};
 use crate::sync::{Locked, Shared};
@@ -75,6 +76,8 @@ pub(super) struct Inner {
     pub kvm: Result<KvmHost, String>,
     /// The software machine: always there.
     pub emulated: EmulatedHost,
+    /// What stands for the security processor.
+    platform_key: Option<HostPlatformKey>,
     limits: KnownLimits,
     /// The built-in image.
     pub image: Arc<HelperImage>,
@@ -135,6 +138,7 @@ impl Inner {
             emulated: emulated.limits(),
             emulated_plain: plain(emulated.limits()),
         };
+        let platform_key = platform_key(kvm.as_ref().ok(), &emulated);
         let ledger = Arc::new(ledger);
         Self {
             state_dir,
@@ -147,6 +151,7 @@ impl Inner {
             kvm,
             image_directories,
             drivers,
+            platform_key,
             emulated,
             limits,
             image: Arc::new(HelperImage::built_in()),
@@ -233,6 +238,11 @@ impl Inner {
     pub fn hypervisor(&self, spec: &DriverSpec) -> Result<&dyn Hypervisor, HostError> {
         let missing = |why: &str| HostError::lacks(Capability::Kvm, why);
         self.hypervisor_of(self.driver(spec)?).map_err(missing)
+    }
+
+    /// What stands for the security processor; `None` where it cannot be learnt.
+    pub const fn platform_key(&self) -> Option<HostPlatformKey> {
+        self.platform_key
     }
 
     /// What runs the mirrors of a driver's guests, or why there is none.
@@ -626,6 +636,25 @@ impl Drop for GuestClaim {
     fn drop(&mut self) {
         self.inner.claims().remove(&self.id);
     }
+}
+
+/// The key that stands for a host's security processor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostPlatformKey {
+    /// Whether it is the model's, which anybody has.
+    pub modelled: bool,
+    /// The key.
+    pub key: PlatformKey,
+}
+
+/// The key of the real processor, or, where there is none, of the model.
+fn platform_key(kvm: Option<&KvmHost>, emulated: &EmulatedHost) -> Option<HostPlatformKey> {
+    let platform = kvm.and_then(Hypervisor::sev).or_else(|| emulated.sev())?;
+    let endorsed = platform.endorsement();
+    let endorsed = endorsed.inspect_err(|error| {
+        tracing::warn!(error = %crate::chain::chain(error), "the security processor shows no certificates");
+    });
+    Some(HostPlatformKey { modelled: platform.is_modelled(), key: endorsed.ok()?.chip })
 }
 
 pub(super) fn no_sev(hypervisor: &dyn Hypervisor) -> HostError {

@@ -258,7 +258,14 @@ impl Inner {
             }
         }
         let image = self.image.bytes().to_vec();
-        Ok(Some(SevSetup { platform, policy: sev.policy, es: sev.es, image, sets }))
+        Ok(Some(SevSetup {
+            platform,
+            policy: sev.policy,
+            es: sev.es,
+            image,
+            sets,
+            attestation: sev.attestation,
+        }))
     }
 
     /// What the reference guest's firmware declares.

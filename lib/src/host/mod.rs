@@ -44,6 +44,7 @@ pub use expected::Expected;
 pub use faults::Fault;
 pub use guests::types::*;
 pub use images::types::*;
+pub use inner::HostPlatformKey;
 pub use machines::PlanOptions;
 pub use migrations::checks::{Estimate, MigrationCheck};
 pub use migrations::findings::Finding;

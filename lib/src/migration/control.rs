@@ -4,7 +4,7 @@ use std::sync::{Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::hand_over::Leave;
-use super::{Audit, MigrationFault, MigrationLimits, MigrationState, Progress, Round};
+use super::{Audit, Evidence, MigrationFault, MigrationLimits, MigrationState, Progress, Round};
 use crate::guest::{MachineEnd, MachineError};
 use crate::sync::{Locked, WaitLocked};
 use crate::transport::LinkCanceller;
@@ -25,6 +25,8 @@ pub struct Live {
     pub committing: bool,
     /// What became of the audit so far; `None`: there is none, or it has not begun.
     pub audit: Option<Audit>,
+    /// What the source's helper was shown of the destination; `None`: it has not come to that.
+    pub evidence: Option<Evidence>,
     /// Goes up with every change.
     pub version: u64,
 }
@@ -80,7 +82,15 @@ impl Control {
     /// locks held.
     pub fn new(state: MigrationState, limits: MigrationLimits, changed: Box<dyn Fn() + Send + Sync>) -> Self {
         let progress = Progress::default();
-        let live = Live { state, progress, rounds: Vec::new(), committing: false, audit: None, version: 1 };
+        let live = Live {
+            state,
+            progress,
+            rounds: Vec::new(),
+            committing: false,
+            audit: None,
+            evidence: None,
+            version: 1,
+        };
         Self {
             live: Mutex::new(live),
             gate: Mutex::default(),

@@ -10,6 +10,7 @@ use mirrorvm_abi::record::TOKEN_BYTES;
 use zeroize::Zeroizing;
 
 use super::audit::{self, Held, Kept, Waiting as AuditWaiting};
+use super::evidence;
 use super::hand_over::{Destination, DestinationEvent};
 use super::landing::Ground;
 use super::peer::{Agreed, Spoken};
@@ -228,8 +229,16 @@ impl Import<'_> {
         if self.prepare.audit.is_some() && !self.mirror.plan().has_digests() {
             return Err(MigrationFault::AuditNotRun { why: NotRun::NoRoom });
         }
-        let Greeting { nonce, public_key } = self.mirror.hello()?;
+        let own = self.mirror.hello()?;
+        let Greeting { nonce, public_key } = own;
+        let source = Greeting { nonce: self.prepare.nonce, public_key: self.prepare.public_key };
         let prepared = wire::written(&Prepared {
+            evidence: evidence::of_destination(
+                self.machine.as_ref(),
+                &self.agreed,
+                (&own, &source),
+                self.prepare.session.as_bytes(),
+            ),
             nonce,
             public_key,
             suites: suite_names(&Suite::of_helper(self.mirror.helper_header())),
@@ -248,7 +257,7 @@ impl Import<'_> {
             streams: self.prepare.streams,
             session: *self.prepare.session.as_bytes(),
             transcript,
-            peer: Greeting { nonce: self.prepare.nonce, public_key: self.prepare.public_key },
+            peer: source,
         })?;
         let mut sinks = self.await_streams()?;
         // Streams that come now are nobody's: their links end here.

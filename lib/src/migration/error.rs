@@ -88,6 +88,19 @@ pub enum MigrationFault {
         /// Why.
         why: NotRun,
     },
+    /// The guest's owner demands evidence of the destination, and there is none.
+    #[error("the guest's owner demands evidence of the destination, and there is none: {why}")]
+    EvidenceMissing {
+        /// Why not.
+        why: &'static str,
+    },
+    /// The destination's evidence is not what the guest's owner demands: the helper makes no keys with it,
+    /// and no page left.
+    #[error("the helper refuses the destination's evidence: {why}")]
+    EvidenceRefused {
+        /// What this host sees is wrong with it. The helper told no reason.
+        why: &'static str,
+    },
     /// An administrator said that the destination never took the guest.
     #[error("an administrator said that the destination never took the guest")]
     Resolved,
@@ -132,6 +145,8 @@ impl MigrationFault {
             Self::NotConverging { .. } => Code::NotConverging,
             Self::AuditMismatch { .. } => Code::AuditMismatch,
             Self::AuditNotRun { .. } => Code::AuditNotRun,
+            Self::EvidenceMissing { .. } => Code::EvidenceMissing,
+            Self::EvidenceRefused { .. } => Code::EvidenceRefused,
             Self::Resolved => Code::Resolved,
             Self::NoStorage(e) => {
                 use std::io::ErrorKind::{QuotaExceeded, StorageFull};
@@ -164,6 +179,8 @@ impl MigrationFault {
             | Self::Fragmented
             | Self::AuditMismatch { .. }
             | Self::AuditNotRun { .. }
+            | Self::EvidenceMissing { .. }
+            | Self::EvidenceRefused { .. }
             | Self::Resolved
             | Self::NoStorage(_) => chain(self),
         }

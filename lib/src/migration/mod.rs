@@ -7,7 +7,7 @@
 //! ```text
 //! source                                 destination
 //!   Hello, Prepare{layout, nonce} ---->    admits, makes machine and mirror
-//!                      <---- Prepared{nonce}
+//!                      <---- Prepared{nonce, evidence}
 //!   per epoch: EpochBegin ------------->
 //!     streams: Records*, EpochEnd
 //!   Shared* --------------------------->   pages that the guest shares, and only here: this link has TLS
@@ -35,6 +35,7 @@ mod audit;
 mod control;
 mod destination;
 mod error;
+mod evidence;
 mod finder;
 pub(crate) mod hand_over;
 mod landing;
@@ -60,7 +61,7 @@ pub use rounds::{Bound, Convergence, Decision, Fixed, Observation};
 pub use source::{Departure, Journal, Outgoing, Sequel, SourceEnd, Terms, run_source};
 pub(crate) use source::{hear, resume_here};
 pub use terms::{
-    Audit, AuditMode, AuditState, MigrationLimits, MigrationMode, MigrationState, NotRun, OnTimeout,
-    Progress, Round, StreamTransport, Suite, suite_names,
+    Audit, AuditMode, AuditState, Evidence, MigrationLimits, MigrationMode, MigrationState, NotRun,
+    OnTimeout, Progress, Round, StreamTransport, Suite, suite_names,
 };
 pub use transcript::transcript;

@@ -202,6 +202,33 @@ impl Audit {
     }
 }
 
+/// What a source knows of where its guest's pages go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Evidence {
+    /// The guest's owner demands none.
+    NotDemanded,
+    /// The helper has checked it, before it made keys.
+    Verified {
+        /// SHA-256 of what the destination's guest was launched with.
+        launch_digest: [u8; 32],
+        /// SHA-256 of the key that stands for the destination's platform.
+        platform: [u8; 32],
+    },
+}
+
+impl Evidence {
+    /// Its names, in the order in which they are shown.
+    pub const NAMES: [&'static str; 2] = ["not_demanded", "verified"];
+
+    /// Its name in the API.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::NotDemanded => "not_demanded",
+            Self::Verified { .. } => "verified",
+        }
+    }
+}
+
 /// Limits of a migration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MigrationLimits {

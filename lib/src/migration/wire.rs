@@ -4,6 +4,7 @@
 //! fields refused; page data is binary.
 
 use crate::codes::AnyCode;
+use mirrorvm_abi::evidence::{EVIDENCE_BYTES, REPORT_BYTES};
 use mirrorvm_abi::mailbox::{BATCH_MAX, PAYLOAD_BYTES};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -26,10 +27,13 @@ use crate::transport::Link;
 /// older destination lost what it did not know, and a transcript without them; version 4 had records of one
 /// page each, no suites, a transcript without PREPARED, and nonces alone, so that keys came from the guest's
 /// secret and what anybody on the way could read. They are not spoken any more.
-/// Version 6 has the audit after START; with a host that speaks version 5 there is none.
+/// Version 6 has the audit after START and evidence of the destination; with a host that speaks version 5
+/// there is neither.
 pub const PROTOCOL_VERSIONS: [u32; 2] = [5, 6];
 /// The version that brought audits.
 pub const AUDITS_SINCE: u32 = 6;
+/// The version that brought evidence of the destination.
+pub const EVIDENCE_SINCE: u32 = 6;
 /// Longest control message: a layout of 32,768 blocks fits.
 pub const MESSAGE_MAX: u32 = 16 << 20;
 /// Longest data frame: a full batch with its header.
@@ -338,7 +342,45 @@ pub struct Prepared {
     pub public_key: [u8; 32],
     /// Suites that the destination's helper has. Nobody chooses by them any more; they are in the transcript.
     pub suites: Vec<String>,
+    /// What shows the source's helper where its pages would go; absent before version 6, and where the guest
+    /// is not encrypted or its platform attests to nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evidence: Option<Evidence>,
 }
+
+/// Evidence of a destination, as the firmware encodes it. Its host hands it on; only the source's helper
+/// judges it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Evidence {
+    /// The attestation report about the guest that waits for pages.
+    pub report: Vec<u8>,
+    /// The certificate of the PEK that signed it.
+    pub certificate: Vec<u8>,
+}
+
+impl std::fmt::Debug for Evidence {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Evidence({} and {} bytes)", self.report.len(), self.certificate.len())
+    }
+}
+
+impl Evidence {
+    /// As a helper takes it.
+    ///
+    /// # Errors
+    /// Parts of a length that they never have.
+    pub fn bytes(&self) -> Result<Box<[u8; EVIDENCE_BYTES]>, MigrationFault> {
+        if self.report.len() != REPORT_BYTES {
+            return Err(MigrationFault::Protocol("an attestation report of another length"));
+        }
+        let both = [&self.report[..], &self.certificate].concat().into_boxed_slice();
+        both.try_into().map_err(|_| MigrationFault::Protocol("a platform's certificate of another length"))
+    }
+}
+
+/// Longest answer to PREPARE.
+pub const PREPARED_MAX: u32 = 64 << 10;
 
 /// A refusal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -607,6 +649,24 @@ mod tests {
             1 => proptest::collection::vec("[a-z]{1,3}", 31..35),
             1 => proptest::collection::vec(name(), 1..4),
         ]
+    }
+
+    #[test]
+    fn evidence_is_of_its_length_and_an_answer_without_any_is_one_of_version_5() {
+        let lengths = |report, certificate| {
+            Evidence { report: vec![1; report], certificate: vec![2; certificate] }.bytes().is_ok()
+        };
+        assert!(lengths(208, 2084));
+        for (report, certificate) in [(0, 0), (207, 2085), (208, 2083), (208, 2085), (209, 2083)] {
+            assert!(!lengths(report, certificate), "{report}, {certificate}");
+        }
+        let bare = Prepared { nonce: [1; 32], public_key: [2; 32], suites: vec![], evidence: None };
+        let text = String::from_utf8(written(&bare).unwrap().to_vec()).unwrap();
+        assert!(!text.contains("evidence"), "{text}");
+        assert_eq!(parse::<Prepared>(text.as_bytes()).unwrap(), bare);
+        let shown = Evidence { report: vec![255; 208], certificate: vec![255; 2084] };
+        let whole = written(&Prepared { evidence: Some(shown), ..bare }).unwrap();
+        assert!(whole.len() < PREPARED_MAX as usize);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A mirror's session: the control operations, typed. The helper decides what is legal; this only asks.
 
 use mirrorvm_abi::{
+    evidence::EVIDENCE_BYTES,
     op::{Begin, GREETING_BYTES, Greeting, Op, Start},
     record::TOKEN_BYTES,
 };
@@ -26,6 +27,20 @@ impl Mirror {
     /// [`LaneError`].
     pub fn begin(&mut self, begin: &Begin) -> Result<(), LaneError> {
         self.control(Op::Begin, &begin.encode(), &mut [])
+    }
+
+    /// Source: opens a session with evidence of the destination, as its host told it. The helper looks at it
+    /// before it makes keys if the guest's owner demands any.
+    ///
+    /// # Errors
+    /// [`LaneError`].
+    pub fn begin_with(
+        &mut self,
+        begin: &Begin,
+        evidence: Option<&[u8; EVIDENCE_BYTES]>,
+    ) -> Result<(), LaneError> {
+        let evidence = evidence.map_or(&[][..], |evidence| evidence);
+        self.control(Op::Begin, &[&begin.encode()[..], evidence].concat(), &mut [])
     }
 
     /// Source: ends an epoch.

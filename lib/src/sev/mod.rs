@@ -17,9 +17,12 @@ mod session;
 
 use std::sync::Arc;
 
+use mirrorvm_abi::evidence::{self, MNONCE_BYTES, REPORT_BYTES};
 use serde::{Deserialize, Serialize};
 
-pub use certificate::CERTIFICATE_BYTES;
+pub use mirrorvm_abi::evidence::CERTIFICATE_BYTES;
+
+pub use certificate::{key_fingerprint, modelled_chip};
 pub use copy::CopyRefusal;
 pub use error::{FirmwareError, SevError};
 pub use not_sent::NotSent;
@@ -90,6 +93,26 @@ pub struct PdhCert(pub Vec<u8>);
 impl std::fmt::Debug for PdhCert {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "PdhCert({} bytes)", self.0.len())
+    }
+}
+
+/// A processor that its owner's or the chip's certificate stands for, as the public key on P-384: x and y,
+/// big-endian.
+pub type PlatformKey = [u8; evidence::KEY_BYTES];
+
+/// What a platform's endorsement key (PEK) is certified by, and what certifies that.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Endorsement {
+    /// The PEK's certificate, in the firmware's encoding.
+    pub pek: Box<[u8; CERTIFICATE_BYTES]>,
+    /// The chip's own key (CEK), which signs the PEK's certificate; AMD's certificate of that is not looked
+    /// at.
+    pub chip: PlatformKey,
+}
+
+impl std::fmt::Debug for Endorsement {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Endorsement").field("chip", &key_fingerprint(&self.chip)).finish_non_exhaustive()
     }
 }
 
@@ -185,6 +208,12 @@ pub trait Platform: Send + Sync {
     /// # Errors
     /// [`SevError`].
     fn pdh(&self) -> Result<PdhCert, SevError>;
+
+    /// Of PDH_CERT_EXPORT's chain: the key that signs attestation reports, and whose word that is.
+    ///
+    /// # Errors
+    /// [`SevError`]; [`SevError::Malformed`] for a chain that holds something else.
+    fn endorsement(&self) -> Result<Endorsement, SevError>;
 }
 
 /// What a context may be copied from; holds the source alive.
@@ -272,6 +301,14 @@ pub trait Context: Send + Sync {
     /// # Errors
     /// [`SevError`].
     fn guest_status(&self) -> Result<GuestStatus, SevError>;
+
+    /// ATTESTATION: has the firmware say what this guest was launched with, signed by the platform's PEK,
+    /// with `mnonce` in it. Whoever has the context chooses that: the guest has no say in it.
+    ///
+    /// # Errors
+    /// EINVAL on a mirror: KVM has only the guest's own VM ask for it. INVALID_GUEST_STATE before the launch
+    /// was measured.
+    fn attestation(&self, mnonce: &[u8; MNONCE_BYTES]) -> Result<[u8; REPORT_BYTES], SevError>;
 
     /// KVM_CAP_VM_COPY_ENC_CONTEXT_FROM: this VM becomes a mirror.
     ///

@@ -3,8 +3,9 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::sev::CERTIFICATE_BYTES;
 use crate::sev::PdhCert;
-use crate::sev::certificate::{CERTIFICATE_BYTES, DhKey};
+use crate::sev::certificate::DhKey;
 
 fn hex(text: &str) -> Vec<u8> {
     let text: String = text.split_whitespace().collect();

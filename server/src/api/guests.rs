@@ -342,6 +342,10 @@ pub struct Protection {
     pub level: &'static str,
     /// What holds at this level, in a sentence.
     pub promise: &'static str,
+    /// Whether the guest's helper lets pages leave only for a destination whose evidence it has checked:
+    /// `demanded` or `not_demanded`, as the driver's `sev.attestation` says.
+    #[schema(example = "not_demanded")]
+    pub evidence: &'static str,
 }
 
 impl Guest {
@@ -369,6 +373,8 @@ impl Guest {
                  `aes-256-gcm-siv` bear"
             }
         };
+        let demands = drivers.facts(&record.spec.driver).demands_evidence();
+        let evidence = if demands { "demanded" } else { "not_demanded" };
         let audit = record.audit.clone().map(|of| MemoryAudit::new(of.migration, of.audit));
         Self {
             id: record.id,
@@ -391,7 +397,7 @@ impl Guest {
             labels: record.spec.labels.clone(),
             state: record.state.name(),
             generation: record.generation,
-            protection: Protection { level: record.protection.name(), promise },
+            protection: Protection { level: record.protection.name(), promise, evidence },
             boot: record
                 .boot
                 .map(|b| BootFilesBody { kernel: b.kernel.into(), initrd: b.initrd.map(BootFileBody::from) }),

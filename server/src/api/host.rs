@@ -1,7 +1,9 @@
 //! The host itself on the wire.
 
-use mirrorvm::host::{Capabilities, HostInfo, HostSettings};
+use mirrorvm::guest::Hex;
+use mirrorvm::host::{Capabilities, HostInfo, HostPlatformKey, HostSettings};
 use mirrorvm::memory::SecretMemory;
+use mirrorvm::sev::key_fingerprint;
 use mirrorvm::store::{Trouble, Writing};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -37,6 +39,8 @@ pub struct Host {
     /// The digest of this host's public key, which peers pin.
     #[schema(pattern = "^sha256:[0-9a-f]{64}$")]
     pub identity: String,
+    /// The key that stands for the host's security processor. Null when it shows no certificates.
+    pub platform_key: Option<PlatformKey>,
     /// Where other hosts connect to migrate guests here: the `address` to register there. Null when no
     /// migrations are let in, or when the peer listener is on all addresses and the daemon was not told
     /// (`advertise`) by which of them others reach it.
@@ -66,6 +70,27 @@ pub struct Host {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub preview: Option<Preview>,
+}
+
+/// The key that stands for a host's security processor: on SEV the chip's own (CEK), which its owner checks
+/// against AMD's certificates before he trusts it.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct PlatformKey {
+    /// Whether it is that of the model, which every host without SEV has and anybody can use.
+    pub modelled: bool,
+    /// The public key on P-384, x and y: what a guest's `sev.attestation.platforms` names.
+    #[schema(pattern = "^[0-9a-f]{192}$")]
+    pub key: String,
+    /// SHA-256 of the key.
+    #[schema(pattern = "^sha256:[0-9a-f]{64}$")]
+    pub fingerprint: String,
+}
+
+impl From<HostPlatformKey> for PlatformKey {
+    fn from(of: HostPlatformKey) -> Self {
+        let fingerprint = format!("sha256:{}", key_fingerprint(&of.key));
+        Self { modelled: of.modelled, key: Hex(of.key).to_string(), fingerprint }
+    }
 }
 
 /// How much a host has to do.
@@ -195,6 +220,7 @@ impl Host {
             kvm_api_version: capabilities.kvm_api_version,
             limits: capabilities.limits.into(),
             identity: info.identity,
+            platform_key: info.platform_key.map(PlatformKey::from),
             peer_address: info.peer_address.map(|a| a.to_string()),
             peer_listen: info.peer_listen.map(|a| a.to_string()),
             load: HostLoad {

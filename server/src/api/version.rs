@@ -31,6 +31,7 @@ pub const FEATURES: &[&str] = &[
     "host_settings",
     "metrics",
     "memory_audits",
+    "destination_evidence",
 ];
 
 /// Version of the API and of the daemon.

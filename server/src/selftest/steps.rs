@@ -291,6 +291,16 @@ fn launch(run: &mut Run<'_, '_>) -> Option<Guest> {
     }
     run.plain("LAUNCH_FINISH", Done, || sev.launch_finish());
     run.status_is(sev, policy, GuestState::Running);
+    let _ = run.step("ATTESTATION", Done, || {
+        let nonce = *b"mirrorvm's test.";
+        let report = sev.attestation(&nonce)?;
+        let mut launch = [0; 32];
+        launch.copy_from_slice(expected.as_ref());
+        match platform.endorsement()?.check(&report, &nonce, launch, policy) {
+            Ok(()) => Ok(((), "signed by a PEK that the chip has certified".into())),
+            Err(unfit) => Err(Failure::Wrong(format!("a helper would refuse it: {unfit:?}"))),
+        }
+    });
     run.plain("LAUNCH_UPDATE_DATA after LAUNCH_FINISH", Firmware(FirmwareError::InvalidGuestState), || {
         sev.launch_update_data(ram, 4 * PAGE, PAGE)
     });
@@ -318,6 +328,7 @@ fn mirror(run: &mut Run<'_, '_>, guest: Option<&Guest>) {
         sev.launch_start(Policy(Policy::NODBG), None).map(drop)
     });
     run.plain("LAUNCH_MEASURE of a mirror", Errno(libc::EINVAL), || sev.launch_measure().map(drop));
+    run.plain("ATTESTATION of a mirror", Errno(libc::EINVAL), || sev.attestation(&[7; 16]).map(drop));
     run.plain(
         "DBG_DECRYPT of a mirror whose guest forbids it",
         Firmware(FirmwareError::PolicyFailure),

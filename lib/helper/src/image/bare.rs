@@ -6,6 +6,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use mirrorvm_abi::{
     PAGE_BYTES,
     config::{Config, FIXED_BYTES, SECRET_BYTES, SECRET_MAGIC},
+    evidence::{RELEASE_AT, RELEASE_BYTES},
     layout,
     mailbox::{DOORBELL_PORT, Doorbell, Fatal, worker_stride},
 };
@@ -74,6 +75,14 @@ impl Env for Bare {
             copy(page.add(8), secret.as_mut_ptr(), SECRET_BYTES);
         }
         (u64::from_le_bytes(magic) == SECRET_MAGIC).then_some(secret)
+    }
+
+    fn release(&self) -> [u8; RELEASE_BYTES] {
+        let mut release = [0; RELEASE_BYTES];
+        let page = layout::SECRET_VA as *const u8;
+        // SAFETY: the secret page is mapped read-only, and the release part lies inside of it.
+        unsafe { copy(page.add(RELEASE_AT), release.as_mut_ptr(), RELEASE_BYTES) }
+        release
     }
 
     fn doorbell(&mut self, reason: Doorbell) {

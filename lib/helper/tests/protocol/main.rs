@@ -6,6 +6,7 @@
 )]
 
 mod audit;
+mod evidence;
 mod forged;
 mod legal;
 mod requests;

@@ -4,6 +4,7 @@
 //! with the same nonce and keys and be fed the same recorded stream.
 #![allow(dead_code, reason = "each test program uses a part")]
 
+pub mod evidence;
 pub mod reader;
 
 use std::cell::{Cell, RefCell};
@@ -14,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use mirrorvm_abi::{
     PAGE_BYTES,
     config::{Config, PROTECTION_NONE, RANGE_BYTES, Range},
+    evidence::{RELEASE_BYTES, Release},
     mailbox::{
         CQ_AT, CQ_HEAD, Completion, Doorbell, ENTRY_BYTES, PAYLOAD_AT, SQ_AT, SQ_TAIL, Submission, entry_at,
         slot_at, worker_stride,
@@ -68,6 +70,8 @@ pub struct Machine {
     pub ram: RefCell<Vec<Page>>,
     pub mailboxes: Vec<RefCell<Vec<u8>>>,
     pub secret: Cell<Option<[u8; 32]>>,
+    /// What the guest's owner demands.
+    pub release: Cell<[u8; RELEASE_BYTES]>,
     pub entropy: Cell<bool>,
     /// The processor's source: none of the helper's memory.
     pub random: RefCell<Rng>,
@@ -148,6 +152,10 @@ impl Env for Soft {
 
     fn secret(&self) -> Option<[u8; 32]> {
         self.machine.secret.get()
+    }
+
+    fn release(&self) -> [u8; RELEASE_BYTES] {
+        self.machine.release.get()
     }
 
     fn doorbell(&mut self, reason: Doorbell) {
@@ -248,6 +256,7 @@ impl Side {
             ram: RefCell::new(vec![[0; PAGE_BYTES]; allowed.end() as usize + 64]),
             mailboxes: (0..workers).map(|_| RefCell::new(vec![0; worker_stride(SLOTS)])).collect(),
             secret: Cell::new(Some(SECRET)),
+            release: Cell::new(Release::NOT_DEMANDED.encode()),
             entropy: Cell::new(true),
             random: RefCell::new(Rng(seed)),
             stuck: RefCell::default(),

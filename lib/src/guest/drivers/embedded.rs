@@ -49,11 +49,11 @@ impl Driver for EmbeddedDriver {
     }
 
     fn shown(&self, spec: &DriverSpec) -> Parameters {
-        workload::shown(spec)
+        workload::shown(spec, false)
     }
 
     fn check(&self, definition: &Definition<'_>, errors: &mut Vec<FieldError>) {
-        workload::check(definition, errors);
+        workload::check(definition, false, errors);
     }
 
     fn facts(&self, spec: &DriverSpec) -> Facts {

@@ -52,11 +52,11 @@ impl Driver for EmulatedDriver {
     }
 
     fn shown(&self, spec: &DriverSpec) -> Parameters {
-        workload::shown(spec)
+        workload::shown(spec, true)
     }
 
     fn check(&self, definition: &Definition<'_>, errors: &mut Vec<FieldError>) {
-        workload::check(definition, errors);
+        workload::check(definition, true, errors);
     }
 
     fn facts(&self, spec: &DriverSpec) -> Facts {

@@ -25,6 +25,7 @@ pub use table::{BadDriverName, Drivers, UnknownDriver};
 pub use understood::NotUnderstood;
 pub use workload::WorkloadGuest;
 
+use super::attestation::AttestationSpec;
 use super::driver::{BadParameters, DriverSpec, Parameters, ProtectionLevel, SevSpec};
 use super::embedded::{CheckDeclaration, SevSetup};
 use super::{Machine, MachineError, OnEnd};
@@ -95,6 +96,14 @@ pub struct Facts {
     pub sev: Option<SevSpec>,
     /// What protects it.
     pub protection: ProtectionLevel,
+}
+
+impl Facts {
+    /// Whether the guest's owner demands evidence of a destination before pages leave.
+    pub fn demands_evidence(&self) -> bool {
+        let default = AttestationSpec::default_at(self.protection == ProtectionLevel::Modelled);
+        self.sev.as_ref().is_some_and(|sev| sev.attestation.as_ref().unwrap_or(&default).demanded)
+    }
 }
 
 /// Which hypervisor a driver's guests get their mirrors from.

@@ -3,6 +3,7 @@
 //! Owns: the parameters of such a guest, their schema, reading and checks, and how its machine is made. Must
 //! not know: which hypervisor it runs on.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -12,6 +13,7 @@ use super::{Beginning, Body, Definition, DriverSchema, Facts, LayoutFault, Order
 use crate::addr::PAGE_SIZE;
 use crate::address_space::{GuestLayout, PspVia, Strategy};
 use crate::guest::MachineError;
+use crate::guest::attestation::{AttestationSpec, Hex, LAUNCHES, NotHex, PLATFORMS};
 use crate::guest::driver::{
     DriverSpec, Fill, LaunchMirror, Parameters, ProtectionLevel, SevSpec, WorkloadSpec,
 };
@@ -137,6 +139,17 @@ fn components() -> Vec<(&'static str, Value)> {
                 "additionalProperties": false,
                 "description": "How a guest's memory is encrypted.",
                 "properties": {
+                    "attestation": {
+                        "description": "What evidence the guest's helper demands of a destination's helper before pages leave. Absent: evidence\nof the modelled chip and of the same guest, waiting for pages, where SEV is modelled; none elsewhere.",
+                        "oneOf": [
+                            {
+                                "$ref": "#/components/schemas/Attestation"
+                            },
+                            {
+                                "type": "null"
+                            }
+                        ]
+                    },
                     "es": {
                         "default": false,
                         "description": "Whether the registers of its vCPUs are encrypted as well (SEV-ES).",
@@ -161,6 +174,47 @@ fn components() -> Vec<(&'static str, Value)> {
                         "maximum": u32::MAX,
                         "minimum": 0,
                         "type": "integer"
+                    }
+                },
+                "type": "object"
+            }),
+        ),
+        (
+            "Attestation",
+            json!({
+                "additionalProperties": false,
+                "description": "What a guest's owner demands of a destination: an attestation report of its platform's firmware, made for\nthis migration, checked by the guest's helper. The report's policy must be as strict as the guest's.",
+                "properties": {
+                    "demanded": {
+                        "default": true,
+                        "description": "Whether evidence is demanded. When it is missing or does not do, no page leaves and the migration\nfails as `evidence_missing` or `evidence_refused`.",
+                        "type": "boolean"
+                    },
+                    "launches": {
+                        "description": "Launch digests (SHA-256) of which the destination's guest must have one. Absent: that of a guest of the\nsame definition which waits for pages, launched by the same build.",
+                        "items": {
+                            "pattern": "^[0-9a-f]{64}$",
+                            "type": "string"
+                        },
+                        "maxItems": LAUNCHES.end(),
+                        "minItems": LAUNCHES.start(),
+                        "type": [
+                            "array",
+                            "null"
+                        ]
+                    },
+                    "platforms": {
+                        "description": "Public keys on P-384, x and y, of which one must have signed the certificate of the destination's PEK:\nkeys of chips (CEK) that were checked against AMD's certificates, or of a platform's owner (OCA). Absent:\nthe modelled chip's. `platform_key` of a host is such a key.",
+                        "items": {
+                            "pattern": "^[0-9a-f]{192}$",
+                            "type": "string"
+                        },
+                        "maxItems": PLATFORMS.end(),
+                        "minItems": PLATFORMS.start(),
+                        "type": [
+                            "array",
+                            "null"
+                        ]
                     }
                 },
                 "type": "object"
@@ -249,7 +303,7 @@ impl AskedWorkload {
     }
 }
 
-/// What a caller says of encryption, filled in.
+/// What a caller says of encryption, filled in but for what depends on the driver.
 struct AskedSev(SevSpec);
 
 impl Decode for AskedSev {
@@ -258,8 +312,28 @@ impl Decode for AskedSev {
         let policy = f.int_or("policy", 0..=u64::from(u32::MAX), 0);
         let es = f.or("es", false);
         let mirror = f.optional("mirror");
+        let attestation = f.optional("attestation");
         f.done()?;
-        Some(Self(sev_spec(policy?, es?, mirror?)))
+        Some(Self(SevSpec { attestation: attestation?, ..sev_spec(policy?, es?, mirror?) }))
+    }
+}
+
+impl Decode for AttestationSpec {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        let mut f = Fields::open(node, errors)?;
+        let demanded = f.or("demanded", true);
+        let platforms = f.optional("platforms");
+        let launches = f.optional("launches");
+        f.done()?;
+        Some(Self { demanded: demanded?, platforms: platforms?, launches: launches? })
+    }
+}
+
+impl<const N: usize> Decode for Hex<N> {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        let text = String::decode(node, errors)?;
+        let read = text.parse();
+        read.map_err(|not: NotHex| node.invalid(errors, &not.to_string())).ok()
     }
 }
 
@@ -279,7 +353,7 @@ fn sev_spec(policy: u32, es: bool, mirror: Option<LaunchMirror>) -> SevSpec {
     let policy = if policy == 0 { SevSpec::DEFAULT_POLICY | bits } else { policy };
     let mirror = mirror
         .unwrap_or(LaunchMirror { strategy: Strategy::PspCopied { via: PspVia::LaunchUpdate }, workers: 2 });
-    SevSpec { policy: Policy(policy), es, mirror }
+    SevSpec { policy: Policy(policy), es, mirror, attestation: None }
 }
 
 /// Reads a guest as a caller wrote it. `encrypted`: whether it is where the caller says nothing of it.
@@ -291,15 +365,20 @@ pub(super) fn read(fields: &mut Fields<'_, '_>, ram_bytes: u64, encrypted: bool)
     } else {
         fields.optional::<AskedSev>("sev")
     };
+    // The driver that encrypts by itself is the model.
+    let default = AttestationSpec::default_at(encrypted);
     Some(WorkloadGuest {
         vcpus: vcpus?,
         workload: workload?.unwrap_or_default().filled_in(ram_bytes),
-        sev: sev?.map(|sev| sev.0),
+        sev: sev?.map(|AskedSev(sev)| SevSpec {
+            attestation: sev.attestation.filter(|asked| *asked != default),
+            ..sev
+        }),
     })
 }
 
 /// A guest as callers see it: every default filled in, the launch's mirror only where there is one.
-pub(super) fn shown(spec: &DriverSpec) -> Parameters {
+pub(super) fn shown(spec: &DriverSpec, modelled: bool) -> Parameters {
     let Ok(guest) = spec.read::<WorkloadGuest>() else { return spec.parameters().clone() };
     let w = &guest.workload;
     let workload = json!({
@@ -310,7 +389,10 @@ pub(super) fn shown(spec: &DriverSpec) -> Parameters {
     });
     let sev = guest.sev.map(|sev| {
         let mirror = sev.es.then_some(sev.mirror);
-        json!({"policy": sev.policy.0, "es": sev.es, "mirror": mirror})
+        let AttestationSpec { demanded, platforms, launches } =
+            sev.attestation.unwrap_or(AttestationSpec::default_at(modelled));
+        let attestation = json!({"demanded": demanded, "platforms": platforms, "launches": launches});
+        json!({"policy": sev.policy.0, "es": sev.es, "mirror": mirror, "attestation": attestation})
     });
     Map::from_iter([
         ("vcpus".to_owned(), guest.vcpus.into()),
@@ -320,7 +402,7 @@ pub(super) fn shown(spec: &DriverSpec) -> Parameters {
 }
 
 /// Notes what is wrong with a guest.
-pub(super) fn check(definition: &Definition<'_>, errors: &mut Vec<FieldError>) {
+pub(super) fn check(definition: &Definition<'_>, modelled: bool, errors: &mut Vec<FieldError>) {
     let guest: WorkloadGuest = match definition.spec.read() {
         Ok(guest) => guest,
         Err(bad) => return errors.push(FieldError::new("/driver", "invalid", bad.source.to_string())),
@@ -328,6 +410,7 @@ pub(super) fn check(definition: &Definition<'_>, errors: &mut Vec<FieldError>) {
     FieldError::check_bound("/driver/vcpus", guest.vcpus.into(), &VCPUS, errors);
     if let Some(sev) = &guest.sev {
         check_sev(sev, errors);
+        check_attestation(sev.attestation.as_ref(), modelled, errors);
     }
     let (set, most) = (guest.workload.working_set_bytes, definition.ram_bytes() / 2);
     if set % PAGE_SIZE != 0 || set > most {
@@ -354,6 +437,27 @@ fn check_sev(sev: &SevSpec, errors: &mut Vec<FieldError>) {
         errors.push(FieldError::new("/driver/sev/mirror/strategy", "impossible", detail));
     }
     FieldError::check_bound("/driver/sev/mirror/workers", sev.mirror.workers.into(), &WORKERS, errors);
+}
+
+fn check_attestation(asked: Option<&AttestationSpec>, modelled: bool, errors: &mut Vec<FieldError>) {
+    let Some(AttestationSpec { demanded, platforms, launches }) = asked else { return };
+    let mut bound = |name: &str, count: Option<usize>, bounds: &RangeInclusive<u64>| {
+        let at = format!("/driver/sev/attestation/{name}");
+        if let Some(count) = count {
+            FieldError::check_bound(&at, count as u64, bounds, errors);
+        }
+    };
+    bound("platforms", platforms.as_ref().map(Vec::len), &PLATFORMS);
+    bound("launches", launches.as_ref().map(Vec::len), &LAUNCHES);
+    let at = "/driver/sev/attestation/demanded";
+    if !demanded && (platforms.is_some() || launches.is_some()) {
+        let detail = "platforms and launches are named, and no evidence is demanded";
+        errors.push(FieldError::new(at, "contradiction", detail));
+    }
+    if *demanded && platforms.is_none() && !modelled {
+        let detail = "of a real platform evidence is demanded by its key: name some in platforms";
+        errors.push(FieldError::new("/driver/sev/attestation/platforms", "missing", detail));
+    }
 }
 
 /// What hosts need to know of a guest, which is protected as `protection` says of how it is encrypted.

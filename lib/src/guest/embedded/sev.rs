@@ -8,9 +8,10 @@
 use std::sync::Arc;
 
 use mirrorvm_abi::config;
+use mirrorvm_abi::evidence::Release;
 
 use crate::addr::PageRange;
-use crate::guest::{LaunchedHelper, MachineError, helper_block};
+use crate::guest::{AttestationSpec, LaunchedHelper, MachineError, helper_block};
 use crate::hypervisor::Vm;
 use crate::memory::{GuestRam, Mapping, Secret};
 use crate::sev::model::MemoryKey;
@@ -29,6 +30,8 @@ pub struct SevSetup {
     /// Configuration and page tables of every strategy that a mirror may be made by: offset in the helper's
     /// block, bytes.
     pub sets: Vec<(u64, Vec<u8>)>,
+    /// What the guest's owner demands of a destination; `None`: what is the default at its level.
+    pub attestation: Option<AttestationSpec>,
 }
 
 /// A launch, going on or done.
@@ -38,6 +41,9 @@ pub(super) struct SevLaunch {
     owner: GuestOwner,
     /// Over everything that was added, in order.
     digest: ring::digest::Context,
+    /// Over what is added where such a guest waits for pages from elsewhere: nothing of its own content.
+    arrival: ring::digest::Context,
+    release: Option<Arc<Release>>,
     private: Arc<Mapping>,
     secrets: Vec<(Arc<Mapping>, u64)>,
     sets: Arc<[(u64, [u8; 32])]>,
@@ -65,6 +71,8 @@ impl SevLaunch {
             context,
             owner,
             digest: ring::digest::Context::new(&ring::digest::SHA256),
+            arrival: ring::digest::Context::new(&ring::digest::SHA256),
+            release: None,
             private,
             secrets: Vec::new(),
             sets,
@@ -77,7 +85,7 @@ impl SevLaunch {
         for range in launched {
             let at = crate::addr::RamAddr::new(range.start());
             let (memory, offset) = ram.locate(at, range.len()).map_err(|_| MachineError::NothingPlugged)?;
-            self.update(&Arc::clone(memory), offset, range.len())?;
+            self.update(&Arc::clone(memory), offset, range.len(), false)?;
         }
         let layout = ram.layout();
         let block = layout.helper().ok_or(MachineError::NothingPlugged)?;
@@ -86,18 +94,28 @@ impl SevLaunch {
         for memory in [helper, Arc::clone(&self.private)] {
             helper_block::fill(&memory, &self.setup.image, &placement, None, &self.setup.sets);
             // Room for digests lies behind: what is there is never read before the helper has written it.
-            self.update(&memory, 0, placement.block_len())?;
+            self.update(&memory, 0, placement.block_len(), true)?;
             self.secrets.push((memory, placement.secret_at));
         }
         Ok(())
     }
 
-    /// LAUNCH_UPDATE_DATA, and what the guest's owner expects of it.
-    fn update(&mut self, memory: &Mapping, offset: u64, len: u64) -> Result<(), MachineError> {
+    /// LAUNCH_UPDATE_DATA, and what the guest's owner expects of it. `everywhere`: also where the guest only
+    /// waits for pages.
+    fn update(
+        &mut self,
+        memory: &Mapping,
+        offset: u64,
+        len: u64,
+        everywhere: bool,
+    ) -> Result<(), MachineError> {
         let mut page = [0; 4096];
         for at in (offset..offset + len).step_by(4096) {
             memory.read(at, &mut page);
             self.digest.update(&page);
+            if everywhere {
+                self.arrival.update(&page);
+            }
         }
         Ok(self.context.launch_update_data(memory, offset, len)?)
     }
@@ -105,7 +123,11 @@ impl SevLaunch {
     /// SEV-ES: encrypts and measures the save areas of the guest's vCPUs.
     pub fn add_vcpus(&mut self) -> Result<(), MachineError> {
         if self.setup.es {
-            add_save_areas(self.context.as_ref())?.iter().for_each(|area| self.digest.update(area));
+            for area in add_save_areas(self.context.as_ref())? {
+                self.digest.update(&area);
+                // A vCPU that was never entered has nothing there (the model's; real areas are not computed).
+                self.arrival.update(&vec![0; area.len()]);
+            }
         }
         Ok(())
     }
@@ -122,19 +144,29 @@ impl SevLaunch {
                 SevError::Unsupported { what: "launching an SEV-ES guest on real firmware", why }.into()
             );
         }
-        mirror_areas.iter().for_each(|area| self.digest.update(area));
+        // Mirrors of one definition are entered alike at all hosts.
+        for area in mirror_areas {
+            self.digest.update(area);
+            self.arrival.update(area);
+        }
         let measurement = self.context.launch_measure()?;
-        let mut expected = [0; 32];
-        expected.copy_from_slice(self.digest.clone().finish().as_ref());
+        let (expected, arrival) = (finished(&self.digest), finished(&self.arrival));
+        let modelled = self.setup.platform.is_modelled();
+        let attestation = self.setup.attestation.clone();
+        let release = attestation
+            .unwrap_or(AttestationSpec::default_at(modelled))
+            .release(modelled, arrival)
+            .ok_or(MachineError::Unsupported { what: "demand evidence of platforms that are not named" })?;
         let status = self.setup.platform.status()?;
         let mut verified =
             self.owner.verify(&status, &expected, &measurement).map_err(|_| MachineError::Measurement)?;
-        let span = helper_block::secret_span(secret);
+        let span = helper_block::secret_span(secret, &release);
         for (memory, at) in &self.secrets {
             let (header, packet) = verified.secret(span.as_slice())?;
             self.context.launch_secret(&header, &packet, memory, *at)?;
         }
         self.context.launch_finish()?;
+        self.release = Some(Arc::new(release));
         self.finished = true;
         Ok(())
     }
@@ -148,6 +180,7 @@ impl SevLaunch {
             policy: self.setup.policy,
             platform: Arc::clone(&self.setup.platform),
             sets: Arc::clone(&self.sets),
+            release: self.release.clone(),
             private: Arc::clone(&self.private),
         }
     }
@@ -159,6 +192,13 @@ impl SevLaunch {
             CopySource::Kernel(_) => None,
         }
     }
+}
+
+/// What a digest has come to.
+fn finished(digest: &ring::digest::Context) -> [u8; 32] {
+    let mut out = [0; 32];
+    out.copy_from_slice(digest.clone().finish().as_ref());
+    out
 }
 
 /// LAUNCH_UPDATE_VMSA; gives what was measured, where that can be known.

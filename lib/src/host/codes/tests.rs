@@ -175,6 +175,8 @@ fn migration_faults() -> Vec<MigrationFault> {
         MigrationFault::Fragmented,
         MigrationFault::AuditMismatch { pages: 1 },
         MigrationFault::AuditNotRun { why: crate::migration::NotRun::Timeout },
+        MigrationFault::EvidenceMissing { why: "x" },
+        MigrationFault::EvidenceRefused { why: "x" },
         MigrationFault::Resolved,
         no_storage(std::io::ErrorKind::StorageFull),
         no_storage(std::io::ErrorKind::QuotaExceeded),

@@ -14,6 +14,7 @@ use crate::host::{
     MirrorChoice,
 };
 use crate::migration::Fixed;
+use crate::migration::wire::EVIDENCE_SINCE;
 
 /// Bytes of RAM that a scan is assumed to read in a millisecond, before one was measured here.
 const SCANNED_PER_MS: u64 = 4_000_000;
@@ -108,6 +109,14 @@ impl Host {
                 matches!(spec.mirror, MirrorChoice::Template(_)) && spec.template.helper_image.is_none();
             let measurement = built_in.then(|| self.inner.image.measurement());
             blockers.extend(answer.lacks(looked.record.spec.driver.kind(), measurement));
+            let demanded = self.inner.facts(&looked.record.spec.driver).demands_evidence();
+            if demanded && !answer.abilities.protocol_versions.iter().any(|v| *v >= EVIDENCE_SINCE) {
+                blockers.push(Finding::new(
+                    Code::EvidenceMissing,
+                    "the guest's owner demands evidence of the destination, which the other host's build does not give",
+                    "run the same build on both hosts, or define the guest so that its `attestation` is not demanded",
+                ));
+            }
         }
         let mut seen = std::collections::BTreeSet::new();
         blockers.retain(|f| seen.insert((f.code.clone(), f.detail.clone())));

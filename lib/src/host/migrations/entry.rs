@@ -107,6 +107,7 @@ impl MigrationEntry {
             record.rounds = live.rounds;
             record.committing = live.committing;
             record.audit = live.audit;
+            record.evidence = live.evidence.or(record.evidence);
             record.generation += live.version;
             if let Some(workers) = &*self.workers.to_read() {
                 workers.show(&mut record);

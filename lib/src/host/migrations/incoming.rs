@@ -146,6 +146,17 @@ struct Destination<'a> {
     space: Mutex<Option<Arc<Reserve>>>,
 }
 
+/// The mirror that an SEV-ES guest is launched with here: that of its definition, so that it is launched as
+/// its like is at every host, whatever number of streams it comes by.
+fn launch_mirror(inner: &Inner, definition: &Definition, prepare: &Prepare) -> LaunchMirror {
+    let defined = inner.facts(&definition.spec.driver).sev.map(|sev| sev.mirror);
+    let fewest = u32::from(prepare.streams);
+    match defined {
+        Some(defined) if defined.strategy == prepare.strategy && defined.workers >= fewest => defined,
+        Some(_) | None => LaunchMirror { strategy: prepare.strategy, workers: fewest },
+    }
+}
+
 /// Sets disk space aside for how a hand-over ends, whatever fills the disk meanwhile.
 fn set_aside(inner: &Inner, prepare: &Prepare) -> Result<Reserve, Refused> {
     let taken = Reserve::take(&inner.state_dir, prepare.session, document_bytes(inner, prepare));
@@ -224,7 +235,7 @@ impl<'a> Destination<'a> {
             secret: prepare.secret.clone(),
             machine_type: definition.machine_type.as_deref(),
             readiness: prepare.readiness.clone(),
-            mirror: LaunchMirror { strategy: prepare.strategy, workers: u32::from(prepare.streams) },
+            mirror: launch_mirror(inner, definition, prepare),
         };
         let image = self.arriving(prepare, definition).image()?;
         let made = inner.make_machine(&record, entry, memory, Some(incoming)).map_err(|e| match e {

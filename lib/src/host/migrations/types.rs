@@ -12,8 +12,8 @@ use crate::host::guests::types::{GuestRecord, GuestSpec};
 use crate::host::mirrors::types::{MirrorOptions, WorkerInfo};
 pub use crate::migration::HandOverOutcome;
 pub use crate::migration::terms::{
-    Audit, AuditMode, AuditState, MigrationLimits, MigrationMode, MigrationState, NotRun, OnTimeout,
-    Progress, Round, StreamTransport, Suite,
+    Audit, AuditMode, AuditState, Evidence, MigrationLimits, MigrationMode, MigrationState, NotRun,
+    OnTimeout, Progress, Round, StreamTransport, Suite,
 };
 
 /// Where a migration goes.
@@ -130,6 +130,9 @@ pub struct MigrationRecord {
     pub committing: bool,
     /// What became of the audit; `None`: none was asked for, or the guest has not moved yet.
     pub audit: Option<Audit>,
+    /// What the source's helper was shown of the destination; `None`: it has not come to that, or this is the
+    /// destination.
+    pub evidence: Option<Evidence>,
     /// An administrator's word, if it was that which ended a doubt.
     pub resolution: Option<Resolution>,
     /// When it was asked for.
@@ -179,6 +182,7 @@ impl MigrationRecord {
             cancel_requested_at: None,
             committing: false,
             audit: None,
+            evidence: None,
             resolution: None,
             created_at: now,
             started_at,

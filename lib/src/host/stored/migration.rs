@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::address_space::Strategy;
 use crate::host::{
-    Audit, AuditMode, AuditState, Destination, Fault, GuestState, HandOverOutcome, Labels,
+    Audit, AuditMode, AuditState, Destination, Evidence, Fault, GuestState, HandOverOutcome, Labels,
     MigrationDirection, MigrationLimits, MigrationMode, MigrationRecord, MigrationSpec, MigrationState,
     MirrorChoice, MirrorOptions, NotRun, OnTimeout, Progress, Resolution, Round, SourceAfter,
     StreamTransport, Suite, WorkerInfo,
@@ -38,6 +38,7 @@ form! {
         cancel_requested_at: Option<Timestamp>,
         committing: bool,
         audit: Option<Audit>,
+        evidence: Option<Evidence>,
         resolution: Option<Resolution>,
         created_at: Timestamp,
         started_at: Option<Timestamp>,
@@ -45,14 +46,14 @@ form! {
     }
 }
 
-/// Version 6 had no audits. Version 5 knew one suite, and did not name it.
+/// Version 6 had no audits and no evidence. Version 5 knew one suite, and did not name it.
 fn forward(from: u64, document: &mut Value) {
     if from < 5 {
         to_version_5(document);
     }
     let suite = || [("suite", json!("aes-256-gcm"))];
     fill(document, suite());
-    fill(document, [("audit", Value::Null)]);
+    fill(document, [("audit", Value::Null), ("evidence", Value::Null)]);
     if let Some(spec) = document.get_mut("spec").filter(|spec| spec.is_object()) {
         fill(spec, suite());
         fill(spec, [("audit", json!("never"))]);
@@ -283,6 +284,32 @@ impl Part for AuditState {
             AuditStateForm::Proven {} => Self::Proven,
             AuditStateForm::Mismatch { pages, first } => Self::Mismatch { pages, first },
             AuditStateForm::NotRun { why } => Self::NotRun { why: NotRun::of(why)? },
+        })
+    }
+}
+
+/// The form of an [`Evidence`].
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum EvidenceForm {
+    NotDemanded {},
+    Verified { launch_digest: [u8; 32], platform: [u8; 32] },
+}
+
+impl Part for Evidence {
+    type Form = EvidenceForm;
+
+    fn form(&self) -> EvidenceForm {
+        match *self {
+            Self::NotDemanded => EvidenceForm::NotDemanded {},
+            Self::Verified { launch_digest, platform } => EvidenceForm::Verified { launch_digest, platform },
+        }
+    }
+
+    fn of(form: EvidenceForm) -> Result<Self, Wrong> {
+        Ok(match form {
+            EvidenceForm::NotDemanded {} => Self::NotDemanded,
+            EvidenceForm::Verified { launch_digest, platform } => Self::Verified { launch_digest, platform },
         })
     }
 }

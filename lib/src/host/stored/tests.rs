@@ -13,6 +13,7 @@ use crate::address_space::{BlockRole, BlockSpec, GuestLayout, Plug, PspVia, RamB
 use crate::boot_files::{BootFile, BootFiles};
 use crate::codes::Code;
 use crate::guest::driver::Parameters;
+use crate::guest::{AttestationSpec, Hex};
 use crate::host::events::{Change, EventBody, ResourceKind};
 use crate::host::images::types::ImageFacts;
 use crate::host::migrations::endings::Ending;
@@ -20,7 +21,7 @@ use crate::host::migrations::hand_over::Settlement;
 use crate::host::migrations::tickets::Kept;
 use crate::host::{
     AccelChoice, Audit, AuditMode, AuditState, Destination, DriverSpec, EmbeddedDriver, EmulatedDriver,
-    Fault, Fill, GuestAudit, GuestSpec, GuestState, HandOverOutcome, Labels, LaunchMirror,
+    Evidence, Fault, Fill, GuestAudit, GuestSpec, GuestState, HandOverOutcome, Labels, LaunchMirror,
     MigrationDirection, MigrationLimits, MigrationMode, MigrationSpec, MigrationState, MirrorChoice,
     MirrorOptions, NotRun, OnTimeout, PeerSpec, Progress, ProtectionLevel, QemuDriver, QemuGuest, Resolution,
     Round, SevSpec, SourceAfter, StreamTransport, Suite, WorkerInfo, WorkloadGuest, WorkloadSpec,
@@ -84,7 +85,12 @@ fn embedded() -> GuestRecord {
 
 fn emulated() -> GuestRecord {
     let mirror = LaunchMirror { strategy: Strategy::Shifted { shift: Shift::FourGib }, workers: 2 };
-    let sev = SevSpec { policy: Policy(5), es: true, mirror };
+    let attestation = AttestationSpec {
+        demanded: true,
+        platforms: Some(vec![Hex([5; 96])]),
+        launches: Some(vec![Hex([6; 32])]),
+    };
+    let sev = SevSpec { policy: Policy(5), es: true, mirror, attestation: Some(attestation) };
     GuestRecord {
         state: GuestState::InDoubt,
         generation: 12,
@@ -208,6 +214,7 @@ fn outgoing() -> MigrationRecord {
         cancel_requested_at: Some(at(5)),
         committing: true,
         audit: Some(mismatch()),
+        evidence: Some(Evidence::Verified { launch_digest: [7; 32], platform: [8; 32] }),
         resolution: Some(resolution),
         finished_at: Some(at(10)),
         ..begun(MigrationDirection::Outgoing, strategy)
@@ -470,7 +477,7 @@ fn documents_of_version_6_are_led_forward() {
     }
     for name in ["migration-outgoing", "migration-by-ticket", "migration-incoming"] {
         let record: MigrationRecord = of("v6", name);
-        assert_eq!(record.audit, None, "{name}");
+        assert_eq!((record.audit, record.evidence), (None, None), "{name}");
         let limits = MigrationLimits::default();
         let asked = record.spec.map(|spec| (spec.audit, spec.limits.audit_timeout_ms));
         assert!(asked.is_none_or(|asked| asked == (AuditMode::Never, limits.audit_timeout_ms)), "{name}");

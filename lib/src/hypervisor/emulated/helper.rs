@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 
 use mirrorvm_abi::PAGE_BYTES;
 use mirrorvm_abi::config::{Config, FIXED_BYTES, RANGE_BYTES, SECRET_BYTES, SECRET_MAGIC};
+use mirrorvm_abi::evidence::{RELEASE_AT, RELEASE_BYTES};
 use mirrorvm_abi::layout as abi;
 use mirrorvm_abi::mailbox::{DOORBELL_PORT, Doorbell, Fatal, worker_stride};
 use mirrorvm_helper::{Cursors, Digests, Env, MemoryCopy, PageMaps, Region, Scratch, Shared, Step, Worker};
@@ -238,6 +239,15 @@ impl Env for Window<'_> {
         let found = (u64::from_le_bytes(*magic) == SECRET_MAGIC).then_some(*secret.first_chunk()?);
         zeroize::Zeroize::zeroize(&mut page);
         found
+    }
+
+    fn release(&self) -> [u8; RELEASE_BYTES] {
+        let mut release = [0; RELEASE_BYTES];
+        let at = HelperVa::new(abi::SECRET_VA + RELEASE_AT as u64);
+        if self.attempt(|mmu| mmu.read(at, &mut release)).is_none() {
+            release.fill(0xff);
+        }
+        release
     }
 
     fn doorbell(&mut self, reason: Doorbell) {

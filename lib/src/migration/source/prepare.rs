@@ -6,6 +6,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use super::Course;
 use crate::guest::ProtectionLevel;
 use crate::memory::Secret;
+use crate::migration::evidence::Demand;
 use crate::migration::peer::{Agreed, open_control};
 use crate::migration::pump::Stream;
 use crate::migration::records::Mask;
@@ -25,7 +26,9 @@ impl Course<'_, '_> {
         let stall = out.control.patience();
         let watched = Some(out.control);
         self.agree_on_audit(agreed)?;
-        let Greeting { nonce, public_key } = self.mirror.hello()?;
+        let demand = Demand::of(self.machine, agreed)?;
+        let own = self.mirror.hello()?;
+        let Greeting { nonce, public_key } = own;
         let prepare = Prepare {
             session: out.id,
             guest: out.departure.guest,
@@ -52,11 +55,11 @@ impl Course<'_, '_> {
         };
         let message = wire::written(&prepare)?;
         link.send(kind::PREPARE, &message)?;
-        let (_, payload) = wire::expect(link, &[kind::PREPARED], 64 << 10)?;
+        let (_, payload) = wire::expect(link, &[kind::PREPARED], wire::PREPARED_MAX)?;
         let transcript = transcript(agreed, &message, &payload);
         drop(message);
         let prepared: Prepared = wire::parse(&payload)?;
-        self.mirror.begin(&Begin {
+        let begin = Begin {
             source: true,
             elide_zero: prepare.elide_zero,
             fresh: false,
@@ -68,7 +71,11 @@ impl Course<'_, '_> {
             session: *out.id.as_bytes(),
             transcript,
             peer: Greeting { nonce: prepared.nonce, public_key: prepared.public_key },
-        })?;
+        };
+        let evidence = demand.meet(prepared.evidence.as_ref())?;
+        let begun = self.mirror.begin_with(&begin, evidence.as_deref());
+        begun.map_err(|error| demand.refused(error, evidence.as_deref(), &own, &begin))?;
+        out.control.update(|live| live.evidence = Some(demand.shown_by(evidence.as_deref())));
         self.session = true;
         let mut streams = Vec::new();
         for index in 0..out.terms.streams {

@@ -8,10 +8,12 @@ use std::io;
 use std::ptr::{from_mut, from_ref};
 
 use kvm_bindings::{
-    kvm_enable_cap, kvm_enc_region, kvm_sev_cmd, kvm_sev_dbg, kvm_sev_guest_status, kvm_sev_init,
-    kvm_sev_launch_measure, kvm_sev_launch_secret, kvm_sev_launch_start, kvm_sev_launch_update_data,
-    kvm_sev_receive_start, kvm_sev_receive_update_data, kvm_sev_send_start, kvm_sev_send_update_data,
-    sev_cmd_id_KVM_SEV_DBG_DECRYPT as DBG_DECRYPT, sev_cmd_id_KVM_SEV_ES_INIT as ES_INIT,
+    kvm_enable_cap, kvm_enc_region, kvm_sev_attestation_report, kvm_sev_cmd, kvm_sev_dbg,
+    kvm_sev_guest_status, kvm_sev_init, kvm_sev_launch_measure, kvm_sev_launch_secret, kvm_sev_launch_start,
+    kvm_sev_launch_update_data, kvm_sev_receive_start, kvm_sev_receive_update_data, kvm_sev_send_start,
+    kvm_sev_send_update_data, sev_cmd_id_KVM_SEV_DBG_DECRYPT as DBG_DECRYPT,
+    sev_cmd_id_KVM_SEV_ES_INIT as ES_INIT,
+    sev_cmd_id_KVM_SEV_GET_ATTESTATION_REPORT as GET_ATTESTATION_REPORT,
     sev_cmd_id_KVM_SEV_GUEST_STATUS as GUEST_STATUS, sev_cmd_id_KVM_SEV_INIT as INIT,
     sev_cmd_id_KVM_SEV_INIT2 as INIT2, sev_cmd_id_KVM_SEV_LAUNCH_FINISH as LAUNCH_FINISH,
     sev_cmd_id_KVM_SEV_LAUNCH_MEASURE as LAUNCH_MEASURE, sev_cmd_id_KVM_SEV_LAUNCH_SECRET as LAUNCH_SECRET,
@@ -23,6 +25,8 @@ use kvm_bindings::{
     sev_cmd_id_KVM_SEV_SEND_CANCEL as SEND_CANCEL, sev_cmd_id_KVM_SEV_SEND_FINISH as SEND_FINISH,
     sev_cmd_id_KVM_SEV_SEND_START as SEND_START, sev_cmd_id_KVM_SEV_SEND_UPDATE_DATA as SEND_UPDATE_DATA,
 };
+
+use mirrorvm_abi::evidence::{MNONCE_BYTES, REPORT_BYTES};
 
 use super::ioctls::{Ioctls, Request};
 use crate::memory::{Mapping, View};
@@ -91,6 +95,10 @@ pub(super) enum Call<'a> {
     GuestStatus {
         to: &'a mut kvm_sev_guest_status,
     },
+    Attestation {
+        mnonce: &'a [u8; MNONCE_BYTES],
+        to: &'a mut [u8; REPORT_BYTES],
+    },
     SendStart {
         policy: Policy,
         target: &'a PlatformCerts,
@@ -149,6 +157,7 @@ impl Call<'_> {
             Self::LaunchSecret { .. } => "LAUNCH_SECRET",
             Self::LaunchFinish => "LAUNCH_FINISH",
             Self::GuestStatus { .. } => "GUEST_STATUS",
+            Self::Attestation { .. } => "ATTESTATION",
             Self::SendStart { .. } => "SEND_START",
             Self::SendUpdateData { .. } => "SEND_UPDATE_DATA",
             Self::SendFinish => "SEND_FINISH",
@@ -205,6 +214,13 @@ impl Call<'_> {
             }
             Self::LaunchFinish => issue(LAUNCH_FINISH, std::ptr::null_mut()),
             Self::GuestStatus { to } => with(GUEST_STATUS, &mut **to, issue),
+            Self::Attestation { mnonce, to } => {
+                let (uaddr, len) = output(&mut to[..]);
+                let mut report = kvm_sev_attestation_report { mnonce: **mnonce, uaddr, len, pad0: 0 };
+                with(GET_ATTESTATION_REPORT, &mut report, issue)?;
+                // The firmware says how long a report is. One of another length is none that is known here.
+                if report.len == len { Ok(()) } else { Err(Failure::of_length(report.len)) }
+            }
             Self::SendStart { policy, target, session } => {
                 let (pdh_cert_uaddr, pdh_cert_len) = input(&target.pdh.0);
                 let (plat_certs_uaddr, plat_certs_len) = input(&target.chain);
@@ -296,6 +312,11 @@ pub(super) struct Failure {
 }
 
 impl Failure {
+    /// An answer of a length that none has.
+    fn of_length(len: u32) -> Self {
+        Self { errno: io::Error::other(format!("an answer of {len} bytes")), firmware: 0 }
+    }
+
     /// The firmware's reason, where it gave one; else the kernel's.
     pub fn explain(self, command: &'static str) -> SevError {
         match self.firmware {

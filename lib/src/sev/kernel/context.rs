@@ -5,6 +5,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use mirrorvm_abi::evidence::{MNONCE_BYTES, REPORT_BYTES};
+
 use kvm_bindings::{KVM_CAP_VM_COPY_ENC_CONTEXT_FROM, kvm_enable_cap, kvm_enc_region, kvm_sev_guest_status};
 
 use super::call::{Call, Plain, Span, plain, run, try_run};
@@ -223,6 +225,12 @@ impl Context for KernelContext {
         let why = "its state is none of the firmware's";
         let state = state(status.state).ok_or(SevError::Malformed { what: "guest status", why })?;
         Ok(GuestStatus { handle: status.handle, policy: Policy(status.policy), state })
+    }
+
+    fn attestation(&self, mnonce: &[u8; MNONCE_BYTES]) -> Result<[u8; REPORT_BYTES], SevError> {
+        let mut to = [0; REPORT_BYTES];
+        self.run(Call::Attestation { mnonce, to: &mut to })?;
+        Ok(to)
     }
 
     fn copy_from(&self, source: &CopySource) -> Result<(), SevError> {

@@ -13,7 +13,9 @@ use super::ioctls::{Ioctls, Kernel, Request};
 use super::probe::{DEVICE, Missing, probe};
 use super::trace::{Trace, Traced};
 use crate::sev::session::part;
-use crate::sev::{CERTIFICATE_BYTES, PdhCert, Platform, PlatformCerts, PlatformStatus, SevError};
+use crate::sev::{
+    CERTIFICATE_BYTES, Endorsement, PdhCert, Platform, PlatformCerts, PlatformStatus, SevError,
+};
 
 /// Command numbers of include/uapi/linux/psp-sev.h.
 const PLATFORM_STATUS: u32 = 1;
@@ -149,5 +151,9 @@ impl Platform for KernelPlatform {
 
     fn pdh(&self) -> Result<PdhCert, SevError> {
         self.certs().map(|certs| certs.pdh)
+    }
+
+    fn endorsement(&self) -> Result<Endorsement, SevError> {
+        Endorsement::from_chain(&self.certs()?.chain)
     }
 }

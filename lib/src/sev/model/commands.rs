@@ -3,6 +3,8 @@
 use std::io;
 use std::sync::Arc;
 
+use mirrorvm_abi::evidence::{MNONCE_BYTES, REPORT_BYTES};
+
 use super::ModelContext;
 use super::context::{By, Sev};
 use super::firmware::Span;
@@ -137,6 +139,12 @@ impl Context for ModelContext {
         const COMMAND: &str = "GUEST_STATUS";
         let begun = self.begin(COMMAND, By::Anyone)?;
         self.platform.command(COMMAND, |f| f.guest_status(begun.handle))
+    }
+
+    fn attestation(&self, mnonce: &[u8; MNONCE_BYTES]) -> Result<[u8; REPORT_BYTES], SevError> {
+        const COMMAND: &str = "ATTESTATION";
+        let begun = self.begin(COMMAND, By::Owner)?;
+        self.platform.command(COMMAND, |f| f.attestation(begun.handle, mnonce))
     }
 
     fn copy_from(&self, source: &CopySource) -> Result<(), SevError> {

@@ -1,12 +1,13 @@
 //! The firmware's commands over its guests: checks in the specification's spirit, then the cryptography.
 //!
-//! Owns: guest contexts (policy, keys, digest, state) and the PDH. Must not know: KVM, VMs. One command runs
-//! at a time, as on the real processor with its one mailbox. Source: SEV API specification (55766), chapter
-//! 6.
+//! Owns: guest contexts (policy, keys, digest, state), the PDH and the PEK. Must not know: KVM, VMs. One
+//! command runs at a time, as on the real processor with its one mailbox. Source: SEV API specification
+//! (55766), chapter 6.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use mirrorvm_abi::evidence::{MNONCE_BYTES, REPORT_BYTES};
 use ring::digest;
 use zeroize::Zeroizing;
 
@@ -14,11 +15,12 @@ use super::MemoryKey;
 use super::asids::{AsidLimits, Asids};
 use super::state::{Command, State, step};
 use crate::memory::Mapping;
-use crate::sev::certificate::DhKey;
+use crate::sev::certificate::{DhKey, Pek};
 use crate::sev::random::Random;
 use crate::sev::session::{Launch, PacketKind, TransportKeys, WrappingKeys};
 use crate::sev::{
-    FirmwareError, GuestStatus, Measurement, OwnerSession, PacketHeader, PdhCert, Policy, Session,
+    Endorsement, FirmwareError, GuestStatus, Measurement, OwnerSession, PacketHeader, PdhCert, Policy,
+    Session,
 };
 
 /// The API version that the model claims.
@@ -51,6 +53,7 @@ pub(super) struct Firmware {
     pub asids: Asids,
     random: Random,
     pdh: DhKey,
+    pek: Pek,
     guests: BTreeMap<u32, Guest>,
     last_handle: u32,
 }
@@ -58,11 +61,32 @@ pub(super) struct Firmware {
 impl Firmware {
     pub fn new(mut random: Random, limits: AsidLimits) -> Self {
         let pdh = DhKey::generate(&mut random);
-        Self { asids: Asids::new(limits), random, pdh, guests: BTreeMap::new(), last_handle: 0 }
+        let pek = Pek::modelled(&mut random);
+        Self { asids: Asids::new(limits), random, pdh, pek, guests: BTreeMap::new(), last_handle: 0 }
     }
 
     pub fn pdh(&self) -> &PdhCert {
         self.pdh.certificate()
+    }
+
+    pub fn endorsement(&self) -> &Endorsement {
+        self.pek.endorsement()
+    }
+
+    /// Becomes the firmware of another chip.
+    pub fn change_chip(&mut self) {
+        self.pek = Pek::of_another_chip(&mut self.random);
+    }
+
+    /// ATTESTATION.
+    pub fn attestation(
+        &mut self,
+        handle: u32,
+        mnonce: &[u8; MNONCE_BYTES],
+    ) -> Result<[u8; REPORT_BYTES], FirmwareError> {
+        let (guest, _) = self.at(handle, Command::Attestation)?;
+        let (digest, policy) = (guest.launched(), guest.policy);
+        Ok(self.pek.report(*mnonce, digest, policy))
     }
 
     pub fn guests(&self) -> u32 {
@@ -178,8 +202,7 @@ impl Firmware {
     pub fn launch_measure(&mut self, handle: u32) -> Result<Measurement, FirmwareError> {
         let nonce = self.random.bytes();
         let (guest, next) = self.at(handle, Command::LaunchMeasure)?;
-        let mut digest = [0; 32];
-        digest.copy_from_slice(guest.digest.clone().finish().as_ref());
+        let digest = guest.launched();
         let measurement = guest
             .transport()?
             .measure(&Launch { api: API, build: BUILD, policy: guest.policy, digest: &digest }, nonce);
@@ -328,6 +351,13 @@ impl Firmware {
 impl Guest {
     fn transport(&self) -> Result<&TransportKeys, FirmwareError> {
         self.transport.as_ref().ok_or(FirmwareError::InvalidGuestState)
+    }
+
+    /// SHA-256 over all that was measured so far.
+    fn launched(&self) -> [u8; 32] {
+        let mut digest = [0; 32];
+        digest.copy_from_slice(self.digest.clone().finish().as_ref());
+        digest
     }
 
     fn measure_and_encrypt(&mut self, at: Span<'_>) {

@@ -7,7 +7,7 @@ use super::asids::AsidLimits;
 use super::context::ModelContext;
 use super::firmware::{API, BUILD, Firmware};
 use crate::sev::random::Random;
-use crate::sev::{FirmwareError, PdhCert, Platform, PlatformStatus, SevError};
+use crate::sev::{Endorsement, FirmwareError, PdhCert, Platform, PlatformStatus, SevError};
 use crate::sync::Locked;
 
 /// A security processor that protects nothing, with KVM's table of ASIDs beside it.
@@ -36,6 +36,13 @@ impl ModelPlatform {
     /// With all keys from `seed`, for tests that must repeat.
     pub fn seeded(seed: u64, limits: AsidLimits) -> Arc<Self> {
         Self::with_random(Random::seeded(seed), limits)
+    }
+
+    /// Of another chip than all others of the model: what stands for those does not stand for it.
+    pub fn of_another_chip() -> Arc<Self> {
+        let platform = Self::new();
+        platform.lock().change_chip();
+        platform
     }
 
     fn with_random(random: Random, limits: AsidLimits) -> Arc<Self> {
@@ -84,5 +91,9 @@ impl Platform for ModelPlatform {
 
     fn pdh(&self) -> Result<PdhCert, SevError> {
         Ok(self.lock().pdh().clone())
+    }
+
+    fn endorsement(&self) -> Result<Endorsement, SevError> {
+        Ok(self.lock().endorsement().clone())
     }
 }

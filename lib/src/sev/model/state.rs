@@ -3,6 +3,7 @@
 //! Source: SEV API specification (55766), the table of guest states and the commands allowed in each, as
 //! sev-tool's sevapi.h lists them; SENT and SEND_CANCEL are of later versions of the API. That DBG_DECRYPT
 //! and DBG_ENCRYPT work in RUNNING and SUPDATE alone is this model's reading: the table does not list them.
+//! ATTESTATION's states (LSECRET, RUNNING, SUPDATE, SENT) are those that Xen asks it in (asp.c).
 
 use crate::sev::{FirmwareError, GuestState};
 
@@ -77,11 +78,12 @@ pub enum Command {
     GuestStatus,
     DbgDecrypt,
     DbgEncrypt,
+    Attestation,
 }
 
 impl Command {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::LaunchStart,
         Self::LaunchUpdateData,
         Self::LaunchUpdateVmsa,
@@ -103,6 +105,7 @@ impl Command {
         Self::GuestStatus,
         Self::DbgDecrypt,
         Self::DbgEncrypt,
+        Self::Attestation,
     ];
 }
 
@@ -124,6 +127,7 @@ pub const fn step(state: State, command: Command) -> Result<State, FirmwareError
         (S::LaunchSecret, C::LaunchFinish)
         | (S::SendUpdate, C::SendCancel)
         | (S::ReceiveUpdate, C::ReceiveFinish) => Ok(S::Running),
+        (S::LaunchSecret | S::Running | S::SendUpdate | S::Sent, C::Attestation) => Ok(state),
         (S::Running, C::SendStart) => Ok(S::SendUpdate),
         (S::SendUpdate, C::SendFinish) => Ok(S::Sent),
         (
@@ -147,13 +151,13 @@ mod tests {
     /// The specification's table, written out by hand: a row for each state, in it the commands in their
     /// order (LAUNCH_*, SEND_*, RECEIVE_*, the rest); a digit is the state that it leads to, `-` a refusal.
     const TABLE: [[&str; 4]; 7] = [
-        ["1-----", "-----", "5---", "------"],
-        ["-112--", "-----", "----", "1101--"],
-        ["----23", "-----", "----", "2202--"],
-        ["------", "4----", "----", "330333"],
-        ["------", "-4463", "----", "440444"],
-        ["------", "-----", "-553", "5505--"],
-        ["------", "-----", "----", "6606--"],
+        ["1-----", "-----", "5---", "-------"],
+        ["-112--", "-----", "----", "1101---"],
+        ["----23", "-----", "----", "2202--2"],
+        ["------", "4----", "----", "3303333"],
+        ["------", "-4463", "----", "4404444"],
+        ["------", "-----", "-553", "5505---"],
+        ["------", "-----", "----", "6606--6"],
     ];
 
     #[test]

@@ -3,7 +3,8 @@
 use jiff::Timestamp;
 use mirrorvm::addr::PAGE_SIZE;
 use mirrorvm::codes::Code;
-use mirrorvm::host::{MigrationDirection, MigrationRecord, MigrationState};
+use mirrorvm::guest::Hex;
+use mirrorvm::host::{Evidence, MigrationDirection, MigrationRecord, MigrationState};
 use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -56,6 +57,9 @@ pub struct Migration {
     pub committing: bool,
     /// What the comparison of memory found. Null: none was asked for, or the guest has not moved yet.
     pub audit: Option<MemoryAudit>,
+    /// What the guest's helper was shown of the destination before it sealed a page. Null: it has not come to
+    /// that, or this is the destination.
+    pub evidence: Option<DestinationEvidence>,
     /// What an administrator said had become of the guest, if it was that which ended a doubt.
     pub resolution: Option<MigrationResolution>,
     /// Whether `cancel` can still succeed.
@@ -283,6 +287,35 @@ impl MigrationProgress {
     }
 }
 
+/// What a guest's helper was shown of a destination: an attestation report of its platform's firmware, made
+/// for this migration.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct DestinationEvidence {
+    /// `verified`: the helper has checked it before it made keys. `not_demanded`: the guest's owner demands
+    /// none.
+    #[schema(example = "verified")]
+    pub state: &'static str,
+    /// What the destination's guest was launched with. Null unless `verified`.
+    #[schema(pattern = "^sha256:[0-9a-f]{64}$")]
+    pub launch_digest: Option<String>,
+    /// Fingerprint of the key that stands for the destination's platform, as in its `platform_key`. Null
+    /// unless `verified`.
+    #[schema(pattern = "^sha256:[0-9a-f]{64}$")]
+    pub platform_key: Option<String>,
+}
+
+impl From<Evidence> for DestinationEvidence {
+    fn from(evidence: Evidence) -> Self {
+        let state = evidence.name();
+        let shown = |digest| Some(format!("sha256:{}", Hex::<32>(digest)));
+        let (launch_digest, platform_key) = match evidence {
+            Evidence::NotDemanded => (None, None),
+            Evidence::Verified { launch_digest, platform } => (shown(launch_digest), shown(platform)),
+        };
+        Self { state, launch_digest, platform_key }
+    }
+}
+
 impl From<MigrationRecord> for Migration {
     fn from(record: MigrationRecord) -> Self {
         let state = record.state.name();
@@ -307,6 +340,7 @@ impl From<MigrationRecord> for Migration {
             error: record.error.map(Fault::from),
             committing: record.committing,
             audit: record.audit.map(|audit| MemoryAudit::new(record.id, audit)),
+            evidence: record.evidence.map(DestinationEvidence::from),
             resolution: record.resolution.map(MigrationResolution::from),
             cancelable: record.state.is_moving(),
             cancel_requested_at: record.cancel_requested_at,

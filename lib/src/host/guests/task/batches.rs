@@ -296,6 +296,10 @@ fn helper_error(e: LaneError, nonce: &str) -> HostError {
         LaneError::Refused { status: Status::PolicyForbids, .. } => {
             HostError::PolicyForbids { why: "the guest must not leave its platform, in no part".to_owned() }
         }
+        LaneError::Refused { status: Status::EvidenceRefused, .. } => {
+            let why = "the guest's owner demands evidence of where pages go, and whoever imports a batch shows none";
+            HostError::PolicyForbids { why: why.to_owned() }
+        }
         LaneError::Refused { status: Status::KeyRefused, .. } => {
             let detail = "its second half is a public key that keeps nothing secret; hand on what the other mirror gave";
             HostError::Invalid(vec![FieldError::new(nonce, "not_a_key", detail)])

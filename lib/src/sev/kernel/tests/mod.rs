@@ -111,6 +111,27 @@ fn a_launch_is_this_sequence_of_these_structures() {
 }
 
 #[test]
+fn an_attestation_is_this_structure_and_as_long_as_a_report() {
+    let (recorder, vm, _) = setup();
+    let nonce: [u8; 16] = std::array::from_fn(|i| i as u8);
+    let report: Vec<u8> = (0..208).map(|i| i as u8).collect();
+    recorder.answer(Answer { write: vec![report.clone()], ..Answer::default() });
+    assert_eq!(vm.attestation(&nonce).unwrap()[..], report);
+    // struct kvm_sev_attestation_report: mnonce, address, length, padding.
+    let structure = [&nonce[..], &[0; 8], &words(&[208, 0])].concat();
+    assert_eq!(recorder.seen(), [op(20, structure, vec![], vec![])]);
+    // KVM puts the firmware's length into the structure.
+    recorder.answer(Answer { put: vec![(24, words(&[207]))], ..Answer::default() });
+    assert!(vm.attestation(&nonce).is_err());
+    // A mirror is refused by the kernel (is_cmd_allowed_from_mirror); nothing here decides for it.
+    recorder.answer(errno(libc::EINVAL));
+    assert_eq!(raw(vm.attestation(&nonce)), Some(libc::EINVAL));
+    recorder.answer(Answer { firmware: 2, ..errno(libc::EIO) });
+    let refused = vm.attestation(&nonce).err().and_then(|e| e.firmware());
+    assert_eq!(refused, Some(FirmwareError::InvalidGuestState));
+}
+
+#[test]
 fn a_launch_without_an_owner_names_no_buffers() {
     let (recorder, vm, _) = setup();
     vm.launch_start(Policy(1), None).unwrap();

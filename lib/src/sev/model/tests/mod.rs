@@ -76,6 +76,33 @@ fn raw(memory: &Mapping, offset: u64, len: usize) -> Vec<u8> {
 }
 
 #[test]
+fn a_report_says_what_was_launched_for_whoever_asks_and_for_this_nonce() {
+    use mirrorvm_abi::evidence::{PekCertificate, Release, Report};
+    let (platform, memory) = (platform(), memory());
+    let launched = raw(&memory, 0, PAGE);
+    let vm = platform.context();
+    vm.init(false).unwrap();
+    vm.launch_start(Policy(Policy::NODBG), None).unwrap();
+    vm.launch_update_data(&memory, 0, PAGE_SIZE).unwrap();
+    assert_eq!(code(vm.attestation(&[1; 16])), Some(FirmwareError::InvalidGuestState), "not measured");
+    vm.launch_measure().unwrap();
+    let before = vm.attestation(&[1; 16]).unwrap();
+    vm.launch_finish().unwrap();
+    let report = vm.attestation(&[2; 16]).unwrap();
+    assert_ne!(before, report);
+    let read = Report::decode(&report).unwrap();
+    assert_eq!((read.mnonce, read.policy), ([2; 16], Policy::NODBG));
+    assert_eq!(read.launch_digest, digest::digest(&digest::SHA256, &launched).as_ref());
+    let endorsed = platform.endorsement().unwrap();
+    assert!(PekCertificate::decode(&endorsed.pek).is_some());
+    let release = Release::demanded(&[endorsed.chip], &[read.launch_digest]).unwrap();
+    let evidence: [u8; 2292] = [&report[..], &endorsed.pek[..]].concat().try_into().unwrap();
+    let judged = |nonce: [u8; 16]| mirrorvm_helper::evidence::check(&release, &evidence, &nonce, 1);
+    assert_eq!((judged([2; 16]).is_ok(), judged([1; 16]).is_ok()), (true, false));
+    assert_ne!(ModelPlatform::of_another_chip().endorsement().unwrap().chip, endorsed.chip);
+}
+
+#[test]
 fn an_attested_launch_with_a_secret() {
     let (platform, memory) = (platform(), memory());
     let content = raw(&memory, 0, 2 * PAGE);
@@ -266,6 +293,7 @@ fn a_mirror_sees_its_owners_memory_and_may_give_four_commands() {
         errno(mirror.launch_start(Policy(0), None)),
         errno(mirror.launch_update_data(&memory, 0, 16)),
         errno(mirror.launch_measure()),
+        errno(mirror.attestation(&[1; 16])),
         errno(mirror.launch_secret(&header, &packet, &memory, 0)),
         errno(mirror.launch_finish()),
         errno(mirror.send_start(&certs(&platform))),
@@ -276,7 +304,7 @@ fn a_mirror_sees_its_owners_memory_and_may_give_four_commands() {
         errno(mirror.receive_update_data(&header, &packet, &memory, 0)),
         errno(mirror.receive_finish()),
     ];
-    assert_eq!(refused, [Some(libc::EINVAL); 15]);
+    assert_eq!(refused, [Some(libc::EINVAL); 16]);
 
     // The owner's handle is gone, its context is not.
     drop(owner);
