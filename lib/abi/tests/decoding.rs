@@ -75,7 +75,7 @@ proptest! {
     fn certificates(bytes in prop::collection::vec(any::<u8>(), CERTIFICATE_BYTES), head: bool) {
         let mut bytes: [u8; CERTIFICATE_BYTES] = bytes.try_into().unwrap();
         if head {
-            bytes[..20].copy_from_slice(&[1, 0, 0, 1, 0, 0, 0, 0, 2, 0x10, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0]);
+            bytes[..20].copy_from_slice(&[1, 0, 0, 0, 1, 55, 0, 0, 2, 0x10, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0]);
             [68..92, 140..SIGNATURES_AT[0]].into_iter().for_each(|span| bytes[span].fill(0));
         }
         let read = PekCertificate::decode(&bytes);
