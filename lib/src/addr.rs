@@ -277,6 +277,73 @@ mod tests {
         }
     }
 
+    /// Numbers about the edges of pages at both ends of what 64 bits name, and about their middle.
+    fn edges() -> Vec<u64> {
+        let near = |at: u64| [at.wrapping_sub(PAGE_SIZE), at.wrapping_sub(1), at, at.wrapping_add(1)];
+        [0, PAGE_SIZE, 2 * PAGE_SIZE, PAGE_2M, PAGE_1G, 1 << 52, 1 << 63, u64::MAX - PAGE_SIZE + 1]
+            .into_iter()
+            .flat_map(near)
+            .collect()
+    }
+
+    #[test]
+    fn arithmetic_on_addresses_is_that_of_numbers_without_an_end() {
+        let fits = |n: u128| u64::try_from(n).ok();
+        for a in edges() {
+            for b in edges() {
+                let sum = fits(u128::from(a) + u128::from(b));
+                assert_eq!(Gpa::new(a).checked_add(b).map(Gpa::get), sum);
+                assert_eq!(HelperVa::new(a).checked_add(b).map(HelperVa::get), sum);
+                let below = u128::from(a).checked_sub(u128::from(b)).and_then(fits);
+                assert_eq!(MirrorGpa::new(a).offset_from(MirrorGpa::new(b)), below);
+                assert_eq!(RamAddr::new(a).offset_from(RamAddr::new(b)), below);
+            }
+            for alignment in (0..64).map(|bit| 1u64 << bit) {
+                let up = u128::from(a).div_ceil(alignment.into()) * u128::from(alignment);
+                assert_eq!(align_up(a, alignment), fits(up), "{a:#x} to {alignment:#x}");
+                assert_eq!(Gpa::new(a).is_aligned(alignment), a.is_multiple_of(alignment));
+            }
+            assert_eq!(Gpa::new(a).gfn(), Gfn::new(a / PAGE_SIZE));
+            assert_eq!(RamAddr::new(a).page(), RamPage::new(a / PAGE_SIZE));
+            assert_eq!(Gfn::new(a).gpa().map(Gpa::get), fits(u128::from(a) * u128::from(PAGE_SIZE)));
+        }
+    }
+
+    #[test]
+    fn ranges_of_a_small_universe_are_sets_of_pages() {
+        const PAGES: u64 = 7;
+        // At the bottom, across 4 GiB, and up to the last page whose end has a number: the universe's last
+        // page but one at the top.
+        for base in [0, (4 << 30) - 3 * PAGE_SIZE, u64::MAX - PAGES * PAGE_SIZE + 1] {
+            let top = base.checked_add(PAGES * PAGE_SIZE).is_none();
+            let mut all = Vec::new();
+            for first in 0..PAGES {
+                for count in 0..=PAGES - first {
+                    let range = PageRange::new(base + first * PAGE_SIZE, count * PAGE_SIZE);
+                    if count == 0 {
+                        assert_eq!(range, Err(RangeError::ZeroLength));
+                    } else if top && first + count == PAGES {
+                        assert!(matches!(range, Err(RangeError::Wraps { .. })), "the end has no number");
+                    } else {
+                        all.push((range.unwrap(), ((1u32 << count) - 1) << first));
+                    }
+                }
+            }
+            for (range, bits) in &all {
+                assert_eq!(range.pages(), u64::from(bits.count_ones()));
+                for page in 0..PAGES {
+                    let (at, inside) = (base + page * PAGE_SIZE, bits >> page & 1 != 0);
+                    assert_eq!((range.contains(at), range.contains(at + (PAGE_SIZE - 1))), (inside, inside));
+                }
+                for (other, others) in &all {
+                    assert_eq!(range.overlaps(*other), bits & others != 0, "{range} and {other}");
+                    let both = all.iter().find(|(_, b)| *b == bits & others).map(|(r, _)| *r);
+                    assert_eq!(range.intersection(*other), both, "{range} and {other}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn align_up_stops_at_the_top() {
         assert_eq!(align_up(1, PAGE_SIZE), Some(PAGE_SIZE));

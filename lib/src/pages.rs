@@ -336,6 +336,122 @@ mod tests {
         }
     }
 
+    /// Page numbers at the edges of words.
+    const EDGES: [u64; 12] = [0, 1, 2, 62, 63, 64, 65, 126, 127, 128, 129, 191];
+
+    /// Sets whose bitmaps end in different words, and lie about the same edges.
+    fn few_sets() -> Vec<BTreeSet<u64>> {
+        let lists: [&[u64]; 8] = [
+            &[],
+            &[0],
+            &[63],
+            &[64],
+            &[0, 63, 64, 127, 128],
+            &[191],
+            &[1, 62, 65, 126, 129, 190],
+            &[63, 64, 65, 66, 127],
+        ];
+        let full = [(0..64).collect(), (0..128).collect(), (3..190).collect()];
+        lists.iter().map(|l| l.iter().copied().collect()).chain(full).collect()
+    }
+
+    fn set_of(pages: &BTreeSet<u64>) -> PageSet {
+        let mut set = PageSet::new();
+        pages.iter().for_each(|p| assert!(set.insert(RamPage::new(*p))));
+        set
+    }
+
+    fn same(set: &PageSet, model: &BTreeSet<u64>) {
+        assert_eq!(pages(set), model.iter().copied().collect::<Vec<_>>());
+        assert_eq!((set.len(), set.is_empty()), (model.len() as u64, model.is_empty()));
+        assert_eq!(*set, set_of(model));
+    }
+
+    #[test]
+    fn every_range_between_edges_of_words_is_put_in_taken_out_and_found() {
+        for model in few_sets() {
+            let set = set_of(&model);
+            for first in EDGES {
+                for end in EDGES.into_iter().chain([192, 193, 300]).filter(|end| *end > first) {
+                    let (count, span) = (end - first, range(first, end - first));
+                    let (mut more, mut fewer) = (set.clone(), set.clone());
+                    more.insert_range(span);
+                    same(&more, &model.iter().copied().chain(first..end).collect());
+                    assert!(more.contains_all(first, count) && !more.contains_all(first, 301 - first));
+                    fewer.remove_range(span);
+                    same(&fewer, &model.iter().copied().filter(|p| !(first..end).contains(p)).collect());
+                    assert_eq!(set.contains_all(first, count), (first..end).all(|p| model.contains(&p)));
+                    let cut = set.extents(span).flat_map(|(s, inside)| {
+                        let at = s.start() / PAGE_SIZE;
+                        (at..at + s.pages()).map(move |p| (p, inside))
+                    });
+                    assert!(
+                        cut.eq((first..end).map(|p| (p, model.contains(&p)))),
+                        "{model:?} {first}..{end}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_log_is_put_in_wherever_in_a_word_it_begins() {
+        let words = [0, 1, 1 << 63, 1 << 31 | 1, u64::MAX];
+        for first in (0..130).chain([4095, 4096]) {
+            for log in words.iter().flat_map(|a| words.iter().map(|b| [*a, *b, 0])) {
+                for model in [BTreeSet::new(), BTreeSet::from([first, first + 64, 5000])] {
+                    let mut set = set_of(&model);
+                    set.insert_log(RamPage::new(first), &log);
+                    let logged = (0..192).filter(|i| log[i / 64] >> (i % 64) & 1 != 0);
+                    same(&set, &model.iter().copied().chain(logged.map(|i| first + i as u64)).collect());
+                    let last = set.iter().last().map_or(0, |p| p.get() / 64 + 1);
+                    assert_eq!(set.words.len() as u64, last, "no more words than pages need");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn two_sets_of_any_length_unite_and_part_as_sets_do() {
+        for model in few_sets() {
+            for other in few_sets() {
+                let (mut set, theirs) = (set_of(&model), set_of(&other));
+                let mut both = set.clone();
+                both.union(&theirs);
+                same(&both, &model.union(&other).copied().collect());
+                same(&set.take(&theirs), &model.intersection(&other).copied().collect());
+                same(&set, &model.difference(&other).copied().collect());
+                assert_eq!(set_of(&model) == theirs, model == other);
+            }
+        }
+    }
+
+    #[test]
+    fn batches_go_on_where_the_last_ended_and_runs_are_as_long_as_they_are() {
+        for model in few_sets() {
+            let set = set_of(&model);
+            for max in [1, 2, 63, 64, 65] {
+                let (mut cursor, mut batch, mut all) = (0, Vec::new(), Vec::new());
+                loop {
+                    set.next_batch(&mut cursor, max, &mut batch);
+                    all.extend(batch.iter().map(|p| p.get()));
+                    if batch.len() < max {
+                        break;
+                    }
+                }
+                assert!(model.iter().eq(&all), "{max} at a time");
+            }
+            let mut runs: Vec<(u64, u64)> = Vec::new();
+            for page in &model {
+                match runs.last_mut() {
+                    Some((first, count)) if *first + *count == *page => *count += 1,
+                    Some(_) | None => runs.push((*page, 1)),
+                }
+            }
+            assert_eq!(set.runs(), runs);
+        }
+    }
+
     #[test]
     fn far_pages_and_none() {
         let mut set = PageSet::new();

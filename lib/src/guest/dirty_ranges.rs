@@ -144,4 +144,82 @@ mod tests {
             prop_assert_eq!(&*log.0.lock().unwrap(), &wanted);
         }
     }
+
+    /// A log in which pages are marked by the last three bits of their numbers.
+    struct Marked(Vec<LoggedSlot>, u64);
+
+    impl DirtyLog for Marked {
+        fn look(&self, id: SlotId) -> Result<Vec<u64>, HypervisorError> {
+            let slot = self.0.iter().find(|s| s.id == id).unwrap();
+            let mut log = vec![0; slot.pages.div_ceil(64) as usize];
+            for page in (0..slot.pages).filter(|p| self.is_marked(slot.first.get() + p)) {
+                log[(page / 64) as usize] |= 1 << (page % 64);
+            }
+            Ok(log)
+        }
+
+        fn clear(&self, _: SlotId, _: u64, _: &[u64]) -> Result<(), HypervisorError> {
+            unreachable!("a look leaves the marks")
+        }
+    }
+
+    impl Marked {
+        fn is_marked(&self, page: u64) -> bool {
+            self.1 >> (page % 8) & 1 != 0
+        }
+    }
+
+    /// Two slots of every size about a word, wherever they begin in one, next to one another or apart.
+    fn few_slots() -> impl Iterator<Item = Vec<LoggedSlot>> {
+        const LENGTHS: [u64; 5] = [1, 63, 64, 65, 130];
+        let pairs = LENGTHS.iter().flat_map(|a| LENGTHS.iter().map(move |b| (*a, *b)));
+        let begins = [0, 1, 63, 64].iter().flat_map(|first| [0, 1, 64].iter().map(move |gap| (*first, *gap)));
+        pairs.flat_map(move |(a, b)| {
+            begins.clone().map(move |(first, gap)| {
+                let slot =
+                    |id, first, pages| LoggedSlot { id: SlotId(id), first: RamPage::new(first), pages };
+                // In no order.
+                vec![slot(7, first + a + gap, b), slot(3, first, a)]
+            })
+        })
+    }
+
+    #[test]
+    fn a_look_finds_the_marks_of_every_slot_where_its_pages_are() {
+        for slots in few_slots() {
+            for marks in [0, 1, 0x80, 0xa5, 0xff] {
+                let log = Arc::new(Marked(slots.clone(), marks));
+                // What was there stays.
+                let mut dirty = PageSet::new();
+                dirty.insert(RamPage::new(1000));
+                DirtyRanges::new(Arc::clone(&log) as Arc<dyn DirtyLog>, slots.clone())
+                    .look(&mut dirty)
+                    .unwrap();
+                let in_a_slot =
+                    |p: &u64| slots.iter().any(|s| (s.first.get()..s.first.get() + s.pages).contains(p));
+                let wanted = (0..400).filter(in_a_slot).filter(|p| log.is_marked(*p)).chain([1000]);
+                assert!(dirty.iter().map(RamPage::get).eq(wanted), "{slots:?} {marks:#x}");
+            }
+        }
+    }
+
+    #[test]
+    fn pages_about_the_edges_of_slots_and_calls_are_cleared_once_and_by_their_slot() {
+        let slot = |id, first, pages| LoggedSlot { id: SlotId(id), first: RamPage::new(first), pages };
+        // The last one takes three calls, and its last page's number is the last that an address has.
+        let last = slot(9, (1 << 52) - 2 * SPAN_MAX - 5, 2 * SPAN_MAX + 5);
+        let far = [0, 1, 63, 64, SPAN_MAX - 1, SPAN_MAX, SPAN_MAX + 63, 2 * SPAN_MAX, 2 * SPAN_MAX + 4];
+        for mut slots in few_slots() {
+            slots.push(last);
+            let about = (0..400).chain([last.first.get() - 1]);
+            let pages: Vec<_> = about.chain(far.map(|p| last.first.get() + p)).map(RamPage::new).collect();
+            let log = Arc::new(Recorder::default());
+            DirtyRanges::new(Arc::clone(&log) as Arc<dyn DirtyLog>, slots.clone()).clear(&pages).unwrap();
+            let of_slot = |page: &RamPage| {
+                let inside = |s: &&LoggedSlot| (s.first.get()..s.first.get() + s.pages).contains(&page.get());
+                slots.iter().find(inside).map(|s| (s.id.0, page.get() - s.first.get()))
+            };
+            assert!(pages.iter().filter_map(of_slot).eq(log.0.lock().unwrap().iter().copied()), "{slots:?}");
+        }
+    }
 }
