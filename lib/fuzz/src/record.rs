@@ -4,10 +4,6 @@
 //! and what the host lets through to its helper is exactly one group of as many pages as the frame said,
 //! whose list was read from memory that anybody may change.
 
-use std::cell::RefCell;
-use std::io;
-use std::os::fd::BorrowedFd;
-
 use mirrorvm::memory::Span;
 use mirrorvm::migration::records::{Mask, Pass, pass};
 use mirrorvm::migration::wire::{DATA_HEADER_BYTES, DATA_MAX, DataFrame};
@@ -21,30 +17,11 @@ use mirrorvm_abi::record::{
 
 use crate::{Bytes, Seed};
 
-/// Memory of plain bytes.
-struct Plain(RefCell<Vec<u8>>);
+// Bytes of our own where the host has a helper's memory; the library's own tests have it, too.
+#[path = "../../src/memory/plain.rs"]
+mod plain;
 
-impl Span for Plain {
-    fn len(&self) -> usize {
-        self.0.borrow().len()
-    }
-
-    fn write_to(&self, _: usize, _: BorrowedFd<'_>) -> io::Result<usize> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-
-    fn read_from(&self, _: usize, _: BorrowedFd<'_>) -> io::Result<usize> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-
-    fn copy_out(&self, at: usize, to: &mut [u8]) {
-        to.copy_from_slice(&self.0.borrow()[at..at + to.len()]);
-    }
-
-    fn copy_in(&self, at: usize, from: &[u8]) {
-        self.0.borrow_mut()[at..at + from.len()].copy_from_slice(from);
-    }
-}
+use plain::Plain;
 
 /// A frame's header, a data frame's header, and what follows: a group, of which zeros may be left out at the
 /// end (`zeros` times 16 bytes).
@@ -95,7 +72,7 @@ fn header(group: &[u8]) {
 
 /// What the host makes of it on a stream without TLS, and inside TLS.
 fn passed(group: &[u8], count: u32) {
-    let span = Plain(RefCell::new(group.to_vec()));
+    let span = Plain::new(group);
     let mut seen = Vec::new();
     let looked = pass(&span, count, Pass::Look, |listed| seen.push(listed));
     let whole =

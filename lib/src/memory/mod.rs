@@ -10,6 +10,8 @@ mod foreign;
 mod heap;
 mod limits;
 mod mapping;
+#[cfg(test)]
+pub(crate) mod plain;
 mod ram;
 mod secret;
 mod span;

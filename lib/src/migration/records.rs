@@ -82,34 +82,11 @@ pub fn pass(
 
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
-    use std::io;
-    use std::os::fd::BorrowedFd;
-
     use proptest::prelude::*;
 
     use super::*;
+    use crate::memory::plain::Plain;
     use crate::mirror::records::tests::group;
-
-    struct Plain(RefCell<Vec<u8>>);
-
-    impl Span for Plain {
-        fn len(&self) -> usize {
-            self.0.borrow().len()
-        }
-        fn write_to(&self, _: usize, _: BorrowedFd<'_>) -> io::Result<usize> {
-            Err(io::ErrorKind::Unsupported.into())
-        }
-        fn read_from(&self, _: usize, _: BorrowedFd<'_>) -> io::Result<usize> {
-            Err(io::ErrorKind::Unsupported.into())
-        }
-        fn copy_out(&self, at: usize, to: &mut [u8]) {
-            to.copy_from_slice(&self.0.borrow()[at..at + to.len()]);
-        }
-        fn copy_in(&self, at: usize, from: &[u8]) {
-            self.0.borrow_mut()[at..at + from.len()].copy_from_slice(from);
-        }
-    }
 
     fn batch(zero: &[bool], first: u64) -> Vec<u8> {
         let listed = |(i, zero): (usize, &bool)| Listed { page: first + i as u64, zero: *zero };
@@ -125,7 +102,7 @@ mod tests {
             let (mut out, mut back) = (Mask::new(&key, 3), Mask::new(&key, 3));
             for (zero, first) in batches {
                 let bytes = batch(&zero, first);
-                let span = Plain(RefCell::new(bytes.clone()));
+                let span = Plain::new(&bytes);
                 let (count, front) = (zero.len() as u32, front_bytes(zero.len()));
                 pass(&span, count, Pass::Hide(&mut out), |_| {}).unwrap();
                 let hidden = span.0.borrow().clone();
@@ -144,7 +121,7 @@ mod tests {
         fn bytes_of_a_stranger_are_refused_and_never_read_past(
             bytes in prop::collection::vec(any::<u8>(), 0..9000), count in 0u32..600, key: [u8; 32],
         ) {
-            let span = Plain(RefCell::new(bytes));
+            let span = Plain::new(&bytes);
             let shown = pass(&span, count, Pass::Show(&mut Mask::new(&key, 0)), |_| ());
             let seen = pass(&span, count, Pass::Look, |_| ());
             prop_assert!(shown.is_err() && seen.is_err());
@@ -154,9 +131,7 @@ mod tests {
     #[test]
     fn a_batch_of_another_length_or_count_is_refused() {
         let bytes = batch(&[false, true, false], 7);
-        let look = |bytes: &[u8], count| {
-            pass(&Plain(RefCell::new(bytes.to_vec())), count, Pass::Look, |_| {}).is_ok()
-        };
+        let look = |bytes: &[u8], count| pass(&Plain::new(bytes), count, Pass::Look, |_| {}).is_ok();
         assert!(look(&bytes, 3));
         for count in [0, 1, 2, 4, BATCH_MAX as u32 + 1, u32::MAX] {
             assert!(!look(&bytes, count), "{count}");
