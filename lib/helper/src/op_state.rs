@@ -154,3 +154,58 @@ impl DestinationOp {
         matches!(self, Self::LiveImport)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type S = SourceOp;
+    type D = DestinationOp;
+
+    const SOURCE: [S; 5] = [S::Running, S::LiveExport, S::PausedExport, S::PostExport, S::Done];
+    const DESTINATION: [D; 6] =
+        [D::Idle, D::MemoryImport, D::StateImport, D::PostImport, D::LiveImport, D::FailedImport];
+
+    /// Every state after `event`, in the order above; where it is refused, none.
+    fn source(event: SourceEvent) -> [Option<S>; 5] {
+        SOURCE.map(|state| state.step(event).ok())
+    }
+
+    fn destination(event: DestinationEvent) -> [Option<D>; 6] {
+        DESTINATION.map(|state| state.step(event).ok())
+    }
+
+    #[test]
+    fn a_source_takes_a_step_only_from_where_it_may() {
+        use SourceEvent as E;
+        let (running, done) = (Some(S::Running), Some(S::Done));
+        assert_eq!(source(E::Begin), [Some(S::LiveExport), None, None, None, None]);
+        assert_eq!(source(E::Pause), [None, Some(S::PausedExport), None, None, None]);
+        // START says that the guest is complete, which it is only while it is held.
+        assert_eq!(source(E::Start), [None, None, Some(S::PostExport), None, None]);
+        // After START nothing but the destination's word leads back.
+        assert_eq!(source(E::Cancel), [None, running, running, None, None]);
+        assert_eq!(source(E::AbortToken), [None, running, running, running, None]);
+        assert_eq!(source(E::CommitToken), [None, done, done, done, None]);
+    }
+
+    #[test]
+    fn a_destination_takes_a_step_only_from_where_it_may() {
+        use DestinationEvent as E;
+        let failed = Some(D::FailedImport);
+        assert_eq!(destination(E::Begin), [Some(D::MemoryImport), None, None, None, None, None]);
+        assert_eq!(destination(E::State), [None, Some(D::StateImport), None, None, None, None]);
+        assert_eq!(destination(E::StartToken), [None, None, Some(D::PostImport), None, None, None]);
+        // COMMIT only with a complete guest, and never beside ABORT.
+        assert_eq!(destination(E::Commit), [None, None, None, Some(D::LiveImport), None, None]);
+        assert_eq!(destination(E::Fail), [None, failed, failed, failed, None, failed]);
+    }
+
+    #[test]
+    fn a_guest_executes_and_its_pages_leave_only_where_they_may() {
+        assert_eq!(SOURCE.map(S::may_run), [true, true, false, false, false]);
+        assert_eq!(SOURCE.map(S::may_export), [false, true, true, false, false]);
+        // Complete is not committed: until COMMIT the source may get it back.
+        assert_eq!(DESTINATION.map(D::may_run), [false, false, false, false, true, false]);
+    }
+}

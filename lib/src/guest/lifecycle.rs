@@ -106,6 +106,36 @@ mod tests {
         Event::Arrived,
     ];
 
+    #[test]
+    fn every_request_is_legal_where_it_is_said_to_be_and_nowhere_else() {
+        use Event as E;
+        use GuestState as S;
+        // By event: from which states, to which.
+        let legal: [(E, &[S], S); 12] = [
+            (E::Start, &[S::Stopped], S::Starting),
+            (E::Started, &[S::Starting], S::Running),
+            // What is so already may be asked for.
+            (E::Pause, &[S::Running, S::Paused], S::Paused),
+            (E::Resume, &[S::Running, S::Paused], S::Running),
+            (E::Stop, &[S::Running, S::Paused, S::Failed], S::Stopping),
+            (E::Stopped, &[S::Stopping], S::Stopped),
+            // In doubt a machine that breaks stays in doubt: the other host may have the guest.
+            (E::Broke, &[S::Starting, S::Running, S::Paused, S::Incoming], S::Failed),
+            (E::HoldForHandOver, &[S::Running, S::Paused], S::Paused),
+            (E::StartSent, &[S::Paused], S::InDoubt),
+            (E::HandedBack, &[S::InDoubt], S::Paused),
+            (E::HandedOver, &[S::InDoubt], S::Stopped),
+            (E::Arrived, &[S::Incoming], S::Running),
+        ];
+        for state in S::ALL {
+            for event in EVENTS {
+                let to = legal.iter().find(|(e, from, _)| *e == event && from.contains(state));
+                assert_eq!(state.step(event).ok(), to.map(|(.., to)| *to), "{state:?} and {event:?}");
+            }
+            assert_eq!(state.may_run(), *state == S::Running);
+        }
+    }
+
     proptest! {
         /// After START a guest runs here again only through HandedBack, whatever else is tried.
         #[test]

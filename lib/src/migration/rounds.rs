@@ -564,4 +564,44 @@ mod tests {
         let decision = course.decide(&seen(100, 10, 2_000, 1010), &limits);
         assert!(matches!(decision, Decision::Switchover { .. }), "{decision:?}");
     }
+
+    #[test]
+    fn a_live_round_ends_with_the_time_unless_the_guest_is_only_slowed_then() {
+        let begun = Instant::now();
+        let of = |on_timeout| MigrationLimits { on_timeout, timeout_ms: 1_234, ..Default::default() };
+        let end = Some(begun + Duration::from_millis(1_234));
+        assert_eq!(ends_at(begun, &of(OnTimeout::Cancel)), end);
+        assert_eq!(ends_at(begun, &of(OnTimeout::Force)), end);
+        assert_eq!(ends_at(begun, &of(OnTimeout::Throttle)), None);
+    }
+
+    #[test]
+    fn a_round_rests_only_while_no_pause_is_near_and_little_is_left() {
+        let limits = |downtime_ms| MigrationLimits { downtime_ms, ..Default::default() };
+        let left = |pages, elapsed| seen(100_000, 1_000, pages, elapsed);
+        let course = fresh();
+        // The floor of a machine in this process is 8 ms.
+        assert!(course.may_rest(&left(TELLING_PAGES - 1, 0), &limits(7)));
+        assert!(!course.may_rest(&left(TELLING_PAGES, 0), &limits(7)), "there is something to send");
+        assert!(!course.may_rest(&left(0, 0), &limits(8)), "a pause may come");
+        let mut course = fresh();
+        course.went_back(Duration::from_millis(1), Duration::from_millis(1_000), &limits(100));
+        assert!(course.may_rest(&left(0, 1_199), &limits(100)), "the next pause is not due");
+        assert!(!course.may_rest(&left(0, 1_200), &limits(100)));
+    }
+
+    #[test]
+    fn a_pause_is_broken_off_past_the_limit_and_a_tenth_and_not_before() {
+        let ms = Duration::from_millis;
+        assert_eq!(
+            [0, 49, 50, 51, 1_000].map(|limit| tolerance(ms(limit))).map(|t| t.as_micros()),
+            [5_000, 5_000, 5_000, 5_100, 100_000]
+        );
+        let bound = Bound { limit: ms(100), pages_per_second: 1_000.0, settle: ms(2), arrive: ms(5) };
+        let more = Duration::from_nanos(1);
+        // 100 and 10: arriving takes 5, a page 1, and pages take 2 to settle.
+        assert!(bound.holds(ms(105), 0) && !bound.holds(ms(105) + more, 0));
+        assert!(bound.holds(ms(102), 1) && !bound.holds(ms(102) + more, 1));
+        assert!(bound.holds(ms(53), 50) && !bound.holds(ms(53), 51));
+    }
 }
