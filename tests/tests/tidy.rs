@@ -432,3 +432,35 @@ fn every_decision_is_in_the_list_and_says_what_would_change_it() {
         }
     }
 }
+
+#[test]
+fn every_fault_that_may_survive_is_of_a_function_that_is_there_and_has_a_reason() {
+    let list = std::fs::read_to_string(top().join("tests/tools/mutants-survive.txt")).unwrap();
+    let sources = everything();
+    // Past the head, which says what the list is.
+    let (mut reasoned, mut wrong) = (false, Vec::new());
+    for line in list.split_once("\n\n").map_or("", |(_, lists)| lists).lines() {
+        if line.is_empty() || line.starts_with('#') {
+            reasoned = !line.is_empty();
+            continue;
+        }
+        // FILE: FAULT in FUNCTION, or FILE: replace FUNCTION -> TYPE with VALUE.
+        let (file, fault) = line.split_once(": ").unwrap_or((line, ""));
+        let whole = fault.strip_prefix("replace ").and_then(|f| f.split_once(" with ")).map(|(f, _)| f);
+        let function = match fault.rsplit_once(" in ") {
+            Some((_, function)) => function,
+            None => whole.map_or("", |f| f.split(" -> ").next().unwrap()),
+        };
+        let name = function.rsplit("::").next().unwrap();
+        let there = sources.iter().find(|s| s.path == file).is_some_and(|s| {
+            s.code().contains(&format!("fn {name}(")) || s.code().contains(&format!("fn {name}<"))
+        });
+        if name.is_empty() || !there {
+            wrong.push(format!("no such function: {line}"));
+        }
+        if !reasoned {
+            wrong.push(format!("no reason above: {line}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
