@@ -77,7 +77,7 @@ fn spec(ram: OwnedFd, incoming: bool) -> QemuSpec {
         memory_bytes: RAM,
         kernel: sealed("vmlinuz"),
         initrd: Some(sealed("initrd.gz")),
-        append: "console=ttyS0 quiet panic=-1".to_owned(),
+        append: "console=ttyS0 no_timer_check quiet panic=-1".to_owned(),
         ram,
         run_as: None,
         incoming,

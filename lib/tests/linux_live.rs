@@ -44,7 +44,7 @@ fn linux(append: &str) -> Option<GuestSpec> {
         vcpus: 1,
         kernel: file("vmlinuz"),
         initrd: Some(file("initrd.gz")),
-        append: format!("console=ttyS0 quiet panic=-1 {append}"),
+        append: format!("console=ttyS0 no_timer_check quiet panic=-1 {append}"),
         accel: AccelChoice::Auto,
     });
     Some(guest(driver, &[(MIB, Some(0))]))

@@ -144,7 +144,7 @@ fn linux(name: &str) -> Value {
     json!({
         "name": name,
         "driver": {"kind": "qemu", "vcpus": 1, "kernel": built.join("vmlinuz"), "initrd": built.join("initrd.gz"),
-            "append": "console=ttyS0 panic=-1"},
+            "append": "console=ttyS0 no_timer_check panic=-1"},
         "memory": {"blocks": [{"name": "ram0", "size_bytes": 256 << 20, "gpa": 0}]},
     })
 }

@@ -39,7 +39,7 @@ fn linux(name: &str, mib: u64, append: &str) -> Value {
     json!({
         "name": name,
         "driver": {"kind": "qemu", "vcpus": 1, "kernel": built.join("vmlinuz"),
-            "initrd": built.join("initrd.gz"), "append": format!("console=ttyS0 panic=-1 {append}")},
+            "initrd": built.join("initrd.gz"), "append": format!("console=ttyS0 no_timer_check panic=-1 {append}")},
         "memory": {"blocks": [{"name": "ram0", "size_bytes": mib << 20, "gpa": 0}]},
     })
 }

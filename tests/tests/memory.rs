@@ -41,7 +41,7 @@ fn linux(name: &str) -> Value {
     json!({
         "name": name,
         "driver": {"kind": "qemu", "vcpus": 1, "kernel": images.join("vmlinuz"),
-            "initrd": images.join("initrd.gz"), "accel": "tcg", "append": "console=ttyS0 quiet panic=-1"},
+            "initrd": images.join("initrd.gz"), "accel": "tcg", "append": "console=ttyS0 no_timer_check quiet panic=-1"},
         "memory": {"blocks": [{"name": "ram0", "size_bytes": 128 * MIB, "gpa": 0}]},
     })
 }

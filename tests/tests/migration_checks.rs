@@ -232,7 +232,7 @@ fn linux(kernel: &Path, initrd: &Path) -> Value {
     json!({
         "name": "q",
         "driver": {"kind": "qemu", "vcpus": 1, "kernel": kernel, "initrd": initrd, "accel": "tcg",
-            "append": "console=ttyS0 quiet panic=-1"},
+            "append": "console=ttyS0 no_timer_check quiet panic=-1"},
         "memory": {"blocks": [{"name": "ram0", "size_bytes": 256u64 << 20, "gpa": 0}], "backing": "memfd"},
     })
 }

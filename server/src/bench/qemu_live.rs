@@ -51,7 +51,7 @@ async fn both(args: &BenchArgs, kernel: PathBuf, initrd: PathBuf) -> Result<Vec<
                 vcpus: 1,
                 kernel: kernel.to_string_lossy().into_owned(),
                 initrd: Some(initrd.to_string_lossy().into_owned()),
-                append: "console=ttyS0 quiet panic=-1".into(),
+                append: "console=ttyS0 no_timer_check quiet panic=-1".into(),
                 accel: AccelChoice::Auto,
             }),
             blocks: vec![BlockSpec { name: "ram0".into(), size_bytes: bytes, gpa: Some(Gpa::new(0)) }],

@@ -66,7 +66,7 @@ impl<'a> Setting<'a> {
             }
             Driver::Qemu => json!({"kind": kind, "vcpus": 1,
                 "kernel": absolute(self.args.kernel.as_deref()), "initrd": absolute(self.args.initrd.as_deref()),
-                "append": "console=ttyS0 quiet panic=-1", "accel": "auto"}),
+                "append": "console=ttyS0 no_timer_check quiet panic=-1", "accel": "auto"}),
         };
         if self.args.es {
             // Registers are encrypted once and for all at the launch, the mirror's included: it is made then.
