@@ -322,9 +322,8 @@ fn comments_keep_to_the_width_of_the_code() {
     assert!(wide.is_empty(), "{wide:#?}");
 }
 
-/// Under TCG a Linux counts ticks of its timer while it starts, in the time that it takes the host to pass: on
-/// a busy one there are none, and it panics ("IO-APIC + timer doesn't work"). Whoever means to see another end
-/// of it tells it not to look.
+/// Under TCG a Linux counts ticks of its timer while it starts. On a busy
+/// host there are none, and it panics ("IO-APIC + timer doesn't work"). All of ours are told not to.
 #[test]
 fn every_linux_that_is_started_is_told_not_to_count_ticks() {
     let console = format!("console={} ", "ttyS0");
