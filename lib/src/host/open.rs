@@ -13,7 +13,7 @@ use super::guests::task;
 use super::inner::Inner;
 use super::machines;
 use super::migrations::entry::MigrationEntry;
-use super::migrations::{confirm, incoming, journal, outgoing};
+use super::migrations::{confirm, incoming, journal, run};
 use super::stored::{self, HostId, KnownIdentity, PageSecret};
 use super::{
     Audit, Fault, GuestAudit, GuestRecord, GuestState, Host, MigrationDirection, MigrationRecord,
@@ -417,7 +417,7 @@ fn reconcile_migration(
     inner.restore_migration(Arc::clone(&entry));
     if found == FoundMigration::InDoubt {
         let _ = entry.control.pass_point_of_no_return();
-        inner.runtime.spawn(outgoing::settle_after_restart(Arc::clone(inner), entry));
+        inner.runtime.spawn(run::settle_after_restart(Arc::clone(inner), entry));
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ use uuid::Uuid;
 use crate::host::{Audit, AuditMode, GuestAudit, HostError, MigrationRecord, NotRun};
 use crate::migration::Held;
 use crate::sync::Locked;
+use crate::waiting::with_thread;
 
 /// What is kept of guests that left: by migration the guest, and its RAM and mirror.
 #[derive(Default)]
@@ -40,7 +41,8 @@ impl Audits {
             let kept = self.kept.locked();
             kept.values().filter(|(guest, _)| wanted(*guest)).map(|(_, held)| Arc::clone(held)).collect()
         };
-        found.iter().for_each(|held| held.free(why));
+        // Memory that is given back is waited for, and machines end.
+        with_thread(|| found.iter().for_each(|held| held.free(why)));
         !found.is_empty()
     }
 

@@ -20,6 +20,7 @@ pub(super) mod policy;
 pub(super) mod refusals;
 pub(super) mod reserve;
 pub(super) mod resolution;
+pub(super) mod run;
 pub(super) mod ticket;
 pub(super) mod tickets;
 pub(super) mod types;

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::host::{FieldError, HostError, PeerRecord, PeerSpec, validate};
+use crate::host::{Destination, FieldError, HostError, PeerRecord, PeerSpec, validate};
 use crate::transport::Endpoint;
 
 /// Longest text of a ticket.
@@ -23,6 +23,19 @@ pub struct TicketSpec {
     pub source_identity: String,
     /// How long it is good: `bounds::TICKET_SECONDS`.
     pub expires_in_seconds: u64,
+}
+
+impl Destination {
+    /// The ticket that leads there, if one does.
+    ///
+    /// # Errors
+    /// Its text is no ticket's.
+    pub(super) fn ticket(&self) -> Result<Option<Ticket>, HostError> {
+        match self {
+            Self::Host(_) => Ok(None),
+            Self::Ticket(text) => Ticket::parse(text).map(Some),
+        }
+    }
 }
 
 /// What a ticket says to its bearer.
