@@ -84,7 +84,7 @@ fn helpers_mirrors_memory_and_stages() {
     if !kvm() {
         return;
     }
-    let report = report(&["seal", "create", "memory", "stages", "migrate"]);
+    let report = report(&["seal", "create", "audit", "memory", "stages", "migrate"]);
     has(
         &report,
         &[
@@ -92,6 +92,9 @@ fn helpers_mirrors_memory_and_stages() {
             ("helper seals, second pass / ring", true),
             ("mirror: plan, load, create, helper ready", true),
             ("mirror / raw", true),
+            ("audit of 64 MiB: processor time of both helpers", true),
+            ("audit of 64 MiB: of that, the source's after START", false),
+            ("audit of 64 MiB: of that, the destination's after START", false),
             ("source beyond 64 MiB of guest RAM", true),
             ("destination beyond 64 MiB of guest RAM", true),
             ("of that, seal", false),

@@ -10,13 +10,8 @@
 use mirrorvm::migration::stages::{self, Reading, Stage};
 
 use super::pair::{Course, Pair};
-use super::threads::{Sampler, Thread};
+use super::threads::{Sampler, Thread, is_helper};
 use super::{BenchArgs, BenchError, Found, Row};
-
-/// Helpers' threads are called `mir` and their number.
-fn is_helper(thread: &Thread) -> bool {
-    thread.name.strip_prefix("mir").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
-}
 
 /// CPU seconds of one migration.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -71,7 +66,7 @@ impl Spent {
 pub(super) fn measure(args: &BenchArgs) -> Result<Found, BenchError> {
     let bytes = args.sizes().first().copied().ok_or("no size")?;
     let gib = bytes as f64 / f64::from(1 << 30);
-    let course = Course { bytes, streams: args.streams(), load: None, downtime_ms: 300, bandwidth: None };
+    let course = Course::paused(bytes, args.streams());
     let mut shares: Vec<(&str, Vec<f64>)> = Vec::new();
     let mut waits: Vec<(Stage, Vec<f64>)> = Stage::ALL.iter().map(|s| (*s, Vec::new())).collect();
     let (mut seconds, mut cpu, mut faults) = (Vec::new(), Vec::new(), Vec::new());

@@ -26,11 +26,9 @@ pub(super) fn measure(args: &BenchArgs) -> Result<Found, BenchError> {
     let (mut ours, mut theirs) = (Vec::new(), BTreeMap::<Mode, Vec<f64>>::new());
     for _ in 0..args.runs() {
         let course = pair::Course {
-            bytes,
-            streams: args.streams(),
             load: Some((set, rate)),
             downtime_ms: LIMIT_MS,
-            bandwidth: None,
+            ..pair::Course::paused(bytes, args.streams())
         };
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let moved = runtime.block_on(pair::once(course))?;

@@ -14,8 +14,7 @@ pub(super) fn measure(args: &BenchArgs) -> Result<Vec<Row>, BenchError> {
         let (mut rate, mut downtime, mut total) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..args.runs() {
             let load = Some(((bytes / 4).min(64 << 20), RATE));
-            let moved =
-                runtime.block_on(once(Course { bytes, streams, load, downtime_ms: 300, bandwidth: None }))?;
+            let moved = runtime.block_on(once(Course { load, ..Course::paused(bytes, streams) }))?;
             let moving: u64 = moved.record.rounds.iter().map(|r| r.duration_us).sum();
             rate.push(moved.record.progress.processed_bytes as f64 / moving as f64);
             downtime.push(moved.record.progress.downtime_ms.unwrap_or(f64::NAN));
@@ -36,8 +35,7 @@ async fn limited(args: &BenchArgs) -> Result<Row, BenchError> {
     let (bytes, limit) = (args.bytes(), 200 << 20);
     let mut off = Vec::new();
     for _ in 0..args.runs() {
-        let course =
-            Course { bytes, streams: 2, load: Some((1 << 20, 0)), downtime_ms: 300, bandwidth: Some(limit) };
+        let course = Course { load: Some((1 << 20, 0)), bandwidth: Some(limit), ..Course::paused(bytes, 2) };
         let moved = once(course).await?;
         let round = moved.record.rounds.first().ok_or("no round")?;
         let rate = round.bytes as f64 / (round.duration_us as f64 / 1e6);

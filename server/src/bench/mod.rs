@@ -9,10 +9,11 @@
 //!   QEMU's TLS wants.
 //! - [`daemon`]: a daemon as a child, and connections to it. [`threads`]: what threads compute. [`writer`]: a
 //!   guest for QEMU.
-//! - One module per scenario: [`seal`], [`scan`], [`create`], [`plan`], [`migrate`], [`versus`],
+//! - One module per scenario: [`seal`], [`audit`], [`scan`], [`create`], [`plan`], [`migrate`], [`versus`],
 //!   [`downtime`], [`footprint`], [`breakdown`], [`qemu_live`], [`api`].
 
 mod api;
+mod audit;
 mod breakdown;
 mod certificates;
 mod create;
@@ -110,6 +111,8 @@ enum Scenario {
     Scan,
     /// Mirror creation up to "helper ready" against the raw KVM calls.
     Create,
+    /// What the audit after a hand-over costs: a paused guest moves without and with one.
+    Audit,
     /// What two daemons need beyond the guest's RAM during a migration.
     Memory,
     /// Where the time of a migration goes: fault, seal, headers, socket, open.
@@ -133,6 +136,7 @@ impl Scenario {
             | Self::Seal
             | Self::Scan
             | Self::Create
+            | Self::Audit
             | Self::Memory
             | Self::Stages
             | Self::QemuLive
@@ -179,6 +183,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), BenchError> {
             Scenario::Seal => seal::measure(args).map(Found::from),
             Scenario::Scan => scan::measure(args).map(Found::from),
             Scenario::Create => create::measure(args).map(Found::from),
+            Scenario::Audit => audit::measure(args).map(Found::from),
             Scenario::Memory => footprint::measure(args).map(Found::from),
             Scenario::Stages => breakdown::measure(args),
             Scenario::Plan => plan::measure(args).map(Found::from),

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use mirrorvm::addr::Gpa;
 use mirrorvm::address_space::{BlockSpec, Shift, Strategy};
 use mirrorvm::host::{
-    Ask, AuditMode, Destination, EmbeddedDriver, Fill, GuestAction, GuestSpec, Host, HostConfig, Labels,
-    MigrationLimits, MigrationMode, MigrationRecord, MigrationSpec, MigrationState, MirrorChoice, PeerSpec,
-    SourceAfter, StreamTransport, Suite, WorkloadGuest, WorkloadSpec,
+    Ask, Audit, AuditMode, AuditState, Destination, EmbeddedDriver, Fill, GuestAction, GuestSpec, Host,
+    HostConfig, Labels, MigrationLimits, MigrationMode, MigrationRecord, MigrationSpec, MigrationState,
+    MirrorChoice, PeerSpec, SourceAfter, StreamTransport, Suite, WorkloadGuest, WorkloadSpec,
 };
 use mirrorvm_abi::PAGE_BYTES as PAGE;
 
@@ -28,6 +28,15 @@ pub(super) struct Course {
     pub downtime_ms: u64,
     /// Most page content a second; `None`: as fast as it goes.
     pub bandwidth: Option<u64>,
+    /// Whether its RAM is compared afterwards.
+    pub audit: AuditMode,
+}
+
+impl Course {
+    /// A guest that is paused, moves as fast as it goes, and is not audited.
+    pub const fn paused(bytes: u64, streams: u16) -> Self {
+        Self { bytes, streams, load: None, downtime_ms: 300, bandwidth: None, audit: AuditMode::Never }
+    }
 }
 
 /// How a migration went; every page was compared.
@@ -110,7 +119,7 @@ impl Pair {
             },
             source_after: SourceAfter::KeepStopped,
             verify: true,
-            audit: AuditMode::Never,
+            audit: self.course.audit,
         };
         warm(self.course.bytes)?;
         let asked = Instant::now();
@@ -134,6 +143,13 @@ impl Pair {
         let pause = p.downtime_ms.ok_or("a migration without a pause")?;
         let own = p.setup_ms as f64 / 1e3 + rounds as f64 / 1e6 + pause / 1e3;
         Ok(Moved { seconds: before.as_secs_f64() + own, record: end })
+    }
+
+    /// What came of a migration's audit: the source's word and the destination's.
+    pub async fn audits(&self, moved: &Moved) -> Result<(Audit, Audit), BenchError> {
+        let id = moved.record.id;
+        let ended = |host: &Host| host.migration(id).ok()?.audit.filter(|a| a.state != AuditState::Pending);
+        Ok((until(|| ended(&self.source)).await?, until(|| ended(&self.destination)).await?))
     }
 
     /// Ends both hosts; memory is free when this returns.

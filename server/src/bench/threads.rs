@@ -25,6 +25,11 @@ pub(super) struct Thread {
     pub began: u64,
 }
 
+/// Helpers' threads are called `mir` and their number.
+pub(super) fn is_helper(thread: &Thread) -> bool {
+    thread.name.strip_prefix("mir").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+}
+
 /// Parses one line of `/proc/*/stat` (proc_pid_stat(5)); the name may hold spaces and parentheses.
 fn parse(line: &str, ticks_per_second: f64) -> Option<Thread> {
     let (open, close) = (line.find('(')?, line.rfind(')')?);

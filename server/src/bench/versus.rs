@@ -58,8 +58,7 @@ fn in_turns(
 ) -> Result<(Times, BTreeMap<Mode, Times>), BenchError> {
     let (mut ours, mut theirs) = (Times::new(), BTreeMap::<_, Times>::new());
     for _ in 0..args.runs() {
-        let course =
-            pair::Course { bytes, streams: args.streams(), load: None, downtime_ms: 300, bandwidth: None };
+        let course = pair::Course::paused(bytes, args.streams());
         // A runtime of its own: its threads, and all that they hold, are gone before QEMU runs.
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         ours.push(runtime.block_on(pair::once(course))?.seconds);
