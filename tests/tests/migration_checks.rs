@@ -176,19 +176,22 @@ fn a_destination_that_cannot_be_reached_is_no_yes() {
 #[test]
 fn a_destination_that_cannot_be_asked_makes_it_unknown() {
     let a = Daemon::start("a");
-    a.run_guest(&emulated("g1"));
+    let mut plain = emulated("g1");
+    plain["driver"]["sev"] = Value::Null;
+    a.run_guest(&plain);
     let helper: Vec<u8> = {
         let text = a.read("/v1/host/capabilities")["helper_measurement"].as_str().unwrap().to_owned();
         let hex = text.strip_prefix("sha256:").unwrap().to_owned();
         (0..32).map(|i| u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).unwrap()).collect()
     };
+    let oldest = wire::PROTOCOL_VERSIONS[0];
     let abilities = Abilities {
         drivers: vec!["emulated".into()],
         strategies: vec!["shifted".into()],
         helper_abi: (3, 3),
         helper_measurement: helper.try_into().unwrap(),
         suites: vec!["aes-256-gcm".into()],
-        protocol_versions: wire::PROTOCOL_VERSIONS.to_vec(),
+        protocol_versions: vec![oldest],
         max_phys_bits: 52,
         c_bit: None,
         phys_bit_reduction: 0,
@@ -206,11 +209,7 @@ fn a_destination_that_cannot_be_asked_makes_it_unknown() {
             let _ = link.close();
             return;
         }
-        let ack = HelloAck {
-            protocol: wire::PROTOCOL_VERSIONS[0],
-            protocol_versions: Some(wire::PROTOCOL_VERSIONS.to_vec()),
-            host: "old".into(),
-        };
+        let ack = HelloAck { protocol: oldest, protocol_versions: Some(vec![oldest]), host: "old".into() };
         wire::send(&mut link, kind::HELLO_ACK, &ack).unwrap();
         let _ = wire::send(&mut link, kind::ABILITIES, &abilities).map(|()| link.close());
     };
@@ -225,6 +224,17 @@ fn a_destination_that_cannot_be_asked_makes_it_unknown() {
     assert_eq!(codes(&found["unknowns"]), ["destination_not_asked"], "{found}");
     let dry = a.post("/v1/migrations?dry_run=true", &wanted).expect(200).json();
     assert_eq!(codes(&dry["preview"]["warnings"]), ["destination_not_asked"], "{dry}");
+    // What is known of such a build from what it says of itself.
+    assert!(oldest < wire::EVIDENCE_SINCE);
+    for (name, demanded, blockers) in [("g2", true, vec!["evidence_missing"]), ("g3", false, vec![])] {
+        let mut guest = emulated(name);
+        guest["driver"]["sev"] = json!({"attestation": {"demanded": demanded}});
+        a.run_guest(&guest);
+        let found = check(&a, &migration(name, "old", "precopy"));
+        assert_eq!(codes(&found["blockers"]), blockers, "{found}");
+        assert_eq!(codes(&found["unknowns"]), ["destination_not_asked"], "{found}");
+        assert_eq!(found["migratable"], false, "{found}");
+    }
 }
 
 /// A QEMU guest with these files; it need not have booted to be moved.
