@@ -402,36 +402,82 @@ fn links_between_documents_lead_somewhere() {
     assert!(dead.is_empty(), "{dead:#?}");
 }
 
+/// Rows of the table of promises that are kept: their number, and the tests that they name. A word of three
+/// parts or more, in code's type, is the name of a test.
+fn promises() -> Vec<(u64, String, Vec<String>)> {
+    let security = std::fs::read_to_string(top().join("SECURITY.md")).unwrap();
+    let rows = security.lines().filter(|line| line.starts_with("| ") && line.contains("kept"));
+    let of = |row: &str| {
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        let last = row.trim_end_matches('|').rsplit('|').next().unwrap();
+        let words = last.split('`').skip(1).step_by(2).filter(|word| word.matches('_').count() > 2);
+        let kept = cells[3].starts_with("kept");
+        kept.then(|| Some((cells[1].parse().ok()?, row.to_owned(), words.map(str::to_owned).collect())))?
+    };
+    let rows: Vec<_> = rows.filter_map(of).collect();
+    assert!(rows.len() > 20, "the table of promises");
+    rows
+}
+
+fn functions() -> BTreeSet<String> {
+    let all = everything();
+    let all =
+        all.iter().flat_map(|source| source.text.match_indices("fn ").map(|(at, _)| &source.text[at + 3..]));
+    all.map(|rest| rest.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect()).collect()
+}
+
 #[test]
 fn every_test_that_a_promise_names_is_there() {
-    let security = std::fs::read_to_string(top().join("SECURITY.md")).unwrap();
-    let rows: Vec<&str> =
-        security.lines().filter(|line| line.starts_with("| ") && line.contains("kept")).collect();
-    assert!(rows.len() > 20, "the table of promises");
-    let functions: BTreeSet<String> = everything()
-        .iter()
-        .flat_map(|source| {
-            source
-                .text
-                .match_indices("fn ")
-                .map(|(at, _)| source.text[at + 3..].to_owned())
-                .collect::<Vec<_>>()
-        })
-        .map(|rest| rest.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect())
-        .collect();
-    let mut missing = Vec::new();
-    for row in rows {
-        let last = row.trim_end_matches('|').rsplit('|').next().unwrap();
-        // A word of three parts or more, in code's type, is the name of a test.
-        let named: Vec<&str> =
-            last.split('`').skip(1).step_by(2).filter(|word| word.matches('_').count() > 2).collect();
-        let kept = row.split('|').nth(3).unwrap().trim_start().starts_with("kept");
-        if kept && named.is_empty() && !last.contains("`tests/run`") {
+    let (functions, mut missing) = (functions(), Vec::new());
+    for (_, row, named) in promises() {
+        if named.is_empty() && !row.contains("`tests/run`") {
             missing.push(format!("no test: {row}"));
         }
-        missing.extend(named.into_iter().filter(|name| !functions.contains(*name)).map(str::to_owned));
+        missing.extend(named.into_iter().filter(|name| !functions.contains(name)));
     }
     assert!(missing.is_empty(), "{missing:#?}");
+}
+
+/// Tests of promises that have no guard to be taken out by `tests/tools/guards`, and why.
+const WITHOUT_GUARD: [(&str, &str); 2] = [
+    ("each_rule_is_needed", "takes them out itself, one by one"),
+    ("the_checker_finds_what_is_broken_on_purpose", "is itself about what is broken"),
+];
+
+/// `tests/tools/guards` takes out what stands behind a promise and has its tests fail. That takes hours; that
+/// no promise is forgotten and no guard is out of date can be seen at once.
+#[test]
+fn every_test_of_a_promise_has_a_guard_that_can_be_taken_out() {
+    let list = std::fs::read_to_string(top().join("tests/tools/guards.toml")).unwrap();
+    let list: toml::Table = list.parse().unwrap();
+    let functions = functions();
+    let (mut wrong, mut noticed) = (Vec::new(), BTreeSet::new());
+    for guard in list["guard"].as_array().unwrap() {
+        let text = |key: &str| guard[key].as_str().unwrap_or_else(|| panic!("{key} of {guard}"));
+        let (row, file) = (guard["row"].as_integer().unwrap(), text("file"));
+        let source = std::fs::read_to_string(top().join(file)).unwrap_or_default();
+        let times = source.matches(text("there")).count();
+        if times != 1 || text("there") == text("instead") {
+            wrong.push(format!("row {row}, {}: stands {times} times in {file}", text("what")));
+        }
+        for test in guard["tests"].as_array().unwrap() {
+            let name = test[1].as_str().unwrap();
+            let name = name.rsplit("::").next().unwrap();
+            if !functions.contains(name) {
+                wrong.push(format!("row {row}: no test is called {name}"));
+            }
+            noticed.insert((u64::try_from(row).unwrap(), name.to_owned()));
+        }
+    }
+    for (row, _, named) in promises() {
+        for name in named {
+            let excepted = WITHOUT_GUARD.iter().any(|(test, _)| *test == name);
+            if noticed.contains(&(row, name.clone())) == excepted {
+                wrong.push(format!("row {row}: {name} has {} guard", if excepted { "a" } else { "no" }));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
 #[test]
@@ -447,4 +493,36 @@ fn every_decision_is_in_the_list_and_says_what_would_change_it() {
             assert!(record.text.contains(&format!("\n## {heading}\n")), "{}: {heading}", record.path);
         }
     }
+}
+
+#[test]
+fn every_fault_that_may_survive_is_of_a_function_that_is_there_and_has_a_reason() {
+    let list = std::fs::read_to_string(top().join("tests/tools/mutants-survive.txt")).unwrap();
+    let sources = everything();
+    // Past the head, which says what the list is.
+    let (mut reasoned, mut wrong) = (false, Vec::new());
+    for line in list.split_once("\n\n").map_or("", |(_, lists)| lists).lines() {
+        if line.is_empty() || line.starts_with('#') {
+            reasoned = !line.is_empty();
+            continue;
+        }
+        // FILE: FAULT in FUNCTION, or FILE: replace FUNCTION -> TYPE with VALUE.
+        let (file, fault) = line.split_once(": ").unwrap_or((line, ""));
+        let whole = fault.strip_prefix("replace ").and_then(|f| f.split_once(" with ")).map(|(f, _)| f);
+        let function = match fault.rsplit_once(" in ") {
+            Some((_, function)) => function,
+            None => whole.map_or("", |f| f.split(" -> ").next().unwrap()),
+        };
+        let name = function.rsplit("::").next().unwrap();
+        let there = sources.iter().find(|s| s.path == file).is_some_and(|s| {
+            s.code().contains(&format!("fn {name}(")) || s.code().contains(&format!("fn {name}<"))
+        });
+        if name.is_empty() || !there {
+            wrong.push(format!("no such function: {line}"));
+        }
+        if !reasoned {
+            wrong.push(format!("no reason above: {line}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }
