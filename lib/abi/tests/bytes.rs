@@ -95,6 +95,7 @@ fn a_word_of_the_list_is_a_page_below_2_to_the_56_and_a_bit() {
 
 #[test]
 fn a_front_ends_where_its_list_does_and_a_group_where_its_pieces_do() {
+    assert_eq!((CHUNK_PAGES, CHUNKS_MAX, GROUP_MAX, header::FILE_MAX), (256, 32, 512, 16 * 1024 * 1024));
     assert_eq!((front_bytes(0), front_bytes(1), front_bytes(512)), (48, 56, 48 + 512 * 8));
     assert_eq!((group_bytes(1), group_bytes(3)), (56 + 4112, 72 + 3 * 4112));
     let listed = [Listed { page: 7, zero: true }, Listed { page: 9, zero: false }];

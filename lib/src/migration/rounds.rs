@@ -576,6 +576,94 @@ mod tests {
     }
 
     #[test]
+    fn the_shortest_that_an_epoch_took_to_settle_is_what_settling_takes() {
+        let mut course = fresh();
+        assert_eq!(course.floor(Duration::ZERO), FLOOR);
+        // Assumed were 2 ms.
+        for (took, floor) in [(10, 16), (4, 10), (20, 10)] {
+            course.settled(Duration::from_millis(took));
+            assert_eq!(course.floor(Duration::ZERO), Duration::from_millis(floor), "after {took} ms");
+        }
+    }
+
+    /// 100 pages a second cross; the guest wrote `written` in a second and the half that a look took.
+    fn slow(written_pages: u64) -> Observation {
+        let look = Duration::from_millis(500);
+        Observation { look, written_pages, ..seen(100, 1_000, 10_000, 1_000) }
+    }
+
+    #[test]
+    fn a_round_shrinks_too_little_when_more_than_half_of_what_moved_is_written_again() {
+        let stuck = |written| {
+            let mut course = fresh();
+            course.decide(&slow(written), &MigrationLimits::default());
+            course.stuck
+        };
+        // 75 in one and a half seconds are 50 a second.
+        assert_eq!([0, 60, 75, 76, 1_000].map(stuck), [0, 0, 0, 1, 1]);
+    }
+
+    #[test]
+    fn a_guest_is_slowed_only_where_somebody_wants_it_slowed() {
+        for on_timeout in [OnTimeout::Cancel, OnTimeout::Force, OnTimeout::Throttle] {
+            for auto_throttle in [false, true] {
+                let limits = MigrationLimits { on_timeout, auto_throttle, ..Default::default() };
+                let mut course = fresh();
+                let slowed = (0..4).map(|_| match course.decide(&slow(1_000), &limits) {
+                    Decision::Round { throttle_percent, .. } => throttle_percent,
+                    other => panic!("it is early: {other:?}"),
+                });
+                assert_eq!(slowed.max(), Some(if auto_throttle { 40 } else { 0 }), "{limits:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_guest_that_is_as_slow_as_it_gets_and_still_too_fast_is_given_up() {
+        let limits = MigrationLimits { on_timeout: OnTimeout::Throttle, timeout_ms: 0, ..Default::default() };
+        let mut course = fresh();
+        let steps: Vec<_> = std::iter::from_fn(|| match course.decide(&slow(1_000), &limits) {
+            Decision::Round { throttle_percent, .. } => Some(throttle_percent),
+            Decision::NotConverging { pages_per_second } => {
+                assert_eq!(pages_per_second, 100);
+                None
+            }
+            other @ Decision::Switchover { .. } => panic!("{other:?}"),
+        })
+        .collect();
+        // Two rounds that do not shrink, before each step and before the verdict.
+        assert_eq!(steps, [0, 20, 20, 40, 40, 60, 60, 80, 80, 95, 95, 99, 99]);
+    }
+
+    #[test]
+    fn a_pause_is_predicted_by_what_the_bandwidth_lets_through_and_an_epoch_took_to_settle() {
+        let limits = MigrationLimits {
+            bandwidth_bytes_per_second: Some(1_000 * PAGE_SIZE),
+            downtime_ms: 150,
+            ..Default::default()
+        };
+        let mut course = fresh();
+        course.settled(Duration::from_millis(30));
+        let decision = course.decide(&seen(100_000, 1_000, 100, 1_000), &limits);
+        let Decision::Switchover { expected, bound: Some(bound) } = decision else { panic!("{decision:?}") };
+        // Leaving 1 ms, 100 pages at 1,000 a second, settling 30, arriving 5.
+        assert_eq!(expected, Duration::from_millis(136));
+        assert_eq!((bound.settle, bound.pages_per_second), (Duration::from_millis(30), 1_000.0));
+        let tight = MigrationLimits { downtime_ms: 135, ..limits };
+        assert!(matches!(course.decide(&seen(100_000, 1_000, 100, 1_000), &tight), Decision::Round { .. }));
+    }
+
+    #[test]
+    fn a_round_of_many_pages_halves_what_was_known_of_the_rate_and_one_of_few_only_raises_it() {
+        let mut course = fresh();
+        let rates = [(8_000, 8_000.0), (4_000, 6_000.0), (2_047, 6_000.0), (2_048, 4_024.0)];
+        for (moved, rate) in rates {
+            assert_eq!(course.note_rate(moved, 1.0), rate, "{moved} pages");
+        }
+        assert_eq!(course.note_rate(500, 0.1), 5_000.0);
+    }
+
+    #[test]
     fn a_round_rests_only_while_no_pause_is_near_and_little_is_left() {
         let limits = |downtime_ms| MigrationLimits { downtime_ms, ..Default::default() };
         let left = |pages, elapsed| seen(100_000, 1_000, pages, elapsed);
