@@ -394,6 +394,7 @@ impl Way {
                 let at = *count;
                 *count = count.wrapping_add(1);
                 let act = self.acts.iter().find(|act| (act.link, act.up, act.at) == (number, up, at));
+                self.touched.fetch_or(act.is_some(), Ordering::SeqCst);
                 let before = late[usize::from(up)].take();
                 let mut sent = match act.map(|act| &act.deed) {
                     None => vec![(kind, payload)],
@@ -406,7 +407,6 @@ impl Way {
                         None => return,
                     },
                 };
-                self.touched.fetch_or(act.is_some(), Ordering::SeqCst);
                 sent.extend(before);
                 for (kind, payload) in sent {
                     self.unsealed.fetch_or(up && kind == kind::SHARED, Ordering::SeqCst);
