@@ -620,7 +620,10 @@ mod tests {
 
     #[test]
     fn a_guest_that_is_as_slow_as_it_gets_and_still_too_fast_is_given_up() {
-        let limits = MigrationLimits { on_timeout: OnTimeout::Throttle, timeout_ms: 0, ..Default::default() };
+        // A look takes half a second: below that no guest is slow enough.
+        let downtime_ms = 600;
+        let on_timeout = OnTimeout::Throttle;
+        let limits = MigrationLimits { on_timeout, timeout_ms: 0, downtime_ms, ..Default::default() };
         let mut course = fresh();
         let steps: Vec<_> = std::iter::from_fn(|| match course.decide(&slow(1_000), &limits) {
             Decision::Round { throttle_percent, .. } => Some(throttle_percent),
