@@ -77,6 +77,21 @@ async fn one_of_many_claims_and_one_of_many_takes() {
 }
 
 #[tokio::test]
+async fn what_goes_with_a_record_is_written_when_that_was_there_and_not_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_store, ledger) = open(dir.path(), 10);
+    ledger.put(Space::Token, "t".into(), None, "x".into()).await.unwrap();
+    for (body, there) in [("1", Some("x")), ("2", None)] {
+        let mut batch = Batch::new();
+        batch.keyed_put(Space::Ticket, "told".into(), None, body.into()).unwrap();
+        let taken = ledger.take_with(Space::Token, "t".into(), batch).await.unwrap();
+        assert_eq!(taken.as_deref(), there);
+        assert_eq!(ledger.find(Space::Ticket, "told").unwrap().unwrap().body, "1");
+    }
+    assert_eq!(ledger.find(Space::Token, "t").unwrap(), None);
+}
+
+#[tokio::test]
 async fn what_has_expired_is_not_there() {
     let dir = tempfile::tempdir().unwrap();
     let (_store, ledger) = open(dir.path(), 10);
