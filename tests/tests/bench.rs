@@ -97,6 +97,7 @@ fn helpers_mirrors_memory_and_stages() {
             ("audit of 64 MiB: of that, the destination's after START", false),
             ("source beyond 64 MiB of guest RAM", true),
             ("destination beyond 64 MiB of guest RAM", true),
+            ("destination that keeps digests for an audit, beyond 64 MiB of guest RAM", true),
             ("of that, seal", false),
             ("of that, open", false),
             ("migration, 2 stream(s)", false),

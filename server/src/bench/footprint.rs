@@ -8,6 +8,7 @@
 
 use std::time::{Duration, Instant};
 
+use mirrorvm::host::AuditMode;
 use mirrorvm_client::Request;
 use mirrorvm_client::blocking::Connection;
 use serde_json::json;
@@ -18,6 +19,8 @@ use super::{BenchArgs, BenchError, Row, Target};
 const MIB: f64 = (1 << 20) as f64;
 /// Most bytes of a daemon, and most of them per byte of RAM.
 const MOST: (f64, f64) = (24.0 * MIB, 0.002);
+/// What an audit's digests take of it, per byte of RAM: 16 bytes a page.
+const DIGESTS: f64 = 16.0 / 4096.0;
 const EVERY: Duration = Duration::from_millis(20);
 
 /// Bytes of `smaps` that are not guest RAM of `ram` bytes.
@@ -43,13 +46,14 @@ pub(super) fn measure(args: &BenchArgs) -> Result<Vec<Row>, BenchError> {
     let ram = args.sizes().first().copied().ok_or("no size")?;
     let most = (MOST.0 + MOST.1 * ram as f64) / MIB;
     let mut peaks = [Vec::new(), Vec::new()];
-    let mut idle = Vec::new();
+    let (mut idle, mut audited) = (Vec::new(), Vec::new());
     for _ in 0..args.runs() {
-        let found = one(ram, args.streams())?;
+        let found = one(ram, args.streams(), AuditMode::Never)?;
         idle.push(found.idle as f64 / MIB);
         for (values, peak) in peaks.iter_mut().zip(found.peaks) {
             values.push(peak as f64 / MIB);
         }
+        audited.push(one(ram, args.streams(), AuditMode::After)?.peaks[1] as f64 / MIB);
     }
     let [source, destination] = peaks;
     let what = |who: &str| format!("{who} beyond {} MiB of guest RAM, peak of a migration", ram >> 20);
@@ -57,6 +61,8 @@ pub(super) fn measure(args: &BenchArgs) -> Result<Vec<Row>, BenchError> {
         Row::new("daemon without guests", "MiB", idle),
         Row::new(what("source"), "MiB", source).promised(Target::AtMost(most)),
         Row::new(what("destination"), "MiB", destination).promised(Target::AtMost(most)),
+        Row::new(what("destination that keeps digests for an audit,"), "MiB", audited)
+            .promised(Target::AtMost(most + DIGESTS * ram as f64 / MIB)),
     ])
 }
 
@@ -65,7 +71,7 @@ struct Peaks {
     peaks: [u64; 2],
 }
 
-fn one(ram: u64, streams: u16) -> Result<Peaks, BenchError> {
+fn one(ram: u64, streams: u16, audit: AuditMode) -> Result<Peaks, BenchError> {
     let daemons = [Daemon::start("a")?, Daemon::start("b")?];
     let resident = |daemon: &Daemon| {
         let smaps = std::fs::read_to_string(format!("/proc/{}/smaps", daemon.pid()))?;
@@ -90,6 +96,7 @@ fn one(ram: u64, streams: u16) -> Result<Peaks, BenchError> {
     a.post("/v1/guests/g/pause", None)?;
     let migration = json!({
         "guest": "g", "destination": {"kind": "host", "host": "b"}, "streams": streams, "verify": true,
+        "audit": audit.name(),
     });
     let id = a.post("/v1/migrations", Some(&migration))?;
     let path = format!("/v1/migrations/{}", id["id"].as_str().ok_or("a migration without an id")?);
