@@ -286,8 +286,8 @@ impl Deed {
     }
 }
 
-/// One thing that the host on the way does: on which link, 0 being the control link, in which direction, to
-/// the how manieth message.
+/// One thing that the host on the way does: on which link, 0 being the control link, in which direction, and
+/// to which of its messages, counted from 0.
 #[derive(Clone, Debug)]
 struct Act {
     link: u8,
