@@ -52,6 +52,9 @@ impl<E: Env> Worker<'_, E> {
             let body: &mut [u8; PAGE_BYTES] =
                 self.scratch.page.first_chunk_mut().expect("scratch holds a page and a tag");
             self.env.read_page(page, body);
+            if let Some(next) = self.scratch.pages[i + 1..count].first() {
+                self.env.prefetch_page(*next);
+            }
             // Of the very bytes that are sealed: a write that comes later differs from them, or changes
             // nothing.
             if let Some(digester) = &stream.digester {

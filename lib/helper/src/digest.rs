@@ -22,7 +22,10 @@
 //! Equal contents always have equal digests, so nothing is sent twice for the digest's sake.
 
 use aes::Aes128;
-use aes::cipher::{Array, BlockCipherEncrypt, KeyInit};
+use aes::cipher::{
+    Array, BlockCipherEncBackend, BlockCipherEncClosure, BlockCipherEncrypt, BlockSizeUser, KeyInit,
+    ParBlocks, ParBlocksSizeUser, consts::U16, typenum::Unsigned,
+};
 use mirrorvm_abi::PAGE_BYTES;
 
 use crate::scan::PageDigest;
@@ -31,9 +34,6 @@ use crate::scan::PageDigest;
 const BLOCK: usize = 16;
 /// Blocks of a page.
 const BLOCKS: usize = PAGE_BYTES / BLOCK;
-/// Blocks that are given to AES at once: a multiple of what every implementation takes side by side, 1 KiB of
-/// stack.
-const AT_ONCE: usize = 64;
 
 type Block = aes::Block;
 
@@ -63,17 +63,44 @@ impl PageDigester {
 
     /// The digest of a page.
     pub fn digest(&self, page: &[u8; PAGE_BYTES]) -> PageDigest {
-        let blocks: &[[u8; BLOCK]] = page.as_chunks().0;
-        let mut sum = 0u128;
-        let mut inputs = [Block::default(); AT_ONCE];
-        for (blocks, masks) in blocks.chunks_exact(AT_ONCE).zip(self.masks.chunks_exact(AT_ONCE)) {
-            for ((input, block), mask) in inputs.iter_mut().zip(blocks).zip(masks) {
+        let mut sum = 0;
+        self.cipher.encrypt_with_backend(Sum {
+            blocks: page.as_chunks().0,
+            masks: &self.masks,
+            sum: &mut sum,
+        });
+        [sum as u64, (sum >> 64) as u64]
+    }
+}
+
+/// The sum over a page's blocks, handed to whatever implementation of AES the processor has: as many blocks at
+/// once as that takes side by side. The last of them may be too few: what is behind them is of earlier blocks
+/// and left out of the sum, which costs less than one block after the other.
+struct Sum<'a> {
+    blocks: &'a [[u8; BLOCK]],
+    masks: &'a [Block],
+    sum: &'a mut u128,
+}
+
+impl BlockSizeUser for Sum<'_> {
+    type BlockSize = U16;
+}
+
+impl BlockCipherEncClosure for Sum<'_> {
+    #[inline]
+    fn call<B: BlockCipherEncBackend<BlockSize = U16>>(self, backend: &B) {
+        let at_once = <B as ParBlocksSizeUser>::ParBlocksSize::USIZE;
+        let mut some = ParBlocks::<B>::default();
+        for (blocks, masks) in self.blocks.chunks(at_once).zip(self.masks.chunks(at_once)) {
+            for ((input, block), mask) in some.iter_mut().zip(blocks).zip(masks) {
                 *input = Array((u128::from_ne_bytes(*block) ^ u128::from_ne_bytes(mask.0)).to_ne_bytes());
             }
-            self.cipher.encrypt_blocks(&mut inputs);
-            sum = inputs.iter().fold(sum, |sum, output| sum ^ u128::from_ne_bytes(output.0));
+            backend.encrypt_par_blocks((&mut some).into());
+            *self.sum = some
+                .iter()
+                .take(blocks.len())
+                .fold(*self.sum, |sum, output| sum ^ u128::from_ne_bytes(output.0));
         }
-        [sum as u64, (sum >> 64) as u64]
     }
 }
 

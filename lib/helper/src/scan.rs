@@ -104,6 +104,7 @@ impl<E: Env> Worker<'_, E> {
                 let body: &mut [u8; PAGE_BYTES] =
                     self.scratch.page.first_chunk_mut().expect("scratch holds a page and a tag");
                 self.env.read_page(page, body);
+                self.env.prefetch_page(page + 1);
                 self.digests.get(page) == Some(digester.digest(body))
             };
             word |= u64::from(!same) << (i % 64);
