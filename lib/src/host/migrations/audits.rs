@@ -53,13 +53,16 @@ impl Audits {
     }
 
     /// Does something that takes memory; where there is too little of it, once more without what is kept
-    /// here.
+    /// here. What would be too little even so costs no audit.
     pub fn making_room<T>(&self, act: impl Fn() -> Result<T, HostError>) -> Result<T, HostError> {
         let before = self.ended.load(Ordering::Acquire);
+        // Asked before and after: what is free a moment later counts, and so does what is kept since then.
+        let kept = self.ram_bytes();
         match act() {
             // Also after one that ended by itself meanwhile: it may have been why.
-            Err(HostError::NoMemory(_))
-                if self.give_up(NotRun::MemoryNeeded, |_| true)
+            Err(HostError::NoMemory(short))
+                if (short.available.saturating_add(kept.max(self.ram_bytes())) >= short.bytes
+                    && self.give_up(NotRun::MemoryNeeded, |_| true))
                     || self.ended.load(Ordering::Acquire) != before =>
             {
                 act()
