@@ -62,6 +62,15 @@ pub fn embedded(name: &str, mib: u64, dirty_bytes_per_second: u64) -> Value {
     })
 }
 
+/// The same guest on the software machine, which every host has; `sev` as a definition has it, null: its
+/// memory is not encrypted.
+pub fn emulated(name: &str, mib: u64, dirty_bytes_per_second: u64, sev: &Value) -> Value {
+    let mut body = embedded(name, mib, dirty_bytes_per_second);
+    body["driver"]["kind"] = json!("emulated");
+    body["driver"]["sev"] = sev.clone();
+    body
+}
+
 /// A migration to the host `to`.
 pub fn migration(guest: &str, to: &str, mode: &str) -> Value {
     json!({"guest": guest, "destination": {"kind": "host", "host": to}, "mode": mode, "verify": true})
@@ -159,6 +168,14 @@ impl Daemon {
             gone && idle && census.memfds == 0 && census.kvm <= 1 && census.children == 0
         });
     }
+}
+
+/// Two daemons, `a` and `b`, that know each other and have nothing between them.
+pub fn two_daemons() -> (Daemon, Daemon) {
+    let (a, b) = (Daemon::start("a"), Daemon::start("b"));
+    a.add_peer(&b, &b.peer_address);
+    b.add_peer(&a, &a.peer_address);
+    (a, b)
 }
 
 /// Two daemons that know each other; each reaches the other through a proxy of its own.

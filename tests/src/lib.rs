@@ -21,7 +21,10 @@ pub use addresses::{nobody, own_address};
 pub use daemon::{Census, Daemon, children, daemon_binary, launcher};
 pub use disk::{SmallDisk, can_mount, mounts};
 pub use group::MemoryGroup;
-pub use guest::{Pair, Ticks, embedded, is_terminal, kvm, linux_guest, migration, qemu_binary, repository};
+pub use guest::{
+    Pair, Ticks, embedded, emulated, is_terminal, kvm, linux_guest, migration, qemu_binary, repository,
+    two_daemons,
+};
 pub use http::{Reply, Request};
 pub use preload::{Page, Preload};
 pub use proxy::{Act, Break, Proxy, Traffic, Way};

@@ -60,11 +60,29 @@ struct State {
     /// A break happened.
     broken: bool,
     down: bool,
-    next: usize,
+    /// Connections so far.
+    made: usize,
+    /// How many of them there were when the count began anew; the others have no part in what is counted.
+    before: usize,
     traffic: Vec<Traffic>,
+    /// Ways of each connection that have come to their end.
+    ended: Vec<u8>,
     /// Bytes that went up each connection, up to [`KEPT`] of each; `None`: nobody wants them.
     kept: Option<Vec<Vec<u8>>>,
     sockets: Vec<TcpStream>,
+}
+
+impl State {
+    fn count_anew(&mut self) {
+        self.before = self.made;
+        self.traffic.clear();
+        self.ended.clear();
+    }
+
+    /// The number of a connection among those that are counted.
+    const fn counted(&self, connection: usize) -> Option<usize> {
+        connection.checked_sub(self.before)
+    }
 }
 
 /// Bytes of a connection that are kept for who listens.
@@ -110,16 +128,14 @@ impl Proxy {
         let mut state = self.shared.lock();
         state.plan = Some(plan);
         state.broken = false;
-        state.next = 0;
-        state.traffic.clear();
+        state.count_anew();
     }
 
     /// Starts to count connections and records anew, without a break.
     pub fn watch(&self) {
         self.mend();
         let mut state = self.shared.lock();
-        state.next = 0;
-        state.traffic.clear();
+        state.count_anew();
     }
 
     /// Listens: from now on the bytes that go up new connections are kept.
@@ -160,6 +176,21 @@ impl Proxy {
         let limit = Duration::from_secs(seconds);
         let waited = self.shared.changed.wait_timeout_while(state, limit, |s| !s.broken);
         assert!(waited.unwrap_or_else(PoisonError::into_inner).0.broken, "nothing was broken in {seconds} s");
+    }
+
+    /// Waits for the end of a connection, counted from 0 since the last `arm` or `watch`, and gives all that
+    /// it carried, the goodbyes among it.
+    ///
+    /// # Panics
+    /// When it does not end within `seconds`.
+    pub fn wait_ended(&self, connection: usize, seconds: u64) -> Traffic {
+        let over = |state: &State| state.ended.get(connection).is_some_and(|ways| *ways == 2);
+        let state = self.shared.lock();
+        let limit = Duration::from_secs(seconds);
+        let waited = self.shared.changed.wait_timeout_while(state, limit, |s| !over(s));
+        let state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        assert!(over(&state), "connection {connection} did not end in {seconds} s");
+        state.traffic[connection]
     }
 
     /// What connections carried since the last `arm` or `watch`.
@@ -208,14 +239,24 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
         let Ok(server) = TcpStream::connect_timeout(&shared.target, Duration::from_secs(5)) else { continue };
         let _ = client.set_nodelay(true);
         let _ = server.set_nodelay(true);
-        let index = state.next;
-        state.next += 1;
+        let index = state.made;
+        state.made += 1;
         state.traffic.push(Traffic::default());
+        state.ended.push(0);
         let pairs = [(&client, &server, Way::Up), (&server, &client, Way::Down)];
         for (from, to, way) in pairs {
             let (Ok(from), Ok(to)) = (from.try_clone(), to.try_clone()) else { continue };
             let shared = Arc::clone(shared);
-            std::thread::spawn(move || carry(from, to, way, index, &shared));
+            std::thread::spawn(move || {
+                carry(from, to, way, index, &shared);
+                let mut state = shared.lock();
+                let counted = state.counted(index);
+                if let Some(ways) = counted.and_then(|i| state.ended.get_mut(i)) {
+                    *ways += 1;
+                }
+                drop(state);
+                shared.changed.notify_all();
+            });
         }
         state.sockets.push(client);
         state.sockets.push(server);
@@ -263,7 +304,10 @@ fn carry(mut from: TcpStream, mut to: TcpStream, way: Way, index: usize, shared:
         };
         let mut done = 0;
         while done < n {
-            let plan = shared.lock().plan.filter(|p| p.connection == index && p.way == way);
+            let plan = {
+                let state = shared.lock();
+                state.plan.filter(|p| state.counted(index) == Some(p.connection) && p.way == way)
+            };
             let start = done;
             let mut reached = false;
             while done < n {
@@ -276,12 +320,14 @@ fn carry(mut from: TcpStream, mut to: TcpStream, way: Way, index: usize, shared:
                 seen.push(buffer[done]);
                 done += 1;
             }
-            if way == Way::Up
-                && let Some(kept) = &mut shared.lock().kept
-            {
-                kept.resize_with(kept.len().max(index + 1), Vec::new);
-                let room = KEPT.saturating_sub(kept[index].len()).min(done - start);
-                kept[index].extend_from_slice(&buffer[start..start + room]);
+            if way == Way::Up {
+                let mut state = shared.lock();
+                let counted = state.counted(index);
+                if let (Some(kept), Some(index)) = (&mut state.kept, counted) {
+                    kept.resize_with(kept.len().max(index + 1), Vec::new);
+                    let room = KEPT.saturating_sub(kept[index].len()).min(done - start);
+                    kept[index].extend_from_slice(&buffer[start..start + room]);
+                }
             }
             if to.write_all(&buffer[start..done]).is_err() {
                 let _ = from.shutdown(Shutdown::Both);
@@ -289,7 +335,8 @@ fn carry(mut from: TcpStream, mut to: TcpStream, way: Way, index: usize, shared:
             }
             {
                 let mut state = shared.lock();
-                if let Some(t) = state.traffic.get_mut(index) {
+                let counted = state.counted(index);
+                if let Some(t) = counted.and_then(|i| state.traffic.get_mut(i)) {
                     *(if way == Way::Up { &mut t.up } else { &mut t.down }) = seen.whole;
                 }
             }

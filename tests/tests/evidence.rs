@@ -3,24 +3,14 @@
 
 #![allow(clippy::unwrap_used, reason = "the helpers of a test are test code")]
 
-use mirrorvm_tests::{Daemon, embedded, migration};
+use mirrorvm_tests::{Daemon, emulated, migration, two_daemons};
 use serde_json::{Value, json};
 
 const GUEST: &str = "g1";
 
-fn pair() -> (Daemon, Daemon) {
-    let (a, b) = (Daemon::start("a"), Daemon::start("b"));
-    a.add_peer(&b, &b.peer_address);
-    b.add_peer(&a, &a.peer_address);
-    (a, b)
-}
-
 /// An encrypted guest of the software machine, so that every machine runs this.
 fn encrypted(attestation: &Value) -> Value {
-    let mut body = embedded(GUEST, 32, 1 << 20);
-    body["driver"]["kind"] = json!("emulated");
-    body["driver"]["sev"] = json!({"attestation": attestation});
-    body
+    emulated(GUEST, 32, 1 << 20, &json!({"attestation": attestation}))
 }
 
 fn end(from: &Daemon, to: &Daemon) -> Value {
@@ -32,7 +22,7 @@ fn end(from: &Daemon, to: &Daemon) -> Value {
 
 #[test]
 fn what_the_helper_has_verified_is_told_and_is_the_destinations() {
-    let (a, b) = pair();
+    let (a, b) = two_daemons();
     a.run_guest(&encrypted(&Value::Null));
     a.ticks_beyond(GUEST, 2);
     let shown = a.read(&format!("/v1/guests/{GUEST}"));
@@ -56,7 +46,7 @@ fn what_the_helper_has_verified_is_told_and_is_the_destinations() {
 
 #[test]
 fn a_destination_that_is_something_else_is_refused_and_the_guest_goes_on() {
-    let (a, b) = pair();
+    let (a, b) = two_daemons();
     let other = json!({"launches": ["17".repeat(32)]});
     a.run_guest(&encrypted(&other));
     a.ticks_beyond(GUEST, 2);
