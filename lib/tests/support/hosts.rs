@@ -9,7 +9,8 @@ use mirrorvm::host::*;
 pub struct Two {
     pub a: Host,
     pub b: Host,
-    _dirs: (tempfile::TempDir, tempfile::TempDir),
+    /// Where their states are.
+    pub dirs: (tempfile::TempDir, tempfile::TempDir),
 }
 
 /// Where the Linux guest's files are, if they are.
@@ -22,14 +23,14 @@ fn linux_images() -> Vec<std::path::PathBuf> {
 impl Two {
     /// Of hosts that were opened in `dirs`.
     pub fn of(a: Host, b: Host, dirs: (tempfile::TempDir, tempfile::TempDir)) -> Self {
-        Self { a, b, _dirs: dirs }
+        Self { a, b, dirs }
     }
 
     /// Shuts both down and gives their directories, to be opened again.
     pub async fn close(self) -> (tempfile::TempDir, tempfile::TempDir) {
         self.a.shutdown().await;
         self.b.shutdown().await;
-        self._dirs
+        self.dirs
     }
 }
 
@@ -56,7 +57,7 @@ pub async fn two() -> Two {
         };
         here.add_peer(spec, &Ask::now()).await.unwrap();
     }
-    Two { a, b, _dirs: dirs }
+    Two { a, b, dirs }
 }
 
 pub const WORKLOAD: WorkloadSpec = WorkloadSpec {
