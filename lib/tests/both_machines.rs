@@ -21,7 +21,7 @@ use proptest::prelude::*;
 use proptest::strategy::Strategy as _;
 use proptest::test_runner::{Config, TestRunner};
 
-use support::{kvm, random_fill};
+use support::{kvm, ordinary_begin, random_fill};
 
 /// A guest of up to four blocks of a few pages to a few MiB, some unplugged, some above 4 GiB, out of order.
 fn layouts() -> impl proptest::strategy::Strategy<Value = GuestLayout> {
@@ -73,18 +73,7 @@ fn launch(on: &dyn Hypervisor, plan: &MirrorPlan, ram: &GuestRam) -> Mirror {
 
 fn begin(source: &mut Mirror, destination: &mut Mirror) {
     let (s, d) = (source.hello().unwrap(), destination.hello().unwrap());
-    let base = Begin {
-        source: true,
-        elide_zero: false,
-        fresh: false,
-        digests: false,
-        audit: false,
-        suite: mirrorvm_abi::record::Suite::Aes256Gcm,
-        streams: 1,
-        session: [9; 16],
-        peer: d,
-        transcript: [3; 32],
-    };
+    let base = ordinary_begin(d);
     source.begin(&base).unwrap();
     destination.begin(&Begin { source: false, peer: s, ..base }).unwrap();
 }

@@ -16,7 +16,7 @@ use mirrorvm::transport::PeerIdentity;
 use mirrorvm_abi::op::{Begin, Status};
 use uuid::Uuid;
 
-use support::{Pair, random_fill};
+use support::{Pair, ordinary_begin, random_fill};
 
 fn layout(bytes: u64) -> GuestLayout {
     GuestLayout::assign(&[BlockSpec { name: "ram0".into(), size_bytes: bytes, gpa: Some(Gpa::new(0)) }])
@@ -148,18 +148,7 @@ fn first_page(source: [u8; 32], destination: [u8; 32]) -> Result<(), LaneError> 
     let mut pair = Pair::new(&on, 1 << 20, 1);
     random_fill(&pair.source_ram, 7);
     let (s, d) = (pair.source.hello().unwrap(), pair.destination.hello().unwrap());
-    let begin = Begin {
-        source: true,
-        elide_zero: false,
-        fresh: false,
-        digests: false,
-        audit: false,
-        suite: mirrorvm_abi::record::Suite::Aes256Gcm,
-        streams: 1,
-        session: [3; 16],
-        transcript: source,
-        peer: d,
-    };
+    let begin = Begin { transcript: source, ..ordinary_begin(d) };
     pair.source.begin(&begin).unwrap();
     let theirs = Begin { source: false, transcript: destination, peer: s, ..begin };
     pair.destination.begin(&theirs).unwrap();

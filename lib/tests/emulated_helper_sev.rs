@@ -26,6 +26,7 @@ use mirrorvm_abi::mailbox::{
 };
 use mirrorvm_abi::op::{Begin, Greeting, Op, Scan, Status};
 use mirrorvm_abi::{config, layout as abi};
+use support::ordinary_begin;
 
 const RAM: u64 = 4 << 20;
 
@@ -238,20 +239,9 @@ fn carries(es: bool) {
     let hello =
         |hand: &mut Hand| Greeting::decode(hand.ok(Op::Hello, &[], &[], 0, 0).as_slice().try_into().unwrap());
     let (theirs, ours) = (hello(&mut b), hello(&mut a));
-    let begin = Begin {
-        source: true,
-        elide_zero: false,
-        // Encrypted memory that nobody wrote does not read as zero.
-        fresh: false,
-        digests: true,
-        audit: false,
-        suite: mirrorvm_abi::record::Suite::Aes256Gcm,
-        streams: 1,
-        session: [9; 16],
-        peer: theirs,
-        transcript: [3; 32],
-    };
+    let begin = Begin { digests: true, ..ordinary_begin(theirs) };
     a.ok(Op::Begin, &[], &begin.encode(), 0, 0);
+    // Not `fresh`: encrypted memory that nobody wrote does not read as zero.
     b.ok(Op::Begin, &[], &Begin { source: false, peer: ours, ..begin }.encode(), 0, 0);
     for batch in pages.chunks(BATCH_MAX) {
         let sealed = a.ok(Op::Export, batch, &[], batch.len() as u32, 1);

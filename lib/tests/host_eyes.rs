@@ -24,6 +24,7 @@ use mirrorvm_abi::mailbox::BATCH_MAX;
 use mirrorvm_abi::op::Begin;
 use mirrorvm_helper::evidence::mnonce;
 use mirrorvm_workload::{PAGE, Pattern};
+use support::ordinary_begin;
 
 const RAM: u64 = 8 << 20;
 const SET: u64 = 1 << 20;
@@ -121,18 +122,7 @@ fn moves_unseen(strategy: Strategy) {
     let b = machine(&there, strategy, false);
     let (mut source, mut destination) = (mirror(&here, &a, strategy), mirror(&there, &b, strategy));
     let (s, d) = (source.hello().unwrap(), destination.hello().unwrap());
-    let base = Begin {
-        source: true,
-        elide_zero: false,
-        fresh: false,
-        digests: false,
-        audit: false,
-        suite: mirrorvm_abi::record::Suite::Aes256Gcm,
-        streams: 1,
-        session: [9; 16],
-        peer: d,
-        transcript: [3; 32],
-    };
+    let base = ordinary_begin(d);
     // The guest's owner demands it, here as anywhere in the model.
     let waiting = b.launched_helper().unwrap();
     let report = waiting.context.attestation(&mnonce(&d, &s, &base.session)).unwrap();

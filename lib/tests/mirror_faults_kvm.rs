@@ -22,12 +22,10 @@ use mirrorvm_abi::header::{FILE_MAX, HEADER_BYTES, HeaderError};
 use mirrorvm_abi::layout::{IMAGE_MAX, IMAGE_VA, LAYOUT_HASH};
 use mirrorvm_abi::mailbox::{BATCH_MAX, Fatal};
 use mirrorvm_abi::op::{Begin, Greeting, Start, Status};
-use mirrorvm_abi::record::{
-    Direction, Front, GROUP_LABEL, Kind, LISTED_BYTES, Suite, piece_aad, piece_nonce,
-};
+use mirrorvm_abi::record::{Direction, Front, GROUP_LABEL, Kind, LISTED_BYTES, piece_aad, piece_nonce};
 use mirrorvm_helper::evidence::mnonce;
 use ring::{aead, digest, hkdf};
-use support::{Pair, kvm, random_fill};
+use support::{Pair, kvm, ordinary_begin, random_fill};
 use x25519_dalek::{X25519_BASEPOINT_BYTES, x25519};
 
 const SECRET: [u8; 32] = *b"a secret that no chance turns up";
@@ -278,18 +276,7 @@ fn a_helper_that_has_begun_or_greets_anew_holds_its_ephemeral_key_nowhere() {
 
     let theirs = [5; 32];
     let peer = Greeting { nonce: [4; 32], public_key: x25519(theirs, X25519_BASEPOINT_BYTES) };
-    let begin = Begin {
-        source: true,
-        elide_zero: false,
-        fresh: false,
-        digests: false,
-        audit: false,
-        suite: mirrorvm_abi::record::Suite::Aes256Gcm,
-        streams: 1,
-        session: [1; 16],
-        transcript: [2; 32],
-        peer,
-    };
+    let begin = ordinary_begin(peer);
     mirror.begin(&begin).unwrap();
     let memory = helper_memory(&ram);
     assert!(private_halves(&before, &memory, &second.public_key).is_empty(), "spent by Begin");
@@ -337,18 +324,7 @@ fn a_bare_helper_checks_evidence_before_it_seals_anything() {
     ram.write(at, &release.encode()).unwrap();
 
     let theirs = Greeting { nonce: [4; 32], public_key: x25519([5; 32], X25519_BASEPOINT_BYTES) };
-    let begin = Begin {
-        source: true,
-        elide_zero: false,
-        fresh: false,
-        digests: false,
-        audit: false,
-        suite: Suite::Aes256Gcm,
-        streams: 1,
-        session: [1; 16],
-        transcript: [2; 32],
-        peer: theirs,
-    };
+    let begin = ordinary_begin(theirs);
     let evidence = |own: &Greeting| -> [u8; EVIDENCE_BYTES] {
         let report = guest.attestation(&mnonce(&theirs, own, &begin.session)).unwrap();
         let both = [&report[..], &platform.endorsement().unwrap().pek[..]].concat();
@@ -448,18 +424,7 @@ fn called_off_without_a_key_left(kvm: &KvmHost, audit: bool) {
     let own = pair.source.hello().unwrap();
     let theirs = [5; 32];
     let peer = Greeting { nonce: [4; 32], public_key: x25519(theirs, X25519_BASEPOINT_BYTES) };
-    let begin = Begin {
-        source: true,
-        elide_zero: false,
-        fresh: false,
-        digests: false,
-        audit,
-        suite: Suite::Aes256Gcm,
-        streams: 1,
-        session: [1; 16],
-        transcript: [2; 32],
-        peer,
-    };
+    let begin = Begin { audit, ..ordinary_begin(peer) };
     pair.source.begin(&begin).unwrap();
     let began = helper_memory(&pair.source_ram);
     let told = [&own.encode()[..], &begin.encode()].concat();
@@ -492,18 +457,7 @@ fn a_helper_whose_guest_was_committed_holds_no_key_to_the_pages_that_came() {
     let (own, peer) = (pair.source.hello().unwrap(), pair.destination.hello().unwrap());
     let key = private_halves(&before[0], &helper_memory(&pair.source_ram), &own.public_key)[0];
     let input = [[42; 32], x25519(key, peer.public_key)].concat();
-    let begin = Begin {
-        source: true,
-        elide_zero: false,
-        fresh: false,
-        digests: false,
-        audit: false,
-        suite: Suite::Aes256Gcm,
-        streams: 1,
-        session: [1; 16],
-        transcript: [2; 32],
-        peer,
-    };
+    let begin = ordinary_begin(peer);
     let theirs = Begin { source: false, peer: own, ..begin };
     pair.source.begin(&begin).unwrap();
     pair.destination.begin(&theirs).unwrap();
@@ -539,18 +493,7 @@ fn a_dropped_mirror_leaves_no_secret() {
     let plan = Arc::new(planned(&kvm, &ram, &image, 2));
     let mut mirror = launch(&kvm, "secret", Arc::clone(&plan), &ram, &image).unwrap();
     let own = mirror.hello().unwrap();
-    let begin = Begin {
-        source: true,
-        elide_zero: false,
-        fresh: false,
-        digests: false,
-        audit: false,
-        suite: mirrorvm_abi::record::Suite::Aes256Gcm,
-        streams: 2,
-        session: [1; 16],
-        peer: own,
-        transcript: [2; 32],
-    };
+    let begin = Begin { streams: 2, ..ordinary_begin(own) };
     mirror.begin(&begin).unwrap();
     assert!(holds(&helper_memory(&ram), &SECRET), "the search finds it while it is there");
     let text = (image.header().text_end - image.header().base) as usize;

@@ -11,9 +11,9 @@ use mirrorvm::hypervisor::emulated::EmulatedHost;
 use mirrorvm::memory::GuestRam;
 use mirrorvm::mirror::{Lane, LaneError, Mirror};
 use mirrorvm_abi::mailbox::BATCH_MAX;
-use mirrorvm_abi::op::{Scan, Status};
+use mirrorvm_abi::op::{Begin, Scan, Status};
 
-use support::{Pair, kvm, mirror, random_fill, scanning_ram};
+use support::{Pair, kvm, mirror, ordinary_begin, random_fill, scanning_ram};
 
 const RAM: u64 = 32 << 20;
 const PAGES: u64 = RAM / PAGE_SIZE;
@@ -164,18 +164,7 @@ fn a_helper_without_room_refuses_and_goes_on() {
         let own = ram.layout().helper().unwrap().ram_addr.page().get();
         let mut source = mirror(on, &ram, 1);
         let greeting = source.hello().unwrap();
-        let begin = mirrorvm_abi::op::Begin {
-            source: true,
-            elide_zero: true,
-            fresh: false,
-            digests: true,
-            audit: false,
-            suite: mirrorvm_abi::record::Suite::Aes256Gcm,
-            streams: 1,
-            session: [9; 16],
-            peer: greeting,
-            transcript: [3; 32],
-        };
+        let begin = Begin { elide_zero: true, digests: true, ..ordinary_begin(greeting) };
         source.begin(&begin).unwrap();
         let lane = &mut source.lanes()[0];
         let refused = scan(lane, own..own + 1, 1);

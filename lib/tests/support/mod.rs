@@ -14,7 +14,8 @@ use mirrorvm::hypervisor::kvm::KvmHost;
 use mirrorvm::memory::{Backing, GuestRam};
 use mirrorvm::mirror::{HelperImage, HelperSource, LaneError, Mirror};
 use mirrorvm_abi::header::Header;
-use mirrorvm_abi::op::Begin;
+use mirrorvm_abi::op::{Begin, Greeting};
+use mirrorvm_abi::record::Suite;
 
 /// KVM, or a loud skip that is counted: the test runner fails when a host with /dev/kvm skipped.
 pub fn kvm() -> Option<KvmHost> {
@@ -69,6 +70,23 @@ pub fn random_fill(ram: &GuestRam, seed: u64) {
     }
 }
 
+/// What the helper of a source is told when an ordinary session with `peer` begins: one stream, and nothing
+/// that may be left out. A test names what is different in its own, and the destination has the rest alike.
+pub const fn ordinary_begin(peer: Greeting) -> Begin {
+    Begin {
+        source: true,
+        elide_zero: false,
+        fresh: false,
+        digests: false,
+        audit: false,
+        suite: Suite::Aes256Gcm,
+        streams: 1,
+        session: [9; 16],
+        transcript: [3; 32],
+        peer,
+    }
+}
+
 /// Two mirrors over memories of the same layout, with a host between them that carries records.
 pub struct Pair {
     pub source: Mirror,
@@ -95,18 +113,7 @@ impl Pair {
     pub fn begin(&mut self) {
         let (s, d) = (self.source.hello().unwrap(), self.destination.hello().unwrap());
         let streams = self.source.lanes().len() as u16;
-        let base = Begin {
-            source: true,
-            elide_zero: true,
-            fresh: false,
-            digests: true,
-            audit: false,
-            suite: mirrorvm_abi::record::Suite::Aes256Gcm,
-            streams,
-            session: [9; 16],
-            peer: d,
-            transcript: [3; 32],
-        };
+        let base = Begin { elide_zero: true, digests: true, streams, ..ordinary_begin(d) };
         self.source.begin(&base).unwrap();
         self.destination.begin(&Begin { source: false, peer: s, fresh: true, ..base }).unwrap();
     }
