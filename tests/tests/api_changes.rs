@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of a test are test code")]
 
 use mirrorvm::migration::wire;
+use mirrorvm::store::ledger::{EVENTS_KEPT, Space};
+use mirrorvm::store::{Batch, Ledger, Store};
 use mirrorvm_tests::{Daemon, Pair, Request, embedded, kvm, migration};
 use serde_json::{Value, json};
 
@@ -90,6 +92,42 @@ fn of_many_requests_with_a_key_at_once_one_takes_effect() {
     assert!(answers.iter().all(|(status, _)| [201, 409].contains(status)), "{answers:?}");
     let ids: std::collections::BTreeSet<_> = answers.iter().filter_map(|(_, id)| id.clone()).collect();
     assert_eq!((ids.len(), d.items("/v1/guests").len()), (1, 1));
+}
+
+/// A daemon dies over requests with keys before it has kept the answer: with what was asked for there already,
+/// or not yet. No kill from outside meets that moment each time, so the answers are taken out of its database.
+#[test]
+fn what_a_killed_daemon_did_not_answer_takes_effect_once() {
+    let (mut d, other) = (Daemon::start("a"), Daemon::start("b"));
+    let guest = |name| ("/v1/guests", name, embedded(name, 8, 0));
+    let host = json!({"name": "b", "address": other.peer_address, "identity": other.identity});
+    let asked = [guest("there"), guest("not-yet-there"), ("/v1/hosts", "b", host)];
+    let ask = |d: &Daemon| -> Vec<Value> {
+        let reply = |(target, name, body): &(&str, &str, Value)| {
+            let reply = d.send(&post(target, &format!("key of {name}"), body)).expect(201);
+            assert_eq!(reply.header("idempotency-replayed"), None, "{name}");
+            reply.json()["id"].clone()
+        };
+        asked.iter().map(reply).collect()
+    };
+    let made = ask(&d);
+    let _ = d.delete("/v1/guests/not-yet-there").expect(204);
+    d.kill();
+    let store = Store::open(&d.state_dir().join("mirrorvm.db"), |_, _| Ok(None)).unwrap();
+    let ledger = Ledger::open(&store, EVENTS_KEPT).unwrap();
+    let mut batch = Batch::new();
+    let keys = ledger.all(Space::Idempotency).unwrap();
+    assert_eq!(keys.len(), asked.len());
+    for (key, kept) in keys {
+        let mut claim: Value = serde_json::from_str(&kept.body).unwrap();
+        assert!(claim["answer"].take().is_object(), "{claim}");
+        batch.keyed_put(Space::Idempotency, key, None, claim.to_string()).unwrap();
+    }
+    ledger.commit_blocking(batch, || {}).unwrap();
+    drop((ledger, store));
+    d.restart();
+    assert_eq!(ask(&d), made, "each has the id that it was begun with");
+    assert_eq!((d.items("/v1/guests").len(), d.items("/v1/hosts").len()), (2, 1));
 }
 
 /// A daemon killed at any moment under requests with keys: afterwards each key has made one guest, and
