@@ -94,8 +94,9 @@ fn of_many_requests_with_a_key_at_once_one_takes_effect() {
     assert_eq!((ids.len(), d.items("/v1/guests").len()), (1, 1));
 }
 
-/// A daemon dies over requests with keys before it has kept the answer: with what was asked for there already,
-/// or not yet. No kill from outside meets that moment each time, so the answers are taken out of its database.
+/// A daemon dies over requests with keys before it has kept the answer: with what was asked for there
+/// already, or not yet. No kill from outside meets that moment each time, so the answers are taken out of its
+/// database.
 #[test]
 fn what_a_killed_daemon_did_not_answer_takes_effect_once() {
     let (mut d, other) = (Daemon::start("a"), Daemon::start("b"));

@@ -73,9 +73,9 @@ impl PageDigester {
     }
 }
 
-/// The sum over a page's blocks, handed to whatever implementation of AES the processor has: as many blocks at
-/// once as that takes side by side. The last of them may be too few: what is behind them is of earlier blocks
-/// and left out of the sum, which costs less than one block after the other.
+/// The sum over a page's blocks, handed to whatever implementation of AES the processor has: as many blocks
+/// at once as that takes side by side. The last of them may be too few: what is behind them is of earlier
+/// blocks and left out of the sum, which costs less than one block after the other.
 struct Sum<'a> {
     blocks: &'a [[u8; BLOCK]],
     masks: &'a [Block],

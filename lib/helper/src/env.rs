@@ -23,8 +23,8 @@ pub trait Env {
     fn write_mailbox(&mut self, at: Region, from: &[u8]);
     /// Copies a page of RAM out.
     fn read_page(&mut self, page: u64, to: &mut [u8; PAGE_BYTES]);
-    /// Has the processor fetch a page of RAM that is read soon, while it works on another. Changes nothing, and
-    /// does nothing where that gains nothing.
+    /// Has the processor fetch a page of RAM that is read soon, while it works on another. Changes nothing,
+    /// and does nothing where that gains nothing.
     fn prefetch_page(&self, page: u64) {
         let _ = page;
     }
