@@ -277,7 +277,24 @@ fn a_canary_is_found_where_it_is_kept_and_nowhere_else() {
     let [canary] = migration_secrets(&before)[..] else { panic!("one guest, one secret") };
 
     // It is used: a migration there, and errors at every turn, with the token.
-    let m = a.migrate(&migration("g1", "b", "precopy"));
+    let mut slow = migration("g1", "b", "precopy");
+    slow["limits"] = json!({"bandwidth_bytes_per_second": 1 << 20});
+    let m = a.migrate(&slow);
+    let path = format!("/v1/migrations/{m}");
+    a.follow(&path, 60, |m| m["state"] == "precopy");
+    // Nothing has been said since the message that it is in, so nothing lies over what is left of that.
+    let message = as_json(&canary);
+    let meanwhile = memory(a.pid());
+    for needle in [&canary[..], &message] {
+        assert_eq!(
+            dumped(&meanwhile, needle),
+            [""; 0],
+            "the migration secret, in a dump of the source meanwhile"
+        );
+    }
+    let faster = json!({"limits": {"bandwidth_bytes_per_second": 1u64 << 40}});
+    let patch = Request::new("PATCH", &path).header("content-type", "application/merge-patch+json");
+    let _ = a.send(&patch.body(faster.to_string())).expect(200);
     assert_eq!(a.migration_end(&m)["state"], "succeeded");
     let bearer = format!("Bearer {}", token.trim());
     let mut answers = String::new();
@@ -309,7 +326,6 @@ fn a_canary_is_found_where_it_is_kept_and_nowhere_else() {
     let kept = |piece: &Piece| !piece.dumped && piece.bytes.windows(32).any(|w| w == canary);
     assert!(there.iter().any(kept), "it went with the guest, to where no dump has it");
     // A message that came in over TLS may lie in the buffer that it was opened in until others come over it.
-    let message = as_json(&canary);
     for (host, pieces, forms) in
         [("the source", &here, &[&canary[..], &message][..]), ("the destination", &there, &[&canary[..]])]
     {

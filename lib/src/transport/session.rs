@@ -15,6 +15,7 @@ use rustls::client::UnbufferedClientConnection;
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::EncryptError;
 use rustls::{CommonState, Error};
+use zeroize::Zeroize as _;
 
 use super::records::{Outgoing, Plain, Put, Step, Traffic, advance};
 use super::socket::{LinkCanceller, Socket, SocketError};
@@ -291,8 +292,11 @@ impl Session {
             return Ok(());
         }
         let mut gathered = std::mem::take(&mut self.gathered);
+        // Messages have secrets in them: room for all of it at once, since growing would leave a copy, and
+        // nothing stays until the next message, which may be a shorter one.
+        gathered.reserve_exact(parts.iter().map(|part| part.len()).sum::<usize>().min(RECORD));
         let written = self.write_records(parts, &mut gathered, deadline);
-        gathered.clear();
+        gathered.zeroize();
         self.gathered = gathered;
         written?;
         self.flush(deadline)
