@@ -190,7 +190,6 @@ fn read_prepare(link: &mut Link, kind: u8) -> Result<(Prepare, Zeroizing<Vec<u8>
     link.set_deadline(Some(Instant::now() + Duration::from_secs(10)));
     let (_, payload) = wire::expect(link, &[kind], wire::MESSAGE_MAX)?;
     link.set_deadline(None);
-    let payload = Zeroizing::new(payload);
     Ok((wire::parse(&payload)?, payload))
 }
 

@@ -543,12 +543,12 @@ pub fn written<T: Serialize>(message: &T) -> Result<Zeroizing<Vec<u8>>, Migratio
 }
 
 /// Waits for one of `kinds` of at most `max` bytes (or a refusal, which becomes an error) and gives kind and
-/// payload.
+/// payload, which is wiped when it goes.
 ///
 /// # Errors
 /// The link's, a refusal, an early end, another kind, or more bytes.
-pub fn expect(link: &mut Link, kinds: &[u8], max: u32) -> Result<(u8, Vec<u8>), MigrationFault> {
-    let mut payload = Vec::new();
+pub fn expect(link: &mut Link, kinds: &[u8], max: u32) -> Result<(u8, Zeroizing<Vec<u8>>), MigrationFault> {
+    let mut payload = Zeroizing::default();
     let kind = link.recv_into(max.max(REASON_MAX), &mut payload)?.ok_or(MigrationFault::PeerGone)?;
     if kind == kind::REFUSED {
         let refused: Refused = parse(&payload)?;

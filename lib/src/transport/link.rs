@@ -15,12 +15,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustls::ServerConfig;
-use zeroize::Zeroize;
 
 use super::frame::{FrameHeader, HEADER_LEN, KIND_ADMITTED};
 use super::identity::{Identity, PeerIdentity};
 use super::link_error::{LinkError, link_error, not_admitted};
 use super::places::Place;
+use super::records::make_room;
 use super::session::{Session, SessionError};
 use super::socket::{LinkCanceller, Socket, SocketError, Waiting};
 use super::tls::{self, CertRefusal};
@@ -57,15 +57,6 @@ impl Default for Deadlines {
     }
 }
 
-/// A whole frame in the link's own buffer.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Frame<'a> {
-    /// What kind of message the sender calls it.
-    pub kind: u8,
-    /// The bytes of the message.
-    pub payload: &'a [u8],
-}
-
 /// Totals of one link since its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LinkCounters {
@@ -92,6 +83,7 @@ pub struct Link {
     left: u32,
     /// Time the current frame may still take; armed when its first byte is here.
     budget: Option<Duration>,
+    /// Pages on their way into TLS.
     buffer: Vec<u8>,
     frames_in: u64,
     frames_out: u64,
@@ -352,19 +344,8 @@ impl Link {
         Ok(())
     }
 
-    /// Waits for a frame of at most `max_len` payload bytes and reads it whole into the link's own buffer.
-    /// `None`: the peer has closed the link properly.
-    pub fn recv(&mut self, max_len: u32) -> Result<Option<Frame<'_>>, LinkError> {
-        let Some(FrameHeader { kind, .. }) = self.recv_header(max_len)? else {
-            return Ok(None);
-        };
-        let mut buffer = std::mem::take(&mut self.buffer);
-        let read = self.gather(&mut buffer);
-        self.buffer = buffer;
-        read.map(|()| Some(Frame { kind, payload: &self.buffer }))
-    }
-
-    /// Like [`recv`](Self::recv), into `buffer`, which ends up holding exactly the payload; gives the kind.
+    /// Waits for a frame of at most `max_len` payload bytes and reads it whole into `buffer`, which ends up
+    /// holding exactly the payload; gives the kind. `None`: the peer has closed the link properly.
     pub fn recv_into(&mut self, max_len: u32, buffer: &mut Vec<u8>) -> Result<Option<u8>, LinkError> {
         let Some(header) = self.recv_header(max_len)? else {
             buffer.clear();
@@ -386,11 +367,7 @@ impl Link {
                 return Err(LinkError::NoRoom);
             }
             if buffer.capacity() < to {
-                // By hand: a message may hold secrets, and growing leaves its old memory as it is.
-                let mut wider = Vec::with_capacity(to.max(2 * at).min(len));
-                wider.extend_from_slice(buffer);
-                buffer.zeroize();
-                *buffer = wider;
+                make_room(buffer, to.max(2 * at).min(len) - at);
             }
             buffer.resize(to, 0);
             self.read_payload(&mut buffer[at..])?;
@@ -581,8 +558,30 @@ impl Link {
     }
 }
 
+/// A whole frame in the link's own buffer.
+#[cfg(test)]
+#[derive(Debug, PartialEq, Eq)]
+pub struct Frame<'a> {
+    /// What kind of message the sender calls it.
+    pub kind: u8,
+    /// The bytes of the message.
+    pub payload: &'a [u8],
+}
+
 #[cfg(test)]
 impl Link {
+    /// Waits for a frame of at most `max_len` payload bytes and reads it whole into the link's own buffer.
+    /// `None`: the peer has closed the link properly.
+    pub fn recv(&mut self, max_len: u32) -> Result<Option<Frame<'_>>, LinkError> {
+        let Some(FrameHeader { kind, .. }) = self.recv_header(max_len)? else {
+            return Ok(None);
+        };
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let read = self.gather(&mut buffer);
+        self.buffer = buffer;
+        read.map(|()| Some(Frame { kind, payload: &self.buffer }))
+    }
+
     /// Sends plaintext as it is, to be a peer that keeps no rules.
     pub(super) fn send_raw(&mut self, bytes: &[u8]) -> Result<(), LinkError> {
         self.session.write(&[bytes], None).map_err(|error| link_error(error, Waiting::Send))

@@ -43,7 +43,9 @@ pub use frame::{FrameHeader, HEADER_LEN, HeaderError};
 pub(crate) use here::is_at;
 pub use here::{check_listenable, check_reachable};
 pub use identity::{Identity, IdentityError, ParsePeerIdentityError, PeerIdentity};
-pub use link::{Deadlines, Frame, Link, LinkCounters};
+#[cfg(test)]
+use link::Frame;
+pub use link::{Deadlines, Link, LinkCounters};
 pub use link_error::LinkError;
 pub use listener::{ListenerError, ListenerLimits, PeerListener};
 pub(crate) use log_budget::LogBudget;

@@ -6,6 +6,7 @@ use rustls::Error;
 use rustls::client::ClientConnectionData;
 use rustls::server::ServerConnectionData;
 use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus, WriteTraffic};
+use zeroize::Zeroize as _;
 
 /// Most that rustls may want to send on its own in one go (its flight of handshake messages).
 const MAX_OWN: usize = 64 << 10;
@@ -20,16 +21,34 @@ pub(super) struct Plain {
 }
 
 impl Plain {
+    fn put(&mut self, more: &[u8]) {
+        make_room(&mut self.bytes, more.len());
+        self.bytes.extend_from_slice(more);
+    }
+
     pub(super) fn take(&mut self, into: &mut [u8]) -> usize {
         let ready = self.bytes.get(self.taken..).unwrap_or_default();
         let count = ready.len().min(into.len());
         into[..count].copy_from_slice(&ready[..count]);
+        // Nobody else is to find it: messages have secrets in them.
+        self.bytes[self.taken..self.taken + count].fill(0);
         self.taken += count;
         if self.taken == self.bytes.len() {
             self.bytes.clear();
             self.taken = 0;
         }
         count
+    }
+}
+
+/// Makes room in `bytes` for `more` of them. Where they have to move, what they leave is wiped.
+pub(super) fn make_room(bytes: &mut Vec<u8>, more: usize) {
+    let needed = bytes.len() + more;
+    if bytes.capacity() < needed {
+        let mut wider = Vec::with_capacity(needed);
+        wider.extend_from_slice(bytes);
+        bytes.zeroize();
+        *bytes = wider;
     }
 }
 
@@ -124,7 +143,7 @@ where
                         let direct = record.payload.len().min(room.len());
                         room[..direct].copy_from_slice(&record.payload[..direct]);
                         placed += direct;
-                        plain.bytes.extend_from_slice(&record.payload[direct..]);
+                        plain.put(&record.payload[direct..]);
                     }
                     Err(error) => failed = Some(error),
                 }

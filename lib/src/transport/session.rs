@@ -90,6 +90,7 @@ impl Incoming {
     }
 
     fn grow(&mut self) {
+        // What this leaves behind, when it moves, is ciphertext and zeros.
         let twice = (self.bytes.len() * 2).max(FIRST_BUFFER).min(self.most);
         self.bytes.resize(twice.max(self.bytes.len()), 0);
     }
@@ -442,6 +443,9 @@ impl Session {
                 advance(connection.process_tls_records(ciphertext), into, plain, outgoing, put)
             }
         };
+        // What was opened was opened where it lay, and messages have secrets in them. (The buffer lives on:
+        // no compiler takes these writes for useless.)
+        bytes[*start..*start + discard].fill(0);
         *start += discard;
         if start == end {
             (*start, *end) = (0, 0);

@@ -91,7 +91,8 @@ fn settled<'d>(from: &'d Daemon, to: &'d Daemon, id: &str) -> (&'d Daemon, Value
 
 /// Keeps a link open until the other side ends it.
 fn hold(mut link: Link) {
-    while let Ok(Some(_)) = link.recv(wire::MESSAGE_MAX) {}
+    let mut message = Vec::new();
+    while let Ok(Some(_)) = link.recv_into(wire::MESSAGE_MAX, &mut message) {}
 }
 
 /// Every guest and migration of a daemon that came up again is in a state that is so.
