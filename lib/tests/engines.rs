@@ -574,7 +574,7 @@ fn audited(engines: Engines, mut here: Clockwork, gives_up: Option<NotRun>, time
     let how = (Suite::Aes256Gcm, AuditMode::After);
     let end = engines.depart_with(&mut here, &mut mirror, DEFINITION, how, (&control, &notes));
     let SourceEnd::Succeeded { sequel, .. } = end else { panic!("{end:?}") };
-    let held = Held::new(Kept { machine: None, mirror });
+    let held = Held::new(Kept { machine: None, mirror }, 0);
     if let Some(why) = gives_up {
         drop(held.give_up(why).expect("nobody else has it"));
     }
@@ -646,12 +646,12 @@ fn whoever_needs_what_an_audit_keeps_waits_until_it_is_free_whoever_frees_it() {
         may.recv().unwrap();
         noted.store(true, Ordering::SeqCst);
     }));
-    let held = Held::new(Kept { machine: Some(Box::new(here)), mirror });
-    assert_eq!(held.ram_bytes(), bytes);
+    let held = Held::new(Kept { machine: Some(Box::new(here)), mirror }, bytes);
+    assert_eq!(held.bytes(), bytes);
     std::thread::scope(|scope| {
         scope.spawn(|| held.free(NotRun::PeerLost));
         goes.recv().unwrap();
-        assert_eq!(held.ram_bytes(), bytes, "it is not free yet");
+        assert_eq!(held.bytes(), bytes, "it is not free yet");
         let (told, done) = mpsc::channel();
         let (held, freed) = (&held, &freed);
         scope.spawn(move || {
@@ -663,7 +663,7 @@ fn whoever_needs_what_an_audit_keeps_waits_until_it_is_free_whoever_frees_it() {
         go.send(()).unwrap();
         assert!(early.or_else(|_| done.recv()).unwrap(), "it went on before there was room");
     });
-    assert_eq!(held.ram_bytes(), 0);
+    assert_eq!(held.bytes(), 0);
 }
 
 #[test]

@@ -3,7 +3,10 @@
 
 #![allow(clippy::unwrap_used, reason = "the helpers of a test are test code")]
 
-use mirrorvm_tests::{Act, Break, Daemon, Pair, Request, Way, emulated, migration, two_daemons, until};
+use mirrorvm_tests::{
+    Act, Break, Daemon, MemoryGroup, Pair, Request, Way, emulated, kvm, linux_guest, migration, qemu_binary,
+    two_daemons, until,
+};
 use serde_json::{Value, json};
 
 const GUEST: &str = "g1";
@@ -143,10 +146,19 @@ struct Pending {
 
 impl Pending {
     fn of(definition: &Value) -> Self {
-        let pair = Pair::start();
+        Self::between(Pair::start(), definition)
+    }
+
+    fn between(pair: Pair, definition: &Value) -> Self {
         let (a, b) = (&pair.a, &pair.b);
         a.run_guest(definition);
-        a.ticks_beyond(GUEST, 2);
+        if definition["driver"]["kind"] == "qemu" {
+            // What has to cross of it must not change from one time to the next.
+            let _ = a.act(&format!("/v1/guests/{GUEST}/pause")).expect(202);
+            a.guest_in(GUEST, "paused");
+        } else {
+            a.ticks_beyond(GUEST, 2);
+        }
         let moved = |from: &Daemon, to: &Daemon, audit: &str| {
             let mut body = migration(GUEST, &to.name, "stop_and_copy");
             (body["audit"], body["verify"]) = (json!(audit), json!(false));
@@ -246,6 +258,35 @@ fn an_audit_whose_memory_another_guest_needs_is_given_up_for_it_and_for_none_tha
     audit.ended_as(a, "memory_needed", &before[0]);
     audit.heard_there("memory_needed", &before[1]);
     a.ticks_on("other");
+}
+
+#[test]
+fn what_an_audit_keeps_is_as_much_as_the_same_guest_needs_its_program_included() {
+    const MIB: u64 = 1 << 20;
+    if qemu_binary().is_none() || !kvm() {
+        return;
+    }
+    let images = linux_guest();
+    let definition = |name: &str| {
+        json!({
+            "name": name,
+            "driver": {"kind": "qemu", "vcpus": 1, "kernel": images.join("vmlinuz"), "accel": "tcg"},
+            "memory": {"blocks": [{"name": "ram0", "size_bytes": 128 * MIB, "gpa": 0}]},
+        })
+    };
+    // Room for one of them: QEMU needs about as much for itself.
+    let Some(group) = MemoryGroup::new(320 * MIB) else { return };
+    let pair = Pair::start();
+    group.take(pair.a.pid());
+    let audit = Pending::between(pair, &definition(GUEST));
+    let (a, b) = (&audit.pair.a, &audit.pair.b);
+    let _ = a.post("/v1/guests", &definition("other")).expect(201);
+    assert!(a.act("/v1/guests/other/start?dry_run=true").status < 300, "looking costs nothing");
+    audit.goes_on(a);
+    let _ = a.act("/v1/guests/other/start").expect(202);
+    a.guest_in("other", "running");
+    assert_eq!(ended(a, &audit.id)["why"], "memory_needed");
+    audit.goes_on(b);
 }
 
 #[test]

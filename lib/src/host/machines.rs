@@ -119,6 +119,13 @@ impl Inner {
         Ok(GuestMemory { ram: ram.map_err(|e| HostError::memory("making memory for a guest", e))?, process })
     }
 
+    /// Bytes of memory that [`Inner::memory_for`] a guest as it is claims, those of its program among them.
+    pub fn claimed_bytes(&self, record: &GuestRecord) -> u64 {
+        let driver = self.driver(&record.spec.driver).ok();
+        let own = driver.and_then(|d| d.own_bytes(&record.spec.driver, record.boot.as_ref()));
+        GuestRam::claimed_bytes(&record.layout).saturating_add(own.unwrap_or(0))
+    }
+
     /// Whether [`Inner::memory_for`] a guest as it is would find enough now; claims nothing.
     pub fn has_memory_for(&self, record: &GuestRecord) -> Result<(), HostError> {
         let driver = self.driver(&record.spec.driver)?;
@@ -126,7 +133,7 @@ impl Inner {
         let backings = backings_of(driver, record.spec.backing);
         // What audits keep is given up for whoever comes in earnest. Asked first: what is free a moment later
         // has been counted.
-        let kept = self.audits.ram_bytes();
+        let kept = self.audits.bytes();
         match GuestRam::has_room(&record.layout, backings, own.unwrap_or(0)) {
             Err(short) if short.available.saturating_add(kept) < short.bytes => Err(short.into()),
             Err(_) | Ok(()) => Ok(()),

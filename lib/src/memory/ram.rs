@@ -176,6 +176,12 @@ impl GuestRam {
         Self::allocate(Arc::clone(layout), last)
     }
 
+    /// Bytes of memory that RAM for `layout` claims, whatever it lies on.
+    pub fn claimed_bytes(layout: &GuestLayout) -> u64 {
+        let (ordinary, huge) = needs(layout, |_| Backing::Memfd);
+        ordinary.saturating_add(huge)
+    }
+
     /// Whether [`GuestRam::allocate_first`] would find room now beside `more` bytes of ordinary memory;
     /// claims nothing.
     ///

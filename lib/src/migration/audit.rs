@@ -37,7 +37,7 @@ pub struct Kept {
 pub struct Held {
     inside: Mutex<Inside>,
     freed: Condvar,
-    /// Of the machine's RAM.
+    /// What the machine claimed.
     bytes: u64,
 }
 
@@ -49,9 +49,9 @@ struct Inside {
 }
 
 impl Held {
-    /// Held until the audit ends or is given up.
-    pub fn new(kept: Kept) -> Self {
-        let bytes = kept.machine.as_ref().map_or(0, |machine| machine.ram().layout().ram_bytes());
+    /// Held until the audit ends or is given up; `bytes` of memory are what the machine claimed, with those
+    /// of its program.
+    pub fn new(kept: Kept, bytes: u64) -> Self {
         let inside = Inside { kept: Some(kept), over: None, going: false };
         Self { inside: Mutex::new(inside), freed: Condvar::new(), bytes }
     }
@@ -61,8 +61,8 @@ impl Held {
         self.inside.locked().kept.as_ref().map(|kept| act(&kept.mirror))
     }
 
-    /// Bytes of RAM that are not free yet, and will be.
-    pub fn ram_bytes(&self) -> u64 {
+    /// Bytes of memory that are not free yet, and will be.
+    pub fn bytes(&self) -> u64 {
         let inside = self.inside.locked();
         if inside.kept.is_some() || inside.going { self.bytes } else { 0 }
     }

@@ -524,7 +524,7 @@ impl Import<'_> {
         let (session, guest, paused) = (prepare.session, prepare.guest, prepare.paused);
         let follows = prepare.audit == Some(AuditWish::After);
         let (mirror, held) = if follows {
-            (None, Some(Arc::new(Held::new(Kept { machine: None, mirror }))))
+            (None, Some(Arc::new(Held::new(Kept { machine: None, mirror }, 0))))
         } else {
             (Some(mirror), None)
         };

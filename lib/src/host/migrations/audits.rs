@@ -46,10 +46,10 @@ impl Audits {
         !found.is_empty()
     }
 
-    /// Bytes of RAM that are free once all is given up.
-    pub fn ram_bytes(&self) -> u64 {
+    /// Bytes of memory that are free once all is given up.
+    pub fn bytes(&self) -> u64 {
         let kept: Vec<_> = self.kept.locked().values().map(|(_, held)| Arc::clone(held)).collect();
-        kept.iter().map(|held| held.ram_bytes()).sum()
+        kept.iter().map(|held| held.bytes()).sum()
     }
 
     /// Does something that takes memory; where there is too little of it, once more without what is kept
@@ -57,11 +57,11 @@ impl Audits {
     pub fn making_room<T>(&self, act: impl Fn() -> Result<T, HostError>) -> Result<T, HostError> {
         let before = self.ended.load(Ordering::Acquire);
         // Asked before and after: what is free a moment later counts, and so does what is kept since then.
-        let kept = self.ram_bytes();
+        let kept = self.bytes();
         match act() {
             // Also after one that ended by itself meanwhile: it may have been why.
             Err(HostError::NoMemory(short))
-                if (short.available.saturating_add(kept.max(self.ram_bytes())) >= short.bytes
+                if (short.available.saturating_add(kept.max(self.bytes())) >= short.bytes
                     && self.give_up(NotRun::MemoryNeeded, |_| true))
                     || self.ended.load(Ordering::Acquire) != before =>
             {

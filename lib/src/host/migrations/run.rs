@@ -212,7 +212,10 @@ impl Run {
                 // audit keeps it for as long as it takes.
                 let shared = machine.encryption().shared();
                 let held = match &sequel {
-                    Sequel::Audit(_) => Some(Arc::new(Held::new(Kept { machine: Some(machine), mirror }))),
+                    Sequel::Audit(_) => {
+                        let bytes = self.inner.claimed_bytes(&self.guest.record());
+                        Some(Arc::new(Held::new(Kept { machine: Some(machine), mirror }, bytes)))
+                    }
                     Sequel::Nothing => {
                         drop((machine, mirror));
                         None
