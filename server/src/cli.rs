@@ -23,6 +23,7 @@ use crate::demo::{self, DemoArgs};
 use crate::offline;
 use crate::open::{self, OpenArgs};
 use crate::openapi::Document;
+use crate::out::out;
 use crate::selftest::{self, SelftestCommand};
 use crate::serve::{self, Listen, Options, ServeError};
 
@@ -276,7 +277,7 @@ fn resolved(args: &ServeArgs, matches: &ArgMatches) -> Result<Resolved, ConfigEr
 }
 
 fn print_settings(resolved: &Resolved, json: bool) -> Result<(), Box<dyn Error>> {
-    let mut out = std::io::stdout().lock();
+    let mut out = out();
     if json {
         serde_json::to_writer_pretty(&mut out, &resolved.settings)?;
         writeln!(out)?;
@@ -343,11 +344,13 @@ fn start_log(json: bool) {
             default()
         })
     };
+    // https://no-color.org
+    let colourless = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     // No colours in files. What stderr does not take is lost: a log on a full disk must not end the thread
     // that logs.
     let layer = tracing_subscriber::fmt::layer()
         .log_internal_errors(false)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_ansi(std::io::stderr().is_terminal() && !colourless)
         .with_writer(std::io::stderr);
     let layer = if json { layer.json().boxed() } else { layer.boxed() };
     tracing_subscriber::registry().with(layer).with(filter).init();
@@ -355,7 +358,7 @@ fn start_log(json: bool) {
 
 fn init_identity(dir: &std::path::Path) -> Result<(), Box<dyn Error>> {
     let identity = mirrorvm::transport::Identity::create(dir)?;
-    writeln!(std::io::stdout(), "{}", identity.pin())?;
+    writeln!(out(), "{}", identity.pin())?;
     Ok(())
 }
 
@@ -365,7 +368,7 @@ fn print_document(daemon: &Daemon, version: OpenApiVersion) -> Result<(), Box<dy
         OpenApiVersion::V31 => Document::with(&drivers)?,
         OpenApiVersion::V30 => Document::with_3_0(&drivers)?,
     };
-    std::io::stdout().write_all(document.bytes())?;
+    out().write_all(document.bytes())?;
     Ok(())
 }
 

@@ -30,6 +30,7 @@ pub mod metrics;
 mod offline;
 mod open;
 pub mod openapi;
+mod out;
 pub mod problem;
 pub mod routes;
 mod selftest;

@@ -14,6 +14,7 @@ use mirrorvm_client::{Client, ClientError};
 use serde_json::Value;
 
 use crate::config::sources;
+use crate::out::out;
 use crate::serve::SOCKET;
 
 /// Which daemon is asked.
@@ -75,7 +76,7 @@ pub fn run(args: &OpenArgs) -> Result<(), OpenError> {
     if urls.is_empty() {
         return Err(OpenError::Answer);
     }
-    let mut out = std::io::stdout().lock();
+    let mut out = out();
     for url in urls {
         writeln!(out, "{url}").map_err(OpenError::Stdout)?;
     }

@@ -106,7 +106,7 @@ async fn the_catalogue_explains_every_code() {
 
 #[tokio::test]
 async fn wrong_paths_and_methods_are_problems() {
-    for path in ["/", "/v1", "/v2/guests", "/v1/guests/", "/v1/guests/a/b/c", "/docs/nothing.js"] {
+    for path in ["/v1", "/v2/guests", "/v1/guests/", "/v1/guests/a/b/c", "/docs/nothing.js"] {
         assert_eq!(get(path).await.problem(), "route_not_found", "{path}");
     }
     for (method, path, allow) in [
@@ -122,6 +122,42 @@ async fn wrong_paths_and_methods_are_problems() {
         assert_eq!(answer.headers["allow"], allow, "{method} {path}");
     }
     assert_eq!(get("/v1/guests/%ff").await.problem(), "malformed_request");
+    for (path, end) in [
+        ("/v1/guest", "; did you mean /v1/guests?"),
+        ("/guests/g1/", "; did you mean /v1/guests/g1?"),
+        ("/v1/frobnicate", "not part of the API"),
+    ] {
+        let detail = get(path).await.json()["detail"].as_str().unwrap().to_owned();
+        assert!(detail.ends_with(end), "{path}: {detail}");
+    }
+    let body = json!({"name": "g1", "drivr": {}, "memory": {}}).to_string();
+    let refused = post("/v1/guests", "application/json", body).await.json();
+    let said: Vec<&str> =
+        refused["errors"].as_array().unwrap().iter().map(|e| e["detail"].as_str().unwrap()).collect();
+    assert!(said.iter().any(|s| s.ends_with("\"drivr\" here; did you mean driver?")), "{said:?}");
+}
+
+#[tokio::test]
+async fn whoever_knows_the_address_alone_is_told_where_to_go_on() {
+    let index = get("/").await;
+    assert_eq!(
+        (index.status.as_u16(), &index.headers["content-type"]),
+        (200, &"application/json".parse().unwrap())
+    );
+    for (what, path) in index.json()["links"].as_object().unwrap() {
+        let answer = get(path.as_str().unwrap()).await;
+        let there = answer.status == 200 || answer.problem() == "not_ready";
+        assert!(there, "{what}: {}", answer.status);
+    }
+    for accepts in
+        ["text/html", "text/html,application/xhtml+xml;q=0.9,*/*;q=0.8", "image/png, TEXT/HTML;q=0.3"]
+    {
+        let browser = Request::get("/").header("accept", accepts).body(Body::empty()).unwrap();
+        let answer = send(&service(), browser).await;
+        assert_eq!((answer.status.as_u16(), &answer.headers["location"]), (303, &"/docs/".parse().unwrap()));
+    }
+    let tool = Request::get("/").header("accept", "*/*").body(Body::empty()).unwrap();
+    assert_eq!(send(&service(), tool).await.status, 200);
 }
 
 #[tokio::test]

@@ -3,11 +3,13 @@
 
 #![allow(clippy::unwrap_used, reason = "the helpers of a test are test code")]
 
+use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::net::UnixDatagram;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use mirrorvm_tests::{Daemon, Request, daemon_binary, repository, until};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::{Value, json};
 
 fn config(arguments: &[&str], environment: &[(&str, &str)]) -> (bool, String, String) {
@@ -219,6 +221,52 @@ fn both_documents_are_printed_as_they_are_served() {
     for (version, path) in [("3.1", "/v1/openapi.json"), ("3.0", "/v1/openapi-3.0.json")] {
         let output = Command::new(daemon_binary()).args(["openapi", "--version", version]).output().unwrap();
         assert_eq!(output.stdout, d.get(path).expect(200).body, "{version}");
+    }
+}
+
+#[test]
+fn what_prints_and_ends_does_not_mind_that_nobody_reads_on() {
+    for arguments in [&["openapi"][..], &["config"], &["config", "--json"]] {
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        drop(reader);
+        let output = Command::new(daemon_binary()).args(arguments).stdout(writer).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success() && said.is_empty(), "{arguments:?}: {} {said}", output.status);
+    }
+    // What cannot be written for another reason is a failure.
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output = Command::new(daemon_binary()).arg("openapi").stdout(full).output().unwrap();
+    assert!(!output.status.success() && !output.stderr.is_empty());
+}
+
+#[test]
+fn a_log_on_a_terminal_has_no_colours_where_nobody_wants_any() {
+    for (no_color, coloured) in [("", true), ("1", false)] {
+        let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&terminal).unwrap();
+        unlockpt(&terminal).unwrap();
+        let name = ptsname(&terminal, Vec::new()).unwrap();
+        let stderr = std::fs::OpenOptions::new().read(true).write(true).open(name.to_str().unwrap()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let mut child = Command::new(daemon_binary())
+            .args(["serve", "--exit-with-stdin", "--state-dir"])
+            .arg(dir.path().join("state"))
+            .env("NO_COLOR", no_color)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(stderr)
+            .spawn()
+            .unwrap();
+        let mut ready = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut ready).unwrap();
+        assert!(ready.starts_with("ready"), "{ready}");
+        drop(child.stdin.take());
+        let mut log = Vec::new();
+        // It ends as an error when the last one that could write is gone.
+        let _ = std::fs::File::from(terminal).read_to_end(&mut log);
+        assert!(child.wait().unwrap().success());
+        let log = String::from_utf8_lossy(&log);
+        assert!(log.contains("INFO") && log.contains('\u{1b}') == coloured, "{no_color:?}: {log:?}");
     }
 }
 

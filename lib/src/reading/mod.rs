@@ -5,6 +5,7 @@
 //! client deserves both. Whatever a driver takes of a definition is read by this, too.
 
 pub mod json;
+mod near;
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -12,6 +13,7 @@ use std::ops::RangeInclusive;
 use uuid::Uuid;
 
 pub use json::Json;
+pub use near::{did_you_mean, nearest, slips};
 
 use json::Integer;
 
@@ -418,7 +420,9 @@ impl<'v, 'e> Fields<'v, 'e> {
     pub fn done(self) -> Option<()> {
         let mut clean = Some(());
         for name in self.map.keys().filter(|n| !self.known.contains(&n.as_str())) {
-            let detail = format!("there is no field {:?} here", name.chars().take(64).collect::<String>());
+            let meant = did_you_mean(name, self.known.iter().copied().filter(|k| !self.map.contains_key(*k)));
+            let shown: String = name.chars().take(64).collect();
+            let detail = format!("there is no field {shown:?} here{meant}");
             self.errors.add(&format!("{}/{}", self.pointer, token(name)), "unknown_field", detail);
             clean = None;
         }
@@ -428,7 +432,8 @@ impl<'v, 'e> Fields<'v, 'e> {
 
 fn unknown(value: &str, known: &[&str]) -> String {
     let value: String = value.chars().take(64).collect();
-    format!("{value:?} is not one of {}", known.join(", "))
+    let meant = did_you_mean(&value, known.iter().copied());
+    format!("{value:?} is not one of {}{meant}", known.join(", "))
 }
 
 /// Decodes a string that is one of a closed list.

@@ -30,6 +30,7 @@ macro_rules! operations {
 }
 
 operations! {
+    Public GET "/" index_get,
     Public GET "/livez" health_live,
     Public GET "/readyz" health_ready,
     Read GET "/metrics" metrics_get,

@@ -1,5 +1,7 @@
 //! The daemon's version on the wire.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -61,6 +63,42 @@ pub struct Build {
     pub version: &'static str,
     /// Whether it was built with optimizations.
     pub release: bool,
+}
+
+/// Where to begin.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Index {
+    /// Name of the program.
+    #[schema(example = "mirrorvmd")]
+    pub name: &'static str,
+    /// Version of the API, by semantic versioning.
+    #[schema(example = "1.0.0")]
+    pub api_version: &'static str,
+    /// Paths, by what is there. The list is open and only grows.
+    #[schema(value_type = std::collections::BTreeMap<String, String>,
+        example = json!({"documentation": "/docs/", "openapi": "/v1/openapi.json"}))]
+    pub links: BTreeMap<&'static str, &'static str>,
+}
+
+impl Index {
+    /// Of this build.
+    pub fn new() -> Self {
+        let links = [
+            ("documentation", "/docs/"),
+            ("openapi", "/v1/openapi.json"),
+            ("openapi_3_0", "/v1/openapi-3.0.json"),
+            ("problems", "/v1/problems"),
+            ("version", "/v1/version"),
+            ("whoami", "/v1/whoami"),
+            ("host", "/v1/host"),
+            ("guests", "/v1/guests"),
+            ("migrations", "/v1/migrations"),
+            ("events", "/v1/events"),
+            ("health", "/readyz"),
+            ("metrics", "/metrics"),
+        ];
+        Self { name: env!("CARGO_PKG_NAME"), api_version: API_VERSION, links: links.into() }
+    }
 }
 
 impl Version {

@@ -51,6 +51,8 @@ use course::Outcome;
 use daemons::Stage;
 use error::DemoError;
 
+use crate::out::out;
+
 /// How the course ended.
 enum End {
     Ran(Result<Outcome, DemoError>),
@@ -109,7 +111,7 @@ async fn run(args: &DemoArgs) -> Result<ExitCode, DemoError> {
         End::Ran(Err(error)) => Err(error),
         End::Ran(Ok(outcome)) => {
             let text = if args.json { outcome.json() } else { outcome.table() };
-            std::io::stdout().write_all(text.as_bytes()).map_err(DemoError::Stdout)?;
+            out().write_all(text.as_bytes()).map_err(DemoError::Stdout)?;
             if outcome.verified() { Ok(ExitCode::SUCCESS) } else { Err(DemoError::NotVerified) }
         }
     }

@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use tower_http::catch_panic::CatchPanicLayer;
 use uuid::Uuid;
 
-use super::{gate, guard, idempotency, quiet, trace};
+use super::{gate, guard, idempotency, meant, quiet, trace};
 use crate::access::table;
 use crate::problem::{PROBLEM_JSON, Problem, ProblemCode};
 use crate::state::AppState;
@@ -86,7 +86,7 @@ async fn finish(State(state): State<AppState>, mut request: Request, next: Next)
         Some(problem) => problem.into_response(),
         None => next.run(request).await,
     };
-    let problem = problem_of(&response, &method);
+    let problem = problem_of(&response, &method, &path);
     let mut response = match &problem {
         Some(problem) => render(problem, &response, &path, &id),
         None => response,
@@ -211,7 +211,7 @@ fn request_id(headers: &HeaderMap) -> String {
 
 /// The problem that a response stands for. Whatever a layer below answers on its own (no route, no such
 /// method, a rejected extractor) becomes a problem, too.
-fn problem_of(response: &Response, method: &Method) -> Option<Problem> {
+fn problem_of(response: &Response, method: &Method, path: &str) -> Option<Problem> {
     if let Some(problem) = response.extensions().get::<Problem>() {
         return Some(problem.clone());
     }
@@ -221,7 +221,10 @@ fn problem_of(response: &Response, method: &Method) -> Option<Problem> {
         return None;
     }
     let (code, detail) = match status {
-        StatusCode::NOT_FOUND => (ProblemCode::RouteNotFound, "this path is not part of the API".to_owned()),
+        StatusCode::NOT_FOUND => {
+            let meant = meant::path(path).map(|meant| format!("; did you mean {meant}?")).unwrap_or_default();
+            (ProblemCode::RouteNotFound, format!("this path is not part of the API{meant}"))
+        }
         StatusCode::METHOD_NOT_ALLOWED => {
             (ProblemCode::MethodNotAllowed, format!("{method} does not apply to this path"))
         }

@@ -8,6 +8,7 @@ pub mod change;
 pub mod gate;
 pub mod guard;
 pub mod idempotency;
+pub mod meant;
 pub mod middleware;
 pub mod negotiate;
 pub mod places;

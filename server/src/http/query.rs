@@ -8,6 +8,7 @@ use std::time::Duration;
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{Extensions, Uri};
+use mirrorvm::reading::did_you_mean;
 
 use crate::api::labels::Selector;
 use crate::api::page::{LIMIT_DEFAULT, LIMIT_MAX, Order, PageRequest, Scope};
@@ -47,7 +48,7 @@ impl Query {
     pub fn wants_dry_run(&self) -> bool {
         let Ok(pairs) = &*self.0 else { return false };
         let mut said = pairs.iter().filter(|(name, _)| name == DRY_RUN);
-        said.next().is_some_and(|(_, value)| value == "true") && said.next().is_none()
+        said.next().is_some_and(|(_, value)| matches!(value.as_str(), "true" | "1")) && said.next().is_none()
     }
 
     /// The query in one form however it was written: each name and value escaped in the same way.
@@ -76,7 +77,7 @@ impl Query {
     /// # Errors
     /// `malformed_request` when it has a broken escape or is not UTF-8.
     pub fn read(&self) -> Result<Parameters, Problem> {
-        Ok(Parameters { pairs: (*self.0).clone()?, errors: Vec::new() })
+        (*self.0).clone().map(Parameters::of)
     }
 }
 
@@ -107,12 +108,19 @@ pub fn canonical_path(path: &str) -> String {
 #[derive(Debug)]
 pub struct Parameters {
     pairs: Vec<(String, String)>,
+    /// The names of what was asked for.
+    known: Vec<String>,
     errors: Vec<ProblemError>,
 }
 
 impl Parameters {
+    const fn of(pairs: Pairs) -> Self {
+        Self { pairs, known: Vec::new(), errors: Vec::new() }
+    }
+
     /// All values of a repeatable parameter.
     pub fn all(&mut self, name: &str) -> Vec<String> {
+        self.known.push(name.to_owned());
         let (taken, rest) = std::mem::take(&mut self.pairs).into_iter().partition(|(n, _)| n == name);
         self.pairs = rest;
         let taken: Vec<(String, String)> = taken;
@@ -165,11 +173,12 @@ impl Parameters {
         Duration::from_secs(seconds.unwrap_or(0))
     }
 
-    /// A parameter that is `true` or `false`. Absent means false.
+    /// A parameter that is `true` or `false`, or `1` or `0`, as some languages write them. Absent means
+    /// false.
     pub fn flag(&mut self, name: &str) -> bool {
         match self.one(name).as_deref() {
-            None | Some("false") => false,
-            Some("true") => true,
+            None | Some("false" | "0") => false,
+            Some("true" | "1") => true,
             Some(text) => {
                 let detail = format!("{} is not true or false", shown(text));
                 self.problem(ProblemError::at_parameter(name, "invalid_format", detail));
@@ -208,7 +217,8 @@ impl Parameters {
                 None => {
                     let names: Vec<&str> = known.iter().map(|value| named(*value)).collect();
                     let shown: String = text.chars().take(64).collect();
-                    let detail = format!("{shown:?} is not one of {}", names.join(", "));
+                    let meant = did_you_mean(&shown, names.iter().copied());
+                    let detail = format!("{shown:?} is not one of {}{meant}", names.join(", "));
                     self.problem(ProblemError::at_parameter(name, "unknown_value", detail));
                 }
             }
@@ -245,7 +255,8 @@ impl Parameters {
     pub fn done(mut self) -> Result<(), Problem> {
         for (name, _) in std::mem::take(&mut self.pairs).into_iter().take(16) {
             let name: String = name.chars().take(64).collect();
-            let detail = format!("there is no parameter {name:?} here");
+            let meant = did_you_mean(&name, self.known.iter().map(String::as_str));
+            let detail = format!("there is no parameter {name:?} here{meant}");
             self.problem(ProblemError::at_parameter(name, "unknown_parameter", detail));
         }
         if self.errors.is_empty() { Ok(()) } else { Err(Problem::validation(self.errors)) }
@@ -297,7 +308,7 @@ mod tests {
 
     fn codes(query: &str, take: impl FnOnce(&mut Parameters)) -> Vec<String> {
         let mut p = match decode(query) {
-            Ok(pairs) => Parameters { pairs, errors: Vec::new() },
+            Ok(pairs) => Parameters::of(pairs),
             Err(problem) => return vec![problem.code().as_str().to_owned()],
         };
         take(&mut p);
@@ -327,6 +338,10 @@ mod tests {
         }
         let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &[1]);
         let page = |p: &mut Parameters| _ = p.page(&Scope::new(&key, "x", &[]), false);
+        let mut p = Parameters::of(decode("limt=3&colour=1").unwrap());
+        p.page(&Scope::new(&key, "x", &[]), false);
+        let said: Vec<String> = p.done().unwrap_err().errors().iter().map(|e| e.detail.clone()).collect();
+        assert!(said[0].ends_with("; did you mean limit?") && said[1].ends_with("here"), "{said:?}");
         assert_eq!(codes("sort_by=name", page), ["unknown_value"]);
         assert!(codes("sort_by=-created_at", page).is_empty());
         assert_eq!(codes("dry_run=yes", |p| _ = p.flag("dry_run")), ["invalid_format"]);
@@ -349,6 +364,13 @@ mod tests {
             let query = query(text);
             assert!(query.wants_dry_run() && query.read().unwrap().flag(DRY_RUN), "{text}");
             assert_eq!(query.canonical(), "dry_run=true");
+        }
+        for (text, dry) in [("dry_run=1", true), ("dry_run=0", false), ("dry_run=%31", true)] {
+            let query = query(text);
+            assert_eq!(query.wants_dry_run(), dry, "{text}");
+            let mut parameters = query.read().unwrap();
+            assert_eq!(parameters.flag(DRY_RUN), dry, "{text}");
+            parameters.done().unwrap();
         }
         for text in [
             "",

@@ -6,6 +6,8 @@ use std::path::Path;
 
 use mirrorvm::transport::PeerIdentity;
 
+use crate::out::out;
+
 /// Makes the key in `state_dir` the host's, or makes one; prints the identity.
 ///
 /// # Errors
@@ -20,6 +22,6 @@ pub fn accept(state_dir: &Path) -> Result<(), Box<dyn Error>> {
     if let Some(old) = old.filter(|old| *old != new) {
         writeln!(std::io::stderr(), "mirrorvmd: every peer that pins {old} has to be told the new identity")?;
     }
-    writeln!(std::io::stdout(), "{new}")?;
+    writeln!(out(), "{new}")?;
     Ok(())
 }

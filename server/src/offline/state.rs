@@ -7,6 +7,8 @@ use std::path::Path;
 use mirrorvm::host;
 use mirrorvm::store::state_files::Facts;
 
+use crate::out::out;
+
 /// Says whether everything in a state directory is what was acknowledged.
 ///
 /// # Errors
@@ -74,5 +76,5 @@ fn told(facts: &Facts) -> String {
 }
 
 fn say(line: &str) -> Result<(), Box<dyn Error>> {
-    Ok(writeln!(std::io::stdout(), "{line}")?)
+    Ok(writeln!(out(), "{line}")?)
 }

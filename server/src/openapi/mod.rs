@@ -348,7 +348,7 @@ fn add_problems(path: &str, method: &str, operation: &mut Map<String, Value>) {
         .and_then(Value::as_array)
         .is_some_and(|list| list.iter().any(|p| p["in"] != "path"));
     let is_change = method != "get";
-    let needs_host = !["/livez", "/docs"].contains(&path)
+    let needs_host = !["/", "/livez", "/docs"].contains(&path)
         && !["/v1/openapi", "/v1/problems", "/v1/version"].iter().any(|p| path.starts_with(p));
     let negotiates = ["/layout", "/console", "/page-digests"].iter().any(|p| path.ends_with(p));
     let public = operation.get("security").is_some_and(|s| *s == json!([]));

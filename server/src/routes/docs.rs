@@ -1,11 +1,12 @@
 //! The OpenAPI document and the page that shows it. The page asks nothing of any other server.
 
-use axum::Router;
 use axum::extract::{Path, State};
-use axum::http::header;
+use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::get;
+use axum::{Json, Router};
 
+use crate::api::version::Index;
 use crate::openapi::Document;
 use crate::problem::{Problem, ProblemCode};
 use crate::state::AppState;
@@ -13,6 +14,25 @@ use crate::state::AppState;
 use super::swagger;
 
 const DOCUMENT: &str = "/v1/openapi.json";
+
+/// Where to begin
+///
+/// Paths of this daemon, for whoever knows only its address. A browser, which accepts `text/html`, is sent to
+/// `/docs/`.
+#[utoipa::path(get, path = "/", operation_id = "index_get", tag = "daemon",
+    responses(
+        (status = 200, description = "What is here", body = Index),
+        (status = 303, description = "The page is at `/docs/`",
+            headers(("Location" = String, description = "`/docs/`"))),
+    ))]
+pub async fn index(headers: HeaderMap) -> Response {
+    let mut accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    if accepted.any(|value| value.split([',', ';']).any(|kind| kind.trim().eq_ignore_ascii_case("text/html")))
+    {
+        return Redirect::to("/docs/").into_response();
+    }
+    Json(Index::new()).into_response()
+}
 
 /// The OpenAPI document
 ///

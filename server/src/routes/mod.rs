@@ -36,6 +36,7 @@ use crate::state::AppState;
 /// All routes, each with its entry in the document.
 pub fn documented() -> OpenApiRouter<AppState> {
     OpenApiRouter::with_openapi(openapi::base())
+        .routes(routes!(docs::index))
         .routes(routes!(health::live))
         .routes(routes!(health::ready))
         .routes(routes!(health::metrics))

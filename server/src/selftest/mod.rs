@@ -26,6 +26,8 @@ use mirrorvm::sev::{Platform as _, PlatformCerts};
 use report::Report;
 use steps::Ground;
 
+use crate::out::out;
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum SelftestCommand {
     /// Give this host's security processor and KVM the commands that mirrors and their guests take, on guests
@@ -75,7 +77,7 @@ fn sev(args: &SevArgs) -> Result<ExitCode, Box<dyn Error>> {
             to.sync_all()?;
             writeln!(told, "the report is in {}", file.display())?;
         }
-        None => report.write(&mut std::io::stdout().lock())?,
+        None => report.write(&mut out())?,
     }
     Ok(ExitCode::from(report.code()))
 }
