@@ -81,8 +81,8 @@ pub struct Index {
 }
 
 impl Index {
-    /// Of this build.
-    pub fn new() -> Self {
+    /// What this build has.
+    pub fn of_this_build() -> Self {
         let links = [
             ("documentation", "/docs/"),
             ("openapi", "/v1/openapi.json"),

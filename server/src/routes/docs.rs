@@ -31,7 +31,7 @@ pub async fn index(headers: HeaderMap) -> Response {
     {
         return Redirect::to("/docs/").into_response();
     }
-    Json(Index::new()).into_response()
+    Json(Index::of_this_build()).into_response()
 }
 
 /// The OpenAPI document
