@@ -61,8 +61,8 @@ fn the_first_session_survives_being_pasted_as_one_block_and_once_more() {
     assert!(wrong.is_empty(), "{wrong}");
     // The migration's, and its progress's.
     assert_eq!(times("\"state\": \"succeeded\""), 4, "{said}");
-    // The console's end at the destination, each time; at the source it may have been before the first tick.
-    assert!(times("errors 0") >= 2 && !said.contains("null\n{"), "{said}");
+    // The console at the source, and at the destination, each time.
+    assert!(times("errors 0") >= 4, "{said}");
     assert_eq!(times("\"code\": \"guest_moved\""), 2, "{said}");
     // The refusal at the end is the only one.
     assert_eq!(times("/v1/problems/"), 2, "{said}");
