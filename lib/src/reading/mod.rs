@@ -83,7 +83,7 @@ pub struct Errors(Vec<FieldError>);
 impl Errors {
     /// Notes a problem with the value at `pointer`.
     pub fn add(&mut self, pointer: &str, code: &'static str, detail: impl Into<String>) {
-        if self.0.len() < ERRORS_MAX {
+        if !self.is_full() {
             self.0.push(FieldError::new(pointer, code, detail));
         }
     }
@@ -92,6 +92,11 @@ impl Errors {
     pub fn extend(&mut self, others: impl IntoIterator<Item = FieldError>) {
         let room = ERRORS_MAX - self.0.len();
         self.0.extend(others.into_iter().take(room));
+    }
+
+    /// Whether what is found from here on is left out.
+    fn is_full(&self) -> bool {
+        self.0.len() >= ERRORS_MAX
     }
 
     /// What was found.
@@ -420,6 +425,10 @@ impl<'v, 'e> Fields<'v, 'e> {
     pub fn done(self) -> Option<()> {
         let mut clean = Some(());
         for name in self.map.keys().filter(|n| !self.known.contains(&n.as_str())) {
+            // No more would be listed, and what was meant is not guessed for each of a hundred thousand.
+            if self.errors.is_full() {
+                return None;
+            }
             let meant = did_you_mean(name, self.known.iter().copied().filter(|k| !self.map.contains_key(*k)));
             let shown: String = name.chars().take(64).collect();
             let detail = format!("there is no field {shown:?} here{meant}");
