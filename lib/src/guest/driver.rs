@@ -90,6 +90,9 @@ impl DriverSpec {
     /// A guest of the driver `kind`.
     pub fn new(kind: impl Into<String>, mut parameters: Parameters) -> Self {
         parameters.retain(|_, value| !value.is_null());
+        // The same on disk and to peers, however somebody wrote it.
+        parameters.sort_keys();
+        parameters.values_mut().for_each(Value::sort_all_objects);
         Self(Arc::new(Told { kind: kind.into(), parameters, shown: OnceLock::new() }))
     }
 

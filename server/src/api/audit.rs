@@ -14,6 +14,7 @@ pub struct AuditEntry {
     #[schema(example = 42)]
     pub seq: u64,
     /// When the change was asked for. For a request that was refused at once: when it was answered.
+    #[serde(serialize_with = "super::time::to_ms")]
     pub time: Timestamp,
     /// Who asked: `unix:<uid>`, `cert:<name>` or `token:<id>`; for a session, whoever opened it. Null for an
     /// unknown caller.
@@ -60,6 +61,7 @@ pub struct AuditEntry {
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct AuditEntryOutcome {
     /// When the outcome was known.
+    #[serde(serialize_with = "super::time::to_ms")]
     pub time: Timestamp,
     /// HTTP status of the answer.
     #[schema(example = 201)]

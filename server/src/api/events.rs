@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use mirrorvm::host::events::{Event as HostEvent, EventBody, ResourceKind};
+use mirrorvm::host::events::{Change, Event as HostEvent, EventBody, EventCursor, ResourceKind};
 use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -29,6 +29,7 @@ pub struct Event {
     #[schema(example = "/v1/guests/0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11")]
     pub subject: String,
     /// When it happened.
+    #[serde(serialize_with = "super::time::to_ms")]
     pub time: Timestamp,
     /// What is known of the resource after the change.
     pub data: EventData,
@@ -159,6 +160,16 @@ impl Event {
                 labels: body.labels,
             },
         }
+    }
+}
+
+impl Event {
+    /// A mark in a stream of the host `host`: `bookmark` or `closing`, at the place that the stream has
+    /// reached.
+    pub fn mark(kind: &str, at: &EventCursor, host: Uuid) -> Self {
+        let body = EventBody::new(ResourceKind::Host, Change::Updated, host, 0);
+        let event = HostEvent { cursor: at.clone(), at: Timestamp::now(), body };
+        Self { kind: kind.to_owned(), ..Self::new(event, host) }
     }
 }
 

@@ -253,8 +253,10 @@ pub struct Guest {
     /// such as `guest_powered_off`, `guest_reset` or `daemon_restarted`.
     pub error: Option<Fault>,
     /// When the guest was defined, on whichever host that was. It keeps this date when it migrates.
+    #[serde(serialize_with = "super::time::to_ms")]
     pub created_at: Timestamp,
     /// When the guest last began to run on this host.
+    #[serde(serialize_with = "super::time::to_ms_or_null")]
     pub started_at: Option<Timestamp>,
     /// Only in the answer to a `dry_run`: what else the request would have led to.
     #[serde(skip_serializing_if = "Option::is_none")]

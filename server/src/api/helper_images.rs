@@ -51,6 +51,7 @@ pub struct HelperImage {
     /// Why the image cannot be used. Uploading the same content again puts it right.
     pub error: Option<Fault>,
     /// When the image was made. For the built-in image: the beginning of 1970.
+    #[serde(serialize_with = "super::time::to_ms")]
     pub created_at: Timestamp,
     /// Only in the answer to a `dry_run`: what else the request would have led to.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -86,6 +86,7 @@ pub struct Mirror {
     /// Why the mirror failed.
     pub error: Option<Fault>,
     /// When the mirror was made.
+    #[serde(serialize_with = "super::time::to_ms")]
     pub created_at: Timestamp,
     /// Microseconds from the request until its helper was ready.
     pub ready_after_us: u64,

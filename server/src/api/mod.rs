@@ -28,6 +28,7 @@ pub mod resolution;
 pub mod stats;
 pub mod strategies;
 pub mod tickets;
+pub mod time;
 pub mod tokens;
 pub mod version;
 

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use mirrorvm::host::{Labels, MigrationLimits, PeerSpec, bounds};
+use mirrorvm::host::{HostError, Labels, MigrationLimits, PeerSpec, bounds};
 use mirrorvm::mirror::{NICE, Placement, Scheduler};
+use mirrorvm::reading::FieldError;
 use mirrorvm::transport::Endpoint;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::decode::{Decode, Errors, Fields, Node, Patch};
+use super::decode::{Decode, Errors, Fields, Node, Patch, one_of};
 use super::migrations::{LimitsBody, OnTimeoutBody};
 use crate::problem::ProblemError;
 
@@ -61,8 +62,159 @@ impl Decode for GuestUpdate {
 pub struct MirrorUpdate {
     /// On which processors its vCPU threads run and how they are scheduled. Null: anywhere, like the daemon's
     /// threads.
-    #[schema(value_type = Option<PlacementBody>, required = false)]
-    pub placement: Patch<PlacementBody>,
+    #[schema(value_type = Option<PlacementUpdate>, required = false)]
+    pub placement: Patch<PlacementUpdate>,
+}
+
+/// What to change about where a mirror's vCPU threads run. What is not named stays.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PlacementUpdate {
+    /// Numbers of logical processors of the host. Null or empty: any.
+    #[schema(value_type = Option<Vec<u32>>, required = false, max_items = 1024, example = json!([0, 1]))]
+    pub cpus: Patch<Vec<u64>>,
+    /// How the threads are scheduled. Null: like the daemon's threads.
+    #[schema(value_type = Option<SchedulerUpdate>, required = false)]
+    pub scheduler: Patch<SchedulerUpdate>,
+}
+
+/// What to change about how threads are scheduled. Another `kind` begins with its own defaults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SchedulerUpdate {
+    /// `other`, `batch`, `idle` or `fifo`.
+    #[schema(value_type = Option<String>, required = false, nullable = false, example = "batch")]
+    pub kind: Option<SchedulerKind>,
+    /// Nice value of `other` and `batch`: -20 (the largest share of a processor) to 19.
+    #[schema(required = false, nullable = false, minimum = -20, maximum = 19)]
+    pub nice: Option<i8>,
+    /// Priority of `fifo`: 1 to 99 (runs first).
+    #[schema(required = false, nullable = false, minimum = 1, maximum = 99)]
+    pub priority: Option<u8>,
+}
+
+/// Kinds of schedulers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SchedulerKind {
+    /// `SCHED_OTHER`.
+    Other,
+    /// `SCHED_BATCH`.
+    Batch,
+    /// `SCHED_IDLE`.
+    Idle,
+    /// `SCHED_FIFO`.
+    Fifo,
+}
+
+impl SchedulerKind {
+    /// All of them, by name.
+    const ALL: [(&'static str, Self); 4] =
+        [("other", Self::Other), ("batch", Self::Batch), ("idle", Self::Idle), ("fifo", Self::Fifo)];
+
+    fn of(scheduler: Scheduler) -> Self {
+        match scheduler {
+            Scheduler::Other { .. } => Self::Other,
+            Scheduler::Batch { .. } => Self::Batch,
+            Scheduler::Idle => Self::Idle,
+            Scheduler::Fifo { .. } => Self::Fifo,
+        }
+    }
+}
+
+impl Decode for SchedulerKind {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        one_of(node, errors, &Self::ALL)
+    }
+}
+
+impl Decode for SchedulerUpdate {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        let mut f = Fields::open(node, errors)?;
+        let kind = f.optional_not_null("kind");
+        let nice = if f.has("nice") { f.signed_or("nice", NICE, 0).map(Some) } else { Some(None) };
+        let priority = f.optional_int_not_null("priority", bounds::PRIORITY);
+        f.done()?;
+        Some(Self { kind: kind?, nice: nice?, priority: priority? })
+    }
+}
+
+impl Decode for PlacementUpdate {
+    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
+        let mut f = Fields::open(node, errors)?;
+        let cpus = f.patch("cpus");
+        let scheduler = f.patch("scheduler");
+        f.done()?;
+        Some(Self { cpus: cpus?, scheduler: scheduler? })
+    }
+}
+
+impl SchedulerUpdate {
+    /// The scheduler that results from this change of `now`.
+    fn over(self, now: Option<Scheduler>) -> Result<Scheduler, FieldError> {
+        let error = |member: &str, code, detail: String| {
+            Err(FieldError::new(format!("/placement/scheduler/{member}"), code, detail))
+        };
+        let Some(kind) = self.kind.or(now.map(SchedulerKind::of)) else {
+            let detail = "the threads have no scheduler of their own yet: say which `kind` it is to be";
+            return error("kind", "missing", detail.into());
+        };
+        let same = now.filter(|now| SchedulerKind::of(*now) == kind);
+        let nice = self.nice.or(match same {
+            Some(Scheduler::Other { nice } | Scheduler::Batch { nice }) => Some(nice),
+            Some(Scheduler::Idle | Scheduler::Fifo { .. }) | None => None,
+        });
+        let priority = self.priority.or(match same {
+            Some(Scheduler::Fifo { priority }) => Some(priority),
+            Some(Scheduler::Other { .. } | Scheduler::Batch { .. } | Scheduler::Idle) | None => None,
+        });
+        let has_none =
+            |member: &str| error(member, "unknown_field", format!("this kind of scheduler has no {member}"));
+        match (kind, nice, priority) {
+            (SchedulerKind::Other | SchedulerKind::Batch | SchedulerKind::Idle, _, Some(_)) => {
+                has_none("priority")
+            }
+            (SchedulerKind::Idle | SchedulerKind::Fifo, Some(_), _) => has_none("nice"),
+            (SchedulerKind::Other, nice, None) => Ok(Scheduler::Other { nice: nice.unwrap_or(0) }),
+            (SchedulerKind::Batch, nice, None) => Ok(Scheduler::Batch { nice: nice.unwrap_or(0) }),
+            (SchedulerKind::Idle, None, None) => Ok(Scheduler::Idle),
+            (SchedulerKind::Fifo, None, Some(priority)) => Ok(Scheduler::Fifo { priority }),
+            (SchedulerKind::Fifo, None, None) => {
+                error("priority", "missing", "`fifo` needs a priority, from 1 to 99".into())
+            }
+        }
+    }
+}
+
+impl MirrorUpdate {
+    /// The placement that results from this change of `now`.
+    ///
+    /// # Errors
+    /// [`HostError::Invalid`]: the scheduler that would result is none.
+    pub fn placed(&self, now: &Placement) -> Result<Placement, HostError> {
+        let update = match &self.placement {
+            Patch::Keep => return Ok(now.clone()),
+            Patch::Clear => return Ok(Placement::default()),
+            Patch::Set(update) => update,
+        };
+        let cpus = match &update.cpus {
+            Patch::Keep => now.cpus.clone(),
+            Patch::Clear => Vec::new(),
+            Patch::Set(cpus) => numbers(cpus),
+        };
+        let scheduler = match update.scheduler {
+            Patch::Keep => now.scheduler,
+            Patch::Clear => None,
+            Patch::Set(change) => Some(change.over(now.scheduler).map_err(|e| HostError::Invalid(vec![e]))?),
+        };
+        Ok(Placement { cpus, scheduler })
+    }
+}
+
+/// Numbers of processors. What is no processor of any machine is refused by the host, which knows how many
+/// there are.
+fn numbers(cpus: &[u64]) -> Vec<u32> {
+    cpus.iter().map(|c| u32::try_from(*c).unwrap_or(u32::MAX)).collect()
 }
 
 /// On which processors a mirror's vCPU threads run, and how they are scheduled.
@@ -73,7 +225,8 @@ pub struct PlacementBody {
     /// Numbers of logical processors of the host. Empty: any.
     #[schema(max_items = 1024, example = json!([0, 1]))]
     pub cpus: Vec<u32>,
-    /// How the threads are scheduled. Null or absent: like the daemon's threads.
+    /// How the threads are scheduled. Absent: like the daemon's threads.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub scheduler: Option<SchedulerBody>,
 }
 
@@ -161,8 +314,7 @@ impl Decode for PlacementBody {
         let cpus: Option<Vec<u64>> = f.required("cpus");
         let scheduler = f.optional("scheduler");
         f.done()?;
-        // What is no processor of any machine is refused by the host, which knows how many there are.
-        let cpus = cpus?.into_iter().map(|c| u32::try_from(c).unwrap_or(u32::MAX)).collect();
+        let cpus = numbers(&cpus?);
         Some(Self { cpus, scheduler: scheduler? })
     }
 }
@@ -374,6 +526,41 @@ mod tests {
             decode::<GuestUpdate>(&Json::from(&json!({"labels": {"a": 1}, "name": "x"}))).unwrap_err();
         let places: Vec<_> = errors.iter().filter_map(|e| e.pointer.as_deref()).collect();
         assert_eq!(places, ["/labels/a", "/name"]);
+    }
+
+    #[test]
+    fn placements_merge() {
+        let fifo = Placement { cpus: vec![1], scheduler: Some(Scheduler::Fifo { priority: 7 }) };
+        let update = |patch: &serde_json::Value| {
+            decode::<MirrorUpdate>(&Json::from(&json!({"placement": patch}))).map_err(|_| "not decoded")
+        };
+        let after = |patch: serde_json::Value| update(&patch).unwrap().placed(&fifo).unwrap();
+        assert_eq!(after(json!({})), fifo);
+        assert_eq!(after(json!(null)), Placement::default());
+        assert_eq!(after(json!({"cpus": [0, 1]})), Placement { cpus: vec![0, 1], ..fifo.clone() });
+        assert_eq!(after(json!({"cpus": null})), Placement { cpus: vec![], ..fifo.clone() });
+        let scheduler = |patch| after(json!({"scheduler": patch})).scheduler;
+        assert_eq!(scheduler(json!({"priority": 9})), Some(Scheduler::Fifo { priority: 9 }));
+        assert_eq!(scheduler(json!({"kind": "batch"})), Some(Scheduler::Batch { nice: 0 }));
+        assert_eq!(scheduler(json!({"kind": "other", "nice": -3})), Some(Scheduler::Other { nice: -3 }));
+        assert_eq!(scheduler(json!({"kind": "idle"})), Some(Scheduler::Idle));
+        assert_eq!(scheduler(json!(null)), None);
+        let refused = |now: &Placement, patch: serde_json::Value| match update(&json!({"scheduler": patch}))
+            .unwrap()
+            .placed(now)
+        {
+            Err(HostError::Invalid(errors)) => (errors[0].pointer.clone(), errors[0].code),
+            other => panic!("{other:?}"),
+        };
+        let at = |member: &str| format!("/placement/scheduler/{member}");
+        assert_eq!(refused(&fifo, json!({"nice": 1})), (at("nice"), "unknown_field"));
+        assert_eq!(refused(&fifo, json!({"kind": "idle", "priority": 1})), (at("priority"), "unknown_field"));
+        assert_eq!(refused(&Placement::default(), json!({"nice": 1})), (at("kind"), "missing"));
+        assert_eq!(refused(&Placement::default(), json!({"kind": "fifo"})), (at("priority"), "missing"));
+        for bad in [json!({"kind": "x"}), json!({"nice": 20}), json!({"priority": 0}), json!({"nice": null})]
+        {
+            assert!(update(&json!({"scheduler": bad})).is_err(), "{bad}");
+        }
     }
 
     #[test]

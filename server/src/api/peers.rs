@@ -88,6 +88,7 @@ pub struct PeerHost {
     /// Rises with every change. The `ETag` header has it in quotes.
     pub generation: u64,
     /// When the host was registered.
+    #[serde(serialize_with = "super::time::to_ms")]
     pub created_at: Timestamp,
     /// Only in the answer to a `dry_run`: what else the request would have led to.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -141,6 +142,7 @@ pub struct PeerHostCapabilities {
     #[schema(example = 1800)]
     pub round_trip_us: u64,
     /// When the host was asked.
+    #[serde(serialize_with = "super::time::to_ms")]
     pub checked_at: Timestamp,
 }
 

@@ -127,6 +127,7 @@ pub struct MigrationResolution {
     /// How the administrator knows.
     pub reason: String,
     /// When the administrator said so.
+    #[serde(serialize_with = "super::time::to_ms")]
     pub at: Timestamp,
 }
 

@@ -74,6 +74,7 @@ pub struct MirrorLogLine {
     #[schema(example = "8f1c0a7d5be2460c-42")]
     pub id: String,
     /// When it was noted.
+    #[serde(serialize_with = "super::time::to_ms")]
     pub time: Timestamp,
     /// What was noted, in a sentence.
     #[schema(example = "mirror.state_changed: ready")]

@@ -87,6 +87,7 @@ pub struct IncomingMigration {
     pub identity: String,
     /// By when the migration must have begun, by this host's clock as it is now. The time runs on even if the
     /// clock is set.
+    #[serde(serialize_with = "super::time::to_ms")]
     pub expires_at: Timestamp,
     /// Versions of the peer protocol that this host speaks.
     #[schema(example = json!([1]))]

@@ -96,9 +96,11 @@ pub struct Token {
     /// Where it comes from.
     pub origin: Origin,
     /// When it was made.
+    #[serde(serialize_with = "super::time::to_ms")]
     pub created_at: Timestamp,
     /// When it ends, by the host's clock as it is now. The time runs on even if the clock is set. For a
     /// session: when it ends unless it is used before.
+    #[serde(serialize_with = "super::time::to_ms")]
     pub expires_at: Timestamp,
     /// Who made it. For the token in `admin.token`: `daemon`. For a session: whoever opened it.
     #[schema(example = "unix:0")]

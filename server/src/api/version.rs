@@ -6,7 +6,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 /// Version of the API, which is the document's `info.version`. It rises with every addition.
-pub const API_VERSION: &str = "1.2.0";
+pub const API_VERSION: &str = "1.3.0";
 
 /// The names of what this build of the API has beyond its first version. Clients test for names in this list,
 /// not for versions.
@@ -34,6 +34,7 @@ pub const FEATURES: &[&str] = &[
     "metrics",
     "memory_audits",
     "destination_evidence",
+    "deletion_previews",
 ];
 
 /// Version of the API and of the daemon.

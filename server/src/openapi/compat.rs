@@ -116,6 +116,19 @@ impl<'a> Check<'a> {
             let (old, new) = (resolve(self.old, old), resolve(self.new, new));
             return self.schema(at, old, new, way);
         }
+        if way == Way::Out && nullable(new) && !nullable(old) {
+            self.note(at, "may be null now");
+        }
+        if way == Way::In && nullable(old) && !nullable(new) {
+            self.note(at, "null is not taken any more");
+        }
+        // `oneOf` of null and one other is that other.
+        if let Some(one) = other_than_null(old) {
+            return self.schema(at, one, other_than_null(new).unwrap_or(new), way);
+        }
+        if let Some(one) = other_than_null(new) {
+            return self.schema(at, old, one, way);
+        }
         self.kinds(at, old, new, way);
         self.values(at, old, new, way);
         self.bounds(at, old, new, way);
@@ -202,34 +215,63 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// Variants of a union go by their title, the null variant by itself.
+    /// Variants of a union go by their name: of the component, or the title.
     fn variants(&mut self, at: &str, old: &'a Value, new: &'a Value, way: Way) {
         let name = |v: &Value| {
-            let title = v["title"].as_str().or(v["$ref"].as_str()).or(v["type"].as_str());
-            title.unwrap_or_default().to_owned()
+            let reference = v["$ref"].as_str().and_then(|r| r.rsplit('/').next());
+            v["title"].as_str().or(reference).or(v["type"].as_str()).unwrap_or_default().to_owned()
         };
         for variant in list(&old["oneOf"]) {
             let wanted = name(variant);
-            let other = list(&new["oneOf"]).find(|v| name(v) == wanted);
-            match other {
-                Some(other) => self.schema(&format!("{at}/{wanted}"), variant, other, way),
-                None if way == Way::In => self.note(at, format!("the variant {wanted} is gone")),
+            let at = format!("{at}/{wanted}");
+            match list(&new["oneOf"]).find(|v| name(v) == wanted) {
+                Some(other) => self.schema(&at, variant, other, way),
+                // One object with the members of all, which is told what it is by `kind`.
+                None if new.get("properties").is_some() => {
+                    let variant = resolve(self.old, variant);
+                    match way {
+                        Way::In => self.properties(&at, variant, new, way),
+                        Way::Out => self.members(&at, variant, new),
+                    }
+                }
+                None if way == Way::In => self.note(&at, "the variant is gone"),
                 None => {}
             }
         }
-        let null = |v: &Value| list(&v["oneOf"]).any(|v| v["type"] == "null");
-        if way == Way::Out && null(new) && !null(old) {
-            self.note(at, "may be null now");
+    }
+
+    /// A variant's members are among those of the object in its place, which other variants' may be missing
+    /// in.
+    fn members(&mut self, at: &str, variant: &'a Value, new: &'a Value) {
+        for (name, property) in members(&variant["properties"]) {
+            let at = format!("{at}.{name}");
+            match new["properties"].get(name) {
+                Some(other) => self.schema(&at, property, other, Way::Out),
+                None => self.note(&at, "is gone"),
+            }
         }
     }
 }
 
+fn nullable(schema: &Value) -> bool {
+    schema["type"] == "null"
+        || list(&schema["type"]).any(|t| t == "null")
+        || list(&schema["oneOf"]).any(|v| v["type"] == "null")
+}
+
+/// The other one of a choice between null and one other.
+fn other_than_null(schema: &Value) -> Option<&Value> {
+    let variants = schema["oneOf"].as_array()?;
+    let mut others = variants.iter().filter(|v| v["type"] != "null");
+    let one = others.next()?;
+    (variants.len() == 2 && others.next().is_none()).then_some(one)
+}
+
+/// Types but null.
 fn kinds(schema: &Value) -> BTreeSet<String> {
-    match &schema["type"] {
-        Value::String(kind) => BTreeSet::from([kind.clone()]),
-        Value::Array(kinds) => kinds.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
-        _ => BTreeSet::new(),
-    }
+    let one = schema["type"].as_str().into_iter();
+    let many = list(&schema["type"]).filter_map(Value::as_str);
+    one.chain(many).filter(|t| *t != "null").map(str::to_owned).collect()
 }
 
 fn resolve<'a>(document: &'a Value, schema: &'a Value) -> &'a Value {
@@ -305,6 +347,44 @@ mod tests {
             assert!(found.is_empty(), "{pointer}: {found:?}");
         }
         assert!(after("/components/schemas/New/properties/name/maxLength", None).is_empty());
+    }
+
+    /// The second edition's shapes: variants become components, unions of answers one object, enumerations of
+    /// answers strings.
+    #[test]
+    fn named_variants_and_open_answers_break_nothing() {
+        let named = |extra: Value| {
+            let mut new = document();
+            let schemas = new["components"]["schemas"].as_object_mut().unwrap();
+            schemas.insert(
+                "A".into(),
+                json!({"type": "object", "properties": {"kind": {"type": "string", "enum": ["a"], "default": "a"}}}),
+            );
+            schemas.insert("B".into(), json!({"type": "object"}));
+            schemas["New"]["properties"]["kind"] = json!({"required": ["kind"],
+                "oneOf": [{"$ref": "#/components/schemas/A"}, {"$ref": "#/components/schemas/B"}]});
+            let union = &mut schemas["Thing"]["properties"]["kind"];
+            *union = json!({"type": "object", "properties": {"kind": {"type": "string"}, "n": {"type": "integer"}}});
+            union["properties"].as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+            new
+        };
+        let mut old = document();
+        old["components"]["schemas"]["Thing"]["properties"]["kind"] = json!({"oneOf": [
+            {"title": "A", "type": "object", "required": ["kind", "n"],
+                "properties": {"kind": {"type": "string", "enum": ["a"]}, "n": {"type": "integer"}}}]});
+        let found = breaks(&old, &named(json!({})));
+        assert!(found.is_empty(), "{found:?}");
+        assert!(!breaks(&old, &named(json!({"n": {"type": "string"}}))).is_empty(), "a member is another");
+        let mut without = named(json!({}));
+        without["components"]["schemas"]["Thing"]["properties"]["kind"]["properties"]
+            .as_object_mut()
+            .unwrap()
+            .remove("n");
+        assert!(!breaks(&old, &without).is_empty(), "a member is gone");
+        let mut demanding = named(json!({}));
+        demanding["components"]["schemas"]["A"]["required"] = json!(["more"]);
+        demanding["components"]["schemas"]["A"]["properties"]["more"] = json!({"type": "string"});
+        assert!(!breaks(&old, &demanding).is_empty(), "a variant demands more");
     }
 
     #[test]

@@ -2,9 +2,8 @@
 //!
 //! Null unions become `nullable`, `const` an `enum` of one, `examples` of a schema the first of them;
 //! `mutualTLS` and the licence's identifier have no place there. Problems and patches become
-//! `application/json`, so that generators which type JSON alone type them; and of several success answers
-//! with different bodies only the plain one stays (the answers to `dry_run` of deletions go), as some
-//! generators take one type of success alone.
+//! `application/json`, so that generators which type JSON alone type them. A union does not demand `kind`,
+//! as it does in 3.1: beside what else it says, progenitor would not see its variants.
 
 use serde_json::{Map, Value, json};
 
@@ -15,14 +14,13 @@ use crate::problem::PROBLEM_JSON;
 pub fn to_3_0(document: &mut Value) {
     document["openapi"] = json!("3.0.3");
     if let Some(license) = document.pointer_mut("/info/license").and_then(Value::as_object_mut) {
-        license.remove("identifier");
+        license.shift_remove("identifier");
         license.insert("url".into(), json!("https://www.apache.org/licenses/LICENSE-2.0"));
     }
     drop_mutual_tls(document);
     let Some(Value::Object(paths)) = document.get_mut("paths") else { return };
     for item in paths.values_mut().filter_map(Value::as_object_mut) {
         for operation in item.values_mut().filter_map(Value::as_object_mut) {
-            one_success(operation);
             plain_problems(operation);
             plain_patches(operation);
         }
@@ -81,19 +79,12 @@ fn drop_mutual_tls(document: &mut Value) {
     }
 }
 
-fn one_success(operation: &mut Map<String, Value>) {
-    let Some(Value::Object(responses)) = operation.get_mut("responses") else { return };
-    if responses.contains_key("204") {
-        responses.remove("200");
-    }
-}
-
 fn plain_problems(operation: &mut Map<String, Value>) {
     for response in
         operation.get_mut("responses").and_then(Value::as_object_mut).into_iter().flat_map(Map::values_mut)
     {
         let Some(Value::Object(content)) = response.get_mut("content") else { continue };
-        if let Some(problem) = content.remove(PROBLEM_JSON) {
+        if let Some(problem) = content.shift_remove(PROBLEM_JSON) {
             content.insert("application/json".into(), problem);
         }
     }
@@ -103,7 +94,7 @@ fn plain_problems(operation: &mut Map<String, Value>) {
 fn plain_patches(operation: &mut Map<String, Value>) {
     let content = operation.get_mut("requestBody").and_then(|b| b.get_mut("content"));
     if let Some(Value::Object(content)) = content
-        && let Some(patch) = content.remove(MERGE_PATCH)
+        && let Some(patch) = content.shift_remove(MERGE_PATCH)
     {
         content.insert("application/json".into(), patch);
     }
@@ -136,7 +127,7 @@ fn schema(map: &mut Map<String, Value>) {
     if let Some(Value::Array(variants)) = map.get("oneOf") {
         let others: Vec<Value> = variants.iter().filter(|v| v["type"] != "null").cloned().collect();
         if others.len() < variants.len() {
-            map.remove("oneOf");
+            map.shift_remove("oneOf");
             map.insert("nullable".into(), true.into());
             match others.as_slice() {
                 // A reference stands alone in 3.0; in `allOf` it may have company.
@@ -146,29 +137,32 @@ fn schema(map: &mut Map<String, Value>) {
             }
         }
     }
+    if map.contains_key("discriminator") {
+        map.shift_remove("required");
+    }
     // Keys of JSON objects are strings anyway.
     if map.get("propertyNames").is_some_and(Value::is_object) {
-        map.remove("propertyNames");
+        map.shift_remove("propertyNames");
     }
-    if let Some(value) = map.remove("const") {
+    if let Some(value) = map.shift_remove("const") {
         map.insert("enum".into(), json!([value]));
     }
     // Described references.
     if map.contains_key("$ref") && map.len() > 1 && !map.contains_key("allOf") {
-        let reference = map.remove("$ref");
+        let reference = map.shift_remove("$ref");
         map.insert("allOf".into(), json!([{"$ref": reference}]));
     }
     // Examples of a schema; those of a media type or parameter are objects.
     if let Some(Value::Array(examples)) = map.get("examples") {
         let first = examples.first().cloned();
-        map.remove("examples");
+        map.shift_remove("examples");
         if let Some(first) = first {
             map.insert("example".into(), first);
         }
     }
     // Bytes.
     if map.get("contentMediaType").is_some() {
-        map.remove("contentMediaType");
+        map.shift_remove("contentMediaType");
         map.insert("format".into(), json!("binary"));
     }
 }

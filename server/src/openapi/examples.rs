@@ -43,7 +43,7 @@ fn example(schema: &Value, schemas: &Value, depth: usize) -> Option<Value> {
             example(variants.first()?, schemas, depth)
         };
     }
-    if let Some(values) = schema["enum"].as_array() {
+    if let Some(values) = schema["enum"].as_array().or(schema["x-extensible-enum"].as_array()) {
         return values.first().cloned();
     }
     let kind = match &schema["type"] {
@@ -80,7 +80,7 @@ fn object(schema: &Value, schemas: &Value, depth: usize) -> Option<Value> {
 fn string(schema: &Value) -> Value {
     match schema["format"].as_str() {
         Some("uuid") => json!("0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11"),
-        Some("date-time") => json!("2026-11-22T19:27:00Z"),
+        Some("date-time") => json!("2026-11-22T19:27:00.000Z"),
         _ if schema["pattern"].as_str().is_some_and(|p| p.starts_with("^sha256:")) => {
             json!("sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08")
         }

@@ -6,6 +6,7 @@
 pub mod compat;
 pub mod downgrade;
 mod examples;
+mod shapes;
 
 use axum::body::Bytes;
 use mirrorvm::guest::Drivers;
@@ -136,7 +137,13 @@ fn complete(document: &mut Value, drivers: &Drivers) {
         close_unions(schemas);
     }
     add_security(document);
+    describe_operations(document);
+    shapes::settle(document);
     examples::add(document);
+}
+
+/// What holds for all operations, and what each says of who may call it.
+fn describe_operations(document: &mut Value) {
     let Some(Value::Object(paths)) = document.get_mut("paths") else { return };
     for (path, item) in paths {
         let Value::Object(item) = item else { continue };
@@ -171,21 +178,14 @@ fn add_security(document: &mut Value) {
                 Over a Unix socket a caller without one is who the kernel says it is, with the role that the daemon's \
                 configuration gives that user.",
         },
-        "sessionCookie": {
-            "type": "apiKey",
-            "in": "cookie",
-            "name": "mirrorvm-session",
-            "description": "A browser's session, opened with a link of `mirrorvmd open`. The cookie's name has a hyphen and \
-                the host's id (without hyphens) behind it, and over TLS `__Host-` before it. With it, every method but GET \
-                and HEAD needs the header `X-Mirrorvm: 1`. A bearer token counts before it.",
-        },
         "mutualTLS": {
             "type": "mutualTLS",
             "description": "A client certificate whose alternative names the daemon's configuration gives a role.",
         },
     });
-    // One of them, or neither for local callers.
-    document["security"] = json!([{"bearerAuth": []}, {"sessionCookie": []}, {"mutualTLS": []}, {}]);
+    // One of them, or neither for local callers. A browser's session is told of where it is opened: no
+    // program has one, and of a key in a cookie openapi-generator makes Ruby that does not parse.
+    document["security"] = json!([{"bearerAuth": []}, {"mutualTLS": []}, {}]);
 }
 
 fn add_access(operation: &mut Map<String, Value>, known: &Operation) {
@@ -221,7 +221,7 @@ fn lift_descriptions(value: &mut Value) {
                 .and_then(Value::as_array_mut)
                 .filter(|variants| variants.iter().any(|v| v["type"] == "null"))
                 .and_then(|variants| variants.iter_mut().find(|v| v.get("$ref").is_some()))
-                .and_then(|reference| reference.as_object_mut()?.remove("description"));
+                .and_then(|reference| reference.as_object_mut()?.shift_remove("description"));
             if let Some(text) = text {
                 map.insert("description".into(), text);
             }
@@ -373,6 +373,9 @@ fn add_problems(path: &str, method: &str, operation: &mut Map<String, Value>) {
     }
     if negotiates {
         list.push((406, "No acceptable representation"));
+    }
+    if path.ends_with("/deletion-preview") {
+        list.push((409, "The state does not allow it"));
     }
     if is_change {
         list.push((409, "The state does not allow it, or the name is taken"));

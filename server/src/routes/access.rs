@@ -111,16 +111,20 @@ pub async fn create_token(
     Ok(response)
 }
 
+/// The token or session as it is.
+fn looked_at(state: &AppState, key: &str) -> Result<Response, Problem> {
+    let id = Uuid::try_parse(key).ok();
+    let there = tokens::list(state)?.into_iter().find(|t| Some(t.id) == id);
+    there.map(|t| respond::ok(1, Token::from(t))).ok_or_else(|| Problem::missing("token", key))
+}
+
 /// Withdraw a bearer token or a session
 ///
 /// It is refused from now on, and long polls and event streams that were opened with it end. A link whose
 /// session has not been opened yet is withdrawn by the id that the link was made with.
 #[utoipa::path(delete, path = "/v1/tokens/{token}", operation_id = "token_delete", tag = "access",
-    params(("token" = String, Path, description = "Id of the token"), DryRunParam),
-    responses(
-        (status = 200, description = "With `dry_run`: the token that would be withdrawn", body = Token),
-        (status = 204, description = "The token is withdrawn"),
-    ))]
+    params(("token" = String, Path, description = "Id of the token")),
+    responses((status = 204, description = "The token is withdrawn")))]
 pub async fn delete_token(
     State(state): State<AppState>,
     Path(key): Path<String>,
@@ -129,11 +133,25 @@ pub async fn delete_token(
     let missing = || Problem::missing("token", &key);
     let id = Uuid::try_parse(&key).map_err(|_| missing())?;
     if change.dry_run {
-        let there = tokens::list(&state)?.into_iter().find(|t| t.id == id).ok_or_else(missing)?;
-        return Ok(respond::ok(1, Token::from(there)));
+        return looked_at(&state, &key);
     }
     let gone = respond::detached(async move { tokens::withdraw(&state, id).await }).await?;
     if gone { Ok(StatusCode::NO_CONTENT.into_response()) } else { Err(missing()) }
+}
+
+/// Look at a token's withdrawal
+///
+/// What `DELETE` would take away, or the problem that it would be refused with. Nothing is changed.
+#[utoipa::path(get, path = "/v1/tokens/{token}/deletion-preview", operation_id = "token_deletion_preview_get",
+    tag = "access", params(("token" = String, Path, description = "Id of the token")),
+    responses((status = 200, description = "It as it is now, and would be gone", body = Token)))]
+pub async fn token_deletion_preview(
+    State(state): State<AppState>,
+    Path(key): Path<String>,
+    query: Query,
+) -> Result<Response, Problem> {
+    query.read()?.done()?;
+    looked_at(&state, &key)
 }
 
 /// List the audit log

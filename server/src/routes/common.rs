@@ -86,7 +86,6 @@ pub(super) struct IfMatchParam {
 pub(super) struct DryRunParam {
     /// `true`: check everything, change nothing, and answer 200 with the resource that would result and a
     /// `preview`.
-    #[param(default = false)]
     dry_run: Option<bool>,
 }
 

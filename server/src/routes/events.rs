@@ -135,8 +135,9 @@ pub async fn list(
 ///
 /// Server-sent events: `id` is the event's id, `event` its type, and `data` the event as JSON. The stream
 /// begins after `Last-Event-ID` or `after`, and without either with what happens from now on. Every 15
-/// seconds `event: bookmark` gives an id to continue from, and `event: closing` comes before the daemon ends.
-/// A reader that takes nothing for long is disconnected. No event is ever left out.
+/// seconds `event: bookmark` gives an id to continue from, and `event: closing` comes before the daemon ends;
+/// both are events of the host in form, and in no list. A reader that takes nothing for long is disconnected.
+/// No event is ever left out.
 #[utoipa::path(get, path = "/v1/events/stream", operation_id = "event_stream", tag = "events",
     params(
         ("after" = Option<String>, Query, description = "Only events after this one"),
@@ -147,7 +148,7 @@ pub async fn list(
             description = "Only of these resources, by id or name, or those of this guest; may be repeated"),
         LabelParams,
     ),
-    responses((status = 200, description = "Events as they come", body = String, content_type = "text/event-stream")))]
+    responses((status = 200, description = "Events as they come, each as the `data` of one", body = Event, content_type = "text/event-stream")))]
 pub async fn stream(
     State(state): State<AppState>,
     Extension(caller): Extension<Caller>,
@@ -226,10 +227,7 @@ impl Follow {
             match host.events().page(Some(&at), BATCH, |body| self.filter.wants(body)) {
                 Ok(page) => {
                     for event in page.events {
-                        let event = Event::new(event, self.host);
-                        let data = serde_json::to_string(&event).unwrap_or_default();
-                        let text = format!("id: {}\nevent: {}\ndata: {data}\n\n", event.id, event.kind);
-                        self.sender.send(text.into()).await?;
+                        self.tell(&Event::new(event, self.host)).await?;
                     }
                     at = page.next;
                     if page.more {
@@ -252,7 +250,12 @@ impl Follow {
         }
     }
 
+    async fn tell(&self, event: &Event) -> Result<(), stream::Gone> {
+        let data = serde_json::to_string(event).unwrap_or_default();
+        self.sender.send(format!("id: {}\nevent: {}\ndata: {data}\n\n", event.id, event.kind).into()).await
+    }
+
     async fn mark(&self, kind: &str, at: &EventCursor) -> Result<(), stream::Gone> {
-        self.sender.send(format!("id: {at}\nevent: {kind}\ndata: {{}}\n\n").into()).await
+        self.tell(&Event::mark(kind, at, self.host)).await
     }
 }

@@ -7,7 +7,8 @@ use axum::extract::{Extension, Path, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use mirrorvm::host::{
-    FieldError, GuestAction, GuestRecord, GuestSpec, GuestState, HostError, Labels, PlanOptions, ResourceKind,
+    Ask, ConsoleChunk, FieldError, GuestAction, GuestRecord, GuestSpec, GuestState, HostError, Labels,
+    PlanOptions, ResourceKind,
 };
 use mirrorvm::reading::Json as Body;
 
@@ -208,11 +209,8 @@ pub async fn update(
 ///
 /// The guest must be stopped or failed.
 #[utoipa::path(delete, path = "/v1/guests/{guest}", operation_id = "guest_delete", tag = "guests",
-    params(("guest" = String, Path, description = "Id or name of the guest", example = "g1"), DryRunParam, IfMatchParam),
-    responses(
-        (status = 200, description = "With `dry_run`: the guest that would go", body = Guest),
-        (status = 204, description = "The guest is gone"),
-    ))]
+    params(("guest" = String, Path, description = "Id or name of the guest", example = "g1"), IfMatchParam),
+    responses((status = 204, description = "The guest is gone")))]
 pub async fn delete(
     State(state): State<AppState>,
     Path(key): Path<String>,
@@ -225,6 +223,23 @@ pub async fn delete(
         return Ok(previewed(&state, &record, Vec::new()));
     }
     Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// Look at a guest's deletion
+///
+/// What `DELETE` would take away, or the problem that it would be refused with. Nothing is changed.
+#[utoipa::path(get, path = "/v1/guests/{guest}/deletion-preview", operation_id = "guest_deletion_preview_get",
+    tag = "guests", params(("guest" = String, Path, description = "Id or name of the guest", example = "g1")),
+    responses((status = 200, description = "It as it is now, and would be gone", body = Guest)))]
+pub async fn deletion_preview(
+    State(state): State<AppState>,
+    Path(key): Path<String>,
+    query: Query,
+) -> Result<Response, Problem> {
+    query.read()?.done()?;
+    let host = state.host()?.clone();
+    let record = respond::detached(async move { host.delete_guest(&key, &Ask::dry_run()).await }).await?;
+    Ok(previewed(&state, &record, Vec::new()))
 }
 
 async fn act(
@@ -356,32 +371,57 @@ pub async fn confirm(
         ("offset" = Option<u64>, Query, description = "First byte wanted; absent: the oldest that is kept"),
         ("max_bytes" = Option<u64>, Query, description = "Most bytes", minimum = 1, maximum = 1048576),
     ),
-    responses((status = 200, description = "The output", content(
-        (Console = "application/json"),
-        (String = "text/plain"),
-    ))))]
+    responses((status = 200, description = "The output", body = Console)))]
 pub async fn console(
     State(state): State<AppState>,
     Path(key): Path<String>,
     query: Query,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
+    let (offset, max) = console_range(&query)?;
+    let media = negotiate::choose(&headers, &["application/json", "text/plain"])?;
+    let chunk = state.host()?.console(&key, offset, max)?;
+    Ok(if media == "application/json" { Json(Console::from(chunk)).into_response() } else { as_text(chunk) })
+}
+
+/// Which part of the output is wanted.
+fn console_range(query: &Query) -> Result<(Option<u64>, usize), Problem> {
     let mut parameters = query.read()?;
     let offset = parameters.int("offset", 0, MAX_SAFE_INTEGER);
     let max = parameters.int("max_bytes", 1, CONSOLE_MAX).unwrap_or(CONSOLE_DEFAULT);
     parameters.done()?;
-    let media = negotiate::choose(&headers, &["application/json", "text/plain"])?;
-    let chunk = state.host()?.console(&key, offset, max)?;
-    if media == "application/json" {
-        return Ok(Json(Console::from(chunk)).into_response());
-    }
+    Ok((offset, max))
+}
+
+/// The bytes as they are, and in headers which they are.
+fn as_text(chunk: ConsoleChunk) -> Response {
     let next = chunk.offset + chunk.data.len() as u64;
     let offsets = [
         (HeaderName::from_static("x-console-offset"), HeaderValue::from(chunk.offset)),
         (HeaderName::from_static("x-console-next-offset"), HeaderValue::from(next)),
         (HeaderName::from_static("x-console-end-offset"), HeaderValue::from(chunk.end)),
     ];
-    Ok((offsets, [(header::CONTENT_TYPE, "text/plain; charset=utf-8")], chunk.data).into_response())
+    (offsets, [(header::CONTENT_TYPE, "text/plain; charset=utf-8")], chunk.data).into_response()
+}
+
+/// Get console output as text
+///
+/// The bytes as the guest wrote them. `x-console-offset`, `x-console-next-offset` and
+/// `x-console-end-offset` say which part of the output they are.
+#[utoipa::path(get, path = "/v1/guests/{guest}/console.txt", operation_id = "guest_console_text_get", tag = "guests",
+    params(
+        ("guest" = String, Path, description = "Id or name of the guest", example = "g1"),
+        ("offset" = Option<u64>, Query, description = "First byte wanted; absent: the oldest that is kept"),
+        ("max_bytes" = Option<u64>, Query, description = "Most bytes", minimum = 1, maximum = 1048576),
+    ),
+    responses((status = 200, description = "The output", body = String, content_type = "text/plain")))]
+pub async fn console_text(
+    State(state): State<AppState>,
+    Path(key): Path<String>,
+    query: Query,
+) -> Result<Response, Problem> {
+    let (offset, max) = console_range(&query)?;
+    Ok(as_text(state.host()?.console(&key, offset, max)?))
 }
 
 /// Get a guest's counters

@@ -3,7 +3,7 @@
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use mirrorvm::host::{Act, ContentError, HostError, ImageRecord};
+use mirrorvm::host::{Act, Ask, ContentError, HostError, ImageRecord};
 
 use super::common::{
     DryRunParam, IdempotencyKeyParam, IfMatchParam, IfNoneMatchParam, NamedSortParams, PageParams,
@@ -133,12 +133,9 @@ pub async fn put_content(
 #[utoipa::path(delete, path = "/v1/helper-images/{image}", operation_id = "helper_image_delete", tag = "helper-images",
     params(
         ("image" = String, Path, description = "Id or name of the image", example = "helper-2"),
-        DryRunParam, IfMatchParam,
+        IfMatchParam,
     ),
-    responses(
-        (status = 200, description = "With `dry_run`: the image that would go", body = HelperImage),
-        (status = 204, description = "The image is gone"),
-    ))]
+    responses((status = 204, description = "The image is gone")))]
 pub async fn delete(
     State(state): State<AppState>,
     Path(key): Path<String>,
@@ -147,4 +144,19 @@ pub async fn delete(
     let host = state.host()?;
     let record = host.delete_image(&key, &change.ask())?;
     Ok(if change.dry_run { previewed(record) } else { StatusCode::NO_CONTENT.into_response() })
+}
+
+/// Look at a helper image's deletion
+///
+/// What `DELETE` would take away, or the problem that it would be refused with. Nothing is changed.
+#[utoipa::path(get, path = "/v1/helper-images/{image}/deletion-preview", operation_id = "helper_image_deletion_preview_get",
+    tag = "helper-images", params(("image" = String, Path, description = "Id or name of the image", example = "helper-2")),
+    responses((status = 200, description = "It as it is now, and would be gone", body = HelperImage)))]
+pub async fn deletion_preview(
+    State(state): State<AppState>,
+    Path(key): Path<String>,
+    query: Query,
+) -> Result<Response, Problem> {
+    query.read()?.done()?;
+    Ok(previewed(state.host()?.delete_image(&key, &Ask::dry_run())?))
 }

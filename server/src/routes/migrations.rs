@@ -6,8 +6,8 @@ use axum::extract::{Extension, Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use mirrorvm::host::{
-    Begun, Destination, Host, HostError, MigrationPreview, MigrationRecord, MigrationSpec, MigrationState,
-    MirrorChoice, ResourceKind, Ticket,
+    Ask, Begun, Destination, Host, HostError, MigrationPreview, MigrationRecord, MigrationSpec,
+    MigrationState, MirrorChoice, ResourceKind, Ticket,
 };
 use uuid::Uuid;
 
@@ -250,15 +250,18 @@ pub async fn get(
     .await
 }
 
+/// A migration that a dry run looked at.
+fn looked_at(record: MigrationRecord) -> Response {
+    let preview = Some(Preview::default());
+    respond::ok(record.generation, Migration { preview, ..Migration::from(record) })
+}
+
 /// Forget a migration
 ///
 /// The migration must have ended.
 #[utoipa::path(delete, path = "/v1/migrations/{migration}", operation_id = "migration_delete", tag = "migrations",
-    params(("migration" = String, Path, description = "Id of the migration"), DryRunParam, IfMatchParam),
-    responses(
-        (status = 200, description = "With `dry_run`: the migration that would be forgotten", body = Migration),
-        (status = 204, description = "The migration is forgotten"),
-    ))]
+    params(("migration" = String, Path, description = "Id of the migration"), IfMatchParam),
+    responses((status = 204, description = "The migration is forgotten")))]
 pub async fn delete(
     State(state): State<AppState>,
     Path(key): Path<String>,
@@ -268,10 +271,26 @@ pub async fn delete(
     let ask = change.ask();
     let record = respond::detached(async move { host.delete_migration(id, &ask).await }).await?;
     if change.dry_run {
-        let preview = Some(Preview::default());
-        return Ok(respond::ok(record.generation, Migration { preview, ..Migration::from(record) }));
+        return Ok(looked_at(record));
     }
     Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// Look at a migration's deletion
+///
+/// What `DELETE` would take away, or the problem that it would be refused with. Nothing is changed.
+#[utoipa::path(get, path = "/v1/migrations/{migration}/deletion-preview", operation_id = "migration_deletion_preview_get",
+    tag = "migrations", params(("migration" = String, Path, description = "Id of the migration")),
+    responses((status = 200, description = "It as it is now, and would be gone", body = Migration)))]
+pub async fn deletion_preview(
+    State(state): State<AppState>,
+    Path(key): Path<String>,
+    query: Query,
+) -> Result<Response, Problem> {
+    query.read()?.done()?;
+    let (host, id) = (state.host()?.clone(), id_of(&key)?);
+    let record = respond::detached(async move { host.delete_migration(id, &Ask::dry_run()).await }).await?;
+    Ok(looked_at(record))
 }
 
 /// Cancel a migration

@@ -5,7 +5,9 @@ use axum::extract::{Extension, Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use mirrorvm::host::events::Event;
-use mirrorvm::host::{Host, HostError, MirrorRecord, MirrorSpec, MirrorState, ResourceKind};
+use mirrorvm::host::{
+    Ask, GuestRecord, Host, HostError, MirrorRecord, MirrorSpec, MirrorState, ResourceKind,
+};
 use uuid::Uuid;
 
 use super::common::{
@@ -13,12 +15,9 @@ use super::common::{
     PageParams, SortParams, WaitParams, check_put, must_be_there, new_id,
 };
 use super::events::expired;
-use mirrorvm::mirror::Placement;
-
 use crate::access::caller::Caller;
 use crate::api::Preview;
 use crate::api::batches::{BatchBody, ExportBody, ImportBody, ImportRequest, MirrorImport};
-use crate::api::decode::Patch;
 use crate::api::labels::{Selector, all_hold};
 use crate::api::layout::AddressSpacePlan;
 use crate::api::mirrors::{Mirror, MirrorCreate, MirrorList};
@@ -171,13 +170,7 @@ pub async fn update(
     PatchBody(body): PatchBody<MirrorUpdate>,
 ) -> Result<Response, Problem> {
     let (host, id) = (state.host()?, id_of(&key)?);
-    let now = host.mirror(id)?;
-    let placement = match body.placement {
-        Patch::Keep => now.placement,
-        Patch::Clear => Placement::default(),
-        Patch::Set(placement) => placement.into(),
-    };
-    let record = host.place_mirror(id, placement, &change.ask())?;
+    let record = host.place_mirror(id, |now| body.placed(now), &change.ask())?;
     let preview = change.dry_run.then(Preview::default);
     Ok(respond::ok(record.generation, Mirror { preview, ..Mirror::from(record) }))
 }
@@ -206,15 +199,18 @@ pub async fn get(
     .await
 }
 
+/// A mirror that a dry run looked at.
+fn looked_at(record: MirrorRecord) -> Response {
+    let preview = Some(Preview::default());
+    respond::ok(record.generation, Mirror { preview, ..Mirror::from(record) })
+}
+
 /// Remove a mirror
 ///
 /// Not possible while a migration uses the mirror.
 #[utoipa::path(delete, path = "/v1/mirrors/{mirror}", operation_id = "mirror_delete", tag = "mirrors",
-    params(("mirror" = String, Path, description = "Id of the mirror"), DryRunParam, IfMatchParam),
-    responses(
-        (status = 200, description = "With `dry_run`: the mirror that would go", body = Mirror),
-        (status = 204, description = "The mirror is gone"),
-    ))]
+    params(("mirror" = String, Path, description = "Id of the mirror"), IfMatchParam),
+    responses((status = 204, description = "The mirror is gone")))]
 pub async fn delete(
     State(state): State<AppState>,
     Path(key): Path<String>,
@@ -224,10 +220,26 @@ pub async fn delete(
     let ask = change.ask();
     let record = respond::detached(async move { host.delete_mirror(id, &ask).await }).await?;
     if change.dry_run {
-        let preview = Some(Preview::default());
-        return Ok(respond::ok(record.generation, Mirror { preview, ..Mirror::from(record) }));
+        return Ok(looked_at(record));
     }
     Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// Look at a mirror's deletion
+///
+/// What `DELETE` would take away, or the problem that it would be refused with. Nothing is changed.
+#[utoipa::path(get, path = "/v1/mirrors/{mirror}/deletion-preview", operation_id = "mirror_deletion_preview_get",
+    tag = "mirrors", params(("mirror" = String, Path, description = "Id of the mirror")),
+    responses((status = 200, description = "It as it is now, and would be gone", body = Mirror)))]
+pub async fn deletion_preview(
+    State(state): State<AppState>,
+    Path(key): Path<String>,
+    query: Query,
+) -> Result<Response, Problem> {
+    query.read()?.done()?;
+    let (host, id) = (state.host()?.clone(), id_of(&key)?);
+    let record = respond::detached(async move { host.delete_mirror(id, &Ask::dry_run()).await }).await?;
+    Ok(looked_at(record))
 }
 
 /// Seal RAM for an import
@@ -313,14 +325,10 @@ pub async fn log(State(state): State<AppState>, Path(key): Path<String>) -> Resu
 
 /// Get a mirror's address space
 ///
-/// The plan in force, in numbers. With `Accept: image/svg+xml` it is a drawing of guest-physical space, RAM
-/// and mirror-physical space side by side.
+/// The plan in force, in numbers. `layout.svg` draws it.
 #[utoipa::path(get, path = "/v1/mirrors/{mirror}/layout", operation_id = "mirror_layout_get", tag = "mirrors",
     params(("mirror" = String, Path, description = "Id of the mirror")),
-    responses((status = 200, description = "The layout", content(
-        (AddressSpacePlan = "application/json"),
-        (String = "image/svg+xml"),
-    ))))]
+    responses((status = 200, description = "The layout", body = AddressSpacePlan)))]
 pub async fn layout(
     State(state): State<AppState>,
     Path(key): Path<String>,
@@ -333,7 +341,28 @@ pub async fn layout(
     if media == "application/json" {
         return Ok(Json(AddressSpacePlan::new(&mirror.plan, &guest.layout)).into_response());
     }
+    Ok(drawn(&mirror, &guest))
+}
+
+fn drawn(mirror: &MirrorRecord, guest: &GuestRecord) -> Response {
     let svg = draw::layout(&mirror.plan, &guest.layout, &guest.spec.name);
     let policy = "default-src 'none'; style-src 'unsafe-inline'";
-    Ok(([(header::CONTENT_TYPE, draw::SVG), (header::CONTENT_SECURITY_POLICY, policy)], svg).into_response())
+    ([(header::CONTENT_TYPE, draw::SVG), (header::CONTENT_SECURITY_POLICY, policy)], svg).into_response()
+}
+
+/// Draw a mirror's address space
+///
+/// The plan in force as a drawing: the guest's address spaces and the mirror's side by side.
+#[utoipa::path(get, path = "/v1/mirrors/{mirror}/layout.svg", operation_id = "mirror_drawing_get", tag = "mirrors",
+    params(("mirror" = String, Path, description = "Id of the mirror")),
+    responses((status = 200, description = "The drawing", body = String, content_type = "image/svg+xml")))]
+pub async fn drawing(
+    State(state): State<AppState>,
+    Path(key): Path<String>,
+    query: Query,
+) -> Result<Response, Problem> {
+    query.read()?.done()?;
+    let host = state.host()?;
+    let mirror = host.mirror(id_of(&key)?)?;
+    Ok(drawn(&mirror, &host.guest(&mirror.guest.to_string())?))
 }

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use mirrorvm::host::{HostError, PeerRecord, PeerSpec};
+use mirrorvm::host::{Ask, HostError, PeerRecord, PeerSpec};
 
 use super::common::{
     DryRunParam, IdempotencyKeyParam, IfMatchParam, IfNoneMatchParam, LabelParams, NamedSortParams,
@@ -155,11 +155,8 @@ pub async fn get(
 ///
 /// Not possible while an active migration uses it.
 #[utoipa::path(delete, path = "/v1/hosts/{host}", operation_id = "peer_host_delete", tag = "hosts",
-    params(("host" = String, Path, description = "Id or name of the host", example = "b"), DryRunParam, IfMatchParam),
-    responses(
-        (status = 200, description = "With `dry_run`: the host that would be forgotten", body = PeerHost),
-        (status = 204, description = "The host is forgotten"),
-    ))]
+    params(("host" = String, Path, description = "Id or name of the host", example = "b"), IfMatchParam),
+    responses((status = 204, description = "The host is forgotten")))]
 pub async fn delete(
     State(state): State<AppState>,
     Path(key): Path<String>,
@@ -169,4 +166,21 @@ pub async fn delete(
     let ask = change.ask();
     let record = respond::detached(async move { host.delete_peer(&key, &ask).await }).await?;
     Ok(if change.dry_run { previewed(record) } else { StatusCode::NO_CONTENT.into_response() })
+}
+
+/// Look at a host's deletion
+///
+/// What `DELETE` would take away, or the problem that it would be refused with. Nothing is changed.
+#[utoipa::path(get, path = "/v1/hosts/{host}/deletion-preview", operation_id = "peer_host_deletion_preview_get",
+    tag = "hosts", params(("host" = String, Path, description = "Id or name of the host", example = "b")),
+    responses((status = 200, description = "It as it is now, and would be gone", body = PeerHost)))]
+pub async fn deletion_preview(
+    State(state): State<AppState>,
+    Path(key): Path<String>,
+    query: Query,
+) -> Result<Response, Problem> {
+    query.read()?.done()?;
+    let host = state.host()?.clone();
+    let record = respond::detached(async move { host.delete_peer(&key, &Ask::dry_run()).await }).await?;
+    Ok(previewed(record))
 }

@@ -84,8 +84,10 @@ pub async fn create_link(
 
 /// Open a session
 ///
-/// Uses up the code of a link and gives the browser a cookie for it: `HttpOnly`, `SameSite=Strict`, and over
-/// TLS also `Secure`. A session that the browser had before ends.
+/// Uses up the code of a link and gives the browser a cookie for it: `HttpOnly`, `SameSite=Strict`, and
+/// over TLS also `Secure`. Its name is `mirrorvm-session-` and the host's id without hyphens, over TLS with
+/// `__Host-` before it. With it, every method but GET and HEAD needs the header `X-Mirrorvm: 1`; a bearer
+/// token counts before it. A session that the browser had before ends.
 #[utoipa::path(post, path = "/v1/session", operation_id = "session_create", tag = "access",
     request_body = SessionCreate,
     params(("X-Mirrorvm" = String, Header, description = "`1`: no page of another origin can send this", pattern = "^1$",

@@ -86,18 +86,24 @@ fn the_document_of_a_daemon_has_its_own_drivers_and_the_stock_one_has_none_of_th
     let (ours, stock) = (outside("a"), Daemon::start("b"));
     let kinds = |d: &Daemon| -> Vec<Value> {
         let document = d.read("/v1/openapi.json");
-        let union = document["components"]["schemas"]["Driver"]["oneOf"].as_array().unwrap().clone();
-        union.iter().map(|entry| entry["properties"]["kind"]["enum"][0].clone()).collect()
+        let kinds =
+            document["components"]["schemas"]["Driver"]["discriminator"]["mapping"].as_object().unwrap();
+        kinds.keys().map(|kind| json!(kind)).collect()
     };
     assert_eq!(kinds(&stock), ["embedded", "emulated", "qemu"]);
     assert_eq!(kinds(&ours), ["embedded", "emulated", "qemu", "outside", "unfit"]);
     let document = ours.read("/v1/openapi.json");
-    let entry = &document["components"]["schemas"]["Driver"]["oneOf"][3];
-    assert_eq!(
-        (&entry["title"], &entry["required"]),
-        (&json!("DriverOutside"), &json!(["greeting", "kind"]))
-    );
+    let schemas = &document["components"]["schemas"];
+    let union = &schemas["Driver"];
+    assert_eq!(union["oneOf"][3]["$ref"], "#/components/schemas/DriverOutside");
+    assert_eq!(union["discriminator"]["mapping"]["outside"], "#/components/schemas/DriverOutside");
+    let entry = &schemas["DriverOutside"];
+    assert_eq!(entry["required"], json!(["greeting"]));
     assert_eq!(entry["properties"]["pages_per_second"]["maximum"], 100_000);
+    // Answers have its members among all others, without its bounds.
+    let told = &schemas["DriverInfo"]["properties"];
+    assert_ne!(told["pages_per_second"]["maximum"], 100_000);
+    assert!(told["kind"]["x-extensible-enum"].as_array().unwrap().contains(&json!("outside")));
     let able = ours.read("/v1/host/capabilities")["drivers"].clone();
     assert!(able.as_array().unwrap().contains(&json!("outside")), "{able}");
 }

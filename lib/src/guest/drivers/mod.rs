@@ -55,9 +55,10 @@ pub struct DriverSchema {
 impl DriverSchema {
     /// The entry of the union for the driver called `kind`.
     pub fn entry(&self, kind: &str) -> Value {
-        let mut properties = self.properties.clone();
-        properties.insert("kind".into(), json!({"type": "string", "enum": [kind]}));
-        let required: Vec<_> = self.required.iter().copied().chain(["kind"]).collect();
+        let kind = json!({"type": "string", "enum": [kind]});
+        let mut properties = Parameters::from_iter([("kind".to_owned(), kind)]);
+        properties.extend(self.properties.clone());
+        let required: Vec<_> = std::iter::once("kind").chain(self.required.iter().copied()).collect();
         json!({
             "title": self.title,
             "description": self.description,

@@ -31,12 +31,17 @@ impl MirrorEntry {
         record.generation += 1;
     }
 
-    /// Sets where its threads run, and notes it, if it is at the expected generation then.
-    pub fn place(&self, placement: Placement, expected: &Expected) -> Result<MirrorRecord, HostError> {
+    /// Changes where its threads run, and notes it, if it is at the expected generation then.
+    pub fn place(
+        &self,
+        change: impl FnOnce(&Placement) -> Result<Placement, HostError>,
+        expected: &Expected,
+    ) -> Result<MirrorRecord, HostError> {
         let watch = self.watch();
         {
             let mut record = self.record.to_write();
             expected.check(ResourceKind::Mirror, record.generation)?;
+            let placement = change(&record.placement)?;
             watch.place(&placement).map_err(placement_error)?;
             record.placement = placement;
             record.generation += 1;

@@ -91,11 +91,17 @@ impl Host {
         guest.ask(|reply| Command::DeleteMirror(id, ask.clone(), reply)).await
     }
 
-    /// Sets where a mirror's vCPU threads run and how they are scheduled.
+    /// Changes where a mirror's vCPU threads run and how they are scheduled: `change` gets what holds now,
+    /// and nobody else changes it meanwhile.
     ///
-    /// # Errors
-    /// No such mirror or processor, [`HostError::GenerationMismatch`], the kernel's refusal.
-    pub fn place_mirror(&self, id: Uuid, placement: Placement, ask: &Ask) -> Result<MirrorRecord, HostError> {
+    /// # Errors No such mirror or processor, [`HostError::GenerationMismatch`], the kernel's refusal, what
+    /// `change` says.
+    pub fn place_mirror(
+        &self,
+        id: Uuid,
+        change: impl Fn(&Placement) -> Result<Placement, HostError>,
+        ask: &Ask,
+    ) -> Result<MirrorRecord, HostError> {
         let missing = || HostError::missing(ResourceKind::Mirror, id.to_string());
         let entry = self.inner.mirror_entry(id).ok_or_else(missing)?;
         let record = entry.record();
@@ -107,15 +113,17 @@ impl Host {
                 allowed,
             });
         }
-        let errors = validate::placement("/placement", &placement);
-        if !errors.is_empty() {
-            return Err(HostError::Invalid(errors));
-        }
-        ask.check(ResourceKind::Mirror, record.generation)?;
+        let checked = |now: &Placement| {
+            let placement = change(now)?;
+            let errors = validate::placement("/placement", &placement);
+            if errors.is_empty() { Ok(placement) } else { Err(HostError::Invalid(errors)) }
+        };
         if ask.dry_run {
+            let placement = checked(&record.placement)?;
+            ask.check(ResourceKind::Mirror, record.generation)?;
             return Ok(MirrorRecord { placement, ..record });
         }
-        let record = entry.place(placement, &ask.expected)?;
+        let record = entry.place(checked, &ask.expected)?;
         self.inner.tell_mirror(&entry, Change::Updated);
         self.inner.changed();
         Ok(record)

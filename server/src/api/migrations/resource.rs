@@ -65,12 +65,16 @@ pub struct Migration {
     /// Whether `cancel` can still succeed.
     pub cancelable: bool,
     /// When cancelling was asked for. `state` tells what came of it.
+    #[serde(serialize_with = "crate::api::time::to_ms_or_null")]
     pub cancel_requested_at: Option<Timestamp>,
     /// When the migration was asked for.
+    #[serde(serialize_with = "crate::api::time::to_ms")]
     pub created_at: Timestamp,
     /// When the migration left the queue.
+    #[serde(serialize_with = "crate::api::time::to_ms_or_null")]
     pub started_at: Option<Timestamp>,
     /// When the migration ended.
+    #[serde(serialize_with = "crate::api::time::to_ms_or_null")]
     pub finished_at: Option<Timestamp>,
     /// Only in the answer to a `dry_run`: what else the request would have led to.
     #[serde(skip_serializing_if = "Option::is_none")]
