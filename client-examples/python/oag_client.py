@@ -21,7 +21,7 @@ class Client:
             return function(*arguments, **options)
         except ApiException as e:
             problem = api.Problem.from_json(e.body)
-            raise Refused(problem.status, problem.code.value, problem.detail) from None
+            raise Refused(problem.status, problem.code, problem.detail) from None
 
     def define(self, name, size):
         body = api.GuestCreate.from_dict({

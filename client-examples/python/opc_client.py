@@ -19,7 +19,7 @@ class Client:
         answer = operation.sync_detailed(*arguments, client=self.client, **options)
         if isinstance(answer.parsed, models.Problem):
             problem = answer.parsed
-            raise Refused(problem.status, problem.code.value, problem.detail)
+            raise Refused(problem.status, problem.code, problem.detail)
         return answer
 
     def read(self, operation, *arguments, **options):
