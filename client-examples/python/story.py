@@ -1,10 +1,10 @@
-"""One story, told by two generated clients: define a guest, start it, preview two strategies, make a mirror, check and
+"""One story, told by generated clients: define a guest, start it, preview two strategies, make a mirror, check and
 run a migration, follow it by events with a resume in the middle, and act on three errors by their codes.
 
-The clients are generated from openapi/v1.json by ./run; this file knows neither of them, only the adapters beside it.
+The clients are generated from openapi/v1.json by ./run; this file knows none of them, only the adapters beside it.
 
-Usage: story.py ADAPTER   (oag_client or opc_client; MIRRORVM_A and MIRRORVM_B are the daemons' URLs, MIRRORVM_A_TOKEN and
-MIRRORVM_B_TOKEN bearer tokens for them)
+Usage: story.py ADAPTER   (oag_client, opc_client or dcg_client; MIRRORVM_A and MIRRORVM_B are the daemons' URLs,
+MIRRORVM_A_TOKEN and MIRRORVM_B_TOKEN bearer tokens for them)
 """
 
 import importlib

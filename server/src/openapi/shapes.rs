@@ -375,7 +375,7 @@ fn open_list(mut schema: Value) -> Value {
 
 /// Takes the bounds away that only requests have.
 fn unbound(map: &mut Map<String, Value>) {
-    for bound in ["minLength", "maxLength", "minItems", "maxItems", "pattern", "maximum"] {
+    for bound in ["minLength", "maxLength", "minItems", "maxItems", "pattern", "multipleOf", "maximum"] {
         map.shift_remove(bound);
     }
     if map.get("format").is_some_and(|f| f == "int64") {
