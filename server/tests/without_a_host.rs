@@ -9,6 +9,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode};
 use http_body_util::BodyExt;
+use mirrorvm::codes::Code;
 use mirrorvmd::access::caller::Peer;
 use mirrorvmd::http::guard::Transport;
 use mirrorvmd::openapi::Document;
@@ -96,7 +97,12 @@ async fn what_needs_no_host_works() {
 #[tokio::test]
 async fn the_catalogue_explains_every_code() {
     let list = get("/v1/problems").await.json();
-    assert_eq!(list["items"].as_array().unwrap().len(), ProblemCode::ALL.len());
+    // The library's closed list, so that no code of a resource's can be forgotten.
+    let codes: Vec<&str> =
+        list["items"].as_array().unwrap().iter().map(|item| item["code"].as_str().unwrap()).collect();
+    for code in ProblemCode::ALL.iter().map(|c| c.as_str()).chain(Code::ALL.iter().map(|c| c.as_str())) {
+        assert_eq!(codes.iter().filter(|c| **c == code).count(), 1, "{code}");
+    }
     for item in list["items"].as_array().unwrap() {
         let page = get(item["type"].as_str().unwrap()).await;
         assert_eq!(page.json(), *item);

@@ -62,6 +62,11 @@ fn all_refuse(a: &Daemon, wanted: &Value, code: &str) -> Value {
     let id = a.migrate(wanted);
     let end = a.migration_end(&id);
     assert_eq!((&end["state"], &end["error"]["code"]), (&json!("failed"), &json!(code)), "{end}");
+    // The catalogue explains it, and the record says the same, whatever else helps at the destination.
+    let kind = a.read(&format!("/v1/problems/{code}"));
+    let (fix, said) = (kind["fix"].as_str().unwrap(), end["error"]["fix"].as_str().unwrap());
+    assert!(said.starts_with(fix), "{said}");
+    assert!(!kind["cause"].as_str().unwrap().is_empty(), "{kind}");
     found
 }
 

@@ -100,7 +100,7 @@ impl From<ImageRecord> for HelperImage {
             },
             generation: r.generation,
             content: r.content.map(HelperImageContent::from),
-            error: r.fault.map(|fault| Fault { code: fault.code().to_owned(), detail: fault.to_string() }),
+            error: r.fault.map(|fault| Fault::new(fault.code().into(), fault.to_string())),
             created_at: r.created_at,
             preview: None,
         }

@@ -32,8 +32,11 @@ pub mod time;
 pub mod tokens;
 pub mod version;
 
+use mirrorvm::codes::{AnyCode, Code, PeerRefusal};
 use serde::Serialize;
 use utoipa::ToSchema;
+
+use crate::problem::{Entry, sentence};
 
 /// Why a resource has failed, or what ended it.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -43,6 +46,10 @@ pub struct Fault {
     pub code: String,
     /// What happened, in a sentence.
     pub detail: String,
+    /// What helps against it, in sentences: the `fix` of the code's entry in `/v1/problems`. Of a migration that
+    /// the destination may have refused, it also says what helps there.
+    #[schema(example = "Look into the other daemon's log.")]
+    pub fix: String,
 }
 
 /// Something that does not stand in the way but may come as a surprise.
@@ -73,9 +80,30 @@ pub struct Preview {
     pub address_space_plan: Option<layout::AddressSpacePlan>,
 }
 
+impl Fault {
+    /// A fault of this code.
+    pub(crate) fn new(code: AnyCode, detail: String) -> Self {
+        let fix = Entry::fix_of(&code);
+        Self { code: code.into(), detail, fix }
+    }
+
+    /// The fault of a migration. What an outgoing one failed with may be the destination's refusal, and then
+    /// it is there that something helps.
+    pub(crate) fn of_migration(fault: mirrorvm::host::Fault, outgoing: bool) -> Self {
+        let refusal = fault.code.known().filter(|_| outgoing).and_then(Code::refusal).map(PeerRefusal::fix);
+        let mut fault = Self::from(fault);
+        if let Some(there) = refusal
+            && sentence(there) != fault.fix
+        {
+            fault.fix = format!("{} If it was the destination that refused: {there}.", fault.fix);
+        }
+        fault
+    }
+}
+
 impl From<mirrorvm::host::Fault> for Fault {
     fn from(fault: mirrorvm::host::Fault) -> Self {
-        Self { code: fault.code.into(), detail: fault.detail }
+        Self::new(fault.code, fault.detail)
     }
 }
 

@@ -3,18 +3,20 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::problem::ProblemCode;
+use crate::problem::Entry;
 
-/// A kind of problem that the API answers with.
+/// A kind of problem that the API answers with, or that stands in the `error` of a resource.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct ProblemKind {
     /// Address of its page, which is the `type` of such a problem.
     #[serde(rename = "type")]
     #[schema(format = "uri-reference", example = "/v1/problems/not_found")]
     pub kind: String,
-    /// Stable code of the problem.
-    pub code: ProblemCode,
-    /// HTTP status of answers with this problem.
+    /// Stable code of the problem. The list is open: new codes may be added.
+    #[schema(example = "not_found")]
+    pub code: &'static str,
+    /// HTTP status of answers with this problem. 200: no request is answered with it; it stands in the `error`
+    /// of a resource, or among the findings of a check or the reasons of another problem.
     #[schema(example = 404)]
     pub status: u16,
     /// Short name of the problem.
@@ -22,21 +24,21 @@ pub struct ProblemKind {
     /// What leads to the problem.
     pub cause: &'static str,
     /// What to do about the problem.
-    pub fix: &'static str,
-    /// Whether the same request may succeed later.
+    pub fix: String,
+    /// Whether the same attempt may succeed later.
     pub retryable: bool,
 }
 
-impl From<ProblemCode> for ProblemKind {
-    fn from(code: ProblemCode) -> Self {
+impl From<Entry> for ProblemKind {
+    fn from(entry: Entry) -> Self {
         Self {
-            kind: format!("/v1/problems/{}", code.as_str()),
-            code,
-            status: code.status().as_u16(),
-            title: code.title(),
-            cause: code.cause(),
-            fix: code.fix(),
-            retryable: code.retryable(),
+            kind: format!("/v1/problems/{}", entry.code()),
+            code: entry.code(),
+            status: entry.status(),
+            title: entry.title(),
+            cause: entry.cause(),
+            fix: entry.fix(),
+            retryable: entry.retryable(),
         }
     }
 }

@@ -5,6 +5,7 @@
 //! and path, so that nothing can leave without them.
 
 mod codes;
+mod entry;
 mod host_error;
 
 use axum::http::{HeaderName, HeaderValue, header};
@@ -14,6 +15,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 pub use codes::ProblemCode;
+pub use entry::{Entry, sentence};
 pub use mirrorvm::reading::MAX_SAFE_INTEGER;
 
 /// The media type of every problem.

@@ -4,14 +4,14 @@
 //! finding with what would help. Must not know: the details that go along, HTTP: the daemon's catalogue has a
 //! status for each answer. A new error does not compile before it is here.
 
-use crate::codes::{Answer, AnyCode, Capability, Code, PeerRefusal};
+use crate::codes::{Answer, AnyCode, Capability, Code, PeerRefusal, THEIR_LINK};
 use crate::guest::{MachineEnd, MachineError};
 use crate::host::{HostError, PeerSilence, ResourceKind, Subject};
 use crate::memory::MemoryError;
 use crate::store::Trouble;
 
 /// What helps against a fault of this host.
-const LOG: &str = "look into the daemon's log";
+pub(super) const LOG: &str = "look into the daemon's log";
 
 /// The codes of one error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,7 +103,7 @@ pub(super) const fn codes_of(error: &HostError) -> Codes {
             Codes::of(Answer::DestinationRefuses, "each reason says what would help")
         }
         HostError::PeerSilent(silence) => {
-            Codes::of(of_silence(silence), PeerSilence::FIX).recorded(Code::PeerFailed)
+            Codes::of(of_silence(silence), THEIR_LINK).recorded(Code::PeerFailed)
         }
         HostError::PlanRefused(_) => {
             Codes::of(Answer::PlanRefused, PeerRefusal::PlanRefused.fix()).refused(PeerRefusal::PlanRefused)
@@ -165,11 +165,6 @@ const fn of_trouble(trouble: Trouble) -> Codes {
         }
         Trouble::Failed => Codes::of(Answer::StorageFailed, disk).refused(PeerRefusal::Storage),
     }
-}
-
-impl PeerSilence {
-    /// What helps against it.
-    pub(super) const FIX: &'static str = "check address, identity and that the other daemon knows this host";
 }
 
 /// The answer to a request over which a peer did not do its part. Two reasons have an answer of their own; of

@@ -16,6 +16,7 @@ use mirrorvm_abi::header::FILE_MAX;
 use rustix::fs::OFlags;
 use uuid::Uuid;
 
+use crate::codes::Code;
 use crate::host::images::types::{ImageFacts, ImageFault, ImageRecord};
 use crate::mirror::HelperImage;
 use crate::private_files::{PrivateDir, PrivateFileError};
@@ -28,11 +29,11 @@ const RIDER: &str = "helper-image/";
 
 impl ImageFault {
     /// Stable code.
-    pub const fn code(self) -> &'static str {
+    pub const fn code(self) -> Code {
         match self {
-            Self::Missing => "content_missing",
-            Self::Changed => "content_changed",
-            Self::Unreadable => "content_unreadable",
+            Self::Missing => Code::ContentMissing,
+            Self::Changed => Code::ContentChanged,
+            Self::Unreadable => Code::ContentUnreadable,
         }
     }
 

@@ -59,14 +59,12 @@ impl PeerAnswer {
             found.push(Finding::new(
                 Code::DestinationLacksDriver,
                 format!("the other host has no driver {driver}"),
-                "its capabilities.missing tells what would help; or choose another destination",
             ));
         }
         if measurement.is_some_and(|m| m != self.abilities.helper_measurement) {
             found.push(Finding::new(
                 Code::DestinationHasAnotherHelper,
                 "the built-in helper image of the other host is not this host's",
-                "run the same build on both, or name an uploaded image that both have",
             ));
         }
         found
@@ -114,7 +112,6 @@ impl Host {
                 blockers.push(Finding::new(
                     Code::EvidenceMissing,
                     "the guest's owner demands evidence of the destination, which the other host's build does not give",
-                    "run the same build on both hosts, or define the guest so that its `attestation` is not demanded",
                 ));
             }
         }
@@ -125,23 +122,18 @@ impl Host {
         let (floor, limit) = (estimate.downtime_floor_ms, spec.limits.downtime_ms);
         let live = spec.mode == MigrationMode::Precopy && guest.state != GuestState::Paused;
         if live && floor > limit {
-            warnings.push(Finding::new(
- Code::DowntimeLimitBelowFloor,
- format!("the shortest pause is about {floor} ms, and the limit is {limit} ms"),
- format!("raise limits.downtime_ms to {floor} or more, choose on_timeout force, or use stop_and_copy"),
- ));
+            let detail = format!("the shortest pause is about {floor} ms, and the limit is {limit} ms");
+            let fix = format!(
+                "raise limits.downtime_ms to {floor} or more, choose on_timeout force, or use stop_and_copy"
+            );
+            warnings.push(Finding::new(Code::DowntimeLimitBelowFloor, detail).fixed_by(fix));
         } else if estimate.converges == Some(false) {
-            warnings.push(Finding::new(
-                Code::NotConverging,
-                "the guest may write faster than pages move",
-                "raise the bandwidth limit or allow a longer downtime, add streams, or use stop_and_copy",
-            ));
+            warnings.push(Finding::new(Code::NotConverging, "the guest may write faster than pages move"));
         }
         if self.inner.outgoing_slots.available_permits() == 0 {
             warnings.push(Finding::new(
                 Code::Queued,
                 "all migration slots of this host are taken; the migration would wait",
-                "wait, or raise migration_slots of the host",
             ));
         }
         Ok(MigrationCheck { blockers, unknowns, warnings, estimate: Some(estimate), guest: guest.id })

@@ -3,9 +3,9 @@
 //! Owns: findings of errors of this host, of refusals of the other, and of looks at both. Must not know: how
 //! anything is found out; `host::codes` has the codes of errors, `crate::codes` what helps against refusals.
 
-use crate::codes::{Code, THEIR_LOG};
+use crate::codes::{Code, Explained, THEIR_LINK, THEIR_LOG};
 use crate::host::HostError;
-use crate::host::codes::codes_of;
+use crate::host::codes::{LOG, codes_of};
 use crate::host::peers::probe::PeerSilence;
 use crate::migration::wire::Refused;
 
@@ -22,15 +22,30 @@ pub struct Finding {
 }
 
 impl Finding {
-    /// A finding of a look at both hosts.
-    pub(in crate::host) fn new(code: Code, detail: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { code: code.as_str().to_owned(), detail: detail.into(), fix: fix.into() }
+    /// A finding of a look at both hosts, with what helps against its code; of one that answers requests, its
+    /// error says that.
+    pub(in crate::host) fn new(code: Code, detail: impl Into<String>) -> Self {
+        let fix = match code.explained() {
+            Explained::Here(of) => of.fix,
+            Explained::Answer(_) => LOG,
+        };
+        Self { code: code.as_str().to_owned(), detail: detail.into(), fix: fix.to_owned() }
+    }
+
+    /// The same, with what helps in this case.
+    pub(in crate::host) fn fixed_by(self, fix: impl Into<String>) -> Self {
+        Self { fix: fix.into(), ..self }
     }
 }
 
 impl PeerSilence {
     pub(in crate::host) fn finding(self) -> Finding {
-        Finding { code: self.code.into(), detail: self.detail, fix: Self::FIX.into() }
+        let own = self.code.known().map(Code::explained);
+        let fix = match own {
+            Some(Explained::Here(of)) => of.fix,
+            Some(Explained::Answer(_)) | None => THEIR_LINK,
+        };
+        Finding { code: self.code.into(), detail: self.detail, fix: fix.into() }
     }
 }
 
@@ -39,7 +54,6 @@ pub(in crate::host) fn not_asked() -> Finding {
     Finding::new(
         Code::DestinationNotAsked,
         "the other host's build cannot be asked whether it would let this migration in",
-        "run the same build on both hosts, or start the migration: what is in the way ends it before a page moves",
     )
 }
 

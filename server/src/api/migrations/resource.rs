@@ -325,6 +325,7 @@ impl From<MigrationRecord> for Migration {
         let state = record.state.name();
         let conditions = Condition::of(&record);
         let progress = MigrationProgress::new(state, &record);
+        let outgoing = record.direction == MigrationDirection::Outgoing;
         Self {
             id: record.id,
             direction: match record.direction {
@@ -341,7 +342,7 @@ impl From<MigrationRecord> for Migration {
             generation: record.generation,
             progress,
             guest_state_after: record.guest_state_after.map(|s| s.name()),
-            error: record.error.map(Fault::from),
+            error: record.error.map(|fault| Fault::of_migration(fault, outgoing)),
             committing: record.committing,
             audit: record.audit.map(|audit| MemoryAudit::new(record.id, audit)),
             evidence: record.evidence.map(DestinationEvidence::from),
