@@ -183,7 +183,10 @@ impl Metrics {
     /// None that a String gives.
     pub fn text(&self, host: Option<&Host>) -> Result<String, std::fmt::Error> {
         if let Some(host) = host {
-            count(&self.guests, host.guests().iter().map(|g| g.state.name()));
+            self.guests.clear();
+            for (state, guests) in host.guests_by_state() {
+                self.guests.get_or_create(&[("state", state.name())]).set(guests as i64);
+            }
             count(&self.mirrors, host.mirrors().iter().map(|m| m.state.name()));
             let migrations = host.migrations();
             count(&self.migrations, migrations.iter().map(|m| m.state.name()));

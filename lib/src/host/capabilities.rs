@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use super::Host;
+use super::MigrationState;
 use super::inner::{HostPlatformKey, Inner};
+use super::registry::Facet;
 use crate::address_space::{HostLimits, StrategyKind};
 use crate::guest::{Driver, MissingCapability};
 use crate::hypervisor::kvm::KvmHost;
@@ -91,7 +93,11 @@ impl Host {
         let inner = &self.inner;
         let uname = rustix::system::uname();
         let peer_listen = self.peer_listen();
-        let active = inner.migration_entries().iter().filter(|m| !m.record().state.is_terminal()).count();
+        let active = {
+            let migrations = inner.migrations();
+            let open = MigrationState::ALL.iter().filter(|state| !state.is_terminal());
+            open.map(|state| migrations.count(&Facet::State(state.name()))).sum()
+        };
         HostInfo {
             id: inner.id,
             name: inner.name.clone(),
@@ -104,7 +110,7 @@ impl Host {
             peer_address: self.peer_address(),
             peer_listen,
             guests: inner.guests().len(),
-            mirrors: inner.mirror_entries().len(),
+            mirrors: inner.mirrors().len(),
             active_migrations: active,
             storage: inner.ledger.writing(),
         }

@@ -2,7 +2,6 @@
 
 use crate::codes::Capability;
 use std::collections::HashMap;
-use std::collections::hash_map::Entry as Slot;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
@@ -15,11 +14,12 @@ use uuid::Uuid;
 use super::act::{self, Effect};
 use super::events::{Change, EventBody, Events, ResourceKind};
 use super::guests::entry::GuestEntry;
-use super::guests::registry::Registry;
 use super::images::files::Looks;
+use super::lists::Selector;
 use super::migrations::audits::Audits;
 use super::migrations::entry::MigrationEntry;
 use super::mirrors::entry::MirrorEntry;
+use super::registry::{Facet, Registry};
 use super::{
     Audit, DriverSpec, Fault, GuestRecord, HostError, MigrationLimits, MigrationRecord, MigrationState,
     MirrorRecord, MirrorState, PeerRecord,
@@ -96,8 +96,8 @@ pub(super) struct Inner {
     guests: RwLock<Registry<GuestEntry>>,
     /// Ids and names of guests that are being stored. Locked after `guests`.
     claims: Mutex<HashMap<Uuid, String>>,
-    mirrors: RwLock<HashMap<Uuid, Arc<MirrorEntry>>>,
-    migrations: RwLock<HashMap<Uuid, Arc<MigrationEntry>>>,
+    mirrors: RwLock<Registry<MirrorEntry>>,
+    migrations: Arc<RwLock<Registry<MigrationEntry>>>,
     /// The place of the migration that began last.
     last_migration: AtomicU64,
     peers: RwLock<HashMap<Uuid, PeerRecord>>,
@@ -165,7 +165,7 @@ impl Inner {
             guests: RwLock::default(),
             claims: Mutex::default(),
             mirrors: RwLock::default(),
-            migrations: RwLock::default(),
+            migrations: Arc::default(),
             last_migration: AtomicU64::new(0),
             peers: RwLock::default(),
             changing_peers: RwLock::default(),
@@ -365,8 +365,13 @@ impl Inner {
         self.mirrors.to_read().get(&id).cloned()
     }
 
+    pub fn mirrors(&self) -> RwLockReadGuard<'_, Registry<MirrorEntry>> {
+        self.mirrors.to_read()
+    }
+
+    /// All by creation.
     pub fn mirror_entries(&self) -> Vec<Arc<MirrorEntry>> {
-        self.mirrors.to_read().values().cloned().collect()
+        self.mirrors().values().cloned().collect()
     }
 
     /// Shows a mirror to others, under an id that no other has.
@@ -393,9 +398,12 @@ impl Inner {
             ready_after_us: mirror.ready_after().as_micros() as u64,
         };
         let entry = Arc::new(MirrorEntry::new(record, mirror.watch()));
-        match self.mirrors.to_write().entry(entry.id) {
-            Slot::Occupied(_) => return Err(HostError::IdTaken { kind: ResourceKind::Mirror }),
-            Slot::Vacant(slot) => _ = slot.insert(Arc::clone(&entry)),
+        {
+            let mut mirrors = self.mirrors.to_write();
+            if mirrors.contains_key(&entry.id) {
+                return Err(HostError::IdTaken { kind: ResourceKind::Mirror });
+            }
+            mirrors.insert(Arc::clone(&entry));
         }
         self.tell_mirror(&entry, Change::Created);
         self.changed();
@@ -407,7 +415,15 @@ impl Inner {
     }
 
     pub fn labels_of(&self, guest: Uuid) -> super::Labels {
-        self.guests().get(&guest).map(|g| g.record().spec.labels).unwrap_or_default()
+        self.guests().get(&guest).map(|g| g.labels()).unwrap_or_default()
+    }
+
+    /// What belongs to the guests here that meet a condition; `None`: to so many that looking through all is
+    /// no dearer.
+    pub fn of_guests_with(&self, label: &Selector) -> Option<Vec<Facet>> {
+        const MOST: usize = 64;
+        let (guests, label) = (self.guests(), Facet::from(label));
+        (guests.count(&label) <= MOST).then(|| guests.having(&label).map(|g| Facet::Guest(g.id)).collect())
     }
 
     pub fn set_mirror_state(&self, id: Uuid, state: MirrorState, error: Option<Fault>) {
@@ -432,14 +448,19 @@ impl Inner {
         self.migrations.to_read().get(&id).cloned()
     }
 
+    pub fn migrations(&self) -> RwLockReadGuard<'_, Registry<MigrationEntry>> {
+        self.migrations.to_read()
+    }
+
+    /// All by creation.
     pub fn migration_entries(&self) -> Vec<Arc<MigrationEntry>> {
-        self.migrations.to_read().values().cloned().collect()
+        self.migrations().values().cloned().collect()
     }
 
     /// Adds a migration that an earlier daemon stored.
-    pub fn restore_migration(&self, entry: Arc<MigrationEntry>) {
+    pub fn restore_migration(&self, entry: &Arc<MigrationEntry>) {
         self.last_migration.fetch_max(entry.record().order, Ordering::SeqCst);
-        self.migrations.to_write().insert(entry.id, entry);
+        entry.join(&self.migrations);
         self.changed();
     }
 
@@ -451,9 +472,8 @@ impl Inner {
         and: impl FnOnce(&mut Batch) -> Result<(), StoreError>,
     ) -> Result<(), HostError> {
         // In place before it is stored: of two that come with one id, one is refused and stores nothing.
-        match self.migrations.to_write().entry(entry.id) {
-            Slot::Occupied(_) => return Err(HostError::IdTaken { kind: ResourceKind::Migration }),
-            Slot::Vacant(slot) => _ = slot.insert(Arc::clone(entry)),
+        if !entry.join(&self.migrations) {
+            return Err(HostError::IdTaken { kind: ResourceKind::Migration });
         }
         entry.put_in_order(self.last_migration.fetch_add(1, Ordering::SeqCst) + 1);
         let stored = self.store_new_migration(&entry.record(), and);
@@ -497,6 +517,8 @@ impl Inner {
     /// Something of a migration changed: tells what is worth an event.
     pub fn migration_changed(&self, id: Uuid) {
         if let Some(entry) = self.migration_entry(id) {
+            // Found as what it is before anybody is told.
+            entry.refresh();
             entry.tell(|record, change| {
                 self.events.migration(record, self.labels_of(record.guest), change);
             });

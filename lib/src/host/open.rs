@@ -414,7 +414,7 @@ fn reconcile_migration(
         l.audit.clone_from(&record.audit);
     });
     let entry = Arc::new(MigrationEntry::new(record, control));
-    inner.restore_migration(Arc::clone(&entry));
+    inner.restore_migration(&entry);
     if found == FoundMigration::InDoubt {
         let _ = entry.control.pass_point_of_no_return();
         inner.runtime.spawn(run::settle_after_restart(Arc::clone(inner), entry));

@@ -105,6 +105,11 @@ impl Control {
         self.lock().clone()
     }
 
+    /// Where it is.
+    pub fn state(&self) -> MigrationState {
+        self.lock().state
+    }
+
     /// Changes what can be seen.
     pub fn update(&self, change: impl FnOnce(&mut Live)) {
         {

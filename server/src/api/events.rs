@@ -9,7 +9,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::labels::{Selector, all_hold};
+use super::labels::Selector;
 
 /// A change of a resource of this host.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -213,7 +213,7 @@ impl EventFilter {
         };
         (self.types.is_empty() || self.types.iter().any(of_type))
             && (self.resources.is_empty() || self.resources.iter().any(of_resource))
-            && all_hold(&self.labels, &body.labels)
+            && Selector::all_hold(&self.labels, &body.labels)
     }
 }
 
@@ -222,17 +222,18 @@ mod tests {
     use mirrorvm::host::events::Change;
 
     use super::*;
+    use crate::api::labels;
 
     #[test]
     fn filters_go_by_type_resource_and_label() {
         let mut body = EventBody::new(ResourceKind::Migration, Change::StateChanged, Uuid::from_u128(7), 2);
         body.data.insert("guest_name".into(), "g1".into());
         body.labels.insert("rack".into(), "r1".into());
-        let wants = |types: &[&str], resources: &[&str], labels: &[&str]| {
+        let wants = |types: &[&str], resources: &[&str], having: &[&str]| {
             let filter = EventFilter {
                 types: types.iter().map(ToString::to_string).collect(),
                 resources: resources.iter().map(ToString::to_string).collect(),
-                labels: labels.iter().map(|l| Selector::parse(l).unwrap()).collect(),
+                labels: having.iter().map(|l| labels::parse(l).unwrap()).collect(),
             };
             filter.wants(&body)
         };

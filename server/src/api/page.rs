@@ -7,6 +7,7 @@
 use std::fmt::Write as _;
 
 use jiff::Timestamp;
+pub use mirrorvm::host::lists::{Order, PageRequest, Place};
 use ring::hmac;
 use uuid::Uuid;
 
@@ -23,66 +24,47 @@ const MAC_BYTES: usize = 16;
 const TOKEN_MIN: usize = 1 + MAC_BYTES + 16 + 1;
 const TOKEN_MAX: usize = TOKEN_MIN + 64;
 
-/// What a list is sorted by.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Order {
-    /// Whether to sort by name instead of by creation.
-    pub by_name: bool,
-    /// Whether the order is reversed.
-    pub descending: bool,
-}
-
-impl Order {
-    /// The order called `text`; `named` lists can be sorted by name, too.
-    pub fn parse(text: &str, named: bool) -> Option<Self> {
-        let (descending, field) = text.strip_prefix('-').map_or((false, text), |field| (true, field));
-        match field {
-            "created_at" => Some(Self { by_name: false, descending }),
-            "name" if named => Some(Self { by_name: true, descending }),
-            _ => None,
-        }
-    }
-
-    /// The name that the API uses for it.
-    pub const fn name(self) -> &'static str {
-        match (self.by_name, self.descending) {
-            (false, false) => "created_at",
-            (false, true) => "-created_at",
-            (true, false) => "name",
-            (true, true) => "-name",
-        }
+/// The order called `text`; `named` lists can be sorted by name, too.
+pub fn order(text: &str, named: bool) -> Option<Order> {
+    let (descending, field) = text.strip_prefix('-').map_or((false, text), |field| (true, field));
+    match field {
+        "created_at" => Some(Order { by_name: false, descending }),
+        "name" if named => Some(Order { by_name: true, descending }),
+        _ => None,
     }
 }
 
-/// An item's place in the order of a list.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
-    key: Vec<u8>,
-    id: Uuid,
-}
-
-impl Place {
-    /// The place of an item in a list of this order.
-    pub fn of(order: Order, created_at: Timestamp, name: &str, id: Uuid) -> Self {
-        let key = if order.by_name {
-            name.as_bytes().to_vec()
-        } else {
-            // The sign bit turned over, bytes compare as the numbers do.
-            ((created_at.as_nanosecond() as u128) ^ (1 << 127)).to_be_bytes().to_vec()
-        };
-        Self { key, id }
+/// The name that the API uses for an order.
+pub const fn name_of(order: Order) -> &'static str {
+    match (order.by_name, order.descending) {
+        (false, false) => "created_at",
+        (false, true) => "-created_at",
+        (true, false) => "name",
+        (true, true) => "-name",
     }
 }
 
-/// What a caller asks of a list.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PageRequest {
-    /// How many items the page may have.
-    pub limit: usize,
-    /// The order of the list.
-    pub order: Order,
-    /// The place that the page starts after.
-    pub after: Option<Place>,
+/// With it turned over, the bytes of times compare as the times do.
+const SIGN: u128 = 1 << 127;
+
+/// A place as it is in a token: its id, then its key.
+fn written(place: &Place) -> Vec<u8> {
+    let (id, key) = match place {
+        Place::Created(at, id) => (id, ((at.as_nanosecond() as u128) ^ SIGN).to_be_bytes().to_vec()),
+        Place::Named(name, id) => (id, name.as_bytes().to_vec()),
+    };
+    [id.as_bytes().as_slice(), &key].concat()
+}
+
+/// What was written of a place of this order.
+fn read(order: Order, content: &[u8]) -> Option<Place> {
+    let (id, key) = content.split_at_checked(16)?;
+    let id = Uuid::from_slice(id).ok()?;
+    if order.by_name {
+        return Some(Place::Named(std::str::from_utf8(key).ok()?.into(), id));
+    }
+    let at = (u128::from_be_bytes(key.try_into().ok()?) ^ SIGN) as i128;
+    Some(Place::Created(Timestamp::from_nanosecond(at).ok()?, id))
 }
 
 /// The collection with its filters, spelled out, and the key under which its tokens are made.
@@ -110,7 +92,7 @@ impl Scope {
         context.update(&[VERSION]);
         context.update(&(self.text.len() as u64).to_le_bytes());
         context.update(&self.text);
-        context.update(order.name().as_bytes());
+        context.update(name_of(order).as_bytes());
         context.update(b"\0");
         context.update(place);
         context.sign()
@@ -118,8 +100,7 @@ impl Scope {
 
     /// The token that continues after `place`.
     pub fn token(&self, order: Order, place: &Place) -> String {
-        let mut content = place.id.as_bytes().to_vec();
-        content.extend(&place.key);
+        let content = written(place);
         let mac = self.mac(order, &content);
         let bytes = [VERSION].into_iter().chain(mac.as_ref()[..MAC_BYTES].iter().copied()).chain(content);
         bytes.fold(String::new(), |mut text, byte| {
@@ -144,8 +125,7 @@ impl Scope {
         if !bool::from(subtle::ConstantTimeEq::ct_eq(mac, &wanted.as_ref()[..MAC_BYTES])) {
             return Err(bad());
         }
-        let (id, key) = content.split_at(16);
-        Ok(Place { key: key.to_vec(), id: Uuid::from_slice(id).map_err(|_| bad())? })
+        read(order, content).ok_or_else(bad)
     }
 }
 
@@ -157,7 +137,7 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
     text.as_bytes().chunks_exact(2).map(|pair| Some(digit(pair[0])? << 4 | digit(pair[1])?)).collect()
 }
 
-/// Cuts `items` to the page asked for; also gives the place to continue after, when more follow.
+/// Cuts all the items of a short list to the page asked for; also gives the place to continue after, when more follow.
 pub fn cut<T>(items: Vec<T>, request: &PageRequest, place: impl Fn(&T) -> Place) -> (Vec<T>, Option<Place>) {
     let descending = request.order.descending;
     let mut placed: Vec<(Place, T)> = items.into_iter().map(|item| (place(&item), item)).collect();
@@ -191,7 +171,7 @@ mod tests {
     proptest! {
         #[test]
         fn pages_put_together_are_the_list(count in 0u8..40, limit in 1usize..12, order in 0usize..4) {
-            let order = Order::parse(ORDERS[order], true).unwrap();
+            let order = super::order(ORDERS[order], true).unwrap();
             let scope = Scope::new(&key(), "guests", &[]);
             let place = |i: &(Timestamp, String, Uuid)| Place::of(order, i.0, &i.1, i.2);
             let all: Vec<_> = (0..count).map(item).collect();

@@ -10,8 +10,8 @@ use axum::http::request::Parts;
 use axum::http::{Extensions, Uri};
 use mirrorvm::reading::did_you_mean;
 
-use crate::api::labels::Selector;
-use crate::api::page::{LIMIT_DEFAULT, LIMIT_MAX, Order, PageRequest, Scope};
+use crate::api::labels::{self, Selector};
+use crate::api::page::{self, LIMIT_DEFAULT, LIMIT_MAX, Order, PageRequest, Scope};
 use crate::problem::{Problem, ProblemCode, ProblemError};
 
 /// Longest long poll, in seconds.
@@ -191,7 +191,7 @@ impl Parameters {
     pub fn labels(&mut self) -> Vec<Selector> {
         let mut selectors = Vec::new();
         for text in self.all("label") {
-            match Selector::parse(&text) {
+            match labels::parse(&text) {
                 Some(selector) => selectors.push(selector),
                 None => {
                     let detail =
@@ -231,7 +231,7 @@ impl Parameters {
         let limit = self.int("limit", 1, LIMIT_MAX).unwrap_or(LIMIT_DEFAULT);
         let order = match self.one("sort_by") {
             None => Order::default(),
-            Some(text) => Order::parse(&text, named).unwrap_or_else(|| {
+            Some(text) => page::order(&text, named).unwrap_or_else(|| {
                 let names = if named { ", name or -name" } else { "" };
                 let detail = format!("{} is not created_at, -created_at{names}", shown(&text));
                 self.problem(ProblemError::at_parameter("sort_by", "unknown_value", detail));

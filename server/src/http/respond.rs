@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::precondition::etag;
 use super::query::escape;
-use crate::api::page::{Order, PageRequest, Place, Scope};
+use crate::api::page::{Order, PageRequest, Place, Scope, name_of};
 use crate::problem::{Problem, ProblemCode};
 
 /// Answers 200 with a resource.
@@ -87,7 +87,7 @@ pub fn next_page(
     let token = scope.token(request.order, &place);
     let mut filters: String = filters.iter().map(|(n, v)| format!("{n}={}&", escape(v))).collect();
     if request.order != Order::default() {
-        filters.push_str(&format!("sort_by={}&", request.order.name()));
+        filters.push_str(&format!("sort_by={}&", name_of(request.order)));
     }
     let link = format!("<{path}?{filters}limit={}&page_token={token}>; rel=\"next\"", request.limit);
     (Some(token), Some(link))

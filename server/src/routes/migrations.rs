@@ -17,10 +17,10 @@ use super::common::{
 };
 use crate::access::caller::Caller;
 use crate::api::checks::MigrationCheck;
-use crate::api::labels::{Selector, all_hold};
+use crate::api::labels;
 use crate::api::layout::AddressSpacePlan;
 use crate::api::migrations::{Migration, MigrationCreate, MigrationList, MigrationRound, MigrationRoundList};
-use crate::api::page::{Place, Scope, cut};
+use crate::api::page::Scope;
 use crate::api::patch::MigrationUpdate;
 use crate::api::{Preview, Warning};
 use crate::http::body::{JsonBody, PatchBody};
@@ -35,13 +35,6 @@ pub(super) const PATH: &str = "/v1/migrations";
 /// Reads the id in a path. Text that is not an id names nothing.
 pub(super) fn id_of(key: &str) -> Result<Uuid, Problem> {
     Uuid::try_parse(key).map_err(|_| HostError::missing(ResourceKind::Migration, key).into())
-}
-
-fn is_of(record: &MigrationRecord, guest: &str) -> bool {
-    match Uuid::try_parse(guest) {
-        Ok(id) => record.guest == id,
-        Err(_) => record.guest_name == guest,
-    }
 }
 
 /// List the migrations
@@ -60,24 +53,13 @@ pub async fn list(State(state): State<AppState>, query: Query) -> Result<Respons
     let guest = parameters.one("guest");
     let mut filters: Vec<(&str, &str)> = states.iter().map(|s| ("state", s.name())).collect();
     filters.extend(guest.iter().map(|g| ("guest", g.as_str())));
-    let labels = parameters.labels();
-    let texts: Vec<String> = labels.iter().map(Selector::text).collect();
+    let having = parameters.labels();
+    let texts: Vec<String> = having.iter().map(labels::text).collect();
     filters.extend(texts.iter().map(|t| ("label", t.as_str())));
     let scope = Scope::new(state.page_key(), "migrations", &filters);
     let request = parameters.page(&scope, false);
     parameters.done()?;
-    let mut migrations = state.host()?.migrations();
-    migrations.retain(|m| {
-        (states.is_empty() || states.contains(&m.state)) && guest.as_ref().is_none_or(|g| is_of(m, g))
-    });
-    if !labels.is_empty() {
-        // The labels that the guest has here now; of one that is gone, those that it had when it left.
-        let host = state.host()?;
-        let of = |id: Uuid| host.guest(&id.to_string()).map(|g| g.spec.labels);
-        migrations.retain(|m| all_hold(&labels, &of(m.guest).unwrap_or_else(|_| m.labels.clone())));
-    }
-    let place = |m: &MigrationRecord| Place::of(request.order, m.created_at, "", m.id);
-    let (items, next) = cut(migrations, &request, place);
+    let (items, next) = state.host()?.migration_page(&request, guest.as_deref(), &states, &having);
     let (next_page_token, link) = respond::next_page(PATH, &filters, &scope, &request, next);
     let items = items.into_iter().map(Migration::from).collect();
     Ok(respond::list(MigrationList { items, next_page_token }, link))

@@ -18,10 +18,10 @@ use super::events::expired;
 use crate::access::caller::Caller;
 use crate::api::Preview;
 use crate::api::batches::{BatchBody, ExportBody, ImportBody, ImportRequest, MirrorImport};
-use crate::api::labels::{Selector, all_hold};
+use crate::api::labels;
 use crate::api::layout::AddressSpacePlan;
 use crate::api::mirrors::{Mirror, MirrorCreate, MirrorList};
-use crate::api::page::{LIMIT_MAX, Place, Scope, cut};
+use crate::api::page::{LIMIT_MAX, Scope};
 use crate::api::patch::MirrorUpdate;
 use crate::api::stats::{MirrorLog, MirrorLogLine, MirrorStats};
 use crate::draw;
@@ -53,28 +53,15 @@ pub async fn list(State(state): State<AppState>, query: Query) -> Result<Respons
     let mut parameters = query.read()?;
     let guest = parameters.one("guest");
     let states = parameters.each_of("state", MirrorState::ALL, MirrorState::name);
-    let labels = parameters.labels();
-    let texts: Vec<String> = labels.iter().map(Selector::text).collect();
+    let having = parameters.labels();
+    let texts: Vec<String> = having.iter().map(labels::text).collect();
     let mut filters: Vec<(&str, &str)> = guest.iter().map(|g| ("guest", g.as_str())).collect();
     filters.extend(states.iter().map(|s| ("state", s.name())));
     filters.extend(texts.iter().map(|t| ("label", t.as_str())));
     let scope = Scope::new(state.page_key(), "mirrors", &filters);
     let request = parameters.page(&scope, false);
     parameters.done()?;
-    let host = state.host()?;
-    let mut mirrors = host.mirrors();
-    if let Some(key) = &guest {
-        // A guest that is not there has no mirrors.
-        let id = host.guest(key).ok().map(|g| g.id);
-        mirrors.retain(|m| Some(m.guest) == id);
-    }
-    mirrors.retain(|m| states.is_empty() || states.contains(&m.state));
-    if !labels.is_empty() {
-        let of = |id: Uuid| host.guest(&id.to_string()).map(|g| g.spec.labels).unwrap_or_default();
-        mirrors.retain(|m| all_hold(&labels, &of(m.guest)));
-    }
-    let place = |m: &MirrorRecord| Place::of(request.order, m.created_at, "", m.id);
-    let (items, next) = cut(mirrors, &request, place);
+    let (items, next) = state.host()?.mirror_page(&request, guest.as_deref(), &states, &having);
     let (next_page_token, link) = respond::next_page(PATH, &filters, &scope, &request, next);
     let items = items.into_iter().map(Mirror::from).collect();
     Ok(respond::list(MirrorList { items, next_page_token }, link))
@@ -314,7 +301,8 @@ pub async fn stats(
 pub async fn log(State(state): State<AppState>, Path(key): Path<String>) -> Result<Json<MirrorLog>, Problem> {
     let (host, id) = (state.host()?, id_of(&key)?);
     let _ = host.mirror(id)?;
-    let page = host.events().page(None, LIMIT_MAX, |body| body.id == id).map_err(expired)?;
+    let page =
+        host.events().page(None, LIMIT_MAX, |body| body.id == id).map_err(expired)?;
     let line = |e: Event| {
         let kind = e.body.kind();
         let state = e.body.data.get("state").and_then(serde_json::Value::as_str).unwrap_or_default();

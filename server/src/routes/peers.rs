@@ -11,7 +11,7 @@ use super::common::{
     PageParams,
 };
 use crate::api::Preview;
-use crate::api::labels::{Selector, all_hold};
+use crate::api::labels::{self, Selector};
 use crate::api::page::{Place, Scope, cut};
 use crate::api::patch::PeerHostUpdate;
 use crate::api::peers::{PeerHost, PeerHostCapabilities, PeerHostCreate, PeerHostList};
@@ -32,14 +32,14 @@ const PATH: &str = "/v1/hosts";
     responses((status = 200, description = "A page of hosts", body = PeerHostList)))]
 pub async fn list(State(state): State<AppState>, query: Query) -> Result<Response, Problem> {
     let mut parameters = query.read()?;
-    let labels = parameters.labels();
-    let texts: Vec<String> = labels.iter().map(Selector::text).collect();
+    let having = parameters.labels();
+    let texts: Vec<String> = having.iter().map(labels::text).collect();
     let filters: Vec<(&str, &str)> = texts.iter().map(|t| ("label", t.as_str())).collect();
     let scope = Scope::new(state.page_key(), "hosts", &filters);
     let request = parameters.page(&scope, true);
     parameters.done()?;
     let mut peers = state.host()?.peers();
-    peers.retain(|p| all_hold(&labels, &p.spec.labels));
+    peers.retain(|p| Selector::all_hold(&having, &p.spec.labels));
     let place = |p: &PeerRecord| Place::of(request.order, p.created_at, &p.spec.name, p.id);
     let (items, next) = cut(peers, &request, place);
     let (next_page_token, link) = respond::next_page(PATH, &filters, &scope, &request, next);

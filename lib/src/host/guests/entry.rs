@@ -3,13 +3,15 @@
 use std::sync::{Arc, RwLock};
 use std::time::Instant;
 
+use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
 use crate::guest::{Console, EncryptionStatus, Machine, MigrationControl, Readiness};
 use crate::host::act::Act;
 use crate::host::guests::command::{Command, Envelope};
-use crate::host::{ConsoleChunk, GuestRecord, GuestState, HostError, ResourceKind};
+use crate::host::registry::{Facet, Listed, Registry};
+use crate::host::{ConsoleChunk, GuestRecord, GuestState, HostError, Labels, ResourceKind};
 use crate::memory::Backing;
 use crate::sync::Shared;
 
@@ -26,6 +28,8 @@ struct Senses {
 /// A guest as others reach it.
 pub(in crate::host) struct GuestEntry {
     pub id: Uuid,
+    name: Arc<str>,
+    created_at: Timestamp,
     record: RwLock<Arc<GuestRecord>>,
     sender: mpsc::Sender<Envelope>,
     senses: RwLock<Option<Senses>>,
@@ -33,11 +37,30 @@ pub(in crate::host) struct GuestEntry {
     missing: RwLock<Vec<String>>,
 }
 
+impl Listed for GuestEntry {
+    fn id(&self) -> Uuid {
+        self.id
+    }
+
+    fn name(&self) -> Option<Arc<str>> {
+        Some(Arc::clone(&self.name))
+    }
+
+    fn created_at(&self) -> Timestamp {
+        self.created_at
+    }
+
+    fn facets(&self) -> Vec<Facet> {
+        let record = self.published();
+        Facet::of_labels(&record.spec.labels).chain([Facet::State(record.state.name())]).collect()
+    }
+}
+
 impl GuestEntry {
     pub fn new(record: GuestRecord, sender: mpsc::Sender<Envelope>) -> Self {
-        let id = record.id;
+        let (id, name, created_at) = (record.id, record.spec.name.as_str().into(), record.created_at);
         let record = RwLock::new(Arc::new(record));
-        Self { id, record, sender, senses: RwLock::default(), missing: RwLock::default() }
+        Self { id, name, created_at, record, sender, senses: RwLock::default(), missing: RwLock::default() }
     }
 
     pub fn record(&self) -> GuestRecord {
@@ -71,12 +94,14 @@ impl GuestEntry {
         Arc::clone(&self.record.to_read())
     }
 
-    pub fn name(&self) -> String {
-        self.published().spec.name.clone()
+    pub fn labels(&self) -> Labels {
+        self.published().spec.labels.clone()
     }
 
-    pub fn show(&self, record: GuestRecord) {
+    /// Shows another record, by which the guest is found among `others` from the same moment on.
+    pub fn show(self: &Arc<Self>, record: GuestRecord, others: &mut Registry<Self>) {
         *self.record.to_write() = Arc::new(record);
+        others.refresh(self);
     }
 
     /// A machine came: its console and page status can be read from now on, also after it is gone.

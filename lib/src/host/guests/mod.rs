@@ -7,7 +7,6 @@ pub(super) mod command;
 pub(super) mod decide;
 pub(super) mod entry;
 pub(super) mod ram;
-pub(super) mod registry;
 pub(super) mod task;
 pub(super) mod types;
 
@@ -17,8 +16,11 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use self::command::Command;
+use self::entry::GuestEntry;
 use super::act::{self, Effect};
 use super::events::{Change, EventBody};
+use super::lists::{self, Page, PageRequest, Place, Selector};
+use super::registry::Facet;
 use super::{
     Ask, ConsoleChunk, GuestAction, GuestRecord, GuestSpec, GuestState, GuestStats, Host, HostError, Labels,
     validate,
@@ -82,9 +84,33 @@ impl Host {
 
     /// All guests by creation.
     pub fn guests(&self) -> Vec<Arc<GuestRecord>> {
-        let mut list: Vec<_> = self.inner.guests().values().map(|g| g.shown()).collect();
-        list.sort_by_key(|r| (r.created_at, r.id));
-        list
+        self.inner.guests().values().map(|g| g.shown()).collect()
+    }
+
+    /// How many guests are in each state; those that no guest is in are left out.
+    pub fn guests_by_state(&self) -> Vec<(GuestState, usize)> {
+        let guests = self.inner.guests();
+        let count = |state: &GuestState| (*state, guests.count(&Facet::State(state.name())));
+        GuestState::ALL.iter().map(count).filter(|(_, count)| *count > 0).collect()
+    }
+
+    /// A page of the guests that are in one of `states` (empty: in any) and have `labels`.
+    pub fn guest_page(
+        &self,
+        asked: &PageRequest,
+        states: &[GuestState],
+        labels: &[Selector],
+    ) -> Page<Arc<GuestRecord>> {
+        let mut groups: Vec<Vec<Facet>> = labels.iter().map(|l| vec![l.into()]).collect();
+        if !states.is_empty() {
+            groups.push(states.iter().map(|s| Facet::State(s.name())).collect());
+        }
+        let is_one = |g: &Arc<GuestRecord>| {
+            (states.is_empty() || states.contains(&g.state)) && Selector::all_hold(labels, &g.spec.labels)
+        };
+        let chunk =
+            |after: Option<&Place>, most| self.inner.guests().chunk(asked.order, after, &groups, most);
+        lists::page(asked, chunk, |entry: Arc<GuestEntry>| Some(entry.shown()).filter(is_one))
     }
 
     /// Asks for an action; returns as soon as it is accepted (the state says how it goes on). Idempotent in

@@ -12,7 +12,6 @@ use uuid::Uuid;
 use crate::address_space::GuestLayout;
 use crate::boot_files::{BootFile, BootFiles};
 use crate::guest::drivers::CannotReceive;
-use crate::host::guests::registry::Registry;
 use crate::host::inner::Inner;
 use crate::host::migrations::definition::{Definition, Unread};
 use crate::host::migrations::journal::{hand_over, storing};
@@ -20,6 +19,7 @@ use crate::host::migrations::refusals::{
     machine_refusal, no_leave, no_room, not_stored, refuse, refused_by, ticket_unread,
 };
 use crate::host::migrations::reserve::Reserve;
+use crate::host::registry::Registry;
 use crate::host::{GuestRecord, GuestState, HostError, bounds, validate};
 use crate::migration::hand_over::{is_new_session, makes_way};
 use crate::migration::wire::{Prepare, Refused};

@@ -1,12 +1,14 @@
 //! What readers see of a migration without asking whoever runs it.
 
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock, Weak};
 use std::time::Instant;
 
+use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
 use crate::host::events::{Change, Told};
+use crate::host::registry::{Facet, Listed, Registry};
 use crate::host::{HandOverToken, HostError, MigrationRecord, PageDigests, WorkerInfo};
 use crate::migration::Control;
 use crate::mirror::{MirrorStats, MirrorWatch};
@@ -39,6 +41,11 @@ impl Workers {
 /// A migration as others see it.
 pub(in crate::host) struct MigrationEntry {
     pub id: Uuid,
+    guest: Uuid,
+    guest_name: Arc<str>,
+    created_at: Timestamp,
+    /// The registry that it is in, which is to find it by what it is shown as.
+    among: OnceLock<Weak<RwLock<Registry<Self>>>>,
     record: RwLock<MigrationRecord>,
     /// Held by whoever writes the record to disk, from the look at it until what was written is shown: of
     /// two, the later looks at what the earlier wrote. Never taken by the ledger's own thread. Locked before
@@ -62,6 +69,30 @@ pub(in crate::host) struct MigrationEntry {
 /// A token that was carried by hand, and who waits to hear whether it is taken.
 pub(in crate::host) type Carried = (HandOverToken, oneshot::Sender<Result<(), HostError>>);
 
+impl Listed for MigrationEntry {
+    fn id(&self) -> Uuid {
+        self.id
+    }
+
+    fn name(&self) -> Option<Arc<str>> {
+        None
+    }
+
+    fn created_at(&self) -> Timestamp {
+        self.created_at
+    }
+
+    fn facets(&self) -> Vec<Facet> {
+        let (state, labels) = {
+            let record = self.record.to_read();
+            (record.state, Facet::of_labels(&record.labels).collect::<Vec<_>>())
+        };
+        let state = if state.is_terminal() { state } else { self.control.state() };
+        let of_guest = [Facet::Guest(self.guest), Facet::GuestName(Arc::clone(&self.guest_name))];
+        of_guest.into_iter().chain([Facet::State(state.name())]).chain(labels).collect()
+    }
+}
+
 impl MigrationEntry {
     pub fn new(record: MigrationRecord, control: Arc<Control>) -> Self {
         let told = Mutex::new(Told { state: record.state, rounds: record.rounds.len() });
@@ -69,6 +100,10 @@ impl MigrationEntry {
             since: Instant::now(),
             elapsed_before_ms: record.progress.elapsed_ms,
             id: record.id,
+            guest: record.guest,
+            guest_name: record.guest_name.as_str().into(),
+            created_at: record.created_at,
+            among: OnceLock::new(),
             record: RwLock::new(record),
             writing: Mutex::default(),
             changing: Mutex::default(),
@@ -186,6 +221,30 @@ impl MigrationEntry {
             *self.workers.to_write() = None;
         }
         *self.record.to_write() = record;
+        self.refresh();
+    }
+
+    /// Puts it into a registry, which finds it by what it is shown as from now on; says whether its id was
+    /// free there.
+    pub fn join(self: &Arc<Self>, registry: &Arc<RwLock<Registry<Self>>>) -> bool {
+        let mut entries = registry.to_write();
+        if entries.contains_key(&self.id) {
+            return false;
+        }
+        // An entry is in one registry for life.
+        let _ = self.among.set(Arc::downgrade(registry));
+        entries.insert(Arc::clone(self));
+        true
+    }
+
+    /// Has its registry find it by what it is now. No lock of an entry is held meanwhile that the registry
+    /// takes.
+    pub fn refresh(&self) {
+        let Some(registry) = self.among.get().and_then(Weak::upgrade) else { return };
+        // Most of what changes is nothing that it is found by.
+        if registry.to_read().is_stale(&self.id) {
+            registry.to_write().refresh_id(&self.id);
+        }
     }
 
     fn change_held(&self, change: impl FnOnce(&mut MigrationRecord)) -> MigrationRecord {

@@ -212,9 +212,12 @@ impl<'a> Destination<'a> {
             StoreError::Exists { .. } => session_exists(),
             e => not_stored(&storing(e)),
         })?;
+        let entry = task::spawn(inner, record.clone(), GuestState::Incoming);
+        let left = guests.insert(Arc::clone(&entry));
+        // Not under the lock: whoever tells may have to wait for the ledger's thread, which takes it.
+        drop(guests);
         inner.events.guest(&record, None, crate::host::events::Change::Created);
-        let entry = task::spawn(inner, record, GuestState::Incoming);
-        if let Some(left) = guests.insert(Arc::clone(&entry)) {
+        if let Some(left) = left {
             left.dismiss();
         }
         *lock(&self.replaced) = old;

@@ -33,6 +33,8 @@ use uuid::Uuid;
 
 use self::entry::MigrationEntry;
 use super::act::Act;
+use super::lists::{self, Page, PageRequest, Place, Selector};
+use super::registry::{Facet, Listed as _};
 use super::{
     Ask, Audit, Begun, Host, HostError, MigrationLimits, MigrationRecord, MigrationSpec, MigrationState,
     PageDigests, validate,
@@ -80,9 +82,43 @@ impl Host {
 
     /// All migrations by creation.
     pub fn migrations(&self) -> Vec<MigrationRecord> {
-        let mut list: Vec<_> = self.inner.migration_entries().iter().map(|m| m.record()).collect();
-        list.sort_by_key(|r| (r.created_at, r.id));
-        list
+        self.inner.migration_entries().iter().map(|m| m.record()).collect()
+    }
+
+    /// A page of the migrations of `guest` (by id or name; `None`: of any) that are in one of `states`
+    /// (empty: in any) and whose guests have `labels`: those that the guest has here now, or, of one that is
+    /// gone, those that it had when it left.
+    pub fn migration_page(
+        &self,
+        asked: &PageRequest,
+        guest: Option<&str>,
+        states: &[MigrationState],
+        labels: &[Selector],
+    ) -> Page<MigrationRecord> {
+        let guest = guest.map(|key| match Uuid::try_parse(key) {
+            Ok(id) => Facet::Guest(id),
+            Err(_) => Facet::GuestName(key.into()),
+        });
+        let mut groups: Vec<Vec<Facet>> = guest.iter().map(|guest| vec![guest.clone()]).collect();
+        if !states.is_empty() {
+            groups.push(states.iter().map(|s| Facet::State(s.name())).collect());
+        }
+        for label in labels {
+            let here = self.inner.of_guests_with(label);
+            groups.extend(here.map(|here| here.into_iter().chain([label.into()]).collect()));
+        }
+        let look = |entry: Arc<MigrationEntry>| {
+            // Records are long: the rest need not be put together.
+            let record = Facet::are_of_each(&entry.facets(), &groups).then(|| entry.record())?;
+            let here = || self.inner.guests().get(&record.guest).map(|g| g.labels());
+            let is_one = (states.is_empty() || states.contains(&record.state))
+                && (labels.is_empty()
+                    || Selector::all_hold(labels, here().as_ref().unwrap_or(&record.labels)));
+            is_one.then_some(record)
+        };
+        let chunk =
+            |after: Option<&Place>, most| self.inner.migrations().chunk(asked.order, after, &groups, most);
+        lists::page(asked, chunk, look)
     }
 
     /// Asks for cancellation; the outcome is in the record's state. Ended already: the record as it is.

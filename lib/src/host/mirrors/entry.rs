@@ -1,10 +1,12 @@
 //! What readers see of a mirror without asking its guest's owner.
 
-use std::sync::RwLock;
+use std::sync::{Arc, RwLock};
 
+use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::codes::{Capability, Code};
+use crate::host::registry::{Facet, Listed};
 use crate::host::{
     Expected, Fault, FieldError, HostError, MirrorRecord, MirrorState, ResourceKind, WorkerInfo,
 };
@@ -15,13 +17,34 @@ use crate::sync::Shared;
 pub(in crate::host) struct MirrorEntry {
     pub id: Uuid,
     pub guest: Uuid,
+    created_at: Timestamp,
     record: RwLock<MirrorRecord>,
     watch: RwLock<MirrorWatch>,
 }
 
+impl Listed for MirrorEntry {
+    fn id(&self) -> Uuid {
+        self.id
+    }
+
+    fn name(&self) -> Option<Arc<str>> {
+        None
+    }
+
+    fn created_at(&self) -> Timestamp {
+        self.created_at
+    }
+
+    /// Its state is none: a mirror fails without telling anybody.
+    fn facets(&self) -> Vec<Facet> {
+        vec![Facet::Guest(self.guest)]
+    }
+}
+
 impl MirrorEntry {
     pub fn new(record: MirrorRecord, watch: MirrorWatch) -> Self {
-        Self { id: record.id, guest: record.guest, record: RwLock::new(record), watch: RwLock::new(watch) }
+        let (id, guest, created_at) = (record.id, record.guest, record.created_at);
+        Self { id, guest, created_at, record: RwLock::new(record), watch: RwLock::new(watch) }
     }
 
     pub fn set_state(&self, state: MirrorState, error: Option<Fault>) {

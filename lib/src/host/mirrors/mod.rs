@@ -8,10 +8,15 @@ pub(super) mod entry;
 pub(super) mod types;
 
 use crate::host::ResourceKind;
+use std::sync::Arc;
+
 use uuid::Uuid;
 
+use self::entry::MirrorEntry;
 use super::events::Change;
 use super::guests::command::Command;
+use super::lists::{self, Page, PageRequest, Place, Selector};
+use super::registry::Facet;
 use super::{
     Ask, Host, HostError, MirrorOptions, MirrorRecord, MirrorSpec, MirrorState, PlanOptions, validate,
 };
@@ -45,7 +50,7 @@ impl Host {
     pub fn launch_mirror(&self, key: &str) -> Option<(Strategy, u32)> {
         let guest = self.inner.find_guest(key).ok()?.record();
         let sev = self.inner.facts(&guest.spec.driver).sev.filter(|sev| sev.es)?;
-        let there = self.inner.mirror_entries().into_iter().map(|m| m.record()).find(|m| m.guest == guest.id);
+        let there = self.inner.mirrors().having(&Facet::Guest(guest.id)).next().map(|m| m.record());
         let there = there.map(|m| (m.strategy, m.workers.len() as u32));
         Some(there.unwrap_or((sev.mirror.strategy, sev.mirror.workers)))
     }
@@ -76,9 +81,31 @@ impl Host {
 
     /// All mirrors by creation.
     pub fn mirrors(&self) -> Vec<MirrorRecord> {
-        let mut list: Vec<_> = self.inner.mirror_entries().iter().map(|m| m.record()).collect();
-        list.sort_by_key(|r| r.id);
-        list
+        self.inner.mirror_entries().iter().map(|m| m.record()).collect()
+    }
+
+    /// A page of the mirrors of `guest` (by id or name; `None`: of any) that are in one of `states` (empty:
+    /// in any) and whose guests have `labels`.
+    pub fn mirror_page(
+        &self,
+        asked: &PageRequest,
+        guest: Option<&str>,
+        states: &[MirrorState],
+        labels: &[Selector],
+    ) -> Page<MirrorRecord> {
+        // A guest that is not there has no mirrors.
+        let guest = guest.map(|key| self.inner.find_guest(key).map_or(Uuid::nil(), |g| g.id));
+        let mut groups: Vec<Vec<Facet>> = guest.iter().map(|id| vec![Facet::Guest(*id)]).collect();
+        groups.extend(labels.iter().filter_map(|l| self.inner.of_guests_with(l)));
+        let look = |entry: Arc<MirrorEntry>| {
+            let is_one = guest.is_none_or(|id| entry.guest == id)
+                && (labels.is_empty() || Selector::all_hold(labels, &self.inner.labels_of(entry.guest)));
+            let record = is_one.then(|| entry.record())?;
+            Some(record).filter(|r| states.is_empty() || states.contains(&r.state))
+        };
+        let chunk =
+            |after: Option<&Place>, most| self.inner.mirrors().chunk(asked.order, after, &groups, most);
+        lists::page(asked, chunk, look)
     }
 
     /// Removes a mirror that no migration has; gives it as it was.

@@ -142,7 +142,7 @@ impl Owner {
         self.step(event);
         let (before, record) = (self.entry.record(), self.turned(|_| {}));
         self.inner.events.guest(&record, Some(&before), Change::Updated);
-        self.entry.show(record);
+        self.entry.show(record, &mut self.inner.guests_mut());
         self.is_shown();
     }
 

@@ -25,9 +25,9 @@ impl Owner {
     ) -> Result<GuestRecord, HostError> {
         let failed = |e| HostError::storage("storing the guest", e);
         let (record, batch, riding) = self.next(state, change).map_err(failed)?;
-        let (entry, shown) = (Arc::clone(&self.entry), record.clone());
+        let show = self.showing(Some(record.clone()), None);
         let then = move || {
-            entry.show(shown);
+            show();
             riding.arrived();
         };
         self.inner.ledger.commit_blocking(batch, then).map_err(failed)?;
@@ -61,8 +61,7 @@ impl Owner {
                 return (self.entry.record(), Err(HostError::internal("writing the guest", error)));
             }
         };
-        let (entry, shown) = (Arc::clone(&self.entry), record.clone());
-        let stored = self.inner.ledger.owe_blocking(batch, move || entry.show(shown));
+        let stored = self.inner.ledger.owe_blocking(batch, self.showing(Some(record.clone()), None));
         self.is_shown();
         if stored.is_ok() {
             riding.arrived();
@@ -140,7 +139,7 @@ impl Owner {
         let (inner, entry) = (Arc::clone(&self.inner), Arc::clone(&self.entry));
         move || {
             match guest {
-                Some(guest) => entry.show(guest),
+                Some(guest) => entry.show(guest, &mut inner.guests_mut()),
                 None => _ = inner.guests_mut().remove(&entry.id),
             }
             if let Some(migration) = migration
