@@ -109,6 +109,15 @@ func main() {
 	guest = a.waitFor(name, "running")
 	fmt.Println("runs:", guest.Name, guest.Id)
 
+	// Whatever other guests the daemon has, and whatever drivers run them.
+	kinds := map[string]bool{}
+	for _, guest := range must(a.GuestsAPI.GuestList(a.ctx).Limit(1000).Execute()).Items {
+		kinds[guest.Driver.Kind] = true
+	}
+	check(kinds["embedded"], kinds)
+	_, _, err := a.GuestsAPI.GuestGet(a.ctx, "nobody").Execute()
+	fmt.Println("drivers:", kinds, "and nobody is", problem(err).Code)
+
 	shift := mirrorvm.ShiftFourGibAsShift(mirrorvm.NewShiftFourGib())
 	shifted := mirrorvm.StrategyShiftedAsStrategy(mirrorvm.NewStrategyShifted(shift))
 	identity := mirrorvm.StrategyIdentityCbitAsStrategy(mirrorvm.NewStrategyIdentityCbit())
@@ -126,7 +135,7 @@ func main() {
 
 	mirror := must(a.MirrorsAPI.MirrorCreate(a.ctx).MirrorCreate(*mirrorvm.NewMirrorCreate(name, shifted)).Execute())
 	check(mirror.State == "ready", mirror.State)
-	_, err := a.MirrorsAPI.MirrorDelete(a.ctx, mirror.Id).Execute()
+	_, err = a.MirrorsAPI.MirrorDelete(a.ctx, mirror.Id).Execute()
 	must(0, nil, err)
 
 	destination := mirrorvm.DestinationHostAsDestination(mirrorvm.NewDestinationHost("b"))

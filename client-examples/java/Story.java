@@ -106,6 +106,16 @@ public final class Story {
     guest = a.waitFor(name, "running");
     System.out.println("runs: " + guest.getName() + " " + guest.getId());
 
+    // Whatever other guests the daemon has, and whatever drivers run them.
+    List<String> kinds = new ArrayList<>();
+    for (Guest one : a.guests.guestList(null, null, null, 1000, null).getItems()) kinds.add(one.getDriver().getKind());
+    check(kinds.contains("embedded"), kinds);
+    try {
+      a.get("nobody");
+    } catch (ApiException e) {
+      System.out.println("drivers: " + kinds + " and nobody is " + problem(a, e).getCode());
+    }
+
     Strategy shifted = new Strategy(new StrategyShifted().shift(new Shift(new ShiftFourGib())));
     for (Strategy strategy : List.of(shifted, new Strategy(new StrategyIdentityCbit()))) {
       try {

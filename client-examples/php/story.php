@@ -99,6 +99,15 @@ $a->guests->guestStart($name);
 $guest = $a->waitFor($name, 'running');
 echo "runs: {$guest->getName()} {$guest->getId()}\n";
 
+// Whatever other guests the daemon has, and whatever drivers run them.
+$kinds = array_map(fn ($one) => $one->getDriver()->getKind(), $a->guests->guestList(limit: 1000)->getItems());
+check(in_array('embedded', $kinds, true), $kinds);
+try {
+    $a->get('nobody');
+} catch (ApiException $e) {
+    echo 'drivers: ', implode(' ', array_unique($kinds)), ' and nobody is ', code($e), "\n";
+}
+
 $shifted = new Model\StrategyShifted(['shift' => new Model\ShiftFourGib()]);
 foreach ([$shifted, new Model\StrategyIdentityCbit()] as $strategy) {
     try {

@@ -39,6 +39,9 @@ class Client:
     def get(self, name):
         return self.read(api.Guest, "GET", f"/v1/guests/{name}")
 
+    def list(self):
+        return self.read(api.GuestList, "GET", "/v1/guests", limit=1000)
+
     def start(self, name):
         self.read(api.Guest, "POST", f"/v1/guests/{name}/start")
 

@@ -34,6 +34,9 @@ class Client:
     def get(self, name):
         return plain(self.call(self.guests.guest_get, name))
 
+    def list(self):
+        return plain(self.call(self.guests.guest_list, limit=1000))
+
     def start(self, name):
         self.call(self.guests.guest_start, name)
 

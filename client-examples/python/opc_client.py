@@ -4,7 +4,7 @@ from mirrorvm_opc import AuthenticatedClient as Generated
 from mirrorvm_opc import models
 from mirrorvm_opc.api.events import event_list
 from mirrorvm_opc.api.guests import (
-    address_space_plan_create, guest_create, guest_delete, guest_get, guest_start, guest_stop, guest_update,
+    address_space_plan_create, guest_create, guest_delete, guest_get, guest_list, guest_start, guest_stop, guest_update,
 )
 from mirrorvm_opc.api.migrations import migration_check_create, migration_create
 from mirrorvm_opc.api.mirrors import mirror_create, mirror_delete
@@ -35,6 +35,9 @@ class Client:
 
     def get(self, name):
         return self.read(guest_get, name)
+
+    def list(self):
+        return self.read(guest_list, limit=1000)
 
     def start(self, name):
         self.call(guest_start, name)

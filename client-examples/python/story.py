@@ -46,6 +46,14 @@ def main():
         assert refused.code == "plan_refused", refused
         print("identity-cbit:", refused)
 
+    # Whatever other guests the daemon has, and whatever drivers run them.
+    kinds = {one["driver"]["kind"] for one in a.list()["items"]}
+    assert "embedded" in kinds, kinds
+    try:
+        a.get("nobody")
+    except Refused as refused:
+        print("drivers:", *sorted(kinds), "and nobody is", refused.code)
+
     mirror = a.mirror(name)
     assert mirror["state"] == "ready"
     a.delete_mirror(mirror["id"])

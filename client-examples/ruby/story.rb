@@ -83,6 +83,15 @@ a.guests.guest_start(name)
 guest = a.wait_for(name, 'running')
 puts "runs: #{guest.name} #{guest.id}"
 
+# Whatever other guests the daemon has, and whatever drivers run them.
+kinds = a.guests.guest_list(limit: 1000).items.map { |one| one.driver.kind }.uniq
+check kinds.include?('embedded'), kinds
+begin
+  a.get('nobody')
+rescue Mirrorvm::ApiError => e
+  puts "drivers: #{kinds} and nobody is #{problem(e).code}"
+end
+
 shifted = Mirrorvm::StrategyShifted.new(shift: Mirrorvm::ShiftFourGib.new)
 [shifted, Mirrorvm::StrategyIdentityCbit.new].each do |strategy|
   plan = a.guests.address_space_plan_create(name, Mirrorvm::AddressSpacePlanCreate.new(strategy: strategy))

@@ -108,6 +108,13 @@ for (const strategy of strategies) {
   }
 }
 
+// Whatever other guests the daemon has, and whatever drivers run them.
+const all = data(await a.GET("/v1/guests", { params: { query: { limit: 1000 } } }));
+const kinds = new Set(all.items.map((one) => one.driver.kind));
+assert.ok(kinds.has("embedded"));
+const nobody = await a.GET("/v1/guests/{guest}", { params: { path: { guest: "nobody" } } });
+console.log("drivers:", [...kinds].join(" "), "and nobody is", nobody.error?.code);
+
 const mirror = data(
   await a.POST("/v1/mirrors", {
     body: { guest: name, strategy: shifted } as components["schemas"]["MirrorCreate"],

@@ -8,6 +8,8 @@ mod api {
     progenitor::generate_api!(spec = "../../openapi/v1-3.0.json", interface = Builder);
 }
 
+use std::collections::BTreeSet;
+
 use api::Client;
 use api::types::{
     AddressSpacePlanCreate, Guest, GuestCreate, MigrationCreate, MirrorCreate, Problem, Strategy,
@@ -73,6 +75,12 @@ async fn main() -> Result<(), Anything> {
     a.guest_start().guest(&name).send().await?;
     wait_for(&a, &name, "running").await?;
     println!("runs: {} {}", guest.name, guest.id);
+
+    // Whatever other guests the daemon has, and whatever drivers run them.
+    let kinds: BTreeSet<String> =
+        a.guest_list().limit(1000).send().await?.into_inner().items.into_iter().map(|g| g.driver.kind).collect();
+    assert!(kinds.contains("embedded"), "{kinds:?}");
+    println!("drivers: {kinds:?} and nobody is {}", code(a.guest_get().guest("nobody").send().await));
 
     let shifted = json!({"kind": "shifted", "shift": {"kind": "4gib"}});
     for strategy in [shifted.clone(), json!({"kind": "identity-cbit"})] {

@@ -28,6 +28,7 @@ export interface Events {
 export interface Daemon {
   define(name: string, size: number): Promise<Guest>;
   get(name: string): Promise<Guest>;
+  list(): Promise<{ items: Guest[] }>;
   /** The guest when it is not at `tag` any more; nothing when half a minute has passed. */
   changed(name: string, tag: string): Promise<Guest | undefined>;
   start(name: string): Promise<unknown>;

@@ -28,6 +28,7 @@ export function daemon(baseUrl: string, token: string): Daemon {
         }),
       ),
     get: (name) => data(api.guestGet(of(name))),
+    list: () => data(api.guestList({ client, query: { limit: 1000 } })),
     changed: async (name, tag) => {
       const answer = await api.guestGet({ ...of(name), query: { wait: "30s" }, headers: { "If-None-Match": tag } });
       return answer.response?.status === 304 ? undefined : data(Promise.resolve(answer));

@@ -27,6 +27,7 @@ export function daemon(baseUrl: string, token: string): Daemon {
         ),
       ),
     get: (name) => data(api.guestGet(name, {}, to)),
+    list: () => data(api.guestList({ limit: 1000 }, to)),
     changed: async (name, tag) => {
       const answer = await api.guestGet(name, { wait: "30s", ifNoneMatch: tag }, to);
       return answer.status === 304 ? undefined : data(Promise.resolve(answer));

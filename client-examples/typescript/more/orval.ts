@@ -1,4 +1,4 @@
-// The story's calls over the client that orval makes, with every answer read strictly by the zod schemas that it makes, too.
+// The story's calls over the client that orval makes, with every answer checked by the zod schemas that it makes, too.
 
 import type { ZodType } from "zod";
 import * as api from "./generated/orval/api.js";
@@ -34,6 +34,7 @@ export function daemon(baseUrl: string, token: string): Daemon {
         schemas.guestGetResponse,
       ),
     get: (name) => data(api.guestGet(name, undefined, to()), schemas.guestGetResponse),
+    list: () => data(api.guestList({ limit: 1000 }, to()), schemas.guestListResponse),
     changed: async (name, tag) => {
       const answer = await api.guestGet(name, { wait: "30s" }, to({ "If-None-Match": tag }));
       return answer.status === 304 ? undefined : data(Promise.resolve(answer), schemas.guestGetResponse);

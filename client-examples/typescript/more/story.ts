@@ -50,6 +50,12 @@ for (const strategy of [shifted, { kind: "identity-cbit" } as const]) {
   }
 }
 
+// Whatever other guests the daemon has, and whatever drivers run them.
+const kinds = new Set((await a.list()).items.map((one) => one.driver.kind));
+assert.ok(kinds.has("embedded"));
+const nobody = await a.get("nobody").catch((e: unknown) => (e instanceof Refused ? e.problem.code : String(e)));
+console.log("drivers:", [...kinds].join(" "), "and nobody is", nobody);
+
 const mirror = await a.mirror(name, shifted);
 assert.equal(mirror.state, "ready");
 await a.removeMirror(mirror.id);

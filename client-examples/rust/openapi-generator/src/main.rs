@@ -2,7 +2,7 @@
 //!
 //! `MIRRORVM_A` and `MIRRORVM_B` are the daemons' URLs, `MIRRORVM_A_TOKEN` and `MIRRORVM_B_TOKEN` bearer tokens for them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use mirrorvm_oag::apis::configuration::Configuration;
 use mirrorvm_oag::apis::{Error, events_api, guests_api, migrations_api, mirrors_api};
@@ -63,6 +63,13 @@ async fn main() -> Result<(), Anything> {
     guests_api::guest_start(&a, &name, None, None, None).await?;
     wait_for(&a, &name, "running").await?;
     println!("runs: {} {}", guest.name, guest.id);
+
+    // Whatever other guests the daemon has, and whatever drivers run them.
+    let list = guests_api::guest_list(&a, None, None, None, Some(1000), None).await?;
+    let kinds: BTreeSet<String> = list.items.into_iter().map(|g| g.driver.kind).collect();
+    assert!(kinds.contains("embedded"), "{kinds:?}");
+    let nobody = guests_api::guest_get(&a, "nobody", None, None).await;
+    println!("drivers: {kinds:?} and nobody is {}", code(nobody)?);
 
     let shifted = Strategy::Shifted(Box::new(StrategyShifted::new(Shift::default())));
     for strategy in [shifted.clone(), Strategy::IdentityCbit(Box::default())] {
