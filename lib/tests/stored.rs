@@ -243,7 +243,7 @@ fn check_the_rest(host: &Host) {
     let images = host.images().unwrap();
     assert!(images.iter().any(|i| i.name == "helper-2" && i.content.is_none()), "{images:?}");
     // The log is read on from its first entry, and its numbers mean what they meant.
-    let page = host.events().page(None, 1000, |_| true).unwrap();
+    let page = host.events().page(None, 1000, &[], |_| true).unwrap();
     assert_eq!(page.events[0].body.kind(), "host.started");
     assert!(page.events.iter().any(|e| e.body.kind() == "migration.round_finished"));
     // Told before the host is opened, whatever becomes of it.

@@ -8,20 +8,23 @@
 //! crash can lose such events of its last moments; `host.started` is then the sign to look at the resources
 //! again. Nothing is lost in an orderly end.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 use tokio::sync::watch;
 use uuid::Uuid;
 
+use super::mentions::Mentions;
 use super::{GuestRecord, HostError, Labels, MigrationRecord, MigrationState, MirrorRecord, PeerRecord};
 use crate::named::named;
 use crate::store::form;
-use crate::store::ledger::{Entry, Log, LookError};
+use crate::store::ledger::{Bounds, Entry, Log, Look, LookError, SCAN_MAX};
 use crate::store::{Batch, Ledger};
+use crate::sync::Locked;
 
 /// Kinds of resources that events tell of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -107,6 +110,18 @@ impl EventBody {
         format!("{}.{}", self.resource.name(), self.change.name())
     }
 
+    /// Whom it tells of: the resource by id and by name, and the guest that it belongs to, by both.
+    pub fn tells_of(&self) -> impl Iterator<Item = Cow<'_, str>> {
+        let guest = |key: &str| self.data.get(key).and_then(Value::as_str);
+        let texts = [self.name.as_deref(), guest("guest"), guest("guest_name")];
+        texts.into_iter().flatten().map(Cow::Borrowed).chain([Cow::Owned(self.id.to_string())])
+    }
+
+    /// Whether it tells of one of these.
+    pub fn is_of(&self, whom: &[String]) -> bool {
+        self.tells_of().any(|of| whom.iter().any(|who| *who == of))
+    }
+
     fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
         self.data.insert(name.to_owned(), value.into());
         self
@@ -185,15 +200,19 @@ pub enum EventsError {
     Host(#[from] HostError),
 }
 
+/// Events behind a reader so few that it is no dearer to look through them than to know which tell of whom.
+const NEAR: u64 = 1000;
+
 /// The host's events.
 #[derive(Clone, Debug)]
 pub struct Events {
     ledger: Arc<Ledger>,
+    mentions: Arc<Mutex<Mentions>>,
 }
 
 impl Events {
     pub(super) fn new(ledger: Arc<Ledger>) -> Self {
-        Self { ledger }
+        Self { ledger, mentions: Arc::default() }
     }
 
     /// Tells of something that has no record on disk. Does not wait for the disk: events are written in the
@@ -216,7 +235,8 @@ impl Events {
         self.ledger.watch(Log::Event)
     }
 
-    /// Up to `limit` wanted events that follow `after` (`None`: from the oldest that is kept).
+    /// Up to `limit` wanted events of the resources `of` (by id or name, or of those of a guest; empty: of any)
+    /// that follow `after` (`None`: from the oldest that is kept).
     ///
     /// # Errors
     /// [`EventsError::Expired`], storage.
@@ -224,6 +244,7 @@ impl Events {
         &self,
         after: Option<&EventCursor>,
         limit: usize,
+        of: &[String],
         mut wanted: impl FnMut(&EventBody) -> bool,
     ) -> Result<EventPage, EventsError> {
         let broken = |e| EventsError::Host(HostError::storage("reading events", e));
@@ -239,13 +260,19 @@ impl Events {
             None => start,
         };
         let mut bodies = Vec::new();
-        let look = self.ledger.look(Log::Event, seq, limit, |entry: &Entry| {
+        let fits = |entry: &Entry| {
             // One that cannot be read is of a later version: nothing this one could tell.
-            let body = entry.read::<EventBody>(Log::Event).ok().filter(|b| wanted(b));
+            let body = entry.read::<EventBody>(Log::Event).ok();
+            let body = body.filter(|b| (of.is_empty() || b.is_of(of)) && wanted(b));
             let fits = body.is_some();
             bodies.extend(body);
             fits
-        });
+        };
+        let look = if of.is_empty() || seq + NEAR >= bounds.latest {
+            self.ledger.look(Log::Event, seq, limit, fits)
+        } else {
+            self.look_by_mentions(seq, limit, of, fits)
+        };
         match look {
             Ok(look) => {
                 let both = look.entries.into_iter().zip(bodies);
@@ -256,6 +283,56 @@ impl Events {
             Err(LookError::Expired(b)) => Err(expired(b.oldest.saturating_sub(1), b.latest)),
             Err(LookError::Store(e)) => Err(broken(e)),
         }
+    }
+
+    /// As [`Ledger::look`], of events that tell of one of `of`.
+    fn look_by_mentions(
+        &self,
+        after: u64,
+        limit: usize,
+        of: &[String],
+        mut wanted: impl FnMut(&Entry) -> bool,
+    ) -> Result<Look, LookError> {
+        let bounds = self.ledger.bounds_after(Log::Event, after)?;
+        let (found, seen) = {
+            let mut mentions = self.mentions.locked();
+            self.learn(&mut mentions, bounds)?;
+            (mentions.of(of, after, SCAN_MAX), mentions.seen())
+        };
+        // Where there may be more of them than are looked at, it goes on after the last of these.
+        let seen = if found.len() < SCAN_MAX { seen } else { found[SCAN_MAX - 1] };
+        let mut look = Look { entries: Vec::new(), seen, more: false };
+        for seq in found {
+            let Some(entry) = self.ledger.event(seq)? else { continue };
+            if wanted(&entry) {
+                look.entries.push(entry);
+            }
+            if look.entries.len() >= limit {
+                look.seen = seq;
+                break;
+            }
+        }
+        // What went meanwhile may have been one of them.
+        let bounds = self.ledger.bounds_after(Log::Event, after)?;
+        look.more = look.seen < bounds.latest;
+        Ok(look)
+    }
+
+    /// Learns what the events up to the latest tell of whom.
+    fn learn(&self, mentions: &mut Mentions, bounds: Bounds) -> Result<(), LookError> {
+        mentions.forget_before(bounds.oldest);
+        while mentions.seen() < bounds.latest {
+            let from = mentions.seen().max(bounds.oldest - 1);
+            let look = self.ledger.look(Log::Event, from, 1, |entry: &Entry| {
+                if let Ok(body) = entry.read::<EventBody>(Log::Event) {
+                    mentions.note(entry.seq, body.tells_of());
+                }
+                false
+            })?;
+            // Where there is nothing, nobody is told of.
+            mentions.saw(if look.more { look.seen } else { bounds.latest });
+        }
+        Ok(())
     }
 
     fn cursor(&self, seq: u64) -> EventCursor {
@@ -353,6 +430,75 @@ pub(super) struct Told {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_event_tells_of_its_resource_and_of_the_guest_that_has_it() {
+        let mut body = EventBody::new(ResourceKind::Migration, Change::StateChanged, Uuid::from_u128(7), 2)
+            .with("guest", "00000000-0000-0000-0000-000000000009")
+            .with("guest_name", "g1")
+            .with("state", "queued");
+        let of = |body: &EventBody, who: &str| body.is_of(&["nobody".to_owned(), who.to_owned()]);
+        for who in ["g1", "00000000-0000-0000-0000-000000000007", "00000000-0000-0000-0000-000000000009"] {
+            assert!(of(&body, who), "{who}");
+        }
+        assert!(!of(&body, "g2") && !of(&body, "queued") && !of(&body, "m"));
+        body.name = Some("m".into());
+        assert!(of(&body, "m"));
+    }
+
+    /// All pages of some resources, put together.
+    fn all_of(events: &Events, after: Option<EventCursor>, of: &[String], limit: usize) -> Vec<Event> {
+        let (mut seen, mut after) = (Vec::new(), after);
+        loop {
+            let page = events.page(after.as_ref(), limit, of, |b| b.change != Change::Deleted).unwrap();
+            assert!(page.events.len() <= limit);
+            seen.extend(page.events);
+            if !page.more {
+                assert_eq!(page.next, events.latest());
+                return seen;
+            }
+            after = Some(page.next);
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn events_by_resource_are_those_that_a_look_through_all_finds() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
+        let store = crate::store::Store::open(&dir.path().join("host.db"), crate::host::renew).unwrap();
+        let ledger = Arc::new(Ledger::open(&store, 4 * NEAR).unwrap());
+        let events = Events::new(Arc::clone(&ledger));
+        let body = |n: u64| {
+            let change = if n.is_multiple_of(5) { Change::Deleted } else { Change::Updated };
+            let id = Uuid::from_u128(u128::from(n % 17));
+            let body =
+                EventBody::new(ResourceKind::Guest, change, id, n).with("guest_name", format!("g{}", n % 13));
+            if n.is_multiple_of(3) { body } else { EventBody { name: Some(format!("m{}", n % 7)), ..body } }
+        };
+        let of: Vec<String> =
+            ["g3", "m5", "00000000-0000-0000-0000-000000000011", "nobody"].map(Into::into).into();
+        // Asked early, asked again when there is more, and when the oldest have gone.
+        for upto in [NEAR / 2, 3 * NEAR, 3 * NEAR + 7, 9 * NEAR] {
+            for n in events.latest().seq..upto {
+                events.emit(&body(n));
+            }
+            ledger.flush().await;
+            let all: Vec<Event> = all_of(&events, None, &[], 1000);
+            for limit in [7, 1000] {
+                let wanted: Vec<&Event> = all.iter().filter(|e| e.body.is_of(&of)).collect();
+                assert!(!wanted.is_empty());
+                assert_eq!(all_of(&events, None, &of, limit).iter().collect::<Vec<_>>(), wanted);
+                let after = all[all.len() / 3].cursor.clone();
+                let later: Vec<&Event> = wanted.into_iter().filter(|e| e.cursor.seq > after.seq).collect();
+                assert_eq!(all_of(&events, Some(after), &of, limit).iter().collect::<Vec<_>>(), later);
+            }
+            // Nothing of these: the reader is at the end at once.
+            assert!(all_of(&events, None, &of[3..], 10).is_empty());
+        }
+        let gone = EventCursor { seq: NEAR, ..events.latest() };
+        assert!(matches!(events.page(Some(&gone), 1, &of, |_| true), Err(EventsError::Expired { .. })));
+    }
 
     #[test]
     fn cursors_are_read_as_they_are_written() {

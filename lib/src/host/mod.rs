@@ -17,6 +17,7 @@ mod images;
 mod inner;
 pub mod lists;
 mod machines;
+mod mentions;
 mod migrations;
 mod mirrors;
 mod open;

@@ -197,22 +197,14 @@ pub struct EventFilter {
 }
 
 impl EventFilter {
-    /// Whether the filter lets an event through.
+    /// Whether the filter lets an event of one of the resources through.
     pub fn wants(&self, body: &EventBody) -> bool {
         let kind = body.kind();
         let of_type = |wanted: &String| match wanted.strip_suffix(".*") {
             Some(resource) => body.resource.name() == resource,
             None => *wanted == kind,
         };
-        let id = body.id.to_string();
-        let of_resource = |wanted: &String| {
-            let named = body.name.as_deref() == Some(wanted.as_str());
-            let guests =
-                ["guest", "guest_name"].iter().any(|k| body.data.get(*k).is_some_and(|v| v == wanted));
-            named || *wanted == id || guests
-        };
         (self.types.is_empty() || self.types.iter().any(of_type))
-            && (self.resources.is_empty() || self.resources.iter().any(of_resource))
             && Selector::all_hold(&self.labels, &body.labels)
     }
 }
@@ -225,24 +217,21 @@ mod tests {
     use crate::api::labels;
 
     #[test]
-    fn filters_go_by_type_resource_and_label() {
+    fn filters_go_by_type_and_label() {
         let mut body = EventBody::new(ResourceKind::Migration, Change::StateChanged, Uuid::from_u128(7), 2);
-        body.data.insert("guest_name".into(), "g1".into());
         body.labels.insert("rack".into(), "r1".into());
-        let wants = |types: &[&str], resources: &[&str], having: &[&str]| {
+        let wants = |types: &[&str], having: &[&str]| {
             let filter = EventFilter {
                 types: types.iter().map(ToString::to_string).collect(),
-                resources: resources.iter().map(ToString::to_string).collect(),
+                resources: Vec::new(),
                 labels: having.iter().map(|l| labels::parse(l).unwrap()).collect(),
             };
             filter.wants(&body)
         };
-        assert!(wants(&[], &[], &[]));
-        assert!(wants(&["guest.created", "migration.state_changed"], &[], &["rack=r1"]));
-        assert!(wants(&["migration.*"], &["g1"], &[]));
-        assert!(wants(&[], &["00000000-0000-0000-0000-000000000007"], &[]));
-        assert!(!wants(&["guest.*"], &[], &[]));
-        assert!(!wants(&[], &["g2"], &[]));
-        assert!(!wants(&[], &[], &["rack=r2"]));
+        assert!(wants(&[], &[]));
+        assert!(wants(&["guest.created", "migration.state_changed"], &["rack=r1"]));
+        assert!(wants(&["migration.*"], &["rack"]));
+        assert!(!wants(&["guest.*"], &[]));
+        assert!(!wants(&[], &["rack=r2"]));
     }
 }

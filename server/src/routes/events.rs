@@ -109,7 +109,8 @@ pub async fn list(
     let mut waiting = None;
     loop {
         news.mark_unchanged();
-        let page = host.events().page(after.as_ref(), limit, |body| filter.wants(body)).map_err(expired)?;
+        let page = host.events().page(after.as_ref(), limit, &filter.resources, |body| filter.wants(body));
+        let page = page.map_err(expired)?;
         if page.events.is_empty() {
             if !page.more && waiting.is_none() && !patience.is_zero() {
                 waiting = Some(wait::begin(&state, &caller)?);
@@ -170,7 +171,7 @@ pub async fn stream(
     let host = state.host()?;
     let start = start.unwrap_or_else(|| host.events().latest());
     // A cursor that is no good is said now, as a problem.
-    let _ = host.events().page(Some(&start), 1, |_| false).map_err(expired)?;
+    let _ = host.events().page(Some(&start), 1, &[], |_| false).map_err(expired)?;
     let full = |full| {
         let detail = match full {
             Full::All => "there are as many event streams as there may be".to_owned(),
@@ -224,7 +225,8 @@ impl Follow {
         self.sender.send(Bytes::from_static(b": mirrorvm events\n\n")).await?;
         loop {
             news.mark_unchanged();
-            match host.events().page(Some(&at), BATCH, |body| self.filter.wants(body)) {
+            match host.events().page(Some(&at), BATCH, &self.filter.resources, |body| self.filter.wants(body))
+            {
                 Ok(page) => {
                     for event in page.events {
                         self.tell(&Event::new(event, self.host)).await?;

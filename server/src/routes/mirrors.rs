@@ -302,7 +302,7 @@ pub async fn log(State(state): State<AppState>, Path(key): Path<String>) -> Resu
     let (host, id) = (state.host()?, id_of(&key)?);
     let _ = host.mirror(id)?;
     let page =
-        host.events().page(None, LIMIT_MAX, |body| body.id == id).map_err(expired)?;
+        host.events().page(None, LIMIT_MAX, &[id.to_string()], |body| body.id == id).map_err(expired)?;
     let line = |e: Event| {
         let kind = e.body.kind();
         let state = e.body.data.get("state").and_then(serde_json::Value::as_str).unwrap_or_default();

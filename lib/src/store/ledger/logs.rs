@@ -117,6 +117,36 @@ impl Ledger {
         self.tail(log).committed.subscribe()
     }
 
+    /// What a log holds for readers that stand at entry `after`.
+    ///
+    /// # Errors
+    /// As [`Ledger::look`].
+    pub fn bounds_after(&self, log: Log, after: u64) -> Result<Bounds, LookError> {
+        self.following(&self.reader(), log, after)
+    }
+
+    fn following(&self, reader: &Connection, log: Log, after: u64) -> Result<Bounds, LookError> {
+        // What is on disk is shown when those who wrote it have been told.
+        let committed = *self.tail(log).committed.borrow();
+        let bounds = bounds_of(reader, log)?;
+        let bounds = Bounds { latest: bounds.latest.min(committed), ..bounds };
+        if after > bounds.latest || after + 1 < bounds.oldest {
+            return Err(LookError::Expired(bounds));
+        }
+        Ok(bounds)
+    }
+
+    /// The entry of the event log with this number, if it is there.
+    ///
+    /// # Errors
+    /// [`StoreError::Sqlite`] and its kind.
+    pub fn event(&self, seq: u64) -> Result<Option<Entry>, StoreError> {
+        let reader = self.reader();
+        let statement = reader.prepare_cached("SELECT seq, at, body FROM event WHERE seq = ?1");
+        let read = |mut s: rusqlite::CachedStatement<'_>| s.query_row([seq as i64], entry_of).optional();
+        statement.and_then(read).map_err(StoreError::from)
+    }
+
     /// Up to `limit` wanted entries that follow entry `after`; looks at no more than [`SCAN_MAX`].
     ///
     /// # Errors
@@ -129,13 +159,7 @@ impl Ledger {
         mut wanted: impl FnMut(&Entry) -> bool,
     ) -> Result<Look, LookError> {
         let reader = self.reader();
-        // What is on disk is shown when those who wrote it have been told.
-        let committed = *self.tail(log).committed.borrow();
-        let bounds = bounds_of(&reader, log)?;
-        let bounds = Bounds { latest: bounds.latest.min(committed), ..bounds };
-        if after > bounds.latest || after + 1 < bounds.oldest {
-            return Err(LookError::Expired(bounds));
-        }
+        let bounds = self.following(&reader, log, after)?;
         let sql = format!(
             "SELECT seq, at, body FROM {} WHERE seq > ?1 AND seq <= ?3 ORDER BY seq LIMIT ?2",
             log.table()
