@@ -409,8 +409,8 @@ impl Driver for Paper {
     }
 
     fn understood(&self, spec: &DriverSpec) -> Result<DriverSpec, BadParameters> {
-        let known = spec.parameters().iter().filter(|(name, _)| self.0.contains(&name.as_str()));
-        Ok(DriverSpec::new("paper", known.map(|(name, value)| (name.clone(), value.clone())).collect()))
+        let known = spec.parameters().into_iter().filter(|(name, _)| self.0.contains(&name.as_str()));
+        Ok(DriverSpec::new("paper", known.collect()))
     }
 
     fn check(&self, _: &Definition<'_>, _: &mut Vec<FieldError>) {}

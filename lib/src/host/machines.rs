@@ -178,11 +178,11 @@ impl Inner {
         let sender = entry.sender();
         let on_end = Arc::new(move |end| {
             // Full queue or gone guest: the owner looks after its machine by itself, too.
-            let _ = sender.try_send((Command::Ended(end), None));
+            let _ = sender.try_send(Box::new((Command::Ended(end), None)));
         });
         let sender = entry.sender();
         let on_readiness = Arc::new(move || {
-            let _ = sender.try_send((Command::Touch, None));
+            let _ = sender.try_send(Box::new((Command::Touch, None)));
         });
         let home = self.home_layout(record)?;
         let hypervisor = self.hypervisor_of(driver).ok();

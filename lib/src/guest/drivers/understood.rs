@@ -36,7 +36,7 @@ impl Drivers {
     /// What is not understood.
     pub fn understood(&self, spec: &DriverSpec) -> Result<DriverSpec, NotUnderstood> {
         let ours = self.of(spec)?.understood(spec)?;
-        let both = (Value::Object(spec.parameters().clone()), Value::Object(ours.parameters().clone()));
+        let both = (Value::Object(spec.parameters()), Value::Object(ours.parameters()));
         match lost(&both.0, &both.1) {
             None => Ok(ours),
             Some(at) => Err(NotUnderstood::Unknown { kind: spec.kind().to_owned(), at }),

@@ -22,8 +22,9 @@ use crate::mirror::Mirror;
 
 pub(in crate::host) type Reply<T> = oneshot::Sender<Result<T, HostError>>;
 
-/// A command and the act that it is part of.
-pub(in crate::host) type Envelope = (Command, Option<Act>);
+/// A command and the act that it is part of; by reference, because a queue has room for all that may wait in
+/// it from the beginning, and a host may have ten thousand queues.
+pub(in crate::host) type Envelope = Box<(Command, Option<Act>)>;
 
 /// Makes labels of those there are.
 pub(in crate::host) type LabelChange = Box<dyn FnOnce(&Labels) -> Labels + Send>;

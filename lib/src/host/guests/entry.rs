@@ -157,7 +157,7 @@ impl GuestEntry {
     ) -> Result<T, HostError> {
         let (reply, answer) = oneshot::channel();
         let gone = || HostError::missing(ResourceKind::Guest, self.id.to_string());
-        self.sender.send((make(reply), Act::current())).await.map_err(|_| gone())?;
+        self.sender.send(Box::new((make(reply), Act::current()))).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
 
@@ -168,26 +168,26 @@ impl GuestEntry {
     ) -> Result<T, HostError> {
         let (reply, answer) = oneshot::channel();
         let gone = || HostError::missing(ResourceKind::Guest, self.id.to_string());
-        self.sender.blocking_send((make(reply), Act::current())).map_err(|_| gone())?;
+        self.sender.blocking_send(Box::new((make(reply), Act::current()))).map_err(|_| gone())?;
         answer.blocking_recv().map_err(|_| gone())?
     }
 
     /// Sends a command from a thread of its own; false when the guest is gone.
     pub fn tell_blocking(&self, command: Command) -> bool {
-        self.sender.blocking_send((command, None)).is_ok()
+        self.sender.blocking_send(Box::new((command, None))).is_ok()
     }
 
     /// Ends the owner of an entry that was replaced.
     pub fn dismiss(&self) {
         let (done, _) = oneshot::channel();
-        if self.sender.try_send((Command::Shutdown(done), None)).is_err() {
+        if self.sender.try_send(Box::new((Command::Shutdown(done), None))).is_err() {
             tracing::warn!(guest = %self.id, "a replaced guest's owner could not be dismissed");
         }
     }
 
     /// Sends a command that nobody asked for; false when the guest is gone.
     pub async fn tell(&self, command: Command) -> bool {
-        self.sender.send((command, None)).await.is_ok()
+        self.sender.send(Box::new((command, None))).await.is_ok()
     }
 
     pub fn sender(&self) -> mpsc::Sender<Envelope> {

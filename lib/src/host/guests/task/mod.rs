@@ -14,6 +14,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
+use tokio::time::{Interval, MissedTickBehavior};
 use uuid::Uuid;
 
 use crate::host::act::Act;
@@ -56,7 +57,8 @@ struct Owner {
 pub(in crate::host) fn spawn(inner: &Arc<Inner>, record: GuestRecord, state: GuestState) -> Arc<GuestEntry> {
     let (sender, receiver) = mpsc::channel(QUEUE);
     let entry = Arc::new(GuestEntry::new(record, sender));
-    let owner = Owner {
+    // By reference: a task keeps what it is called with beside what it works with.
+    let owner = Box::new(Owner {
         inner: Arc::clone(inner),
         entry: Arc::clone(&entry),
         state,
@@ -68,26 +70,40 @@ pub(in crate::host) fn spawn(inner: &Arc<Inner>, record: GuestRecord, state: Gue
         audit: None,
         labels_sent: false,
         shown: None,
-    };
+    });
     inner.runtime.spawn(owner.run(receiver));
     entry
 }
 
-impl Owner {
-    async fn run(mut self, mut commands: mpsc::Receiver<Envelope>) {
+/// Returns at once the first time, then a quarter of a second after it did last.
+async fn tick(poll: &mut Option<Box<Interval>>) {
+    let poll = poll.get_or_insert_with(|| {
         let mut poll = tokio::time::interval(std::time::Duration::from_millis(250));
-        poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Box::new(poll)
+    });
+    poll.tick().await;
+}
+
+impl Owner {
+    async fn run(mut self: Box<Self>, mut commands: mpsc::Receiver<Envelope>) {
+        // Most of many guests have no machine, and need no clock.
+        let mut poll = None;
         loop {
             let watching =
                 (self.machine.is_some() && self.state != GuestState::Failed) || self.away.is_some();
+            if !watching {
+                poll = None;
+            }
             let command = tokio::select! {
                 command = commands.recv() => command,
-                _ = poll.tick(), if watching => {
+                () = tick(&mut poll), if watching => {
                     self.look_after_machine();
                     continue;
                 }
             };
-            let Some((command, act)) = command else { return };
+            let Some(envelope) = command else { return };
+            let (command, act) = *envelope;
             if tokio::task::block_in_place(|| Act::sync_scope(act, || self.handle(command))) {
                 return;
             }
