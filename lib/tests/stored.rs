@@ -149,6 +149,35 @@ async fn the_database_of_the_last_landing_opens_with_everything_in_it() {
     saved(&state);
 }
 
+/// A start writes what is not so any more, and nothing of guests that are what they were.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_writes_only_the_guests_that_it_finds_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    version_4(&state);
+    accept(&state).await.unwrap();
+    let mut seen = Vec::new();
+    for round in 0..4 {
+        let host = open(&state).await;
+        let idle = guest(&host, "embedded-1");
+        // It ran when its daemon ended: the first start says so, and it is what it was from then on.
+        let ran = guest(&host, "emulated-1");
+        assert_eq!((idle.state, ran.state), (GuestState::Stopped, GuestState::Stopped));
+        seen.push((idle.generation, ran.generation));
+        if round == 1 {
+            let labels = |_: &Labels| Labels::from([("tier".into(), "other".into())]);
+            let changed = host.change_labels("embedded-1", labels, &Ask::now()).await.unwrap();
+            assert!(changed.generation > idle.generation);
+        }
+        assert_eq!(guest(&host, "embedded-1").spec.labels["tier"], if round == 0 { "test" } else { "other" });
+        host.shutdown().await;
+        drop(host);
+    }
+    let [(first, ran), rest @ ..] = seen.as_slice() else { panic!("{seen:?}") };
+    let wanted = [(*first, ran + 1), (first + 2, ran + 1), (first + 2, ran + 1)];
+    assert_eq!(rest, wanted);
+}
+
 fn check_guests(host: &Host) {
     let names: Vec<String> = host.guests().iter().map(|g| g.spec.name.clone()).collect();
     assert_eq!(names, ["embedded-1", "emulated-1", "sev-1", "qemu-1"]);

@@ -276,41 +276,7 @@ fn reconcile(inner: &Arc<Inner>) -> Result<(), StoreError> {
     }
     let in_doubt = found.iter().filter(|(found, _)| *found == FoundMigration::InDoubt);
     let doubts: HashMap<Uuid, Uuid> = in_doubt.map(|(_, m)| (m.guest, m.id)).collect();
-    for (id, record) in inner.store.list::<GuestRecord>(Kind::Guest)? {
-        let committed = match record.migration {
-            Some(migration) => journal::was_committed(inner, migration)?,
-            None => false,
-        };
-        let found = found_guest(record.state, committed, doubt.is_some(), doubts.contains_key(&id));
-        if found == FoundGuest::NeverArrived {
-            let replaced = record.migration.map(|m| journal::replaced_by(inner, m)).transpose()?;
-            match replaced.flatten() {
-                // What was here before a guest that never arrived.
-                Some(earlier) => {
-                    inner.store.put(Kind::Guest, id, Some(&earlier.spec.name), &earlier)?;
-                    let entry = task::spawn(inner, earlier, GuestState::Stopped);
-                    inner.guests_mut().insert(entry);
-                }
-                None => {
-                    inner.store.delete(Kind::Guest, id)?;
-                }
-            }
-            continue;
-        }
-        if let Err(error) = inner.drivers.understood(&record.spec.driver) {
-            let name = &record.spec.name;
-            tracing::warn!(guest = %id, name, %error, "a guest is kept as it is stored, and cannot be started here");
-        }
-        let before = record.clone();
-        let (mut record, state) = reconciled_guest(record, found, doubts.get(&id).copied());
-        record.unconfirmed = is_unconfirmed(record.unconfirmed, doubt.is_some(), record.moved_to.is_some());
-        if before.state != record.state || before.unconfirmed != record.unconfirmed {
-            inner.events.guest(&record, Some(&before), super::events::Change::Updated);
-        }
-        inner.store.put(Kind::Guest, id, Some(&record.spec.name), &record)?;
-        let entry = task::spawn(inner, record, state);
-        inner.guests_mut().insert(entry);
-    }
+    reconcile_guests(inner, doubt.is_some(), &doubts)?;
     let mut without_place = 0;
     for (found, mut record) in found {
         // Earlier builds noted none. By their ids, which say when they began: nothing better is known of
@@ -328,6 +294,65 @@ fn reconcile(inner: &Arc<Inner>) -> Result<(), StoreError> {
     }
     if inner.guests().values().any(|g| g.record().unconfirmed) {
         inner.runtime.spawn(confirm::ask_around(Arc::clone(inner)));
+    }
+    Ok(())
+}
+
+/// Guests as they are now: stored in one go where they are not what they were, then shown, then told of.
+/// `doubts`: the migrations that hold guests.
+fn reconcile_guests(inner: &Arc<Inner>, doubt: bool, doubts: &HashMap<Uuid, Uuid>) -> Result<(), StoreError> {
+    let mut changed = Vec::new();
+    let mut gone = Vec::new();
+    let mut there = Vec::new();
+    for (id, before) in inner.store.list::<GuestRecord>(Kind::Guest)? {
+        let committed = match before.migration {
+            Some(migration) => journal::was_committed(inner, migration)?,
+            None => false,
+        };
+        let found = found_guest(before.state, committed, doubt, doubts.contains_key(&id));
+        if found == FoundGuest::NeverArrived {
+            let replaced = before.migration.map(|m| journal::replaced_by(inner, m)).transpose()?;
+            match replaced.flatten() {
+                // What was here before a guest that never arrived.
+                Some(earlier) => {
+                    changed.push((None, earlier.clone()));
+                    there.push((earlier, GuestState::Stopped));
+                }
+                None => gone.push(id),
+            }
+            continue;
+        }
+        if let Err(error) = inner.drivers.understood(&before.spec.driver) {
+            let name = &before.spec.name;
+            tracing::warn!(guest = %id, name, %error, "a guest is kept as it is stored, and cannot be started here");
+        }
+        let is_idle = before.migration.is_none();
+        let (mut record, state) = reconciled_guest(before.clone(), found, doubts.get(&id).copied());
+        record.unconfirmed = is_unconfirmed(record.unconfirmed, doubt, record.moved_to.is_some());
+        // Most guests had no machine and are what they were. They need not be written: the next daemon comes
+        // to the same generation, and what changes before is stored with a later one.
+        let as_it_was = GuestRecord { generation: before.generation, ..record.clone() } == before;
+        if is_idle && as_it_was {
+            there.push((record, state));
+            continue;
+        }
+        changed.push((Some(before), record.clone()));
+        there.push((record, state));
+    }
+    inner.store.transaction(|t| {
+        gone.iter().try_for_each(|id| t.delete(Kind::Guest, *id).map(|_| ()))?;
+        changed.iter().try_for_each(|(_, now)| t.put(Kind::Guest, now.id, Some(&now.spec.name), now))
+    })?;
+    for (record, state) in there {
+        let entry = task::spawn(inner, record, state);
+        inner.guests_mut().insert(entry);
+    }
+    for (before, now) in &changed {
+        if let Some(before) = before
+            && (before.state != now.state || before.unconfirmed != now.unconfirmed)
+        {
+            inner.events.guest(now, Some(before), super::events::Change::Updated);
+        }
     }
     Ok(())
 }

@@ -41,7 +41,7 @@ impl GuestSpec {
 }
 
 /// A guest as the host knows it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GuestRecord {
     /// UUIDv7.
     pub id: Uuid,
