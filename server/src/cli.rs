@@ -2,14 +2,13 @@
 
 use std::error::Error;
 use std::io::{IsTerminal as _, Write as _};
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use mirrorvm::chain::chain;
 use mirrorvm::qemu::{QemuUsers, Starter};
-use mirrorvm::transport::Advertised;
+use mirrorvm::transport::{Advertised, ListenAt};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -25,7 +24,7 @@ use crate::open::{self, OpenArgs};
 use crate::openapi::Document;
 use crate::out::out;
 use crate::selftest::{self, SelftestCommand};
-use crate::serve::{self, Listen, Options, ServeError};
+use crate::serve::{self, Listen, Options, Place, ServeError};
 
 /// Manages the guests of one host, their mirror VMs and live migrations, over a REST API.
 #[derive(Debug, Parser)]
@@ -148,15 +147,17 @@ struct ServeArgs {
     /// Configuration file (TOML). Flags and environment variables count before it.
     #[arg(long, env = "MIRRORVM_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Where to serve beside unix:STATE_DIR/mirrorvmd.sock, which is always served: unix:PATH; tls:ADDR:PORT;
-    /// tcp:ADDR:PORT in the clear, on a loopback address; systemd for sockets that the service manager
-    /// passes. Over tcp: and tls: callers bring a token (STATE_DIR/admin.token has one, new at each start),
-    /// over tls: a certificate will do. May be repeated.
+    /// Where to serve beside unix:STATE_DIR/mirrorvmd.sock, which is always served: unix:PATH; tls:HOST:PORT; tcp:HOST:PORT in the
+    /// clear, on loopback addresses; systemd for sockets that the service manager passes. HOST is an address
+    /// or a name, which is resolved once, at the start: all its addresses that this host has are served. Over
+    /// tcp: and tls: callers bring a token (STATE_DIR/admin.token has one, new at each start), over tls: a
+    /// certificate will do. May be repeated.
     #[arg(long, env = "MIRRORVM_LISTEN", value_name = "WHERE", value_delimiter = ',')]
-    listen: Vec<Listen>,
-    /// Where other hosts connect for migrations to this one; port 0 picks one [default: nowhere].
-    #[arg(long, env = "MIRRORVM_PEER_LISTEN", value_name = "ADDR:PORT")]
-    peer_listen: Option<SocketAddr>,
+    listen: Vec<Place>,
+    /// Where other hosts connect for migrations to this one: address or name, which is resolved once, at the
+    /// start: the first of its addresses that this host has; port 0 picks one [default: nowhere].
+    #[arg(long, env = "MIRRORVM_PEER_LISTEN", value_name = "HOST:PORT")]
+    peer_listen: Option<ListenAt>,
     /// Where other hosts are told to connect, as `peer_address` of /v1/host and in tickets: address or DNS
     /// name, with a port unless it is that of --peer-listen [default: --peer-listen, unless that is on all
     /// addresses].
@@ -180,10 +181,10 @@ struct ServeArgs {
     /// force.
     #[arg(long, env = "MIRRORVM_CONFINE", value_name = "HOW")]
     confine: Option<Confine>,
-    /// Where /metrics, /livez and /readyz are served alone, to whoever connects: unix:PATH or tcp:ADDR:PORT
-    /// on a loopback address. May be repeated [default: nowhere but with the API].
+    /// Where /metrics, /livez and /readyz are served alone, to whoever connects: unix:PATH or tcp:HOST:PORT
+    /// on loopback addresses. May be repeated [default: nowhere but with the API].
     #[arg(long, env = "MIRRORVM_METRICS_LISTEN", value_name = "WHERE", value_delimiter = ',')]
-    metrics_listen: Vec<Listen>,
+    metrics_listen: Vec<Place>,
     /// Name of this host [default: the kernel's node name].
     #[arg(long, env = "MIRRORVM_NAME")]
     name: Option<String>,
@@ -294,18 +295,25 @@ fn print_settings(resolved: &Resolved, json: bool) -> Result<(), Box<dyn Error>>
 fn run(daemon: &Daemon, args: &ServeArgs, resolved: Resolved) -> Result<(), ServeError> {
     let state_dir = resolved.state_dir.or_else(sources::default_state_dir).ok_or(ServeError::NoStateDir)?;
     serve::prepare(&state_dir)?;
+    // While the resolver's files and ports may still be had.
+    let listen = places("listen", resolved.listen)?;
+    let metrics_listen = places("metrics_listen", resolved.metrics_listen)?;
+    let peer = |at: &ListenAt| {
+        serve::resolve_peer(at).map_err(|source| ServeError::Place { key: "peer_listen", source })
+    };
+    let peer_listen = resolved.peer_listen.as_ref().map(peer).transpose()?;
     let starter = match resolved.confine {
         Confine::None => Starter::Here,
         Confine::Enforce | Confine::Log => confine::start_launcher(resolved.qemu_users)?,
     };
     let mut options = Options {
         state_dir,
-        listen: resolved.listen,
-        peer_listen: resolved.peer_listen,
+        listen,
+        peer_listen,
         advertise: resolved.advertise,
         image_directories: resolved.image_directories,
         drivers: daemon.drivers(resolved.qemu_users, starter)?,
-        metrics_listen: resolved.metrics_listen,
+        metrics_listen,
         name: resolved.name,
         tls: resolved.tls,
         config: resolved.config,
@@ -320,6 +328,15 @@ fn run(daemon: &Daemon, args: &ServeArgs, resolved: Resolved) -> Result<(), Serv
     // Whatever still blocks a thread does not keep the daemon from ending.
     runtime.shutdown_timeout(std::time::Duration::from_secs(5));
     result
+}
+
+/// What there is to listen at, names resolved.
+fn places(key: &'static str, given: Vec<Place>) -> Result<Vec<Listen>, ServeError> {
+    let mut all = Vec::new();
+    for place in given {
+        all.extend(place.resolve().map_err(|source| ServeError::Place { key, source })?);
+    }
+    Ok(all)
 }
 
 fn of_state(command: &StateCommand) -> Result<(), Box<dyn Error>> {

@@ -193,6 +193,29 @@ fn the_unix_socket_is_there_whatever_else_is_listened_on() {
 }
 
 #[test]
+fn a_name_is_served_at_all_its_addresses_of_this_host() {
+    let d = on_tcp(&["localhost:0"]);
+    let addresses: Vec<&str> = d.ready.split(' ').filter_map(|w| w.strip_prefix("tcp:")).collect();
+    assert!(!addresses.is_empty(), "{}", d.ready);
+    for address in addresses {
+        assert!(address.parse::<std::net::SocketAddr>().unwrap().ip().is_loopback(), "{address}");
+        assert_eq!(whoami().send_tcp(address).status, 401);
+        assert_eq!(Request::new("GET", "/readyz").send_tcp(address).status, 200);
+    }
+    // RFC 6761: nobody has an answer for these.
+    let state = d.directory().join("another").to_string_lossy().into_owned();
+    for (option, value) in [
+        ("--listen", "tcp:no-such-host.invalid:8080"),
+        ("--listen", "tls:no-such-host.invalid:8080"),
+        ("--metrics-listen", "tcp:no-such-host.invalid:8080"),
+        ("--peer-listen", "no-such-host.invalid:8080"),
+    ] {
+        let (code, _, said) = d.command_line(&["serve", "--state-dir", &state, option, value]);
+        assert!(code != 0 && said.contains("no-such-host.invalid:8080: the name"), "{said}");
+    }
+}
+
+#[test]
 fn each_start_writes_another_admin_token_and_the_last_one_is_good_for_nothing() {
     let mut d = on_tcp(&["127.0.0.1:0"]);
     let path = d.state_dir().join("admin.token");

@@ -147,6 +147,17 @@ fn what_leads_back_to_the_host_is_told_when_it_is_used() {
 }
 
 #[test]
+fn peers_are_awaited_at_an_address_of_a_name() {
+    let (a, b) = (Daemon::start("a"), Daemon::start_with("b", &[("MIRRORVM_PEER_LISTEN", "localhost:0")]));
+    let at: SocketAddr = b.peer_address.parse().unwrap();
+    assert!(at.ip().is_loopback() && at.port() != 0, "{at}");
+    assert_eq!(b.read("/v1/host")["peer_address"], json!(b.peer_address));
+    a.add_peer(&b, &b.peer_address);
+    b.add_peer(&a, &a.peer_address);
+    assert_eq!(a.act("/v1/hosts/b/checks").expect(200).json()["reachable"], true);
+}
+
+#[test]
 fn a_daemon_does_not_start_where_nobody_could_connect_to() {
     let d = Daemon::start("a");
     let state = d.directory().join("another");

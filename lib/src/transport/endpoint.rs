@@ -167,26 +167,34 @@ impl FromStr for Endpoint {
     type Err = ParseEndpointError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (host, port) = text.rsplit_once(':').ok_or(ParseEndpointError::Form)?;
-        let bracketed = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).is_some();
-        if host.is_empty() || (!bracketed && host.contains([':', '[', ']', '/', '@'])) {
-            return Err(ParseEndpointError::Form);
+        match parsed(text)? {
+            // Of an address it is told as of one that cannot be connected to.
+            Self::Name { port: 0, .. } => Err(ParseEndpointError::Port),
+            endpoint => Ok(endpoint),
         }
-        // What the port is does not hang on what the host is: the wrong one of them is told.
-        let port = port_of(port).ok_or(ParseEndpointError::Port)?;
-        if bracketed {
-            return text
-                .parse()
-                .map(|at| Self::Address(SocketAddr::V6(at)))
-                .map_err(|_| ParseEndpointError::Form);
-        }
-        if let Ok(v4) = host.parse::<Ipv4Addr>() {
-            return Ok(Self::Address((v4, port).into()));
-        }
-        let name = host_name(host).ok_or(ParseEndpointError::Name)?;
-        // Of an address it is told as of one that cannot be connected to.
-        if port == 0 { Err(ParseEndpointError::Port) } else { Ok(Self::Name { name, port }) }
     }
+}
+
+/// As [`Endpoint`]'s text form, with port 0 for names, too: a listener's means any.
+pub(super) fn parsed(text: &str) -> Result<Endpoint, ParseEndpointError> {
+    let (host, port) = text.rsplit_once(':').ok_or(ParseEndpointError::Form)?;
+    let bracketed = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).is_some();
+    if host.is_empty() || (!bracketed && host.contains([':', '[', ']', '/', '@'])) {
+        return Err(ParseEndpointError::Form);
+    }
+    // What the port is does not hang on what the host is: the wrong one of them is told.
+    let port = port_of(port).ok_or(ParseEndpointError::Port)?;
+    if bracketed {
+        return text
+            .parse()
+            .map(|at| Endpoint::Address(SocketAddr::V6(at)))
+            .map_err(|_| ParseEndpointError::Form);
+    }
+    if let Ok(v4) = host.parse::<Ipv4Addr>() {
+        return Ok(Endpoint::Address((v4, port).into()));
+    }
+    let name = host_name(host).ok_or(ParseEndpointError::Name)?;
+    Ok(Endpoint::Name { name, port })
 }
 
 /// A port, 0 included, written as it is kept.

@@ -25,6 +25,7 @@ mod identity;
 pub(crate) mod key_file;
 mod link;
 mod link_error;
+mod listen_at;
 mod listener;
 mod log_budget;
 mod places;
@@ -47,6 +48,7 @@ pub use identity::{Identity, IdentityError, ParsePeerIdentityError, PeerIdentity
 use link::Frame;
 pub use link::{Deadlines, Link, LinkCounters};
 pub use link_error::LinkError;
+pub use listen_at::{ListenAt, ListenAtError};
 pub use listener::{ListenerError, ListenerLimits, PeerListener};
 pub(crate) use log_budget::LogBudget;
 pub use places::Occupancy;

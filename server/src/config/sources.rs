@@ -1,20 +1,19 @@
 //! Flag over environment over file over default: what counts, and where it came from.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 use mirrorvm::qemu::QemuUsers;
-use mirrorvm::transport::Advertised;
+use mirrorvm::transport::{Advertised, ListenAt};
 use serde::Serialize;
 
 use super::file::{ConfigError, FileConfig};
 use super::{AccessRules, Config, Limits};
 use crate::access::Role;
 use crate::confine::Confine;
-use crate::serve::{Listen, SOCKET, TlsFiles};
+use crate::serve::{Place, SOCKET, TlsFiles};
 
 /// Where a value of the configuration came from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -104,9 +103,9 @@ pub struct Arguments {
     /// Value of `--name`.
     pub name: Given<String>,
     /// Values of `--listen`.
-    pub listen: Given<Vec<Listen>>,
+    pub listen: Given<Vec<Place>>,
     /// Value of `--peer-listen`.
-    pub peer_listen: Given<SocketAddr>,
+    pub peer_listen: Given<ListenAt>,
     /// Value of `--advertise`.
     pub advertise: Given<Advertised>,
     /// Values of `--image-directory`.
@@ -116,7 +115,7 @@ pub struct Arguments {
     /// Value of `--confine`.
     pub confine: Given<Confine>,
     /// Values of `--metrics-listen`.
-    pub metrics_listen: Given<Vec<Listen>>,
+    pub metrics_listen: Given<Vec<Place>>,
     /// Value of `--require-if-match`.
     pub require_if_match: Given<bool>,
     /// Value of `--log-format`.
@@ -139,9 +138,9 @@ pub struct Resolved {
     /// Name of the host.
     pub name: Option<String>,
     /// Where the API is served, besides the Unix socket in the state directory.
-    pub listen: Vec<Listen>,
+    pub listen: Vec<Place>,
     /// The address on which peers connect.
-    pub peer_listen: Option<SocketAddr>,
+    pub peer_listen: Option<ListenAt>,
     /// The address that peers are told to connect to.
     pub advertise: Option<Advertised>,
     /// The directories that files named by definitions may come from.
@@ -151,7 +150,7 @@ pub struct Resolved {
     /// Whether the daemon confines itself.
     pub confine: Confine,
     /// Where health and counters are served on listeners of their own.
-    pub metrics_listen: Vec<Listen>,
+    pub metrics_listen: Vec<Place>,
     /// Whether the log is JSON.
     pub log_json: bool,
     /// Files of the API over TLS.
@@ -189,14 +188,16 @@ pub fn resolve(
     // Follows from the state directory, and is said because it is served whatever `listen` says.
     let socket = directory.map(|d| format!("unix:{}", d.join(SOCKET).display()));
     note("socket", socket, &state_dir.source);
-    let peer = file.peer_listen.map(|p| one("peer_listen", p, "ADDR:PORT")).transpose()?;
-    let peer_listen = arguments.peer_listen.or_file(peer);
-    note("peer_listen", peer_listen.value.map(|p| p.to_string()), &peer_listen.source);
+    let peer = file.peer_listen.map(|p| {
+        p.parse::<ListenAt>().map_err(|e| wrong("peer_listen", &p, &format!("usable: this is {e}"), "file"))
+    });
+    let peer_listen = arguments.peer_listen.or_file(peer.transpose()?);
+    note("peer_listen", peer_listen.value.as_ref().map(ToString::to_string), &peer_listen.source);
     let told = file.advertise.map(|a| {
         a.parse::<Advertised>().map_err(|e| wrong("advertise", &a, &format!("usable: {e}"), "file"))
     });
     let advertise = arguments.advertise.or_file(told.transpose()?);
-    if let (Some(advertised), None) = (&advertise.value, peer_listen.value) {
+    if let (Some(advertised), None) = (&advertise.value, &peer_listen.value) {
         let wanted = "of use without peer_listen: nobody could connect to it";
         return Err(wrong("advertise", &advertised.to_string(), wanted, advertise.source.name()));
     }
@@ -442,6 +443,7 @@ mod tests {
         for (text, key) in [
             ("listen = [\"tcp:192.0.2.1:1\"]", "listen"),
             ("peer_listen = \"x\"", "peer_listen"),
+            ("peer_listen = \"a_b:1\"", "peer_listen"),
             ("peer_listen = \"0.0.0.0:1\"\nadvertise = \"0.0.0.0\"", "advertise"),
             ("peer_listen = \"0.0.0.0:1\"\nadvertise = \"a_b\"", "advertise"),
             ("advertise = \"192.0.2.7\"", "advertise"),

@@ -1,17 +1,152 @@
 //! Where the daemon listens.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use listenfd::ListenFd;
-use mirrorvm::transport::check_listenable;
+use mirrorvm::transport::{ListenAt, ListenAtError, ParseEndpointError, check_listenable};
 use tokio::net::{TcpListener, UnixListener};
 use tokio_rustls::TlsAcceptor;
 
 use super::ServeError;
 use super::tls::{self, TlsError, TlsFiles};
 use super::unix::{self, SocketGuard};
+
+/// A place to listen at, as it is written: a host name stands for its addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A Unix socket at this path.
+    Unix(PathBuf),
+    /// Plain TCP, on loopback addresses.
+    Tcp(ListenAt),
+    /// TLS 1.3, on any address.
+    Tls(ListenAt),
+    /// Sockets of the service manager.
+    Systemd,
+}
+
+impl Place {
+    /// Whether only this machine can reach it, and the daemon opens it itself.
+    pub const fn is_local(&self) -> bool {
+        matches!(self, Self::Unix(_) | Self::Tcp(_))
+    }
+
+    /// What there is to listen at: one for each address of this host that a name leads to.
+    ///
+    /// # Errors
+    /// [`ListenError::Name`], [`ListenError::NameNotLoopback`].
+    pub fn resolve(self) -> Result<Vec<Listen>, ListenError> {
+        let (at, plain) = match &self {
+            Self::Unix(path) => return Ok(vec![Listen::Unix(path.clone())]),
+            Self::Systemd => return Ok(vec![Listen::Systemd]),
+            Self::Tcp(at) => (at, true),
+            Self::Tls(at) => (at, false),
+        };
+        let found = at.resolve()?;
+        if plain {
+            check_loopback(at, &found)?;
+        }
+        let own = at.own(found)?;
+        if at.address().is_none() {
+            tracing::info!(place = %self, addresses = listed(&own), "a name was resolved");
+        }
+        let listen = if plain { Listen::Tcp } else { Listen::Tls };
+        Ok(own.into_iter().map(listen).collect())
+    }
+}
+
+/// Where peers are awaited: of the addresses that a name leads to, the first that this host has.
+///
+/// # Errors
+/// [`ListenError::Name`].
+pub fn resolve_peer(at: &ListenAt) -> Result<SocketAddr, ListenError> {
+    let own = at.own(at.resolve()?)?;
+    if at.address().is_none() {
+        tracing::info!(name = %at, addresses = listed(&own), "peers are awaited at the first of them");
+    }
+    Ok(own[0])
+}
+
+/// Whether the API may be served in the clear at all of these. One that others reach is enough to refuse a
+/// name: whoever gave it meant this machine alone.
+fn check_loopback(at: &ListenAt, found: &[SocketAddr]) -> Result<(), ListenError> {
+    let Some(open) = found.iter().find(|at| !at.ip().is_loopback()) else { return Ok(()) };
+    Err(match at.address() {
+        Some(address) => ListenError::NotLoopback(address),
+        None => ListenError::NameNotLoopback { name: at.to_string(), found: listed(found), open: open.ip() },
+    })
+}
+
+fn listed(addresses: &[SocketAddr]) -> String {
+    addresses.iter().map(|at| at.ip().to_string()).collect::<Vec<_>>().join(", ")
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Tcp(at) => write!(f, "tcp:{at}"),
+            Self::Tls(at) => write!(f, "tls:{at}"),
+            Self::Systemd => f.write_str("systemd"),
+        }
+    }
+}
+
+/// Why a place cannot be listened at.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// The text has none of the forms.
+    #[error("this is none of unix:PATH, tcp:HOST:PORT, tls:HOST:PORT and systemd")]
+    Form,
+    /// What stands for the host and the port is neither address nor name.
+    #[error(transparent)]
+    Host(ParseEndpointError),
+    /// Plain TCP would expose the API to the network.
+    #[error(
+        "{0} is not a loopback address, and the API is not served in the clear beyond this machine; use \
+         tls:{0}, or tcp:127.0.0.1:PORT"
+    )]
+    NotLoopback(SocketAddr),
+    /// A name would.
+    #[error(
+        "{name} leads to {found}; {open} is not a loopback address, and the API is not served in the clear beyond this \
+         machine; use tls:{name}, or tcp:localhost:PORT"
+    )]
+    NameNotLoopback {
+        /// The name with its port, as it was given.
+        name: String,
+        /// All addresses that it was resolved to.
+        found: String,
+        /// The first of them that others may reach.
+        open: IpAddr,
+    },
+    /// A name leads nowhere, or elsewhere.
+    #[error(transparent)]
+    Name(#[from] ListenAtError),
+}
+
+impl FromStr for Place {
+    type Err = ListenError;
+
+    fn from_str(text: &str) -> Result<Self, ListenError> {
+        let at = |text: &str| text.parse::<ListenAt>().map_err(ListenError::Host);
+        match text.split_once(':') {
+            Some(("unix", path)) if !path.is_empty() => Ok(Self::Unix(path.into())),
+            Some(("tcp", text)) => {
+                let at = at(text)?;
+                // Of a name that is looked at when it is resolved.
+                if let Some(address) = at.address() {
+                    check_loopback(&at, &[address])?;
+                }
+                Ok(Self::Tcp(at))
+            }
+            Some(("tls", text)) => at(text).map(Self::Tls),
+            None if text == "systemd" => Ok(Self::Systemd),
+            _ => Err(ListenError::Form),
+        }
+    }
+}
 
 /// A place to listen at.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,59 +160,6 @@ pub enum Listen {
     /// Sockets that the service manager opened and passed on (`LISTEN_FDS`): Unix sockets, or TCP on loopback
     /// addresses.
     Systemd,
-}
-
-impl Listen {
-    /// Whether only this machine can reach it, and the daemon opens it itself.
-    pub const fn is_local(&self) -> bool {
-        matches!(self, Self::Unix(_) | Self::Tcp(_))
-    }
-}
-
-impl std::fmt::Display for Listen {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
-            Self::Tcp(address) => write!(f, "tcp:{address}"),
-            Self::Tls(address) => write!(f, "tls:{address}"),
-            Self::Systemd => f.write_str("systemd"),
-        }
-    }
-}
-
-/// Why a place cannot be listened at.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ListenError {
-    /// The text has none of the forms.
-    #[error("this is none of unix:PATH, tcp:ADDR:PORT, tls:ADDR:PORT and systemd")]
-    Form,
-    /// Plain TCP would expose the API to the network.
-    #[error(
-        "{0} is not a loopback address, and the API is not served in the clear beyond this machine; use \
-         tls:{0}, or tcp:127.0.0.1:PORT"
-    )]
-    NotLoopback(SocketAddr),
-}
-
-impl FromStr for Listen {
-    type Err = ListenError;
-
-    fn from_str(text: &str) -> Result<Self, ListenError> {
-        match text.split_once(':') {
-            Some(("unix", path)) if !path.is_empty() => Ok(Self::Unix(path.into())),
-            Some(("tcp", address)) => {
-                let address: SocketAddr = address.parse().map_err(|_| ListenError::Form)?;
-                if address.ip().is_loopback() {
-                    Ok(Self::Tcp(address))
-                } else {
-                    Err(ListenError::NotLoopback(address))
-                }
-            }
-            Some(("tls", address)) => address.parse().map(Self::Tls).map_err(|_| ListenError::Form),
-            None if text == "systemd" => Ok(Self::Systemd),
-            _ => Err(ListenError::Form),
-        }
-    }
 }
 
 /// An open listening socket.
@@ -223,15 +305,38 @@ mod tests {
 
     #[test]
     fn places_are_unix_sockets_or_loopback() {
-        assert_eq!("unix:/run/x.sock".parse(), Ok(Listen::Unix("/run/x.sock".into())));
-        assert_eq!("tcp:[::1]:0".parse(), Ok(Listen::Tcp("[::1]:0".parse().unwrap())));
-        assert_eq!("tls:0.0.0.0:7800".parse(), Ok(Listen::Tls("0.0.0.0:7800".parse().unwrap())));
-        for text in ["unix:/a", "tcp:127.0.0.1:1", "tls:[::]:1", "systemd"] {
-            assert_eq!(text.parse::<Listen>().unwrap().to_string(), text);
+        for text in [
+            "unix:/a",
+            "tcp:127.0.0.1:1",
+            "tcp:[::1]:0",
+            "tcp:localhost:80",
+            "tls:[::]:1",
+            "tls:h.example:7800",
+            "systemd",
+        ] {
+            assert_eq!(text.parse::<Place>().unwrap().to_string(), text);
         }
-        assert!(matches!("tcp:0.0.0.0:80".parse::<Listen>(), Err(ListenError::NotLoopback(_))));
-        for bad in ["", "unix:", "tcp:localhost:80", "/run/x.sock", "tcp:127.0.0.1"] {
-            assert_eq!(bad.parse::<Listen>(), Err(ListenError::Form), "{bad}");
+        assert!(matches!("tcp:0.0.0.0:80".parse::<Place>(), Err(ListenError::NotLoopback(_))));
+        for bad in ["", "unix:", "/run/x.sock", "http:127.0.0.1:1"] {
+            assert!(matches!(bad.parse::<Place>(), Err(ListenError::Form)), "{bad}");
+        }
+        for bad in ["tcp:127.0.0.1", "tcp:a_b:80", "tls:h.example:70000"] {
+            assert!(matches!(bad.parse::<Place>(), Err(ListenError::Host(_))), "{bad}");
+        }
+        let unix = "unix:/run/x".parse::<Place>().unwrap().resolve().unwrap();
+        assert_eq!(unix, [Listen::Unix("/run/x".into())]);
+    }
+
+    #[test]
+    fn in_the_clear_every_address_of_a_name_has_to_be_of_loopback() {
+        let name: ListenAt = "h.example:80".parse().unwrap();
+        let (here, there) = ("127.0.0.1:80".parse().unwrap(), "192.0.2.7:80".parse().unwrap());
+        assert!(check_loopback(&name, &[here, "[::1]:80".parse().unwrap()]).is_ok());
+        for found in [[here, there], [there, here]] {
+            let said = check_loopback(&name, &found).unwrap_err().to_string();
+            for part in ["h.example:80 leads to", "127.0.0.1", "192.0.2.7 is not a loopback address"] {
+                assert!(said.contains(part), "{said}");
+            }
         }
     }
 }

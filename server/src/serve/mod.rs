@@ -29,7 +29,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use listen::Listener;
-pub use listen::{Listen, ListenError};
+pub use listen::{Listen, ListenError, Place, resolve_peer};
 pub use tls::{TlsError, TlsFiles};
 pub use unix::SocketError;
 
@@ -108,6 +108,15 @@ pub enum ServeError {
     /// The async runtime does not start.
     #[error("cannot start the runtime")]
     Runtime(#[source] io::Error),
+    /// A place that was given is none to serve at.
+    #[error("cannot listen as {key} says")]
+    Place {
+        /// Key of the configuration.
+        key: &'static str,
+        /// What is wrong with it.
+        #[source]
+        source: ListenError,
+    },
     /// A Unix socket cannot be served.
     #[error("cannot serve unix:{}", path.display())]
     Unix {
