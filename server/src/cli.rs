@@ -147,13 +147,17 @@ struct ServeArgs {
     /// Configuration file (TOML). Flags and environment variables count before it.
     #[arg(long, env = "MIRRORVM_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Where to serve beside unix:STATE_DIR/mirrorvmd.sock, which is always served: unix:PATH; tls:HOST:PORT; tcp:HOST:PORT in the
+    /// Where to serve beside unix:STATE_DIR/mirrorvmd.sock: unix:PATH; tls:HOST:PORT; tcp:HOST:PORT in the
     /// clear, on loopback addresses; systemd for sockets that the service manager passes. HOST is an address
     /// or a name, which is resolved once, at the start: all its addresses that this host has are served. Over
     /// tcp: and tls: callers bring a token (STATE_DIR/admin.token has one, new at each start), over tls: a
     /// certificate will do. May be repeated.
     #[arg(long, env = "MIRRORVM_LISTEN", value_name = "WHERE", value_delimiter = ',')]
     listen: Vec<Place>,
+    /// Whether to serve on unix:STATE_DIR/mirrorvmd.sock, whatever --listen says. Without it `mirrorvmd open`
+    /// has to be told where to ask [default: true].
+    #[arg(long, env = "MIRRORVM_DEFAULT_SOCKET", value_name = "true|false")]
+    default_socket: Option<bool>,
     /// Where other hosts connect for migrations to this one: address or name, which is resolved once, at the
     /// start: the first of its addresses that this host has; port 0 picks one [default: nowhere].
     #[arg(long, env = "MIRRORVM_PEER_LISTEN", value_name = "HOST:PORT")]
@@ -262,6 +266,7 @@ fn resolved(args: &ServeArgs, matches: &ArgMatches) -> Result<Resolved, ConfigEr
         state_dir: Given::of(matches, "state_dir"),
         name: Given::of(matches, "name"),
         listen: Given::many(matches, "listen"),
+        default_socket: Given::of(matches, "default_socket"),
         peer_listen: Given::of(matches, "peer_listen"),
         advertise: Given::of(matches, "advertise"),
         image_directories: Given::many(matches, "image_directories"),
@@ -309,6 +314,7 @@ fn run(daemon: &Daemon, args: &ServeArgs, resolved: Resolved) -> Result<(), Serv
     let mut options = Options {
         state_dir,
         listen,
+        default_socket: resolved.default_socket,
         peer_listen,
         advertise: resolved.advertise,
         image_directories: resolved.image_directories,

@@ -193,6 +193,29 @@ fn the_unix_socket_is_there_whatever_else_is_listened_on() {
 }
 
 #[test]
+fn the_default_socket_is_missing_only_where_somebody_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("c.toml");
+    std::fs::write(&file, "default_socket = false\n").unwrap();
+    let file = file.to_string_lossy().into_owned();
+    for (arguments, there) in [
+        (vec!["--listen", "tcp:127.0.0.1:0"], true),
+        (vec!["--config", &file, "--default-socket", "true"], true),
+        (vec!["--listen", "tcp:127.0.0.1:0", "--default-socket", "false"], false),
+        (vec!["--listen", "tcp:127.0.0.1:0", "--config", &file], false),
+    ] {
+        let arguments: Vec<String> = arguments.into_iter().map(str::to_owned).collect();
+        let d = Daemon::start_as("a", &[], |_| arguments.clone());
+        assert_eq!((d.socket().exists(), d.ready.contains("unix:")), (there, there), "{arguments:?}");
+    }
+    // Where nothing else is served there would be no way in.
+    let d = Daemon::start("a");
+    let (code, _, said) =
+        d.command_line(&["serve", "--state-dir", "/nonexistent", "--default-socket", "false"]);
+    assert!(code != 0 && said.contains("default_socket") && said.contains("listen"), "{said}");
+}
+
+#[test]
 fn a_name_is_served_at_all_its_addresses_of_this_host() {
     let d = on_tcp(&["localhost:0"]);
     let addresses: Vec<&str> = d.ready.split(' ').filter_map(|w| w.strip_prefix("tcp:")).collect();

@@ -20,6 +20,8 @@ pub struct FileConfig {
     pub name: Option<String>,
     /// Same as `--listen`, once for each place.
     pub listen: Option<Vec<String>>,
+    /// Same as `--default-socket`.
+    pub default_socket: Option<bool>,
     /// Same as `--peer-listen`.
     pub peer_listen: Option<String>,
     /// Same as `--advertise`.

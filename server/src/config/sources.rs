@@ -104,6 +104,8 @@ pub struct Arguments {
     pub name: Given<String>,
     /// Values of `--listen`.
     pub listen: Given<Vec<Place>>,
+    /// Value of `--default-socket`.
+    pub default_socket: Given<bool>,
     /// Value of `--peer-listen`.
     pub peer_listen: Given<ListenAt>,
     /// Value of `--advertise`.
@@ -139,6 +141,8 @@ pub struct Resolved {
     pub name: Option<String>,
     /// Where the API is served, besides the Unix socket in the state directory.
     pub listen: Vec<Place>,
+    /// Whether the API is served on the Unix socket in the state directory.
+    pub default_socket: bool,
     /// The address on which peers connect.
     pub peer_listen: Option<ListenAt>,
     /// The address that peers are told to connect to.
@@ -185,9 +189,16 @@ pub fn resolve(
     let listen = arguments.listen.or_file(file.listen.map(|l| all("listen", l)).transpose()?);
     let places: Vec<String> = listen.value.iter().flatten().map(ToString::to_string).collect();
     note("listen", (!places.is_empty()).then(|| places.join(", ")), &listen.source);
+    let default_socket = arguments.default_socket.or_file(file.default_socket);
+    let at_socket = default_socket.value.unwrap_or(true);
+    note("default_socket", Some(at_socket.to_string()), &default_socket.source);
+    if !at_socket && listen.value.as_ref().is_none_or(Vec::is_empty) {
+        let wanted = "of use without listen: nobody could call the API";
+        return Err(wrong("default_socket", "false", wanted, default_socket.source.name()));
+    }
     // Follows from the state directory, and is said because it is served whatever `listen` says.
-    let socket = directory.map(|d| format!("unix:{}", d.join(SOCKET).display()));
-    note("socket", socket, &state_dir.source);
+    let socket = directory.filter(|_| at_socket).map(|d| format!("unix:{}", d.join(SOCKET).display()));
+    note("socket", socket, if at_socket { &state_dir.source } else { &default_socket.source });
     let peer = file.peer_listen.map(|p| {
         p.parse::<ListenAt>().map_err(|e| wrong("peer_listen", &p, &format!("usable: this is {e}"), "file"))
     });
@@ -265,6 +276,7 @@ pub fn resolve(
         state_dir: state_dir.value,
         name: name.value,
         listen: listen.value.unwrap_or_default(),
+        default_socket: at_socket,
         peer_listen: peer_listen.value,
         advertise: advertise.value,
         image_directories: images.value.unwrap_or_default(),
@@ -403,6 +415,7 @@ mod tests {
             state_dir: given(None, Source::Default),
             name: given(name.map(str::to_owned), source),
             listen: given(None, Source::Default),
+            default_socket: given(None, Source::Default),
             peer_listen: given(None, Source::Default),
             advertise: given(None, Source::Default),
             image_directories: Given { value: None, source: Source::Default },
@@ -444,6 +457,8 @@ mod tests {
             ("listen = [\"tcp:192.0.2.1:1\"]", "listen"),
             ("peer_listen = \"x\"", "peer_listen"),
             ("peer_listen = \"a_b:1\"", "peer_listen"),
+            ("default_socket = false", "default_socket"),
+            ("default_socket = false\nlisten = []", "default_socket"),
             ("peer_listen = \"0.0.0.0:1\"\nadvertise = \"0.0.0.0\"", "advertise"),
             ("peer_listen = \"0.0.0.0:1\"\nadvertise = \"a_b\"", "advertise"),
             ("advertise = \"192.0.2.7\"", "advertise"),

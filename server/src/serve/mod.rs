@@ -53,6 +53,8 @@ pub struct Options {
     pub state_dir: PathBuf,
     /// Where the API is served, besides the Unix socket in the state directory.
     pub listen: Vec<Listen>,
+    /// Whether it is served on that socket.
+    pub default_socket: bool,
     /// The address on which peers connect.
     pub peer_listen: Option<SocketAddr>,
     /// The address that peers are told to connect to.
@@ -210,9 +212,9 @@ pub async fn run(options: Options) -> Result<(), ServeError> {
     for place in options.listen.iter().cloned() {
         opened.extend(listen::open(place, options.tls.as_ref()).await?);
     }
-    // Always there: the one place where the kernel says who calls, and where `mirrorvmd open` asks.
+    // There unless somebody says otherwise: it is where `mirrorvmd open` asks.
     let socket = options.state_dir.join(SOCKET);
-    if !opened.iter().any(|l| l.is_at(&socket)) {
+    if options.default_socket && !opened.iter().any(|l| l.is_at(&socket)) {
         opened.extend(listen::open(Listen::Unix(socket), None).await?);
     }
     let addresses: Vec<String> = opened.iter().map(Listener::address).collect();
