@@ -13,6 +13,7 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 
+use crate::api::version;
 use crate::bench::{self, BenchArgs};
 use crate::config::file::{self, ConfigError};
 use crate::config::sources::{self, Arguments, Given, Resolved, Setting};
@@ -28,7 +29,7 @@ use crate::serve::{self, Listen, Options, Place, ServeError};
 
 /// Manages the guests of one host, their mirror VMs and live migrations, over a REST API.
 #[derive(Debug, Parser)]
-#[command(name = "mirrorvmd", version, about)]
+#[command(name = "mirrorvmd", version = version::line(), about)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -140,6 +140,26 @@ fn sockets_of_the_service_manager_are_served() {
     manager.wait().unwrap();
 }
 
+#[test]
+fn the_program_and_its_daemon_say_which_build_they_are() {
+    let d = Daemon::start("a");
+    let version = d.read("/v1/version");
+    let build = &version["build"];
+    let (code, said, _) = d.command_line(&["--version"]);
+    assert_eq!(code, 0);
+    let profile = if build["release"] == true { "release" } else { "debug" };
+    let commit = match build["commit"].as_str().unwrap() {
+        "unknown" => "an unknown commit".to_owned(),
+        commit => format!("commit {commit}"),
+    };
+    let api = version["api_version"].as_str().unwrap();
+    let wanted = format!(
+        "mirrorvmd {} ({profile} build of {commit}, API {api})\n",
+        build["version"].as_str().unwrap()
+    );
+    assert_eq!(said, wanted);
+}
+
 /// The protocol of sd_listen_fds(3) by hand, so that it is tested without systemd, too.
 #[test]
 fn a_socket_that_is_passed_on_is_served() {

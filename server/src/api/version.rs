@@ -1,6 +1,7 @@
 //! The daemon's version on the wire.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -37,6 +38,21 @@ pub const FEATURES: &[&str] = &[
     "deletion_previews",
 ];
 
+/// The commit that this program was built from, or `unknown`.
+const COMMIT: &str = env!("MIRRORVMD_COMMIT");
+
+/// What `mirrorvmd --version` says.
+pub fn line() -> &'static str {
+    static LINE: LazyLock<String> = LazyLock::new(|| {
+        let build = if cfg!(debug_assertions) { "debug" } else { "release" };
+        let version = env!("CARGO_PKG_VERSION");
+        let commit =
+            if COMMIT == "unknown" { "an unknown commit".into() } else { format!("commit {COMMIT}") };
+        format!("{version} ({build} build of {commit}, API {API_VERSION})")
+    });
+    &LINE
+}
+
 /// Version of the API and of the daemon.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Version {
@@ -64,6 +80,11 @@ pub struct Build {
     pub version: &'static str,
     /// Whether it was built with optimizations.
     pub release: bool,
+    /// The commit that it was built from, in full; `-modified` follows where its sources were changed since,
+    /// and `unknown` stands where the build was told none. Debug builds are told none unless
+    /// `MIRRORVM_COMMIT` is set.
+    #[schema(example = "unknown", pattern = "^(unknown|[0-9a-f]{40,64}(-modified)?)$")]
+    pub commit: &'static str,
 }
 
 /// Where to begin.
@@ -111,6 +132,7 @@ impl Version {
                 name: env!("CARGO_PKG_NAME"),
                 version: env!("CARGO_PKG_VERSION"),
                 release: !cfg!(debug_assertions),
+                commit: COMMIT,
             },
             features: FEATURES,
             openapi_sha256,
