@@ -31,6 +31,18 @@ impl Role {
     pub const ALL: [Self; 6] =
         [Self::Vcpu, Self::Pages, Self::Store, Self::Keeper, Self::Link, Self::Resolver];
 
+    /// What the log calls it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Vcpu => "vcpu",
+            Self::Pages => "pages",
+            Self::Store => "store",
+            Self::Keeper => "keeper",
+            Self::Link => "link",
+            Self::Resolver => "resolver",
+        }
+    }
+
     /// Whether such a thread leaves signals to others. Not where it may start a program, which would begin
     /// with the same ones blocked.
     const fn leaves_signals(self) -> bool {
@@ -72,7 +84,7 @@ pub(crate) fn begin(role: Role) {
         match block_signal(number) {
             Ok(()) | Err(signal::Error::SignalAlreadyBlocked(_)) => {}
             Err(error) => {
-                tracing::warn!(?error, number, ?role, "a thread may be given the program's signals")
+                tracing::warn!(%error, number, role = role.name(), "a thread may be given the program's signals")
             }
         }
     }

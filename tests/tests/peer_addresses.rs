@@ -154,7 +154,17 @@ fn peers_are_awaited_at_an_address_of_a_name() {
     assert_eq!(b.read("/v1/host")["peer_address"], json!(b.peer_address));
     a.add_peer(&b, &b.peer_address);
     b.add_peer(&a, &a.peer_address);
-    assert_eq!(a.act("/v1/hosts/b/checks").expect(200).json()["reachable"], true);
+    assert_eq!(a.read("/v1/hosts/b/capabilities")["reachable"], true);
+}
+
+#[test]
+fn a_host_that_is_not_known_over_there_is_told_what_to_register_there() {
+    let (a, b) = (Daemon::start("a"), Daemon::start("b"));
+    a.add_peer(&b, &b.peer_address);
+    let problem = a.get("/v1/hosts/b/capabilities").expect(502).json();
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(detail.contains("does not know this one") && detail.contains(&a.identity), "{problem}");
+    assert!(detail.contains("/v1/hosts") && detail.contains("identity pair"), "{problem}");
 }
 
 #[test]

@@ -526,3 +526,100 @@ fn every_fault_that_may_survive_is_of_a_function_that_is_there_and_has_a_reason(
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
+
+const QUOTED: &str = "a text in quotes, with escapes for what is not printable";
+const DUMP: &str = "what a processor did last, for whoever debugs a hypervisor";
+const OURS: &str = "a fault of our own, which is to be reported";
+const REPORT: &str = "the names of the SEV API, in a report for whoever works on it";
+
+/// What is formatted as `Debug` and may be, by its file, and why.
+const SHOWN: [(&str, &str, &str); 38] = [
+    ("lib/src/address_space/layout.rs", "name", QUOTED),
+    ("lib/src/guest/drivers/table.rs", "kind", QUOTED),
+    ("lib/src/guest/drivers/table.rs", "name", QUOTED),
+    ("lib/src/guest/embedded/vcpu.rs", "?exit", DUMP),
+    ("lib/src/guest/embedded/vcpu.rs", "?last", DUMP),
+    ("lib/src/host/error.rs", "key", QUOTED),
+    ("lib/src/host/error.rs", "name", QUOTED),
+    ("lib/src/host/guests/task/life.rs", "?event", OURS),
+    ("lib/src/host/images/files.rs", "", QUOTED),
+    ("lib/src/host/migrations/admission.rs", "wanted", QUOTED),
+    ("lib/src/host/open.rs", "name", QUOTED),
+    ("lib/src/host/validate.rs", "cut", QUOTED),
+    ("lib/src/memory/foreign.rs", "block", QUOTED),
+    ("lib/src/memory/foreign.rs", "other", QUOTED),
+    ("lib/src/mirror/worker.rs", "?vcpu.last_exit", DUMP),
+    ("lib/src/reading/json.rs", "key", QUOTED),
+    ("lib/src/reading/mod.rs", "name", QUOTED),
+    ("lib/src/reading/mod.rs", "shown", QUOTED),
+    ("lib/src/reading/mod.rs", "value", QUOTED),
+    ("lib/src/store/rows.rs", "", QUOTED),
+    ("lib/src/store/rows.rs", "name", QUOTED),
+    ("server/src/cli.rs", "asked", QUOTED),
+    ("server/src/config/file.rs", "value", QUOTED),
+    ("server/src/config/sources.rs", "name", QUOTED),
+    ("server/src/http/query.rs", "", QUOTED),
+    ("server/src/http/query.rs", "name", QUOTED),
+    ("server/src/http/query.rs", "shown", QUOTED),
+    ("server/src/openapi/compat.rs", "after", QUOTED),
+    ("server/src/openapi/compat.rs", "before", QUOTED),
+    ("server/src/problem/mod.rs", "key", QUOTED),
+    ("server/src/routes/events.rs", "shown", QUOTED),
+    ("server/src/routes/guests.rs", "name", QUOTED),
+    ("server/src/routes/resolution.rs", "name", QUOTED),
+    ("server/src/routes/swagger.rs", "document", QUOTED),
+    ("server/src/selftest/steps.rs", "", REPORT),
+    ("server/src/selftest/steps.rs", "other", REPORT),
+    ("server/src/selftest/steps.rs", "state", REPORT),
+    ("server/src/selftest/steps.rs", "unfit", REPORT),
+];
+
+/// Files of tests and measurements, of which no caller reads a word.
+fn is_of_tests(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap();
+    path.contains("/tests/")
+        || path.contains("/model/")
+        || path.contains("/bench/")
+        || name == "tests.rs"
+        || name.ends_with("_tests.rs")
+}
+
+/// What a line formats as `Debug` does: names in `{name:?}`, fields of the log as `?field`.
+fn debugged(line: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for (at, _) in line.match_indices(":?}").chain(line.match_indices(":#?}")) {
+        let start = line[..at].rfind('{').map_or(0, |i| i + 1);
+        found.push(line[start..at].to_owned());
+    }
+    for (at, _) in line.match_indices('?') {
+        let before = line[..at].trim_end();
+        let rest: String = line[at + 1..].chars().take_while(|c| c.is_alphanumeric() || "_.".contains(*c)).collect();
+        let is_field = before.is_empty() || before.ends_with(['(', ',', '=']);
+        if is_field && rest.starts_with(|c: char| c.is_ascii_lowercase() || c == '_') {
+            found.push(format!("?{rest}"));
+        }
+    }
+    found
+}
+
+#[test]
+fn no_message_shows_what_rust_calls_a_value() {
+    let mut needed: BTreeSet<usize> = BTreeSet::new();
+    let mut wrong = Vec::new();
+    for source in ["lib/src", "server/src"].iter().flat_map(|d| sources(d)).filter(|s| !is_of_tests(&s.path)) {
+        for line in source.code().lines() {
+            // Below `info` the log is for whoever works on the daemon, and a panic is for nobody else.
+            if ["debug!", "trace!", "assert", "panic!", "unreachable!", "SELECT", "UPDATE ", "DELETE", "WHERE"].iter().any(|w| line.contains(w)) {
+                continue;
+            }
+            for what in debugged(line) {
+                match SHOWN.iter().position(|(path, shown, _)| *path == source.path && *shown == what) {
+                    Some(at) => drop(needed.insert(at)),
+                    None => wrong.push(format!("{}: {what} in {}", source.path, line.trim())),
+                }
+            }
+        }
+    }
+    let unneeded: Vec<_> = SHOWN.iter().enumerate().filter(|(at, _)| !needed.contains(at)).collect();
+    assert!(wrong.is_empty() && unneeded.is_empty(), "{}\nnot needed: {unneeded:?}", wrong.join("\n"));
+}

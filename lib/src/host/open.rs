@@ -25,7 +25,7 @@ use crate::hypervisor::kvm::KvmHost;
 use crate::memory::{Budget, Secret};
 use crate::migration::hand_over::{FoundGuest, FoundMigration, found_guest, found_migration, is_unconfirmed};
 use crate::store::ledger::{EVENTS_KEPT, Log};
-use crate::store::state_files::{UNCONFIRMED, Unconfirmed};
+use crate::store::state_files::{Doubt, UNCONFIRMED, Unconfirmed};
 use crate::store::{Batch, Kind, Ledger, Store, StoreError};
 use crate::transport::{
     Advertised, Identity, IdentityError, ListenerError, ListenerLimits, PeerIdentity, PeerListener,
@@ -288,7 +288,11 @@ fn reconcile(inner: &Arc<Inner>) -> Result<(), StoreError> {
         reconcile_migration(inner, record, found)?;
     }
     if let Some(doubt) = doubt {
-        tracing::warn!(?doubt, "guests are unconfirmed: they start when all known peers were asked");
+        let why = match doubt {
+            Doubt::Restored => "a backup was put back",
+            Doubt::Accepted => "somebody said to go on with what was left",
+        };
+        tracing::warn!(why, "guests are unconfirmed: they start when all known peers were asked");
         // Every record says so from now on.
         inner.store.meta_delete(UNCONFIRMED)?;
     }

@@ -34,7 +34,7 @@ pub enum MigrationFault {
     #[error("the peer broke the protocol: {0}")]
     Protocol(&'static str),
     /// No common protocol version.
-    #[error("the peer speaks protocol versions {theirs:?}, this host {ours:?}")]
+    #[error("the peer speaks protocol versions {}, this host {}", numbers(theirs), numbers(ours))]
     Version {
         /// Theirs, the first few.
         theirs: Vec<u32>,
@@ -187,6 +187,10 @@ impl MigrationFault {
     }
 }
 
+fn numbers(versions: &[u32]) -> String {
+    versions.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")
+}
+
 /// The code of a link that did not come about.
 const fn of_connecting(error: &LinkError) -> Code {
     match error {
@@ -201,6 +205,7 @@ const fn of_connecting(error: &LinkError) -> Code {
         LinkError::PeerRefused(
             CertRefusal::WrongPeer { .. } | CertRefusal::Oneself { .. } | CertRefusal::NotAdmitted(_),
         )
+        | LinkError::Unknown { .. }
         | LinkError::RefusedByPeer { alert: Some(_) } => Code::PeerIdentity,
         LinkError::Unresolved { .. } => Code::PeerUnresolved,
         LinkError::Connect { .. }

@@ -218,7 +218,8 @@ pub fn accept_hello(
     let common = PROTOCOL_VERSIONS.iter().rev().find(|v| hello.protocol_versions.contains(v));
     let Some(protocol) = common else {
         let theirs: Vec<u32> = hello.protocol_versions.iter().copied().take(8).collect();
-        let detail = format!("this host speaks peer protocol versions {PROTOCOL_VERSIONS:?}");
+        let ours = PROTOCOL_VERSIONS.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+        let detail = format!("this host speaks peer protocol versions {ours}");
         let refusal = wire::Refused { code: PeerRefusal::PeerVersion.into(), detail };
         wire::send(link, kind::REFUSED, &refusal)?;
         return Err(MigrationFault::Version { theirs, ours: PROTOCOL_VERSIONS.to_vec() });

@@ -50,7 +50,7 @@ pub struct NotRecords {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BatchFault {
     /// The helper refuses a page, or the token (`index` is then the number of pages). The session is over.
-    #[error("the helper refuses page {index} of the records: {status:?}")]
+    #[error("the helper refuses page {index} of the records: {}", super::error::reason(*status))]
     Refused {
         /// The helper's reason.
         status: Status,

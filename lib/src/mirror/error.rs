@@ -6,6 +6,36 @@ use crate::hypervisor::HypervisorError;
 use crate::memory::MemoryError;
 use crate::sev::{NotSent, SevError};
 
+/// A helper's refusal in words.
+pub(super) const fn reason(status: Status) -> &'static str {
+    match status {
+        Status::Ok => "it is done",
+        Status::UnknownOp => "it has no such operation",
+        Status::WrongState => "this is not the session's turn for it",
+        Status::BadRequest => "a slot, count, length or parameter is out of range",
+        Status::PageRefused => "a page is not guest RAM, or is the helper's own",
+        Status::PageRepeated => "a page was there already in this epoch",
+        Status::Unsealed => "a group does not open, or is not the next one",
+        Status::Incomplete => "a token's totals or digests differ from what was seen",
+        Status::Busy => "another worker is in the middle of a batch",
+        Status::NoSecret => "the guest's secret was not delivered",
+        Status::Exhausted => "a counter is used up",
+        Status::PolicyForbids => "the guest's policy forbids it",
+        Status::NoEntropy => "the processor gives no random numbers",
+        Status::KeyRefused => "the peer's public key is one that gives nothing to agree on",
+        Status::EvidenceRefused => "the evidence of the destination is missing or does not do",
+    }
+}
+
+const fn last_words(fatal: Fatal) -> &'static str {
+    match fatal {
+        Fatal::Panic => "its code panicked",
+        Fatal::BadConfig => "its configuration is of another ABI",
+        Fatal::BadCursor => "the host's submission cursor is impossible",
+        Fatal::NoEntropy => "the processor gives no random numbers",
+    }
+}
+
 /// Why a mirror could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum MirrorError {
@@ -58,7 +88,7 @@ pub enum MirrorError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WorkerEnd {
     /// The helper stopped itself.
-    #[error("the helper stopped itself: {0:?}")]
+    #[error("the helper stopped itself: {}", last_words(*.0))]
     Fatal(Fatal),
     /// The vCPU left in a way that a helper never does.
     #[error("the mirror vCPU left unexpectedly: {0}")]
@@ -72,7 +102,7 @@ pub enum WorkerEnd {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LaneError {
     /// The helper refused a request.
-    #[error("the helper refuses: {status:?} (at {index})")]
+    #[error("the helper refuses: {} (at {index})", reason(*status))]
     Refused {
         /// The helper's reason.
         status: Status,

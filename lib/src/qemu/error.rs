@@ -48,7 +48,7 @@ pub enum QemuError {
         source: io::Error,
     },
     /// QEMU did something too late, and still runs.
-    #[error("qemu did not {doing} within {waited:?}")]
+    #[error("qemu did not {doing} within {} s", waited.as_secs_f32())]
     Late {
         /// What it should have done.
         doing: &'static str,

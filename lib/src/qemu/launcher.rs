@@ -290,7 +290,13 @@ fn check_user(run_as: Option<RunAs>, users: Option<QemuUsers>) -> io::Result<()>
         }
         (Some(_), None) | (None, Some(_)) => false,
     };
-    if allowed { Ok(()) } else { Err(refused(format!("QEMU may not run as {run_as:?}"))) }
+    if allowed {
+        return Ok(());
+    }
+    Err(refused(match run_as {
+        Some(RunAs { uid, gid, .. }) => format!("QEMU may not run as user {uid} of group {gid}"),
+        None => "QEMU may not run as the launcher's own user".to_owned(),
+    }))
 }
 
 /// The body of a QEMU's thread.

@@ -4,7 +4,7 @@ use super::CopyRefusal;
 
 /// Firmware error codes (SEV API, table 4: status codes).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
-#[error("SEV firmware status {self:?} ({:#x})", *self as u16)]
+#[error("SEV firmware status {} ({:#x})", self.name(), *self as u16)]
 #[expect(missing_docs, reason = "the names are the specification's")]
 #[repr(u16)]
 pub enum FirmwareError {
@@ -62,6 +62,36 @@ impl FirmwareError {
         Self::ResourceLimit,
         Self::SecureDataInvalid,
     ];
+
+    /// Its name in the specification.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::InvalidPlatformState => "INVALID_PLATFORM_STATE",
+            Self::InvalidGuestState => "INVALID_GUEST_STATE",
+            Self::InvalidConfig => "INVALID_CONFIG",
+            Self::InvalidLength => "INVALID_LENGTH",
+            Self::AlreadyOwned => "ALREADY_OWNED",
+            Self::InvalidCertificate => "INVALID_CERTIFICATE",
+            Self::PolicyFailure => "POLICY_FAILURE",
+            Self::Inactive => "INACTIVE",
+            Self::InvalidAddress => "INVALID_ADDRESS",
+            Self::BadSignature => "BAD_SIGNATURE",
+            Self::BadMeasurement => "BAD_MEASUREMENT",
+            Self::AsidOwned => "ASID_OWNED",
+            Self::InvalidAsid => "INVALID_ASID",
+            Self::WbinvdRequired => "WBINVD_REQUIRED",
+            Self::DfFlushRequired => "DF_FLUSH_REQUIRED",
+            Self::InvalidGuest => "INVALID_GUEST",
+            Self::InvalidCommand => "INVALID_COMMAND",
+            Self::Active => "ACTIVE",
+            Self::HwErrorPlatform => "HW_ERROR_PLATFORM",
+            Self::HwErrorUnsafe => "HW_ERROR_UNSAFE",
+            Self::Unsupported => "UNSUPPORTED",
+            Self::InvalidParam => "INVALID_PARAM",
+            Self::ResourceLimit => "RESOURCE_LIMIT",
+            Self::SecureDataInvalid => "SECURE_DATA_INVALID",
+        }
+    }
 
     /// The status with this number; `None` for success and for those that are not of SEV's table.
     pub fn from_code(code: u32) -> Option<Self> {

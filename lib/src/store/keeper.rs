@@ -10,6 +10,7 @@ use rusqlite::Transaction;
 use super::StoreError;
 use super::mark::{Delta, Mark, Position};
 use super::position::put_position;
+use crate::chain::chain;
 use crate::sync::Locked;
 
 /// Tries to write the mark that follow each other before the commit is told without it.
@@ -62,7 +63,9 @@ impl Keeper {
                     self.marked = true;
                     break;
                 }
-                Err(error) => tracing::error!(error = ?error, "the database's mark could not be written"),
+                Err(error) => {
+                    tracing::error!(error = chain(&error), "the database's mark could not be written")
+                }
             }
         }
         Ok(())

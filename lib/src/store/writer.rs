@@ -29,6 +29,7 @@ use super::mark::Delta;
 use super::open::BUSY_TIMEOUT;
 use super::rows::Rows;
 use super::{DocumentRef, Kind, StoreError};
+use crate::chain::chain;
 use crate::sync::Locked;
 use crate::waiting;
 
@@ -423,7 +424,7 @@ fn write_group(
     drop(keeper);
     if let Err(error) = &result {
         if !health.is_failing() || !probing {
-            tracing::error!(error = ?error, "the database could not be written");
+            tracing::error!(error = chain(error), "the database could not be written");
         }
         restore(tails, &before);
     } else {

@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustls::ServerConfig;
+use rustls::{AlertDescription, ServerConfig};
 
 use super::frame::{FrameHeader, HEADER_LEN, KIND_ADMITTED};
 use super::identity::{Identity, PeerIdentity};
@@ -130,6 +130,10 @@ impl Link {
                 if presented == *identity.pin() =>
             {
                 LinkError::PeerRefused(CertRefusal::Oneself { own: presented, expected })
+            }
+            // It saw our certificate, which is well-formed, and has nobody of its key.
+            LinkError::RefusedByPeer { alert: Some(AlertDescription::CertificateUnknown) } => {
+                LinkError::Unknown { own: *identity.pin() }
             }
             other => other,
         })

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use rustls::AlertDescription;
 
 use super::frame::HeaderError;
+use super::identity::PeerIdentity;
 use super::resolve::ResolveError;
 use super::session::SessionError;
 use super::socket::{SocketError, Waiting};
@@ -36,8 +37,17 @@ pub enum LinkError {
     /// We refused the peer's certificate. No application byte was exchanged.
     #[error("peer refused by its certificate")]
     PeerRefused(#[source] CertRefusal),
+    /// The peer does not know this host: no host of our identity is registered there, and it gave no ticket.
+    #[error(
+        "the other host does not know this one, {own}: register it there with that identity (POST /v1/hosts), or pair the \
+         two (`mirrorvmd identity pair`)"
+    )]
+    Unknown {
+        /// What this host showed.
+        own: PeerIdentity,
+    },
     /// The peer refused us: its alert, or its hanging up before admitting us.
-    #[error("refused by the peer (alert {alert:?})")]
+    #[error("the other host did not take the connection: {}", refusal(*alert))]
     RefusedByPeer {
         /// What it said, if it said anything.
         alert: Option<AlertDescription>,
@@ -83,6 +93,14 @@ pub enum LinkError {
     Broken,
 }
 
+/// What a refusal before admission says.
+fn refusal(alert: Option<AlertDescription>) -> String {
+    match alert {
+        Some(alert) => format!("TLS alert {} (RFC 8446, section 6)", u8::from(alert)),
+        None => "it hung up before it let this one in".to_owned(),
+    }
+}
+
 /// A failed session as the link's caller sees it.
 pub(super) fn link_error(error: SessionError, waiting: Waiting) -> LinkError {
     match error {
@@ -119,7 +137,14 @@ pub(super) fn not_admitted(error: LinkError) -> LinkError {
 
 #[cfg(test)]
 mod tests {
-    use super::said;
+    use super::{AlertDescription, LinkError, said};
+
+    #[test]
+    fn a_refusal_says_its_alert_by_the_number_that_documents_have() {
+        let text = |alert| LinkError::RefusedByPeer { alert }.to_string();
+        assert!(text(Some(AlertDescription::NoApplicationProtocol)).contains("TLS alert 120"));
+        assert!(text(None).contains("hung up"));
+    }
 
     #[test]
     fn what_a_stranger_says_is_quoted_short_and_printable() {

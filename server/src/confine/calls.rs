@@ -336,7 +336,7 @@ fn narrow(role: Role) {
     for filter in filters.into_iter().flat_map(|(_, filters)| filters) {
         if let Err(error) = apply_filter(filter) {
             // It is still held to the daemon's own list.
-            tracing::warn!(%error, ?role, "a thread has no list of system calls of its own");
+            tracing::warn!(%error, role = role.name(), "a thread has no list of system calls of its own");
         }
     }
 }

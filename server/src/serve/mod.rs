@@ -235,7 +235,7 @@ pub async fn run(options: Options) -> Result<(), ServeError> {
         tracing::warn!(
             wanted,
             places,
-            ?files,
+            files,
             "the limit of open files leaves fewer connections to a listener"
         );
     }

@@ -295,7 +295,9 @@ impl Owner {
     pub(super) fn step(&mut self, event: Event) {
         match self.state.step(event) {
             Ok(next) => self.state = next,
-            Err(_) => tracing::error!(state = ?self.state, ?event, "a guest's life cycle took no such turn"),
+            Err(_) => {
+                tracing::error!(state = self.state.name(), ?event, "a guest's life cycle took no such turn")
+            }
         }
     }
 }
