@@ -249,6 +249,38 @@ fn guests_that_cannot_be() {
                 ],
             ),
             (
+                "three that are of the right type and cannot be".into(),
+                post(
+                    "/v1/guests",
+                    &json!({"name": "no/name", "driver": {"kind": "embedded", "vcpus": 0}, "memory": {"blocks": []}}),
+                ),
+                422,
+                INVALID,
+                vec![
+                    "/driver/vcpus out_of_range".into(),
+                    "/name invalid_name".into(),
+                    "/memory/blocks out_of_range".into(),
+                ],
+            ),
+            (
+                "256 TiB, told once".into(),
+                post("/v1/guests", &with(&base, "/memory/blocks/0/size_bytes", Some(json!(1u64 << 48)))),
+                422,
+                INVALID,
+                vec!["/memory/blocks/0/size_bytes out_of_range".into()],
+            ),
+            (
+                "a host of which nothing is right".into(),
+                post("/v1/hosts", &json!({"name": "no/name", "address": "nowhere", "identity": "sha256:12"})),
+                422,
+                INVALID,
+                vec![
+                    "/address invalid_format".into(),
+                    "/name invalid_name".into(),
+                    "/identity invalid_identity".into(),
+                ],
+            ),
+            (
                 "a kernel that is nowhere".into(),
                 post(
                     "/v1/guests",

@@ -170,6 +170,8 @@ impl GuestLayout {
             Ok(layout) if errors.is_empty() => Ok(layout),
             Ok(_) => Err(errors),
             Err(more) => {
+                // Beyond the limit a block is for both.
+                let more: Vec<_> = more.into_iter().filter(|e| !errors.contains(e)).collect();
                 errors.extend(more);
                 Err(errors)
             }

@@ -5,41 +5,80 @@ use uuid::Uuid;
 
 use super::{FieldError, GuestSpec, HostError, Labels, MigrationSpec, MirrorSpec, PeerSpec, bounds};
 use crate::addr::PAGE_2M;
-use crate::address_space::{GuestLayout, HELPER_BLOCK, LayoutError, VMSA_BLOCK};
+use crate::address_space::{BlockSpec, GuestLayout, HELPER_BLOCK, LayoutError, VMSA_BLOCK};
 use crate::guest::drivers::{Drivers, UnknownDriver};
 use crate::memory::Backing;
 use crate::mirror::{FIFO_PRIORITIES, NICE, Placement, Scheduler};
-use crate::transport::{Unconnectable, check_reachable};
+use crate::transport::{PeerIdentity, Unconnectable, check_reachable};
+
+/// What is wrong with the parts of a definition that could be read, where others could not: a caller gets all
+/// at once.
+pub fn parts_of_guest(
+    name: Option<&str>,
+    labels: Option<&Labels>,
+    blocks: Option<&[BlockSpec]>,
+    backing: Option<Backing>,
+) -> Vec<FieldError> {
+    let mut errors = parts(name, labels);
+    if let Some(blocks) = blocks {
+        let _ = memory(blocks, backing, &mut errors);
+    }
+    errors
+}
+
+/// The same of a peer.
+pub fn parts_of_peer(name: Option<&str>, labels: Option<&Labels>, identity: Option<&str>) -> Vec<FieldError> {
+    let mut errors = parts(name, labels);
+    if let Some(identity) = identity {
+        let _ = check_identity(identity, &mut errors);
+    }
+    errors
+}
+
+fn parts(name: Option<&str>, labels: Option<&Labels>) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    if let Some(name) = name {
+        check_name(name, &mut errors);
+    }
+    if let Some(labels) = labels {
+        check_labels(labels, &mut errors);
+    }
+    errors
+}
 
 /// A guest's definition; gives its layout without the helper's block.
 pub(super) fn guest(drivers: &Drivers, spec: &GuestSpec) -> Result<GuestLayout, HostError> {
     let missing = |e: UnknownDriver| HostError::lacks(Capability::Driver, e.to_string());
     let driver = drivers.of(&spec.driver).map_err(missing)?;
-    let mut errors = Vec::new();
-    check_name(&spec.name, &mut errors);
-    check_labels(&spec.labels, &mut errors);
-    if spec.backing == Some(Backing::Hugetlb) {
-        for (i, block) in
-            spec.blocks.iter().enumerate().filter(|(_, b)| !b.size_bytes.is_multiple_of(PAGE_2M))
-        {
+    let mut errors = parts(Some(&spec.name), Some(&spec.labels));
+    let layout = memory(&spec.blocks, spec.backing, &mut errors);
+    driver.check(&spec.definition(), &mut errors);
+    match layout {
+        Some(layout) if errors.is_empty() => Ok(layout),
+        _ => Err(HostError::Invalid(errors)),
+    }
+}
+
+/// A guest's RAM; `None` with at least one error.
+fn memory(
+    blocks: &[BlockSpec],
+    backing: Option<Backing>,
+    errors: &mut Vec<FieldError>,
+) -> Option<GuestLayout> {
+    if backing == Some(Backing::Hugetlb) {
+        for (i, block) in blocks.iter().enumerate().filter(|(_, b)| !b.size_bytes.is_multiple_of(PAGE_2M)) {
             let detail = format!("{} is not a multiple of 2 MiB, which hugetlb needs", block.size_bytes);
             errors.push(FieldError::new(format!("/memory/blocks/{i}/size_bytes"), "misaligned", detail));
         }
     }
     // The names of blocks that are added to the guest's own.
     for (i, block) in
-        spec.blocks.iter().enumerate().filter(|(_, b)| [HELPER_BLOCK, VMSA_BLOCK].contains(&b.name.as_str()))
+        blocks.iter().enumerate().filter(|(_, b)| [HELPER_BLOCK, VMSA_BLOCK].contains(&b.name.as_str()))
     {
         let detail = format!("{} is the name of a block that is not the guest's own", block.name);
         errors.push(FieldError::new(format!("/memory/blocks/{i}/name"), "duplicate_name", detail));
     }
-    let layout =
-        GuestLayout::assign(&spec.blocks).map_err(|list| errors.extend(list.iter().map(block_error)));
-    driver.check(&spec.definition(), &mut errors);
-    match layout {
-        Ok(layout) if errors.is_empty() => Ok(layout),
-        _ => Err(HostError::Invalid(errors)),
-    }
+    GuestLayout::assign(blocks).map_err(|list| errors.extend(list.iter().map(block_error))).ok()
 }
 
 fn block_error(e: &LayoutError) -> FieldError {
@@ -135,18 +174,9 @@ pub(super) fn migration(spec: &MigrationSpec) -> Result<(), HostError> {
 }
 
 /// What a caller says of a peer.
-pub(super) fn peer(spec: &PeerSpec) -> Result<crate::transport::PeerIdentity, HostError> {
-    let mut errors = Vec::new();
-    check_name(&spec.name, &mut errors);
-    check_labels(&spec.labels, &mut errors);
-    let identity = spec.identity.parse();
-    if identity.is_err() {
-        let detail = format!(
-            "{} is not sha256: and 64 hexadecimal digits; the other daemon's /v1/host shows its identity",
-            shown(&spec.identity)
-        );
-        errors.push(FieldError::new("/identity", "invalid_identity", detail));
-    }
+pub(super) fn peer(spec: &PeerSpec) -> Result<PeerIdentity, HostError> {
+    let mut errors = parts(Some(&spec.name), Some(&spec.labels));
+    let identity = check_identity(&spec.identity, &mut errors);
     let at = spec.address.address();
     let usable = at.map_or_else(|| spec.address.check_connectable(), |at| check_reachable(&at));
     if let Err(why) = usable {
@@ -154,9 +184,21 @@ pub(super) fn peer(spec: &PeerSpec) -> Result<crate::transport::PeerIdentity, Ho
         errors.push(FieldError::new("/address", code, format!("{} {why}", spec.address)));
     }
     match identity {
-        Ok(identity) if errors.is_empty() => Ok(identity),
+        Some(identity) if errors.is_empty() => Ok(identity),
         _ => Err(HostError::Invalid(errors)),
     }
+}
+
+fn check_identity(text: &str, errors: &mut Vec<FieldError>) -> Option<PeerIdentity> {
+    let identity = text.parse().ok();
+    if identity.is_none() {
+        let detail = format!(
+            "{} is not sha256: and 64 hexadecimal digits; the other daemon's /v1/host shows its identity",
+            shown(text)
+        );
+        errors.push(FieldError::new("/identity", "invalid_identity", detail));
+    }
+    identity
 }
 
 /// What a name may be, for people.

@@ -94,6 +94,11 @@ impl Errors {
         self.0.extend(others.into_iter().take(room));
     }
 
+    /// Whether nothing was found.
+    pub const fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Whether what is found from here on is left out.
     fn is_full(&self) -> bool {
         self.0.len() >= ERRORS_MAX

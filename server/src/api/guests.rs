@@ -7,7 +7,7 @@ use mirrorvm::addr::{Gpa, PAGE_SIZE};
 use mirrorvm::address_space::BlockSpec;
 use mirrorvm::boot_files::BootFile;
 use mirrorvm::guest::{DriverSpec, Drivers, Readiness, ReadinessReason};
-use mirrorvm::host::{ConsoleChunk, GuestRecord, GuestSpec};
+use mirrorvm::host::{ConsoleChunk, GuestRecord, GuestSpec, parts_of_guest};
 use mirrorvm::memory::Backing;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -132,13 +132,22 @@ impl GuestCreate {
     /// Decodes a definition for a daemon with these drivers, noting every problem.
     pub fn decode(node: &Node<'_>, errors: &mut Errors, drivers: &Drivers) -> Option<Self> {
         let mut f = Fields::open(node, errors)?;
-        let name = f.required("name");
+        let name: Option<String> = f.required("name");
         // What is left out of a driver's part may depend on how much RAM there is.
         let ram = f.ahead::<MemoryBody>("memory").map_or(0, |memory| memory.bytes());
         let driver = f.required_by("driver", |node, errors| drivers.read(node, errors, ram));
         let memory: Option<MemoryBody> = f.required("memory");
         let labels = f.or("labels", BTreeMap::new());
-        f.done()?;
+        let done = f.done();
+        if !errors.is_empty() {
+            // The host will not see it: what could be read is looked at here.
+            let blocks = memory
+                .as_ref()
+                .map(|memory| memory.blocks.iter().cloned().map(BlockSpec::from).collect::<Vec<_>>());
+            let backing = memory.as_ref().and_then(|memory| memory.backing.into());
+            errors.extend(parts_of_guest(name.as_deref(), labels.as_ref(), blocks.as_deref(), backing));
+        }
+        done?;
         Some(Self { name: name?, driver: driver?, memory: memory?, labels: labels? })
     }
 }

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use mirrorvm::host::{PeerAnswer, PeerRecord, PeerSpec};
+use mirrorvm::host::{PeerAnswer, PeerRecord, PeerSpec, parts_of_peer};
 use mirrorvm::transport::{Endpoint, ParseEndpointError};
 use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::capabilities::HelperAbiRange;
-use super::decode::{Decode, Errors, Fields, Node};
+use super::decode::{self, Decode, Errors, Fields, Node};
 use super::{Preview, sha256_text};
 use crate::problem::ProblemError;
 
@@ -42,11 +42,16 @@ pub struct PeerHostCreate {
 impl Decode for PeerHostCreate {
     fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
         let mut f = Fields::open(node, errors)?;
-        let name = f.required("name");
+        let name: Option<String> = f.required("name");
         let address = f.required("address");
-        let identity = f.required("identity");
+        let identity: Option<String> = f.required("identity");
         let labels = f.or("labels", BTreeMap::new());
-        f.done()?;
+        let done = f.done();
+        if !errors.is_empty() {
+            // The host will not see it: what could be read is looked at here.
+            errors.extend(parts_of_peer(name.as_deref(), labels.as_ref(), identity.as_deref()));
+        }
+        done?;
         Some(Self { name: name?, address: address?, identity: identity?, labels: labels? })
     }
 }
@@ -66,7 +71,11 @@ impl TryFrom<PeerHostCreate> for PeerSpec {
     type Error = Vec<ProblemError>;
 
     fn try_from(body: PeerHostCreate) -> Result<Self, Self::Error> {
-        let address = parse_address(&body.address)?;
+        let address = parse_address(&body.address).map_err(|mut wrong| {
+            let rest = parts_of_peer(Some(&body.name), Some(&body.labels), Some(&body.identity));
+            wrong.extend(decode::problems(rest));
+            wrong
+        })?;
         Ok(Self { name: body.name, address, identity: body.identity, labels: body.labels })
     }
 }
