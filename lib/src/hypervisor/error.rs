@@ -4,8 +4,10 @@
 #[derive(Debug, thiserror::Error)]
 pub enum HypervisorError {
     /// `/dev/kvm` is not there or not for us.
-    #[error("/dev/kvm cannot be opened")]
+    #[error("/dev/kvm cannot be opened{}", fix.as_ref().map_or_else(String::new, |fix| format!(" ({fix})")))]
     NoKvm {
+        /// What helps, where the device is there and not for this user.
+        fix: Option<String>,
         /// The system's reason.
         #[source]
         source: std::io::Error,

@@ -7,11 +7,13 @@ pub mod emulated;
 mod error;
 mod kick;
 pub mod kvm;
+mod kvm_access;
 
 use std::sync::Arc;
 
 pub use error::HypervisorError;
 pub use kick::Kicker;
+pub use kvm_access::kvm_denied_fix;
 
 use crate::address_space::HostLimits;
 use crate::memory::{Mapping, View};

@@ -21,8 +21,9 @@ const KNOWN: ABI = ABI::V6;
 
 /// What the resolver of names, the C library and clocks read. A file that is replaced later is another file:
 /// of the resolver's configuration that is said when a name is to be resolved.
-const SYSTEM_FILES: [&str; 12] = [
+const SYSTEM_FILES: [&str; 13] = [
     "/etc/gai.conf",
+    "/etc/group",
     "/etc/host.conf",
     "/etc/hosts",
     "/etc/ld.so.cache",

@@ -17,10 +17,13 @@ pub(super) enum DemoError {
     )]
     NoKvm(#[source] io::Error),
     #[error(
-        "/dev/kvm does not open for this user. What to do: join its group (Debian: usermod -aG kvm USER, then log \
-         in again) or run as root; --driver emulated needs no KVM"
+        "/dev/kvm does not open for this user. What to do: {fix}; or run as root; --driver emulated needs no KVM"
     )]
-    KvmDenied(#[source] io::Error),
+    KvmDenied {
+        fix: String,
+        #[source]
+        source: io::Error,
+    },
     #[error("{0}")]
     Options(&'static str),
     #[error(
@@ -87,7 +90,7 @@ impl DemoError {
             | Self::Migration { .. } => true,
             Self::Request { source, .. } => source.problem().is_none_or(|p| p.code == "internal"),
             Self::NoKvm(_)
-            | Self::KvmDenied(_)
+            | Self::KvmDenied { .. }
             | Self::NoLinuxGuest
             | Self::GuestFile { .. }
             | Self::Runtime(_)

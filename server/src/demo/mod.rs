@@ -125,7 +125,11 @@ fn check_kvm(driver: Option<Driver>, path: &Path) -> Result<(), DemoError> {
     }
     let opened = std::fs::OpenOptions::new().read(true).write(true).open(path);
     opened.map(drop).map_err(|source| match source.kind() {
-        std::io::ErrorKind::PermissionDenied => DemoError::KvmDenied(source),
+        std::io::ErrorKind::PermissionDenied => {
+            let fix = mirrorvm::hypervisor::kvm_denied_fix()
+                .unwrap_or_else(|| "join the device's group and log in again".into());
+            DemoError::KvmDenied { fix, source }
+        }
         _ => DemoError::NoKvm(source),
     })
 }

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::time::Duration;
 
+use mirrorvm::codes::Capability;
 use mirrorvm::guest::Drivers;
 use mirrorvm::guest::drivers::BadDriverName;
 use mirrorvm::host::{Host, HostConfig, OpenError};
@@ -279,6 +280,10 @@ pub async fn run(options: Options) -> Result<(), ServeError> {
             });
             if said.is_ok() {
                 tell_manager(&[NotifyState::Ready]);
+                let missing = host.capabilities().missing;
+                if let Some(lack) = missing.iter().find(|m| m.what == Capability::Kvm) {
+                    tracing::warn!(why = lack.why, fix = lack.fix, "guests that need KVM cannot run here");
+                }
                 // What the routes said of themselves, and what opening the state took.
                 mirrorvm::memory::give_back_heap();
                 tokio::select! {

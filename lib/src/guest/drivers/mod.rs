@@ -156,7 +156,9 @@ impl MissingCapability {
         Self {
             what: Capability::Kvm,
             why: why.to_owned(),
-            fix: "load the kvm module for this processor and let the daemon open /dev/kvm".into(),
+            fix: crate::hypervisor::kvm_denied_fix().unwrap_or_else(|| {
+                "load the kvm module for this processor (modprobe kvm_amd or kvm_intel) and let the daemon open /dev/kvm".into()
+            }),
         }
     }
 }

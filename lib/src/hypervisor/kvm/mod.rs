@@ -50,8 +50,10 @@ impl KvmHost {
     /// # Errors
     /// As [`KvmHost::open`].
     pub fn with_sev(sev: Option<KernelPlatform>) -> Result<Self, HypervisorError> {
-        let kvm = Kvm::new()
-            .map_err(|e| HypervisorError::NoKvm { source: std::io::Error::from_raw_os_error(e.errno()) })?;
+        let kvm = Kvm::new().map_err(|e| {
+            let source = std::io::Error::from_raw_os_error(e.errno());
+            HypervisorError::NoKvm { fix: super::kvm_access::kvm_denied_fix(), source }
+        })?;
         let version = kvm.get_api_version();
         if version != API_VERSION {
             return Err(HypervisorError::ApiVersion { version });
