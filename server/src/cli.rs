@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use mirrorvm::chain::chain;
 use mirrorvm::qemu::{QemuUsers, Starter};
 use mirrorvm::transport::{Advertised, ListenAt};
@@ -27,9 +28,12 @@ use crate::out::out;
 use crate::selftest::{self, SelftestCommand};
 use crate::serve::{self, Listen, Options, Place, ServeError};
 
+/// The program's name.
+const NAME: &str = "mirrorvmd";
+
 /// Manages the guests of one host, their mirror VMs and live migrations, over a REST API.
 #[derive(Debug, Parser)]
-#[command(name = "mirrorvmd", version = version::line(), about)]
+#[command(name = NAME, version = version::line(), about)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -65,6 +69,16 @@ enum Command {
         json: bool,
         #[command(flatten)]
         serve: ServeArgs,
+    },
+    /// Print the completions of a shell: `mirrorvmd completions bash > /etc/bash_completion.d/mirrorvmd`.
+    Completions {
+        /// Which shell.
+        shell: Shell,
+    },
+    /// Print the manual page, or write one for each command to a directory: `mirrorvmd man | man -l -`.
+    Man {
+        /// Directory for the pages, which must be there.
+        dir: Option<PathBuf>,
     },
     /// Start QEMUs for the daemon at the other end of standard input.
     #[command(hide = true)]
@@ -249,6 +263,8 @@ pub(crate) fn main(daemon: &Daemon) -> ExitCode {
         Command::State(command) => of_state(&command),
         Command::Bench(args) => bench::run(&args).map_err(|e| e as Box<dyn Error>),
         Command::Selftest(command) => return selftest::main(&command),
+        Command::Completions { shell } => print_completions(shell),
+        Command::Man { dir } => manual(dir.as_deref()),
         Command::QemuLauncher(args) => confine::serve_launcher(&args).map_err(Into::into),
         Command::Openapi { version } => print_document(daemon, version),
     };
@@ -384,6 +400,22 @@ fn init_identity(dir: &std::path::Path) -> Result<(), Box<dyn Error>> {
     let identity = mirrorvm::transport::Identity::create(dir)?;
     writeln!(out(), "{}", identity.pin())?;
     Ok(())
+}
+
+fn print_completions(shell: Shell) -> Result<(), Box<dyn Error>> {
+    // Into memory first: what generates them panics where nobody reads on.
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), NAME, &mut text);
+    Ok(out().write_all(&text)?)
+}
+
+fn manual(dir: Option<&std::path::Path>) -> Result<(), Box<dyn Error>> {
+    if let Some(dir) = dir {
+        return Ok(clap_mangen::generate_to(Cli::command(), dir)?);
+    }
+    let mut text = Vec::new();
+    clap_mangen::Man::new(Cli::command()).render(&mut text)?;
+    Ok(out().write_all(&text)?)
 }
 
 fn print_document(daemon: &Daemon, version: OpenApiVersion) -> Result<(), Box<dyn Error>> {

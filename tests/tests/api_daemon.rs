@@ -245,6 +245,34 @@ fn both_documents_are_printed_as_they_are_served() {
 }
 
 #[test]
+fn completions_and_manual_pages_know_every_command() {
+    let run = |arguments: &[&str]| {
+        let output = Command::new(daemon_binary()).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    for shell in ["bash", "zsh", "fish"] {
+        let script = run(&["completions", shell]);
+        assert!(script.contains("peer-listen") && script.contains("selftest"), "{shell}");
+    }
+    let bash = Command::new("bash").args(["-n", "-c", &run(&["completions", "bash"])]).status();
+    assert!(bash.map_or(true, |status| status.success()), "a shell takes it");
+    let page = run(&["man"]);
+    assert!(page.contains(".TH mirrorvmd 1") && page.contains("serve"), "{page}");
+    let dir = tempfile::tempdir().unwrap();
+    let _ = run(&["man", dir.path().to_str().unwrap()]);
+    let pages: Vec<String> = std::fs::read_dir(dir.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    for page in ["mirrorvmd.1", "mirrorvmd-serve.1", "mirrorvmd-state-check.1"] {
+        assert!(pages.contains(&page.to_owned()), "{page} is not among {pages:?}");
+    }
+    // What the daemon starts for itself is nobody's command.
+    assert!(!pages.iter().any(|page| page.contains("launcher")), "{pages:?}");
+}
+
+#[test]
 fn what_prints_and_ends_does_not_mind_that_nobody_reads_on() {
     for arguments in [&["openapi"][..], &["config"], &["config", "--json"]] {
         let (reader, writer) = rustix::pipe::pipe().unwrap();
