@@ -62,7 +62,8 @@ enum Command {
     /// Try what this host's hardware is said to do, on guests of the test's own.
     #[command(subcommand)]
     Selftest(SelftestCommand),
-    /// Print what the daemon would go by, and where each value comes from.
+    /// Print what the daemon would go by, and where each value comes from: flag, environment, file or default.
+    /// A default is shown as it would be used, `none` where there is nothing.
     Config {
         /// As JSON.
         #[arg(long)]
@@ -309,7 +310,7 @@ fn print_settings(resolved: &Resolved, json: bool) -> Result<(), Box<dyn Error>>
     for Setting { name, value, source } in &resolved.settings {
         let source = serde_json::to_value(source)?;
         let source = source.as_str().unwrap_or_default();
-        writeln!(out, "{name:<32} {:<40} {source}", value.as_deref().unwrap_or("-"))?;
+        writeln!(out, "{name:<32} {:<40} {source}", value.as_deref().unwrap_or("none"))?;
     }
     Ok(())
 }

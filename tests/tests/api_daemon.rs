@@ -49,9 +49,38 @@ fn each_value_says_where_it_comes_from() {
         ("limits.drain_seconds", "10", "default"),
         ("listen", "-", "default"),
         ("socket", "unix:/x/mirrorvmd.sock", "flag"),
+        ("advertise", "127.0.0.1:2", "default"),
+        ("confine", "enforce", "default"),
     ] {
         assert_eq!(of(name), (value.to_owned(), source.to_owned()), "{name}");
     }
+    // Nobody gave any: what would be used is shown all the same, and never a dash.
+    let output = Command::new(daemon_binary())
+        .arg("config")
+        .env_clear()
+        .envs([("HOME", "/h"), ("MIRRORVM_LISTEN", "tcp:127.0.0.1:0"), ("MIRRORVM_DEFAULT_SOCKET", "false")])
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let line = |name: &str| {
+        let line = text.lines().find(|l| l.split_whitespace().next() == Some(name)).unwrap();
+        line.split_whitespace().skip(1).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let own =
+        if rustix::process::geteuid().is_root() { "/var/lib/mirrorvm" } else { "/h/.local/state/mirrorvm" };
+    let node = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    for (name, value, source) in [
+        ("state_dir", own, "default"),
+        ("name", &node, "default"),
+        ("listen", "tcp:127.0.0.1:0", "environment"),
+        ("default_socket", "false", "environment"),
+        ("socket", "none", "environment"),
+        ("peer_listen", "none", "default"),
+        ("tls.key", "none", "default"),
+    ] {
+        assert_eq!(line(name), [value, source], "{text}");
+    }
+    assert!(!text.lines().any(|l| l.split_whitespace().nth(1) == Some("-")), "{text}");
     let places = [("MIRRORVM_METRICS_LISTEN", "unix:/e")];
     for (flags, value, source) in
         [(&[][..], "unix:/e", "environment"), (&["--metrics-listen", "unix:/f"], "unix:/f", "flag")]

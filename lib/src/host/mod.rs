@@ -56,7 +56,7 @@ pub use migrations::ticket::{TICKET_MAX, Ticket, TicketSpec};
 pub use migrations::types::*;
 pub use mirrors::batches::{BatchRefusal, ExportSpec, ImportReport, ImportStep, SealedBatch};
 pub use mirrors::types::*;
-pub use open::{HostConfig, OpenError, accept_identity};
+pub use open::{HostConfig, OpenError, accept_identity, node_name};
 pub use peers::probe::{PeerAnswer, PeerSilence};
 pub use peers::types::*;
 pub use settings::HostSettings;

@@ -98,6 +98,11 @@ pub enum OpenError {
     Listener(#[from] ListenerError),
 }
 
+/// The kernel's name of this machine, which a host has that is given none.
+pub fn node_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
 impl Host {
     /// Opens the state directory, reconciles what an earlier daemon left, listens for peers. Inside a
     /// multi-threaded tokio runtime.
@@ -106,8 +111,7 @@ impl Host {
     /// [`OpenError`].
     pub async fn open(config: HostConfig) -> Result<Self, OpenError> {
         use std::os::unix::fs::DirBuilderExt;
-        let node = || rustix::system::uname().nodename().to_string_lossy().into_owned();
-        let name = config.name.unwrap_or_else(node);
+        let name = config.name.unwrap_or_else(node_name);
         if !super::is_name(&name) {
             return Err(OpenError::Name { name });
         }

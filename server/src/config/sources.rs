@@ -46,7 +46,7 @@ impl Source {
 pub struct Setting {
     /// Name of the setting, as in the file.
     pub name: String,
-    /// The value as text. Null when there is none.
+    /// The value that counts, as text: the default where nobody gave one. Null when there is none.
     pub value: Option<String>,
     /// Where the value came from.
     pub source: Source,
@@ -179,13 +179,13 @@ pub fn resolve(
     let shown = |p: &PathBuf| p.display().to_string();
 
     let state_dir = arguments.state_dir.or_file(file.state_dir);
-    note("state_dir", state_dir.value.as_ref().map(shown), &state_dir.source);
     let directory = state_dir.value.clone().or_else(default_state_dir);
+    note("state_dir", directory.as_ref().map(shown), &state_dir.source);
     let name = arguments.name.or_file(file.name);
     if let Some(bad) = name.value.as_ref().filter(|name| !mirrorvm::host::is_name(name)) {
         return Err(wrong("name", bad, mirrorvm::host::NAME_RULE, name.source.name()));
     }
-    note("name", name.value.clone(), &name.source);
+    note("name", Some(name.value.clone().unwrap_or_else(mirrorvm::host::node_name)), &name.source);
     let listen = arguments.listen.or_file(file.listen.map(|l| all("listen", l)).transpose()?);
     let places: Vec<String> = listen.value.iter().flatten().map(ToString::to_string).collect();
     note("listen", (!places.is_empty()).then(|| places.join(", ")), &listen.source);
@@ -212,7 +212,12 @@ pub fn resolve(
         let wanted = "of use without peer_listen: nobody could connect to it";
         return Err(wrong("advertise", &advertised.to_string(), wanted, advertise.source.name()));
     }
-    note("advertise", advertise.value.as_ref().map(ToString::to_string), &advertise.source);
+    // Without it others are told where peers are awaited, unless that is on all addresses.
+    let told = advertise.value.as_ref().map(ToString::to_string).or_else(|| {
+        let everywhere = |at: &ListenAt| at.address().is_some_and(|at| at.ip().is_unspecified());
+        peer_listen.value.as_ref().filter(|at| !everywhere(at)).map(ToString::to_string)
+    });
+    note("advertise", told, &advertise.source);
     let images = arguments.image_directories.or_file(file.image_directories);
     let listed: Vec<String> = images.value.iter().flatten().map(shown).collect();
     note("image_directories", (!listed.is_empty()).then(|| listed.join(", ")), &images.source);
