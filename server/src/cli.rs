@@ -25,6 +25,7 @@ use crate::offline;
 use crate::open::{self, OpenArgs};
 use crate::openapi::Document;
 use crate::out::out;
+use crate::pair::{self, PairArgs};
 use crate::selftest::{self, SelftestCommand};
 use crate::serve::{self, Listen, Options, Place, ServeError};
 
@@ -62,8 +63,8 @@ enum Command {
     /// Try what this host's hardware is said to do, on guests of the test's own.
     #[command(subcommand)]
     Selftest(SelftestCommand),
-    /// Print what the daemon would go by, and where each value comes from: flag, environment, file or default.
-    /// A default is shown as it would be used, `none` where there is nothing.
+    /// Print what the daemon would go by, and where each value comes from: flag, environment, file or
+    /// default. A default is shown as it would be used, `none` where there is nothing.
     Config {
         /// As JSON.
         #[arg(long)]
@@ -134,6 +135,21 @@ enum IdentityCommand {
         /// Directory, made with mode 0700.
         dir: PathBuf,
     },
+    /// Show what this host is to its peers: the fingerprint that they pin, what the certificate says, and
+    /// where its files are. Changes nothing; the daemon may run.
+    Show {
+        /// The daemon's state directory [default: /var/lib/mirrorvm for root, else $XDG_STATE_HOME/mirrorvm
+        /// or ~/.local/state/mirrorvm].
+        #[arg(env = "MIRRORVM_STATE_DIR")]
+        state_dir: Option<PathBuf>,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make this host and another one known to each other: prints a code that is good once and for ten
+    /// minutes, and takes the other host's answer to it (there: `identity pair --answer`). Both then show the
+    /// same short fingerprint, to be compared and confirmed. Both daemons have to run.
+    Pair(PairArgs),
     /// Make the key in STATE_DIR/identity the one that this host is known by, and print the identity; with no
     /// key there, make one. For a host whose key is lost or was replaced: its daemon does not start before.
     /// Every peer that pins the old identity has to be told the new one (PATCH /v1/hosts/...). The audit log
@@ -261,6 +277,13 @@ pub(crate) fn main(daemon: &Daemon) -> ExitCode {
         Command::Demo(args) => return demo::main(&args),
         Command::Identity(IdentityCommand::Init { dir }) => init_identity(&dir),
         Command::Identity(IdentityCommand::Accept { state_dir }) => offline::accept_identity(&state_dir),
+        Command::Identity(IdentityCommand::Show { state_dir, json }) => {
+            match state_dir.or_else(sources::default_state_dir) {
+                Some(dir) => offline::show_identity(&dir, json),
+                None => Err(ServeError::NoStateDir.into()),
+            }
+        }
+        Command::Identity(IdentityCommand::Pair(args)) => pair::run(&args).map_err(Into::into),
         Command::State(command) => of_state(&command),
         Command::Bench(args) => bench::run(&args).map_err(|e| e as Box<dyn Error>),
         Command::Selftest(command) => return selftest::main(&command),

@@ -31,6 +31,7 @@ mod offline;
 mod open;
 pub mod openapi;
 mod out;
+mod pair;
 pub mod problem;
 pub mod routes;
 mod selftest;

@@ -58,16 +58,22 @@ pub enum OpenError {
     Stdout(#[source] std::io::Error),
 }
 
+/// Where the daemon of this machine is asked: at a socket that was given, or at that of a state directory;
+/// `None` where there is no default one.
+pub fn socket_of(socket: Option<&PathBuf>, state_dir: Option<&PathBuf>) -> Option<PathBuf> {
+    match (socket, state_dir) {
+        (Some(socket), _) => Some(socket.clone()),
+        (None, Some(dir)) => Some(dir.join(SOCKET)),
+        (None, None) => Some(sources::default_state_dir()?.join(SOCKET)),
+    }
+}
+
 /// Asks and prints.
 ///
 /// # Errors
 /// [`OpenError`].
 pub fn run(args: &OpenArgs) -> Result<(), OpenError> {
-    let socket = match (&args.socket, &args.state_dir) {
-        (Some(socket), _) => socket.clone(),
-        (None, Some(dir)) => dir.join(SOCKET),
-        (None, None) => sources::default_state_dir().ok_or(OpenError::NoStateDir)?.join(SOCKET),
-    };
+    let socket = socket_of(args.socket.as_ref(), args.state_dir.as_ref()).ok_or(OpenError::NoStateDir)?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(OpenError::Runtime)?;
     let asked = runtime.block_on(Client::local(&socket).post("/v1/session-links", None));

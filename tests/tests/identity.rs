@@ -3,11 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "the helpers of a test are test code")]
 
 use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, SystemTime};
 
-use mirrorvm_tests::{Daemon, embedded, migration, until};
+use mirrorvm_tests::{Daemon, daemon_binary, embedded, migration, until};
 use serde_json::{Value, json};
 
 fn key(d: &Daemon) -> PathBuf {
@@ -151,4 +153,143 @@ fn a_state_directory_behind_a_link_is_refused_with_where_the_link_leads() {
         assert!(code != 0 && said.contains(&named), "{said}");
         assert!(!(target.exists() && fs::read_dir(&target).unwrap().count() > 0));
     }
+}
+
+/// One `mirrorvmd identity pair`, by a daemon's socket.
+struct Pairing {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<std::process::ChildStdout>,
+}
+
+impl Pairing {
+    fn of(d: &Daemon, more: &[&str]) -> Self {
+        let mut child = Command::new(daemon_binary())
+            .args(["identity", "pair", "--socket"])
+            .arg(d.socket())
+            .args(more)
+            .env_remove("MIRRORVM_STATE_DIR")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (input, output) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+        Self { child, input, output }
+    }
+
+    /// The code that it prints.
+    fn code(&mut self) -> String {
+        let mut line = String::new();
+        self.output.read_line(&mut line).unwrap();
+        line
+    }
+
+    fn give(&mut self, line: &str) {
+        writeln!(self.input, "{}", line.trim()).unwrap();
+    }
+
+    /// Whether it did what it was for, and what it said.
+    fn end(mut self) -> (bool, String) {
+        drop(self.input);
+        let mut said = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        (self.child.wait().unwrap().success(), said)
+    }
+}
+
+/// What is shown to be compared.
+fn shown(said: &str) -> String {
+    let line = said.lines().find_map(|l| l.strip_prefix("Both hosts show "));
+    line.unwrap_or_else(|| panic!("{said}")).to_owned()
+}
+
+#[test]
+fn two_codes_make_two_hosts_known_to_each_other() {
+    let (a, b) = (Daemon::start("a"), Daemon::start("b"));
+    // Twice: what is known already is no failure.
+    for (yes, answers) in [(&[][..], "y"), (&["--yes"], "")] {
+        let mut at_a = Pairing::of(&a, yes);
+        let mut at_b = Pairing::of(&b, &[&["--answer"], yes].concat());
+        at_b.give(&at_a.code());
+        at_a.give(&at_b.code());
+        if !answers.is_empty() {
+            at_a.give(answers);
+            at_b.give(answers);
+        }
+        let ((good_a, said_a), (good_b, said_b)) = (at_a.end(), at_b.end());
+        assert!(good_a && good_b, "{said_a}\n{said_b}");
+        assert_eq!(shown(&said_a), shown(&said_b));
+        assert!(said_a.contains(&b.identity) && said_b.contains(&a.identity), "{said_a}\n{said_b}");
+    }
+    for (here, there) in [(&a, &b), (&b, &a)] {
+        let record = here.read(&format!("/v1/hosts/{}", there.name));
+        assert_eq!(
+            (&record["identity"], &record["address"]),
+            (&json!(there.identity), &json!(there.peer_address))
+        );
+        assert_eq!(here.items("/v1/hosts").len(), 1);
+        // Each is let in by the other.
+        let _ = here.get(&format!("/v1/hosts/{}/capabilities", there.name)).expect(200);
+    }
+}
+
+#[test]
+fn nobody_is_registered_who_did_not_see_the_code_or_was_not_confirmed() {
+    let (a, b, c) = (Daemon::start("a"), Daemon::start("b"), Daemon::start("c"));
+    // Whoever carries the codes puts another host's in: at each end it is another fingerprint.
+    let (mut at_a, mut at_c) = (Pairing::of(&a, &[]), Pairing::of(&c, &[]));
+    let (mut of_b, mut of_c) = (Pairing::of(&b, &["--answer"]), Pairing::of(&c, &["--answer"]));
+    of_b.give(&at_c.code());
+    let _ = of_b.code();
+    of_c.give(&at_a.code());
+    at_a.give(&of_c.code());
+    at_a.give("n");
+    of_b.give("n");
+    let ((good_a, said_a), (good_b, said_b)) = (at_a.end(), of_b.end());
+    assert!(!good_a && !good_b && said_a.contains("not confirmed"), "{said_a}\n{said_b}");
+    assert_ne!(shown(&said_a), shown(&said_b));
+    drop((at_c.end(), of_c.end()));
+
+    // An answer to another code, three times.
+    let (mut at_a, mut other) = (Pairing::of(&a, &["--yes"]), Pairing::of(&c, &["--yes"]));
+    let mut of_b = Pairing::of(&b, &["--answer"]);
+    let _ = at_a.code();
+    of_b.give(&other.code());
+    let answer = of_b.code();
+    for _ in 0..3 {
+        at_a.give(&answer);
+    }
+    let (good, said) = at_a.end();
+    assert!(!good && said.contains("another code") && said.contains("begin again"), "{said}");
+    let _ = (of_b.end(), other.end());
+    for d in [&a, &b, &c] {
+        assert_eq!(d.items("/v1/hosts").len(), 0, "{}", d.name);
+    }
+}
+
+#[test]
+fn an_identity_is_shown_and_stays_as_it_is() {
+    let mut d = Daemon::start("a");
+    let state = d.state_dir().to_string_lossy().into_owned();
+    let show = |d: &Daemon, more: &[&str]| {
+        let (code, text, said) = d.command_line(&[&["identity", "show", &state], more].concat());
+        assert_eq!(code, 0, "{said}");
+        text
+    };
+    let text = show(&d, &[]);
+    for part in [d.identity.as_str(), "mirrorvm host", "9999-12-31", "host-key.pem", "host-certificate.pem"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let said: Value = serde_json::from_str(&show(&d, &["--json"])).unwrap();
+    assert_eq!(said["identity"], d.identity.as_str());
+    assert_eq!(said["key_path"], key(&d).to_string_lossy().as_ref());
+    // Without a certificate the key counts; looking makes none.
+    assert!(d.terminate().success());
+    fs::remove_file(certificate(&d)).unwrap();
+    assert!(show(&d, &[]).contains(&d.identity));
+    assert!(!certificate(&d).exists());
+    let (code, _, said) = d.command_line(&["identity", "show", "/nonexistent"]);
+    assert!(code != 0 && said.contains("no host identity"), "{said}");
+    d.restart();
 }

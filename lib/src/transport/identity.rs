@@ -164,7 +164,49 @@ impl fmt::Debug for Identity {
     }
 }
 
+/// What there is to tell of an identity's files.
+#[derive(Clone, Debug)]
+pub struct IdentityFacts {
+    /// What peers pin.
+    pub pin: PeerIdentity,
+    /// Path of the private key.
+    pub key: PathBuf,
+    /// Path of the certificate.
+    pub certificate: PathBuf,
+    /// Names in the certificate. No peer goes by them.
+    pub names: Vec<String>,
+    /// From when to when the certificate says that it is valid; `None` while there is none of this key. No
+    /// peer goes by it.
+    pub validity: Option<(String, String)>,
+}
+
 impl Identity {
+    /// What is in `dir`, as it is: nothing is made or mended.
+    ///
+    /// # Errors
+    /// [`IdentityError::Missing`] without a key, and what is wrong with files or key.
+    pub fn facts(dir: &Path) -> Result<IdentityFacts, IdentityError> {
+        let missing = |error| match error {
+            PrivateFileError::Missing { .. } => IdentityError::Missing,
+            other => other.into(),
+        };
+        let files = PrivateDir::open(dir).map_err(missing)?;
+        let key = files.read(KEY_FILE, MAX_PEM_BYTES).map_err(missing)?;
+        let own = files
+            .read(CERTIFICATE_FILE, MAX_PEM_BYTES)
+            .ok()
+            .and_then(|pem| Some((Self::from_pem(&pem, &key).ok()?, true)));
+        let (identity, there) = match own {
+            Some(own) => own,
+            None => (Self::from_pem(envelope_of(&key)?.as_bytes(), &key)?, false),
+        };
+        let said =
+            identity.certified.cert.first().filter(|_| there).and_then(|leaf| tls::names_and_dates(leaf));
+        let (names, validity) = said.map_or((Vec::new(), None), |(names, dates)| (names, Some(dates)));
+        let (key, certificate) = (dir.join(KEY_FILE), dir.join(CERTIFICATE_FILE));
+        Ok(IdentityFacts { pin: identity.pin, key, certificate, names, validity })
+    }
+
     /// Makes a new key in `dir` (created with mode 0700 if missing). Fails if there is one: a host that loses
     /// its key is another host to its peers.
     pub fn create(dir: &Path) -> Result<Self, IdentityError> {

@@ -43,7 +43,7 @@ pub use endpoint::{AdvertiseError, Advertised, Endpoint, ParseEndpointError, Unc
 pub use frame::{FrameHeader, HEADER_LEN, HeaderError};
 pub(crate) use here::is_at;
 pub use here::{check_listenable, check_reachable};
-pub use identity::{Identity, IdentityError, ParsePeerIdentityError, PeerIdentity};
+pub use identity::{Identity, IdentityError, IdentityFacts, ParsePeerIdentityError, PeerIdentity};
 #[cfg(test)]
 use link::Frame;
 pub use link::{Deadlines, Link, LinkCounters};

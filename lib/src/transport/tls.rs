@@ -101,6 +101,22 @@ pub(super) fn identity_of(certificate: &[u8]) -> Result<PeerIdentity, CertRefusa
     Ok(PeerIdentity::of_public_key(parse(certificate)?.public_key().raw))
 }
 
+/// The names in a certificate, printable, and its dates, for people.
+pub(super) fn names_and_dates(certificate: &[u8]) -> Option<(Vec<String>, (String, String))> {
+    let parsed = parse(certificate).ok()?;
+    let subject = parsed.subject().iter_common_name().filter_map(|name| name.as_str().ok());
+    let names = subject.map(|name| name.escape_debug().to_string()).collect();
+    // RFC 5280, section 4.1.2.5: no end. Later than what timestamps reach.
+    const NO_END: i64 = 253_402_300_799;
+    let date = |at: i64| match jiff::Timestamp::from_second(at) {
+        Ok(at) => at.to_string(),
+        Err(_) if at == NO_END => "9999-12-31T23:59:59Z".to_owned(),
+        Err(_) => format!("{at} seconds since 1970"),
+    };
+    let validity = parsed.validity();
+    Some((names, (date(validity.not_before.timestamp()), date(validity.not_after.timestamp()))))
+}
+
 fn parse(certificate: &[u8]) -> Result<X509Certificate<'_>, CertRefusal> {
     if certificate.len() > MAX_CERTIFICATE {
         return Err(CertRefusal::TooLong(certificate.len()));

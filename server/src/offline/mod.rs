@@ -5,7 +5,7 @@
 mod identity;
 pub mod state;
 
-pub use identity::accept as accept_identity;
+pub use identity::{accept as accept_identity, show as show_identity};
 
 use mirrorvm::store::form;
 use uuid::Uuid;
