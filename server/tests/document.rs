@@ -174,6 +174,26 @@ fn everything_is_described() {
     assert!(bare.is_empty(), "without description: {bare:#?}");
 }
 
+/// Pages and generators take the example of a parameter for its value.
+#[test]
+fn parameters_have_examples_where_they_are_required_and_nowhere_else() {
+    let document = document();
+    let mut wrong = Vec::new();
+    let mut said = 0;
+    for (path, method, operation) in operations(&document) {
+        for parameter in operation["parameters"].as_array().into_iter().flatten() {
+            let required = parameter["required"] == true;
+            let example = parameter.get("example").or(parameter["schema"].get("example")).is_some();
+            if required != example {
+                wrong.push(format!("{method} {path}: {}", parameter["name"]));
+            }
+            said += u32::from(parameter["description"].as_str().unwrap().contains("Example: `"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(said > 50, "{said}");
+}
+
 fn undescribed(name: &str, schema: &Value, bare: &mut Vec<String>) {
     for (property, schema) in schema["properties"].as_object().into_iter().flatten() {
         let at = format!("{name}.{property}");

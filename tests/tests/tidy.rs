@@ -533,7 +533,7 @@ const OURS: &str = "a fault of our own, which is to be reported";
 const REPORT: &str = "the names of the SEV API, in a report for whoever works on it";
 
 /// What is formatted as `Debug` and may be, by its file, and why.
-const SHOWN: [(&str, &str, &str); 38] = [
+const SHOWN: [(&str, &str, &str); 40] = [
     ("lib/src/address_space/layout.rs", "name", QUOTED),
     ("lib/src/guest/drivers/table.rs", "kind", QUOTED),
     ("lib/src/guest/drivers/table.rs", "name", QUOTED),
@@ -568,6 +568,8 @@ const SHOWN: [(&str, &str, &str); 38] = [
     ("server/src/routes/guests.rs", "name", QUOTED),
     ("server/src/routes/resolution.rs", "name", QUOTED),
     ("server/src/routes/swagger.rs", "document", QUOTED),
+    ("server/src/routes/swagger.rs", "FIRST", QUOTED),
+    ("server/src/routes/swagger.rs", "LAST", QUOTED),
     ("server/src/selftest/steps.rs", "", REPORT),
     ("server/src/selftest/steps.rs", "other", REPORT),
     ("server/src/selftest/steps.rs", "state", REPORT),
@@ -593,7 +595,8 @@ fn debugged(line: &str) -> Vec<String> {
     }
     for (at, _) in line.match_indices('?') {
         let before = line[..at].trim_end();
-        let rest: String = line[at + 1..].chars().take_while(|c| c.is_alphanumeric() || "_.".contains(*c)).collect();
+        let rest: String =
+            line[at + 1..].chars().take_while(|c| c.is_alphanumeric() || "_.".contains(*c)).collect();
         let is_field = before.is_empty() || before.ends_with(['(', ',', '=']);
         if is_field && rest.starts_with(|c: char| c.is_ascii_lowercase() || c == '_') {
             found.push(format!("?{rest}"));
@@ -606,10 +609,24 @@ fn debugged(line: &str) -> Vec<String> {
 fn no_message_shows_what_rust_calls_a_value() {
     let mut needed: BTreeSet<usize> = BTreeSet::new();
     let mut wrong = Vec::new();
-    for source in ["lib/src", "server/src"].iter().flat_map(|d| sources(d)).filter(|s| !is_of_tests(&s.path)) {
+    for source in ["lib/src", "server/src"].iter().flat_map(|d| sources(d)).filter(|s| !is_of_tests(&s.path))
+    {
         for line in source.code().lines() {
             // Below `info` the log is for whoever works on the daemon, and a panic is for nobody else.
-            if ["debug!", "trace!", "assert", "panic!", "unreachable!", "SELECT", "UPDATE ", "DELETE", "WHERE"].iter().any(|w| line.contains(w)) {
+            if [
+                "debug!",
+                "trace!",
+                "assert",
+                "panic!",
+                "unreachable!",
+                "SELECT",
+                "UPDATE ",
+                "DELETE",
+                "WHERE",
+            ]
+            .iter()
+            .any(|w| line.contains(w))
+            {
                 continue;
             }
             for what in debugged(line) {

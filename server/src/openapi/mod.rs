@@ -33,17 +33,17 @@ use crate::problem::{BlockedReason, MAX_SAFE_INTEGER, PROBLEM_JSON, ProblemBody,
     ),
     servers((url = "/", description = "The daemon that serves this document")),
     tags(
-        (name = "access", description = "Callers: who one is, bearer tokens, sessions of browsers, the audit log"),
-        (name = "daemon", description = "The daemon itself: health, version, this document"),
-        (name = "problems", description = "The catalogue of problems"),
-        (name = "host", description = "This host: identity, capabilities, load"),
+        (name = "guests", description = "Guests: definition, lifecycle, console, RAM"),
+        (name = "migrations", description = "Migrations of guests between hosts"),
+        (name = "mirrors", description = "Mirror VMs that share a guest's memory and run the migration helper"),
+        (name = "events", description = "What happened, in order and on disk, as pages and as a stream"),
         (name = "hosts", description = "Other hosts that this one knows, with pinned identities"),
+        (name = "host", description = "This host: identity, capabilities, load"),
         (name = "strategies", description = "Ways to lay out a mirror's address space"),
         (name = "helper-images", description = "Migration helpers: the built-in one and those that were uploaded"),
-        (name = "events", description = "What happened, in order and on disk, as pages and as a stream"),
-        (name = "guests", description = "Guests: definition, lifecycle, console, RAM"),
-        (name = "mirrors", description = "Mirror VMs that share a guest's memory and run the migration helper"),
-        (name = "migrations", description = "Migrations of guests between hosts"),
+        (name = "problems", description = "The catalogue of problems"),
+        (name = "daemon", description = "The daemon itself: health, version, this document"),
+        (name = "access", description = "Callers: who one is, bearer tokens, sessions of browsers, the audit log"),
     ),
     components(schemas(ProblemBody, ProblemError, ProblemCode, BlockedReason)),
 )]
@@ -159,6 +159,7 @@ fn describe_operations(document: &mut Value) {
             for parameter in parameters.into_iter().flatten() {
                 merge_inline(&mut parameter["schema"]);
                 forbid_null(&mut parameter["schema"]);
+                say_example(parameter);
             }
             if let Value::Object(operation) = operation {
                 add_headers(operation, method == "get");
@@ -256,6 +257,25 @@ fn merge_inline(schema: &mut Value) {
     let all = parts.iter().rev().filter_map(Value::as_object).flatten();
     let merged: Map<String, Value> = all.map(|(k, v)| (k.clone(), v.clone())).collect();
     *schema = Value::Object(merged);
+}
+
+/// What an optional parameter looks like is said in its description: pages take an example for a value, and
+/// would send a key that was used, a condition that does not hold, and a filter that nothing passes.
+fn say_example(parameter: &mut Value) {
+    if parameter["required"] == true {
+        return;
+    }
+    let Some(parameter) = parameter.as_object_mut() else { return };
+    let of_schema = parameter.get_mut("schema").and_then(|schema| schema.as_object_mut()?.remove("example"));
+    let Some(example) = parameter.remove("example").or(of_schema) else { return };
+    let shown = match example.as_array().and_then(|list| list.first()).unwrap_or(&example) {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    if let Some(Value::String(text)) = parameter.get_mut("description") {
+        let end = if text.ends_with(['.', ')', ':']) { "" } else { "." };
+        text.push_str(&format!("{end} Example: `{shown}`"));
+    }
 }
 
 /// A parameter is there or absent; there is no way to write null.

@@ -123,7 +123,7 @@ fn looked_at(state: &AppState, key: &str) -> Result<Response, Problem> {
 /// It is refused from now on, and long polls and event streams that were opened with it end. A link whose
 /// session has not been opened yet is withdrawn by the id that the link was made with.
 #[utoipa::path(delete, path = "/v1/tokens/{token}", operation_id = "token_delete", tag = "access",
-    params(("token" = String, Path, description = "Id of the token")),
+    params(("token" = String, Path, description = "Id of the token", example = "0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11")),
     responses((status = 204, description = "The token is withdrawn")))]
 pub async fn delete_token(
     State(state): State<AppState>,
@@ -143,7 +143,7 @@ pub async fn delete_token(
 ///
 /// What `DELETE` would take away, or the problem that it would be refused with. Nothing is changed.
 #[utoipa::path(get, path = "/v1/tokens/{token}/deletion-preview", operation_id = "token_deletion_preview_get",
-    tag = "access", params(("token" = String, Path, description = "Id of the token")),
+    tag = "access", params(("token" = String, Path, description = "Id of the token", example = "0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11")),
     responses((status = 200, description = "It as it is now, and would be gone", body = Token)))]
 pub async fn token_deletion_preview(
     State(state): State<AppState>,

@@ -121,7 +121,7 @@ pub async fn create(
 /// another definition is refused with `id_taken`. With `If-None-Match: *` a guest that exists already is
 /// refused with 412.
 #[utoipa::path(put, path = "/v1/guests/{guest}", operation_id = "guest_put", tag = "guests", request_body = GuestCreate,
-    params(("guest" = Uuid, Path, description = "Id of the guest, a UUID"), DryRunParam, CreateOnlyParam, IfMatchParam),
+    params(("guest" = Uuid, Path, description = "Id of the guest, a UUID", example = "0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11"), DryRunParam, CreateOnlyParam, IfMatchParam),
     responses(
         (status = 200, description = "The guest is there already; or with `dry_run`, what would be defined", body = Guest),
         (status = 201, description = "The guest is defined", body = Guest),

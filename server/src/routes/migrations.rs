@@ -154,7 +154,7 @@ pub async fn create(
 /// nothing; another request is refused with `id_taken`.
 #[utoipa::path(put, path = "/v1/migrations/{migration}", operation_id = "migration_put", tag = "migrations",
     request_body = MigrationCreate,
-    params(("migration" = Uuid, Path, description = "Id of the migration, a UUID"), DryRunParam, CreateOnlyParam, IfMatchParam),
+    params(("migration" = Uuid, Path, description = "Id of the migration, a UUID", example = "0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11"), DryRunParam, CreateOnlyParam, IfMatchParam),
     responses(
         (status = 200, description = "The migration is there already; or with `dry_run`, what would begin", body = Migration),
         (status = 201, description = "The migration is recorded", body = Migration),
@@ -191,7 +191,7 @@ pub async fn put(
 /// from the next batch of pages on, other limits from the next time they are looked at.
 #[utoipa::path(patch, path = "/v1/migrations/{migration}", operation_id = "migration_update", tag = "migrations",
     request_body(content = MigrationUpdate, content_type = "application/merge-patch+json"),
-    params(("migration" = String, Path, description = "Id of the migration"), DryRunParam, IfMatchParam),
+    params(("migration" = String, Path, description = "Id of the migration", example = "0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11"), DryRunParam, IfMatchParam),
     responses((status = 200, description = "The migration as it is now, or with `dry_run` as it would be", body = Migration)))]
 pub async fn update(
     State(state): State<AppState>,
@@ -212,7 +212,7 @@ pub async fn update(
 ///
 /// With `If-None-Match` and `wait` the answer comes when the migration changes.
 #[utoipa::path(get, path = "/v1/migrations/{migration}", operation_id = "migration_get", tag = "migrations",
-    params(("migration" = String, Path, description = "Id of the migration"), WaitParams, IfNoneMatchParam),
+    params(("migration" = String, Path, description = "Id of the migration", example = "0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11"), WaitParams, IfNoneMatchParam),
     responses((status = 200, description = "The migration", body = Migration)))]
 pub async fn get(
     State(state): State<AppState>,
@@ -242,7 +242,7 @@ fn looked_at(record: MigrationRecord) -> Response {
 ///
 /// The migration must have ended.
 #[utoipa::path(delete, path = "/v1/migrations/{migration}", operation_id = "migration_delete", tag = "migrations",
-    params(("migration" = String, Path, description = "Id of the migration"), IfMatchParam),
+    params(("migration" = String, Path, description = "Id of the migration", example = "0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11"), IfMatchParam),
     responses((status = 204, description = "The migration is forgotten")))]
 pub async fn delete(
     State(state): State<AppState>,
@@ -262,7 +262,7 @@ pub async fn delete(
 ///
 /// What `DELETE` would take away, or the problem that it would be refused with. Nothing is changed.
 #[utoipa::path(get, path = "/v1/migrations/{migration}/deletion-preview", operation_id = "migration_deletion_preview_get",
-    tag = "migrations", params(("migration" = String, Path, description = "Id of the migration")),
+    tag = "migrations", params(("migration" = String, Path, description = "Id of the migration", example = "0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11")),
     responses((status = 200, description = "It as it is now, and would be gone", body = Migration)))]
 pub async fn deletion_preview(
     State(state): State<AppState>,
@@ -280,7 +280,7 @@ pub async fn deletion_preview(
 /// 202: cancelling was asked for, and `state` will tell what came of it. 200: the migration had already
 /// ended. 409 `past_point_of_no_return`: the destination may already run the guest.
 #[utoipa::path(post, path = "/v1/migrations/{migration}/cancel", operation_id = "migration_cancel", tag = "migrations",
-    params(("migration" = String, Path, description = "Id of the migration"), DryRunParam, IdempotencyKeyParam, IfMatchParam),
+    params(("migration" = String, Path, description = "Id of the migration", example = "0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11"), DryRunParam, IdempotencyKeyParam, IfMatchParam),
     responses(
         (status = 200, description = "It had ended already; or with `dry_run`, it could be cancelled", body = Migration),
         (status = 202, description = "Cancellation is asked for", body = Migration),
@@ -310,7 +310,7 @@ pub async fn cancel(
 /// The guest is paused and what is left is sent, however long a pause that takes. 409: the migration has not
 /// begun, has ended, or has gone too far for this.
 #[utoipa::path(post, path = "/v1/migrations/{migration}/switchover", operation_id = "migration_switchover", tag = "migrations",
-    params(("migration" = String, Path, description = "Id of the migration"), DryRunParam, IdempotencyKeyParam, IfMatchParam),
+    params(("migration" = String, Path, description = "Id of the migration", example = "0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11"), DryRunParam, IdempotencyKeyParam, IfMatchParam),
     responses(
         (status = 200, description = "With `dry_run`: it could be asked for", body = Migration),
         (status = 202, description = "The switchover is asked for", body = Migration),
@@ -352,7 +352,7 @@ pub async fn check(
 ///
 /// One entry for each pass over memory. They are kept after the end.
 #[utoipa::path(get, path = "/v1/migrations/{migration}/rounds", operation_id = "migration_round_list", tag = "migrations",
-    params(("migration" = String, Path, description = "Id of the migration")),
+    params(("migration" = String, Path, description = "Id of the migration", example = "0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11")),
     responses((status = 200, description = "The rounds", body = MigrationRoundList)))]
 pub async fn rounds(
     State(state): State<AppState>,
@@ -368,7 +368,7 @@ pub async fn rounds(
 /// paused, in the order of RAM addresses. They are the same on both hosts when memory arrived as it left.
 #[utoipa::path(get, path = "/v1/migrations/{migration}/page-digests",
     operation_id = "migration_page_digests_get", tag = "migrations",
-    params(("migration" = String, Path, description = "Id of the migration")),
+    params(("migration" = String, Path, description = "Id of the migration", example = "0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11")),
     responses((status = 200, description = "The digests, 16 bytes a page", body = Vec<u8>,
         content_type = "application/octet-stream")))]
 pub async fn page_digests(

@@ -111,7 +111,7 @@ pub async fn create(
 /// answered with 200 and changes nothing; any other is refused with `id_taken`.
 #[utoipa::path(put, path = "/v1/mirrors/{mirror}", operation_id = "mirror_put", tag = "mirrors",
     request_body = MirrorCreate,
-    params(("mirror" = Uuid, Path, description = "Id of the mirror, a UUID"), DryRunParam, CreateOnlyParam, IfMatchParam),
+    params(("mirror" = Uuid, Path, description = "Id of the mirror, a UUID", example = "0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11"), DryRunParam, CreateOnlyParam, IfMatchParam),
     responses(
         (status = 200, description = "The mirror is there already; or with `dry_run`, what would be made", body = Mirror),
         (status = 201, description = "The mirror is ready", body = Mirror),
@@ -148,7 +148,7 @@ pub async fn put(
 /// while a migration uses the mirror.
 #[utoipa::path(patch, path = "/v1/mirrors/{mirror}", operation_id = "mirror_update", tag = "mirrors",
     request_body(content = MirrorUpdate, content_type = "application/merge-patch+json"),
-    params(("mirror" = String, Path, description = "Id of the mirror"), DryRunParam, IfMatchParam),
+    params(("mirror" = String, Path, description = "Id of the mirror", example = "0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11"), DryRunParam, IfMatchParam),
     responses((status = 200, description = "The mirror as it is now, or with `dry_run` as it would be", body = Mirror)))]
 pub async fn update(
     State(state): State<AppState>,
@@ -166,7 +166,7 @@ pub async fn update(
 ///
 /// With `If-None-Match` and `wait` the answer comes when the mirror changes.
 #[utoipa::path(get, path = "/v1/mirrors/{mirror}", operation_id = "mirror_get", tag = "mirrors",
-    params(("mirror" = String, Path, description = "Id of the mirror"), WaitParams, IfNoneMatchParam),
+    params(("mirror" = String, Path, description = "Id of the mirror", example = "0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11"), WaitParams, IfNoneMatchParam),
     responses((status = 200, description = "The mirror", body = Mirror)))]
 pub async fn get(
     State(state): State<AppState>,
@@ -196,7 +196,7 @@ fn looked_at(record: MirrorRecord) -> Response {
 ///
 /// Not possible while a migration uses the mirror.
 #[utoipa::path(delete, path = "/v1/mirrors/{mirror}", operation_id = "mirror_delete", tag = "mirrors",
-    params(("mirror" = String, Path, description = "Id of the mirror"), IfMatchParam),
+    params(("mirror" = String, Path, description = "Id of the mirror", example = "0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11"), IfMatchParam),
     responses((status = 204, description = "The mirror is gone")))]
 pub async fn delete(
     State(state): State<AppState>,
@@ -216,7 +216,7 @@ pub async fn delete(
 ///
 /// What `DELETE` would take away, or the problem that it would be refused with. Nothing is changed.
 #[utoipa::path(get, path = "/v1/mirrors/{mirror}/deletion-preview", operation_id = "mirror_deletion_preview_get",
-    tag = "mirrors", params(("mirror" = String, Path, description = "Id of the mirror")),
+    tag = "mirrors", params(("mirror" = String, Path, description = "Id of the mirror", example = "0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11")),
     responses((status = 200, description = "It as it is now, and would be gone", body = Mirror)))]
 pub async fn deletion_preview(
     State(state): State<AppState>,
@@ -240,7 +240,7 @@ pub async fn deletion_preview(
 /// helper, or that the guest shares with its host.
 #[utoipa::path(post, path = "/v1/mirrors/{mirror}/exports", operation_id = "mirror_export", tag = "mirrors",
     request_body = ExportBody,
-    params(("mirror" = String, Path, description = "Id of the mirror"), DryRunParam, IfMatchParam, IdempotencyKeyParam),
+    params(("mirror" = String, Path, description = "Id of the mirror", example = "0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11"), DryRunParam, IfMatchParam, IdempotencyKeyParam),
     responses((status = 200, description = "The sealed batch; with `dry_run`, without its records", body = BatchBody)))]
 pub async fn export(
     State(state): State<AppState>,
@@ -264,7 +264,7 @@ pub async fn export(
 /// owner has not agreed to.
 #[utoipa::path(post, path = "/v1/mirrors/{mirror}/imports", operation_id = "mirror_import", tag = "mirrors",
     request_body = ImportBody,
-    params(("mirror" = String, Path, description = "Id of the mirror"), DryRunParam, IfMatchParam, IdempotencyKeyParam),
+    params(("mirror" = String, Path, description = "Id of the mirror", example = "0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11"), DryRunParam, IfMatchParam, IdempotencyKeyParam),
     responses((status = 200, description = "How the import is", body = MirrorImport)))]
 pub async fn import(
     State(state): State<AppState>,
@@ -283,7 +283,7 @@ pub async fn import(
 ///
 /// Exits and CPU time of its vCPUs, as they are now.
 #[utoipa::path(get, path = "/v1/mirrors/{mirror}/stats", operation_id = "mirror_stats_get", tag = "mirrors",
-    params(("mirror" = String, Path, description = "Id of the mirror")),
+    params(("mirror" = String, Path, description = "Id of the mirror", example = "0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11")),
     responses((status = 200, description = "The counters", body = MirrorStats)))]
 pub async fn stats(
     State(state): State<AppState>,
@@ -296,7 +296,7 @@ pub async fn stats(
 ///
 /// Its events as lines of text: changes of state and failures, including those of its helper.
 #[utoipa::path(get, path = "/v1/mirrors/{mirror}/log", operation_id = "mirror_log_list", tag = "mirrors",
-    params(("mirror" = String, Path, description = "Id of the mirror")),
+    params(("mirror" = String, Path, description = "Id of the mirror", example = "0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11")),
     responses((status = 200, description = "The lines", body = MirrorLog)))]
 pub async fn log(State(state): State<AppState>, Path(key): Path<String>) -> Result<Json<MirrorLog>, Problem> {
     let (host, id) = (state.host()?, id_of(&key)?);
@@ -315,7 +315,7 @@ pub async fn log(State(state): State<AppState>, Path(key): Path<String>) -> Resu
 ///
 /// The plan in force, in numbers. `layout.svg` draws it.
 #[utoipa::path(get, path = "/v1/mirrors/{mirror}/layout", operation_id = "mirror_layout_get", tag = "mirrors",
-    params(("mirror" = String, Path, description = "Id of the mirror")),
+    params(("mirror" = String, Path, description = "Id of the mirror", example = "0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11")),
     responses((status = 200, description = "The layout", body = AddressSpacePlan)))]
 pub async fn layout(
     State(state): State<AppState>,
@@ -342,7 +342,7 @@ fn drawn(mirror: &MirrorRecord, guest: &GuestRecord) -> Response {
 ///
 /// The plan in force as a drawing: the guest's address spaces and the mirror's side by side.
 #[utoipa::path(get, path = "/v1/mirrors/{mirror}/layout.svg", operation_id = "mirror_drawing_get", tag = "mirrors",
-    params(("mirror" = String, Path, description = "Id of the mirror")),
+    params(("mirror" = String, Path, description = "Id of the mirror", example = "0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11")),
     responses((status = 200, description = "The drawing", body = String, content_type = "image/svg+xml")))]
 pub async fn drawing(
     State(state): State<AppState>,

@@ -23,7 +23,7 @@ use crate::state::AppState;
 /// carried by hand to a source that cannot ask over the network. 404 while there is no token.
 #[utoipa::path(get, path = "/v1/migrations/{migration}/hand-over-token",
     operation_id = "migration_hand_over_token_get", tag = "migrations",
-    params(("migration" = String, Path, description = "Id of the migration")),
+    params(("migration" = String, Path, description = "Id of the migration", example = "0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11")),
     responses((status = 200, description = "The token", body = HandOverToken)))]
 pub async fn token(
     State(state): State<AppState>,
@@ -40,7 +40,7 @@ pub async fn token(
 /// could check a token (422 `not_checkable`); only an administrator's word is left.
 #[utoipa::path(post, path = "/v1/migrations/{migration}/resolution", operation_id = "migration_resolve",
     tag = "migrations", request_body = ResolveBody,
-    params(("migration" = String, Path, description = "Id of the migration"), DryRunParam, IdempotencyKeyParam, IfMatchParam),
+    params(("migration" = String, Path, description = "Id of the migration", example = "0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11"), DryRunParam, IdempotencyKeyParam, IfMatchParam),
     responses(
         (status = 200, description = "With `dry_run`: it is in doubt, and the request is good", body = Migration),
         (status = 202, description = "It is taken; `state` tells the outcome", body = Migration),

@@ -19,6 +19,35 @@ const FILES: [(&str, &str); 7] = [
 ];
 /// The page's own script.
 const START: (&str, &str) = ("swagger-initializer.js", "text/javascript; charset=utf-8");
+/// What the page is called, in its tab and in bookmarks, and what it is called as it comes.
+const TITLE: (&str, &str) = ("<title>mirrorvm API</title>", "<title>Swagger UI</title>");
+/// In which order the operations of a group are shown, by how one uses them: what makes something first, what
+/// removes it last. Those that are not named come between, as in the document.
+const FIRST: [&str; 11] = [
+    "guest_create",
+    "ram_block_create",
+    "guest_start",
+    "guest_list",
+    "guest_get",
+    "migration_check_create",
+    "migration_create",
+    "mirror_create",
+    "peer_host_create",
+    "peer_host_capabilities_get",
+    "helper_image_create",
+];
+const LAST: [&str; 10] = [
+    "guest_stop",
+    "guest_deletion_preview_get",
+    "guest_delete",
+    "guest_put",
+    "migration_delete",
+    "mirror_delete",
+    "peer_host_delete",
+    "helper_image_delete",
+    "token_delete",
+    "session_delete",
+];
 /// More than any of its files has bytes.
 const LARGEST: usize = 8 << 20;
 
@@ -50,13 +79,54 @@ pub(super) fn file(name: &str, document: &str) -> Result<Option<File>, BadArchiv
         return Ok(Some(File { bytes: script(document).into_bytes(), kind: START.1 }));
     }
     let Some((name, kind)) = FILES.into_iter().find(|(known, _)| *known == name) else { return Ok(None) };
-    Ok(Some(File { bytes: unpacked(name)?, kind }))
+    let mut bytes = unpacked(name)?;
+    if name == "index.html" {
+        let html = String::from_utf8(bytes).map_err(|_| BadArchive::File(name))?;
+        bytes = html.replace(TITLE.1, TITLE.0).into_bytes();
+    }
+    Ok(Some(File { bytes, kind }))
 }
 
-/// Makes the page show `document`. Changes by session need our header, and it disturbs nothing else.
+/// Makes the page show `document`. Changes by session need our header, and it disturbs nothing else. The page
+/// shows an answer when it has ended, which a stream does not: what comes of it in three seconds is shown.
 fn script(document: &str) -> String {
     format!(
-        r##"window.onload = () => {{
+        r##"const first = {FIRST:?};
+const last = {LAST:?};
+const place = (operation) => {{
+  const id = operation.getIn(["operation", "operationId"]);
+  const end = last.indexOf(id);
+  if (end >= 0) return first.length + 1 + end;
+  const begin = first.indexOf(id);
+  return begin >= 0 ? begin : first.length;
+}};
+// Groups whose name fits, and of the others the operations whose name, path or summary does.
+const filtered = (groups, phrase) => {{
+  const wanted = phrase.trim().toLowerCase();
+  const fits = (text) => (text || "").toLowerCase().includes(wanted);
+  return groups
+    .map((group, name) => fits(name) ? group : group.update("operations", (all) => all.filter((o) =>
+      fits(o.get("path")) || fits(o.getIn(["operation", "operationId"])) || fits(o.getIn(["operation", "summary"])))))
+    .filter((group) => group.get("operations").size > 0);
+}};
+const beginningOf = async (url, request) => {{
+  const stop = new AbortController();
+  const answer = await fetch(url, {{ ...request, signal: stop.signal }});
+  const text = [];
+  const reader = answer.body.getReader();
+  const decoder = new TextDecoder();
+  const end = setTimeout(() => stop.abort(), 3000);
+  try {{
+    for (let part = await reader.read(); !part.done; part = await reader.read()) {{
+      text.push(decoder.decode(part.value, {{ stream: true }}));
+    }}
+  }} catch {{
+    text.push(": the page shows three seconds of a stream\n");
+  }}
+  clearTimeout(end);
+  return new Response(text.join(""), {{ status: answer.status, statusText: answer.statusText, headers: answer.headers }});
+}};
+window.onload = () => {{
   window.ui = SwaggerUIBundle({{
     url: {document:?},
     dom_id: "#swagger-ui",
@@ -64,9 +134,16 @@ fn script(document: &str) -> String {
     displayOperationId: true,
     tryItOutEnabled: true,
     validatorUrl: "none",
-    requestInterceptor: (r) => {{ r.headers["X-Mirrorvm"] = "1"; return r; }},
+    filter: true,
+    operationsSorter: (one, other) => place(one) - place(other),
+    syntaxHighlight: false,
+    requestInterceptor: (r) => {{
+      r.headers["X-Mirrorvm"] = "1";
+      if (new URL(r.url, location).pathname === "/v1/events/stream") r.userFetch = beginningOf;
+      return r;
+    }},
     presets: [SwaggerUIBundle.presets.apis, SwaggerUIStandalonePreset],
-    plugins: [SwaggerUIBundle.plugins.DownloadUrl],
+    plugins: [SwaggerUIBundle.plugins.DownloadUrl, () => ({{ fn: {{ opsFilter: filtered }} }})],
     layout: "StandaloneLayout",
   }});
 }};
@@ -119,6 +196,20 @@ mod tests {
         let named = html.split(['"', '\'']).filter_map(|part| part.strip_prefix("./"));
         let missing: Vec<_> = named.filter(|name| file(name, "/d").unwrap().is_none()).collect();
         assert!(missing.is_empty() && html.contains(START.0), "{missing:?}");
+    }
+
+    #[test]
+    fn the_page_is_called_after_what_it_shows() {
+        let html = String::from_utf8(file("index.html", "/d").unwrap().unwrap().bytes).unwrap();
+        assert!(html.contains(TITLE.0) && !html.contains("<title>Swagger"), "{html}");
+    }
+
+    #[test]
+    fn what_is_shown_first_or_last_is_an_operation() {
+        let known: Vec<&str> = crate::access::table::OPERATIONS.iter().map(|o| o.id).collect();
+        for id in FIRST.iter().chain(&LAST) {
+            assert!(known.contains(id), "{id}");
+        }
     }
 
     #[test]
