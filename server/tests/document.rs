@@ -109,7 +109,7 @@ fn the_table_of_operations_is_the_documents() {
 #[test]
 fn codes_are_documented_as_they_are_sent() {
     let codes: Vec<&str> = ProblemCode::ALL.iter().map(|c| c.as_str()).collect();
-    for schema in ["Problem", "ProblemKind"] {
+    for schema in ["Problem"] {
         let code = &document()["components"]["schemas"][schema]["properties"]["code"];
         assert_eq!(code["x-extensible-enum"], json!(codes), "{schema}");
         assert_eq!(code["type"], "string", "{schema}");
