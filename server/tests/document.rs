@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 
 use mirrorvmd::access::table::OPERATIONS;
 use mirrorvmd::openapi::{Document, compat};
-use mirrorvmd::problem::ProblemCode;
+use mirrorvmd::problem::{Entry, ProblemCode};
 use serde_json::{Value, json};
 
 fn document() -> Value {
@@ -108,8 +108,9 @@ fn the_table_of_operations_is_the_documents() {
 
 #[test]
 fn codes_are_documented_as_they_are_sent() {
-    let codes: Vec<&str> = ProblemCode::ALL.iter().map(|c| c.as_str()).collect();
-    for schema in ["Problem"] {
+    let answers: Vec<&str> = ProblemCode::ALL.iter().map(|c| c.as_str()).collect();
+    let all: Vec<&str> = Entry::all().map(Entry::code).collect();
+    for (schema, codes) in [("Problem", answers), ("ProblemKind", all)] {
         let code = &document()["components"]["schemas"][schema]["properties"]["code"];
         assert_eq!(code["x-extensible-enum"], json!(codes), "{schema}");
         assert_eq!(code["type"], "string", "{schema}");

@@ -46,8 +46,8 @@ pub struct Fault {
     pub code: String,
     /// What happened, in a sentence.
     pub detail: String,
-    /// What helps against it, in sentences: the `fix` of the code's entry in `/v1/problems`. Of a migration that
-    /// the destination may have refused, it also says what helps there.
+    /// What helps against it, in sentences: the `fix` of the code's entry in `/v1/problems`. Of a migration
+    /// that the destination may have refused, it also says what helps there.
     #[schema(example = "Look into the other daemon's log.")]
     pub fix: String,
 }

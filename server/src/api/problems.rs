@@ -15,8 +15,8 @@ pub struct ProblemKind {
     /// Stable code of the problem. The list is open: new codes may be added.
     #[schema(example = "not_found")]
     pub code: &'static str,
-    /// HTTP status of answers with this problem. 200: no request is answered with it; it stands in the `error`
-    /// of a resource, or among the findings of a check or the reasons of another problem.
+    /// HTTP status of answers with this problem. 200: no request is answered with it; it stands in the
+    /// `error` of a resource, or among the findings of a check or the reasons of another problem.
     #[schema(example = 404)]
     pub status: u16,
     /// Short name of the problem.

@@ -18,7 +18,9 @@ use crate::access::Access;
 use crate::access::table::{self, Operation};
 use crate::api::version::API_VERSION;
 use crate::api::{driver, sha256_text};
-use crate::problem::{BlockedReason, MAX_SAFE_INTEGER, PROBLEM_JSON, ProblemBody, ProblemCode, ProblemError};
+use crate::problem::{
+    BlockedReason, Entry, MAX_SAFE_INTEGER, PROBLEM_JSON, ProblemBody, ProblemCode, ProblemError,
+};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -127,6 +129,11 @@ fn complete(document: &mut Value, drivers: &Drivers) {
     if let Some(code) = document.pointer_mut("/components/schemas/ProblemCode/enum") {
         // The derive does not see through the catalogue's macro to the names that the API uses.
         *code = ProblemCode::ALL.iter().map(|c| c.as_str()).collect();
+    }
+    // Those that stand in resources alone are explained, too.
+    if let Some(Value::Object(code)) = document.pointer_mut("/components/schemas/ProblemKind/properties/code")
+    {
+        code.insert("x-extensible-enum".into(), Entry::all().map(Entry::code).collect());
     }
     if let Some(schemas) = document.pointer_mut("/components/schemas") {
         if let Some(schemas) = schemas.as_object_mut() {

@@ -46,8 +46,8 @@ impl Entry {
         }
     }
 
-    /// The HTTP status of an answer in which the code stands: a resource is read with 200, whatever has become
-    /// of it.
+    /// The HTTP status of an answer in which the code stands: a resource is read with 200, whatever has
+    /// become of it.
     pub const fn status(self) -> u16 {
         match self {
             Self::Problem(code) => code.status().as_u16(),
