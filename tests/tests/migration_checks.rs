@@ -111,6 +111,31 @@ fn what_a_destination_has_against_a_guest_is_found_before_and_all_at_once() {
     assert_eq!(b.guest_state("g1"), "running");
 }
 
+/// Nothing else may look into a guest that leaves. The look says so before, and how the mirror is of use.
+#[test]
+fn a_mirror_that_is_there_already_is_in_the_way_unless_it_is_named() {
+    let (a, b) = pair();
+    let _ = a.run_guest(&emulated("g1"));
+    let wanted = migration("g1", "b", "precopy");
+    let strategy = json!({"kind": "shifted", "shift": {"kind": "4gib"}});
+    let mirror = a.post("/v1/mirrors", &json!({"guest": "g1", "strategy": strategy})).expect(201).json();
+    let found = check(&a, &wanted);
+    assert_eq!(codes(&found["blockers"]), ["in_use"], "{found}");
+    let blocker = &found["blockers"][0];
+    assert!(blocker["detail"].as_str().unwrap().contains(mirror["id"].as_str().unwrap()), "{blocker}");
+    assert!(blocker["fix"].as_str().unwrap().contains("\"kind\": \"existing\""), "{blocker}");
+    for path in ["/v1/migrations?dry_run=true", "/v1/migrations"] {
+        let refused = a.post(path, &wanted).expect(409);
+        assert_eq!(refused.problem(), "in_use", "{path}: {}", refused.text());
+    }
+    assert!(a.items("/v1/migrations").is_empty() && b.items("/v1/guests").is_empty());
+    // As the fix says.
+    let mut named = wanted;
+    named["mirror"] = json!({"kind": "existing", "mirror": mirror["id"]});
+    all_pass(&a, &named);
+    assert_eq!(b.guest_state("g1"), "running");
+}
+
 #[test]
 fn this_host_s_reasons_and_the_destination_s_are_told_together() {
     let (a, b) = pair();

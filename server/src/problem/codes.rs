@@ -172,7 +172,7 @@ catalogue! {
     InUse = Answer "in_use", CONFLICT, retry true,
         "The resource is in use",
         cause "Another resource depends on it.",
-        fix "Remove what uses it first.";
+        fix "Remove what uses it first. Where a mirror uses the guest, a migration can go through it: name it by `\"mirror\": {\"kind\": \"existing\", \"mirror\": ID}`.";
     /// The id is taken by something else.
     IdTaken = Answer "id_taken", CONFLICT, retry false,
         "Another resource has this id",

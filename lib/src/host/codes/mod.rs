@@ -94,6 +94,7 @@ pub(super) const fn codes_of(error: &HostError) -> Codes {
         HostError::GuestMoved { .. } => {
             Codes::of(Answer::GuestMoved, "ask the host that has it").recorded(Code::MirrorFailed)
         }
+        HostError::InUse { kind: ResourceKind::Guest, .. } => Codes::of(Answer::InUse, THROUGH_IT),
         HostError::InUse { .. } => Codes::of(Answer::InUse, "remove what uses it first, or name it"),
         HostError::PastPointOfNoReturn => Codes::unexpected(Answer::PastPointOfNoReturn),
         HostError::DestinationIsSelf => Codes::of(Answer::ValidationFailed, "choose another host")
@@ -150,6 +151,8 @@ pub(super) const fn codes_of(error: &HostError) -> Codes {
 }
 
 const NAME_ONE: &str = "add the destination with POST /v1/hosts, or name a mirror that exists";
+/// A guest that leaves has one mirror, through which it leaves.
+const THROUGH_IT: &str = "migrate through the mirror that the guest has: name it by \"mirror\": {\"kind\": \"existing\", \"mirror\": ID} in the request; or DELETE it first";
 const AS_LAUNCHED: &str = "use a strategy as GET /v1/strategies lists it, and the built-in helper image";
 
 /// Of a store that does not take what is to be kept.
