@@ -13,7 +13,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mirrorvm::address_space::{PspVia, Shift, Strategy};
+use mirrorvm::address_space::{GuestLayout, PspVia, Shift, Strategy};
 use mirrorvm::boot_files::BootFile;
 use mirrorvm::codes::Capability;
 use mirrorvm::guest::drivers::{Body, Definition, Driver, DriverSchema, Facts, MirrorsOn, Order};
@@ -415,8 +415,9 @@ async fn a_newer_database_is_refused_by_name() {
     assert_eq!(fs::read(&database).unwrap(), before);
 }
 
-/// A driver whose machines are never made; it knows these members.
-struct Paper(&'static [&'static str]);
+/// A driver whose machines are never made; it knows these members, and says that its guests need so many
+/// bytes of their first block.
+struct Paper(&'static [&'static str], u64);
 
 impl Driver for Paper {
     fn name(&self) -> &'static str {
@@ -452,6 +453,11 @@ impl Driver for Paper {
         MirrorsOn::Software
     }
 
+    fn starts_in(&self, _: &DriverSpec, home: &GuestLayout) -> Result<(), MachineError> {
+        let have = home.ram().next().map_or(0, |block| block.size);
+        if have < self.1 { Err(MachineError::TooSmall { have, need: self.1 }) } else { Ok(()) }
+    }
+
     fn make(&self, _: Order<'_>) -> Result<Body, MachineError> {
         Err(MachineError::Unsupported { what: "paper" })
     }
@@ -462,7 +468,7 @@ async fn a_stored_guest_of_a_driver_that_is_gone_or_knows_less_is_kept_and_its_s
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("state");
     let with = async |drivers: Drivers| open_with(&state, drivers).await;
-    let paper = |known| Drivers::default().with(Arc::new(Paper(known))).unwrap();
+    let paper = |known| Drivers::default().with(Arc::new(Paper(known, 0))).unwrap();
     let driver = DriverSpec::of("paper", &json!({"size": 3, "disks": [{"file": "a"}]})).unwrap();
     let host = with(paper(&["size", "disks"])).await;
     let spec = support::hosts::guest(driver, &[(8, Some(0))]);
@@ -503,4 +509,40 @@ fn workload() -> WorkloadGuest {
         withdraws_readiness_after_ms: None,
     };
     WorkloadGuest { vcpus: 1, workload, sev: None }
+}
+
+/// A build whose guests need more than those of the build before refuses new ones; it keeps what is defined.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stored_guest_that_cannot_start_in_its_ram_is_kept_and_its_start_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let needing = |bytes| Drivers::default().with(Arc::new(Paper(&[], bytes))).unwrap();
+    let spec = || {
+        let driver = DriverSpec::of("paper", &json!({})).unwrap();
+        support::hosts::guest(driver, &[(8, None), (8, Some(0))])
+    };
+    let host = open_with(&state, needing(0)).await;
+    let defined = host.define_guest(spec(), &Ask::now()).await.unwrap();
+    host.shutdown().await;
+    drop(host);
+    let host = open_with(&state, needing(64 << 20)).await;
+    assert_eq!(host.guest("g1").unwrap().spec, defined.spec);
+    for ask in [Ask { dry_run: true, ..Ask::now() }, Ask::now()] {
+        match host.guest_action("g1", GuestAction::Start, &ask).await {
+            Err(HostError::LayoutUnusable { why }) => assert!(why.contains("needs 67108864"), "{why}"),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(host.guest("g1").unwrap().state, GuestState::Stopped);
+        let another = GuestSpec { name: "g2".into(), ..spec() };
+        match host.define_guest(another, &ask).await {
+            Err(HostError::Invalid(errors)) => {
+                // The first that is plugged: a guest starts from no other.
+                let found: Vec<_> = errors.iter().map(|e| (e.pointer.as_str(), e.code)).collect();
+                assert_eq!(found, [("/memory/blocks/1/size_bytes", "layout_unusable")]);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    host.delete_guest("g1", &Ask::now()).await.unwrap();
+    host.shutdown().await;
 }

@@ -45,6 +45,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("idempotency_key_in_use", "api_changes: of_many_requests_with_a_key_at_once_one_takes_effect"),
     ("past_point_of_no_return", "faults: cancelling after START"),
     ("guest_unconfirmed", "state_files: after_a_restore_a_guest_starts_when_every_known_peer_was_asked"),
+    ("layout_unusable", "bad_input: ram_that_no_guest_can_start_in_is_refused_when_it_is_defined"),
     ("policy_forbids", "ram: policies_and_levels_are_obeyed_over_rest"),
     ("mirror_at_launch", "ram: what_a_launch_decided_stays_decided"),
     ("helper_not_launched", "ram: what_a_launch_decided_stays_decided"),

@@ -315,6 +315,62 @@ fn guests_that_cannot_be() {
     assert!(begun.elapsed().as_secs() < 10);
 }
 
+/// Not when somebody starts it: by then who wrote the definition may be gone.
+#[test]
+fn ram_that_no_guest_can_start_in_is_refused_when_it_is_defined() {
+    let d = Daemon::start("a");
+    let mib = |n: u64| n << 20;
+    let guest = |name: &str, blocks: Value| {
+        let driver = json!({"kind": "emulated", "workload": {"working_set_bytes": 0}});
+        json!({"name": name, "driver": driver, "memory": {"blocks": blocks}})
+    };
+    let first = |bytes: u64| json!([{"name": "ram0", "size_bytes": bytes, "gpa": 0}]);
+    let mut needed = Vec::new();
+    for path in ["/v1/guests", "/v1/guests?dry_run=true"] {
+        let refused = d.post(path, &guest("small", first(4096))).expect(422).json();
+        let error = &refused["errors"][0];
+        assert_eq!(
+            (&error["pointer"], &error["code"]),
+            (&json!("/memory/blocks/0/size_bytes"), &json!("layout_unusable")),
+            "{refused}"
+        );
+        let detail = error["detail"].as_str().unwrap();
+        let words = detail.split_once("the workload needs ").unwrap().1;
+        needed.push(words.split(':').next().unwrap().parse::<u64>().unwrap());
+    }
+    assert!(d.items("/v1/guests").is_empty());
+    // A default that goes by all RAM, and a first block that is a fortieth of it.
+    let many: Vec<Value> = (0..40u64)
+        .map(|i| json!({"name": format!("b{i}"), "size_bytes": mib(4), "gpa": mib(8) * i}))
+        .collect();
+    let mut spread = guest("spread", many.into());
+    spread["driver"] = json!({"kind": "emulated"});
+    assert_eq!(d.post("/v1/guests", &spread).expect(422).problem(), INVALID);
+    // The bound is that of a start, to the page.
+    let need = needed[0].next_multiple_of(4096);
+    assert_eq!(needed, [needed[0]; 2]);
+    let _ = d.post("/v1/guests", &guest("less", first(need - 4096))).expect(422);
+    let _ = d.post("/v1/guests", &guest("just", first(need))).expect(201);
+    // What a block more takes of the first is looked at, too, where it has an address.
+    let block = |name: &str, gpa: Value| json!({"name": name, "size_bytes": mib(2), "gpa": gpa});
+    let more = d.post("/v1/guests/just/ram-blocks", &block("ram1", json!(mib(64)))).expect(422).json();
+    assert_eq!(more["errors"][0]["code"], "layout_unusable", "{more}");
+    let _ = d.post("/v1/guests/just/ram-blocks", &block("ram1", Value::Null)).expect(201);
+    let _ = d.act("/v1/guests/just/start").expect(202);
+    d.guest_in("just", "running");
+    // Blocks can be plugged into a definition; until then it does not start, and says so at once.
+    let bare = json!([{"name": "ram0", "size_bytes": mib(8)}]);
+    let _ = d.post("/v1/guests", &guest("bare", bare)).expect(201);
+    for path in ["/v1/guests/bare/start?dry_run=true", "/v1/guests/bare/start"] {
+        let refused = d.act(path).expect(409);
+        assert_eq!(refused.problem(), "layout_unusable", "{path}: {}", refused.text());
+    }
+    assert_eq!(d.guest_state("bare"), "stopped");
+    let _ = d.post("/v1/guests/bare/ram-blocks", &block("ram1", json!(0))).expect(201);
+    let _ = d.act("/v1/guests/bare/start").expect(202);
+    d.guest_in("bare", "running");
+}
+
 #[test]
 fn actions_that_do_not_fit_the_state() {
     if !kvm() {

@@ -393,9 +393,7 @@ codes! {
         cause "No machine could be made for the guest, or the one that it had failed.",
         fix "look into the daemon's log for what the hypervisor said, then start the guest again";
     /// The guest does not fit its RAM.
-    LayoutUnusable = "layout_unusable", retry false,
-        cause "The guest's driver cannot start a guest in RAM that is laid out like this: the first block is too small for what it loads there, or no block is plugged.",
-        fix "define the guest with a larger first block; `detail` says how many bytes are needed";
+    LayoutUnusable = "layout_unusable", answers requests;
     /// A file that the guest boots from cannot be used.
     BootFileUnusable = "boot_file_unusable", retry true,
         cause "A file that the guest boots from is missing, cannot be read, or is not beneath a directory of images.",

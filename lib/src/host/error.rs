@@ -90,6 +90,12 @@ pub enum HostError {
         /// Who uses it.
         user: String,
     },
+    /// No guest of the driver can start in RAM that is laid out as the definition has it.
+    #[error("the guest cannot start in its RAM: {why}")]
+    LayoutUnusable {
+        /// What is wrong with it, with the numbers.
+        why: String,
+    },
     /// The migration cannot be called off any more.
     #[error("START has gone out; the destination may already run the guest")]
     PastPointOfNoReturn,

@@ -239,6 +239,16 @@ impl Inner {
         self.layout_for(&record.spec.driver, &bare)
     }
 
+    /// Whether the guest's driver could start it in the RAM of its definition: by the same layout as a start.
+    ///
+    /// # Errors
+    /// [`HostError::LayoutUnusable`].
+    pub fn check_starts_in_its_ram(&self, record: &GuestRecord) -> Result<(), HostError> {
+        let home = self.home_layout(record)?;
+        let starts = self.driver(&record.spec.driver)?.starts_in(&record.spec.driver, &home);
+        starts.map_err(|e| HostError::LayoutUnusable { why: super::faults::machine_fault(&e).detail })
+    }
+
     fn sev_setup(
         &self,
         driver: &DriverSpec,

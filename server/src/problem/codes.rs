@@ -188,6 +188,11 @@ catalogue! {
         "The first request with this key is still running",
         cause "Another request with the same `Idempotency-Key` has not been answered yet.",
         fix "Send it again after `Retry-After` seconds: the answer will be the first request's.";
+    /// No guest could start in such RAM.
+    LayoutUnusable = Answer "layout_unusable", CONFLICT, retry false,
+        "The guest cannot start in its RAM",
+        cause "The guest's driver cannot start a guest in RAM that is laid out like this: the first block is too small for what it loads there, or no block is plugged. Such definitions are refused; this one is of an earlier build, or all its blocks are unplugged.",
+        fix "Define the guest anew with a larger first block; `detail` says how many bytes are needed. Where no block is plugged, add one that is.";
     /// It is too late to call the migration off.
     PastPointOfNoReturn = Answer "past_point_of_no_return", CONFLICT, retry false,
         "The migration cannot be canceled any more",

@@ -94,6 +94,7 @@ impl From<HostError> for Problem {
             | HostError::Maintenance
             | HostError::IdTaken { .. }
             | HostError::GuestMoved { .. }
+            | HostError::LayoutUnusable { .. }
             | HostError::PastPointOfNoReturn
             | HostError::PeerSilent(_)
             | HostError::PolicyForbids { .. }
@@ -186,6 +187,7 @@ mod tests {
             (HostError::GenerationMismatch { kind: ResourceKind::Guest, generation: 7 }, 412),
             (HostError::IdTaken { kind: ResourceKind::Guest }, 409),
             (HostError::Maintenance, 409),
+            (HostError::LayoutUnusable { why: "no RAM block is plugged".into() }, 409),
             (HostError::PastPointOfNoReturn, 409),
             (HostError::DestinationIsSelf, 422),
             (HostError::DestinationRefuses(Vec::new()), 409),

@@ -77,6 +77,10 @@ impl Driver for EmulatedDriver {
         Ok(bare.with_helper(helper_block_size(&bare, helper)?, true)?)
     }
 
+    fn starts_in(&self, spec: &DriverSpec, home: &GuestLayout) -> Result<(), MachineError> {
+        workload::starts_in(spec, home)
+    }
+
     fn write_rate(&self, spec: &DriverSpec) -> Option<WriteRate> {
         workload::write_rate(spec)
     }

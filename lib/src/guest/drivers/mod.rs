@@ -324,6 +324,16 @@ pub trait Driver: Send + Sync {
         Ok(bare.with_helper(helper_block_size(bare, helper)?, true)?)
     }
 
+    /// Whether a guest could start in RAM that is laid out like this: `home`, with the blocks that are not
+    /// its own, as [`Driver::layout`] gives it. Looks at the numbers alone, by the same as [`Driver::make`].
+    ///
+    /// # Errors
+    /// What [`Driver::make`] would fail with.
+    fn starts_in(&self, spec: &DriverSpec, home: &GuestLayout) -> Result<(), MachineError> {
+        let _ = (spec, home);
+        Ok(())
+    }
+
     /// What RAM may lie on where the definition leaves that to the host, the best first; at least one.
     fn backings(&self) -> &'static [Backing] {
         &[Backing::Anonymous]

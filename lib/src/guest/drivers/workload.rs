@@ -18,7 +18,7 @@ use crate::guest::driver::{
     DriverSpec, Fill, LaunchMirror, Parameters, ProtectionLevel, SevSpec, WorkloadSpec,
 };
 use crate::guest::driver::{VCPUS, WORKERS};
-use crate::guest::embedded::{Embedded, EmbeddedSetup, EmbeddedSpec};
+use crate::guest::embedded::{Embedded, EmbeddedSetup, EmbeddedSpec, WorkloadPlan};
 use crate::reading::{Decode, Errors, FieldError, Fields, MAX_SAFE_INTEGER, Node, one_of};
 use crate::sev::Policy;
 
@@ -476,6 +476,12 @@ pub(super) fn with_save_areas(spec: &DriverSpec, bare: &GuestLayout) -> Result<G
         }
         Ok(WorkloadGuest { sev: Some(_) | None, .. }) | Err(_) => Ok(bare.clone()),
     }
+}
+
+/// Whether the workload finds room in the first block.
+pub(super) fn starts_in(spec: &DriverSpec, home: &GuestLayout) -> Result<(), MachineError> {
+    let WorkloadGuest { vcpus, workload, .. } = spec.read().map_err(MachineError::Parameters)?;
+    WorkloadPlan::new(home, vcpus, workload.working_set_bytes).map(drop)
 }
 
 pub(super) fn write_rate(spec: &DriverSpec) -> Option<WriteRate> {

@@ -96,6 +96,7 @@ pub(super) const fn codes_of(error: &HostError) -> Codes {
         }
         HostError::InUse { kind: ResourceKind::Guest, .. } => Codes::of(Answer::InUse, THROUGH_IT),
         HostError::InUse { .. } => Codes::of(Answer::InUse, "remove what uses it first, or name it"),
+        HostError::LayoutUnusable { .. } => Codes::of(Answer::LayoutUnusable, LARGER_BLOCK),
         HostError::PastPointOfNoReturn => Codes::unexpected(Answer::PastPointOfNoReturn),
         HostError::DestinationIsSelf => Codes::of(Answer::ValidationFailed, "choose another host")
             .recorded(Code::DestinationIsSelf)
@@ -153,6 +154,8 @@ pub(super) const fn codes_of(error: &HostError) -> Codes {
 const NAME_ONE: &str = "add the destination with POST /v1/hosts, or name a mirror that exists";
 /// A guest that leaves has one mirror, through which it leaves.
 const THROUGH_IT: &str = "migrate through the mirror that the guest has: name it by \"mirror\": {\"kind\": \"existing\", \"mirror\": ID} in the request; or DELETE it first";
+const LARGER_BLOCK: &str =
+    "define the guest anew with a larger first block, or a driver that needs less; the detail says how much";
 const AS_LAUNCHED: &str = "use a strategy as GET /v1/strategies lists it, and the built-in helper image";
 
 /// Of a store that does not take what is to be kept.

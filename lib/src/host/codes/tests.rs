@@ -71,6 +71,7 @@ fn host_errors() -> Vec<HostError> {
         HostError::IdTaken { kind: ResourceKind::Migration },
         HostError::GuestMoved { peer: "b".into() },
         HostError::InUse { kind: ResourceKind::Guest, user: "a mirror".into() },
+        HostError::LayoutUnusable { why: "the first RAM block has 1 bytes, the workload needs 2".into() },
         HostError::PastPointOfNoReturn,
         HostError::DestinationIsSelf,
         HostError::DestinationRefuses(vec![theirs]),

@@ -69,6 +69,7 @@ impl Host {
         let bare = validate::guest(&self.inner.drivers, &spec)?;
         let boot = self.inner.boot_facts(&spec)?;
         let layout = self.inner.layout_for(&spec.driver, &bare)?;
+        ram::check_starts_in(&self.inner, &spec, &layout)?;
         self.inner.check_guest_free(id, &spec.name)?;
         let protection = self.inner.facts(&spec.driver).protection;
         Ok(GuestRecord::defined(id.unwrap_or_else(Uuid::now_v7), spec, layout, protection, boot))

@@ -3,17 +3,18 @@
 //! Owns: which guests may have one more, and what their definition and layout are then. Must not know: who
 //! asks, what a machine does with it.
 
-use crate::codes::Capability;
 use std::sync::Arc;
 
 use crate::addr::{Gpa, RamAddr};
 use crate::address_space::{BlockRole, BlockSpec, GuestLayout};
+use crate::codes::{Capability, Code};
 use crate::guest::{EncryptionStatus, StatusError, StatusExtent};
 use crate::host::guests::command::Command;
 use crate::host::guests::decide::no_block;
 use crate::host::inner::Inner;
 use crate::host::{
-    Ask, FieldError, GuestRecord, GuestState, Host, HostError, RamBlockInfo, ResourceKind, validate,
+    Ask, FieldError, GuestRecord, GuestSpec, GuestState, Host, HostError, RamBlockInfo, ResourceKind,
+    validate,
 };
 
 impl Host {
@@ -196,8 +197,33 @@ pub(in crate::host) fn with_block(
     let bare =
         validate::guest(&inner.drivers, &changed.spec).map_err(|e| of_block(e, record.spec.blocks.len()))?;
     let fresh = inner.layout_for(&changed.spec.driver, &bare)?;
+    // Page tables for a block more lie in the first.
+    let spoilt = check_starts_in(inner, &changed.spec, &fresh);
+    if let (Err(HostError::Invalid(errors)), Ok(())) = (spoilt, inner.check_starts_in_its_ram(record)) {
+        let of_this = |e: FieldError| FieldError::new("", e.code, format!("with this block, {}", e.detail));
+        return Err(HostError::Invalid(errors.into_iter().map(of_this).collect()));
+    }
     changed.layout = plugged_as(fresh, &record.layout)?;
     Ok(changed)
+}
+
+/// Whether a guest can start in the RAM of this definition, laid out as `home`. One without a plugged block
+/// is taken: blocks can be added.
+///
+/// # Errors
+/// [`HostError::Invalid`], with a pointer to the block that is too small.
+pub(in crate::host) fn check_starts_in(
+    inner: &Inner,
+    spec: &GuestSpec,
+    home: &GuestLayout,
+) -> Result<(), HostError> {
+    let Some(first) = spec.blocks.iter().position(|b| b.gpa.is_some()) else { return Ok(()) };
+    inner.driver(&spec.driver)?.starts_in(&spec.driver, home).map_err(|e| {
+        let detail = crate::host::faults::machine_fault(&e).detail;
+        let detail = format!("{detail}: make it larger, or what the driver is told to do smaller");
+        let at = format!("/memory/blocks/{first}/size_bytes");
+        HostError::Invalid(vec![FieldError::new(at, Code::LayoutUnusable.as_str(), detail)])
+    })
 }
 
 /// `layout` with the guest's own blocks plugged where `now` has them: since the definition they may have been

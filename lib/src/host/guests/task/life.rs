@@ -64,6 +64,7 @@ impl Owner {
             Course::Confirm => Ok(GuestRecord { unconfirmed: false, ..record }),
             Course::Turn { next, goal } => {
                 if next == GuestState::Starting {
+                    self.inner.check_starts_in_its_ram(&record)?;
                     self.inner.has_memory_for(&record)?;
                 }
                 Ok(GuestRecord { state: goal, ..record })
@@ -87,7 +88,10 @@ impl Owner {
     /// on is in the record.
     pub(super) fn start(&mut self, next: GuestState, reply: Reply<GuestRecord>) {
         let before = self.entry.record();
-        let memory = match self.inner.memory_for(&before.spec, &before.layout, before.boot.as_ref()) {
+        let fits = self.inner.check_starts_in_its_ram(&before);
+        let memory =
+            fits.and_then(|()| self.inner.memory_for(&before.spec, &before.layout, before.boot.as_ref()));
+        let memory = match memory {
             Ok(memory) => memory,
             Err(refused) => {
                 let _ = reply.send(Err(refused));
