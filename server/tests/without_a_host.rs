@@ -95,6 +95,48 @@ async fn what_needs_no_host_works() {
 }
 
 #[tokio::test]
+async fn the_document_is_sent_short_and_once() {
+    let ask = async |path: &str, headers: &[(&str, &str)]| {
+        let request = headers.iter().fold(Request::get(path), |r, (name, value)| r.header(*name, *value));
+        send(&service(), request.body(Body::empty()).unwrap()).await
+    };
+    let mut tags = std::collections::BTreeSet::new();
+    for path in ["/v1/openapi.json", "/v1/openapi-3.0.json"] {
+        let plain = ask(path, &[]).await;
+        let packed = ask(path, &[("accept-encoding", "br, gzip;q=0.9")]).await;
+        assert_eq!(plain.headers.get("content-encoding"), None);
+        assert_eq!(packed.headers["content-encoding"], "gzip");
+        assert!(packed.body.len() * 5 < plain.body.len(), "{} {}", packed.body.len(), plain.body.len());
+        // Ten bytes of head, and eight at the end: a checksum and the length.
+        let (deflated, end) = packed.body[10..].split_at(packed.body.len() - 18);
+        assert_eq!(miniz_oxide::inflate::decompress_to_vec(deflated).unwrap(), plain.body);
+        let sum = [rawzip::crc32(&plain.body), u32::try_from(plain.body.len()).unwrap()];
+        assert_eq!(end, sum.map(u32::to_le_bytes).concat());
+        for (answer, coding) in [(&plain, "identity"), (&packed, "gzip")] {
+            assert_eq!(answer.headers["content-type"], "application/json");
+            assert_eq!(answer.headers["vary"], "accept-encoding");
+            let tag = answer.headers["etag"].to_str().unwrap().to_owned();
+            assert!(tag.starts_with('"') && tags.insert(tag.clone()), "each has its own: {tag}");
+            for known in [tag.clone(), format!("\"x\", W/{tag}"), "*".to_owned()] {
+                let again = ask(path, &[("accept-encoding", coding), ("if-none-match", &known)]).await;
+                assert_eq!((again.status.as_u16(), again.body.len()), (304, 0), "{known}");
+                assert_eq!(again.headers["etag"], *tag);
+                assert_eq!(again.headers["vary"], "accept-encoding");
+            }
+            let other = ask(path, &[("accept-encoding", coding), ("if-none-match", "\"3\"")]).await;
+            assert_eq!((other.status.as_u16(), &other.body), (200, &answer.body));
+        }
+    }
+    assert_eq!(ask("/v1/openapi.json", &[("if-none-match", "3")]).await.problem(), "validation_failed");
+    // What answers to callers is never packed: with a secret beside something of the caller's own, its length
+    // would tell of the secret.
+    for path in ["/v1/problems", "/v1/version", "/docs/", "/metrics"] {
+        let answer = ask(path, &[("accept-encoding", "gzip")]).await;
+        assert_eq!(answer.headers.get("content-encoding"), None, "{path}");
+    }
+}
+
+#[tokio::test]
 async fn the_catalogue_explains_every_code() {
     let list = get("/v1/problems").await.json();
     // The library's closed list, so that no code of a resource's can be forgotten.

@@ -1,4 +1,4 @@
-//! The choice of a representation by `Accept` (RFC 9110, section 12.5.1).
+//! The choice of a representation by `Accept` and `Accept-Encoding` (RFC 9110, sections 12.5.1 and 12.5.3).
 
 use axum::http::{HeaderMap, HeaderValue, header};
 
@@ -25,6 +25,18 @@ pub fn choose(headers: &HeaderMap, offered: &[&'static str]) -> Result<&'static 
         }
     }
     best.map(|(media, _)| media).ok_or_else(|| refused(offered))
+}
+
+/// Whether the caller takes a body in gzip: it says so by name, or takes everything.
+pub fn takes_gzip(headers: &HeaderMap) -> bool {
+    let values =
+        headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|v: &HeaderValue| v.to_str().ok());
+    let codings: Vec<(&str, f32)> = values.flat_map(|v| v.split(',')).map(|c| range(c.trim())).collect();
+    let of = |names: &[&str]| {
+        let named = |coding: &str| names.iter().any(|n| n.eq_ignore_ascii_case(coding));
+        codings.iter().find(|(coding, _)| named(coding)).map(|(_, quality)| *quality)
+    };
+    of(&["gzip", "x-gzip"]).or_else(|| of(&["*"])).is_some_and(|quality| quality > 0.0)
 }
 
 fn refused(offered: &[&str]) -> Problem {
@@ -63,6 +75,24 @@ fn quality(media: &str, ranges: &[(&str, f32)]) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn gzip_is_for_those_who_take_it() {
+        for (values, wanted) in [
+            (&[][..], false),
+            (&["gzip"], true),
+            (&["GZIP;q=0.5, br"], true),
+            (&["br", "x-gzip"], true),
+            (&["*"], true),
+            (&["gzip;q=0, *"], false),
+            (&["*;q=0"], false),
+            (&["br, identity"], false),
+            (&[""], false),
+        ] {
+            let values = values.iter().map(|v| (header::ACCEPT_ENCODING, HeaderValue::from_static(v)));
+            assert_eq!(takes_gzip(&values.clone().collect()), wanted, "{:?}", values.collect::<Vec<_>>());
+        }
+    }
 
     #[test]
     fn the_most_specific_range_and_the_highest_quality_win() {

@@ -8,8 +8,13 @@ use crate::problem::{Problem, ProblemCode, ProblemError};
 
 /// The strong ETag of a resource: its generation in quotes.
 pub fn etag(generation: u64) -> HeaderValue {
-    // Digits and quotes are legal in every header.
-    HeaderValue::try_from(format!("\"{generation}\"")).unwrap_or(HeaderValue::from_static("\"\""))
+    quoted(&generation.to_string())
+}
+
+/// The strong ETag with this text: digits, letters and hyphens.
+pub fn quoted(text: &str) -> HeaderValue {
+    // They and quotes are legal in every header.
+    HeaderValue::try_from(format!("\"{text}\"")).unwrap_or(HeaderValue::from_static("\"\""))
 }
 
 /// What a condition header says.
@@ -129,11 +134,15 @@ impl IfNoneMatch {
 
     /// Whether the caller has this `generation` already.
     pub fn has(&self, generation: u64) -> bool {
-        let current = generation.to_string();
+        self.has_tag(&generation.to_string())
+    }
+
+    /// Whether the caller has the representation with this tag already.
+    pub fn has_tag(&self, current: &str) -> bool {
         match &self.0 {
             Condition::Absent => false,
             Condition::Any => true,
-            Condition::Tags(tags) => tags.iter().any(|(_, tag)| *tag == current),
+            Condition::Tags(tags) => tags.iter().any(|(_, tag)| tag == current),
         }
     }
 }

@@ -9,9 +9,11 @@ mod examples;
 mod shapes;
 
 use axum::body::Bytes;
+use miniz_oxide::deflate::compress_to_vec;
 use mirrorvm::guest::Drivers;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
+use tokio::sync::OnceCell;
 use utoipa::OpenApi;
 
 use crate::access::Access;
@@ -21,6 +23,9 @@ use crate::api::{driver, sha256_text};
 use crate::problem::{
     BlockedReason, Entry, MAX_SAFE_INTEGER, PROBLEM_JSON, ProblemBody, ProblemCode, ProblemError,
 };
+
+/// How hard is tried to make the document short, of 10: it is done once.
+const EFFORT: u8 = 6;
 
 #[derive(OpenApi)]
 #[openapi(
@@ -63,6 +68,7 @@ pub fn base() -> utoipa::openapi::OpenApi {
 pub struct Document {
     bytes: Bytes,
     sha256: String,
+    packed: OnceCell<Bytes>,
 }
 
 impl Document {
@@ -70,7 +76,7 @@ impl Document {
         let mut text = serde_json::to_string_pretty(document)?;
         text.push('\n');
         let sha256 = sha256_text(&Sha256::digest(text.as_bytes()));
-        Ok(Self { bytes: text.into(), sha256 })
+        Ok(Self { bytes: text.into(), sha256, packed: OnceCell::new() })
     }
 
     /// The document of the stock build in OpenAPI 3.0.3.
@@ -112,10 +118,30 @@ impl Document {
         &self.bytes
     }
 
+    /// The same in gzip, made when somebody first asks for it. `None` when the runtime ends.
+    pub async fn gzip(&self) -> Option<Bytes> {
+        let pack = || async {
+            let bytes = self.bytes.clone();
+            tokio::task::spawn_blocking(move || Bytes::from(gzip(&bytes))).await
+        };
+        self.packed.get_or_try_init(pack).await.ok().cloned()
+    }
+
     /// `sha256:` and the digest of [`Document::bytes`].
     pub fn sha256(&self) -> &str {
         &self.sha256
     }
+}
+
+/// `bytes` as one member of a gzip file (RFC 1952), without a name and a time: the same bytes in every build.
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    // Magic, deflate, no flags, no time, no word on how hard was tried, no file system.
+    let mut file = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
+    file.extend(compress_to_vec(bytes, EFFORT));
+    file.extend(rawzip::crc32(bytes).to_le_bytes());
+    // Modulo 2^32, as the format has it.
+    file.extend((bytes.len() as u32).to_le_bytes());
+    file
 }
 
 /// What the routes say of themselves, finished.

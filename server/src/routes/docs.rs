@@ -1,12 +1,15 @@
 //! The OpenAPI document and the page that shows it. The page asks nothing of any other server.
 
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 
+use super::common::IfNoneMatchParam;
 use crate::api::version::Index;
+use crate::http::negotiate;
+use crate::http::precondition::{IfNoneMatch, quoted};
 use crate::openapi::Document;
 use crate::problem::{Problem, ProblemCode};
 use crate::state::AppState;
@@ -38,9 +41,10 @@ pub async fn index(headers: HeaderMap) -> Response {
 ///
 /// OpenAPI 3.1 of this API as this daemon serves it.
 #[utoipa::path(get, path = "/v1/openapi.json", operation_id = "openapi_get", tag = "daemon",
+    params(IfNoneMatchParam),
     responses((status = 200, description = "The document", body = serde_json::Value)))]
-pub async fn document(State(state): State<AppState>) -> Result<Response, Problem> {
-    Ok(json(state.document().await?))
+pub async fn document(State(state): State<AppState>, headers: HeaderMap) -> Result<Response, Problem> {
+    json(state.document().await?, &headers).await
 }
 
 /// The OpenAPI document in version 3.0.3
@@ -48,13 +52,34 @@ pub async fn document(State(state): State<AppState>) -> Result<Response, Problem
 /// Derived from `/v1/openapi.json` for tools that know no newer version: without `mutualTLS`, with problems
 /// as `application/json` and one success response for each operation.
 #[utoipa::path(get, path = "/v1/openapi-3.0.json", operation_id = "openapi_3_0_get", tag = "daemon",
+    params(IfNoneMatchParam),
     responses((status = 200, description = "The document", body = serde_json::Value)))]
-pub async fn document_3_0(State(state): State<AppState>) -> Result<Response, Problem> {
-    Ok(json(state.document_3_0().await?))
+pub async fn document_3_0(State(state): State<AppState>, headers: HeaderMap) -> Result<Response, Problem> {
+    json(state.document_3_0().await?, &headers).await
 }
 
-fn json(document: &Document) -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], document.bytes().clone()).into_response()
+/// The document, compressed for those who take that. Nothing else is: the document is the same for everybody
+/// and holds nothing of a caller's, so its length tells nobody anything (BREACH).
+async fn json(document: &Document, headers: &HeaderMap) -> Result<Response, Problem> {
+    let known = IfNoneMatch::read(headers)?;
+    let packed = if negotiate::takes_gzip(headers) { document.gzip().await } else { None };
+    // Of the bytes that go over the wire: a strong tag is of one representation.
+    let (coding, digest) = (if packed.is_some() { "-gzip" } else { "" }, document.sha256());
+    let tag = format!("{}{coding}", digest.strip_prefix("sha256:").unwrap_or(digest));
+    let lasting = [
+        (header::ETAG, quoted(&tag)),
+        (header::VARY, HeaderValue::from_static("accept-encoding")),
+        // It may be kept, and is asked for again: the next build has another.
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
+    ];
+    if known.has_tag(&tag) {
+        return Ok((StatusCode::NOT_MODIFIED, lasting).into_response());
+    }
+    let kind = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+    Ok(match packed {
+        Some(bytes) => (lasting, kind, [(header::CONTENT_ENCODING, "gzip")], bytes).into_response(),
+        None => (lasting, kind, document.bytes().clone()).into_response(),
+    })
 }
 
 /// The documentation page
