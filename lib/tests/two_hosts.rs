@@ -3,6 +3,7 @@
 
 mod support;
 
+use mirrorvm::host::events::{EventBody, EventCursor};
 use mirrorvm::host::*;
 
 use support::hosts::{SHIFTED, Two, WORKLOAD, guest, migration, moved, run, ticks, two, until};
@@ -133,6 +134,90 @@ async fn labels_that_were_acknowledged_on_the_way_arrive_with_the_guest() {
     assert_eq!(arrived.spec.labels, labels(last));
     assert_eq!(arrived.created_at, defined, "the guest is as old as it was");
     assert!(arrived.started_at.is_some_and(|t| t > defined), "when it came is said, too");
+    two.a.shutdown().await;
+    two.b.shutdown().await;
+}
+
+/// Follows the events in a task of its own, and looks up each at the moment that it can be read, up to the
+/// `count`th of this kind. `holds`: whether what it tells is so.
+fn watched(
+    host: &Host,
+    (kind, count): (&'static str, usize),
+    holds: impl Fn(&Host, &EventBody) -> bool + Send + 'static,
+) -> tokio::task::JoinHandle<()> {
+    let (host, mut news) = (host.clone(), host.events().watch());
+    let mut at: EventCursor = host.events().latest();
+    tokio::spawn(async move {
+        let mut seen = 0;
+        while seen < count {
+            news.mark_unchanged();
+            let page = host.events().page(Some(&at), 100, &[], |body| body.kind() == kind).unwrap();
+            for event in &page.events {
+                assert!(holds(&host, &event.body), "{:?} was told before it could be read", event.body);
+            }
+            seen += page.events.len();
+            at = page.next;
+            if page.events.is_empty() && !page.more {
+                news.changed().await.unwrap();
+            }
+        }
+    })
+}
+
+/// Otherwise who lists after an event that is told already could miss what it told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_an_event_tells_can_be_read_when_the_event_can() {
+    const TIMES: usize = 300;
+    let two = two().await;
+    let a = &two.a;
+    // Peers come and go.
+    let peer = |n: usize| PeerSpec {
+        name: format!("p{n}"),
+        address: format!("127.0.0.1:{}", 10_000 + n).parse().unwrap(),
+        identity: format!("sha256:{n:064x}"),
+        labels: Labels::new(),
+    };
+    let known = |host: &Host, body: &EventBody| host.peer(&body.id.to_string()).is_ok();
+    let reader = watched(a, ("peer_host.created", TIMES), known);
+    for n in 0..TIMES {
+        a.add_peer(peer(n), &Ask::now()).await.unwrap();
+    }
+    reader.await.unwrap();
+    let reader = watched(a, ("peer_host.deleted", TIMES), move |host, body| !known(host, body));
+    for n in 0..TIMES {
+        a.delete_peer(&format!("p{n}"), &Ask::now()).await.unwrap();
+    }
+    reader.await.unwrap();
+    // The host's settings.
+    let set = |host: &Host, body: &EventBody| host.settings().generation >= body.generation;
+    let reader = watched(a, ("host.updated", TIMES), set);
+    for n in 0..TIMES {
+        a.change_settings(|settings| settings.maintenance = n % 2 == 0, &Ask::now()).unwrap();
+    }
+    reader.await.unwrap();
+    // Migrations that were forgotten: those of a guest that ends for want of a destination.
+    a.define_guest(emulated(16), &Ask::now()).await.unwrap();
+    a.guest_action("g1", GuestAction::Start, &Ask::now()).await.unwrap();
+    until(a, "a guest that runs", || Some(a.guest("g1").unwrap()).filter(|g| g.state == GuestState::Running))
+        .await;
+    let nobody = PeerSpec { address: "127.0.0.1:9".parse().unwrap(), ..peer(1) };
+    a.add_peer(nobody, &Ask::now()).await.unwrap();
+    let mut ended = Vec::new();
+    for _ in 0..40 {
+        let id = a.create_migration(migration("p1", SHIFTED, 1), &Ask::now()).await.unwrap().record.id;
+        assert!(a.migrations().iter().any(|m| m.id == id), "who is told of it finds it");
+        let state = || a.migration(id).unwrap().state;
+        until(a, "the end", || (state() == MigrationState::Failed).then_some(())).await;
+        // Its guest may still be on its way back.
+        until(a, "the guest", || a.guest("g1").unwrap().migration.is_none().then_some(())).await;
+        ended.push(id);
+    }
+    let gone = |host: &Host, body: &EventBody| !host.migrations().iter().any(|m| m.id == body.id);
+    let reader = watched(a, ("migration.deleted", ended.len()), gone);
+    for id in ended {
+        a.delete_migration(id, &Ask::now()).await.unwrap();
+    }
+    reader.await.unwrap();
     two.a.shutdown().await;
     two.b.shutdown().await;
 }

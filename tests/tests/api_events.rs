@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "the helpers of a test are test code")]
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mirrorvm_client::blocking::{Client, Events};
 use mirrorvm_tests::{Daemon, Request, embedded, until};
@@ -251,4 +253,107 @@ fn what_was_acknowledged_has_its_event_after_a_kill() {
         assert!(found.count() >= 1, "no event of {name} in {page}");
         assert_eq!(d.read(&format!("/v1/guests/{id}"))["name"], name.as_str());
     }
+}
+
+/// What a follower holds: ids, by what the list and the events say.
+struct Held {
+    cursor: String,
+    ids: BTreeSet<String>,
+}
+
+impl Held {
+    /// Reads the list in pages; the cursor of the first counts.
+    fn list(d: &Daemon, path: &str) -> Self {
+        let mut page = d.read(&format!("{path}?limit=3"));
+        let cursor = page["events_cursor"].as_str().unwrap().to_owned();
+        let mut ids = BTreeSet::new();
+        loop {
+            ids.extend(
+                page["items"].as_array().unwrap().iter().map(|i| i["id"].as_str().unwrap().to_owned()),
+            );
+            let Some(token) = page["next_page_token"].as_str() else { return Self { cursor, ids } };
+            page = d.read(&format!("{path}?limit=3&page_token={token}"));
+            assert!(page["events_cursor"].is_string());
+        }
+    }
+
+    /// Takes what has happened up to `end`.
+    fn follow(&mut self, d: &Daemon, kind: &str, end: &str) {
+        let number = |cursor: &str| cursor.split_once('-').unwrap().1.parse::<u64>().unwrap();
+        while number(&self.cursor) < number(end) {
+            let page = d.read(&format!("/v1/events?type={kind}.*&wait=5s&after={}", self.cursor));
+            for event in page["items"].as_array().unwrap() {
+                let id = event["data"]["id"].as_str().unwrap();
+                match event["type"].as_str().unwrap().rsplit('.').next().unwrap() {
+                    "deleted" => _ = self.ids.remove(id),
+                    _ => _ = self.ids.insert(id.to_owned()),
+                }
+            }
+            self.cursor = page["next_cursor"].as_str().unwrap().to_owned();
+        }
+    }
+}
+
+/// However a list and what is written meanwhile fall together: who follows from its cursor ends with what the
+/// daemon has.
+#[test]
+fn a_list_and_what_follows_its_cursor_have_no_gap() {
+    let d = Daemon::start("a");
+    let identity = |n: usize| format!("sha256:{n:064x}");
+    let kinds = [("/v1/guests", "guest"), ("/v1/hosts", "peer_host")];
+    let writing = AtomicUsize::new(3);
+    let mut held = std::thread::scope(|scope| {
+        for writer in 0..3usize {
+            let (d, writing, identity) = (&d, &writing, &identity);
+            scope.spawn(move || {
+                for n in 0..40 {
+                    let name = format!("w{writer}-{n}");
+                    define(d, &name, json!({}));
+                    let number = 1 + writer * 1000 + n;
+                    let address = format!("127.0.0.1:{}", 10_000 + number);
+                    let host = json!({"name": name, "address": address, "identity": identity(number)});
+                    let _ = d.post("/v1/hosts", &host).expect(201);
+                    if n % 3 != 0 {
+                        let _ = d.delete(&format!("/v1/guests/{name}")).expect(204);
+                        let _ = d.delete(&format!("/v1/hosts/{name}")).expect(204);
+                    }
+                }
+                writing.fetch_sub(1, Ordering::SeqCst);
+            });
+        }
+        let mut held: Vec<(&str, &str, Held)> = Vec::new();
+        while writing.load(Ordering::SeqCst) > 0 {
+            held.extend(kinds.map(|(path, kind)| (path, kind, Held::list(&d, path))));
+        }
+        held
+    });
+    let end = d.read("/v1/events?after=latest")["next_cursor"].as_str().unwrap().to_owned();
+    assert!(held.len() > 4, "{}", held.len());
+    for (path, _) in kinds {
+        let there: BTreeSet<String> = Held::list(&d, path).ids;
+        assert_eq!(there.len(), 3 * 14, "{path}");
+        for (_, kind, held) in held.iter_mut().filter(|(of, ..)| *of == path) {
+            held.follow(&d, kind, &end);
+            assert_eq!(held.ids, there, "{path}");
+        }
+    }
+}
+
+#[test]
+fn a_follower_may_begin_with_what_comes_next() {
+    let d = Daemon::start("a");
+    define(&d, "g1", json!({}));
+    let page = d.read("/v1/events?after=latest");
+    assert_eq!((&page["items"], &page["more"]), (&json!([]), &json!(false)));
+    assert_eq!(page["next_cursor"], d.read("/v1/guests")["events_cursor"]);
+    let mut stream = Stream::open(&d, "?after=latest", None);
+    let id = define(&d, "g2", json!({}));
+    let event = stream.next().unwrap();
+    assert_eq!((event.kind.as_str(), &event.data["data"]["id"]), ("guest.created", &json!(id)));
+    let after = format!("/v1/events?after={}", page["next_cursor"].as_str().unwrap());
+    assert_eq!(d.items(&after)[0]["data"]["id"], json!(id));
+    let refused = d.get("/v1/events?after=newest").expect(422).json();
+    assert!(refused["errors"][0]["detail"].as_str().unwrap().contains("latest"), "{refused}");
+    // Where there is nothing to follow, none is promised: no event tells of tokens.
+    assert_eq!(d.read("/v1/tokens").get("events_cursor"), None);
 }

@@ -2,11 +2,12 @@
 //!
 //! Owns: the form of an event, cursors, reading and filtering. Must not know: who reads, over what.
 //!
-//! An event is numbered when it is appended and shown when it is on disk. The event of a change that is
-//! stored is stored with it, in one transaction: who has the answer to a change finds its event, whatever
-//! happens. What is not stored (mirrors, a migration's rounds) is told without waiting for the disk, so a
-//! crash can lose such events of its last moments; `host.started` is then the sign to look at the resources
-//! again. Nothing is lost in an orderly end.
+//! An event is numbered when it is appended and shown when it is on disk, and no sooner than its change:
+//! whoever takes [`Events::latest`], then reads the resources, then follows from there, misses nothing. The
+//! event of a change that is stored is stored with it, in one transaction: who has the answer to a change
+//! finds its event, whatever happens. What is not stored (mirrors, a migration's rounds) is told without
+//! waiting for the disk, so a crash can lose such events of its last moments; `host.started` is then the sign
+//! to look at the resources again. Nothing is lost in an orderly end.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -225,7 +226,7 @@ impl Events {
         }
     }
 
-    /// The newest event on disk.
+    /// The newest event on disk. What it and those before it tell can be read in the resources.
     pub fn latest(&self) -> EventCursor {
         self.cursor(*self.ledger.watch(Log::Event).borrow())
     }

@@ -460,6 +460,7 @@ impl Inner {
     /// Adds a migration that an earlier daemon stored.
     pub fn restore_migration(&self, entry: &Arc<MigrationEntry>) {
         self.last_migration.fetch_max(entry.record().order, Ordering::SeqCst);
+        entry.list();
         entry.join(&self.migrations);
         self.changed();
     }
@@ -476,7 +477,7 @@ impl Inner {
             return Err(HostError::IdTaken { kind: ResourceKind::Migration });
         }
         entry.put_in_order(self.last_migration.fetch_add(1, Ordering::SeqCst) + 1);
-        let stored = self.store_new_migration(&entry.record(), and);
+        let stored = self.store_new_migration(entry, and);
         if let Err(error) = stored {
             self.migrations.to_write().remove(&entry.id);
             return Err(HostError::storage("storing the migration", error));
@@ -487,15 +488,20 @@ impl Inner {
 
     fn store_new_migration(
         &self,
-        record: &MigrationRecord,
+        entry: &Arc<MigrationEntry>,
         and: impl FnOnce(&mut Batch) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
+        let record = entry.record();
         let mut batch = Batch::new();
-        batch.put(Kind::Migration, record.id, None, record)?;
+        batch.put(Kind::Migration, record.id, None, &record)?;
         and(&mut batch)?;
-        EventBody::migration(record, self.labels_of(record.guest), Change::Created).write(&mut batch);
-        let riding = act::along(&Effect::Migration(record), &mut batch);
-        self.ledger.commit_blocking(batch, || riding.arrived())
+        EventBody::migration(&record, self.labels_of(record.guest), Change::Created).write(&mut batch);
+        let riding = act::along(&Effect::Migration(&record), &mut batch);
+        let listed = Arc::clone(entry);
+        self.ledger.commit_blocking(batch, move || {
+            listed.list();
+            riding.arrived();
+        })
     }
 
     /// A handle on a migration whose changes this host's watchers see.
@@ -570,14 +576,17 @@ impl Inner {
     }
 
     /// Forgets a migration's record and tells of it; it is still here when the store refuses.
-    pub fn forget_migration(&self, record: &MigrationRecord) -> Result<(), HostError> {
+    pub fn forget_migration(self: &Arc<Self>, record: &MigrationRecord) -> Result<(), HostError> {
         let mut batch = Batch::new();
         batch.delete(Kind::Migration, record.id);
         EventBody::migration(record, self.labels_of(record.guest), Change::Deleted).write(&mut batch);
         let riding = act::along(&Effect::Gone(ResourceKind::Migration, record.id), &mut batch);
-        let stored = self.ledger.commit_blocking(batch, || riding.arrived());
+        let (inner, id) = (Arc::clone(self), record.id);
+        let stored = self.ledger.commit_blocking(batch, move || {
+            inner.migrations.to_write().remove(&id);
+            riding.arrived();
+        });
         stored.map_err(|e| HostError::storage("deleting the migration", e))?;
-        self.migrations.to_write().remove(&record.id);
         self.changed();
         Ok(())
     }
@@ -604,12 +613,13 @@ impl Inner {
         })
     }
 
+    /// Held by nobody who waits for the disk: the ledger's thread takes it.
     pub fn peers_mut(&self) -> RwLockWriteGuard<'_, HashMap<Uuid, PeerRecord>> {
         self.peers.to_write()
     }
 
-    /// Stores that a peer came, changed or went, with the event of that.
-    pub fn store_peer(&self, record: &PeerRecord, change: Change) -> Result<(), HostError> {
+    /// A peer came, changed or went: stored with the event of that, then shown.
+    pub fn store_peer(self: &Arc<Self>, record: &PeerRecord, change: Change) -> Result<(), HostError> {
         let failed = |e| HostError::storage("storing the peer", e);
         let mut batch = Batch::new();
         let riding = if change == Change::Deleted {
@@ -620,7 +630,16 @@ impl Inner {
             act::along(&Effect::Peer(record), &mut batch)
         };
         EventBody::peer(record, change).write(&mut batch);
-        self.ledger.commit_blocking(batch, || riding.arrived()).map_err(failed)
+        let (inner, record) = (Arc::clone(self), record.clone());
+        let shown = move || {
+            if change == Change::Deleted {
+                inner.peers_mut().remove(&record.id);
+            } else {
+                inner.peers_mut().insert(record.id, record);
+            }
+            riding.arrived();
+        };
+        self.ledger.commit_blocking(batch, shown).map_err(failed)
     }
 
     pub fn find_peer(&self, key: &str) -> Result<PeerRecord, HostError> {

@@ -85,9 +85,13 @@ impl Host {
         body.data.insert("maintenance".into(), next.maintenance.into());
         body.write(&mut batch);
         let riding = act::along(&Effect::Settings(&next), &mut batch);
-        self.inner.ledger.commit_blocking(batch, || riding.arrived()).map_err(failed)?;
+        let (inner, shown) = (std::sync::Arc::clone(&self.inner), next.clone());
+        let show = move || {
+            *inner.settings.to_write() = shown;
+            riding.arrived();
+        };
+        self.inner.ledger.commit_blocking(batch, show).map_err(failed)?;
         self.resize_slots(settings.migration_slots, next.migration_slots);
-        *self.inner.settings.to_write() = next.clone();
         self.inner.changed();
         Ok(next)
     }

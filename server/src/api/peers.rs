@@ -204,4 +204,8 @@ pub struct PeerHostList {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub next_page_token: Option<String>,
+    /// Follow `/v1/events` after it to learn what changes from here on: everything before it is in the list
+    /// already. Of a list in several pages, that of the first counts.
+    #[schema(example = "8f1c0a7d5be2460c-42")]
+    pub events_cursor: String,
 }

@@ -36,6 +36,7 @@ pub const FEATURES: &[&str] = &[
     "memory_audits",
     "destination_evidence",
     "deletion_previews",
+    "events_cursor",
 ];
 
 /// The commit that this program was built from, or `unknown`.

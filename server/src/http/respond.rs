@@ -55,6 +55,7 @@ pub fn long_list(
     items: impl Serialize,
     next_page_token: Option<String>,
     link: Option<String>,
+    events_cursor: String,
     bytes: usize,
 ) -> Response {
     #[derive(Serialize)]
@@ -62,9 +63,10 @@ pub fn long_list(
         items: I,
         #[serde(skip_serializing_if = "Option::is_none")]
         next_page_token: Option<String>,
+        events_cursor: String,
     }
     let mut text = Vec::with_capacity(bytes + 256);
-    if let Err(error) = serde_json::to_writer(&mut text, &Page { items, next_page_token }) {
+    if let Err(error) = serde_json::to_writer(&mut text, &Page { items, next_page_token, events_cursor }) {
         return Problem::new(ProblemCode::Internal, error.to_string()).into_response();
     }
     let json = HeaderValue::from_static("application/json");

@@ -8,7 +8,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, HeaderName, header};
 use axum::response::{IntoResponse, Response};
-use mirrorvm::host::events::{EventCursor, EventsError};
+use mirrorvm::host::events::{EventCursor, Events, EventsError};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -31,6 +31,8 @@ const BOOKMARK: Duration = Duration::from_secs(15);
 const BATCH: usize = 256;
 /// How many values a repeatable filter may have.
 const FILTERS_MAX: usize = 32;
+/// Stands for the newest event.
+const LATEST: &str = "latest";
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// Turns the reason why there are no events into a problem.
@@ -49,12 +51,32 @@ fn cursor(text: &str) -> Option<EventCursor> {
     text.parse().ok()
 }
 
-fn after(parameters: &mut Parameters) -> Option<EventCursor> {
+/// Where a reader goes on.
+enum After {
+    /// Behind whatever has happened by now.
+    Latest,
+    /// Behind this one.
+    Event(EventCursor),
+}
+
+impl After {
+    fn cursor(self, events: &Events) -> EventCursor {
+        match self {
+            Self::Latest => events.latest(),
+            Self::Event(cursor) => cursor,
+        }
+    }
+}
+
+fn after(parameters: &mut Parameters) -> Option<After> {
     let text = parameters.one("after")?;
-    let found = cursor(&text);
+    if text == LATEST {
+        return Some(After::Latest);
+    }
+    let found = cursor(&text).map(After::Event);
     if found.is_none() {
         let shown: String = text.chars().take(64).collect();
-        let detail = format!("{shown:?} is not an event's id");
+        let detail = format!("{shown:?} is neither an event's id nor {LATEST}");
         parameters.problem(ProblemError::at_parameter("after", "invalid_format", detail));
     }
     found
@@ -76,11 +98,12 @@ fn filter(parameters: &mut Parameters) -> EventFilter {
 /// List events
 ///
 /// In order, the oldest first. `after` continues where the last page ended (its `next_cursor`). With `wait`
-/// the answer comes as soon as there is an event. The problem `event_cursor_expired` means that the events
-/// after a cursor are not kept any more.
+/// the answer comes as soon as there is an event. To hold a list and follow it, begin after its
+/// `events_cursor`: what it does not have yet comes as events, and an event may tell of what it has already.
+/// The problem `event_cursor_expired` means that the events after a cursor are not kept any more.
 #[utoipa::path(get, path = "/v1/events", operation_id = "event_list", tag = "events",
     params(
-        ("after" = Option<String>, Query, description = "Only events after this one; absent: from the oldest that is kept"),
+        ("after" = Option<String>, Query, description = "Only events after this one, or, as `latest`, after the newest; absent: from the oldest that is kept"),
         ("type" = Option<Vec<String>>, Query, description = "Only these types, exact or as `guest.*`; may be repeated",
             example = json!(["guest.*"])),
         ("resource" = Option<Vec<String>>, Query,
@@ -97,12 +120,13 @@ pub async fn list(
     query: Query,
 ) -> Result<Json<EventList>, Problem> {
     let mut parameters = query.read()?;
-    let mut after = after(&mut parameters);
+    let after = after(&mut parameters);
     let filter = filter(&mut parameters);
     let limit = parameters.int("limit", 1, LIMIT_MAX).unwrap_or(LIMIT_DEFAULT);
     let patience = parameters.wait();
     parameters.done()?;
     let host = state.host()?;
+    let mut after = after.map(|after| after.cursor(host.events()));
     let id = host.info().id;
     let deadline = Instant::now() + patience;
     let (mut news, mut closing) = (host.events().watch(), state.closing());
@@ -141,7 +165,7 @@ pub async fn list(
 /// No event is ever left out.
 #[utoipa::path(get, path = "/v1/events/stream", operation_id = "event_stream", tag = "events",
     params(
-        ("after" = Option<String>, Query, description = "Only events after this one"),
+        ("after" = Option<String>, Query, description = "Only events after this one, or, as `latest` and when absent, after the newest"),
         ("Last-Event-ID" = Option<String>, Header, description = "The same, as browsers send it; counts before `after`"),
         ("type" = Option<Vec<String>>, Query, description = "Only these types, exact or as `guest.*`; may be repeated",
             example = json!(["guest.*"])),
@@ -161,7 +185,7 @@ pub async fn stream(
     let mut start = after(&mut parameters);
     let filter = filter(&mut parameters);
     if headers.contains_key(&LAST_EVENT_ID) {
-        start = sole(&headers, &LAST_EVENT_ID).and_then(cursor);
+        start = sole(&headers, &LAST_EVENT_ID).and_then(cursor).map(After::Event);
         if start.is_none() {
             let detail = "last-event-id is not given once with an event's id";
             parameters.problem(ProblemError::at_header(&LAST_EVENT_ID, "invalid_format", detail));
@@ -169,7 +193,7 @@ pub async fn stream(
     }
     parameters.done()?;
     let host = state.host()?;
-    let start = start.unwrap_or_else(|| host.events().latest());
+    let start = start.unwrap_or(After::Latest).cursor(host.events());
     // A cursor that is no good is said now, as a problem.
     let _ = host.events().page(Some(&start), 1, &[], |_| false).map_err(expired)?;
     let full = |full| {

@@ -37,10 +37,13 @@ pub async fn list(State(state): State<AppState>, query: Query) -> Result<Respons
     let request = parameters.page(&scope, true);
     parameters.done()?;
     let place = |i: &ImageRecord| Place::of(request.order, i.created_at, &i.name, i.id);
-    let (items, next) = cut(state.host()?.images()?, &request, place);
+    let host = state.host()?;
+    // Before the look: what comes in between is told again rather than never.
+    let events_cursor = host.events().latest().to_string();
+    let (items, next) = cut(host.images()?, &request, place);
     let (next_page_token, link) = respond::next_page(PATH, &[], &scope, &request, next);
     let items = items.into_iter().map(HelperImage::from).collect();
-    Ok(respond::list(HelperImageList { items, next_page_token }, link))
+    Ok(respond::list(HelperImageList { items, next_page_token, events_cursor }, link))
 }
 
 /// Make a helper image

@@ -61,10 +61,13 @@ pub async fn list(State(state): State<AppState>, query: Query) -> Result<Respons
     let scope = Scope::new(state.page_key(), "mirrors", &filters);
     let request = parameters.page(&scope, false);
     parameters.done()?;
-    let (items, next) = state.host()?.mirror_page(&request, guest.as_deref(), &states, &having);
+    let host = state.host()?;
+    // Before the look: what comes in between is told again rather than never.
+    let events_cursor = host.events().latest().to_string();
+    let (items, next) = host.mirror_page(&request, guest.as_deref(), &states, &having);
     let (next_page_token, link) = respond::next_page(PATH, &filters, &scope, &request, next);
     let items = items.into_iter().map(Mirror::from).collect();
-    Ok(respond::list(MirrorList { items, next_page_token }, link))
+    Ok(respond::list(MirrorList { items, next_page_token, events_cursor }, link))
 }
 
 fn made(record: MirrorRecord) -> Response {

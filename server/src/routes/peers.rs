@@ -38,13 +38,16 @@ pub async fn list(State(state): State<AppState>, query: Query) -> Result<Respons
     let scope = Scope::new(state.page_key(), "hosts", &filters);
     let request = parameters.page(&scope, true);
     parameters.done()?;
-    let mut peers = state.host()?.peers();
+    let host = state.host()?;
+    // Before the look: what comes in between is told again rather than never.
+    let events_cursor = host.events().latest().to_string();
+    let mut peers = host.peers();
     peers.retain(|p| Selector::all_hold(&having, &p.spec.labels));
     let place = |p: &PeerRecord| Place::of(request.order, p.created_at, &p.spec.name, p.id);
     let (items, next) = cut(peers, &request, place);
     let (next_page_token, link) = respond::next_page(PATH, &filters, &scope, &request, next);
     let items = items.into_iter().map(PeerHost::from).collect();
-    Ok(respond::list(PeerHostList { items, next_page_token }, link))
+    Ok(respond::list(PeerHostList { items, next_page_token, events_cursor }, link))
 }
 
 fn made(record: PeerRecord) -> Response {

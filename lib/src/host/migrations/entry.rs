@@ -1,5 +1,6 @@
 //! What readers see of a migration without asking whoever runs it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, RwLock, Weak};
 use std::time::Instant;
 
@@ -47,6 +48,8 @@ pub(in crate::host) struct MigrationEntry {
     /// The registry that it is in, which is to find it by what it is shown as.
     among: OnceLock<Weak<RwLock<Registry<Self>>>>,
     record: RwLock<MigrationRecord>,
+    /// Whether it is on disk: until then it may still be refused, and lists do not have it.
+    listed: AtomicBool,
     /// Held by whoever writes the record to disk, from the look at it until what was written is shown: of
     /// two, the later looks at what the earlier wrote. Never taken by the ledger's own thread. Locked before
     /// `changing`.
@@ -105,6 +108,7 @@ impl MigrationEntry {
             created_at: record.created_at,
             among: OnceLock::new(),
             record: RwLock::new(record),
+            listed: AtomicBool::new(false),
             writing: Mutex::default(),
             changing: Mutex::default(),
             control,
@@ -113,6 +117,16 @@ impl MigrationEntry {
             digests: RwLock::default(),
             tokens: Mutex::default(),
         }
+    }
+
+    /// Lists it from now on: it is stored, and what becomes of it is told.
+    pub fn list(&self) {
+        self.listed.store(true, Ordering::Release);
+    }
+
+    /// Whether lists have it.
+    pub fn is_listed(&self) -> bool {
+        self.listed.load(Ordering::Acquire)
     }
 
     /// Gives it its place among the host's migrations, before anybody is told of it.

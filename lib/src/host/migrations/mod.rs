@@ -82,7 +82,8 @@ impl Host {
 
     /// All migrations by creation.
     pub fn migrations(&self) -> Vec<MigrationRecord> {
-        self.inner.migration_entries().iter().map(|m| m.record()).collect()
+        let all = self.inner.migration_entries();
+        all.iter().filter(|m| m.is_listed()).map(|m| m.record()).collect()
     }
 
     /// A page of the migrations of `guest` (by id or name; `None`: of any) that are in one of `states`
@@ -109,7 +110,8 @@ impl Host {
         }
         let look = |entry: Arc<MigrationEntry>| {
             // Records are long: the rest need not be put together.
-            let record = Facet::are_of_each(&entry.facets(), &groups).then(|| entry.record())?;
+            let may_be = entry.is_listed() && Facet::are_of_each(&entry.facets(), &groups);
+            let record = may_be.then(|| entry.record())?;
             let here = || self.inner.guests().get(&record.guest).map(|g| g.labels());
             let is_one = (states.is_empty() || states.contains(&record.state))
                 && (labels.is_empty()

@@ -85,9 +85,7 @@ impl Host {
                 });
             }
             check_only_one(&self.inner.peers(), None, &record.spec.identity)?;
-            self.inner.store_peer(&record, Change::Created)?;
-            self.inner.peers_mut().insert(record.id, record.clone());
-            Ok(())
+            self.inner.store_peer(&record, Change::Created)
         })?;
         self.inner.peer_heard.notify_one();
         self.inner.changed();
@@ -137,7 +135,6 @@ impl Host {
             let record = PeerRecord { spec, generation: now.generation + 1, ..now };
             if !ask.dry_run {
                 self.inner.store_peer(&record, Change::Updated)?;
-                self.inner.peers_mut().insert(id, record.clone());
             }
             Ok(record)
         })?;
@@ -158,8 +155,9 @@ impl Host {
         let missing = || HostError::missing(ResourceKind::PeerHost, key);
         let now = self.inner.change_peers(|| -> Result<_, HostError> {
             let now = self.inner.peers().get(&peer.id).cloned().ok_or_else(missing)?;
-            let user =
-                self.migrations().into_iter().find(|m| m.peer == now.spec.name && !m.state.is_terminal());
+            // Also one that is being stored, and not listed yet.
+            let all = self.inner.migration_entries().into_iter().map(|m| m.record());
+            let user = { all }.find(|m| m.peer == now.spec.name && !m.state.is_terminal());
             if let Some(m) = user {
                 return Err(HostError::InUse {
                     kind: ResourceKind::PeerHost,
@@ -169,7 +167,6 @@ impl Host {
             ask.check(ResourceKind::PeerHost, now.generation)?;
             if !ask.dry_run {
                 self.inner.store_peer(&now, Change::Deleted)?;
-                self.inner.peers_mut().remove(&peer.id);
             }
             Ok(now)
         })?;

@@ -141,8 +141,9 @@ impl Owner {
         }
         self.step(event);
         let (before, record) = (self.entry.record(), self.turned(|_| {}));
+        self.entry.show(record.clone(), &mut self.inner.guests_mut());
+        // Who reads the guest because of the event finds it so.
         self.inner.events.guest(&record, Some(&before), Change::Updated);
-        self.entry.show(record, &mut self.inner.guests_mut());
         self.is_shown();
     }
 
