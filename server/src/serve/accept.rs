@@ -40,10 +40,15 @@ use crate::state::AppState;
 const HEADERS_MAX: usize = 64;
 /// How long to wait after a failed accept (no free descriptors), so as not to spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How long a last answer may take to be read before the connection is cut.
+/// How long a last answer may take to be sent, and how long the other end may then say nothing, before the
+/// connection is cut.
 const LAST_WORD: Duration = Duration::from_secs(2);
-/// How many bytes are read and thrown away meanwhile.
-const LAST_BYTES: usize = 4 << 20;
+/// How long both may take together. Meanwhile the place is anybody's who wants it.
+const LAST_WORDS: Duration = Duration::from_secs(10);
+/// How many bytes are read and thrown away after the last answer: clients that send all of a body before they
+/// read are told that it is too large, and not that the connection broke. Four times the largest body that is
+/// taken.
+const LAST_BYTES: usize = 64 << 20;
 
 /// What a listener serves, and within which bounds.
 #[derive(Clone)]
@@ -310,24 +315,25 @@ where
     let ended = wire.has_ended();
     let mut socket = wire.into_inner();
     let goodbye = async {
-        if let Some(problem) = last {
-            let text = middleware::unread(state, &problem).await;
-            if socket.write_all(&text).await.is_err() {
-                return;
+        let said = async {
+            if let Some(problem) = last {
+                let text = middleware::unread(state, &problem).await;
+                socket.write_all(&text).await?;
             }
-        }
-        if socket.shutdown().await.is_err() || ended {
+            socket.shutdown().await
+        };
+        if !matches!(tokio::time::timeout(LAST_WORD, said).await, Ok(Ok(()))) || ended {
             return;
         }
-        let (mut scrap, mut left) = ([0; 4096], LAST_BYTES);
-        while let Ok(read) = socket.read(&mut scrap).await {
+        let (mut scrap, mut left) = (vec![0; 16 << 10], LAST_BYTES);
+        while let Ok(Ok(read)) = tokio::time::timeout(LAST_WORD, socket.read(&mut scrap)).await {
             left = left.saturating_sub(read);
             if read == 0 || left == 0 {
                 return;
             }
         }
     };
-    let _ = tokio::time::timeout(LAST_WORD, goodbye).await;
+    let _ = tokio::time::timeout(LAST_WORDS, goodbye).await;
 }
 
 /// Tells the place when the answer is complete, or nobody makes it any more.

@@ -171,3 +171,49 @@ fn a_body_takes_memory_as_it_comes_and_not_as_it_is_announced() {
         assert_eq!(problem(&answer, target), (413, "payload_too_large".into()), "{answer}");
     }
 }
+
+/// Most clients send all of a body before they look for an answer, without `Expect`.
+#[test]
+fn who_sends_all_of_a_body_that_is_too_large_reads_so_and_finds_no_broken_connection() {
+    let d = on_tcp(&[]);
+    let (address, bearer) = (d.listens("tcp:"), format!("authorization: Bearer {}", d.admin_token()));
+    let body = vec![b' '; 20 << 20];
+    let pieces: Vec<u8> = body
+        .chunks(1 << 20)
+        .flat_map(|piece| [format!("{:x}\r\n", piece.len()).as_bytes(), piece, b"\r\n"].concat())
+        .chain(b"0\r\n\r\n".iter().copied())
+        .collect();
+    let length = format!("content-length: {}", body.len());
+    for (framing, body) in [(length.as_str(), &body), ("transfer-encoding: chunked", &pieces)] {
+        for target in ["POST /v1/guests", "POST /v1/migrations", "PATCH /v1/host", "POST /v1/nothing"] {
+            let streams: [Box<dyn Talk>; 2] = [
+                Box::new(UnixStream::connect(d.socket()).unwrap()),
+                Box::new(from([127, 0, 0, 1], &address)),
+            ];
+            for mut stream in streams {
+                let head = format!(
+                    "{target} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n{bearer}\r\n{framing}\r\n\r\n"
+                );
+                stream.write_all(head.as_bytes()).unwrap();
+                stream.write_all(body).unwrap();
+                stream.flush().unwrap();
+                let mut answer = String::new();
+                stream.read_to_string(&mut answer).unwrap();
+                let wanted = match target {
+                    "POST /v1/nothing" => (404, "route_not_found".to_owned()),
+                    _ => (413, "payload_too_large".to_owned()),
+                };
+                assert_eq!(problem(&answer, target), wanted, "{framing}: {answer}");
+            }
+        }
+    }
+    // It has an end all the same, before anybody loses patience who sends for ever.
+    let mut stream = UnixStream::connect(d.socket()).unwrap();
+    let head = "POST /v1/guests HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 99999999999\r\n\r\n";
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut sent = 0;
+    while stream.write_all(&body[..1 << 20]).is_ok() {
+        sent += 1;
+        assert!(sent < 1000, "{sent} MiB were taken of what is refused");
+    }
+}
