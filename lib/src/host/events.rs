@@ -236,8 +236,8 @@ impl Events {
         self.ledger.watch(Log::Event)
     }
 
-    /// Up to `limit` wanted events of the resources `of` (by id or name, or of those of a guest; empty: of any)
-    /// that follow `after` (`None`: from the oldest that is kept).
+    /// Up to `limit` wanted events of the resources `of` (by id or name, or of those of a guest; empty: of
+    /// any) that follow `after` (`None`: from the oldest that is kept).
     ///
     /// # Errors
     /// [`EventsError::Expired`], storage.

@@ -137,7 +137,8 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
     text.as_bytes().chunks_exact(2).map(|pair| Some(digit(pair[0])? << 4 | digit(pair[1])?)).collect()
 }
 
-/// Cuts all the items of a short list to the page asked for; also gives the place to continue after, when more follow.
+/// Cuts all the items of a short list to the page asked for; also gives the place to continue after, when
+/// more follow.
 pub fn cut<T>(items: Vec<T>, request: &PageRequest, place: impl Fn(&T) -> Place) -> (Vec<T>, Option<Place>) {
     let descending = request.order.descending;
     let mut placed: Vec<(Place, T)> = items.into_iter().map(|item| (place(&item), item)).collect();

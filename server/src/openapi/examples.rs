@@ -1,5 +1,5 @@
-//! An example for every JSON answer: one that a daemon gave, where `tests/tests/document_examples.rs` has recorded it,
-//! and for others one that is put together from the examples of their properties.
+//! An example for every JSON answer: one that a daemon gave, where `tests/tests/document_examples.rs` has
+//! recorded it, and for others one that is put together from the examples of their properties.
 
 use serde_json::{Map, Value, json};
 
