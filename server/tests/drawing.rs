@@ -95,16 +95,22 @@ fn every_slot_and_block_is_in_the_drawing() {
             for slot in &plan.slots {
                 assert!(svg.contains(&format!("{:#x} +", slot.mirror_gpa)), "{slot:?}");
             }
-            // A band for each plugged part (two and the helper's) and each slot of RAM.
+            // A band for each plugged part (two and the helper's), each slot of RAM and each mapping.
             let ram_slots = plan.slots.iter().filter(|s| s.backing == "ram").count();
-            assert_eq!(svg.matches("<path").count(), 3 + ram_slots);
+            assert_eq!(svg.matches("<path").count(), 3 + ram_slots + plan.mappings.len(), "{name}");
+            for mapping in plan.mappings.iter().filter(|m| m.purpose != "helper_stack") {
+                assert!(svg.contains(&format!("{:#x} +", mapping.helper_va)), "{name}: {mapping:?}");
+            }
+            for exposure in &plan.exposures {
+                assert!(svg.contains(exposure.code), "{name}: {exposure:?}");
+            }
             assert!(svg.contains("hotplug0 (unplugged)") && svg.contains("mailbox"));
             assert!(!svg.contains("http") || svg.matches("http").count() == 1, "nothing but the namespace");
             // The legend has what occurs: a class of a piece is explained, and nothing else is.
             for (class, words) in [
                 ("low", "one to one"),
                 ("private", "the mirror's alone"),
-                ("code", "read-only slot"),
+                ("code", "the helper's code"),
                 ("out", "out of the helper's reach"),
                 ("off", "does not see now"),
                 ("vmsa", "save areas"),
@@ -112,6 +118,65 @@ fn every_slot_and_block_is_in_the_drawing() {
                 let drawn = svg.matches(&format!("class=\"p {class}\"")).count();
                 assert_eq!(drawn > 0, svg.contains(words), "{name}: {class}");
                 assert_ne!(drawn, 1, "{name}: {class} is in the legend alone");
+            }
+        }
+    }
+}
+
+/// How high the drawing is, in pixels.
+fn height(svg: &str) -> f64 {
+    let (_, after) = svg.split_once(" height=\"").unwrap();
+    after.split_once('"').unwrap().0.parse().unwrap()
+}
+
+#[test]
+fn forty_blocks_fit_on_a_page() {
+    let names: Vec<String> = (0..40).map(|i| format!("dimm{i}")).collect();
+    let blocks: Vec<Block<'_>> = names
+        .iter()
+        .enumerate()
+        .map(|(i, name)| (name.as_str(), 64 << 20, Some((4 << 30) + i as u64 * (256 << 20))))
+        .collect();
+    for (name, strategy) in ALL {
+        let (svg, _) = drawn(&blocks, strategy, Confidentiality::Sev);
+        std::fs::write(format!("{}/layout-{name}-forty.svg", env!("CARGO_TARGET_TMPDIR")), &svg).unwrap();
+        assert!(height(&svg) < 1500.0, "{name}: {} px", height(&svg));
+        assert!(svg.contains("37 pieces"), "{name}");
+    }
+}
+
+#[test]
+fn what_the_helper_may_do_is_said_of_every_mapping() {
+    let access = |svg: &str, what: &str| svg.matches(&format!("text-anchor=\"end\">{what}</text>")).count();
+    for (_, strategy) in ALL {
+        let (svg, plan) = drawn(PC, strategy, Confidentiality::SevEs);
+        assert!(access(&svg, "RX C") == 1 && access(&svg, "RW C") > 1 && access(&svg, "R C") > 0);
+        // The mailbox alone is shared with the host.
+        assert_eq!(access(&svg, "RW -"), plan.mappings.iter().filter(|m| !m.encrypted).count());
+        let (svg, _) = drawn(PC, strategy, Confidentiality::None);
+        assert!(access(&svg, "RX") == 1 && access(&svg, "RX C") == 0 && svg.contains("no page has a C-bit"));
+    }
+}
+
+#[test]
+fn nothing_reaches_over_the_edge() {
+    // Pixels of a character, wide enough for any of the fonts.
+    let each = |text: &str| match text.split_once("class=\"").and_then(|(_, c)| c.split_once('"')) {
+        Some(("h", _)) => 10.0,
+        Some(("s", _)) => 6.9,
+        _ => 7.4,
+    };
+    for (name, strategy) in ALL {
+        for level in [Confidentiality::None, Confidentiality::Sev, Confidentiality::SevEs] {
+            let (svg, _) = drawn(PC, strategy, level);
+            for text in svg.split("<text ").skip(1) {
+                let x: f64 = text.split_once("x=\"").unwrap().1.split_once('"').unwrap().0.parse().unwrap();
+                let y: f64 = text.split_once(" y=\"").unwrap().1.split_once('"').unwrap().0.parse().unwrap();
+                let words = text.split_once('>').unwrap().1.split_once('<').unwrap().0;
+                let wide = words.chars().count() as f64 * each(text);
+                let right = if text.contains("text-anchor") { x } else { x + wide };
+                assert!(right <= 1710.0 - 8.0, "{name}: {words:?} ends at {right}");
+                assert!(y <= height(&svg) - 8.0, "{name}: {words:?} lies at {y} of {}", height(&svg));
             }
         }
     }
@@ -144,7 +209,8 @@ fn ten_thousand_blocks_make_a_drawing_that_can_be_looked_at() {
         std::fs::write(format!("{}/layout-{name}-blocks.svg", env!("CARGO_TARGET_TMPDIR")), &svg).unwrap();
         assert!(plan.slots.len() > 10_000);
         assert!(svg.len() < 64 << 10, "{name}: {} bytes", svg.len());
-        assert!(svg.contains("10000 pieces"));
+        assert!(svg.contains("9997 pieces"));
+        assert!(height(&svg) < 1500.0, "{name}: {} px", height(&svg));
     }
 }
 

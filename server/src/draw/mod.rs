@@ -1,16 +1,18 @@
-//! Draws a mirror's address space: guest-physical space, RAM and mirror-physical space as three bars side by
-//! side, with a band for every mapping between them.
+//! Draws a mirror's address space: guest-physical space, RAM, mirror-physical space and the helper's virtual
+//! space as four bars side by side, with a band for every mapping between them, and beside them what the
+//! plan lays open.
 //!
 //! Address spaces are sparse (a window at 2^51, a few MiB of RAM), so nothing is to scale: a piece is as high
 //! as the logarithm of its size, and a gap is a dotted strip that names its size.
 
 mod bar;
+mod colours;
 mod pieces;
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
 
-use mirrorvm::address_space::{GuestLayout, MirrorPlan, Strategy};
+use mirrorvm::address_space::{Exposure, GuestLayout, MirrorPlan, Strategy};
 
 use bar::Bar;
 use pieces::{Band, LEGEND};
@@ -18,56 +20,94 @@ use pieces::{Band, LEGEND};
 /// The media type of drawings.
 pub const SVG: &str = "image/svg+xml";
 
-const TOP: f64 = 118.0;
+const TOP: f64 = 134.0;
 const BAR_WIDTH: f64 = 230.0;
-const BARS: [f64; 3] = [30.0, 430.0, 830.0];
-const WIDTH: f64 = 1090.0;
-
-const STYLE: &str = "text{font:12px ui-monospace,Menlo,Consolas,monospace;fill:#1b1f24}\
-    .h{font:600 15px system-ui,sans-serif}.s{font:12px system-ui,sans-serif;fill:#57606a}\
-    .a{font-size:10.5px;fill:#57606a}.g{fill:none;stroke:#afb8c1;stroke-dasharray:2 4}\
-    .p{stroke:#1b1f24;stroke-width:1}.ram{fill:#b6d7ff}.low{fill:#d0c8ff}.vmsa{fill:#f6c6ea}\
-    .helper{fill:#ffd8a8}.code{fill:#ffb454}.private{fill:#f08c4a}.mailbox{fill:#d8f5c8}\
-    .off{fill:#e4eefb;stroke-dasharray:5 3}.out{fill:#ececec;stroke-dasharray:5 3}\
-    .b{fill-opacity:.22;stroke-opacity:.55;stroke-width:.8}\
-    .b.ram{stroke:#2f6fd0}.b.helper,.b.code{stroke:#c2690a}.b.low{stroke:#5b45c9}.b.vmsa{stroke:#b02a8f}";
+const BARS: [f64; 4] = [30.0, 370.0, 710.0, 1050.0];
+/// Where what is laid open is said, and how many characters fit there.
+const BESIDE: f64 = 1330.0;
+const BESIDE_FITS: usize = 52;
+const WIDTH: f64 = 1710.0;
+/// Pixels between lines of text.
+const LINE: f64 = 16.0;
 
 /// From where to where something is drawn, downwards.
 type Span = (f64, f64);
 
 /// The drawing of `plan` for a guest called `name`.
 pub fn layout(plan: &MirrorPlan, layout: &GuestLayout, name: &str) -> String {
-    let guest = Bar::new(pieces::guest(layout), TOP);
-    let ram = Bar::new(pieces::ram(plan, layout), TOP);
-    let mirror = Bar::new(pieces::mirror(plan, layout), TOP);
-    let classes: HashSet<&str> = [&guest, &ram, &mirror].iter().flat_map(|b| b.classes()).collect();
+    let spaces = [
+        pieces::guest(layout),
+        pieces::ram(plan, layout),
+        pieces::mirror(plan, layout),
+        pieces::helper(plan),
+    ];
+    let bars = spaces.map(Bar::new);
+    let bottom = TOP + bars.iter().map(Bar::height).fold(0.0, f64::max);
+    let bars = bars.map(|bar| bar.standing_on(bottom));
+    let classes: HashSet<&str> = bars.iter().flat_map(Bar::classes).collect();
     let entries: Vec<_> = LEGEND.iter().filter(|(class, _)| classes.contains(class)).collect();
-    let bottom = [&guest, &ram, &mirror].iter().map(|b| b.bottom()).fold(TOP, f64::max);
-    let height = bottom + 40.0 + 22.0 * entries.len().div_ceil(3) as f64;
+    let below = bottom + 40.0 + 22.0 * entries.len().div_ceil(BARS.len()) as f64;
+    let mut beside = String::new();
+    let height = exposures(&mut beside, &plan.exposures).max(below);
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height:.0}\" width=\"{WIDTH}\" \
          height=\"{height:.0}\" role=\"img\"><title>Address space of a mirror of {name}</title>\
-         <style>{STYLE}</style><rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>",
+         <style>{style}</style><rect class=\"z\" width=\"100%\" height=\"100%\"/>",
         name = escape(name),
+        style = colours::style(),
     );
     text(&mut svg, (BARS[0], 28.0), "h", &heading(plan, name));
-    for (y, line) in [48.0, 66.0].into_iter().zip(pieces::facts(plan)) {
+    for (y, line) in [48.0, 66.0, 84.0].into_iter().zip(pieces::facts(plan)) {
         text(&mut svg, (BARS[0], y), "s", &line);
     }
-    let titles = ["guest-physical", "RAM (RamAddr)", "mirror-physical"];
+    let titles = ["guest-physical", "RAM (RamAddr)", "mirror-physical", "helper-virtual"];
     for (x, title) in BARS.iter().zip(titles) {
         text(&mut svg, (*x, TOP - 14.0), "h", title);
     }
     // Bands first: bars and their text lie on top.
-    let (left, right) = (pieces::guest_bands(layout), pieces::mirror_bands(plan, layout));
-    bands(&mut svg, &left, (&guest, BARS[0] + BAR_WIDTH), (&ram, BARS[1]), |b| (b.address, b.ram));
-    bands(&mut svg, &right, (&ram, BARS[1] + BAR_WIDTH), (&mirror, BARS[2]), |b| (b.ram, b.address));
-    for (x, bar) in BARS.iter().zip([&guest, &ram, &mirror]) {
+    let between =
+        [pieces::guest_bands(layout), pieces::mirror_bands(plan, layout), pieces::helper_bands(plan)];
+    for (i, list) in between.iter().enumerate() {
+        bands(&mut svg, list, (&bars[i], BARS[i] + BAR_WIDTH), (&bars[i + 1], BARS[i + 1]));
+    }
+    for (x, bar) in BARS.iter().zip(&bars) {
         bar.draw(&mut svg, *x, BAR_WIDTH);
     }
     legend(&mut svg, &entries, bottom + 36.0);
+    svg.push_str(&beside);
     svg.push_str("</svg>\n");
     svg
+}
+
+/// What the plan lays open, beside the bars; gives where that ends.
+fn exposures(svg: &mut String, list: &[Exposure]) -> f64 {
+    text(svg, (BESIDE, TOP - 14.0), "h", "what it lays open");
+    let mut y = TOP + 12.0;
+    for exposure in list {
+        text(svg, (BESIDE, y), "c", exposure.code);
+        y += LINE;
+        for line in wrapped(&exposure.detail, BESIDE_FITS) {
+            text(svg, (BESIDE, y), "s", &line);
+            y += LINE;
+        }
+        y += LINE / 2.0;
+    }
+    y + LINE
+}
+
+/// A sentence in lines of at most `fits` characters, unless a word is longer.
+fn wrapped(text: &str, fits: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= fits => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
 }
 
 fn heading(plan: &MirrorPlan, name: &str) -> String {
@@ -83,29 +123,24 @@ fn heading(plan: &MirrorPlan, name: &str) -> String {
     format!("{name}: strategy {}{more}", plan.strategy.name())
 }
 
-/// Bands between two bars, neighbours of one kind as one. `sides` says which address of a band belongs to
-/// which bar.
-fn bands(
-    svg: &mut String,
-    list: &[Band],
-    left: (&Bar, f64),
-    right: (&Bar, f64),
-    sides: impl Fn(&Band) -> (u64, u64),
-) {
-    // Closer than what an eye tells apart.
-    const CLOSE: f64 = 0.75;
+/// Bands between two bars, neighbours of one kind as one.
+fn bands(svg: &mut String, list: &[Band], left: (&Bar, f64), right: (&Bar, f64)) {
+    // Closer than what is worth telling apart, where there are many.
+    const CLOSE: f64 = 4.0;
+    /// Fewer are drawn one by one.
+    const MANY: usize = 24;
     let mut open: Option<(&str, Span, Span)> = None;
     for b in list {
-        let (from, to) = sides(b);
-        let (Some(l), Some(r)) = (left.0.span(from, b.len), right.0.span(to, b.len)) else { continue };
+        let (Some(l), Some(r)) = (left.0.span(b.left, b.len), right.0.span(b.right, b.len)) else { continue };
         match &mut open {
-            Some((class, (_, l1), (_, r1)))
+            // The next one lies above.
+            Some((class, (l0, _), (r0, _)))
                 if *class == b.class
-                    && (l.0 - *l1).abs() < CLOSE
-                    && (r.0 - *r1).abs() < CLOSE
-                    && list.len() > 64 =>
+                    && (l.1 - *l0).abs() < CLOSE
+                    && (r.1 - *r0).abs() < CLOSE
+                    && list.len() > MANY =>
             {
-                (*l1, *r1) = (l.1, r.1);
+                (*l0, *r0) = (l.0, r.0);
             }
             _ => {
                 if let Some((class, l, r)) = open.replace((b.class, l, r)) {
@@ -131,10 +166,10 @@ fn band(svg: &mut String, left: (f64, Span), right: (f64, Span), class: &str) {
     );
 }
 
-/// Three columns under the bars, of what occurs.
+/// Under each bar a column, of what occurs.
 fn legend(svg: &mut String, entries: &[&(&str, &str)], y: f64) {
     for (i, (class, label)) in entries.iter().enumerate() {
-        let (x, y) = (BARS[i % 3], y + 22.0 * (i / 3) as f64);
+        let (x, y) = (BARS[i % BARS.len()], y + 22.0 * (i / BARS.len()) as f64);
         let _ = write!(
             svg,
             "<rect class=\"p {class}\" x=\"{x}\" y=\"{}\" width=\"14\" height=\"14\"/>",

@@ -1,9 +1,9 @@
-//! What is in the three bars: pieces with their labels and colours, bands between them, the legend's words.
+//! What is in the four bars: pieces with their labels and colours, bands between them, the legend's words.
 
 use mirrorvm::addr::MirrorGpa;
 use mirrorvm::address_space::{
-    Addressing, BlockRole, Confidentiality, GuestLayout, MirrorPlan, MirrorSlot, Purpose, RamBlock,
-    SlotBacking,
+    Access, Addressing, BlockRole, Confidentiality, GuestLayout, Mapping, MirrorPlan, MirrorSlot,
+    PlannedMapping, Purpose, RamBlock, SlotBacking,
 };
 
 use super::bar::Piece;
@@ -16,15 +16,15 @@ pub(super) const LEGEND: [(&str, &str); 9] = [
     ("out", "out of the helper's reach"),
     ("vmsa", "save areas of vCPUs"),
     ("helper", "the helper's block"),
-    ("code", "the helper's code, read-only slot"),
+    ("code", "the helper's code"),
     ("private", "the helper's, the mirror's alone"),
     ("mailbox", "mailbox (host memory, not encrypted)"),
 ];
 
-/// A span of RAM that is also at an address of another bar.
+/// Bytes that two neighbouring bars show, each at its own address.
 pub(super) struct Band {
-    pub ram: u64,
-    pub address: u64,
+    pub left: u64,
+    pub right: u64,
     pub len: u64,
     pub class: &'static str,
 }
@@ -133,8 +133,8 @@ const fn part_name(purpose: Purpose) -> &'static str {
 /// Between what the guest sees and RAM.
 pub(super) fn guest_bands(layout: &GuestLayout) -> Vec<Band> {
     let band = |(b, p): (&RamBlock, mirrorvm::address_space::Plug)| Band {
-        ram: b.ram_addr.get() + p.offset,
-        address: p.gpa.get(),
+        left: p.gpa.get(),
+        right: b.ram_addr.get() + p.offset,
         len: p.len,
         class: role_class(b.role),
     };
@@ -146,11 +146,92 @@ pub(super) fn mirror_bands(plan: &MirrorPlan, layout: &GuestLayout) -> Vec<Band>
     let band = |s: &MirrorSlot| match s.backing {
         SlotBacking::Ram { ram_addr } => {
             let class = slot_class(s, layout);
-            Some(Band { ram: ram_addr.get(), address: s.gpa.get(), len: s.len, class })
+            Some(Band { left: ram_addr.get(), right: s.gpa.get(), len: s.len, class })
         }
         SlotBacking::Private { .. } | SlotBacking::Mailbox => None,
     };
     plan.slots.iter().filter_map(band).collect()
+}
+
+/// What the helper sees, by its page tables.
+pub(super) fn helper(plan: &MirrorPlan) -> Vec<Piece> {
+    let piece = |(purpose, m): &PlannedMapping| {
+        let label = match purpose {
+            Purpose::RamWindow => "window on RAM",
+            Purpose::LowWindow => "window, bottom 4 GiB",
+            Purpose::Mailbox => "mailbox",
+            Purpose::PlainAlias => "mailbox (plain alias)",
+            Purpose::Vmsa => "save areas",
+            Purpose::HelperRodata => "constants",
+            Purpose::Helper | Purpose::DeclaredPiece | Purpose::HelperPrivate => "the helper",
+            Purpose::HelperText
+            | Purpose::HelperData
+            | Purpose::HelperConfig
+            | Purpose::HelperSecret
+            | Purpose::HelperTss
+            | Purpose::HelperStack
+            | Purpose::HelperMaps
+            | Purpose::HelperDigests => part_name(*purpose),
+        };
+        let piece = Piece::new(m.va.get(), m.len, label.to_owned(), mapping_class(*purpose, plan));
+        piece.with_access(access(m, plan.confidentiality.is_encrypted()))
+    };
+    plan.mappings.iter().map(piece).collect()
+}
+
+/// Between what the mirror sees and what the helper sees.
+pub(super) fn helper_bands(plan: &MirrorPlan) -> Vec<Band> {
+    let band = |(purpose, m): &PlannedMapping| Band {
+        left: m.gpa.get(),
+        right: m.va.get(),
+        len: m.len,
+        class: mapping_class(*purpose, plan),
+    };
+    let mut list: Vec<Band> = plan.mappings.iter().map(band).collect();
+    list.sort_by_key(|b| b.right);
+    list
+}
+
+/// What the helper may do there, and, where there is a C-bit, whether it is set.
+const fn access(mapping: &Mapping, encrypted: bool) -> &'static str {
+    match (mapping.access, encrypted, mapping.encrypted) {
+        (Access::Read, false, _) => "R",
+        (Access::ReadWrite, false, _) => "RW",
+        (Access::ReadExecute, false, _) => "RX",
+        (Access::Read, true, true) => "R C",
+        (Access::ReadWrite, true, true) => "RW C",
+        (Access::ReadExecute, true, true) => "RX C",
+        (Access::Read, true, false) => "R -",
+        (Access::ReadWrite, true, false) => "RW -",
+        (Access::ReadExecute, true, false) => "RX -",
+    }
+}
+
+fn mapping_class(purpose: Purpose, plan: &MirrorPlan) -> &'static str {
+    match purpose {
+        Purpose::RamWindow => "ram",
+        Purpose::LowWindow => "low",
+        Purpose::Vmsa => "vmsa",
+        Purpose::Mailbox | Purpose::PlainAlias => "mailbox",
+        Purpose::HelperText => "code",
+        Purpose::Helper
+        | Purpose::DeclaredPiece
+        | Purpose::HelperPrivate
+        | Purpose::HelperRodata
+        | Purpose::HelperData
+        | Purpose::HelperConfig
+        | Purpose::HelperSecret
+        | Purpose::HelperTss
+        | Purpose::HelperStack
+        | Purpose::HelperMaps
+        | Purpose::HelperDigests => {
+            if plan.strategy.has_private_helper() {
+                "private"
+            } else {
+                "helper"
+            }
+        }
+    }
 }
 
 const fn role_class(role: BlockRole) -> &'static str {
@@ -180,7 +261,7 @@ fn slot_class(slot: &MirrorSlot, layout: &GuestLayout) -> &'static str {
 }
 
 /// The lines under the heading.
-pub(super) fn facts(plan: &MirrorPlan) -> [String; 2] {
+pub(super) fn facts(plan: &MirrorPlan) -> [String; 3] {
     let by = match plan.addressing {
         Addressing::RamAddr => "RAM address",
         Addressing::Gpa => "guest physical address",
@@ -202,8 +283,13 @@ pub(super) fn facts(plan: &MirrorPlan) -> [String; 2] {
     let used: Vec<String> = used.collect();
     [
         format!(
-            "{guard}; the helper calls pages by their {by}; addresses grow downwards, heights are logarithmic, gaps are cut"
+            "{guard}; the helper calls pages by their {by}; addresses grow upwards, heights are logarithmic, gaps are cut"
         ),
         format!("the helper's page tables: {} pages; {}", c.table_pages, used.join(", ")),
+        if plan.confidentiality.is_encrypted() {
+            "R, W, X: what the helper may do there; C: with the C-bit, in the guest's key; -: without it, the host reads along".into()
+        } else {
+            "R, W, X: what the helper may do there; nothing is encrypted, so no page has a C-bit".into()
+        },
     ]
 }
