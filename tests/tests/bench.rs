@@ -113,8 +113,26 @@ fn helpers_mirrors_memory_and_stages() {
 fn plans_and_the_api() {
     let report = report(&["plan", "api"]);
     has(&report, &[("GET one guest", false), ("from a thread that only echoes", false)]);
+    has(
+        &report,
+        &[
+            ("of 100 guests: GET one", false),
+            ("a page of 100: of 100 guests / of 20", true),
+            ("events of one", false),
+            ("definitions up to 100, 32 clients", false),
+            ("GET one, 16 connections, p99", false),
+            ("8 followers: events delivered", true),
+            ("8 followers: from the request to the event, p99", false),
+            ("memory for each guest", true),
+            ("killed, then ready again with 100 guests", true),
+        ],
+    );
+    let rows = report["rows"].as_array().unwrap();
+    let delivered = rows.iter().find(|r| r["name"].as_str().unwrap().ends_with("events delivered")).unwrap();
+    assert_eq!(delivered["min"], 100.0, "no event is left out");
     if report["skipped"].as_array().unwrap().is_empty() {
         has(&report, &[("one guest: ours / libvirt", true), ("list: ours / libvirt", true)]);
+        has(&report, &[("listing all of 100 domains", false), ("a page of 100 / libvirt's list", false)]);
     }
 }
 

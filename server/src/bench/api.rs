@@ -37,13 +37,13 @@ fn definition(name: &str) -> Value {
     })
 }
 
-fn define(connection: &mut Connection, name: &str) -> Result<(), BenchError> {
+pub(super) fn define(connection: &mut Connection, name: &str) -> Result<(), BenchError> {
     let defined = connection.send(&Request::post("/v1/guests").json(&definition(name)));
     defined.map(drop).map_err(|e| format!("defining {name}: {e}").into())
 }
 
 /// The median of `n` timings, microseconds.
-fn median(n: usize, mut once: impl FnMut() -> Result<(), BenchError>) -> Result<f64, BenchError> {
+pub(super) fn median(n: usize, mut once: impl FnMut() -> Result<(), BenchError>) -> Result<f64, BenchError> {
     let mut times = Vec::with_capacity(n);
     for _ in 0..n {
         let begun = Instant::now();
@@ -133,7 +133,7 @@ fn echo(socket: &std::path::Path, body: usize) -> Result<Connection, BenchError>
 }
 
 /// Bytes of the body of an answer that must be good.
-fn expect(answer: &Response) -> Result<usize, BenchError> {
+pub(super) fn expect(answer: &Response) -> Result<usize, BenchError> {
     match answer.body().len() {
         length if answer.status() == 200 && length > 0 => Ok(length),
         _ => Err(format!("answered {}", answer.status()).into()),
@@ -157,8 +157,8 @@ fn concurrent(daemon: &Daemon, run: u32) -> Result<f64, BenchError> {
     Ok((CLIENTS * EACH) as f64 / begun.elapsed().as_secs_f64())
 }
 
-/// A libvirtd of our own with its test driver, and 1,000 domains in it.
-struct Libvirt {
+/// A libvirtd of our own with its test driver, and the domains that were defined in it.
+pub(super) struct Libvirt {
     daemon: Child,
     dir: tempfile::TempDir,
 }
@@ -191,8 +191,46 @@ assert len(c.listAllDomains()) >= 1000
 print(info, domains)
 "#;
 
+/// The same for as many domains as there are to be; definitions over a connection for each thread. The
+/// binding lets other threads run while it waits for the daemon.
+const MANY: &str = r#"
+import sys, time, threading, libvirt
+libvirt.registerErrorHandler(lambda *a: None, None)
+uri = "test+unix:///default?socket=" + sys.argv[1]
+n, count, clients = (int(a) for a in sys.argv[2:5])
+c = libvirt.open(uri)
+have = len(c.listAllDomains())
+def work(k, connection):
+    for n in range(have + k, count, clients):
+        connection.defineXML(f"<domain type='test'><name>m{n}</name><memory>8192</memory><os><type>hvm</type></os></domain>")
+if have < count:
+    threads = [threading.Thread(target=work, args=(k, libvirt.open(uri))) for k in range(clients)]
+    begun = time.perf_counter()
+    for t in threads: t.start()
+    for t in threads: t.join()
+    rate = (count - have) / (time.perf_counter() - begun)
+d = c.lookupByName("test")
+def median(n, call):
+    times = []
+    for _ in range(n):
+        begun = time.perf_counter(); call(); times.append(time.perf_counter() - begun)
+    return sorted(times)[n // 2]
+print(median(n, d.info) * 1e6, median(max(n // 50, 1), c.listAllDomains) * 1e3, *([rate] if have < count else []))
+assert len(c.listAllDomains()) >= count
+"#;
+
+/// What libvirt does with many domains.
+pub(super) struct Many {
+    /// p50 of one domain's info, microseconds.
+    pub info_us: f64,
+    /// p50 of listing all, milliseconds.
+    pub list_ms: f64,
+    /// Definitions per second, where some were missing.
+    pub defined_per_second: Option<f64>,
+}
+
 impl Libvirt {
-    fn start() -> Result<Self, BenchError> {
+    pub(super) fn start() -> Result<Self, BenchError> {
         let binding =
             Command::new("/usr/bin/python3").args(["-c", "import libvirt"]).stderr(Stdio::null()).status();
         if !binding.is_ok_and(|s| s.success()) {
@@ -248,21 +286,36 @@ impl Libvirt {
 
     /// p50 of one domain's info in microseconds and of listing all in milliseconds.
     fn once(&self, reads: usize) -> Result<(f64, f64), BenchError> {
+        match self.run(SCRIPT, &[reads])?.as_slice() {
+            [info, domains] => Ok((*info, *domains)),
+            found => Err(format!("two numbers were wanted, not {found:?}").into()),
+        }
+    }
+
+    /// The same with `count` domains, defined by `clients` at once where they are missing.
+    pub(super) fn many(&self, reads: usize, count: usize, clients: usize) -> Result<Many, BenchError> {
+        match self.run(MANY, &[reads, count, clients])?.as_slice() {
+            [info_us, list_ms] => Ok(Many { info_us: *info_us, list_ms: *list_ms, defined_per_second: None }),
+            [info_us, list_ms, rate] => {
+                Ok(Many { info_us: *info_us, list_ms: *list_ms, defined_per_second: Some(*rate) })
+            }
+            found => Err(format!("two or three numbers were wanted, not {found:?}").into()),
+        }
+    }
+
+    /// The numbers that a script prints.
+    fn run(&self, script: &str, numbers: &[usize]) -> Result<Vec<f64>, BenchError> {
         let output = Command::new("/usr/bin/python3")
-            .args(["-c", SCRIPT])
+            .args(["-c", script])
             .arg(self.socket())
-            .arg(reads.to_string())
+            .args(numbers.iter().map(usize::to_string))
             .output()?;
         let text = String::from_utf8(output.stdout)?;
         let numbers: Vec<f64> = text.split_whitespace().filter_map(|w| w.parse().ok()).collect();
-        match numbers.as_slice() {
-            [info, domains] => Ok((*info, *domains)),
-            _ => Err(String::from_utf8_lossy(&output.stderr)
-                .lines()
-                .last()
-                .unwrap_or("no answer")
-                .to_owned()
-                .into()),
+        if output.status.success() && !numbers.is_empty() {
+            return Ok(numbers);
         }
+        let said = String::from_utf8_lossy(&output.stderr);
+        Err(said.lines().last().unwrap_or("no answer").to_owned().into())
     }
 }

@@ -14,6 +14,8 @@ use super::BenchError;
 pub(super) struct Daemon {
     child: Child,
     dir: tempfile::TempDir,
+    name: String,
+    environment: Vec<(&'static str, &'static str)>,
 }
 
 impl Drop for Daemon {
@@ -26,23 +28,31 @@ impl Drop for Daemon {
 impl Daemon {
     /// Starts it; its peers may come to a free port of loopback.
     pub fn start(name: &str) -> Result<Self, BenchError> {
+        Self::start_with(name, &[])
+    }
+
+    /// The same with these variables in its environment.
+    pub fn start_with(name: &str, environment: &[(&'static str, &'static str)]) -> Result<Self, BenchError> {
         let dir = tempfile::tempdir()?;
-        let mut child = Command::new(std::env::current_exe()?)
-            .args(["serve", "--name", name, "--exit-with-stdin", "--peer-listen", "127.0.0.1:0"])
-            .arg("--state-dir")
-            .arg(dir.path().join("state"))
-            .env("RUST_LOG", "error")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let mut line = String::new();
-        let stdout = child.stdout.take().ok_or("no stdout")?;
-        let daemon = Self { child, dir };
-        BufReader::new(stdout).read_line(&mut line)?;
-        if !line.starts_with("ready ") {
-            return Err("the daemon does not start".into());
-        }
+        let child = spawn(dir.path(), name, environment)?;
+        let mut daemon = Self { child, dir, name: name.to_owned(), environment: environment.to_vec() };
+        daemon.wait_until_ready()?;
         Ok(daemon)
+    }
+
+    /// Kills it and starts it again on the same state; returns when it is ready.
+    pub fn again(&mut self) -> Result<(), BenchError> {
+        self.child.kill()?;
+        self.child.wait()?;
+        self.child = spawn(self.dir.path(), &self.name, &self.environment)?;
+        self.wait_until_ready()
+    }
+
+    fn wait_until_ready(&mut self) -> Result<(), BenchError> {
+        let mut line = String::new();
+        let stdout = self.child.stdout.take().ok_or("no stdout")?;
+        BufReader::new(stdout).read_line(&mut line)?;
+        if line.starts_with("ready ") { Ok(()) } else { Err("the daemon does not start".into()) }
     }
 
     pub fn pid(&self) -> u32 {
@@ -57,6 +67,19 @@ impl Daemon {
     pub fn connect(&self) -> Result<Connection, BenchError> {
         connect(&self.socket())
     }
+}
+
+fn spawn(dir: &Path, name: &str, environment: &[(&str, &str)]) -> Result<Child, BenchError> {
+    let child = Command::new(std::env::current_exe()?)
+        .args(["serve", "--name", name, "--exit-with-stdin", "--peer-listen", "127.0.0.1:0"])
+        .arg("--state-dir")
+        .arg(dir.join("state"))
+        .env("RUST_LOG", "error")
+        .envs(environment.iter().copied())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    Ok(child)
 }
 
 /// A kept connection to a daemon's socket.

@@ -10,7 +10,8 @@
 //! - [`daemon`]: a daemon as a child, and connections to it. [`threads`]: what threads compute. [`writer`]: a
 //!   guest for QEMU.
 //! - One module per scenario: [`seal`], [`audit`], [`scan`], [`create`], [`plan`], [`migrate`], [`versus`],
-//!   [`downtime`], [`footprint`], [`breakdown`], [`qemu_live`], [`api`].
+//!   [`downtime`], [`footprint`], [`breakdown`], [`qemu_live`], [`api`] with
+//!   [`many`].
 
 mod api;
 mod audit;
@@ -20,6 +21,7 @@ mod create;
 mod daemon;
 mod downtime;
 mod footprint;
+mod many;
 mod migrate;
 mod pair;
 mod plan;
@@ -124,7 +126,8 @@ enum Scenario {
     /// A stock Linux in QEMU: its pause when it moves live by scans, against stop and copy. Needs
     /// MIRRORVM_GUEST_DIR.
     QemuLive,
-    /// The REST API against libvirt's RPC: one guest, a list of 1,000, durable definitions.
+    /// The REST API against libvirt's RPC: one guest, lists, durable definitions, ten thousand guests, many
+    /// connections and followers, memory and restart.
     Api,
 }
 
@@ -165,6 +168,15 @@ impl From<Vec<Row>> for Found {
     }
 }
 
+impl Found {
+    fn and(mut self, more: Self) -> Self {
+        self.rows.extend(more.rows);
+        self.conditions.extend(more.conditions);
+        self.skipped.extend(more.skipped);
+        self
+    }
+}
+
 /// Runs what was asked for and prints it.
 pub(crate) fn run(args: &BenchArgs) -> Result<(), BenchError> {
     let wanted: &[Scenario] =
@@ -189,7 +201,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), BenchError> {
             Scenario::Plan => plan::measure(args).map(Found::from),
             Scenario::Migrate => migrate::measure(args).map(Found::from),
             Scenario::QemuLive => qemu_live::measure(args),
-            Scenario::Api => api::measure(args),
+            Scenario::Api => api::measure(args).and_then(|found| Ok(found.and(many::measure(args)?))),
         }
         .map_err(|e| format!("{name}: {e}"))?;
         report.rows.extend(found.rows);
