@@ -343,8 +343,8 @@ fn drawn(mirror: &MirrorRecord, guest: &GuestRecord) -> Response {
 
 /// Draw a mirror's address space
 ///
-/// The plan in force as a drawing: guest-physical space, RAM, mirror-physical space and the helper's virtual space
-/// side by side, with what the plan lays open.
+/// The plan in force as a drawing: guest-physical space, RAM, mirror-physical space and the helper's
+/// virtual space side by side, with what the plan lays open.
 #[utoipa::path(get, path = "/v1/mirrors/{mirror}/layout.svg", operation_id = "mirror_drawing_get", tag = "mirrors",
     params(("mirror" = String, Path, description = "Id of the mirror", example = "0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11")),
     responses((status = 200, description = "The drawing", body = String, content_type = "image/svg+xml")))]
