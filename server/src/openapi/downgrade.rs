@@ -23,6 +23,7 @@ pub fn to_3_0(document: &mut Value) {
         for operation in item.values_mut().filter_map(Value::as_object_mut) {
             plain_problems(operation);
             plain_patches(operation);
+            without_null(operation);
         }
     }
     schemas(document);
@@ -86,6 +87,29 @@ fn plain_problems(operation: &mut Map<String, Value>) {
         let Some(Value::Object(content)) = response.get_mut("content") else { continue };
         if let Some(problem) = content.shift_remove(PROBLEM_JSON) {
             content.insert("application/json".into(), problem);
+        }
+    }
+}
+
+/// A reference that may be null is an `allOf` here, of which validators say that it cannot be: examples go without.
+fn without_null(operation: &mut Map<String, Value>) {
+    fn clean(value: &mut Value) {
+        match value {
+            Value::Object(map) => {
+                map.retain(|_, member| !member.is_null());
+                map.values_mut().for_each(clean);
+            }
+            Value::Array(list) => list.iter_mut().for_each(clean),
+            _ => {}
+        }
+    }
+    let responses = operation.get_mut("responses").and_then(Value::as_object_mut);
+    for response in responses.into_iter().flat_map(Map::values_mut) {
+        let content = response.get_mut("content").and_then(Value::as_object_mut);
+        for media in content.into_iter().flat_map(Map::values_mut) {
+            if let Some(example) = media.get_mut("example") {
+                clean(example);
+            }
         }
     }
 }
