@@ -91,7 +91,8 @@ fn plain_problems(operation: &mut Map<String, Value>) {
     }
 }
 
-/// A reference that may be null is an `allOf` here, of which validators say that it cannot be: examples go without.
+/// A reference that may be null is an `allOf` here, of which validators say that it cannot be: examples go
+/// without.
 fn without_null(operation: &mut Map<String, Value>) {
     fn clean(value: &mut Value) {
         match value {

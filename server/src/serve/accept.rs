@@ -45,8 +45,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const LAST_WORD: Duration = Duration::from_secs(2);
 /// How long both may take together. Meanwhile the place is anybody's who wants it.
 const LAST_WORDS: Duration = Duration::from_secs(10);
-/// How many bytes are read and thrown away after the last answer: clients that send all of a body before they
-/// read are told that it is too large, and not that the connection broke. Twice the largest body that is taken.
+/// How many bytes are read and thrown away after the last answer: clients that send all of a body before
+/// they read are told that it is too large, and not that the connection broke. Twice the largest body that
+/// is taken.
 const LAST_BYTES: usize = 32 << 20;
 
 /// What a listener serves, and within which bounds.
