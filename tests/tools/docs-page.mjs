@@ -111,7 +111,13 @@ try {
   for (const id of order) {
     const name = id.replace(/^operations-[^_]*-(?=[a-z0-9_]+$)/, "");
     // One operation is drawn anew with all others that are shown: by the filter, as whoever looks for it would, few are.
+    // Until it has taken effect, what is opened is put away again.
     await person.locator("input.operation-filter-input").fill(name);
+    await person.waitForFunction(
+      ([name, n]) => document.querySelectorAll(".opblock").length === n && document.querySelector(`[id$="-${name}"]`),
+      [name, holding(name)],
+      { timeout: 120000 },
+    );
     const block = person.locator(`[id="${id}"]`);
     await block.locator(".opblock-summary-control").dispatchEvent("click");
     const file = block.locator("input[type=file]");

@@ -183,7 +183,7 @@ fn folded(pieces: Vec<Piece>) -> Vec<Piece> {
             move |next: &Piece| next.class == class && next.access == access
         };
         let mut run = vec![first];
-        while let Some(next) = pieces.next_if(&is_alike) {
+        while let Some(next) = pieces.next_if(is_alike) {
             run.push(next);
         }
         if run.len() > KEPT + 2 {
