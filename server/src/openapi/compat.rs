@@ -260,7 +260,7 @@ fn nullable(schema: &Value) -> bool {
 }
 
 /// The other one of a choice between null and one other.
-fn other_than_null(schema: &Value) -> Option<&Value> {
+pub(super) fn other_than_null(schema: &Value) -> Option<&Value> {
     let variants = schema["oneOf"].as_array()?;
     let mut others = variants.iter().filter(|v| v["type"] != "null");
     let one = others.next()?;

@@ -17,6 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
 
+use super::compat::other_than_null;
 use crate::problem::MAX_SAFE_INTEGER;
 
 /// Where components are.
@@ -174,7 +175,7 @@ impl Shapes {
         if let Some(values) = self.enumeration(value) {
             return beside(values.clone(), value);
         }
-        if let Some((inner, null)) = optional(value) {
+        if let Some(inner) = other_than_null(value) {
             if let Some(values) = self.enumeration(inner) {
                 let mut values = beside(values.clone(), value);
                 values["type"] = json!([values["type"], "null"]);
@@ -187,9 +188,8 @@ impl Shapes {
                 // Left out, not null: a variant that is null is a variant that some clients cannot write.
                 return beside(self.asked(inner), value);
             }
-            let _ = null;
         }
-        self.walk(value, |v| self.asked(v), |_, v| v["readOnly"] != true)
+        walk(value, |v| self.asked(v), |v| v["readOnly"] != true)
     }
 
     /// Answers' form of a schema, or of what holds schemas; `copy`: of one that requests have, too, and whose
@@ -198,14 +198,14 @@ impl Shapes {
         if let Some(values) = self.enumeration(value) {
             return open_list(beside(values.clone(), value));
         }
-        if let Some((inner, _)) = optional(value)
+        if let Some(inner) = other_than_null(value)
             && let Some(values) = self.enumeration(inner)
         {
             let mut values = open_list(beside(values.clone(), value));
             values["type"] = json!([values["type"], "null"]);
             return values;
         }
-        let mut told = self.walk(value, |v| self.told(v, copy), |_, _| true);
+        let mut told = walk(value, |v| self.told(v, copy), |_| true);
         if let Some(name) = referred(value) {
             told["$ref"] = format!("{PLACE}{}", self.answers_name(name)).into();
         }
@@ -222,25 +222,6 @@ impl Shapes {
             }
         }
         if told.get("enum").is_some() { open_list(told) } else { told }
-    }
-
-    /// The same with its inner schemas changed, and without those that are not kept.
-    fn walk(
-        &self,
-        value: &Value,
-        change: impl Fn(&Value) -> Value,
-        keep: impl Fn(&str, &Value) -> bool,
-    ) -> Value {
-        match value {
-            Value::Object(map) => map
-                .iter()
-                .filter(|(k, v)| keep(k, v))
-                .map(|(k, v)| (k.clone(), if PLAIN.contains(&k.as_str()) { v.clone() } else { change(v) }))
-                .collect::<Map<_, _>>()
-                .into(),
-            Value::Array(list) => list.iter().map(change).collect(),
-            other => other.clone(),
-        }
     }
 
     /// Adds requests' form of a component, a union with its variants.
@@ -302,6 +283,20 @@ impl Shapes {
     }
 }
 
+/// The same with its inner schemas changed, and without those that are not kept.
+fn walk(value: &Value, change: impl Fn(&Value) -> Value, keep: impl Fn(&Value) -> bool) -> Value {
+    match value {
+        Value::Object(map) => map
+            .iter()
+            .filter(|(_, v)| keep(v))
+            .map(|(k, v)| (k.clone(), if PLAIN.contains(&k.as_str()) { v.clone() } else { change(v) }))
+            .collect::<Map<_, _>>()
+            .into(),
+        Value::Array(list) => list.iter().map(change).collect(),
+        other => other.clone(),
+    }
+}
+
 /// The one value of a variant's `kind`.
 fn kind_of(variant: &Value) -> Option<&str> {
     variant.pointer("/properties/kind/enum/0").and_then(Value::as_str)
@@ -338,16 +333,6 @@ fn beside(mut schema: Value, value: &Value) -> Value {
         }
     }
     schema
-}
-
-/// `oneOf` of null and one other.
-fn optional(schema: &Value) -> Option<(&Value, &Value)> {
-    let [a, b] = schema["oneOf"].as_array()?.as_slice() else { return None };
-    match (a["type"] == "null", b["type"] == "null") {
-        (true, false) => Some((b, a)),
-        (false, true) => Some((a, b)),
-        _ => None,
-    }
 }
 
 /// A string whose values of today are listed, and which may have others tomorrow.
