@@ -123,6 +123,16 @@ try {
     const file = block.locator("input[type=file]");
     const execute = block.locator("button.execute");
     await execute.waitFor({ timeout: 120000 });
+    // What its body and its parameters look like comes later, and what is shown by then is drawn anew: a click on a button
+    // that is no longer there does nothing.
+    await person.waitForFunction(
+      (name) =>
+        window.ui.getState().getIn(["spec", "resolvedSubtrees", "paths"])?.some((item) =>
+          item?.some((operation) => operation?.get?.("operationId") === name),
+        ),
+      name,
+      { timeout: 120000 },
+    );
     // A file is the one thing that a page cannot offer.
     if (await file.count()) {
       await file.setInputFiles({ name: "helper", mimeType: "application/octet-stream", buffer: Buffer.from("no image") });
