@@ -284,3 +284,33 @@ async fn limits_that_come_while_a_migration_ends_stop_nobody_and_bring_no_ended_
     }
     again.shutdown().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn whoever_asks_a_guest_that_goes_is_answered() {
+    let two = two().await;
+    for turn in 0..20 {
+        let driver = EmulatedDriver::spec(&WorkloadGuest { vcpus: 1, workload: QUIET, sev: None });
+        let spec = GuestSpec { name: "g".into(), ..guest(driver, &[(4, Some(0))]) };
+        two.a.define_guest(spec, &Ask::now()).await.unwrap();
+        // More than its queue has room for, so that some wait to be taken and some for an answer when it goes.
+        let asking: Vec<_> = (0..100)
+            .map(|n| {
+                let host = two.a.clone();
+                tokio::spawn(async move {
+                    if n == turn * 5 {
+                        return host.delete_guest("g", &Ask::now()).await.map(drop);
+                    }
+                    let change = move |_: &Labels| Labels::from([("n".to_owned(), n.to_string())]);
+                    host.change_labels("g", change, &Ask::now()).await.map(drop)
+                })
+            })
+            .collect();
+        for asked in asking {
+            let answer = tokio::time::timeout(std::time::Duration::from_secs(60), asked).await;
+            match answer.expect("an answer").unwrap() {
+                Ok(()) | Err(HostError::NotFound { .. }) => {}
+                Err(other) => panic!("{other:?}"),
+            }
+        }
+    }
+}

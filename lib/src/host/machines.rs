@@ -175,15 +175,11 @@ impl Inner {
             }
             None => (fresh_secret()?, Beginning::Boot, None, None),
         };
-        let sender = entry.sender();
-        let on_end = Arc::new(move |end| {
-            // Full queue or gone guest: the owner looks after its machine by itself, too.
-            let _ = sender.try_send(Box::new((Command::Ended(end), None)));
-        });
-        let sender = entry.sender();
-        let on_readiness = Arc::new(move || {
-            let _ = sender.try_send(Box::new((Command::Touch, None)));
-        });
+        // Full queue or gone guest: the owner looks after its machine by itself, too.
+        let teller = entry.teller();
+        let on_end = Arc::new(move |end| teller.tell(Command::Ended(end)));
+        let teller = entry.teller();
+        let on_readiness = Arc::new(move || teller.tell(Command::Touch));
         let home = self.home_layout(record)?;
         let hypervisor = self.hypervisor_of(driver).ok();
         let body = driver.make(Order {

@@ -3,8 +3,9 @@
 use std::sync::{Arc, RwLock};
 use std::time::Instant;
 
+use flume::{Sender, TrySendError, WeakSender};
 use jiff::Timestamp;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use crate::guest::{Console, EncryptionStatus, Machine, MigrationControl, Readiness};
@@ -31,10 +32,24 @@ pub(in crate::host) struct GuestEntry {
     name: Arc<str>,
     created_at: Timestamp,
     record: RwLock<Arc<GuestRecord>>,
-    sender: mpsc::Sender<Envelope>,
+    /// The one that lasts: what waits in a queue goes with the last of them, and whoever waits for its
+    /// answer learns so. The owner takes it away when it ends.
+    sender: RwLock<Option<Sender<Envelope>>>,
     senses: RwLock<Option<Senses>>,
     /// While it is unconfirmed: what is missing to know whose it is.
     missing: RwLock<Vec<String>>,
+}
+
+/// Tells a guest's owner what nobody asked for, without keeping its queue.
+pub(in crate::host) struct Teller(Option<WeakSender<Envelope>>);
+
+impl Teller {
+    /// The command is lost where the queue is full or the owner gone.
+    pub fn tell(&self, command: Command) {
+        if let Some(sender) = self.0.as_ref().and_then(WeakSender::upgrade) {
+            let _ = sender.try_send(Box::new((command, None)));
+        }
+    }
 }
 
 impl Listed for GuestEntry {
@@ -57,9 +72,9 @@ impl Listed for GuestEntry {
 }
 
 impl GuestEntry {
-    pub fn new(record: GuestRecord, sender: mpsc::Sender<Envelope>) -> Self {
+    pub fn new(record: GuestRecord, sender: Sender<Envelope>) -> Self {
         let (id, name, created_at) = (record.id, record.spec.name.as_str().into(), record.created_at);
-        let record = RwLock::new(Arc::new(record));
+        let (record, sender) = (RwLock::new(Arc::new(record)), RwLock::new(Some(sender)));
         Self { id, name, created_at, record, sender, senses: RwLock::default(), missing: RwLock::default() }
     }
 
@@ -157,7 +172,8 @@ impl GuestEntry {
     ) -> Result<T, HostError> {
         let (reply, answer) = oneshot::channel();
         let gone = || HostError::missing(ResourceKind::Guest, self.id.to_string());
-        self.sender.send(Box::new((make(reply), Act::current()))).await.map_err(|_| gone())?;
+        let sender = self.sender().ok_or_else(gone)?;
+        sender.into_send_async(Box::new((make(reply), Act::current()))).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
 
@@ -168,29 +184,47 @@ impl GuestEntry {
     ) -> Result<T, HostError> {
         let (reply, answer) = oneshot::channel();
         let gone = || HostError::missing(ResourceKind::Guest, self.id.to_string());
-        self.sender.blocking_send(Box::new((make(reply), Act::current()))).map_err(|_| gone())?;
+        let sender = self.sender().ok_or_else(gone)?;
+        sender.send(Box::new((make(reply), Act::current()))).map_err(|_| gone())?;
+        drop(sender);
         answer.blocking_recv().map_err(|_| gone())?
     }
 
     /// Sends a command from a thread of its own; false when the guest is gone.
     pub fn tell_blocking(&self, command: Command) -> bool {
-        self.sender.blocking_send(Box::new((command, None))).is_ok()
+        self.sender().is_some_and(|sender| sender.send(Box::new((command, None))).is_ok())
     }
 
     /// Ends the owner of an entry that was replaced.
     pub fn dismiss(&self) {
         let (done, _) = oneshot::channel();
-        if self.sender.try_send(Box::new((Command::Shutdown(done), None))).is_err() {
+        let told = self.sender().is_none_or(|sender| {
+            !matches!(sender.try_send(Box::new((Command::Shutdown(done), None))), Err(TrySendError::Full(_)))
+        });
+        if !told {
             tracing::warn!(guest = %self.id, "a replaced guest's owner could not be dismissed");
         }
     }
 
     /// Sends a command that nobody asked for; false when the guest is gone.
     pub async fn tell(&self, command: Command) -> bool {
-        self.sender.send(Box::new((command, None))).await.is_ok()
+        match self.sender() {
+            Some(sender) => sender.into_send_async(Box::new((command, None))).await.is_ok(),
+            None => false,
+        }
     }
 
-    pub fn sender(&self) -> mpsc::Sender<Envelope> {
-        self.sender.clone()
+    /// For those who tell the owner something for as long as there is one.
+    pub fn teller(&self) -> Teller {
+        Teller(self.sender.to_read().as_ref().map(Sender::downgrade))
+    }
+
+    /// The owner has ended: nothing more is taken, and what waits is dropped.
+    pub fn close(&self) {
+        self.sender.to_write().take();
+    }
+
+    fn sender(&self) -> Option<Sender<Envelope>> {
+        self.sender.to_read().clone()
     }
 }
