@@ -368,6 +368,7 @@ fn run(daemon: &Daemon, args: &ServeArgs, resolved: Resolved) -> Result<(), Serv
         confinement: Confinement::none(resolved.confine),
     };
     // Here is the only thread; those of the runtime have what this one has.
+    mirrorvm::memory::share_heap();
     options.confinement = confine::apply(resolved.confine, &Needs::of(&options));
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(ServeError::Runtime)?;

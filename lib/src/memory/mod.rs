@@ -19,7 +19,7 @@ mod span;
 pub use budget::{Budget, Claim, Purpose, Shortage};
 pub use digests::page_digests;
 pub use foreign::{BadFile, ForeignRamError};
-pub use heap::give_back_heap;
+pub use heap::{give_back_heap, share_heap};
 pub use limits::Bound;
 pub use mapping::{Backing, Mapping, MemoryError, View};
 pub use ram::{GuestRam, OtherBlocks, OutsideRam};
