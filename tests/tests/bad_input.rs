@@ -281,6 +281,49 @@ fn guests_that_cannot_be() {
                 ],
             ),
             (
+                "a mirror of which nothing is right".into(),
+                post(
+                    "/v1/mirrors",
+                    &json!({
+                        "guest": "g1",
+                        "strategy": {"kind": "shifted", "shift": {"kind": "4gib"}},
+                        "workers": 99,
+                        "placement": {"cpus": [4095, 0, 4094]},
+                    }),
+                ),
+                422,
+                INVALID,
+                vec![
+                    "/workers out_of_range".into(),
+                    "/placement/cpus/0 out_of_range".into(),
+                    "/placement/cpus/2 out_of_range".into(),
+                ],
+            ),
+            (
+                "a migration of which nothing is right".into(),
+                post(
+                    "/v1/migrations",
+                    &json!({
+                        "guest": "g1",
+                        "destination": {"kind": "host", "host": "b"},
+                        "mirror": {
+                            "kind": "template",
+                            "strategy": {"kind": "shifted", "shift": {"kind": "4gib"}},
+                            "placement": {"cpus": [4095]},
+                        },
+                        "streams": 0,
+                        "limits": {"downtime_ms": 1u64 << 40},
+                    }),
+                ),
+                422,
+                INVALID,
+                vec![
+                    "/streams out_of_range".into(),
+                    "/limits/downtime_ms out_of_range".into(),
+                    "/mirror/placement/cpus/0 out_of_range".into(),
+                ],
+            ),
+            (
                 "a kernel that is nowhere".into(),
                 post(
                     "/v1/guests",

@@ -63,7 +63,7 @@ pub use settings::HostSettings;
 pub use state_files::{StateRestored, accept_state, backup_state, check_state, restore_state};
 pub use stored::renew;
 pub use subject::Subject;
-pub use validate::{NAME_RULE, is_name, parts_of_guest, parts_of_peer};
+pub use validate::{NAME_RULE, is_name, parts_of_guest, parts_of_peer, parts_of_placement};
 
 use events::{Change, Events};
 use guests::command::Command;

@@ -35,6 +35,11 @@ pub fn parts_of_peer(name: Option<&str>, labels: Option<&Labels>, identity: Opti
     errors
 }
 
+/// What is wrong with where the threads of a mirror are to run, by pointers that begin with `at`.
+pub fn parts_of_placement(at: &str, placement: &Placement) -> Vec<FieldError> {
+    self::placement(at, placement)
+}
+
 fn parts(name: Option<&str>, labels: Option<&Labels>) -> Vec<FieldError> {
     let mut errors = Vec::new();
     if let Some(name) = name {

@@ -1,7 +1,7 @@
 //! Mirrors on the wire.
 
 use jiff::Timestamp;
-use mirrorvm::host::{MirrorOptions, MirrorRecord, MirrorSpec, WorkerInfo, bounds};
+use mirrorvm::host::{MirrorOptions, MirrorRecord, MirrorSpec, WorkerInfo, bounds, parts_of_placement};
 use mirrorvm::mirror::Placement;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -43,9 +43,14 @@ impl Decode for MirrorCreate {
         let guest = f.required("guest");
         let strategy = f.required("strategy");
         let workers = f.int_or("workers", bounds::WORKERS, 1);
-        let placement = f.optional("placement");
+        let placement: Option<Option<PlacementBody>> = f.optional("placement");
         let helper_image = f.optional("helper_image");
-        f.done()?;
+        let done = f.done();
+        if let Some(Some(placement)) = placement.as_ref().filter(|_| !errors.is_empty()) {
+            // The host will not see it.
+            errors.extend(parts_of_placement("/placement", &placement.clone().into()));
+        }
+        done?;
         Some(Self {
             guest: guest?,
             strategy: strategy?,

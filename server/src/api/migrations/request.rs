@@ -2,7 +2,7 @@
 
 use mirrorvm::host::{
     AuditMode, Destination, MigrationMode, MigrationSpec, MirrorChoice, MirrorOptions, SourceAfter,
-    StreamTransport, Suite, bounds,
+    StreamTransport, Suite, bounds, parts_of_placement,
 };
 use mirrorvm::mirror::Placement;
 use serde::Serialize;
@@ -265,7 +265,14 @@ impl Decode for MigrationCreate {
         let on_success = f.or("on_success", OnSuccessBody { source: SourceAfterBody::KeepStopped });
         let verify = f.or("verify", false);
         let audit = f.or("audit", AuditBody::After);
-        f.done()?;
+        let done = f.done();
+        if let (false, Some(MirrorChoiceBody::Template { placement: Some(placement), .. })) =
+            (errors.is_empty(), &mirror)
+        {
+            // The host will not see it.
+            errors.extend(parts_of_placement("/mirror/placement", &placement.clone().into()));
+        }
+        done?;
         Some(Self {
             guest: guest?,
             destination: destination?,
