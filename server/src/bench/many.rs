@@ -1,8 +1,8 @@
 //! The API of a host with ten thousand guests: one of them, a page, definitions, many connections, many
 //! followers, what it holds in memory and how long it takes to start again; against the same with fewer
-//! guests and against libvirt's RPC.
+//! guests, against libvirt's RPC and, where there is one, against LXD's REST API.
 //!
-//! Owns: what is asked of the daemon and how it is timed. Must not know: how libvirt is driven.
+//! Owns: what is asked of the daemon and how it is timed. Must not know: how libvirt and LXD are driven.
 
 use std::sync::{Barrier, mpsc};
 use std::time::{Duration, Instant};
@@ -13,6 +13,7 @@ use serde_json::json;
 
 use super::api::{Libvirt, define, expect, median};
 use super::daemon::Daemon;
+use super::lxd::{CONTAINERS, Lxd};
 use super::report::median as middle;
 use super::{BenchArgs, BenchError, Found, Row, Target, ratios};
 
@@ -52,6 +53,7 @@ pub(super) fn measure(args: &BenchArgs) -> Result<Found, BenchError> {
     let size = if args.smoke { &SMOKE } else { &FULL };
     let (few, many) = (size.few, size.many);
     let libvirt = Libvirt::start();
+    let lxd = Lxd::start();
     let mut daemon = Daemon::start_with("many", &LIMITS)?;
     // What the first requests bring into memory is no guest's.
     all_define(&daemon, "first", CLIENTS)?;
@@ -69,6 +71,7 @@ pub(super) fn measure(args: &BenchArgs) -> Result<Found, BenchError> {
     let (mut p50, mut p99) = (vec![], vec![]);
     let (mut sse50, mut sse99, mut delivered) = (vec![], vec![], vec![]);
     let (mut theirs, mut their_list, mut their_rate) = (vec![], vec![], vec![]);
+    let (mut lxds, mut lxds_list) = (vec![], vec![]);
     let told = Request::get(format!("/v1/events?resource=g{}", few / 2));
     for run in 0..runs {
         gets.push(read(&daemon, &one, size.reads)?);
@@ -86,6 +89,11 @@ pub(super) fn measure(args: &BenchArgs) -> Result<Found, BenchError> {
             theirs.push(found.info_us / 1e3);
             their_list.push(found.list_ms);
             their_rate.extend(found.defined_per_second);
+        }
+        if let Ok(lxd) = &lxd {
+            let (one, list) = lxd.once(size.reads)?;
+            lxds.push(one);
+            lxds_list.push(list);
         }
     }
     let mut restarts = Vec::new();
@@ -128,6 +136,19 @@ pub(super) fn measure(args: &BenchArgs) -> Result<Found, BenchError> {
             ),
         ]),
         Err(why) => found.skipped.push(format!("ten thousand guests against libvirt: {why}")),
+    }
+    match lxd {
+        Ok(_) => found.rows.extend([
+            Row::new("LXD: GET one container, p50", "ms", lxds.clone()),
+            Row::new(format!("LXD: listing all of {CONTAINERS} containers"), "ms", lxds_list.clone()),
+            Row::new(format!("of {many}: one, ours / LXD's of {CONTAINERS}"), "ratio", ratios(&gets, &lxds)),
+            Row::new(
+                format!("of {many}: a page of 100 / LXD's list of {CONTAINERS}"),
+                "ratio",
+                ratios(&of_many, &lxds_list),
+            ),
+        ]),
+        Err(why) => found.skipped.push(format!("ten thousand guests against LXD: {why}")),
     }
     Ok(found)
 }

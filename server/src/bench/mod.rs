@@ -21,6 +21,7 @@ mod create;
 mod daemon;
 mod downtime;
 mod footprint;
+mod lxd;
 mod many;
 mod migrate;
 mod pair;
@@ -126,8 +127,8 @@ enum Scenario {
     /// A stock Linux in QEMU: its pause when it moves live by scans, against stop and copy. Needs
     /// MIRRORVM_GUEST_DIR.
     QemuLive,
-    /// The REST API against libvirt's RPC: one guest, lists, durable definitions, ten thousand guests, many
-    /// connections and followers, memory and restart.
+    /// The REST API against libvirt's RPC and LXD: one guest, lists, durable definitions, ten thousand
+    /// guests, many connections and followers, memory and restart.
     Api,
 }
 
