@@ -292,7 +292,8 @@ async fn whoever_asks_a_guest_that_goes_is_answered() {
         let driver = EmulatedDriver::spec(&WorkloadGuest { vcpus: 1, workload: QUIET, sev: None });
         let spec = GuestSpec { name: "g".into(), ..guest(driver, &[(4, Some(0))]) };
         two.a.define_guest(spec, &Ask::now()).await.unwrap();
-        // More than its queue has room for, so that some wait to be taken and some for an answer when it goes.
+        // More than its queue has room for, so that some wait to be taken and some for an answer when it
+        // goes.
         let asking: Vec<_> = (0..100)
             .map(|n| {
                 let host = two.a.clone();

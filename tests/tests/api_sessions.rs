@@ -563,9 +563,9 @@ fn what_a_person_opens_is_used_by_a_real_browser() {
     // It goes on to the page, which reads the document.
     until("the browser has read the document", 120, || {
         let metrics = d.get("/metrics").text();
-        metrics
-            .lines()
-            .any(|l| l.contains("operation=\"openapi_get\"") && l.contains("requests") && !l.ends_with(" 0"))
+        metrics.lines().any(|l| {
+            l.contains("operation=\"openapi_3_0_get\"") && l.contains("requests") && !l.ends_with(" 0")
+        })
     });
     child.kill().unwrap();
     child.wait().unwrap();

@@ -200,9 +200,6 @@ fn connect(dir: &PrivateDir, name: &str) -> rusqlite::Result<Connection> {
     // What a statement may have to take back lies in memory: beyond 64 KiB SQLite would make a file of it in
     // a directory for everybody's, which it has no business in and a confined daemon no way to.
     connection.pragma_update(None, "temp_store", "MEMORY")?;
-    // 1 MiB, and not 2 MiB for each: what is written comes in the order of time, so few pages are asked
-    // for again, and the kernel has them, too.
-    connection.pragma_update(None, "cache_size", -1024)?;
     Ok(connection)
 }
 
@@ -212,6 +209,10 @@ pub(super) fn to_write(connection: &Connection) -> rusqlite::Result<()> {
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
+    // 1 MiB, and not 2 MiB for each: what is written comes in the order of time, so few pages are asked for
+    // again, and the kernel has them, too. Setting it reads the file, which is nobody's before it was
+    // looked at.
+    connection.pragma_update(None, "cache_size", -1024)?;
     connection.pragma_update(None, "foreign_keys", false)
 }
 
