@@ -324,6 +324,15 @@ fn a_list_and_what_follows_its_cursor_have_no_gap() {
         let mut held: Vec<(&str, &str, Held)> = Vec::new();
         while writing.load(Ordering::SeqCst) > 0 {
             held.extend(kinds.map(|(path, kind)| (path, kind, Held::list(&d, path))));
+            // On a slow machine there are many, and each is followed by itself: some from all the while are
+            // kept.
+            if held.len() > 60 {
+                let mut n = 0;
+                held.retain(|_| {
+                    n += 1;
+                    n % 4 < 2
+                });
+            }
         }
         held
     });
