@@ -125,6 +125,24 @@ async fn every_filter_gives_what_a_search_gives_whatever_happens() {
     two.a.delete_migration(there.id, &Ask::now()).await.unwrap();
     two.b.delete_guest("g1", &Ask::now()).await.unwrap();
     both();
+    // One that is on its way, whose state nobody has stored; it would take half a minute.
+    let workload = WorkloadSpec { dirty_bytes_per_second: 0, working_set_bytes: 32 << 20, ..WORKLOAD };
+    let driver = EmulatedDriver::spec(&WorkloadGuest { vcpus: 1, workload, sev: None });
+    run(&two, GuestSpec { name: "g1".into(), ..guest(driver, &[(64, Some(0))]) }).await;
+    let limits = MigrationLimits { bandwidth_bytes_per_second: Some(1 << 20), ..MigrationLimits::default() };
+    let spec = MigrationSpec { limits, ..migration("b", SHIFTED, 1) };
+    let leaving = two.a.create_migration(spec, &Ask::now()).await.unwrap().record.id;
+    support::hosts::until(&two.a, "its pages move", || {
+        (two.a.migration(leaving).unwrap().state == MigrationState::Precopy).then_some(())
+    })
+    .await;
+    check(&two.a);
+    two.a.cancel_migration(leaving, &Ask::now()).await.unwrap();
+    support::hosts::until(&two.a, "its end", || {
+        two.a.migration(leaving).unwrap().state.is_terminal().then_some(())
+    })
+    .await;
+    check(&two.a);
     two.a.shutdown().await;
     two.b.shutdown().await;
 }
