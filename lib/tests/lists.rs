@@ -4,6 +4,7 @@
 
 mod support;
 
+use mirrorvm::host::events::{Change, EventBody};
 use mirrorvm::host::lists::{Order, PageRequest, Selector};
 use mirrorvm::host::*;
 use uuid::Uuid;
@@ -143,6 +144,26 @@ async fn every_filter_gives_what_a_search_gives_whatever_happens() {
     })
     .await;
     check(&two.a);
+    two.a.shutdown().await;
+    two.b.shutdown().await;
+}
+
+/// The event stands for whatever happens while somebody looks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_happens_during_a_look_comes_after_it() {
+    let two = two().await;
+    let before = two.a.events().latest();
+    let (seen, cursor) = two.a.listed(|host| {
+        let body = EventBody::new(ResourceKind::Guest, Change::Created, Uuid::now_v7(), 1);
+        host.events().emit(&body);
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while host.events().latest() == before {
+            assert!(std::time::Instant::now() < deadline, "the event is not written");
+            std::thread::yield_now();
+        }
+        host.guests().len()
+    });
+    assert_eq!((seen, cursor), (0, before));
     two.a.shutdown().await;
     two.b.shutdown().await;
 }

@@ -115,6 +115,13 @@ impl Host {
         self.inner.ledger.flush().await;
     }
 
+    /// What a look at a list gives, and the event from which on whoever follows learns of everything that
+    /// changes it. That is from before the look: what comes in between is told again rather than never.
+    pub fn listed<T>(&self, look: impl FnOnce(&Self) -> T) -> (T, events::EventCursor) {
+        let latest = self.inner.events.latest();
+        (look(self), latest)
+    }
+
     /// What happened here.
     pub fn events(&self) -> &Events {
         &self.inner.events

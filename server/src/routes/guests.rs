@@ -60,13 +60,11 @@ pub async fn list(State(state): State<AppState>, query: Query) -> Result<Respons
     let request = parameters.page(&scope, true);
     parameters.done()?;
     let host = state.host()?;
-    // Before the look: what comes in between is told again rather than never.
-    let events_cursor = host.events().latest().to_string();
-    let (items, next) = host.guest_page(&request, &states, &having);
+    let ((items, next), cursor) = host.listed(|host| host.guest_page(&request, &states, &having));
     let (next_page_token, link) = respond::next_page(PATH, &filters, &scope, &request, next);
     let count = items.len();
     let guests = respond::Lazily(items, |g: &Arc<GuestRecord>| Guest::of(g, state.drivers()));
-    Ok(respond::long_list(guests, next_page_token, link, events_cursor, count * GUEST_BYTES))
+    Ok(respond::long_list(guests, next_page_token, link, cursor.to_string(), count * GUEST_BYTES))
 }
 
 fn made(state: &AppState, record: &GuestRecord) -> Response {

@@ -38,9 +38,9 @@ pub async fn list(State(state): State<AppState>, query: Query) -> Result<Respons
     parameters.done()?;
     let place = |i: &ImageRecord| Place::of(request.order, i.created_at, &i.name, i.id);
     let host = state.host()?;
-    // Before the look: what comes in between is told again rather than never.
-    let events_cursor = host.events().latest().to_string();
-    let (items, next) = cut(host.images()?, &request, place);
+    let (images, cursor) = host.listed(mirrorvm::host::Host::images);
+    let (items, next) = cut(images?, &request, place);
+    let events_cursor = cursor.to_string();
     let (next_page_token, link) = respond::next_page(PATH, &[], &scope, &request, next);
     let items = items.into_iter().map(HelperImage::from).collect();
     Ok(respond::list(HelperImageList { items, next_page_token, events_cursor }, link))

@@ -62,9 +62,9 @@ pub async fn list(State(state): State<AppState>, query: Query) -> Result<Respons
     let request = parameters.page(&scope, false);
     parameters.done()?;
     let host = state.host()?;
-    // Before the look: what comes in between is told again rather than never.
-    let events_cursor = host.events().latest().to_string();
-    let (items, next) = host.mirror_page(&request, guest.as_deref(), &states, &having);
+    let ((items, next), cursor) =
+        host.listed(|host| host.mirror_page(&request, guest.as_deref(), &states, &having));
+    let events_cursor = cursor.to_string();
     let (next_page_token, link) = respond::next_page(PATH, &filters, &scope, &request, next);
     let items = items.into_iter().map(Mirror::from).collect();
     Ok(respond::list(MirrorList { items, next_page_token, events_cursor }, link))

@@ -39,9 +39,8 @@ pub async fn list(State(state): State<AppState>, query: Query) -> Result<Respons
     let request = parameters.page(&scope, true);
     parameters.done()?;
     let host = state.host()?;
-    // Before the look: what comes in between is told again rather than never.
-    let events_cursor = host.events().latest().to_string();
-    let mut peers = host.peers();
+    let (mut peers, cursor) = host.listed(mirrorvm::host::Host::peers);
+    let events_cursor = cursor.to_string();
     peers.retain(|p| Selector::all_hold(&having, &p.spec.labels));
     let place = |p: &PeerRecord| Place::of(request.order, p.created_at, &p.spec.name, p.id);
     let (items, next) = cut(peers, &request, place);
