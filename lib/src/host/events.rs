@@ -480,7 +480,7 @@ mod tests {
         let of: Vec<String> =
             ["g3", "m5", "00000000-0000-0000-0000-000000000011", "nobody"].map(Into::into).into();
         // Asked early, asked again when there is more, and when the oldest have gone.
-        for upto in [NEAR / 2, 3 * NEAR, 3 * NEAR + 7, 9 * NEAR] {
+        for upto in [NEAR / 2, 3 * NEAR, 3 * NEAR + 7, 9 * NEAR, 15 * NEAR] {
             for n in events.latest().seq..upto {
                 events.emit(&body(n));
             }
@@ -497,6 +497,10 @@ mod tests {
             // Nothing of these: the reader is at the end at once.
             assert!(all_of(&events, None, &of[3..], 10).is_empty());
         }
+        // By now so many are gone that nothing is noted of them any more.
+        let bounds = ledger.bounds_after(Log::Event, events.latest().seq).unwrap();
+        let noted = events.mentions.locked().of(&of, 0, usize::MAX);
+        assert!(noted.first().is_some_and(|seq| *seq >= bounds.oldest), "{:?} {bounds:?}", noted.first());
         let gone = EventCursor { seq: NEAR, ..events.latest() };
         assert!(matches!(events.page(Some(&gone), 1, &of, |_| true), Err(EventsError::Expired { .. })));
     }

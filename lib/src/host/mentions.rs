@@ -114,6 +114,8 @@ mod tests {
             }
             prop_assert_eq!(seen, wanted);
             prop_assert!(mentions.by.values().all(|noted| !noted.is_empty()));
+            // Who asks never sees them: they would be kept for nothing.
+            prop_assert!(mentions.by.values().flatten().all(|seq| *seq >= oldest));
         }
     }
 }
