@@ -305,6 +305,12 @@ async fn what_was_saved_is_put_back_as_it_was() {
     assert_eq!(host.guests().len(), 4);
     assert!(host.guests().iter().all(|g| g.unconfirmed), "its peers may know more");
     host.shutdown().await;
+    drop(host);
+    // That it was put back is noted once: from then on every guest's record has it.
+    let host = open(&state).await;
+    assert_eq!(host.guests().len(), 4);
+    assert!(host.guests().iter().all(|g| g.unconfirmed), "nobody was asked meanwhile");
+    host.shutdown().await;
 }
 
 /// A small file system, unmounted in the end.
