@@ -358,6 +358,41 @@ fn guests_that_cannot_be() {
     assert!(begun.elapsed().as_secs() < 10);
 }
 
+/// Whether it is the body's reading that finds something first or not: who mends a request mends all of it.
+#[test]
+fn all_that_cannot_be_is_told_at_once_also_where_every_field_could_be_read() {
+    let d = Daemon::start("a");
+    let block = |name: &str, gpa: u64| json!({"name": name, "size_bytes": 16 << 20, "gpa": gpa});
+    let guest = json!({
+        "name": "no/name",
+        "labels": {"": "v"},
+        "driver": {"kind": "embedded"},
+        "memory": {"blocks": [block("ram0", 0), block("ram1", 8 << 20)]},
+    });
+    let wrong = ["/name invalid_name", "/labels out_of_range", "/memory/blocks/1/gpa overlap"];
+    let host = json!({
+        "name": "no/name",
+        "labels": {"": "v"},
+        "identity": "sha256:12",
+        "address": "127.0.0.1:0",
+    });
+    let of_host = ["/name invalid_name", "/labels out_of_range", "/identity invalid_identity"];
+    let [name, labels, identity] = of_host;
+    let with_address = [name, labels, identity, "/address out_of_range"];
+    let unread = ["/address wrong_type", name, labels, identity];
+    let malformed = ["/address invalid_format", name, labels, identity];
+    let address = |value: Value| post("/v1/hosts", &with(&host, "/address", Some(value)));
+    run(
+        &d,
+        vec![
+            ("a guest".into(), post("/v1/guests", &guest), (422, INVALID, &wrong)),
+            ("a host".into(), post("/v1/hosts", &host), (422, INVALID, &with_address)),
+            ("a host, one field of another type".into(), address(json!(7)), (422, INVALID, &unread)),
+            ("a host without an address".into(), address(json!("nowhere")), (422, INVALID, &malformed)),
+        ],
+    );
+}
+
 /// Not when somebody starts it: by then who wrote the definition may be gone.
 #[test]
 fn ram_that_no_guest_can_start_in_is_refused_when_it_is_defined() {
