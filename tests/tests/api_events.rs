@@ -5,7 +5,6 @@
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mirrorvm_client::blocking::{Client, Events};
 use mirrorvm_tests::{Daemon, Request, embedded, until};
@@ -301,10 +300,9 @@ fn a_list_and_what_follows_its_cursor_have_no_gap() {
     let d = Daemon::start("a");
     let identity = |n: usize| format!("sha256:{n:064x}");
     let kinds = [("/v1/guests", "guest"), ("/v1/hosts", "peer_host")];
-    let writing = AtomicUsize::new(3);
     let mut held = std::thread::scope(|scope| {
-        for writer in 0..3usize {
-            let (d, writing, identity) = (&d, &writing, &identity);
+        let write = |writer: usize| {
+            let (d, identity) = (&d, &identity);
             scope.spawn(move || {
                 for n in 0..40 {
                     let name = format!("w{writer}-{n}");
@@ -318,11 +316,12 @@ fn a_list_and_what_follows_its_cursor_have_no_gap() {
                         let _ = d.delete(&format!("/v1/hosts/{name}")).expect(204);
                     }
                 }
-                writing.fetch_sub(1, Ordering::SeqCst);
-            });
-        }
+            })
+        };
+        let writers = [0, 1, 2].map(write);
         let mut held: Vec<(&str, &str, Held)> = Vec::new();
-        while writing.load(Ordering::SeqCst) > 0 {
+        // However they end.
+        while writers.iter().any(|writer| !writer.is_finished()) {
             held.extend(kinds.map(|(path, kind)| (path, kind, Held::list(&d, path))));
             // On a slow machine there are many, and each is followed by itself: some from all the while are
             // kept.

@@ -35,11 +35,6 @@ pub fn parts_of_peer(name: Option<&str>, labels: Option<&Labels>, identity: Opti
     errors
 }
 
-/// What is wrong with where the threads of a mirror are to run, by pointers that begin with `at`.
-pub fn parts_of_placement(at: &str, placement: &Placement) -> Vec<FieldError> {
-    self::placement(at, placement)
-}
-
 fn parts(name: Option<&str>, labels: Option<&Labels>) -> Vec<FieldError> {
     let mut errors = Vec::new();
     if let Some(name) = name {
@@ -112,13 +107,13 @@ fn block_error(e: &LayoutError) -> FieldError {
 
 /// What a caller wants of a mirror.
 pub(super) fn mirror(spec: &MirrorSpec) -> Result<(), HostError> {
-    let mut errors = placement("/placement", &spec.options.placement);
+    let mut errors = parts_of_placement("/placement", &spec.options.placement);
     FieldError::check_bound("/workers", spec.workers.into(), &bounds::WORKERS, &mut errors);
     if errors.is_empty() { Ok(()) } else { Err(HostError::Invalid(errors)) }
 }
 
-/// Where threads are to run: what is wrong with it, if anything.
-pub(super) fn placement(at: &str, placement: &Placement) -> Vec<FieldError> {
+/// What is wrong with where the threads of a mirror are to run, by pointers that begin with `at`.
+pub fn parts_of_placement(at: &str, placement: &Placement) -> Vec<FieldError> {
     let there = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u32;
     let bad = |(i, cpu): (usize, &u32)| {
         let detail = format!("{cpu} is not between 0 and {}: this host has {there} processors", there - 1);
@@ -174,7 +169,7 @@ pub(super) fn migration(spec: &MigrationSpec) -> Result<(), HostError> {
             &mut errors,
         );
     }
-    errors.extend(placement("/mirror/placement", &spec.template.placement));
+    errors.extend(parts_of_placement("/mirror/placement", &spec.template.placement));
     if errors.is_empty() { Ok(()) } else { Err(HostError::Invalid(errors)) }
 }
 

@@ -22,8 +22,8 @@ use crate::mirror::Mirror;
 
 pub(in crate::host) type Reply<T> = oneshot::Sender<Result<T, HostError>>;
 
-/// A command and the act that it is part of; by reference, because a queue has room for all that may wait in
-/// it from the beginning, and a host may have ten thousand queues.
+/// A command and the act that it is part of; by reference, because commands are of very different sizes, and
+/// a queue keeps the room that once was needed.
 pub(in crate::host) type Envelope = Box<(Command, Option<Act>)>;
 
 /// Makes labels of those there are.

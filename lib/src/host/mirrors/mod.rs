@@ -142,7 +142,7 @@ impl Host {
         }
         let checked = |now: &Placement| {
             let placement = change(now)?;
-            let errors = validate::placement("/placement", &placement);
+            let errors = validate::parts_of_placement("/placement", &placement);
             if errors.is_empty() { Ok(placement) } else { Err(HostError::Invalid(errors)) }
         };
         if ask.dry_run {
