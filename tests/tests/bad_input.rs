@@ -367,9 +367,22 @@ fn all_that_cannot_be_is_told_at_once_also_where_every_field_could_be_read() {
         "name": "no/name",
         "labels": {"": "v"},
         "driver": {"kind": "embedded"},
-        "memory": {"blocks": [block("ram0", 0), block("ram1", 8 << 20)]},
+        "memory": {"blocks": [block("ram0", 0), block("ram1", 8 << 20), block("ram0", 64 << 20), block("ram3", 7)]},
     });
-    let wrong = ["/name invalid_name", "/labels out_of_range", "/memory/blocks/1/gpa overlap"];
+    // What is wrong with a name or with one block's range hides nothing that is wrong with the others.
+    let wrong = [
+        "/name invalid_name",
+        "/labels out_of_range",
+        "/memory/blocks/2/name duplicate_name",
+        "/memory/blocks/3/gpa unaligned",
+        "/memory/blocks/1/gpa overlap",
+    ];
+    let booted = json!({
+        "name": "no/name",
+        "driver": {"kind": "qemu", "kernel": "/nowhere/k"},
+        "memory": {"blocks": [block("ram0", 0)]},
+    });
+    let of_booted = ["/name invalid_name", "/driver/kernel outside_image_directories"];
     let host = json!({
         "name": "no/name",
         "labels": {"": "v"},
@@ -386,6 +399,7 @@ fn all_that_cannot_be_is_told_at_once_also_where_every_field_could_be_read() {
         &d,
         vec![
             ("a guest".into(), post("/v1/guests", &guest), (422, INVALID, &wrong)),
+            ("a guest and its kernel".into(), post("/v1/guests", &booted), (422, INVALID, &of_booted)),
             ("a host".into(), post("/v1/hosts", &host), (422, INVALID, &with_address)),
             ("a host, one field of another type".into(), address(json!(7)), (422, INVALID, &unread)),
             ("a host without an address".into(), address(json!("nowhere")), (422, INVALID, &malformed)),

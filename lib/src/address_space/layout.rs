@@ -192,9 +192,6 @@ impl GuestLayout {
         let mut errors = Vec::new();
         check_names(&blocks, &mut errors);
         check_ranges(&blocks, &mut errors);
-        if !errors.is_empty() {
-            return Err(errors);
-        }
         let by_gpa = parts_by_gpa(&blocks);
         check_overlap(&blocks, &by_gpa, &mut errors);
         if errors.is_empty() { Ok(Self { blocks, by_gpa }) } else { Err(errors) }
@@ -444,11 +441,13 @@ fn parts_by_gpa(blocks: &[RamBlock]) -> Vec<(u32, u32)> {
     keyed.into_iter().map(|(_, b, p)| (b, p)).collect()
 }
 
+/// Parts that are no ranges have been told of, and overlap nothing.
 fn check_overlap(blocks: &[RamBlock], by_gpa: &[(u32, u32)], errors: &mut Vec<LayoutError>) {
     let mut widest: Option<(usize, u64)> = None;
     for at in by_gpa {
         let (index, plug) = (at.0 as usize, part(blocks, *at).1);
-        let (start, end) = (plug.gpa.get(), plug.gpa.get() + plug.len);
+        let Ok(range) = PageRange::new(plug.gpa.get(), plug.len) else { continue };
+        let (start, end) = (range.start(), range.end());
         if let Some((other, widest_end)) = widest
             && start < widest_end
         {

@@ -66,7 +66,17 @@ impl Host {
     fn new_guest(&self, id: Option<Uuid>, spec: GuestSpec) -> Result<GuestRecord, HostError> {
         self.inner.check_running()?;
         self.check_not_in_maintenance()?;
-        let bare = validate::guest(&self.inner.drivers, &spec)?;
+        let bare = match validate::guest(&self.inner.drivers, &spec) {
+            Err(HostError::Invalid(mut errors)) => {
+                // All at once; but what of a file is too large is known where the guest's memory is.
+                let has_memory = !errors.iter().any(|e| e.pointer.starts_with("/memory"));
+                if let (true, Err(HostError::Invalid(more))) = (has_memory, self.inner.boot_facts(&spec)) {
+                    errors.extend(more);
+                }
+                return Err(HostError::Invalid(errors));
+            }
+            bare => bare?,
+        };
         let boot = self.inner.boot_facts(&spec)?;
         let layout = self.inner.layout_for(&spec.driver, &bare)?;
         ram::check_starts_in(&self.inner, &spec, &layout)?;
