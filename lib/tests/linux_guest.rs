@@ -14,8 +14,10 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use mirrorvm::boot_files::ImageDirectories;
-use mirrorvm::qemu::{Accel, Qemu, QemuError, QemuSpec, RunState, Starter, Timeouts};
+use mirrorvm::qemu::machine::{Machine, Passed};
+use mirrorvm::qemu::{Accel, Arriving, Qemu, QemuError, QemuSpec, RunState, Starter, Timeouts};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use uuid::Uuid;
 
 const RAM: u64 = 256 << 20;
 const PAGE: usize = 4096;
@@ -71,16 +73,22 @@ fn spec(ram: OwnedFd, incoming: bool) -> QemuSpec {
             .unwrap_or_else(|| "qemu-system-x86_64".into())
             .into(),
         accel: if std::env::var_os("MIRRORVM_TEST_KVM").is_some() { Accel::Kvm } else { Accel::Tcg },
-        machine: std::env::var("MIRRORVM_MACHINE").unwrap_or_else(|_| "pc".to_owned()),
-        cpu: std::env::var("MIRRORVM_CPU").unwrap_or_else(|_| "max".to_owned()),
+        machine: Machine {
+            machine: std::env::var("MIRRORVM_MACHINE").unwrap_or_else(|_| "pc".to_owned()),
+            ..Machine::before()
+        },
         vcpus: 2,
         memory_bytes: RAM,
-        kernel: sealed("vmlinuz"),
-        initrd: Some(sealed("initrd.gz")),
+        id: Uuid::from_u128(7),
+        passed: Passed {
+            kernel: Some(sealed("vmlinuz")),
+            initrd: Some(sealed("initrd.gz")),
+            ..Passed::default()
+        },
         append: "console=ttyS0 no_timer_check quiet panic=-1".to_owned(),
         ram,
         run_as: None,
-        incoming,
+        arriving: incoming.then_some(Arriving::ToRun),
         timeouts: Timeouts::default(),
     }
 }
@@ -302,7 +310,7 @@ fn a_command_line_qemu_dislikes_is_explained() {
         return;
     }
     let mut wrong = spec(ram(), false);
-    wrong.machine = "no-such-machine".to_owned();
+    wrong.machine.machine = "pc-q35-99.9".to_owned();
     match Qemu::launch(wrong, Box::new(|_| {}), &Starter::Here) {
         Err(QemuError::Exited(exit)) => assert!(exit.stderr.contains("machine type"), "{exit}"),
         other => panic!("{other:?}"),
@@ -312,7 +320,7 @@ fn a_command_line_qemu_dislikes_is_explained() {
     let error = Qemu::launch(missing, Box::new(|_| {}), &Starter::Here).unwrap_err();
     println!("{error}");
     let mut sneaky = spec(ram(), false);
-    sneaky.machine = "pc,memory-backend=other".to_owned();
+    sneaky.machine.machine = "pc,memory-backend=other".to_owned();
     assert!(matches!(
         Qemu::launch(sneaky, Box::new(|_| {}), &Starter::Here),
         Err(QemuError::BadSpec { field: "machine", .. })

@@ -40,13 +40,11 @@ fn linux(append: &str) -> Option<GuestSpec> {
     support::kvm()?;
     let dir = guest_dir();
     let file = |name: &str| dir.join(name).to_str().unwrap().to_owned();
-    let driver = QemuDriver::spec(&QemuGuest {
-        vcpus: 1,
-        kernel: file("vmlinuz"),
-        initrd: Some(file("initrd.gz")),
-        append: format!("console=ttyS0 no_timer_check quiet panic=-1 {append}"),
-        accel: AccelChoice::Auto,
-    });
+    let driver = QemuDriver::spec(&QemuGuest::of_kernel(
+        file("vmlinuz"),
+        Some(file("initrd.gz")),
+        format!("console=ttyS0 no_timer_check quiet panic=-1 {append}"),
+    ));
     Some(guest(driver, &[(MIB, Some(0))]))
 }
 

@@ -218,7 +218,7 @@ fn check_guests(host: &Host) {
     let qemu = guest(host, "qemu-1");
     assert_eq!((qemu.spec.backing, qemu.spec.driver.kind()), (Some(Backing::Memfd), "qemu"));
     assert_eq!(qemu.spec.driver.parameters()["kernel"], "/srv/mirrorvm/images/vmlinuz");
-    let BootFile { bytes, sha256 } = qemu.boot.unwrap().kernel;
+    let BootFile { bytes, sha256 } = qemu.boot.unwrap().kernel.unwrap();
     assert_eq!((bytes, &sha256[..4]), (5000, &[98, 43, 139, 29][..]));
 }
 

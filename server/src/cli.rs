@@ -208,6 +208,15 @@ struct ServeArgs {
         value_delimiter = ','
     )]
     image_directories: Vec<PathBuf>,
+    /// A directory whose files are guests' to write: disks, firmware variables. May be repeated [default:
+    /// none].
+    #[arg(
+        long = "volume-directory",
+        env = "MIRRORVM_VOLUME_DIRECTORIES",
+        value_name = "DIR",
+        value_delimiter = ','
+    )]
+    volume_directories: Vec<PathBuf>,
     /// Whom QEMU runs as when the daemon is root: user ids FIRST-LAST, of which each guest has one, or one
     /// user for all by id or name [default: 65520-65533].
     #[arg(long, env = "MIRRORVM_QEMU_USERS", value_name = "USERS")]
@@ -311,6 +320,7 @@ fn resolved(args: &ServeArgs, matches: &ArgMatches) -> Result<Resolved, ConfigEr
         peer_listen: Given::of(matches, "peer_listen"),
         advertise: Given::of(matches, "advertise"),
         image_directories: Given::many(matches, "image_directories"),
+        volume_directories: Given::many(matches, "volume_directories"),
         qemu_users: Given::of(matches, "qemu_users"),
         confine: Given::of(matches, "confine"),
         metrics_listen: Given::many(matches, "metrics_listen"),
@@ -359,6 +369,7 @@ fn run(daemon: &Daemon, args: &ServeArgs, resolved: Resolved) -> Result<(), Serv
         peer_listen,
         advertise: resolved.advertise,
         image_directories: resolved.image_directories,
+        volume_directories: resolved.volume_directories,
         drivers: daemon.drivers(resolved.qemu_users, starter)?,
         metrics_listen,
         name: resolved.name,

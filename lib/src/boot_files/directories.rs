@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, fstatfs, openat2};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, fstat, fstatfs, linkat, openat2};
 use rustix::io::Errno;
 
 /// A look-up that raced with a rename is repeated this often.
@@ -20,13 +20,13 @@ const NO_FILES: [u64; 7] = [0x9fa0, 0x6265_6572, 0x0027_e0eb, 0x6367_7270, 0x646
 #[derive(Debug, thiserror::Error)]
 pub enum DirectoryError {
     /// It is relative to wherever the daemon was started.
-    #[error("image_directories has {path}, which is not an absolute path")]
+    #[error("image_directories or volume_directories has {path}, which is not an absolute path")]
     Relative {
         /// As listed.
         path: PathBuf,
     },
     /// It cannot be opened.
-    #[error("image_directories has {path}, which cannot be opened as a directory")]
+    #[error("image_directories or volume_directories has {path}, which cannot be opened as a directory")]
     Open {
         /// As listed.
         path: PathBuf,
@@ -36,7 +36,7 @@ pub enum DirectoryError {
     },
     /// Secrets of the daemon lie in it, or it lies among them.
     #[error(
-        "image_directories has {path}, and {kept}, which the daemon keeps for itself, is the same, in it or around it; \
+        "image_directories or volume_directories has {path}, and {kept}, which the daemon keeps for itself, is the same, in it or around it; \
          move the images into a directory of their own"
     )]
     Kept {
@@ -46,7 +46,9 @@ pub enum DirectoryError {
         kept: PathBuf,
     },
     /// A view of the kernel.
-    #[error("image_directories has {path}, which is on a file system of the kernel's and holds no images")]
+    #[error(
+        "image_directories or volume_directories has {path}, which is on a file system of the kernel's and holds no images"
+    )]
     Pseudo {
         /// As listed.
         path: PathBuf,
@@ -62,6 +64,21 @@ pub enum FileRefusal {
          file (or with --image-directory)"
     )]
     NoDirectory,
+    /// Nobody listed a directory of volumes.
+    #[error(
+        "this host has no directory of volumes; its administrator lists one in volume_directories of the configuration file \
+         (or with --volume-directory)"
+    )]
+    NoVolumeDirectory,
+    /// It is not beneath a directory of volumes, or a link on the way leads out of it.
+    #[error(
+        "not beneath a directory of volumes of this host, by a path that stays beneath it; put the file into one, or let the \
+         administrator list its directory in volume_directories"
+    )]
+    NoVolume,
+    /// The daemon may not write it.
+    #[error("the daemon cannot write the file")]
+    Unwritable,
     /// It is not beneath a listed directory, or a link on the way leads out of it.
     #[error(
         "not beneath a directory of images of this host, by a path that stays beneath it; put the file into one, or let \
@@ -100,6 +117,9 @@ impl FileRefusal {
     pub const fn code(&self) -> &'static str {
         match self {
             Self::NoDirectory => "no_image_directory",
+            Self::NoVolumeDirectory => "no_volume_directory",
+            Self::NoVolume => "outside_volume_directories",
+            Self::Unwritable => "unwritable",
             Self::Outside => "outside_image_directories",
             Self::Malformed | Self::Missing | Self::NotAFile => "not_a_file",
             Self::Unreadable => "unreadable",
@@ -116,6 +136,8 @@ struct Directory {
     path: PathBuf,
     /// What it was when the daemon began: what takes its name later does not take its place.
     fd: OwnedFd,
+    /// Whether its files are guests' to write.
+    volumes: bool,
 }
 
 /// The directories that files of guests may come from.
@@ -136,17 +158,120 @@ impl ImageFile {
     pub const fn bytes(&self) -> u64 {
         self.bytes
     }
+
+    /// The file, open for reading.
+    pub fn into_fd(self) -> OwnedFd {
+        self.file.into()
+    }
+}
+
+/// A regular file beneath a directory of volumes, as open descriptions of its own.
+#[derive(Debug)]
+pub struct VolumeFile {
+    /// For reading and writing.
+    pub write: OwnedFd,
+    /// For reading.
+    pub read: OwnedFd,
+    /// Bytes that it had when it was opened.
+    pub bytes: u64,
 }
 
 impl ImageDirectories {
-    /// Opens the listed directories. `kept` is what the daemon keeps for itself: nothing of it may be reached
+    /// Opens the listed directories: `paths`, whose files are read, and `volumes`, whose files are guests' to
+    /// write as well. `kept` is what the daemon keeps for itself: nothing of it may be reached
     /// through them.
     ///
     /// # Errors
     /// [`DirectoryError`] names the first that cannot be used.
     pub fn open(paths: &[PathBuf], kept: &[PathBuf]) -> Result<Self, DirectoryError> {
-        let list = paths.iter().map(|path| Directory::open(path, kept)).collect::<Result<_, _>>()?;
-        Ok(Self { list })
+        Self::with_volumes(paths, &[], kept)
+    }
+
+    /// The same, with `volumes`, whose files are guests' to write as well.
+    ///
+    /// # Errors
+    /// As [`ImageDirectories::open`].
+    pub fn with_volumes(
+        paths: &[PathBuf],
+        volumes: &[PathBuf],
+        kept: &[PathBuf],
+    ) -> Result<Self, DirectoryError> {
+        let volumes = volumes.iter().map(|path| Directory::open(path, true, kept));
+        let images = paths.iter().map(|path| Directory::open(path, false, kept));
+        Ok(Self { list: volumes.chain(images).collect::<Result<_, _>>()? })
+    }
+
+    /// Opens a regular file of a directory of volumes for reading and writing, by its absolute path.
+    ///
+    /// # Errors
+    /// [`FileRefusal`].
+    pub fn volume(&self, path: &Path) -> Result<VolumeFile, FileRefusal> {
+        self.in_volumes(path, |directory, rest| {
+            let place = directory.place(rest)?;
+            regular(&place)?;
+            let open = |flags, failed| {
+                let flags = flags | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+                let again = format!("/proc/self/fd/{}", place.as_raw_fd());
+                rustix::fs::open(again, flags, Mode::empty()).map_err(|_| failed)
+            };
+            let write = open(OFlags::RDWR, FileRefusal::Unwritable)?;
+            let read = open(OFlags::RDONLY, FileRefusal::Unreadable)?;
+            let bytes = fstat(&read).ok().and_then(|s| u64::try_from(s.st_size).ok()).unwrap_or(0);
+            Ok(VolumeFile { write, read, bytes })
+        })
+    }
+
+    /// Makes a file of a directory of volumes that holds what `template` does, unless there is one by the name.
+    /// It has its content when it gets the name.
+    ///
+    /// # Errors
+    /// [`FileRefusal`].
+    pub fn make_volume(&self, path: &Path, template: &ImageFile) -> Result<(), FileRefusal> {
+        self.in_volumes(path, |directory, rest| {
+            let (parent, name) = (rest.parent().unwrap_or(Path::new("")), rest.file_name());
+            let name = name.ok_or(FileRefusal::NotAFile)?;
+            let parent = if parent.as_os_str().is_empty() { None } else { Some(directory.place(parent)?) };
+            let parent = parent.as_ref().unwrap_or(&directory.fd);
+            let failed = |error: io::Error| {
+                tracing::warn!(%error, "a file of a guest cannot be made");
+                FileRefusal::Unwritable
+            };
+            let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+            let at = format!("/proc/self/fd/{}", parent.as_raw_fd());
+            let fd = rustix::fs::open(at, flags, Mode::RUSR | Mode::WUSR).map_err(|e| failed(e.into()))?;
+            let mut file = File::from(fd);
+            io::copy(&mut &template.file, &mut file).map_err(failed)?;
+            file.sync_all().map_err(failed)?;
+            let whole = format!("/proc/self/fd/{}", file.as_raw_fd());
+            match linkat(CWD, whole, parent, name, AtFlags::SYMLINK_FOLLOW) {
+                Ok(()) | Err(Errno::EXIST) => Ok(()),
+                Err(error) => Err(failed(error.into())),
+            }
+        })
+    }
+
+    fn in_volumes<T>(
+        &self,
+        path: &Path,
+        open: impl Fn(&Directory, &Path) -> Result<T, FileRefusal>,
+    ) -> Result<T, FileRefusal> {
+        if !self.list.iter().any(|d| d.volumes) {
+            return Err(FileRefusal::NoVolumeDirectory);
+        }
+        check_path(path)?;
+        let mut refusal = FileRefusal::NoVolume;
+        for directory in self.list.iter().filter(|d| d.volumes) {
+            let Ok(rest) = path.strip_prefix(&directory.path) else { continue };
+            if rest.as_os_str().is_empty() {
+                return Err(FileRefusal::NotAFile);
+            }
+            match open(directory, rest) {
+                Ok(done) => return Ok(done),
+                Err(FileRefusal::Outside) => refusal = FileRefusal::NoVolume,
+                Err(other) => refusal = other,
+            }
+        }
+        Err(refusal)
     }
 
     /// Opens a regular file by its absolute path. What is not beneath a listed directory is not looked at, so
@@ -158,15 +283,7 @@ impl ImageDirectories {
         if self.list.is_empty() {
             return Err(FileRefusal::NoDirectory);
         }
-        let plain = |c: Component<'_>| matches!(c, Component::RootDir | Component::Normal(_));
-        let bytes = path.as_os_str().as_encoded_bytes();
-        if !path.is_absolute() || bytes.len() > PATH_MAX || bytes.contains(&0) {
-            return Err(FileRefusal::Malformed);
-        }
-        // Links with `..` in them are the kernel's to follow; a name has no need of it.
-        if !path.components().all(plain) {
-            return Err(FileRefusal::Outside);
-        }
+        check_path(path)?;
         let mut refusal = FileRefusal::Outside;
         for directory in &self.list {
             let Ok(rest) = path.strip_prefix(&directory.path) else { continue };
@@ -183,8 +300,31 @@ impl ImageDirectories {
     }
 }
 
+/// Whether a path could lead to a file beneath a directory.
+fn check_path(path: &Path) -> Result<(), FileRefusal> {
+    let plain = |c: Component<'_>| matches!(c, Component::RootDir | Component::Normal(_));
+    let bytes = path.as_os_str().as_encoded_bytes();
+    if !path.is_absolute() || bytes.len() > PATH_MAX || bytes.contains(&0) {
+        return Err(FileRefusal::Malformed);
+    }
+    // Links with `..` in them are the kernel's to follow; a name has no need of it.
+    if !path.components().all(plain) {
+        return Err(FileRefusal::Outside);
+    }
+    Ok(())
+}
+
+/// Whether a place is a regular file; gives its bytes.
+fn regular(place: &OwnedFd) -> Result<u64, FileRefusal> {
+    let found = fstat(place).map_err(|_| FileRefusal::Unreadable)?;
+    if FileType::from_raw_mode(found.st_mode) != FileType::RegularFile {
+        return Err(FileRefusal::NotAFile);
+    }
+    Ok(u64::try_from(found.st_size).unwrap_or(0))
+}
+
 impl Directory {
-    fn open(path: &Path, kept: &[PathBuf]) -> Result<Self, DirectoryError> {
+    fn open(path: &Path, volumes: bool, kept: &[PathBuf]) -> Result<Self, DirectoryError> {
         let path = path.to_owned();
         if !path.is_absolute() || path.components().any(|c| c == Component::ParentDir) {
             return Err(DirectoryError::Relative { path });
@@ -209,7 +349,7 @@ impl Directory {
                 return Err(DirectoryError::Kept { path, kept });
             }
         }
-        Ok(Self { path, fd })
+        Ok(Self { path, fd, volumes })
     }
 
     /// Opens `rest`, which is relative. First as a place without content, so that not even opening has an
@@ -217,11 +357,7 @@ impl Directory {
     /// place, whatever its name means by now.
     fn file(&self, rest: &Path) -> Result<ImageFile, FileRefusal> {
         let place = self.place(rest)?;
-        let found = fstat(&place).map_err(|_| FileRefusal::Unreadable)?;
-        if FileType::from_raw_mode(found.st_mode) != FileType::RegularFile {
-            return Err(FileRefusal::NotAFile);
-        }
-        let bytes = u64::try_from(found.st_size).unwrap_or(0);
+        let bytes = regular(&place)?;
         if bytes == 0 {
             return Err(FileRefusal::Empty);
         }
@@ -261,7 +397,7 @@ mod tests {
     use std::os::unix::net::UnixListener;
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    use rustix::fs::{CWD, mkfifoat, mknodat};
+    use rustix::fs::{mkfifoat, mknodat};
 
     use super::*;
 

@@ -11,7 +11,7 @@
 mod directories;
 mod sealed;
 
-pub use directories::{DirectoryError, FileRefusal, ImageDirectories, ImageFile};
+pub use directories::{DirectoryError, FileRefusal, ImageDirectories, ImageFile, VolumeFile};
 pub(crate) use sealed::is_sealed;
 pub use sealed::{BootFile, SealedFile};
 
@@ -19,20 +19,31 @@ pub use sealed::{BootFile, SealedFile};
 /// others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BootFiles {
-    /// The kernel.
-    pub kernel: BootFile,
+    /// The kernel, of a guest that is not booted from a disk.
+    pub kernel: Option<BootFile>,
     /// The initial RAM disk, if there is one.
     pub initrd: Option<BootFile>,
+    /// The firmware's code, where it is not QEMU's own.
+    pub firmware: Option<BootFile>,
 }
 
 impl BootFiles {
+    /// Bytes of all of them.
+    pub fn bytes(&self) -> u64 {
+        let Self { kernel, initrd, firmware } = self;
+        [kernel, initrd, firmware].into_iter().flatten().map(|file| file.bytes).fold(0, u64::saturating_add)
+    }
+
     /// The first of a definition's fields whose file holds something else in `other`, with both contents.
     pub fn first_difference(
         &self,
         other: &Self,
     ) -> Option<(&'static str, Option<BootFile>, Option<BootFile>)> {
-        let fields =
-            [("kernel", Some(self.kernel), Some(other.kernel)), ("initrd", self.initrd, other.initrd)];
+        let fields = [
+            ("kernel", self.kernel, other.kernel),
+            ("initrd", self.initrd, other.initrd),
+            ("firmware/code", self.firmware, other.firmware),
+        ];
         fields.into_iter().find(|(_, ours, theirs)| ours != theirs)
     }
 }

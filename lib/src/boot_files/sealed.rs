@@ -44,6 +44,21 @@ impl SealedFile {
         self.facts
     }
 
+    /// Sealed memory that holds `content`, which is not empty.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn holding(name: &str, content: &[u8]) -> io::Result<Self> {
+        let fd = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        let mut file = File::from(fd);
+        file.write_all(content)?;
+        fcntl_add_seals(&file, SEALED)?;
+        let mut sha256 = [0; 32];
+        sha256.copy_from_slice(digest::digest(&digest::SHA256, content).as_ref());
+        let facts = BootFile { bytes: content.len() as u64, sha256 };
+        Ok(Self { fd: file.into(), facts })
+    }
+
     /// The copy itself.
     pub fn into_fd(self) -> OwnedFd {
         self.fd

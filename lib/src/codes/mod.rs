@@ -138,7 +138,7 @@ codes! {
     /// Values that somebody else gave cannot be: a definition from another host, a record.
     Invalid = "invalid", retry false,
         cause "A definition or a record that another host gave has values that cannot be used here: most often a file that the guest boots from is not where it says.",
-        refuses "put the files there under the same paths, beneath one of its image_directories, and give its daemon leave to \
+        refuses "put the files there under the same paths, beneath one of its image_directories or volume_directories, and give its daemon leave to \
                  read them";
     /// The action does not fit the resource's state.
     StateConflict = "state_conflict", answers requests;
@@ -394,10 +394,15 @@ codes! {
         fix "look into the daemon's log for what the hypervisor said, then start the guest again";
     /// The guest does not fit its RAM.
     LayoutUnusable = "layout_unusable", answers requests;
+    /// A disk could not be read or written, and the guest is paused.
+    IoError = "io_error", retry true,
+        cause "The host could not read or write a disk of the guest, which is paused.",
+        fix "make room or mend the storage, then POST .../resume: the guest tries again";
     /// A file that the guest boots from cannot be used.
     BootFileUnusable = "boot_file_unusable", retry true,
-        cause "A file that the guest boots from is missing, cannot be read, or is not beneath a directory of images.",
-        fix "put the file beneath one of image_directories where the daemon may read it; `detail` names it";
+        cause "A file that the guest boots from or has as a disk is missing, cannot be read or written, or is not beneath a \
+            directory of images or volumes.",
+        fix "put the file beneath one of image_directories or volume_directories where the daemon may use it; `detail` names it";
     /// A file that the guest boots from has changed.
     BootFileChanged = "boot_file_changed", retry false,
         cause "A file that the guest boots from is not what it was when the guest was defined.",

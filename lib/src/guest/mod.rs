@@ -16,6 +16,7 @@ mod migration_control;
 mod promises;
 pub mod qemu;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 pub use attestation::{AttestationSpec, Hex};
@@ -157,8 +158,8 @@ pub enum MachineError {
     /// A file that the guest boots from cannot be used any more.
     #[error("{field}: {refusal}")]
     BootFile {
-        /// Which of the definition's fields names it: `kernel`, `initrd`.
-        field: &'static str,
+        /// Which of the definition's fields names it: `kernel`, `disks/0/path`.
+        field: Cow<'static, str>,
         /// Why.
         refusal: FileRefusal,
     },
@@ -209,6 +210,18 @@ pub enum MachineEnd {
     Exited {
         /// Exit code or signal, and the last of what it said. Bounded and printable.
         how: String,
+    },
+}
+
+/// What happens to a machine that goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MachineNews {
+    /// The host could not read or write a disk, and the guest is paused until it is resumed.
+    DiskFailed {
+        /// The disk.
+        disk: String,
+        /// Whether there was no room.
+        full: bool,
     },
 }
 
@@ -368,6 +381,12 @@ pub trait Machine: Send {
     /// Whether the guest has ended by itself.
     fn ended(&self) -> Option<MachineEnd> {
         self.end_watch().look()
+    }
+
+    /// What happened to it since the last call that is not its end; for its owner alone, who asks now and
+    /// then.
+    fn news(&mut self) -> Vec<MachineNews> {
+        Vec::new()
     }
 
     /// What the destination needs to make the same machine: QEMU's exact machine type.

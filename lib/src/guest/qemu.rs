@@ -6,14 +6,19 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::{Console, EncryptionStatus, EndWatch, Machine, MachineEnd, MachineError, MigrationControl};
+use serde_json::Value;
+
+use uuid::Uuid;
+
+use super::{
+    Console, EncryptionStatus, EndWatch, Machine, MachineEnd, MachineError, MachineNews, MigrationControl,
+};
 use crate::addr::Gpa;
 use crate::address_space::{GuestLayout, Plug};
-use crate::boot_files::SealedFile;
 use crate::memory::{Claim, GuestRam, Secret};
 use crate::pages::PageSet;
 use crate::qemu::{
-    self, KvmAccess, Qemu, QemuEnd, QemuError, RunAs, ShutdownCause, Starter, UserLease, kvm_access,
+    self, KvmAccess, Qemu, QemuEnd, QemuError, QmpEvent, RunAs, ShutdownCause, Starter, UserLease, kvm_access,
 };
 
 /// Bytes of `RamAddr` after the guest's memory that belong to QEMU's own blocks (firmware, ROMs, video
@@ -27,24 +32,24 @@ pub const RAM_BLOCK: &str = "ram0";
 pub struct QemuMachineSpec {
     /// The QEMU binary.
     pub binary: PathBuf,
-    /// Machine type; the source's exact one at a destination.
-    pub machine_type: String,
+    /// The machine; at a destination with the source's exact type.
+    pub machine: qemu::machine::Machine,
     /// Accelerator.
     pub accel: qemu::Accel,
     /// 1 to 16.
     pub vcpus: u32,
-    /// Kernel image, in sealed memory.
-    pub kernel: SealedFile,
-    /// Initial RAM disk, in sealed memory.
-    pub initrd: Option<SealedFile>,
     /// Kernel command line.
     pub append: String,
+    /// The guest.
+    pub id: Uuid,
+    /// What the machine is made from.
+    pub passed: qemu::machine::Passed,
     /// The user that it runs as; `None`: this process's.
     pub user: Option<UserLease>,
     /// What it may take beside the guest's memory.
     pub memory: Option<Claim>,
-    /// Whether it waits for state from elsewhere.
-    pub incoming: bool,
+    /// Whether it waits for state from elsewhere, and what follows then.
+    pub arriving: Option<qemu::Arriving>,
 }
 
 /// A guest in a QEMU process.
@@ -108,16 +113,15 @@ impl QemuMachine {
         let command = qemu::QemuSpec {
             binary: spec.binary,
             accel: spec.accel,
-            machine: spec.machine_type,
-            cpu: "max".into(),
+            machine: spec.machine,
             vcpus: spec.vcpus,
             memory_bytes: block.size,
-            kernel: spec.kernel.into_fd(),
-            initrd: spec.initrd.map(SealedFile::into_fd),
             append: spec.append,
+            id: spec.id,
+            passed: spec.passed,
             ram: fd,
             run_as,
-            incoming: spec.incoming,
+            arriving: spec.arriving,
             timeouts: qemu::Timeouts::default(),
         };
         let sink = Box::new(move |bytes: &[u8]| sink.append(bytes));
@@ -230,6 +234,22 @@ impl Machine for QemuMachine {
     fn end_watch(&self) -> EndWatch {
         let watch = self.qemu.watch();
         EndWatch::new(move || watch.look().map(|end| end_of(&end)))
+    }
+
+    fn news(&mut self) -> Vec<MachineNews> {
+        if self.qemu.forwards_missing() > 0 {
+            self.qemu.forward();
+        }
+        let news = |event: QmpEvent| {
+            let text = |name: &str| event.data.get(name).and_then(Value::as_str);
+            // Where the guest is told, it is the guest's matter.
+            (text("action") == Some("stop")).then_some(())?;
+            let node: String = text("node-name").or(text("device")).unwrap_or("?").chars().take(32).collect();
+            let disk = node.split('.').next().unwrap_or(&node).to_owned();
+            let full = event.data.get("nospace").and_then(Value::as_bool).unwrap_or(false);
+            Some(MachineNews::DiskFailed { disk, full })
+        };
+        self.qemu.take_io_errors().into_iter().filter_map(news).collect()
     }
 
     fn machine_type(&mut self) -> Result<Option<String>, MachineError> {

@@ -52,6 +52,16 @@ pub(super) fn end_fault(end: &MachineEnd) -> Fault {
     Fault::new(of_end(end), detail)
 }
 
+/// A disk that held its guest up.
+pub(super) fn disk_fault(disk: &str, full: bool) -> Fault {
+    let why =
+        if full { "there is no room for what the guest writes to" } else { "the host cannot read or write" };
+    Fault::new(
+        Code::IoError,
+        format!("{why} the disk {disk}; the guest is paused, and tries again when it is resumed"),
+    )
+}
+
 /// A host's error as a migration's record shows it.
 pub(super) fn host_fault(e: &HostError) -> Fault {
     Fault::new(codes_of(e).record, e.to_string())

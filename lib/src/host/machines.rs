@@ -29,6 +29,7 @@ const SLOTS: u32 = 5;
 pub(super) struct IncomingMachine<'a> {
     pub secret: Secret<32>,
     pub machine_type: Option<&'a str>,
+    pub paused: bool,
     pub readiness: CarriedReadiness,
     /// The mirror that the migration uses.
     pub mirror: LaunchMirror,
@@ -45,6 +46,8 @@ pub(super) struct GuestMemory {
 pub(super) struct Made {
     pub machine: Box<dyn Machine>,
     pub layout: GuestLayout,
+    /// The driver's part of the definition, where it was settled.
+    pub settled: Option<DriverSpec>,
     pub mirror: Option<Mirror>,
 }
 
@@ -170,7 +173,7 @@ impl Inner {
         let ram = settled(ram, driver, backings_of(driver, record.spec.backing))?;
         let (secret, beginning, readiness, mirror) = match incoming {
             Some(i) => {
-                let beginning = Beginning::Arrival { machine_type: i.machine_type };
+                let beginning = Beginning::Arrival { machine_type: i.machine_type, paused: i.paused };
                 (i.secret, beginning, Some(i.readiness), Some(i.mirror))
             }
             None => (fresh_secret()?, Beginning::Boot, None, None),
@@ -184,6 +187,8 @@ impl Inner {
         let hypervisor = self.hypervisor_of(driver).ok();
         let body = driver.make(Order {
             name: &short_name(record),
+            id: record.id,
+            guest: &record.spec.name,
             spec,
             home: &home,
             layout: &record.layout,
@@ -216,7 +221,7 @@ impl Inner {
         body: Body,
         mirror: Option<LaunchMirror>,
     ) -> Result<Made, MakeError> {
-        let Body { mut machine, layout } = body;
+        let Body { mut machine, layout, settled } = body;
         let mut made = None;
         if let Some(m) = mirror {
             made = Some(self.build_mirror(record, machine.as_ref(), m, &self.image, true)?);
@@ -226,7 +231,7 @@ impl Inner {
         if let Some(mirror) = &mut made {
             mirror.wake().map_err(mirror_error)?;
         }
-        Ok(Made { machine, layout, mirror: made })
+        Ok(Made { machine, layout, settled, mirror: made })
     }
 
     /// The layout that a guest was defined with: what its own page tables know.

@@ -48,6 +48,8 @@ pub struct HostConfig {
     /// Directories that files named by definitions of guests may come from; none: no definition may name a
     /// file.
     pub image_directories: Vec<PathBuf>,
+    /// Directories whose files are guests' to write: their disks.
+    pub volume_directories: Vec<PathBuf>,
     /// What runs guests: by default the stock drivers.
     pub drivers: Drivers,
     /// Bytes of memory that guests leave to this process and the rest of the host; `None`: a part of what
@@ -125,7 +127,9 @@ impl Host {
             Budget::of_this_process().keep_back(bytes);
         }
         super::migrations::reserve::clear(&dir);
-        let images = ImageDirectories::open(&config.image_directories, std::slice::from_ref(&dir))?;
+        let kept = std::slice::from_ref(&dir);
+        let images =
+            ImageDirectories::with_volumes(&config.image_directories, &config.volume_directories, kept)?;
         let store = Store::open(&dir.join(DATABASE), stored::renew)?;
         let ledger = Ledger::open(&store, config.events_kept.unwrap_or(EVENTS_KEPT))?;
         let identity = identity_of(&store, &dir)?;

@@ -1,12 +1,11 @@
 //! Owns what a QEMU is asked to be (`QemuSpec`) and the command line that says so. Must not start anything.
 //!
 //! QEMU opens nothing of the host by a name: stdin *is* the RAM memfd (QEMU opens `/proc/self/fd/0`), stdout
-//! is the guest's serial port, stderr is captured, and three descriptors are passed under the numbers that
-//! they have in the daemon: the control socket, and sealed copies of kernel and initial RAM disk, which QEMU
-//! opens as `/proc/self/fd/N`. A memfd opens so for QEMU's own user, too, who could not open the files
-//! themselves. How they pass without leaking into other children is [`super::start`]'s.
+//! is the guest's serial port, stderr is captured, and the others are passed under the numbers that they have
+//! in the daemon: the control socket, sealed copies of what it boots from, which QEMU opens as
+//! `/proc/self/fd/N`, and its disks ([`super::machine`]). A memfd opens so for QEMU's own user, too, who could
+//! not open the files themselves. How they pass without leaking into other children is [`super::start`]'s.
 
-use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::Command;
@@ -14,9 +13,11 @@ use std::time::Duration;
 
 use rustix::fs::{SealFlags, fcntl_add_seals, fcntl_get_seals, fstat};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::accel::{Accel, TRANSLATED_MIB};
 use super::error::QemuError;
+use super::machine::{Line, Machine, Passed};
 use crate::boot_files::is_sealed;
 
 /// Id of the memory backend, and so the name of the main RAM block.
@@ -47,36 +48,45 @@ pub struct RunAs {
     pub kvm_group: Option<u32>,
 }
 
-/// What to start. Source and destination of a migration differ in `ram`, `run_as` and `incoming` only.
+/// How a guest comes that is not booted here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Arriving {
+    /// It runs as soon as it is here: QEMU takes its disks then, and until then the source may go on.
+    ToRun,
+    /// It stays paused: QEMU takes its disks with its state. (If it took them when it runs, 7.2 would abort
+    /// when the guest moves on before that.)
+    ToPause,
+}
+
+/// What to start. Source and destination of a migration differ in `ram`, `passed`, `run_as` and `arriving`
+/// only.
 #[derive(Debug)]
 pub struct QemuSpec {
     /// QEMU for x86-64: an absolute path, or a name to be found in `PATH`.
     pub binary: PathBuf,
     /// How QEMU executes the guest's instructions.
     pub accel: Accel,
-    /// Machine type. An alias (`pc`, `q35`) is good within one QEMU version; between versions, give the
-    /// destination what [`super::Qemu::machine_type`] said on the source.
-    pub machine: String,
-    /// CPU model, with features if need be (`max,-arch-capabilities`). `max` boots fastest under TCG and is
-    /// migratable under both accelerators, between equal hosts.
-    pub cpu: String,
+    /// The machine, whole and checked. Its type may be an alias (`pc`, `q35`) within one QEMU version;
+    /// between versions, give the destination what [`super::Qemu::machine_type`] said on the source.
+    pub machine: Machine,
     /// Number of vCPUs, 1 to 255.
     pub vcpus: u32,
     /// Guest RAM in bytes, a multiple of 1 MiB.
     pub memory_bytes: u64,
-    /// Linux kernel image: a sealed memfd.
-    pub kernel: OwnedFd,
-    /// Initramfs: a sealed memfd.
-    pub initrd: Option<OwnedFd>,
     /// Command line for the guest's kernel.
     pub append: String,
+    /// The guest: QEMU's name, and the machine's UUID.
+    pub id: Uuid,
     /// Guest RAM: a memfd of exactly `memory_bytes`, made with `MFD_ALLOW_SEALING`; it is sealed against
     /// resizing.
     pub ram: OwnedFd,
+    /// What else it is made from. The channel of the guest's agent is added at the launch.
+    pub passed: Passed,
     /// Whom it runs as; `None`: this process's user.
     pub run_as: Option<RunAs>,
     /// Start empty and wait for [`super::Qemu::load_device_state`].
-    pub incoming: bool,
+    pub arriving: Option<Arriving>,
     /// How long to wait for what.
     pub timeouts: Timeouts,
 }
@@ -92,6 +102,8 @@ pub struct Timeouts {
     pub state: Duration,
     /// For a graceful exit, and again for the exit after a kill.
     pub quit: Duration,
+    /// For another QEMU to let go of an image's lock.
+    pub lock: Duration,
 }
 
 impl Default for Timeouts {
@@ -101,6 +113,7 @@ impl Default for Timeouts {
             command: Duration::from_secs(10),
             state: Duration::from_secs(60),
             quit: Duration::from_secs(5),
+            lock: Duration::from_secs(8),
         }
     }
 }
@@ -118,15 +131,19 @@ impl QemuSpec {
         if !is_command_line(&self.append) {
             return bad("append", &format_args!("{} bytes", self.append.len()));
         }
-        // Our own properties follow the machine's name, so it must not bring any.
-        if !is_plain_name(&self.machine, b"") {
-            return bad("machine", &self.machine.escape_debug());
+        // Nothing of it means anything else on a command line than what it says.
+        let mut errors = Vec::new();
+        self.machine.check(self.vcpus, self.passed.kernel.is_some(), &mut errors);
+        if let Some(error) = errors.first() {
+            return bad("machine", &format_args!("{}: {}", error.pointer, error.detail));
         }
-        if !is_plain_name(&self.cpu, b",=") {
-            return bad("cpu", &self.cpu.escape_debug());
-        }
-        for (field, fd) in [("kernel", Some(&self.kernel)), ("initrd", self.initrd.as_ref())] {
-            if fd.is_some_and(|fd| !is_sealed(fd)) {
+        let sealed = [
+            ("kernel", &self.passed.kernel),
+            ("initrd", &self.passed.initrd),
+            ("firmware", &self.passed.code),
+        ];
+        for (field, fd) in sealed.into_iter().chain([("cloud_init", &self.passed.seed)]) {
+            if fd.as_ref().is_some_and(|fd| !is_sealed(fd)) {
                 return bad(field, &"not sealed memory");
             }
         }
@@ -157,38 +174,20 @@ impl QemuSpec {
         command
     }
 
-    fn arguments(&self, qmp: &OwnedFd) -> Vec<OsString> {
-        let passed = |fd: &OwnedFd| OsString::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
-        let bytes = self.memory_bytes;
-        let mut list = Vec::new();
-        let mut add = |option: &str, value: OsString| list.extend([OsString::from(option), value]);
-        let machine = format!(
-            "{},memory-backend={RAM_ID},usb=off,vmport=off,dump-guest-core=off,mem-merge=off",
-            self.machine
-        );
-        let ram = format!("memory-backend-file,id={RAM_ID},size={bytes}B,mem-path=/proc/self/fd/0,share=on");
-        add("-accel", accel_option(self.accel).into());
-        add("-machine", machine.into());
-        add("-object", ram.into());
-        add("-cpu", self.cpu.as_str().into());
-        add("-smp", self.vcpus.to_string().into());
-        add("-m", format!("{}M", bytes / MEMORY_UNIT).into());
-        add("-kernel", passed(&self.kernel));
-        if let Some(initrd) = &self.initrd {
-            add("-initrd", passed(initrd));
-        }
-        add("-append", self.append.as_str().into());
-        add("-display", "none".into());
-        add("-chardev", "socket,id=console,fd=1".into());
-        add("-serial", "chardev:console".into());
-        add("-chardev", format!("socket,id=qmp,fd={}", qmp.as_raw_fd()).into());
-        add("-mon", "chardev=qmp,mode=control".into());
-        add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".into());
-        if self.incoming {
-            add("-incoming", "defer".into());
-        }
-        list.extend(["-nodefaults", "-no-user-config", "-no-reboot", "-S"].map(OsString::from));
-        list
+    fn arguments(&self, qmp: &OwnedFd) -> Vec<String> {
+        let Self { accel, machine, vcpus, memory_bytes, append, id, passed, arriving, .. } = self;
+        let line = Line {
+            accel: *accel,
+            machine,
+            vcpus: *vcpus,
+            memory_bytes: *memory_bytes,
+            append,
+            id: *id,
+            passed,
+            qmp: qmp.as_raw_fd(),
+            arriving: *arriving,
+        };
+        line.arguments()
     }
 }
 
@@ -197,17 +196,11 @@ pub fn is_command_line(text: &str) -> bool {
     text.len() <= APPEND_MAX && !text.chars().any(char::is_control)
 }
 
-fn accel_option(accel: Accel) -> String {
+pub(super) fn accel_option(accel: Accel) -> String {
     match accel {
         Accel::Kvm => "kvm".to_owned(),
         Accel::Tcg => format!("tcg,tb-size={TRANSLATED_MIB}"),
     }
-}
-
-/// Whether a name is made of harmless characters and the ones in `also`.
-fn is_plain_name(name: &str, also: &[u8]) -> bool {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._+".contains(&byte) || also.contains(&byte);
-    !name.is_empty() && name.bytes().all(allowed)
 }
 
 /// Checks the size of a guest's RAM and seals it against growing and shrinking. Without the seal a QEMU that

@@ -23,11 +23,13 @@ const FD_NAME: &str = "mirrorvm-state";
 /// How long QEMU is given to settle after we called a save off.
 const CANCEL_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Prepares a QEMU for either direction. To be called once, before anything else.
-pub(super) fn enable(qmp: &mut Qmp, deadline: Instant) -> Result<(), QemuError> {
+/// Prepares a QEMU for either direction. To be called once, before anything else. `late`: it takes its disks
+/// when the guest first runs, not with its state.
+pub(super) fn enable(qmp: &mut Qmp, late: bool, deadline: Instant) -> Result<(), QemuError> {
     let capabilities = json!([
         { "capability": "events", "state": true },
         { "capability": "x-ignore-shared", "state": true },
+        { "capability": "late-block-activate", "state": late },
     ]);
     run(qmp, "migrate-set-capabilities", json!({ "capabilities": capabilities }), deadline).map(drop)
 }

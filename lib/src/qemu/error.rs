@@ -94,6 +94,17 @@ pub enum QemuError {
         #[source]
         source: io::Error,
     },
+    /// An image's header names a file that the definition does not.
+    #[error(
+        "the disk {disk} is in a file whose header names another, {found:?}: name it as `backing` in the definition, or make the \
+         image stand by itself (qemu-img rebase -b '')"
+    )]
+    NamesAnother {
+        /// The disk.
+        disk: String,
+        /// What the header says; cut to 200 characters.
+        found: String,
+    },
     /// QEMU's account of its RAM makes no sense.
     #[error("qemu's ram layout is not usable")]
     Layout(#[source] LayoutError),
@@ -116,7 +127,8 @@ impl QemuError {
             | Self::WrongState { .. }
             | Self::StateTooLarge { .. }
             | Self::StateRefused { .. }
-            | Self::StateIo { .. } => self.to_string(),
+            | Self::StateIo { .. }
+            | Self::NamesAnother { .. } => self.to_string(),
         }
     }
 

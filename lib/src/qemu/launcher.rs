@@ -8,7 +8,7 @@
 //!
 //! ```text
 //! daemon                          launcher
-//!   Wanted, 6 or 7 descriptors ->   one of them is the QEMU's own socket, the leash:
+//!   Wanted, its descriptors  ->     one of them is the QEMU's own socket, the leash:
 //!   <- Started {pid} | Not {why}
 //!   <- Ended {code, signal}         when it has ended, however
 //!   any byte, or the end     ->     kills it
@@ -32,17 +32,26 @@ use rustix::net::{
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::accel::{Accel, KvmAccess, kvm_access};
-use super::command::{QemuSpec, RunAs, Timeouts, qemu_binary};
+use super::command::{Arriving, QemuSpec, RunAs, Timeouts, qemu_binary};
+use super::machine::{CloudInit, Machine, Passed};
 use super::start::{Order, pidfds};
 use super::user::QemuUsers;
 
-/// Longest message. A kernel's command line takes at most six bytes for each of its own.
-const MESSAGE_MAX: usize = 16 << 10;
-/// Descriptors that go with a wish: RAM, console, standard error, leash, control socket, kernel, initial RAM
-/// disk.
-const DESCRIPTORS: std::ops::RangeInclusive<usize> = 6..=7;
+/// Longest message. A kernel's command line takes at most six bytes for each of its own, a definition a few
+/// hundred for each device.
+///
+/// cloud-init's documents do not go along: they are in one of the descriptors.
+const MESSAGE_MAX: usize = 128 << 10;
+/// Descriptors that go with every wish: RAM, console, standard error, leash, control socket. Then come those
+/// of the machine.
+const FIXED: usize = 5;
+/// Longest answer.
+const WORD_MAX: usize = 16 << 10;
+/// All of them at most: the kernel passes up to 253 at once.
+const DESCRIPTORS_MAX: usize = 96;
 /// QEMUs of one launcher at once. Each takes a thread.
 const PROCESSES_MAX: usize = 4096;
 
@@ -51,13 +60,15 @@ const PROCESSES_MAX: usize = 4096;
 #[serde(deny_unknown_fields)]
 struct Wanted {
     accel: Accel,
-    machine: String,
-    cpu: String,
+    machine: Machine,
     vcpus: u32,
     memory_bytes: u64,
     append: String,
+    id: Uuid,
+    kernel: bool,
+    initrd: bool,
     run_as: Option<RunAs>,
-    incoming: bool,
+    arriving: Option<Arriving>,
 }
 
 /// What became of a wish.
@@ -100,34 +111,35 @@ impl Launcher {
     pub(super) fn start(&self, order: Order) -> io::Result<(u32, Leash, Leash)> {
         let Order { spec, qmp, console, words } = order;
         let QemuSpec {
+            accel, machine, vcpus, memory_bytes, append, id, run_as, arriving, ram, passed, ..
+        } = spec;
+        let (kernel, initrd) = (passed.kernel.is_some(), passed.initrd.is_some());
+        let wanted = Wanted {
             accel,
-            machine,
-            cpu,
+            machine: told(machine),
             vcpus,
             memory_bytes,
             append,
-            run_as,
-            incoming,
-            ram,
+            id,
             kernel,
             initrd,
-            ..
-        } = spec;
-        let wanted = Wanted { accel, machine, cpu, vcpus, memory_bytes, append, run_as, incoming };
+            run_as,
+            arriving,
+        };
         let (ours, theirs) = pair()?;
-        let mut fds = vec![&ram, &console, &words, &theirs, &qmp, &kernel];
-        fds.extend(&initrd);
-        let fds: Vec<BorrowedFd<'_>> = fds.into_iter().map(AsFd::as_fd).collect();
+        let all: Vec<OwnedFd> =
+            [ram, console, words, theirs, qmp].into_iter().chain(passed.into_list()).collect();
+        let fds: Vec<BorrowedFd<'_>> = all.iter().map(AsFd::as_fd).collect();
         let message = serde_json::to_vec(&wanted)?;
-        if message.len() > MESSAGE_MAX {
+        if message.len() > MESSAGE_MAX || fds.len() > DESCRIPTORS_MAX {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "too much is said of one QEMU"));
         }
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(7))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(96))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         control.push(SendAncillaryMessage::ScmRights(&fds));
         again(|| sendmsg(&*self.0, &[IoSlice::new(&message)], &mut control, SendFlags::NOSIGNAL))
             .map_err(|_| gone())?;
-        drop((ram, console, words, theirs, qmp, kernel, initrd));
+        drop(all);
         let leash = Leash(Arc::new(ours));
         match leash.hear()? {
             Some(Word::Started { pid }) => Ok((pid, leash.clone(), leash)),
@@ -136,6 +148,12 @@ impl Launcher {
             Some(Word::Ended { .. }) | None => Err(gone()),
         }
     }
+}
+
+/// A machine as a launcher needs to know it: what cloud-init reads it gets as a file.
+fn told(machine: Machine) -> Machine {
+    let none = |_| CloudInit { user_data: String::new(), meta_data: None, network_config: None };
+    Machine { cloud_init: machine.cloud_init.map(none), ..machine }
 }
 
 fn gone() -> io::Error {
@@ -164,7 +182,7 @@ impl Leash {
 
     /// `None`: there is nobody at the other end.
     fn hear(&self) -> io::Result<Option<Word>> {
-        let mut message = [0; MESSAGE_MAX];
+        let mut message = vec![0; WORD_MAX];
         let (_, bytes) = again(|| recv(&*self.0, &mut message[..], RecvFlags::empty()))?;
         if bytes == 0 { Ok(None) } else { read(message.get(..bytes).unwrap_or_default()).map(Some) }
     }
@@ -190,9 +208,9 @@ fn again<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Resu
 /// The socket is none of [`launcher_pair`]'s.
 pub fn serve(socket: &OwnedFd, users: Option<QemuUsers>) -> io::Result<()> {
     let running = Arc::new(AtomicUsize::new(0));
-    let mut message = [0; MESSAGE_MAX];
+    let mut message = vec![0; MESSAGE_MAX];
     loop {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(7))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(96))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut into = [IoSliceMut::new(&mut message)];
         let received = match recvmsg(socket, &mut into, &mut control, RecvFlags::CMSG_CLOEXEC) {
@@ -245,30 +263,32 @@ fn tell(leash: &OwnedFd, word: &Word) {
 
 /// The leash of a wish, and what is to be started or why not.
 fn order(said: &[u8], fds: Vec<OwnedFd>, users: Option<QemuUsers>) -> Option<(OwnedFd, io::Result<Order>)> {
-    if !DESCRIPTORS.contains(&fds.len()) {
+    if !(FIXED..=DESCRIPTORS_MAX).contains(&fds.len()) {
         return None;
     }
     let mut fds = fds.into_iter();
     let (ram, console, words, leash) = (fds.next()?, fds.next()?, fds.next()?, fds.next()?);
-    let (qmp, kernel, initrd) = (fds.next()?, fds.next()?, fds.next());
+    let qmp = fds.next()?;
     let order = read::<Wanted>(said).and_then(|wanted| {
         check_user(wanted.run_as, users)?;
         let binary = qemu_binary().ok_or_else(|| refused("qemu-system-x86_64 is not on the PATH"))?;
-        let Wanted { accel, machine, cpu, vcpus, memory_bytes, append, run_as, incoming } = wanted;
+        let Wanted { accel, machine, vcpus, memory_bytes, append, id, kernel, initrd, run_as, arriving } =
+            wanted;
+        let passed = Passed::of(&machine, kernel, initrd, fds.collect());
+        let passed = passed.ok_or_else(|| refused("these are not the machine's descriptors"))?;
         let timeouts = Timeouts::default();
         let spec = QemuSpec {
             binary,
             accel,
             machine,
-            cpu,
             vcpus,
             memory_bytes,
-            kernel,
-            initrd,
             append,
+            id,
             ram,
+            passed,
             run_as,
-            incoming,
+            arriving,
             timeouts,
         };
         spec.check().map_err(|e| refused(e.to_string()))?;
@@ -383,7 +403,7 @@ mod tests {
                 if let Some(place) = fds.get_mut(3) {
                     *place = its.as_fd();
                 }
-                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(7))];
+                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(96))];
                 let mut control = SendAncillaryBuffer::new(&mut space);
                 assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
                 sendmsg(&*launcher.0, &[IoSlice::new(said)], &mut control, SendFlags::NOSIGNAL).unwrap();

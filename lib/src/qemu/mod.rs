@@ -34,6 +34,7 @@ mod end;
 mod error;
 mod exit;
 mod launcher;
+pub mod machine;
 mod mtree;
 mod process;
 mod qmp;
@@ -44,7 +45,7 @@ mod user;
 
 pub use accel::{Accel, KvmAccess, kvm_access, pick_accel};
 pub use command::{
-    APPEND_MAX, MEMORY_UNIT, QemuSpec, RunAs, Timeouts, is_command_line, qemu_binary, seal_ram,
+    APPEND_MAX, Arriving, MEMORY_UNIT, QemuSpec, RunAs, Timeouts, is_command_line, qemu_binary, seal_ram,
 };
 pub use console::ConsoleSink;
 pub use device_state::MAX_DEVICE_STATE_BYTES;

@@ -14,12 +14,13 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::child::Child;
-use super::command::{QemuSpec, RAM_ID, Timeouts};
+use super::command::{Arriving, QemuSpec, RAM_ID, Timeouts};
 use super::console::{Console, ConsoleSink};
 use super::device_state;
 use super::end::{QemuWatch, SharedQmp};
 use super::error::QemuError;
 use super::exit::ExitInfo;
+use super::machine::{Disk, Machine, Network, Nic};
 use super::mtree::{RamPiece, parse_ram_pieces};
 use super::qmp::{Qmp, QmpError, QmpEvent};
 use super::ramblock::{LayoutError, QemuRamBlock, parse_ram_blocks};
@@ -86,6 +87,20 @@ pub struct Qemu {
     memory_bytes: u64,
     /// What was saved since the vCPUs last ran. QEMU refuses to save twice in one pause.
     saved: Option<Saved>,
+    /// Forwards of an arrived guest that are still to be asked for: interface, and the port as QEMU takes it.
+    forwards: Vec<(String, String)>,
+    /// The daemon's end of the guest agent's channel.
+    _agent: Option<UnixStream>,
+}
+
+/// Forwards of all interfaces.
+fn forwards(machine: &Machine) -> Vec<(String, String)> {
+    let of = |nic: &Nic| {
+        let Network::User { forwards } = &nic.network;
+        let id = format!("nic-{}", nic.name);
+        forwards.iter().map(move |f| (id.clone(), f.told())).collect::<Vec<_>>()
+    };
+    machine.nics.iter().flat_map(of).collect()
 }
 
 /// The state of vCPUs and devices; not for logs.
@@ -106,7 +121,7 @@ impl Qemu {
     /// # Errors
     /// [`QemuError::BadSpec`], [`QemuError::BadRam`], [`QemuError::Prepare`], [`QemuError::Spawn`];
     /// [`QemuError::Exited`] with QEMU's words if it did not like its command line; [`QemuError::Late`].
-    pub fn launch(spec: QemuSpec, console: ConsoleSink, starter: &Starter) -> Result<Self, QemuError> {
+    pub fn launch(mut spec: QemuSpec, console: ConsoleSink, starter: &Starter) -> Result<Self, QemuError> {
         spec.check()?;
         let prepare = |doing| move |source| QemuError::Prepare { doing, source };
         let deadline = Instant::now() + spec.timeouts.launch;
@@ -115,15 +130,29 @@ impl Qemu {
         let (ours, theirs) = UnixStream::pair().map_err(prepare("make the console socket"))?;
         let console = Console::start(ours, console).map_err(prepare("start the console thread"))?;
         let qmp_theirs = OwnedFd::from(qmp_theirs);
+        let agent = if spec.machine.guest_agent {
+            let (ours, theirs) = UnixStream::pair().map_err(prepare("make the agent's socket"))?;
+            spec.passed.agent = Some(theirs.into());
+            Some(ours)
+        } else {
+            None
+        };
         let (binary, timeouts, memory_bytes) = (spec.binary.clone(), spec.timeouts, spec.memory_bytes);
+        let (machine, late) = (spec.machine.clone(), spec.arriving == Some(Arriving::ToRun));
+        let forwards = if spec.arriving.is_some() { forwards(&machine) } else { Vec::new() };
         let order = move |words| Order { spec, qmp: qmp_theirs, console: theirs.into(), words };
         let child =
             Child::start(starter.clone(), order).map_err(|source| QemuError::Spawn { binary, source })?;
         let qmp = Qmp::connect(qmp_ours, deadline).map_err(|error| explain(error, &child))?;
         let qmp = SharedQmp::new(qmp);
-        let qemu = Self { qmp, console, child, timeouts, memory_bytes, saved: None };
-        let enabled = device_state::enable(&mut qemu.qmp.lock(), deadline);
+        let mut qemu =
+            Self { qmp, console, child, timeouts, memory_bytes, saved: None, forwards, _agent: agent };
+        let enabled = device_state::enable(&mut qemu.qmp.lock(), late, deadline);
         qemu.explained(enabled)?;
+        qemu.check_images(&machine)?;
+        for nic in machine.nics.iter().filter(|nic| !nic.link) {
+            qemu.run("set_link", json!({ "name": format!("nic-{}", nic.name), "up": false }))?;
+        }
         Ok(qemu)
     }
 
@@ -191,9 +220,87 @@ impl Qemu {
         if matches!(state, RunState::InMigrate | RunState::Shutdown) {
             return Err(QemuError::WrongState { doing: "continue", state: state.to_string() });
         }
+        self.take_disks()?;
         self.saved = None;
-        self.run("cont", json!({}))?;
-        self.await_state("continue", |state| *state == RunState::Running)
+        self.await_state("continue", |state| *state == RunState::Running)?;
+        self.forward();
+        Ok(())
+    }
+
+    /// Continues the guest. Where its state was loaded or saved, QEMU takes its disks now, and is refused
+    /// while another QEMU holds the lock on one: for a moment one that ends does.
+    fn take_disks(&mut self) -> Result<(), QemuError> {
+        let by = Instant::now() + self.timeouts.lock;
+        let mut pause = Duration::from_millis(20);
+        loop {
+            match self.run("cont", json!({})) {
+                Err(QemuError::Qmp(QmpError::Refused { desc, .. }))
+                    if desc.contains("lock") && Instant::now() + pause < by =>
+                {
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(Duration::from_secs(1));
+                }
+                other => return other.map(drop),
+            }
+        }
+    }
+
+    /// Asks for the forwards of an arrived guest; those that somebody else has stay to be asked for.
+    pub fn forward(&mut self) {
+        let wanted = std::mem::take(&mut self.forwards);
+        let (mut left, mut words) = (Vec::new(), None);
+        for (nic, port) in wanted {
+            let line = format!("hostfwd_add {nic} {port}");
+            let said = self.run("human-monitor-command", json!({ "command-line": line }));
+            let refused = said.map(|said| said.as_str().unwrap_or_default().trim().to_owned());
+            if refused.as_ref().is_ok_and(String::is_empty) {
+                continue;
+            }
+            words = refused.ok();
+            left.push((nic, port));
+        }
+        if let Some(words) = words {
+            tracing::debug!(words, "a forward of an arrived guest is not to be had yet");
+        }
+        self.forwards = left;
+    }
+
+    /// Forwards of an arrived guest that it does not have yet.
+    #[must_use]
+    pub fn forwards_missing(&self) -> usize {
+        self.forwards.len()
+    }
+
+    /// Refuses images whose header names a file that the definition does not: QEMU was told to leave it, and
+    /// what the guest's owner believes to be there is not. (Nobody but QEMU reads what a guest can write.)
+    fn check_images(&mut self, machine: &Machine) -> Result<(), QemuError> {
+        if machine.disks.iter().all(|d| d.path.is_none()) {
+            return Ok(());
+        }
+        let nodes = self.run("query-named-block-nodes", json!({ "flat": true }))?;
+        let text = |value: Option<&Value>| value.and_then(Value::as_str).map(str::to_owned);
+        for node in nodes.as_array().into_iter().flatten() {
+            let Some(name) = node.get("node-name").and_then(Value::as_str) else { continue };
+            let of = |d: &&Disk| d.name == name || name == format!("{}.b", d.name);
+            let Some(disk) = machine.disks.iter().find(of) else { continue };
+            let image = node.get("image");
+            let beneath = text(image.and_then(|i| i.get("backing-filename")));
+            let data = text(image.and_then(|i| i.pointer("/format-specific/data/data-file")));
+            let named = disk.backing.is_some() && disk.name == name;
+            let found = data.or(beneath.filter(|_| !named));
+            if let Some(found) = found {
+                let found = found.chars().filter(|c| !c.is_control()).take(200).collect();
+                return Err(QemuError::NamesAnother { disk: disk.name.clone(), found });
+            }
+        }
+        Ok(())
+    }
+
+    /// What QEMU said unasked since the last call, of disks that it could not read or write.
+    pub fn take_io_errors(&mut self) -> Vec<QmpEvent> {
+        let mut qmp = self.qmp.lock();
+        qmp.take_in();
+        qmp.take_events("BLOCK_IO_ERROR")
     }
 
     /// Pauses the vCPUs and waits until they are paused. No effect if they are.

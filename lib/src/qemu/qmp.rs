@@ -196,6 +196,14 @@ impl Qmp {
         self.events.iter().rev().find(|event| event.name == name)
     }
 
+    /// Takes the queued events with this name, the oldest first.
+    pub fn take_events(&mut self, name: &str) -> Vec<QmpEvent> {
+        let (taken, kept) = self.events.drain(..).partition(|event| event.name == name);
+        self.events = kept;
+        let taken: VecDeque<QmpEvent> = taken;
+        taken.into()
+    }
+
     /// Forgets queued events with this name, so that a later wait sees only new ones.
     pub fn forget_events(&mut self, name: &str) {
         self.events.retain(|event| event.name != name);

@@ -34,9 +34,9 @@ impl Order {
     pub fn start(self) -> io::Result<Child> {
         let Self { spec, qmp, console, words } = self;
         let mut command = spec.command(&qmp);
-        let QemuSpec { ram, kernel, initrd, .. } = spec;
+        let QemuSpec { ram, passed, .. } = spec;
         command.stdin(Stdio::from(ram)).stdout(Stdio::from(console)).stderr(Stdio::from(words));
-        let passed: Vec<OwnedFd> = [qmp, kernel].into_iter().chain(initrd).collect();
+        let passed: Vec<OwnedFd> = std::iter::once(qmp).chain(passed.into_list()).collect();
         pass(&mut command, &passed);
         // Until the child has its copies; then none stays open on our side.
         command.spawn()

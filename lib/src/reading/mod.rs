@@ -6,6 +6,7 @@
 
 pub mod json;
 mod near;
+pub mod shape;
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;

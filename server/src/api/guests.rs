@@ -240,8 +240,11 @@ pub struct Guest {
     pub generation: u64,
     /// What the hardware protects of this guest.
     pub protection: Protection,
-    /// The files that the guest boots from. Null for drivers that read no files.
+    /// The kernel that the guest boots, and its initial RAM disk. Null for a guest that boots from a disk, and for drivers
+    /// that read no files.
     pub boot: Option<BootFilesBody>,
+    /// The code of the firmware that the guest boots, as it was when the guest was defined. Null: QEMU's own.
+    pub boot_firmware: Option<BootFileBody>,
     /// Whether the guest says that it can be migrated. Null while it has no machine.
     pub migration_readiness: Option<MigrationReadiness>,
     /// Id of the migration that has the guest at the moment.
@@ -409,9 +412,10 @@ impl Guest {
             state: record.state.name(),
             generation: record.generation,
             protection: Protection { level: record.protection.name(), promise, evidence },
-            boot: record
-                .boot
-                .map(|b| BootFilesBody { kernel: b.kernel.into(), initrd: b.initrd.map(BootFileBody::from) }),
+            boot: record.boot.and_then(|b| {
+                Some(BootFilesBody { kernel: b.kernel?.into(), initrd: b.initrd.map(BootFileBody::from) })
+            }),
+            boot_firmware: record.boot.and_then(|b| b.firmware).map(BootFileBody::from),
             migration_readiness: record.readiness.clone().map(MigrationReadiness::from),
             migration: record.migration,
             moved_to: record.moved_to.clone(),

@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use mirrorvm::addr::Gpa;
 use mirrorvm::address_space::{BlockSpec, Shift, Strategy};
 use mirrorvm::host::{
-    AccelChoice, Ask, AuditMode, Destination, GuestAction, GuestSpec, Host, Labels, MigrationLimits,
-    MigrationMode, MigrationRecord, MigrationSpec, MigrationState, MirrorChoice, QemuDriver, QemuGuest,
-    SourceAfter, StreamTransport, Suite,
+    Ask, AuditMode, Destination, GuestAction, GuestSpec, Host, Labels, MigrationLimits, MigrationMode,
+    MigrationRecord, MigrationSpec, MigrationState, MirrorChoice, QemuDriver, QemuGuest, SourceAfter,
+    StreamTransport, Suite,
 };
 
 use super::pair::{compare, introduce, open, until};
@@ -47,13 +47,11 @@ async fn both(args: &BenchArgs, kernel: PathBuf, initrd: PathBuf) -> Result<Vec<
     a.define_guest(
         GuestSpec {
             name: "g".into(),
-            driver: QemuDriver::spec(&QemuGuest {
-                vcpus: 1,
-                kernel: kernel.to_string_lossy().into_owned(),
-                initrd: Some(initrd.to_string_lossy().into_owned()),
-                append: "console=ttyS0 no_timer_check quiet panic=-1".into(),
-                accel: AccelChoice::Auto,
-            }),
+            driver: QemuDriver::spec(&QemuGuest::of_kernel(
+                kernel.to_string_lossy(),
+                Some(initrd.to_string_lossy().into_owned()),
+                "console=ttyS0 no_timer_check quiet panic=-1",
+            )),
             blocks: vec![BlockSpec { name: "ram0".into(), size_bytes: bytes, gpa: Some(Gpa::new(0)) }],
             backing: None,
             labels: Labels::new(),

@@ -28,6 +28,8 @@ pub struct FileConfig {
     pub advertise: Option<String>,
     /// Same as `--image-directory`, once for each directory.
     pub image_directories: Option<Vec<PathBuf>>,
+    /// Same as `--volume-directory`, once for each directory.
+    pub volume_directories: Option<Vec<PathBuf>>,
     /// Same as `--qemu-users`.
     pub qemu_users: Option<String>,
     /// Same as `--confine`.

@@ -112,6 +112,8 @@ pub struct Arguments {
     pub advertise: Given<Advertised>,
     /// Values of `--image-directory`.
     pub image_directories: Given<Vec<PathBuf>>,
+    /// Values of `--volume-directory`.
+    pub volume_directories: Given<Vec<PathBuf>>,
     /// Value of `--qemu-users`.
     pub qemu_users: Given<QemuUsers>,
     /// Value of `--confine`.
@@ -149,6 +151,8 @@ pub struct Resolved {
     pub advertise: Option<Advertised>,
     /// The directories that files named by definitions may come from.
     pub image_directories: Vec<PathBuf>,
+    /// The directories whose files are guests' to write.
+    pub volume_directories: Vec<PathBuf>,
     /// The users that QEMU processes run as, under a daemon that runs as root.
     pub qemu_users: QemuUsers,
     /// Whether the daemon confines itself.
@@ -221,6 +225,9 @@ pub fn resolve(
     let images = arguments.image_directories.or_file(file.image_directories);
     let listed: Vec<String> = images.value.iter().flatten().map(shown).collect();
     note("image_directories", (!listed.is_empty()).then(|| listed.join(", ")), &images.source);
+    let volumes = arguments.volume_directories.or_file(file.volume_directories);
+    let listed: Vec<String> = volumes.value.iter().flatten().map(shown).collect();
+    note("volume_directories", (!listed.is_empty()).then(|| listed.join(", ")), &volumes.source);
     let users = file.qemu_users.map(|u| {
         u.parse::<QemuUsers>().map_err(|e| wrong("qemu_users", &u, &format!("usable: {e}"), "file"))
     });
@@ -285,6 +292,7 @@ pub fn resolve(
         peer_listen: peer_listen.value,
         advertise: advertise.value,
         image_directories: images.value.unwrap_or_default(),
+        volume_directories: volumes.value.unwrap_or_default(),
         qemu_users: users,
         confine: confined,
         metrics_listen: metrics_listen.value.unwrap_or_default(),
@@ -424,6 +432,7 @@ mod tests {
             peer_listen: given(None, Source::Default),
             advertise: given(None, Source::Default),
             image_directories: Given { value: None, source: Source::Default },
+            volume_directories: Given { value: None, source: Source::Default },
             qemu_users: Given { value: None, source: Source::Default },
             confine: given(None, Source::Default),
             metrics_listen: given(None, Source::Default),

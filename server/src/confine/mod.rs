@@ -130,7 +130,10 @@ impl Needs {
     /// What these options take.
     pub fn of(options: &Options) -> Self {
         let mut needs = Self {
-            own_directories: vec![options.state_dir.clone()],
+            own_directories: std::iter::once(&options.state_dir)
+                .chain(&options.volume_directories)
+                .cloned()
+                .collect(),
             read: options.image_directories.clone(),
             addresses: options.peer_listen.into_iter().collect(),
             ..Self::default()

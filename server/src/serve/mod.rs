@@ -62,6 +62,8 @@ pub struct Options {
     pub advertise: Option<Advertised>,
     /// The directories that files named by definitions may come from.
     pub image_directories: Vec<PathBuf>,
+    /// The directories whose files are guests' to write.
+    pub volume_directories: Vec<PathBuf>,
     /// What runs guests.
     pub drivers: Drivers,
     /// Where health and counters are served alone, to everybody who can connect.
@@ -261,6 +263,7 @@ pub async fn run(options: Options) -> Result<(), ServeError> {
         advertise: options.advertise,
         events_kept: Some(options.config.limits.events_kept),
         image_directories: options.image_directories,
+        volume_directories: options.volume_directories,
         drivers: options.drivers,
         memory_reserve: Some(options.config.limits.memory_reserve_mib).filter(|n| *n > 0).map(|n| n << 20),
     };

@@ -139,6 +139,6 @@ impl Driver for Outside {
         if order.beginning == Beginning::Boot {
             machine.boot(&told.greeting)?;
         }
-        Ok(Body { machine: Box::new(machine), layout })
+        Ok(Body { machine: Box::new(machine), layout, settled: None })
     }
 }

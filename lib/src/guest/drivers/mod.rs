@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use mirrorvm_abi::header::Header;
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 pub use embedded::EmbeddedDriver;
 pub use emulated::EmulatedDriver;
@@ -200,6 +201,8 @@ pub enum Beginning<'a> {
     Arrival {
         /// What that machine says of itself ([`Machine::machine_type`]).
         machine_type: Option<&'a str>,
+        /// Whether the guest stays paused when it is here.
+        paused: bool,
     },
 }
 
@@ -207,6 +210,10 @@ pub enum Beginning<'a> {
 pub struct Order<'a> {
     /// A few characters of the guest's name, for threads.
     pub name: &'a str,
+    /// The guest's id.
+    pub id: Uuid,
+    /// The guest's name.
+    pub guest: &'a str,
     /// The driver's part of the definition.
     pub spec: &'a DriverSpec,
     /// The layout that the guest was defined with: what its own page tables know.
@@ -247,6 +254,8 @@ pub struct Body {
     pub machine: Box<dyn Machine>,
     /// Where its RAM is plugged, as it turned out.
     pub layout: GuestLayout,
+    /// The driver's part of the definition as it is from now on, where starting settled something of it.
+    pub settled: Option<DriverSpec>,
 }
 
 /// Something that runs guests.

@@ -519,5 +519,5 @@ pub(super) fn make(order: Order<'_>) -> Result<Body, MachineError> {
         on_end: order.on_end,
     };
     let machine = Box::new(Embedded::new(hypervisor, &spec, setup)?);
-    Ok(Body { machine, layout: order.layout.clone() })
+    Ok(Body { machine, layout: order.layout.clone(), settled: None })
 }

@@ -128,7 +128,7 @@ fn machine_errors() -> Vec<MachineError> {
         MachineError::Ended(MachineEnd::PowerOff),
         MachineError::Thread(std::io::Error::other("no thread")),
         MachineError::Unsupported { what: "plug RAM blocks" },
-        MachineError::BootFile { field: "kernel", refusal: FileRefusal::Outside },
+        MachineError::BootFile { field: "kernel".into(), refusal: FileRefusal::Outside },
         MachineError::BootFileChanged { field: "initrd" },
         MachineError::Parameters(parameters),
         MachineError::NoUser,

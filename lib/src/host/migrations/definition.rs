@@ -79,8 +79,11 @@ struct BlockForm {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct BootForm {
-    kernel: FileForm,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    kernel: Option<FileForm>,
     initrd: Option<FileForm>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    firmware: Option<FileForm>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -110,8 +113,8 @@ impl Definition {
             FileForm { bytes, sha256 }
         };
         let boot = boot.map(|b| {
-            let BootFiles { kernel, initrd } = b;
-            BootForm { kernel: file(kernel), initrd: initrd.map(file) }
+            let BootFiles { kernel, initrd, firmware } = b;
+            BootForm { kernel: kernel.map(file), initrd: initrd.map(file), firmware: firmware.map(file) }
         });
         serde_json::to_string(&Form {
             version: VERSION,
@@ -150,7 +153,11 @@ impl Definition {
                 labels: form.labels,
             },
             machine_type: form.machine_type,
-            boot: form.boot.map(|b| BootFiles { kernel: file(b.kernel), initrd: b.initrd.map(file) }),
+            boot: form.boot.map(|b| BootFiles {
+                kernel: b.kernel.map(file),
+                initrd: b.initrd.map(file),
+                firmware: b.firmware.map(file),
+            }),
             created_at: form.created_at,
         })
     }

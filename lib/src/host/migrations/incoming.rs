@@ -237,6 +237,7 @@ impl<'a> Destination<'a> {
         let incoming = IncomingMachine {
             secret: prepare.secret.clone(),
             machine_type: definition.machine_type.as_deref(),
+            paused: prepare.paused,
             readiness: prepare.readiness.clone(),
             mirror: launch_mirror(inner, definition, prepare),
         };

@@ -12,7 +12,7 @@ use crate::store::form::{fill, form, leaves, words};
 use jiff::Timestamp;
 
 form! {
-    GuestForm of GuestRecord, version 7 by forward {
+    GuestForm of GuestRecord, version 8 by forward {
         id: Uuid,
         spec: GuestSpec,
         layout: GuestLayout,
@@ -30,10 +30,13 @@ form! {
     } live { readiness }
 }
 
-/// Versions up to 6 had no audits. Version 4 left out what says nothing, and what earlier builds did not
+/// Version 7 had no firmware among what a guest boots from, and always a kernel. Versions up to 6 had no audits. Version 4 left out what says nothing, and what earlier builds did not
 /// have.
 fn forward(_from: u64, document: &mut Value) {
     fill(document, [("boot", Value::Null), ("unconfirmed", json!(false)), ("audit", Value::Null)]);
+    if let Some(boot) = document.get_mut("boot").filter(|boot| boot.is_object()) {
+        fill(boot, [("firmware", Value::Null)]);
+    }
     if let Some(spec) = document.get_mut("spec") {
         fill(spec, [("backing", Value::Null)]);
     }
@@ -83,8 +86,9 @@ words! {
 
 form! {
     BootFilesForm of BootFiles {
-        kernel: BootFile,
+        kernel: Option<BootFile>,
         initrd: Option<BootFile>,
+        firmware: Option<BootFile>,
     }
 }
 

@@ -20,11 +20,11 @@ use crate::host::migrations::endings::Ending;
 use crate::host::migrations::hand_over::Settlement;
 use crate::host::migrations::tickets::Kept;
 use crate::host::{
-    AccelChoice, Audit, AuditMode, AuditState, Destination, DriverSpec, EmbeddedDriver, EmulatedDriver,
-    Evidence, Fault, Fill, GuestAudit, GuestSpec, GuestState, HandOverOutcome, Labels, LaunchMirror,
-    MigrationDirection, MigrationLimits, MigrationMode, MigrationSpec, MigrationState, MirrorChoice,
-    MirrorOptions, NotRun, OnTimeout, PeerSpec, Progress, ProtectionLevel, QemuDriver, QemuGuest, Resolution,
-    Round, SevSpec, SourceAfter, StreamTransport, Suite, WorkerInfo, WorkloadGuest, WorkloadSpec,
+    Audit, AuditMode, AuditState, Destination, DriverSpec, EmbeddedDriver, EmulatedDriver, Evidence, Fault,
+    Fill, GuestAudit, GuestSpec, GuestState, HandOverOutcome, Labels, LaunchMirror, MigrationDirection,
+    MigrationLimits, MigrationMode, MigrationSpec, MigrationState, MirrorChoice, MirrorOptions, NotRun,
+    OnTimeout, PeerSpec, Progress, ProtectionLevel, QemuDriver, QemuGuest, Resolution, Round, SevSpec,
+    SourceAfter, StreamTransport, Suite, WorkerInfo, WorkloadGuest, WorkloadSpec,
 };
 use crate::memory::Backing;
 use crate::mirror::{Placement, Scheduler};
@@ -102,16 +102,14 @@ fn emulated() -> GuestRecord {
 }
 
 fn qemu() -> GuestRecord {
-    let driver = QemuDriver::spec(&QemuGuest {
-        vcpus: 1,
-        kernel: "/srv/images/vmlinuz".into(),
-        initrd: Some("/srv/images/initrd".into()),
-        append: "quiet".into(),
-        accel: AccelChoice::Auto,
-    });
+    let driver = QemuDriver::spec(&QemuGuest::of_kernel(
+        "/srv/images/vmlinuz",
+        Some("/srv/images/initrd".into()),
+        "quiet",
+    ));
     let file = |n| BootFile { bytes: u64::from(n), sha256: [n; 32] };
     GuestRecord {
-        boot: Some(BootFiles { kernel: file(5), initrd: Some(file(6)) }),
+        boot: Some(BootFiles { kernel: Some(file(5)), initrd: Some(file(6)), firmware: Some(file(7)) }),
         moved_to: Some("b".into()),
         unconfirmed: true,
         audit: Some(GuestAudit { migration: id(2), audit: Audit::not_run(NotRun::HostRestarted) }),

@@ -17,7 +17,7 @@ use crate::host::{Ask, Fault, GuestAction, GuestRecord, GuestState, HostError, N
 use crate::addr::Gpa;
 use crate::address_space::{BlockSpec, GuestLayout};
 use crate::guest::lifecycle::Event;
-use crate::guest::{Machine, MachineEnd, MachineError, PlugError};
+use crate::guest::{Machine, MachineEnd, MachineError, MachineNews, PlugError};
 
 use super::Owner;
 
@@ -107,7 +107,7 @@ impl Owner {
         };
         let _ = reply.send(Ok(record.clone()));
         match self.inner.make_machine(&record, &self.entry, memory, None) {
-            Ok(Made { mut machine, layout, mirror }) => {
+            Ok(Made { mut machine, layout, settled, mirror }) => {
                 if let Some(mirror) = mirror {
                     self.keep_mirror(mirror);
                 }
@@ -123,6 +123,9 @@ impl Owner {
                         self.step(Event::Started);
                         self.publish(|r| {
                             r.layout = layout;
+                            if let Some(settled) = settled {
+                                r.spec.driver = settled;
+                            }
                             r.started_at = Some(Timestamp::now());
                         });
                     }
@@ -184,7 +187,8 @@ impl Owner {
         let pauses = action == GuestAction::Pause;
         let done = if pauses { machine.pause() } else { machine.resume() };
         done.map_err(|e| HostError::internal("holding or resuming the guest", e))?;
-        let refused = match self.store(next, |_| {}) {
+        // What held it is over.
+        let refused = match self.store(next, |r| r.error = r.error.take().filter(|_| pauses)) {
             Ok(record) => return Ok(record),
             Err(refused) => refused,
         };
@@ -235,10 +239,35 @@ impl Owner {
             r.started_at = Some(Timestamp::now());
         });
         if let Some(fault) = fault {
-            self.broke(&fault);
+            self.cannot_run(fault);
         }
         // It may have ended before it was ours to look after.
         self.look_after_machine_now();
+    }
+
+    /// The guest is here and does not run, such as when somebody else has its disk: it is paused, and can be
+    /// resumed.
+    fn cannot_run(&mut self, fault: Fault) {
+        if self.machine.as_ref().is_some_and(|m| m.ended().is_some()) {
+            return self.broke(&fault);
+        }
+        if self.state == GuestState::Running {
+            self.step(Event::Pause);
+        }
+        self.publish(|r| r.error = Some(fault));
+    }
+
+    /// What a machine says of itself while it goes on.
+    pub(super) fn hear_news(&mut self) {
+        let news = self.machine.as_mut().map(|m| m.news()).unwrap_or_default();
+        for MachineNews::DiskFailed { disk, full } in news {
+            if self.state == GuestState::Running {
+                self.step(Event::Pause);
+            }
+            let fault = crate::host::faults::disk_fault(&disk, full);
+            tracing::error!(guest = %self.entry.id, disk, full, "a guest is paused: its disk failed");
+            self.publish(|r| r.error = Some(fault));
+        }
     }
 
     pub(super) fn look_after_machine_now(&mut self) {

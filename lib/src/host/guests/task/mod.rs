@@ -123,6 +123,8 @@ impl Owner {
     fn look_after_machine(&mut self) {
         if let Some(end) = self.machine.as_ref().and_then(|m| m.ended()) {
             tokio::task::block_in_place(|| self.ended(end));
+        } else if self.machine.is_some() {
+            tokio::task::block_in_place(|| self.hear_news());
         } else if let Some(end) = self.away.as_ref().and_then(|(_, watch)| watch.look()) {
             self.ended_away(&end);
         }

@@ -1,58 +1,38 @@
-//! The driver `qemu`: a QEMU process that boots a Linux kernel.
+//! The driver `qemu`: a machine that is a QEMU process.
 //!
-//! Owns: the parameters of such a guest, the files that it boots from, whom its process runs as, and what a
-//! host needs for it. Must not know: the machine (that is [`crate::guest::qemu`]), how a file is opened (that
-//! is [`crate::boot_files`]).
+//! Owns: the parameters of such a guest, the files that it is made from, whom its process runs as, and what a
+//! host needs for it. Must not know: the process (that is [`crate::guest::qemu`]), how a file is opened (that
+//! is [`crate::boot_files`]), what of a machine makes no sense (that is [`crate::qemu::machine`]).
+
+mod definition;
+mod files;
+mod seed;
 
 use crate::codes::{Capability, DriverCapability};
-use std::path::Path;
 
 use mirrorvm_abi::header::Header;
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, json};
+use uuid::Uuid;
 
-use super::workload::vcpus_schema;
+pub use self::definition::QemuGuest;
+use self::files::Making;
 use super::{
     Beginning, Body, CannotReceive, Definition, Driver, DriverSchema, Facts, FindsWrites, LayoutFault,
     MirrorsOn, MissingCapability, Order, helper_block_size,
 };
 use crate::address_space::GuestLayout;
-use crate::boot_files::{BootFile, BootFiles, FileRefusal, ImageDirectories, SealedFile};
-use crate::guest::MachineError;
+use crate::boot_files::{BootFiles, ImageDirectories};
 use crate::guest::driver::{AccelChoice, BadParameters, DriverSpec, Parameters, VCPUS};
 use crate::guest::qemu::{QEMU_RESERVED, QemuMachine, QemuMachineSpec};
+use crate::guest::{Machine as _, MachineError};
 use crate::hypervisor::Hypervisor;
 use crate::memory::Backing;
 use crate::qemu::{
-    APPEND_MAX, Accel, KvmAccess, MEMORY_UNIT, QemuUsers, Starter, UserPool, is_command_line, kvm_access,
-    may_change_users, pick_accel, qemu_binary,
+    APPEND_MAX, Accel, Arriving, KvmAccess, MEMORY_UNIT, QemuUsers, Starter, UserPool, is_command_line,
+    kvm_access, may_change_users, pick_accel, qemu_binary,
 };
-use crate::reading::{Decode, Errors, FieldError, Fields, Node, one_of};
+use crate::reading::{FieldError, Fields};
 
 const NAME: &str = "qemu";
-/// A kernel is loaded above this; an initial RAM disk is, too.
-const BELOW_KERNEL: u64 = 1 << 20;
-/// At the end of the guest's memory QEMU keeps this much for ACPI's tables.
-const TABLES: u64 = 160 << 10;
-/// The machine type of a guest that boots here.
-const MACHINE_TYPE: &str = "pc";
-
-/// What such a guest is told.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct QemuGuest {
-    /// 1 to 16.
-    pub vcpus: u32,
-    /// Kernel image, a path on the host.
-    pub kernel: String,
-    /// Initial RAM disk, a path on the host.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub initrd: Option<String>,
-    /// Kernel command line.
-    pub append: String,
-    /// Accelerator.
-    pub accel: AccelChoice,
-}
-
 /// The driver.
 #[derive(Debug)]
 pub struct QemuDriver {
@@ -90,19 +70,13 @@ impl QemuDriver {
 
 /// Bytes of what a guest boots from.
 fn file_bytes(boot: Option<&BootFiles>) -> u64 {
-    boot.map_or(0, |b| b.kernel.bytes.saturating_add(b.initrd.map_or(0, |i| i.bytes)))
+    boot.map_or(0, BootFiles::bytes)
 }
 
 const fn accel_name(accel: Accel) -> &'static str {
     match accel {
         Accel::Kvm => "kvm",
         Accel::Tcg => "tcg",
-    }
-}
-
-impl Decode for AccelChoice {
-    fn decode(node: &Node<'_>, errors: &mut Errors) -> Option<Self> {
-        one_of(node, errors, &[("auto", Self::Auto), ("kvm", Self::Kvm), ("tcg", Self::Tcg)])
     }
 }
 
@@ -121,74 +95,25 @@ impl Driver for QemuDriver {
     }
 
     fn schema(&self) -> DriverSchema {
-        let properties = Map::from_iter([
-            ("vcpus".to_owned(), vcpus_schema()),
-            (
-                "kernel".to_owned(),
-                json!({
-                    "description": "Path of the kernel image, beneath one of the host's image directories.",
-                    "example": "/boot/vmlinuz",
-                    "type": "string"
-                }),
-            ),
-            (
-                "initrd".to_owned(),
-                json!({
-                    "description": "Path of the initial RAM disk, beneath one of the host's image directories.",
-                    "type": [
-                        "string",
-                        "null"
-                    ]
-                }),
-            ),
-            (
-                "append".to_owned(),
-                json!({
-                    "default": "",
-                    "description": "Kernel command line: at most 2047 bytes, without control characters.",
-                    "type": "string"
-                }),
-            ),
-            (
-                "accel".to_owned(),
-                json!({
-                    "$ref": "#/components/schemas/Accel",
-                    "default": "auto",
-                    "description": "The accelerator that QEMU uses."
-                }),
-            ),
-        ]);
-        let accel = json!({
-            "description": "The accelerator of a QEMU guest.",
-            "enum": [
-                "auto",
-                "kvm",
-                "tcg"
-            ],
-            "type": "string"
-        });
         DriverSchema {
             title: "DriverQemu",
-            description: "A QEMU process that boots a Linux kernel. The guest has one RAM block of whole MiB, at guest-physical\naddress 0.",
-            properties,
-            required: vec!["kernel"],
-            components: vec![("Accel", accel)],
+            description: "A machine that is a QEMU process. It has one RAM block of whole MiB, at guest-physical address 0. It boots\nfrom a disk, or from a Linux kernel that it is given.",
+            properties: definition::properties(),
+            required: Vec::new(),
+            components: definition::components(),
         }
     }
 
     fn read(&self, fields: &mut Fields<'_, '_>, _: u64) -> Option<DriverSpec> {
-        let vcpus = fields.int_or("vcpus", VCPUS, 1);
-        let kernel = fields.required("kernel");
-        let initrd = fields.optional("initrd");
-        let append = fields.or("append", String::new());
-        let accel = fields.or("accel", AccelChoice::Auto);
-        Some(Self::spec(&QemuGuest {
-            vcpus: vcpus?,
-            kernel: kernel?,
-            initrd: initrd?,
-            append: append?,
-            accel: accel?,
-        }))
+        let guest = QemuGuest::read(fields)?;
+        let accel = self.choose_accel(guest.accel);
+        // The end of such an id is random.
+        let mac = || {
+            let [.., a, b, c] = Uuid::now_v7().into_bytes();
+            [a, b, c]
+        };
+        let machine = guest.machine.settled(accel, mac);
+        Some(Self::spec(&QemuGuest { machine, ..guest }))
     }
 
     fn understood(&self, spec: &DriverSpec) -> Result<DriverSpec, BadParameters> {
@@ -196,7 +121,8 @@ impl Driver for QemuDriver {
     }
 
     fn shown(&self, spec: &DriverSpec) -> Parameters {
-        let mut shown = spec.parameters().clone();
+        let known = spec.read::<QemuGuest>().map(|guest| guest.shown());
+        let mut shown = known.unwrap_or_else(|_| spec.parameters());
         shown.entry("initrd").or_insert_with(Default::default);
         shown
     }
@@ -224,6 +150,11 @@ impl Driver for QemuDriver {
             );
             errors.push(FieldError::new("/driver/append", "out_of_range", detail));
         }
+        if guest.kernel.is_none() && (guest.initrd.is_some() || !guest.append.is_empty()) {
+            let detail = "an initial RAM disk and a command line are a kernel's, and none is given";
+            errors.push(FieldError::new("/driver/kernel", "missing", detail));
+        }
+        guest.machine.check(guest.vcpus, guest.kernel.is_some(), errors);
     }
 
     fn facts(&self, spec: &DriverSpec) -> Facts {
@@ -289,24 +220,8 @@ impl Driver for QemuDriver {
         images: &ImageDirectories,
     ) -> Result<Option<BootFiles>, Vec<FieldError>> {
         // Whatever is wrong with the parameters has been said.
-        let Ok(QemuGuest { kernel, initrd, .. }) = definition.spec.read() else { return Ok(None) };
-        let room = definition.ram_bytes();
-        let facts = |path: &str, room| images.file(Path::new(path))?.facts(room);
-        let kernel = facts(&kernel, room).map_err(|refusal| ("kernel", refusal));
-        // Both have to lie in the guest's memory at once, beside what is QEMU's there.
-        let kept = kernel.as_ref().map_or(0, |k| k.bytes).saturating_add(BELOW_KERNEL + TABLES);
-        let left = room.saturating_sub(kept);
-        let initrd = initrd.as_deref().map(|path| facts(path, left)).transpose();
-        match (kernel, initrd.map_err(|refusal| ("initrd", refusal))) {
-            (Ok(kernel), Ok(initrd)) => Ok(Some(BootFiles { kernel, initrd })),
-            (kernel, initrd) => {
-                let wrong = [kernel.err(), initrd.err()].into_iter().flatten();
-                let error = |(field, refusal): (&str, FileRefusal)| {
-                    FieldError::new(format!("/driver/{field}"), refusal.code(), refusal.to_string())
-                };
-                Err(wrong.map(error).collect())
-            }
-        }
+        let Ok(guest) = definition.spec.read::<QemuGuest>() else { return Ok(None) };
+        files::looked_at(&guest, images, definition.ram_bytes())
     }
 
     fn finds_writes(&self) -> FindsWrites {
@@ -332,50 +247,48 @@ impl Driver for QemuDriver {
     }
 
     fn make(&self, order: Order<'_>) -> Result<Body, MachineError> {
-        let guest: QemuGuest = order.spec.read().map_err(MachineError::Parameters)?;
-        let (kernel, initrd) = boot_copies(&guest, &order)?;
+        let mut guest: QemuGuest = order.spec.read().map_err(MachineError::Parameters)?;
+        let arriving = match order.beginning {
+            Beginning::Boot => None,
+            Beginning::Arrival { paused: true, .. } => Some(Arriving::ToPause),
+            Beginning::Arrival { paused: false, .. } => Some(Arriving::ToRun),
+        };
+        let making = Making {
+            guest: &guest,
+            id: order.id,
+            name: order.guest,
+            images: order.images,
+            pinned: order.boot,
+            room: order.home.ram_bytes(),
+            boots: arriving.is_none(),
+        };
+        let passed = making.files()?;
         // They are there now, and are none of what the process will have for itself.
         order.own_memory.iter().for_each(|claim| claim.was_taken(file_bytes(order.boot)));
         let lease = |pool: &UserPool| pool.lease().ok_or(MachineError::NoUser);
         let user = self.pool().map(lease).transpose()?;
-        let (machine_type, incoming) = match order.beginning {
-            Beginning::Boot => (MACHINE_TYPE, false),
-            Beginning::Arrival { machine_type } => (machine_type.unwrap_or(MACHINE_TYPE), true),
-        };
+        if let Beginning::Arrival { machine_type: Some(exact), .. } = order.beginning {
+            exact.clone_into(&mut guest.machine.machine);
+        }
         let spec = QemuMachineSpec {
             binary: qemu_binary().ok_or(MachineError::Unsupported { what: "find QEMU" })?,
-            machine_type: machine_type.to_owned(),
+            machine: guest.machine.clone(),
             accel: self.choose_accel(guest.accel),
             vcpus: guest.vcpus,
-            kernel,
-            initrd,
-            append: guest.append,
+            append: guest.append.clone(),
+            id: order.id,
+            passed,
             user,
             memory: order.own_memory,
-            incoming,
+            arriving,
         };
         let mut machine = QemuMachine::launch(spec, order.ram, order.secret, &self.starter)?;
-        let layout = if incoming { order.layout.clone() } else { machine.true_layout(order.layout)? };
-        Ok(Body { machine: Box::new(machine), layout })
-    }
-}
-
-/// Sealed copies of a guest's files, which must hold what they held when the guest was defined.
-fn boot_copies(
-    guest: &QemuGuest,
-    order: &Order<'_>,
-) -> Result<(SealedFile, Option<SealedFile>), MachineError> {
-    let room = order.home.ram_bytes();
-    let copy = |field: &'static str, path: &str, pinned: Option<BootFile>| {
-        let copied = order.images.file(Path::new(path)).and_then(|file| file.copy(field, room));
-        let copied = copied.map_err(|refusal| MachineError::BootFile { field, refusal })?;
-        match pinned {
-            Some(pinned) if pinned != copied.facts() => Err(MachineError::BootFileChanged { field }),
-            Some(_) | None => Ok(copied),
+        let layout =
+            if arriving.is_some() { order.layout.clone() } else { machine.true_layout(order.layout)? };
+        // From now on it is this version's machine, whatever the host gets.
+        if let Some(exact) = machine.machine_type()? {
+            guest.machine.machine = exact;
         }
-    };
-    let kernel = copy("kernel", &guest.kernel, order.boot.map(|b| b.kernel))?;
-    let pinned = order.boot.and_then(|b| b.initrd);
-    let initrd = guest.initrd.as_deref().map(|path| copy("initrd", path, pinned)).transpose()?;
-    Ok((kernel, initrd))
+        Ok(Body { machine: Box::new(machine), layout, settled: Some(Self::spec(&guest)) })
+    }
 }
