@@ -81,6 +81,7 @@ fn spec(ram: OwnedFd, incoming: bool) -> QemuSpec {
         ram,
         run_as: None,
         incoming,
+        files: None,
         timeouts: Timeouts::default(),
     }
 }

@@ -43,6 +43,8 @@ pub struct QemuMachineSpec {
     pub user: Option<UserLease>,
     /// What it may take beside the guest's memory.
     pub memory: Option<Claim>,
+    /// Where its keeper keeps what it says.
+    pub files: Option<qemu::GuestFiles>,
     /// Whether it waits for state from elsewhere.
     pub incoming: bool,
 }
@@ -118,6 +120,7 @@ impl QemuMachine {
             ram: fd,
             run_as,
             incoming: spec.incoming,
+            files: spec.files,
             timeouts: qemu::Timeouts::default(),
         };
         let sink = Box::new(move |bytes: &[u8]| sink.append(bytes));
@@ -248,7 +251,7 @@ mod tests {
     use crate::qemu::ExitInfo;
 
     fn end(code: Option<i32>, signal: Option<i32>, stderr: &str, cause: Option<ShutdownCause>) -> MachineEnd {
-        end_of(&QemuEnd { exit: ExitInfo { code, signal, stderr: stderr.into() }, cause })
+        end_of(&QemuEnd { exit: ExitInfo { code, signal, oom_killed: None, stderr: stderr.into() }, cause })
     }
 
     #[test]
@@ -267,7 +270,7 @@ mod tests {
         assert_eq!(how(end(Some(1), None, "no\nmemory\n", None)), "QEMU ended with code 1: no / memory");
         assert_eq!(how(end(None, Some(9), "", None)), "QEMU was ended by signal 9");
         assert_eq!(how(end(None, Some(11), "", Some(C::GuestShutdown))), "QEMU was ended by signal 11");
-        assert_eq!(how(end(None, None, "", None)), "QEMU ended");
+        assert!(how(end(None, None, "", None)).contains("QEMU's keeper"));
         let word = "qemu-system-x86_64: terminating on signal 15 from pid 1 (init)";
         assert_eq!(
             how(end(Some(0), None, word, Some(C::Other("host-signal".into())))),

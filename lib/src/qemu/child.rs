@@ -1,50 +1,38 @@
-//! Owns the life of one QEMU process: having it started, the captured end of its stderr, its exit, killing
-//! it. Must not know who starts it, or what it is but for its name in what people are told.
-//!
-//! One thread per process, the *keeper*, has it started, waits for it and takes its end. That is not only
-//! tidy: the parent-death signal of a child of this process fires when the **thread** that forked ends, so
-//! the forking thread must live exactly as long as the child.
+//! Owns the daemon's side of one QEMU: having it started by its keeper, what the keeper tells of it, killing
+//! it. Must not know who starts keepers, or what QEMU is but for its name in what people are told.
 
-use std::collections::VecDeque;
-use std::io::{self, PipeReader, Read};
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{AtFlags, unlinkat};
+use rustix::io::Errno;
 
+use super::console::ConsoleSink;
 use super::exit::ExitInfo;
-use super::start::Order;
-use super::starter::{End, Killer, Started, Starter};
-use crate::sync::{Locked, WaitLocked};
-use crate::threads::{self, Role};
+use super::launcher::gone;
+use super::reactor::{self, Watched};
+use super::starter::Starter;
+use super::wire::{Order, Process, Word, hear, pair, process};
+use super::command::QemuSpec;
 
 /// How much of the end of stderr is kept, in bytes.
-const STDERR_KEPT: usize = 4096;
-
-#[derive(Debug, Default)]
-struct Shared {
-    exit: Mutex<Option<ExitInfo>>,
-    exited: Condvar,
-}
-
-impl Shared {
-    fn exit(&self) -> MutexGuard<'_, Option<ExitInfo>> {
-        // The value is replaced whole, so a panic elsewhere leaves nothing half done.
-        self.exit.locked()
-    }
-}
+pub(super) const STDERR_KEPT: usize = 4096;
+/// The file in a guest's directory that tells of its keeper and its QEMU while both live.
+pub(super) const RECORD: &str = "keeper.json";
 
 /// Tells whether a process has ended, without the process; keeps nothing of it alive.
 #[derive(Clone, Debug)]
-pub(super) struct ExitWatch(Arc<Shared>);
+pub(super) struct ExitWatch(Arc<Watched>);
 
 impl ExitWatch {
     /// How it ended, if it has.
     pub(super) fn look(&self) -> Option<ExitInfo> {
-        self.0.exit().clone()
+        self.0.exit()
     }
 }
 
@@ -52,55 +40,68 @@ impl ExitWatch {
 #[derive(Debug)]
 pub(super) struct Child {
     pid: u32,
-    killer: Killer,
-    shared: Arc<Shared>,
+    watched: Arc<Watched>,
+    /// The guest's directory.
+    directory: Option<OwnedFd>,
 }
 
 impl Child {
-    /// Has a QEMU started by `starter`; `order` makes what is asked of it, given the end of stderr that is
-    /// QEMU's.
+    /// Has a QEMU started by `starter`, with its end of the control socket.
     pub(super) fn start(
-        starter: Starter,
-        order: impl FnOnce(OwnedFd) -> Order + Send + 'static,
+        starter: &Starter,
+        spec: QemuSpec,
+        qmp: OwnedFd,
+        sink: ConsoleSink,
     ) -> io::Result<Self> {
-        let (words, theirs) = io::pipe()?;
-        let shared = Arc::new(Shared::default());
-        let (tell, told) = sync_channel(1);
-        let keepers = Arc::clone(&shared);
-        std::thread::Builder::new().name("qemu-keeper".to_owned()).spawn(move || {
-            threads::begin(Role::Keeper);
-            keep(|| starter.start(order(theirs.into())), words, &keepers, &tell)
-        })?;
-        let (pid, killer) = told.recv().map_err(io::Error::other)??;
-        Ok(Self { pid, killer, shared })
+        let deadline = Instant::now() + spec.timeouts.launch;
+        let directory = spec.files.as_ref().map(|f| f.directory.try_clone()).transpose()?;
+        let (leash, its_leash) = pair()?;
+        // A socket without a name: there is nothing that another process could connect to.
+        let (console, its_console) = UnixStream::pair()?;
+        console.set_nonblocking(true)?;
+        starter.start(Order { spec, qmp, console: its_console.into() }, its_leash)?;
+        let (qemu, keeper) = match first_word(&leash, deadline)? {
+            Word::Started { qemu, keeper } => (qemu, keeper),
+            Word::Not { errno: Some(errno), .. } => return Err(io::Error::from_raw_os_error(errno)),
+            Word::Not { errno: None, why } => return Err(io::Error::other(why)),
+            Word::Ended(_) => return Err(gone()),
+        };
+        check(qemu, keeper)?;
+        let watched = Arc::new(Watched::new(leash, console, sink));
+        reactor::watch(&watched)?;
+        Ok(Self { pid: qemu.pid, watched, directory })
     }
 
-    pub(super) fn pid(&self) -> u32 {
+    pub(super) const fn pid(&self) -> u32 {
         self.pid
     }
 
     pub(super) fn has_exited(&self) -> Option<ExitInfo> {
-        self.shared.exit().clone()
+        self.watched.exit()
     }
 
     pub(super) fn exit_watch(&self) -> ExitWatch {
-        ExitWatch(Arc::clone(&self.shared))
+        ExitWatch(Arc::clone(&self.watched))
     }
 
     /// Waits until the child is reaped.
     pub(super) fn wait(&self, patience: Duration) -> Option<ExitInfo> {
-        let deadline = Instant::now() + patience;
-        let mut exit = self.shared.exit();
-        while exit.is_none() {
-            let left = deadline.checked_duration_since(Instant::now())?;
-            exit = self.shared.exited.wait_locked_for(exit, left);
-        }
-        exit.clone()
+        self.watched.wait(patience, |state| state.exit.clone())
+    }
+
+    /// Waits until the last byte of the console has been handed over, or nobody knows of more.
+    pub(super) fn finish_console(&self, patience: Duration) {
+        let _ = self.watched.wait(patience, |state| state.console_ended.then_some(()));
+    }
+
+    /// Types at the guest's serial port; gives how many of the bytes were taken.
+    pub(super) fn type_in(&self, bytes: &[u8]) -> io::Result<usize> {
+        self.watched.type_in(bytes)
     }
 
     /// Kills it; no effect if it is gone.
     pub(super) fn kill(&self) {
-        self.killer.kill();
+        self.watched.kill();
     }
 }
 
@@ -108,79 +109,51 @@ impl Drop for Child {
     fn drop(&mut self) {
         self.kill();
         // A process stuck in the kernel is left to its keeper, which takes its end whenever that comes.
-        let _ = self.wait(Duration::from_secs(5));
+        let exit = self.wait(Duration::from_secs(5));
+        let silent = exit.is_some_and(|e| e.code.is_none() && e.signal.is_none());
+        if let (true, Some(directory)) = (silent, &self.directory) {
+            // A keeper that was killed could not take it away itself.
+            let _ = unlinkat(directory, RECORD, AtFlags::empty());
+        }
     }
 }
 
-type Told = io::Result<(u32, Killer)>;
-
-/// The body of the thread that has the process started and waits for its end.
-fn keep(
-    start: impl FnOnce() -> io::Result<Started>,
-    words: PipeReader,
-    shared: &Shared,
-    tell: &SyncSender<Told>,
-) {
-    let end = match start() {
-        Ok(Started { pid, killer, end }) => {
-            let _ = tell.send(Ok((pid, killer)));
-            end
-        }
-        Err(error) => {
-            let _ = tell.send(Err(error));
-            return;
-        }
-    };
-    let stderr = drain_until_exit(words, &end);
-    let (code, signal) = end.take();
-    *shared.exit() = Some(ExitInfo { code, signal, stderr });
-    shared.exited.notify_all();
-}
-
-/// Reads stderr until the process has exited (not until end of file: a copy of the pipe may outlive it).
-fn drain_until_exit(words: PipeReader, end: &End) -> String {
-    let mut stderr = Some(words);
-    let mut tail = VecDeque::with_capacity(STDERR_KEPT);
-    if let Some(pipe) = &stderr {
-        // If this failed, the last read could wait for ever; then rather do without the text.
-        if fcntl_getfl(pipe).and_then(|flags| fcntl_setfl(pipe, flags | OFlags::NONBLOCK)).is_err() {
-            stderr = None;
-        }
-    }
+/// What a keeper says first.
+fn first_word(leash: &OwnedFd, deadline: Instant) -> io::Result<Word> {
     loop {
-        let mut wanted = vec![PollFd::from_borrowed_fd(end.readable(), PollFlags::IN)];
-        wanted.extend(stderr.as_ref().map(|pipe| PollFd::from_borrowed_fd(pipe.as_fd(), PollFlags::IN)));
-        match poll(&mut wanted, None) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(_) => break,
+        match hear(leash) {
+            Ok(word) => return word.ok_or_else(keeper_ended),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            // A launcher that ended had the other end among what it had not looked at.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Err(gone()),
+            Err(error) => return Err(error),
         }
-        let exited = wanted.first().is_some_and(|end| !end.revents().is_empty());
-        if let Some(pipe) = &mut stderr
-            && !drain(pipe, &mut tail)
-        {
-            stderr = None;
-        }
-        if exited {
-            break;
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).map_err(io::Error::other)?;
+        match poll(&mut [PollFd::new(leash, PollFlags::IN)], Some(&left)) {
+            Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
         }
     }
-    let bytes: Vec<u8> = tail.into_iter().collect();
-    String::from_utf8_lossy(&bytes).chars().filter(|c| *c == '\n' || !c.is_control()).collect()
 }
 
-/// Takes what is there, bounded per call so that a chatty child cannot hold us here; false at the end.
-fn drain(pipe: &mut PipeReader, tail: &mut VecDeque<u8>) -> bool {
-    let mut chunk = [0u8; STDERR_KEPT];
-    for _ in 0..16 {
-        match pipe.read(&mut chunk) {
-            Ok(0) => return false,
-            Ok(count) => {
-                tail.extend(chunk.get(..count).unwrap_or_default());
-                tail.drain(..tail.len().saturating_sub(STDERR_KEPT));
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
-        }
+fn keeper_ended() -> io::Error {
+    io::Error::other("the process that was to start it ended before it said anything")
+}
+
+/// Whether a keeper told the truth, as far as this process may look: QEMU is its child, and both are who they
+/// are said to be. One that ended meanwhile says so itself.
+fn check(qemu: Process, keeper: Process) -> io::Result<()> {
+    let is = |told: Process| process(told.pid).ok().is_none_or(|(found, _)| found == told);
+    let child = process(qemu.pid).ok().is_none_or(|(_, parent)| parent == keeper.pid);
+    if child && is(qemu) && is(keeper) {
+        return Ok(());
     }
-    true
+    Err(io::Error::new(io::ErrorKind::InvalidData, "a keeper tells of a process that is not its own"))
+}
+
+/// Ends what is said over a stream, both ways.
+pub(super) fn close(stream: &UnixStream) {
+    let _ = stream.shutdown(Shutdown::Both);
 }

@@ -77,8 +77,19 @@ pub struct QemuSpec {
     pub run_as: Option<RunAs>,
     /// Start empty and wait for [`super::Qemu::load_device_state`].
     pub incoming: bool,
+    /// Where its keeper keeps what it says, and what of it outlives the daemon's memory; `None`: nowhere.
+    pub files: Option<GuestFiles>,
     /// How long to wait for what.
     pub timeouts: Timeouts,
+}
+
+/// A directory of a guest's own.
+#[derive(Debug)]
+pub struct GuestFiles {
+    /// The guest's id: letters, digits and dashes.
+    pub guest: String,
+    /// The directory, of this process's user and with mode 0700.
+    pub directory: OwnedFd,
 }
 
 /// How long QEMU is given. The defaults suit TCG on a loaded machine.
@@ -124,6 +135,9 @@ impl QemuSpec {
         }
         if !is_plain_name(&self.cpu, b",=") {
             return bad("cpu", &self.cpu.escape_debug());
+        }
+        if self.files.as_ref().is_some_and(|files| !is_guest_id(&files.guest)) {
+            return bad("guest", &"no guest's id");
         }
         for (field, fd) in [("kernel", Some(&self.kernel)), ("initrd", self.initrd.as_ref())] {
             if fd.is_some_and(|fd| !is_sealed(fd)) {
@@ -202,6 +216,11 @@ fn accel_option(accel: Accel) -> String {
         Accel::Kvm => "kvm".to_owned(),
         Accel::Tcg => format!("tcg,tb-size={TRANSLATED_MIB}"),
     }
+}
+
+/// Whether this can be a guest's id.
+fn is_guest_id(text: &str) -> bool {
+    text.len() <= 64 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
 }
 
 /// Whether a name is made of harmless characters and the ones in `also`.

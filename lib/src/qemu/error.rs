@@ -134,7 +134,7 @@ mod tests {
     use super::*;
 
     fn exited(stderr: &str) -> QemuError {
-        QemuError::Exited(ExitInfo { code: Some(1), signal: None, stderr: stderr.into() })
+        QemuError::Exited(ExitInfo { code: Some(1), signal: None, oom_killed: None, stderr: stderr.into() })
     }
 
     #[test]
@@ -150,7 +150,7 @@ mod tests {
         assert!(long.len() <= 530 && long.ends_with("last") && !long.contains("first"), "{long}");
         let many = exited(&"line\n".repeat(300)).told();
         assert!(many.len() <= 530 && many.matches("line").count() > 50, "{many}");
-        let killed = QemuError::Exited(ExitInfo { code: None, signal: Some(9), stderr: String::new() });
+        let killed = QemuError::Exited(ExitInfo { code: None, signal: Some(9), oom_killed: None, stderr: String::new() });
         assert_eq!(killed.told(), "QEMU was ended by signal 9");
     }
 

@@ -5,13 +5,15 @@ use std::fmt;
 /// How much of the end of stderr is told to whoever asked for the guest, in bytes.
 const LAST_WORDS: usize = 500;
 
-/// How a process ended.
+/// How a process ended. Neither a code nor a signal: its keeper ended first, and QEMU with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExitInfo {
     /// Exit code, if it exited.
     pub code: Option<i32>,
     /// Signal number, if one killed it.
     pub signal: Option<i32>,
+    /// Whether the kernel killed it for want of memory; `None`: it cannot be told.
+    pub oom_killed: Option<bool>,
     /// The end of what it wrote to stderr, at most 4 KiB, control characters other than line ends removed.
     pub stderr: String,
 }
@@ -27,8 +29,11 @@ impl ExitInfo {
     pub fn told(&self) -> String {
         let how = match (self.code, self.signal) {
             (Some(code), _) => format!("QEMU ended with code {code}"),
+            (None, Some(_)) if self.oom_killed == Some(true) => {
+                "the kernel killed QEMU for want of memory".to_owned()
+            }
             (None, Some(signal)) => format!("QEMU was ended by signal {signal}"),
-            (None, None) => "QEMU ended".to_owned(),
+            (None, None) => "QEMU's keeper, the process that watches over it, ended, and QEMU with it".to_owned(),
         };
         match self.last_words() {
             words if words.is_empty() => how,

@@ -33,24 +33,28 @@ mod device_state;
 mod end;
 mod error;
 mod exit;
+mod keeper;
 mod launcher;
 mod mtree;
 mod process;
 mod qmp;
 mod ramblock;
+mod reactor;
 mod start;
 mod starter;
 mod user;
+mod wire;
 
 pub use accel::{Accel, KvmAccess, kvm_access, pick_accel};
 pub use command::{
-    APPEND_MAX, MEMORY_UNIT, QemuSpec, RunAs, Timeouts, is_command_line, qemu_binary, seal_ram,
+    APPEND_MAX, GuestFiles, MEMORY_UNIT, QemuSpec, RunAs, Timeouts, is_command_line, qemu_binary, seal_ram,
 };
 pub use console::ConsoleSink;
 pub use device_state::MAX_DEVICE_STATE_BYTES;
 pub use end::{QemuEnd, QemuWatch, ShutdownCause};
 pub use error::QemuError;
 pub use exit::ExitInfo;
+pub use keeper::{OomKills, keep};
 pub use launcher::{Launcher, launcher_pair, serve};
 pub use mtree::RamPiece;
 pub use process::{Qemu, RunState};

@@ -7,7 +7,6 @@
 //! ```
 
 use std::fmt;
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -15,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::child::Child;
 use super::command::{QemuSpec, RAM_ID, Timeouts};
-use super::console::{Console, ConsoleSink};
+use super::console::ConsoleSink;
 use super::device_state;
 use super::end::{QemuWatch, SharedQmp};
 use super::error::QemuError;
@@ -23,11 +22,13 @@ use super::exit::ExitInfo;
 use super::mtree::{RamPiece, parse_ram_pieces};
 use super::qmp::{Qmp, QmpError, QmpEvent};
 use super::ramblock::{LayoutError, QemuRamBlock, parse_ram_blocks};
-use super::start::Order;
 use super::starter::Starter;
 
 /// How long to wait for the exit of a QEMU that has closed its control socket.
 const EXIT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Bytes that may be typed at a guest at once.
+const TYPED_MAX: usize = 4096;
 
 /// QEMU's run state (`query-status`).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,7 +81,6 @@ impl fmt::Display for RunState {
 #[derive(Debug)]
 pub struct Qemu {
     qmp: SharedQmp,
-    console: Console,
     child: Child,
     timeouts: Timeouts,
     memory_bytes: u64,
@@ -110,18 +110,14 @@ impl Qemu {
         spec.check()?;
         let prepare = |doing| move |source| QemuError::Prepare { doing, source };
         let deadline = Instant::now() + spec.timeouts.launch;
-        // Sockets without names: there is nothing that another process could connect to.
+        // A socket without a name: there is nothing that another process could connect to.
         let (qmp_ours, qmp_theirs) = UnixStream::pair().map_err(prepare("make the control socket"))?;
-        let (ours, theirs) = UnixStream::pair().map_err(prepare("make the console socket"))?;
-        let console = Console::start(ours, console).map_err(prepare("start the console thread"))?;
-        let qmp_theirs = OwnedFd::from(qmp_theirs);
         let (binary, timeouts, memory_bytes) = (spec.binary.clone(), spec.timeouts, spec.memory_bytes);
-        let order = move |words| Order { spec, qmp: qmp_theirs, console: theirs.into(), words };
-        let child =
-            Child::start(starter.clone(), order).map_err(|source| QemuError::Spawn { binary, source })?;
+        let child = Child::start(starter, spec, qmp_theirs.into(), console)
+            .map_err(|source| QemuError::Spawn { binary, source })?;
         let qmp = Qmp::connect(qmp_ours, deadline).map_err(|error| explain(error, &child))?;
         let qmp = SharedQmp::new(qmp);
-        let qemu = Self { qmp, console, child, timeouts, memory_bytes, saved: None };
+        let qemu = Self { qmp, child, timeouts, memory_bytes, saved: None };
         let enabled = device_state::enable(&mut qemu.qmp.lock(), deadline);
         qemu.explained(enabled)?;
         Ok(qemu)
@@ -264,6 +260,15 @@ impl Qemu {
         }
     }
 
+    /// Types at the guest's first serial port: hands on at most 4 KiB of `bytes`, and gives how many were
+    /// taken; 0 when the guest has not read what it was told before.
+    ///
+    /// # Errors
+    /// Nobody is at the other end any more.
+    pub fn type_in(&self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.child.type_in(bytes.get(..TYPED_MAX).unwrap_or(bytes))
+    }
+
     /// Ends QEMU: asks, then kills, and reaps. All console bytes have been handed over when this returns.
     ///
     /// # Errors
@@ -276,7 +281,7 @@ impl Qemu {
         }
         self.child.kill();
         let exit = self.child.wait(patience).ok_or(QemuError::Late { doing: "exit", waited: patience })?;
-        self.console.finish(patience);
+        self.child.finish_console(patience);
         Ok(exit)
     }
 

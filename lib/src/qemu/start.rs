@@ -15,39 +15,24 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::command::QemuSpec;
 
-/// A QEMU to be started: what it is, and our ends' others.
-#[derive(Debug)]
-pub(super) struct Order {
-    /// What it is to be. It was checked.
-    pub spec: QemuSpec,
-    /// Its end of the control socket.
-    pub qmp: OwnedFd,
-    /// Its standard output: the guest's serial port.
-    pub console: OwnedFd,
-    /// Its standard error.
-    pub words: OwnedFd,
+/// Starts QEMU as `spec` says, with its end of the control socket, of the guest's serial port (its standard
+/// output) and of what it says (its standard error). Must be called on a thread that lives as long as the
+/// process: the parent-death signal fires when the **thread** that forked ends. Nothing that was passed stays
+/// open here: a copy of a disk image would hold QEMU's lock on it.
+pub(super) fn start(spec: QemuSpec, qmp: OwnedFd, console: OwnedFd, words: OwnedFd) -> io::Result<Child> {
+    let mut command = spec.command(&qmp);
+    let QemuSpec { ram, kernel, initrd, .. } = spec;
+    command.stdin(Stdio::from(ram)).stdout(Stdio::from(console)).stderr(Stdio::from(words));
+    let passed: Vec<OwnedFd> = [qmp, kernel].into_iter().chain(initrd).collect();
+    pass(&mut command, &passed);
+    // Until the child has its copies; then none stays open on our side.
+    command.spawn()
 }
 
-impl Order {
-    /// Starts it. Must be called on a thread that lives as long as the process: the parent-death signal fires
-    /// when the **thread** that forked ends.
-    pub fn start(self) -> io::Result<Child> {
-        let Self { spec, qmp, console, words } = self;
-        let mut command = spec.command(&qmp);
-        let QemuSpec { ram, kernel, initrd, .. } = spec;
-        command.stdin(Stdio::from(ram)).stdout(Stdio::from(console)).stderr(Stdio::from(words));
-        let passed: Vec<OwnedFd> = [qmp, kernel].into_iter().chain(initrd).collect();
-        pass(&mut command, &passed);
-        // Until the child has its copies; then none stays open on our side.
-        command.spawn()
-    }
-}
-
-/// Two descriptors of a child that was not waited for: readable when it has ended.
-pub(super) fn pidfds(child: &Child) -> io::Result<(OwnedFd, OwnedFd)> {
+/// A descriptor of a child that was not waited for: readable when it has ended.
+pub(super) fn pidfd(child: &Child) -> io::Result<OwnedFd> {
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
-    let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
-    Ok((pidfd.try_clone()?, pidfd))
+    Ok(pidfd_open(pid, PidfdFlags::empty())?)
 }
 
 /// Lets the child of `command` keep `fds`, and no other descriptor but its standard ones.

@@ -1,108 +1,39 @@
 //! Owns who starts QEMUs: this process, or its launcher. Must not know when, or what they are.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::process::Child;
+use std::os::fd::OwnedFd;
 
-use rustix::process::{Signal, pidfd_send_signal};
-
-use super::launcher::{Launcher, Leash};
-use super::start::{Order, pidfds};
+use super::keeper;
+use super::launcher::Launcher;
+use super::wire::Order;
+use crate::threads::{self, Role};
 
 /// Who starts QEMUs.
 #[derive(Clone, Debug, Default)]
 pub enum Starter {
-    /// This process, whose privileges it takes to give them users of their own.
+    /// This process, whose privileges it takes to give them users of their own. Each has a thread of this
+    /// process for its keeper: a program that has this library need not be able to be a keeper's process.
     #[default]
     Here,
-    /// A process that was started for it.
+    /// A process that was started for it, which starts a keeper's process for each.
     Launcher(Launcher),
 }
 
-/// A process that was started.
-pub(super) struct Started {
-    /// Its id, which is its own until its end is taken.
-    pub pid: u32,
-    /// For whoever kills it.
-    pub killer: Killer,
-    /// Of whoever waits for it.
-    pub end: End,
-}
-
-/// Kills a process, from any thread.
-#[derive(Debug)]
-pub(super) enum Killer {
-    /// By pidfd, so never another process with the same number.
-    Pidfd(OwnedFd),
-    /// By its launcher.
-    Leash(Leash),
-}
-
-impl Killer {
-    /// No effect if it is gone.
-    pub fn kill(&self) {
-        match self {
-            Self::Pidfd(fd) => {
-                let _ = pidfd_send_signal(fd, Signal::KILL);
-            }
-            Self::Leash(leash) => leash.kill(),
-        }
-    }
-}
-
-/// Gives the end of a process.
-pub(super) enum End {
-    /// A child of this process: itself, and what is readable when it has ended.
-    Ours(Child, OwnedFd),
-    /// A child of the launcher.
-    Told(Leash),
-}
-
-impl End {
-    /// Readable when the process has ended.
-    pub fn readable(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Ours(_, pidfd) => pidfd.as_fd(),
-            Self::Told(leash) => leash.readable(),
-        }
-    }
-
-    /// Waits for it: exit code, and the signal that killed it.
-    pub fn take(self) -> (Option<i32>, Option<i32>) {
-        use std::os::unix::process::ExitStatusExt as _;
-        match self {
-            Self::Ours(mut child, _) => {
-                let status = child.wait().ok();
-                (status.and_then(|s| s.code()), status.and_then(|s| s.signal()))
-            }
-            Self::Told(leash) => leash.end(),
-        }
-    }
-}
-
 impl Starter {
-    /// Starts a QEMU. Must be called on a thread that lives as long as the process.
-    pub(super) fn start(&self, order: Order) -> io::Result<Started> {
+    /// Has a QEMU started; what becomes of it is told over the other end of `leash`.
+    pub(super) fn start(&self, order: Order, leash: OwnedFd) -> io::Result<()> {
         match self {
-            Self::Here => here(order),
-            Self::Launcher(launcher) => {
-                let (pid, killer, end) = launcher.start(order)?;
-                Ok(Started { pid, killer: Killer::Leash(killer), end: End::Told(end) })
+            Self::Here => {
+                // The forking thread lives as long as the process: the parent-death signal is that thread's.
+                std::thread::Builder::new()
+                    .name("qemu-keeper".to_owned())
+                    .spawn(move || {
+                        threads::begin(Role::Keeper);
+                        keeper::keep_here(order, &leash);
+                    })
+                    .map(drop)
             }
-        }
-    }
-}
-
-fn here(order: Order) -> io::Result<Started> {
-    let mut child = order.start()?;
-    match pidfds(&child) {
-        Ok((ours, theirs)) => {
-            Ok(Started { pid: child.id(), killer: Killer::Pidfd(theirs), end: End::Ours(child, ours) })
-        }
-        Err(error) => {
-            let _ = child.kill();
-            let _ = child.wait();
-            Err(error)
+            Self::Launcher(launcher) => launcher.start(order, &leash),
         }
     }
 }

@@ -110,7 +110,7 @@ fn capabilities() -> impl Iterator<Item = HostError> {
 fn machine_errors() -> Vec<MachineError> {
     let exit = |stderr: &str| {
         let child = std::process::Command::new("false").status().unwrap();
-        let exit = crate::qemu::ExitInfo { code: child.code(), signal: None, stderr: stderr.into() };
+        let exit = crate::qemu::ExitInfo { code: child.code(), signal: None, oom_killed: None, stderr: stderr.into() };
         MachineError::Qemu(Box::new(QemuError::Exited(exit)))
     };
     let parameters: BadParameters = DriverSpec::new("embedded", Parameters::new()).read::<u64>().unwrap_err();
