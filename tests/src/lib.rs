@@ -8,6 +8,7 @@
 mod addresses;
 pub mod campaign;
 mod daemon;
+pub mod debian;
 mod disk;
 mod group;
 mod guest;
