@@ -11,7 +11,7 @@ use crate::host::{GuestRecord, MigrationRecord};
 use crate::store::form::{Document, Part, Wrong, bring, fill, form, there};
 
 form! {
-    HandOverForm of HandOver, version 7 by forward {
+    HandOverForm of HandOver, version 8 by forward {
         peer: String,
         settled: Settlement,
         unconfirmed: bool,
@@ -67,7 +67,7 @@ impl Part for Settlement {
 }
 
 form! {
-    EndingForm of Ending, version 7 by ending_forward {
+    EndingForm of Ending, version 8 by ending_forward {
         guest: Uuid,
         record: Option<GuestRecord>,
         migration: MigrationRecord,

@@ -431,13 +431,13 @@ fn what_is_not_understood_is_said() {
         let error = form::read::<GuestRecord>(document.to_string().as_bytes()).unwrap_err();
         crate::chain::chain(&error)
     };
-    let later = told(&|d| d["version"] = json!(8));
+    let later = told(&|d| d["version"] = json!(9));
     assert!(
-        later.contains("version 8") && later.contains("up to 7") && later.contains("run the build"),
+        later.contains("version 9") && later.contains("up to 8") && later.contains("run the build"),
         "{later}"
     );
     let unknown = told(&|d| d["spec"]["colour"] = json!(1));
-    assert!(unknown.contains("unknown field `colour`") && unknown.contains("version 7"), "{unknown}");
+    assert!(unknown.contains("unknown field `colour`") && unknown.contains("version 8"), "{unknown}");
     let word = told(&|d| d["state"] = json!("melted"));
     assert!(word.contains("melted") && word.contains("state restore"), "{word}");
     let layout = told(&|d| d["layout"][1]["name"] = json!("ram0"));
