@@ -1,11 +1,14 @@
 //! Directories that the administrator listed, and files beneath them.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, fstat, fstatfs, linkat, openat2};
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, RenameFlags, ResolveFlags, fstat, fstatfs, openat, openat2,
+    renameat_with, unlinkat,
+};
 use rustix::io::Errno;
 
 /// A look-up that raced with a rename is repeated this often.
@@ -236,17 +239,24 @@ impl ImageDirectories {
                 tracing::warn!(%error, "a file of a guest cannot be made");
                 FileRefusal::Unwritable
             };
-            let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-            let at = format!("/proc/self/fd/{}", parent.as_raw_fd());
-            let fd = rustix::fs::open(at, flags, Mode::RUSR | Mode::WUSR).map_err(|e| failed(e.into()))?;
-            let mut file = File::from(fd);
-            io::copy(&mut &template.file, &mut file).map_err(failed)?;
-            file.sync_all().map_err(failed)?;
-            let whole = format!("/proc/self/fd/{}", file.as_raw_fd());
-            match linkat(CWD, whole, parent, name, AtFlags::SYMLINK_FOLLOW) {
-                Ok(()) | Err(Errno::EXIST) => Ok(()),
-                Err(error) => Err(failed(error.into())),
-            }
+            // Of two that make it at once one is late: the name that counts is given once.
+            let made = format!(".{}.{}.new", name.to_string_lossy(), uuid::Uuid::now_v7());
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let fd = openat(parent, made.as_str(), flags, Mode::RUSR | Mode::WUSR);
+            let mut file = File::from(fd.map_err(|e| failed(e.into()))?);
+            let whole = copied(&template.file, &mut file).and_then(|()| file.sync_all());
+            let named = whole.and_then(|()| {
+                match renameat_with(parent, made.as_str(), parent, name, RenameFlags::NOREPLACE) {
+                    Err(Errno::EXIST) => {
+                        unlinkat(parent, made.as_str(), AtFlags::empty()).map_err(Into::into)
+                    }
+                    other => other.map_err(Into::into),
+                }
+            });
+            named.map_err(|error: io::Error| {
+                let _ = unlinkat(parent, made.as_str(), AtFlags::empty());
+                failed(error)
+            })
         })
     }
 
@@ -297,6 +307,19 @@ impl ImageDirectories {
             }
         }
         Err(refusal)
+    }
+}
+
+/// Writes what a file holds from its beginning into another.
+fn copied(mut from: &File, to: &mut File) -> io::Result<()> {
+    let mut chunk = vec![0; 64 << 10];
+    loop {
+        match from.read(&mut chunk) {
+            Ok(0) => return Ok(()),
+            Ok(count) => to.write_all(chunk.get(..count).unwrap_or_default())?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 
@@ -392,12 +415,11 @@ impl Directory {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read as _;
     use std::os::unix::fs::symlink;
     use std::os::unix::net::UnixListener;
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    use rustix::fs::{mkfifoat, mknodat};
+    use rustix::fs::{CWD, mkfifoat, mknodat};
 
     use super::*;
 

@@ -235,7 +235,9 @@ impl Qemu {
         loop {
             match self.run("cont", json!({})) {
                 Err(QemuError::Qmp(QmpError::Refused { desc, .. }))
-                    if desc.contains("lock") && Instant::now() + pause < by =>
+                    // QEMU says of a save that it is over a moment before it is.
+                    if (desc.contains("lock") || desc.contains("not finalized"))
+                        && Instant::now() + pause < by =>
                 {
                     std::thread::sleep(pause);
                     pause = (pause * 2).min(Duration::from_secs(1));
