@@ -252,6 +252,7 @@ fn unions_have_the_shape_that_generators_survive() {
         "MigrationResolve",
         "MirrorChoice",
         "MirrorImportCreate",
+        "QemuNetwork",
         "Scheduler",
         "Shift",
         "Strategy",
@@ -450,9 +451,12 @@ mod decoders {
             "boolean" => json!(c.below(2) == 1),
             "null" => Value::Null,
             "string" if schema["format"] == "uuid" => json!("0199d3c5-6f0e-7c4c-a2b1-2f8a4f0d6f11"),
-            "string" => match schema["pattern"].as_str().and_then(hexadecimal) {
-                Some(digits) => json!("5a".repeat(digits / 2)),
-                None => json!("x"),
+            "string" if schema["format"] == "ipv4" => json!("127.0.0.1"),
+            "string" => match (schema["pattern"].as_str().and_then(hexadecimal), &schema["example"]) {
+                (Some(digits), _) => json!("5a".repeat(digits / 2)),
+                // Any other pattern has an example beside it.
+                (None, example @ Value::String(_)) if schema["pattern"].is_string() => example.clone(),
+                (None, _) => json!("x"),
             },
             other => panic!("{other} is not handled: {schema}"),
         }

@@ -46,7 +46,7 @@ impl QemuGuest {
     /// Reads the members of a definition.
     pub(super) fn read(fields: &mut Fields<'_, '_>) -> Option<Self> {
         let vcpus = fields.int_or("vcpus", VCPUS, 1);
-        let kernel = fields.optional("kernel");
+        let kernel = fields.optional_not_null("kernel");
         let initrd = fields.optional("initrd");
         let append = fields.or("append", String::new());
         let accel = fields.or("accel", AccelChoice::Auto);
@@ -105,7 +105,7 @@ pub(super) fn properties() -> Parameters {
     let mut kernel = path(
         "Path of a kernel image, beneath one of the host's image directories. Absent: the guest boots from a disk.",
     );
-    kernel["example"] = "/boot/vmlinuz".into();
+    (kernel["type"], kernel["example"]) = ("string".into(), "/boot/vmlinuz".into());
     let mut properties = Map::from_iter([
         ("vcpus".to_owned(), vcpus_schema()),
         ("kernel".to_owned(), kernel),
