@@ -38,7 +38,7 @@ fn linux(name: &str, mib: u64, append: &str) -> Value {
     let built = linux_guest();
     json!({
         "name": name,
-        "driver": {"kind": "qemu", "vcpus": 1, "kernel": built.join("vmlinuz"),
+        "driver": {"kind": "qemu", "vcpus": 1, "on_reboot": "stop", "kernel": built.join("vmlinuz"),
             "initrd": built.join("initrd.gz"), "append": format!("console=ttyS0 no_timer_check panic=-1 {append}")},
         "memory": {"blocks": [{"name": "ram0", "size_bytes": mib << 20, "gpa": 0}]},
     })

@@ -224,7 +224,7 @@ impl ImageDirectories {
         })
     }
 
-    /// Makes a file of a directory of volumes that holds what `template` does, unless there is one by the name.
+    /// Makes a file among the volumes that holds what `template` does, unless there is one of the name.
     /// It has its content when it gets the name.
     ///
     /// # Errors

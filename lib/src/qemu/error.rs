@@ -96,7 +96,7 @@ pub enum QemuError {
     },
     /// An image's header names a file that the definition does not.
     #[error(
-        "the disk {disk} is in a file whose header names another, {found:?}: name it as `backing` in the definition, or make the \
+        "the disk {disk} is in a file whose header names another, \"{found}\": name it as `backing` in the definition, or make the \
          image stand by itself (qemu-img rebase -b '')"
     )]
     NamesAnother {

@@ -553,7 +553,6 @@ mod tests {
         found.sort_unstable();
         let wanted = [
             ("/driver/accel", "unknown_value"),
-            ("/driver/kernel", "missing"),
             ("/driver/vcpus", "out_of_range"),
             ("/driver/workload", "unknown_field"),
             ("/memory/blocks/0/gpa", "out_of_range"),

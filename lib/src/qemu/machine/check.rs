@@ -138,7 +138,7 @@ impl Machine {
         let of_driver = |at: &str| format!("/driver/{at}");
         if Family::of(&self.machine).is_none() {
             let detail = format!(
-                "{:?} is neither pc nor q35, nor a version of one (pc-i440fx-7.2, pc-q35-7.2)",
+                "\"{}\" is neither pc nor q35, nor a version of one (pc-i440fx-7.2, pc-q35-7.2)",
                 shown(&self.machine)
             );
             bad(of_driver("machine"), "unknown_value", detail);
@@ -164,7 +164,7 @@ impl Machine {
                 bad(
                     of_driver(&format!("{at}/name")),
                     "invalid_name",
-                    format!("{:?} is no name: {rule}", shown(name)),
+                    format!("\"{}\" is no name: {rule}", shown(name)),
                 );
             } else if let Some(first) = seen.insert(name, at.clone()) {
                 bad(
@@ -218,7 +218,7 @@ impl Machine {
                 bad(
                     "/driver/cpu/model".into(),
                     "invalid_format",
-                    format!("{:?} is no name of a model", shown(&cpu.model)),
+                    format!("\"{}\" is no name of a model", shown(&cpu.model)),
                 );
             }
             if cpu.features.len() > FEATURES_MAX {
@@ -236,7 +236,7 @@ impl Machine {
                     bad(
                         format!("/driver/cpu/features/{i}"),
                         "invalid_format",
-                        format!("{:?} is no feature: + or -, and its name", shown(feature)),
+                        format!("\"{}\" is no feature: + or -, and its name", shown(feature)),
                     );
                 }
             }
@@ -447,5 +447,5 @@ fn is_device_name(text: &str) -> bool {
 }
 
 fn shown(text: &str) -> String {
-    text.chars().take(64).collect()
+    text.chars().take(64).flat_map(char::escape_debug).collect()
 }

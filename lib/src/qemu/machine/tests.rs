@@ -1,3 +1,6 @@
+//! Machines: what cannot be, what is filled in, and the command line, which never changes for a machine that
+//! there is.
+
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::{AsRawFd as _, OwnedFd};

@@ -3,15 +3,15 @@
 //! Owns: which there are, looking at them when a guest is defined, and opening them when it is started. Must
 //! not know: what QEMU does with them.
 //!
-//! What a guest boots from is copied and pinned by digest; disks and firmware variables are opened, and handed
-//! to QEMU alone: whoever keeps a descriptor keeps the lock on the image.
+//! What a guest boots from is copied and pinned by digest; disks and firmware variables are opened, and
+//! handed to QEMU alone: whoever keeps a descriptor keeps the lock on the image.
 
 use std::borrow::Cow;
 use std::path::Path;
 
 use uuid::Uuid;
 
-use super::QemuGuest;
+use super::definition::QemuGuest;
 use super::seed::seed;
 use crate::boot_files::{BootFile, BootFiles, FileRefusal, ImageDirectories, SealedFile};
 use crate::guest::MachineError;
