@@ -11,19 +11,9 @@ use std::path::{Path, PathBuf};
 
 /// Modules of the library, lowest floor first: what is on a floor knows of nothing above it, nor of its
 /// neighbours.
-const FLOORS: [&[&str]; 13] = [
-    &[
-        "addr",
-        "chain",
-        "codes",
-        "named",
-        "sync",
-        "threads",
-        "waiting",
-        "private_files",
-        "boot_files",
-        "reading",
-    ],
+const FLOORS: [&[&str]; 14] = [
+    &["addr", "chain", "codes", "named", "sync", "threads", "waiting", "private_files", "boot_files"],
+    &["reading"],
     &["pages", "qemu"],
     &["address_space"],
     &["memory"],

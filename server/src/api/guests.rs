@@ -535,8 +535,12 @@ mod tests {
     fn a_qemu_guest_is_shown_as_it_was_asked_for_with_its_defaults() {
         let spec = decoded(&create(json!({"kind": "qemu", "kernel": "/k"}))).unwrap();
         let shown = serde_json::to_value(DriverBody::shown(&spec.driver, &Drivers::default())).unwrap();
+        let cpu = json!({"model": "qemu64",
+            "features": ["+aes", "+cx16", "+lahf-lm", "+popcnt", "+sse4.1", "+sse4.2", "+ssse3"]});
         let all = json!({
             "kind": "qemu", "vcpus": 1, "kernel": "/k", "initrd": null, "append": "", "accel": "auto",
+            "machine": "pc", "cpu": cpu, "disks": [], "nics": [], "rng": true, "guest_agent": true,
+            "pvpanic": true, "rtc": "utc", "on_reboot": "restart",
         });
         assert_eq!(shown, all);
         assert_eq!(shown_and_defined_again(&spec), spec);
