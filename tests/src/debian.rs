@@ -1,7 +1,7 @@
 //! The Debian guest: found or built, its disk copied, what it counts read from wherever it counts.
 //!
-//! Owns: the disk that `tests/guest/build-debian-guest` makes, and the layout that this script gives it. Must not
-//! know: how a guest is defined or started; whoever boots the disk does.
+//! Owns: the disk that `tests/guest/build-debian-guest` makes, and the layout that this script gives it. Must
+//! not know: how a guest is defined or started; whoever boots the disk does.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -15,7 +15,8 @@ use crate::guest::{qemu_binary, repository};
 /// The port on which the guest serves HTTP.
 pub const PORT: u16 = 8080;
 
-/// Where the root file system starts on the disk, in bytes: after the table's MiB and the EFI system partition.
+/// Where the root file system starts on the disk, in bytes: after the table's MiB and the EFI system
+/// partition.
 const ROOT_OFFSET: u64 = 65 << 20;
 
 /// The guest's counter file.
@@ -27,8 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// No answer of the guest's is longer, in bytes.
 const LONGEST: u64 = 16 << 20;
 
-/// The Debian guest's disk, `disk.qcow2`, built when it is not there. It is what an installer would leave: never
-/// booted. Tests boot overlays of it ([`Disk::over`]).
+/// The Debian guest's disk, `disk.qcow2`, built when it is not there. It is what an installer would leave:
+/// never booted. Tests boot overlays of it ([`Disk::over`]).
 ///
 /// # Panics
 /// When it cannot be built: not as root, or with packages missing. [`has_debian_guest`] tells before.
@@ -44,8 +45,8 @@ pub fn debian_guest() -> PathBuf {
     disk
 }
 
-/// Whether the Debian guest is there or can be built, and QEMU and `qemu-img` with it; says so loudly when not, in a
-/// line that the test runner counts.
+/// Whether the Debian guest is there or can be built, and QEMU and `qemu-img` with it; says so loudly when
+/// not, in a line that the test runner counts.
 pub fn has_debian_guest() -> bool {
     if qemu_binary().is_none() {
         println!("SKIPPED (no qemu-system-x86_64): this test ran nothing");
@@ -69,8 +70,8 @@ fn directory() -> PathBuf {
         .map_or_else(|| repository().join("tests/.cache/debian"), PathBuf::from)
 }
 
-/// The QEMU of Debian's backports, fetched when it is not there: `None` where it cannot be fetched, which is said in
-/// a line that the test runner counts.
+/// The QEMU of Debian's backports, fetched when it is not there: `None` where it cannot be fetched, which is
+/// said in a line that the test runner counts.
 ///
 /// # Panics
 /// When the script that fetches it cannot be started.
@@ -155,8 +156,8 @@ impl Disk {
     /// What is on it once nobody has it open any more; the file system must be clean, and is not changed.
     ///
     /// # Panics
-    /// When QEMU still has it open, when `e2fsck` finds anything to mend or a journal to replay, and when the guest
-    /// has never counted.
+    /// When QEMU still has it open, when `e2fsck` finds anything to mend or a journal to replay, and when the
+    /// guest has never counted.
     pub fn counted(&self) -> Vec<u64> {
         let raw = self.directory.path().join("read.raw");
         // The extension says the format to nobody: a disk in raw is read as such.
@@ -201,8 +202,8 @@ pub struct Tick {
     pub up: f64,
 }
 
-/// The ticks in a console's text, in order. A prompt or something typed may stand before one on its line, as the
-/// terminal is a shell's too; a line that is not finished yet holds none.
+/// The ticks in a console's text, in order. A prompt or something typed may stand before one on its line, as
+/// the terminal is a shell's too; a line that is not finished yet holds none.
 pub fn debian_ticks(console: &str) -> Vec<Tick> {
     let complete = console.rfind('\n').map_or("", |end| &console[..end]);
     let tick = |line: &str| {
@@ -224,8 +225,8 @@ pub fn contiguous(of: &str, numbers: &[u64]) {
     }
 }
 
-/// Asks the guest's HTTP server, which `address` is forwarded to, for a path; gives the body. `None` as long as
-/// there is no whole answer with status 200: a forwarded port takes connections before the guest does.
+/// Asks the guest's HTTP server, which `address` is forwarded to, for a path; gives the body. `None` as long
+/// as there is no whole answer with status 200: a forwarded port takes connections before the guest does.
 pub fn served(address: SocketAddr, path: &str) -> Option<Vec<u8>> {
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE).ok()?;
     stream.set_read_timeout(Some(PATIENCE)).ok()?;
