@@ -30,7 +30,8 @@ form! {
     } live { readiness }
 }
 
-/// Version 7 had no firmware among what a guest boots from, and always a kernel. Versions up to 6 had no audits. Version 4 left out what says nothing, and what earlier builds did not
+/// Version 7 had no firmware among what a guest boots from, and always a kernel. Versions up to 6 had no
+/// audits. Version 4 left out what says nothing, and what earlier builds did not
 /// have.
 fn forward(_from: u64, document: &mut Value) {
     fill(document, [("boot", Value::Null), ("unconfirmed", json!(false)), ("audit", Value::Null)]);

@@ -1,6 +1,7 @@
 //! The disk from which cloud-init reads (NoCloud): a FAT file system called `cidata`.
 //!
-//! Owns: its content, the same bytes for the same definition on every host. Must not know: how it is attached.
+//! Owns: its content, the same bytes for the same definition on every host. Must not know: how it is
+//! attached.
 
 use std::io::{self, Cursor, Write as _};
 
