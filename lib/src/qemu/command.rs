@@ -4,7 +4,8 @@
 //! is the guest's serial port, stderr is captured, and the others are passed under the numbers that they have
 //! in the daemon: the control socket, sealed copies of what it boots from, which QEMU opens as
 //! `/proc/self/fd/N`, and its disks ([`super::machine`]). A memfd opens so for QEMU's own user, too, who
-//! could not open the files themselves. How they pass without leaking into other children is [`super::start`]'s.
+//! could not open the files themselves. How they pass without leaking into other children is
+//! [`super::start`]'s.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
