@@ -240,8 +240,8 @@ pub struct Guest {
     pub generation: u64,
     /// What the hardware protects of this guest.
     pub protection: Protection,
-    /// The kernel that the guest boots, and its initial RAM disk. Null for a guest that boots from a disk, and
-    /// for drivers that read no files.
+    /// The kernel that the guest boots, and its initial RAM disk. Null for a guest that boots from a disk,
+    /// and for drivers that read no files.
     pub boot: Option<BootFilesBody>,
     /// The code of the firmware that the guest boots, as it was when the guest was defined. Null: QEMU's own.
     pub boot_firmware: Option<BootFileBody>,
